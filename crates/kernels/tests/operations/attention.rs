@@ -67,6 +67,22 @@ fn cases() -> Vec<Case> {
             shape: shape(2, 1, 5),
         },
         Case {
+            name: "long enough to be cut in parts",
+            queries: 600,
+            keys: 610,
+            segments: vec![segment(0..600, vec![600..610, 0..600], true)],
+            shape: shape(2, 1, 2),
+        },
+        Case {
+            name: "many segments on one prefix, cut in parts",
+            queries: 520,
+            keys: 520,
+            segments: (0..13)
+                .map(|i| segment(40 * i..40 * (i + 1), vec![0..5, 40 * i..40 * (i + 1)], true))
+                .collect(),
+            shape: shape(2, 1, 2),
+        },
+        Case {
             name: "full across tiles",
             queries: 70,
             keys: 270,
