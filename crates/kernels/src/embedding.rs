@@ -1,4 +1,4 @@
-//! Looking rows up in a table: y[t] = table[ids[t]].
+//! Looking rows up in a table: `y[t] = table[ids[t]]`.
 //!
 //! The forward overwrites or accumulates as asked; the gradient of the table accumulates.
 
@@ -12,7 +12,7 @@ use crate::view::{Data, View, ViewMut};
 /// Columns that a task takes in the backward.
 const COLUMNS: usize = 64;
 
-/// y[t] = table[ids[t]], or y[t] += table[ids[t]] if `accumulate`; y [T, C], table [V, C].
+/// `y[t] = table[ids[t]]`, or `+=` if `accumulate`; y [T, C], table [V, C].
 ///
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.
@@ -41,7 +41,7 @@ pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulat
         });
 }
 
-/// dtable[ids[t]] += dy[t], in the order of the tokens; dtable [V, C], dy [T, C].
+/// `dtable[ids[t]] += dy[t]`, in the order of the tokens; dtable [V, C], dy [T, C].
 ///
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.

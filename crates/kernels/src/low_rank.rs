@@ -92,7 +92,7 @@ const COLUMNS: usize = 64;
 /// u = drop(x)·Aᵀ and y += s·u·Bᵀ for the given rows.
 ///
 /// y [T, out] with n_out columns touched, u [rows, r] overwritten and saved for the backward,
-/// x [T, in].
+/// x [T, in]. The workspace is for devices that need temporaries here; this one does not.
 ///
 /// # Panics
 /// If the shapes do not match.

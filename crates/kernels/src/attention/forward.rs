@@ -16,7 +16,8 @@ use crate::workspace::Workspace;
 ///
 /// o and q [Tq, H·D], lse [Tq, H] saved for the backward, k and v [Tk, KV·D]. o and lse are
 /// overwritten in the rows of the segments; other rows are left as they are. A query that sees no
-/// key gets zeros and an lse of -∞.
+/// key gets zeros and an lse of -∞. The workspace is for devices that need temporaries here; this
+/// one does not.
 ///
 /// # Panics
 /// If the shapes do not match, if a range does not lie within them, or if segments share queries.
