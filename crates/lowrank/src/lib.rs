@@ -1,1 +1,12 @@
-//! placeholder
+//! Low-rank adaptation of pretrained transformers: training, using, comparing and exchanging adapters.
+
+pub mod data;
+mod error;
+pub mod generate;
+pub mod merge;
+pub mod model;
+pub mod train;
+pub mod tuning;
+
+pub use error::Error;
+pub use lowrank_kernels::DType;
