@@ -141,7 +141,7 @@ fn charts(lines: &[MetricsLine]) -> Vec<Chart> {
         .map(|(step, value)| (step, value / bytes))
         .collect();
     let mut charts = vec![
-        Chart::new("Loss", "nats a supervised token", loss_series),
+        Chart::new("Loss", "nats a supervised token", loss_series).wide(),
         Chart::new(
             "Learning rate",
             "",
@@ -254,7 +254,7 @@ mod tests {
     fn the_page_stands_alone() {
         let page = page(&run(300));
         assert!(page.contains("runs/&lt;e2e&gt;"));
-        assert_eq!(page.matches("<svg").count(), 5);
+        assert_eq!(page.matches("<figure").count(), 5);
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         for forbidden in [
             "http://", "https://", "<script", "<link", "@import", "url(", "NaN", "inf",

@@ -59,6 +59,7 @@ pub(super) struct Chart {
     unit: &'static str,
     series: Vec<Series>,
     from_zero: bool,
+    wide: bool,
 }
 
 impl Chart {
@@ -73,12 +74,19 @@ impl Chart {
             unit,
             series,
             from_zero: false,
+            wide: false,
         }
     }
 
     /// Lets the vertical axis start at zero.
     pub(super) fn from_zero(mut self) -> Self {
         self.from_zero = true;
+        self
+    }
+
+    /// Lets the chart span the page where there is room.
+    pub(super) fn wide(mut self) -> Self {
+        self.wide = true;
         self
     }
 
@@ -89,12 +97,6 @@ impl Chart {
 
     /// The chart as a `<figure>` with its legend.
     pub(super) fn render(&self) -> String {
-        // The first chart spans the page on a wide screen and is drawn flatter, so that its letters keep their size.
-        let (width, height) = if self.title == "Loss" {
-            (760.0, 260.0)
-        } else {
-            (400.0, 210.0)
-        };
         let mut out = String::new();
         let _ = write!(out, "<figure>\n<figcaption><b>{}</b>", escape(self.title));
         if !self.unit.is_empty() {
@@ -110,19 +112,31 @@ impl Chart {
                 );
             }
         }
-        let _ = write!(
+        out.push_str("</figcaption>\n");
+        if self.wide {
+            // The style sheet shows one of the two: letters keep their size on a phone and on a wide screen.
+            self.draw(760.0, 260.0, "wide", &mut out);
+            self.draw(400.0, 210.0, "narrow", &mut out);
+        } else {
+            self.draw(400.0, 210.0, "any", &mut out);
+        }
+        out.push_str("</figure>\n");
+        out
+    }
+
+    fn draw(&self, width: f64, height: f64, class: &str, out: &mut String) {
+        let _ = writeln!(
             out,
-            "</figcaption>\n<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">\n",
+            "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">",
             escape(&self.describe())
         );
         let frame = Frame::around(self, width, height);
-        frame.draw_axes(&mut out);
+        frame.draw_axes(out);
         for one in &self.series {
-            frame.draw(one, &mut out);
+            frame.draw(one, out);
         }
-        self.draw_probes(&frame, &mut out);
-        out.push_str("</svg>\n</figure>\n");
-        out
+        self.draw_probes(&frame, out);
+        out.push_str("</svg>\n");
     }
 
     /// The chart in a sentence, for readers who do not see it.
@@ -432,7 +446,7 @@ mod tests {
         insta::assert_snapshot!(chart.render(), @r#"
         <figure>
         <figcaption><b>Speed</b><span>tokens a second</span><span><i class="line"></i>speed</span><span><i class="marked"></i>other</span></figcaption>
-        <svg viewBox="0 0 400 210" role="img" aria-label="Speed over steps; speed from 100 to 300; other from 200 to 200">
+        <svg class="any" viewBox="0 0 400 210" role="img" aria-label="Speed over steps; speed from 100 to 300; other from 200 to 200">
         <line class="grid" x1="50" x2="388" y1="186.0" y2="186.0"/><text x="44.0" y="190.0" text-anchor="end">0</text>
         <line class="grid" x1="50" x2="388" y1="127.3" y2="127.3"/><text x="44.0" y="131.3" text-anchor="end">100</text>
         <line class="grid" x1="50" x2="388" y1="68.7" y2="68.7"/><text x="44.0" y="72.7" text-anchor="end">200</text>
