@@ -1,10 +1,13 @@
 //! Low-rank adaptation of pretrained transformers: training, using, comparing and exchanging adapters.
 
+pub mod base;
 pub mod data;
 mod error;
 pub mod generate;
 pub mod merge;
 pub mod model;
+mod random;
+pub mod report;
 pub mod train;
 pub mod tuning;
 
