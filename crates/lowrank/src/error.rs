@@ -28,6 +28,9 @@ pub enum Error {
         /// One line a tensor.
         problems: Vec<String>,
     },
+    /// metrics.jsonl of a run.
+    #[error(transparent)]
+    Metrics(#[from] crate::report::MetricsError),
     /// Settings that contradict each other, the model or the data.
     #[error("{0}")]
     Settings(String),

@@ -4,6 +4,7 @@ pub mod base;
 pub mod data;
 mod error;
 pub mod generate;
+pub mod hub;
 pub mod merge;
 pub mod model;
 mod random;
