@@ -1,1 +1,3 @@
-//! placeholder
+//! Low-rank adaptation of pretrained transformers.
+
+pub mod data;
