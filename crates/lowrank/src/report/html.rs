@@ -147,25 +147,25 @@ fn charts(lines: &[MetricsLine]) -> Vec<Chart> {
             "",
             vec![Series::line("learning rate", of(|step| step.learning_rate))],
         )
-        .from_zero(),
+        .starting_at_zero(),
         Chart::new(
             "Speed",
             "tokens a second",
             vec![Series::line("speed", of(|step| step.tokens_per_second))],
         )
-        .from_zero(),
+        .starting_at_zero(),
         Chart::new(
             "Gradient norm",
             "before clipping",
             vec![Series::line("norm", of(|step| step.grad_norm))],
         )
-        .from_zero(),
+        .starting_at_zero(),
         Chart::new(
             "Peak memory",
             unit,
             vec![Series::line("peak memory", memory)],
         )
-        .from_zero(),
+        .starting_at_zero(),
     ];
     charts.retain(Chart::has_points);
     charts

@@ -79,7 +79,7 @@ impl Chart {
     }
 
     /// Lets the vertical axis start at zero.
-    pub(super) fn from_zero(mut self) -> Self {
+    pub(super) fn starting_at_zero(mut self) -> Self {
         self.from_zero = true;
         self
     }
@@ -442,7 +442,7 @@ mod tests {
                 Series::marked("other", vec![(2.0, 200.0)]),
             ],
         )
-        .from_zero();
+        .starting_at_zero();
         insta::assert_snapshot!(chart.render(), @r#"
         <figure>
         <figcaption><b>Speed</b><span>tokens a second</span><span><i class="line"></i>speed</span><span><i class="marked"></i>other</span></figcaption>
