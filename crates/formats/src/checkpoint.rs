@@ -221,6 +221,21 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Opens a safetensors file that is part of the program; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// The bytes are not a valid safetensors file.
+    pub fn from_static(bytes: &'static [u8], name: &Path) -> Result<Checkpoint, FormatError> {
+        let mut checkpoint = Checkpoint {
+            path: name.to_path_buf(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        checkpoint.add_mapping(name, Arc::new(Mapping::Static(bytes)))?;
+        Ok(checkpoint)
+    }
+
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -268,7 +283,10 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), FormatError> {
-        let mapping = Mapping::open(path)?;
+        self.add_mapping(path, Mapping::open(path)?)
+    }
+
+    fn add_mapping(&mut self, path: &Path, mapping: Arc<Mapping>) -> Result<(), FormatError> {
         let bytes = mapping.as_ref().as_ref();
         let data = header::check(path, bytes)?;
         let (_, parsed) = SafeTensors::read_metadata(bytes).map_err(|e| {

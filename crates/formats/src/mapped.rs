@@ -10,8 +10,11 @@ use memmap2::Mmap;
 
 use crate::FormatError;
 
-/// A file mapped for reading.
-pub(crate) struct Mapping(Mmap);
+/// A file mapped for reading, or bytes that are part of the program.
+pub(crate) enum Mapping {
+    File(Mmap),
+    Static(&'static [u8]),
+}
 
 impl Mapping {
     /// Maps the whole file.
@@ -31,7 +34,7 @@ impl Mapping {
         // soundness rests on nobody shrinking or rewriting the file meanwhile: our own writers never do, they write
         // aside and rename, which leaves the mapped inode as it is.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| FormatError::io(path, "map", e))?;
-        Ok(Arc::new(Mapping(map)))
+        Ok(Arc::new(Mapping::File(map)))
     }
 
     /// Tells the kernel that the pages that lie wholly inside `range` may be dropped from memory.
@@ -41,13 +44,15 @@ impl Mapping {
             const PAGE: usize = 4096;
             let start = range.start.next_multiple_of(PAGE);
             let end = range.end / PAGE * PAGE;
-            if start < end {
+            if let Mapping::File(map) = self
+                && start < end
+            {
                 #[expect(unsafe_code, reason = "gives a converted tensor's source pages back")]
                 // SAFETY: DONTNEED on a shared, read-only, file-backed mapping loses nothing: the next access reads the
                 // same bytes from the file again. On machines whose pages are larger than 4096 bytes the range is
                 // widened to whole pages, which costs neighbours a re-read and nothing else.
                 let advised = unsafe {
-                    self.0.unchecked_advise_range(
+                    map.unchecked_advise_range(
                         memmap2::UncheckedAdvice::DontNeed,
                         start,
                         end - start,
@@ -64,7 +69,10 @@ impl Mapping {
 
 impl AsRef<[u8]> for Mapping {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        match self {
+            Mapping::File(map) => map,
+            Mapping::Static(bytes) => bytes,
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl Source {
     pub fn config(&self) -> Result<HfConfig, Error> {
         Ok(match self {
             Self::Folder(folder) => HfConfig::read(folder)?,
-            Self::Builtin => HfConfig::parse(builtin("config.json"), Path::new(BUILTIN))?,
+            Self::Builtin => HfConfig::from_map(Path::new(BUILTIN), builtin_config()),
         })
     }
 
@@ -176,7 +176,7 @@ impl Source {
             };
             atomic::write_file(&folder.join(name), |out| out.write_all(&bytes))?;
         }
-        let mut config = self.config()?.into_json();
+        let mut config = self.config()?.map().clone();
         let name = match dtype {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",
@@ -197,6 +197,10 @@ impl Source {
             Self::Builtin => BUILTIN.to_owned(),
         }
     }
+}
+
+fn builtin_config() -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_slice(builtin("config.json")).unwrap_or_default()
 }
 
 fn builtin(name: &str) -> &'static [u8] {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::DataError;
@@ -15,7 +15,8 @@ use super::rows::{RowKind, RowProblem, read_row, unknown_kind};
 use super::tokenizer::Tokenizer;
 
 /// What to do with a row that cannot be learned from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnBadRow {
     /// Stop and say which.
     #[default]

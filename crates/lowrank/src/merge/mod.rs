@@ -184,7 +184,7 @@ fn rounding_drift(source: &Source, base: &Arc<Decoder>, passages: &[Vec<u32>]) -
             .collect();
         Ok(Decoder::new(Weights::from_tensors(config.clone(), tensors, dtype)?))
     };
-    Ok(difference(passages, (&nudged(DType::F32)?, AdapterSet::none()), (&nudged(DType::Bf16)?, AdapterSet::none())))
+    Ok(difference(passages, (&*nudged(DType::F32)?, AdapterSet::none()), (&*nudged(DType::Bf16)?, AdapterSet::none())))
 }
 
 /// The largest difference between two models' logits on any token of the passages.

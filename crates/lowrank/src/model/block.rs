@@ -86,7 +86,7 @@ impl Pass<'_> {
 
         let mut o = self.take(tokens, config.q_size());
         let mut lse = self.take(tokens, config.num_attention_heads);
-        let shape = self.attention_shape();
+        let shape = &self.attention_shape();
         let (o_out, lse_out, q) = (o.view_mut(), lse.view_mut(), heads.q.view());
         let segments = &self.batch.segments;
         if let Keep::Cache(cache) = keep {
@@ -254,7 +254,7 @@ impl Pass<'_> {
             saved.o.view(),
             saved.lse.view(),
             &self.batch.segments,
-            self.attention_shape(),
+            &self.attention_shape(),
             self.ws,
         );
         self.ws.give(d_o);

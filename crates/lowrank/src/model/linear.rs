@@ -8,11 +8,12 @@
 
 use lowrank_kernels::{
     Arena, Dropout, LowRank, Tensor, View, ViewMut, Weight, bias_backward, linear_backward_input,
-    linear_backward_weight, linear_forward, low_rank_backward, low_rank_forward, mix,
+    linear_backward_weight, linear_forward, low_rank_backward, low_rank_forward,
 };
 
 use super::config::{LinearId, Part, WeightId};
 use super::pass::Pass;
+use crate::random::mix;
 use crate::tuning::LowRankSite;
 
 impl Pass<'_> {

@@ -125,7 +125,7 @@ impl Weights {
             let view = self.view(id);
             let step = (rows * cols / 64).max(1);
             for index in (0..rows * cols).step_by(step).take(64) {
-                let value = view.slice_rows(index / cols..index / cols + 1).get(index % cols);
+                let value = view.get(index / cols, index % cols);
                 eat(u64::from(half::bf16::from_f32(value).to_bits()));
             }
         }
@@ -150,7 +150,7 @@ pub(crate) fn to_tensor(entry: &TensorEntry, (rows, cols): (usize, usize), dtype
     let stored = match entry.dtype {
         StoredDType::F32 => Some(DType::F32),
         StoredDType::BF16 => Some(DType::Bf16),
-        StoredDType::F16 => None,
+        _ => None,
     };
     if stored == Some(dtype) {
         let bytes = &entry.bytes;
@@ -159,7 +159,7 @@ pub(crate) fn to_tensor(entry: &TensorEntry, (rows, cols): (usize, usize), dtype
         }
         return Ok(Tensor::from_le_bytes(bytes.as_ref(), dtype, rows, cols)?);
     }
-    let tensor = Tensor::from_f32_as(rows, cols, &entry.to_f32(), dtype);
+    let tensor = Tensor::from_f32_as(rows, cols, &entry.to_f32()?, dtype);
     entry.bytes.release();
     Ok(tensor)
 }

@@ -12,7 +12,7 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
     let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
     // MistralConfig's own default is a window of 4096; null switches it off.
     let sliding_window = match family {
-        Family::Mistral if !raw.has("sliding_window") => Some(4096),
+        Family::Mistral if !raw.map().contains_key("sliding_window") => Some(4096),
         Family::Mistral => raw.opt_usize("sliding_window")?,
         _ => None,
     };

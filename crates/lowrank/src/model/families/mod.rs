@@ -94,7 +94,7 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
 
 /// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4).
 fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
-    let field = if raw.has("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
+    let field = if raw.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     let nested = raw.opt_object(field)?;
     let theta = match nested.as_ref().map(|n| n.opt_f64("rope_theta")).transpose()?.flatten() {
         Some(theta) => theta,
@@ -103,7 +103,7 @@ fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
     let Some(nested) = nested else {
         return Ok(Position::Rope(Rope { theta, scaling: RopeScaling::None }));
     };
-    let kind_field = if nested.has("rope_type") { "rope_type" } else { "type" };
+    let kind_field = if nested.get("rope_type").is_some() { "rope_type" } else { "type" };
     let scaling = match nested.opt_str(kind_field)?.unwrap_or("default") {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: nested.f64("factor")? },
@@ -149,8 +149,8 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
 }
 
 fn all_full_attention(raw: &HfConfig) -> Result<(), FormatError> {
-    let Some(layers) = raw.opt_str_list("layer_types")? else { return Ok(()) };
-    if layers.iter().all(|kind| kind == "full_attention") {
+    let Some(layers) = raw.opt_strs("layer_types")? else { return Ok(()) };
+    if layers.iter().all(|kind| *kind == "full_attention") {
         Ok(())
     } else {
         Err(raw.unsupported("layer_types", "full_attention on every layer"))
