@@ -148,33 +148,46 @@ fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
     })
 }
 
-/// Row by row from blocks to the target's type.
+/// Row by row from blocks to the target's type. A bias, which is one row, is put in order value by value.
 fn copy(gguf: &Gguf, source: &Source<'_>, out: &mut dyn Write) -> io::Result<()> {
     let tensor = source.tensor;
-    let (rows, columns) = (tensor.rows(), tensor.columns());
-    let mut values = vec![0.0f32; columns];
-    let mut bytes: Vec<u8> = Vec::with_capacity(columns * 4);
-    for row in 0..rows {
-        let from = match source.interleaved_heads {
-            0 => row,
-            heads => interleaved(row, rows / heads),
+    let heads = source.interleaved_heads;
+    let mut values = vec![0.0f32; tensor.columns()];
+    let mut bytes: Vec<u8> = Vec::with_capacity(values.len() * 4);
+    for row in 0..tensor.rows() {
+        let is_matrix = tensor.shape.len() > 1;
+        let from = if heads > 0 && is_matrix {
+            interleaved(row, tensor.rows() / heads)
+        } else {
+            row
         };
         gguf.dequantize_rows(tensor, from..from + 1, &mut values)
             .map_err(io::Error::other)?;
-        bytes.clear();
-        match source.spec.dtype {
-            StoredDType::F16 => {
-                bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
-            }
-            StoredDType::BF16 => {
-                bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
-            }
-            _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        if heads > 0 && !is_matrix {
+            let d = values.len() / heads;
+            values = (0..values.len())
+                .map(|i| values[interleaved(i, d)])
+                .collect();
         }
+        bytes.clear();
+        encode(&values, source.spec.dtype, &mut bytes);
         out.write_all(&bytes)?;
     }
     tensor.bytes.release();
     Ok(())
+}
+
+fn encode(values: &[f32], dtype: StoredDType, bytes: &mut Vec<u8>) {
+    match dtype {
+        StoredDType::F16 => {
+            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+        }
+        StoredDType::BF16 => {
+            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+        }
+        // Others have no size, and the writer has refused them.
+        _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+    }
 }
 
 /// The row of llama.cpp's q or k that holds Hugging Face's row `row`, for heads of `d` rows.
