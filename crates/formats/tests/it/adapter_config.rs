@@ -1,8 +1,37 @@
-//! `adapter_config.json` out of random parts.
+//! `adapter_config.json`: PEFT's own answers, and random parts. `scripts/goldens_peft.py` makes the golden.
+
+use std::fs;
 
 use lowrank_formats::peft::LoraConfig;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+
+use crate::golden;
+
+#[test]
+fn peft_adapts_the_same_modules_with_the_same_scale() {
+    let text = fs::read_to_string(golden("peft_matching.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(cases.len() >= 30);
+    for case in &cases {
+        let config = LoraConfig::from_json(case["config"].as_object().unwrap()).unwrap();
+        for (module, expected) in case["modules"].as_object().unwrap() {
+            let name = format!("{} on {module}", case["config"]);
+            assert_eq!(json!(config.matches(module)), expected[0], "{name}");
+            assert_eq!(json!(config.rank_of(module)), expected[1], "{name}");
+            assert_eq!(
+                Some(config.alpha_of(module)),
+                expected[2].as_f64(),
+                "{name}"
+            );
+            let scale = expected[3].as_f64().unwrap();
+            assert!(
+                (config.scale_of(module) - scale).abs() <= 1e-12 * scale,
+                "{name}"
+            );
+        }
+    }
+}
 
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![

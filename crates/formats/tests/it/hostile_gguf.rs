@@ -224,6 +224,11 @@ fn impossible_metadata_do_not_import() {
     };
     refused(Builder::default(), "general.architecture");
     let mut file = Builder::default().string("general.architecture", "llama");
+    refused(file.clone().u32("split.count", 3), "split.count` is 3");
+    refused(
+        file.clone().string("general.type", "adapter"),
+        "general.type` is \"adapter\"",
+    );
     refused(
         file.clone().u32("llama.block_count", 0),
         "llama.block_count` is 0",

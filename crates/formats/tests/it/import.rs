@@ -133,3 +133,27 @@ fn another_architecture_is_refused_by_name() {
         "nothing may be written"
     );
 }
+
+#[test]
+fn weights_too_large_for_float16_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut bytes = std::fs::read(golden("llama.gguf")).unwrap();
+    let gguf = Gguf::open(&golden("llama.gguf")).unwrap();
+    let norm = gguf.tensor("output_norm.weight").unwrap().bytes.range();
+    bytes[norm.start..norm.start + 4].copy_from_slice(&1e6f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let error = import_weights(&gguf, &out, StoredDType::F16)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("`model.norm.weight`: 1000000"), "{error}");
+    assert_eq!(
+        std::fs::read_dir(&out).unwrap().count(),
+        0,
+        "nothing may stay"
+    );
+    import_weights(&gguf, &out, StoredDType::BF16).unwrap();
+}
