@@ -1,1 +1,82 @@
-//! placeholder
+//! The operations of lowrank: each forward beside its backward, and the only code that touches
+//! raw memory.
+//!
+//! A [`Tensor`] is a two-dimensional, row-major matrix in f32 or bf16; a vector is a matrix of one
+//! row. Callers hold tensors, take [`View`]s and [`ViewMut`]s of them, and call operations. They
+//! never see a slice of an activation or of a weight, so that a second device would be a second
+//! implementation of this crate and not a change of the model.
+//!
+//! The letters used in shapes: T tokens (rows), C hidden size, H query heads, KV key/value heads,
+//! D size of a head, V vocabulary, r rank of an adapter.
+//!
+//! Invariants that every operation keeps:
+//!
+//! - The result depends on the inputs and on the kind of processor, never on the number of threads:
+//!   work is cut into pieces of a fixed size, and sums are taken in a fixed order.
+//! - Activations are f32. A frozen weight may be bf16; it is widened a strip at a time into scratch
+//!   memory that fits in the L2 cache, never as a whole.
+//! - A shape that does not fit is a programming error of the caller and panics with both shapes.
+//!   Data from users is checked before it gets here.
+//! - Nothing allocates once it is warm: temporaries come from a [`Workspace`] or from scratch
+//!   memory that each thread keeps.
+//!
+//! Each file says once whether its gradients accumulate or overwrite. The naive versions in
+//! [`reference`](mod@reference) are what the tests and the benchmarks compare with.
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "weights are mapped as little-endian numbers; big-endian machines are not supported"
+);
+
+mod activation;
+mod arena;
+mod attention;
+mod elementwise;
+mod embedding;
+mod head;
+mod linear;
+mod low_rank;
+mod matmul;
+mod measure;
+mod merge;
+mod norm;
+mod optimizer;
+mod parallel;
+mod random;
+pub mod reference;
+mod rope;
+mod scratch;
+mod simd;
+mod storage;
+mod tensor;
+mod view;
+mod workspace;
+
+pub use activation::{
+    Activation, activation_backward, activation_forward, gated_backward, gated_forward,
+};
+pub use arena::Arena;
+pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
+pub use elementwise::{add_assign, add_cols, copy_cols, scale};
+pub use embedding::{embedding_backward, embedding_forward};
+pub use head::{
+    CrossEntropy, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
+};
+pub use linear::{
+    Layout, Weight, bias_backward, linear_backward_input, linear_backward_weight, linear_forward,
+};
+pub use low_rank::{Dropout, LowRank, low_rank_backward, low_rank_forward};
+pub use measure::{
+    all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, sum_squares,
+};
+pub use merge::low_rank_delta;
+pub use norm::{
+    layer_norm_apply, layer_norm_backward, layer_norm_forward, rms_norm_apply, rms_norm_backward,
+    rms_norm_forward,
+};
+pub use optimizer::{AdamW, adamw_step};
+pub use random::{CounterRng, fill_normal, fill_uniform};
+pub use rope::{RopeTable, rope_backward, rope_forward};
+pub use tensor::{DType, Tensor, TensorError};
+pub use view::{View, ViewMut};
+pub use workspace::Workspace;

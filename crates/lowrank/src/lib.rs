@@ -1,3 +1,16 @@
-//! Low-rank adaptation of pretrained transformers.
+//! Low-rank adaptation of pretrained transformers: training, using, comparing and exchanging adapters.
 
+pub mod base;
+pub mod data;
+mod error;
+pub mod generate;
+pub mod hub;
+pub mod merge;
+pub mod model;
+mod random;
 pub mod report;
+pub mod train;
+pub mod tuning;
+
+pub use error::Error;
+pub use lowrank_kernels::DType;

@@ -1,0 +1,126 @@
+//! One flat buffer cut into matrices: all parameters of a method, all gradients, or all of one
+//! moment of the optimizer.
+//!
+//! Because it is flat, an optimizer step, a norm, a finite check or an all-reduce is one pass over
+//! one vector.
+
+use std::ops::Range;
+
+use crate::tensor::Tensor;
+use crate::view::{View, ViewMut};
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    start: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl Slot {
+    fn range(self) -> Range<usize> {
+        self.start..self.start + self.rows * self.cols
+    }
+}
+
+/// A flat f32 buffer, zero at first, whose slots are matrices that lie one after the other.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    values: Tensor,
+    slots: Vec<Slot>,
+}
+
+impl Arena {
+    /// An arena of zeros with a slot for each (rows, cols).
+    pub fn new(shapes: &[(usize, usize)]) -> Self {
+        let mut start = 0;
+        let slots = shapes
+            .iter()
+            .map(|&(rows, cols)| {
+                let slot = Slot { start, rows, cols };
+                start += rows * cols;
+                slot
+            })
+            .collect();
+        Self {
+            values: Tensor::zeros(1, start),
+            slots,
+        }
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Number of elements of all slots together.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Rows and columns of a slot.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn shape(&self, slot: usize) -> (usize, usize) {
+        let slot = self.slots[slot];
+        (slot.rows, slot.cols)
+    }
+
+    /// A slot to read.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn view(&self, slot: usize) -> View<'_> {
+        let slot = self.slots[slot];
+        let values = &self.values.view().f32s()[slot.range()];
+        View::from_slice(values, slot.rows, slot.cols)
+    }
+
+    /// A slot to write.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn view_mut(&mut self, slot: usize) -> ViewMut<'_> {
+        let slot = self.slots[slot];
+        let values = &mut self.values.view_mut().into_f32s()[slot.range()];
+        ViewMut::new(values, slot.rows, slot.cols)
+    }
+
+    /// Two slots to write at once, in the order asked for.
+    ///
+    /// # Panics
+    /// If there is no such slot, or if both are the same.
+    pub fn pair_mut(&mut self, first: usize, second: usize) -> (ViewMut<'_>, ViewMut<'_>) {
+        assert_ne!(first, second, "a slot cannot be borrowed twice");
+        let lower = self.slots[first.min(second)];
+        let upper = self.slots[first.max(second)];
+        let (head, tail) = self.values.view_mut().into_f32s().split_at_mut(upper.start);
+        let below = ViewMut::new(&mut head[lower.range()], lower.rows, lower.cols);
+        let above = ViewMut::new(&mut tail[..upper.rows * upper.cols], upper.rows, upper.cols);
+        if first < second {
+            (below, above)
+        } else {
+            (above, below)
+        }
+    }
+
+    /// All elements as one row.
+    pub fn flat(&self) -> View<'_> {
+        self.values.view()
+    }
+
+    /// All elements as one row to write.
+    pub fn flat_mut(&mut self) -> ViewMut<'_> {
+        self.values.view_mut()
+    }
+
+    /// Sets every element to zero.
+    pub fn zero(&mut self) {
+        self.values.view_mut().fill(0.0);
+    }
+}

@@ -1,0 +1,292 @@
+//! Scaled dot-product attention over segments, without padding and without a T×T matrix.
+//!
+//! For a query head h and its key/value head, o = softmax(scale · q·kᵀ) · v over the keys that the
+//! query sees. The work is cut into tiles of queries × keys, with the softmax taken as the tiles
+//! come (Dao et al., "FlashAttention", 2022); only the log-sum-exp of each query and head is saved.
+//!
+//! All queries of the heads that share a key/value head are put side by side, so that one product
+//! serves them all. Tiles lie transposed, [keys, queries]: the maximum and the sum over the keys
+//! are then plain vector operations, and a mask is a prefix or a suffix of a row.
+//!
+//! Everything here overwrites.
+
+mod backward;
+mod forward;
+mod single;
+
+use std::ops::Range;
+
+pub use backward::attention_backward;
+pub use forward::attention_forward;
+
+use crate::view::View;
+
+/// Queries that see the same list of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of q and o. Segments of one call must not share queries.
+    pub queries: Range<usize>,
+    /// Rows of k and v, concatenated in this order. Segments may share keys.
+    pub keys: Vec<Range<usize>>,
+    /// Whether query i of n sees only the first `total_keys - n + i + 1` keys.
+    pub causal: bool,
+}
+
+impl Segment {
+    fn total_keys(&self) -> usize {
+        self.keys.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
+/// The heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// H, the number of query heads.
+    pub heads: usize,
+    /// KV, the number of key/value heads; it divides H.
+    pub kv_heads: usize,
+    /// D, the size of a head.
+    pub head_size: usize,
+    /// Factor of the scores, usually 1/√D.
+    pub scale: f32,
+    /// How many keys back a query sees, itself included; without `causal` as many forward.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// Query heads that share a key/value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Queries times heads of a tile, at most.
+const TILE_ROWS: usize = 128;
+/// Queries of a tile, at most: a causal tile computes half of its square in vain.
+const TILE_QUERIES: usize = 64;
+/// Keys of a tile.
+const TILE_KEYS: usize = 128;
+/// Tiles are padded to whole vectors.
+const PAD: usize = 16;
+
+/// What a segment's queries see.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    segment: &'a Segment,
+    total_keys: usize,
+    window: usize,
+}
+
+impl<'a> Sight<'a> {
+    fn new(segment: &'a Segment, shape: &AttentionShape) -> Self {
+        Self {
+            segment,
+            total_keys: segment.total_keys(),
+            window: shape.window.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// The keys that query `i` of the segment sees, as positions in the concatenated list.
+    fn keys(&self, i: usize) -> Range<usize> {
+        // The position after the query's own; its own may be before the first key.
+        let next = (self.total_keys + i + 1).saturating_sub(self.segment.queries.len());
+        let first = next.saturating_sub(self.window);
+        let last = if self.segment.causal {
+            next
+        } else {
+            next.saturating_sub(1).saturating_add(self.window)
+        };
+        let last = last.min(self.total_keys);
+        first.min(last)..last
+    }
+
+    /// All keys that some of these queries see.
+    fn span(&self, queries: &Range<usize>) -> Range<usize> {
+        if queries.is_empty() {
+            return 0..0;
+        }
+        self.keys(queries.start).start..self.keys(queries.end - 1).end
+    }
+
+    /// Calls `work` for tiles of the keys at these positions: runs of consecutive rows.
+    fn for_key_tiles(&self, span: Range<usize>, mut work: impl FnMut(KeyTile)) {
+        let mut at = 0;
+        for range in &self.segment.keys {
+            let first = span.start.clamp(at, at + range.len());
+            let last = span.end.clamp(at, at + range.len());
+            for start in (first..last).step_by(TILE_KEYS) {
+                let end = (start + TILE_KEYS).min(last);
+                work(KeyTile {
+                    rows: range.start + start - at..range.start + end - at,
+                    position: start,
+                });
+            }
+            at += range.len();
+        }
+    }
+
+    /// Sets the scores of keys that a query does not see to -∞.
+    ///
+    /// `scores` is [keys, row_width]; queries of the tile come once for each of `group` heads.
+    fn mask(
+        &self,
+        scores: &mut [f32],
+        row_width: usize,
+        tile: &KeyTile,
+        queries: &Range<usize>,
+        group: usize,
+    ) {
+        let count = queries.len();
+        let sights_all = self.keys(queries.start).start <= tile.position
+            && self.keys(queries.end - 1).start <= tile.position
+            && self.keys(queries.start).end >= tile.position + tile.rows.len();
+        if sights_all {
+            return;
+        }
+        for (row, position) in scores.chunks_exact_mut(row_width).zip(tile.position..) {
+            // Both ends of what a query sees move on with the query, so the ones that see this key
+            // are a run.
+            let seen_from = partition(queries, |i| self.keys(i).end <= position);
+            let seen_to = partition(queries, |i| self.keys(i).start <= position);
+            for head in row.chunks_exact_mut(count).take(group) {
+                head[..seen_from].fill(f32::NEG_INFINITY);
+                head[seen_to.max(seen_from)..].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
+/// How many of the first queries of a range fulfil a condition that later ones do not.
+fn partition(queries: &Range<usize>, condition: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (queries.start, queries.end);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if condition(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low - queries.start
+}
+
+/// A run of rows of k and v.
+struct KeyTile {
+    rows: Range<usize>,
+    /// Position of the first of them in the segment's list of keys.
+    position: usize,
+}
+
+/// Queries of one segment that one task takes.
+struct QueryTile<'a> {
+    sight: Sight<'a>,
+    /// Numbered from the segment's first query.
+    queries: Range<usize>,
+}
+
+impl QueryTile<'_> {
+    /// Rows of q and o.
+    fn rows(&self) -> Range<usize> {
+        let start = self.sight.segment.queries.start;
+        start + self.queries.start..start + self.queries.end
+    }
+}
+
+/// Cuts all segments into tiles of queries.
+fn query_tiles<'a>(segments: &'a [Segment], shape: &AttentionShape) -> Vec<QueryTile<'a>> {
+    let step = queries_per_tile(shape);
+    let mut tiles = Vec::new();
+    for segment in segments {
+        let count = segment.queries.len();
+        let sight = Sight::new(segment, shape);
+        tiles.extend((0..count).step_by(step).map(|start| QueryTile {
+            sight,
+            queries: start..(start + step).min(count),
+        }));
+    }
+    tiles
+}
+
+fn queries_per_tile(shape: &AttentionShape) -> usize {
+    (TILE_ROWS / shape.group()).clamp(1, TILE_QUERIES)
+}
+
+/// Columns of a transposed tile: queries times heads, padded to whole vectors.
+fn padded(queries: usize, shape: &AttentionShape) -> usize {
+    (queries * shape.group()).next_multiple_of(PAD)
+}
+
+/// Copies rows of the heads `first..first + group` to a transposed tile [D, width]: column
+/// `head · queries + query`. Columns past the last are zero.
+fn pack_transposed(
+    to: &mut [f32],
+    from: View<'_>,
+    rows: Range<usize>,
+    first: usize,
+    shape: &AttentionShape,
+    factor: f32,
+) {
+    let (size, group, count) = (shape.head_size, shape.group(), rows.len());
+    let width = padded(count, shape);
+    let from_width = from.cols();
+    let from = from.f32s();
+    for (i, row) in rows.enumerate() {
+        for head in 0..group {
+            let at = row * from_width + (first + head) * size;
+            for (d, x) in from[at..at + size].iter().enumerate() {
+                to[d * width + head * count + i] = factor * x;
+            }
+        }
+    }
+    for row in to.chunks_exact_mut(width).take(size) {
+        row[group * count..].fill(0.0);
+    }
+}
+
+/// Panics unless all shapes fit, all ranges lie within them, and no two segments share a query.
+fn check(q: View<'_>, k: View<'_>, v: View<'_>, segments: &[Segment], shape: &AttentionShape) {
+    assert!(
+        shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+        "{} query heads cannot share {} key/value heads",
+        shape.heads,
+        shape.kv_heads
+    );
+    assert!(shape.head_size > 0, "heads have at least one element");
+    assert!(shape.window != Some(0), "a window holds at least one key");
+    q.assert_shape("q", q.rows(), shape.heads * shape.head_size);
+    k.assert_shape("k", k.rows(), shape.kv_heads * shape.head_size);
+    v.assert_shape("v", k.rows(), shape.kv_heads * shape.head_size);
+    let mut starts: Vec<&Range<usize>> = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let queries = &segment.queries;
+        assert!(
+            queries.start <= queries.end && queries.end <= q.rows(),
+            "queries {queries:?} do not lie within the {} there are",
+            q.rows()
+        );
+        for keys in &segment.keys {
+            assert!(
+                keys.start <= keys.end && keys.end <= k.rows(),
+                "keys {keys:?} do not lie within the {} there are",
+                k.rows()
+            );
+        }
+        assert!(
+            !segment.causal || segment.total_keys() >= queries.len(),
+            "{} causal queries see only {} keys",
+            queries.len(),
+            segment.total_keys()
+        );
+        if !queries.is_empty() {
+            starts.push(queries);
+        }
+    }
+    starts.sort_unstable_by_key(|queries| queries.start);
+    for pair in starts.windows(2) {
+        assert!(
+            pair[0].end <= pair[1].start,
+            "segments share the queries from {} on",
+            pair[1].start
+        );
+    }
+}

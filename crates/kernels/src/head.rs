@@ -1,0 +1,297 @@
+//! The output head and the losses on it: logits = h·Wᵀ for hidden rows h [n, C] and V tokens.
+//!
+//! Rows are taken in chunks, so a T×V matrix never exists. dh overwrites; dW accumulates.
+//!
+//! The loss of a row with target t, following Hugging Face's label smoothing ε, is
+//! (1 - ε) · (lse - logit_t) + ε · (lse - mean(logit)).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
+use crate::measure::argmax;
+use crate::simd::{exp, lane_max, lane_sum, vectorize};
+use crate::view::{View, ViewMut};
+use crate::workspace::Workspace;
+
+/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 48 MiB.
+const CHUNK: usize = 12 * 1024 * 1024;
+/// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
+/// nothing.
+const CHUNK_ROWS: Range<usize> = 32..256;
+/// Numbers that are summed in f32 before the sum goes on in f64.
+const SUM: usize = 1024;
+
+/// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C].
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn head_logits(logits: ViewMut<'_>, h: View<'_>, w: Weight<'_>) {
+    linear_forward(logits, h, w, None);
+}
+
+/// For each row the logarithm of the target's probability, the log-sum-exp, the mean logit, and
+/// whether the target has the largest logit; all overwritten.
+///
+/// h [n, C]; all slices hold n elements.
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn head_log_probs(
+    log_prob: &mut [f64],
+    lse: &mut [f64],
+    mean_logit: &mut [f64],
+    correct: &mut [bool],
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    ws: &Workspace,
+) {
+    check(h, w, targets);
+    let n = h.rows();
+    assert_eq!(log_prob.len(), n, "log probabilities and rows");
+    assert_eq!(lse.len(), n, "log-sum-exps and rows");
+    assert_eq!(mean_logit.len(), n, "mean logits and rows");
+    assert_eq!(correct.len(), n, "correct flags and rows");
+    for_chunks(h, w, ws, |rows, logits| {
+        let vocabulary = logits.cols();
+        logits
+            .into_f32s()
+            .par_chunks(vocabulary)
+            .zip(&targets[rows.clone()])
+            .zip(&mut log_prob[rows.clone()])
+            .zip(&mut lse[rows.clone()])
+            .zip(&mut mean_logit[rows.clone()])
+            .zip(&mut correct[rows])
+            .for_each(|(((((row, &target), log_prob), lse), mean), correct)| {
+                let stats = RowStats::of(row, target);
+                *log_prob = stats.target - stats.lse;
+                *lse = stats.lse;
+                *mean = stats.mean;
+                *correct = stats.correct;
+            });
+    });
+}
+
+/// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to.
+///
+/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again.
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn head_backward(
+    dh: ViewMut<'_>,
+    dw: Option<ViewMut<'_>>,
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    lse: &[f64],
+    coef: &[f32],
+    label_smoothing: f32,
+    ws: &Workspace,
+) {
+    check(h, w, targets);
+    assert_eq!(lse.len(), h.rows(), "log-sum-exps and rows");
+    assert_eq!(coef.len(), h.rows(), "coefficients and rows");
+    let mut grads = Gradients {
+        dh: Some(dh),
+        dw,
+        h,
+        w,
+    };
+    grads.check();
+    for_chunks(h, w, ws, |rows, mut logits| {
+        let vocabulary = logits.cols();
+        logits
+            .reborrow()
+            .into_f32s()
+            .par_chunks_mut(vocabulary)
+            .zip(&targets[rows.clone()])
+            .zip(&lse[rows.clone()])
+            .zip(&coef[rows.clone()])
+            .for_each(|(((row, &target), &lse), &coef)| {
+                loss_gradient(row, target, lse, coef, label_smoothing);
+            });
+        grads.add(rows, logits.as_view());
+    });
+}
+
+/// A sum of losses and how many targets had the largest logit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// Σ over rows of the loss.
+    pub loss_sum: f64,
+    /// Rows whose target has the largest logit.
+    pub correct: usize,
+}
+
+/// The sum of the losses of all rows and its gradient in one pass.
+///
+/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C].
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn cross_entropy_forward_backward(
+    dh: Option<ViewMut<'_>>,
+    dw: Option<ViewMut<'_>>,
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    label_smoothing: f32,
+    ws: &Workspace,
+) -> CrossEntropy {
+    check(h, w, targets);
+    let mut grads = Gradients { dh, dw, h, w };
+    grads.check();
+    let wanted = grads.dh.is_some() || grads.dw.is_some();
+    let smoothing = f64::from(label_smoothing);
+    let mut total = CrossEntropy {
+        loss_sum: 0.0,
+        correct: 0,
+    };
+    for_chunks(h, w, ws, |rows, mut logits| {
+        let vocabulary = logits.cols();
+        let results: Vec<(f64, bool)> = logits
+            .reborrow()
+            .into_f32s()
+            .par_chunks_mut(vocabulary)
+            .zip(&targets[rows.clone()])
+            .map(|(row, &target)| {
+                let stats = RowStats::of(row, target);
+                let loss = (1.0 - smoothing) * (stats.lse - stats.target)
+                    + smoothing * (stats.lse - stats.mean);
+                if wanted {
+                    loss_gradient(row, target, stats.lse, 1.0, label_smoothing);
+                }
+                (loss, stats.correct)
+            })
+            .collect();
+        // In the order of the rows, whatever thread computed them.
+        for (loss, correct) in results {
+            total.loss_sum += loss;
+            total.correct += usize::from(correct);
+        }
+        grads.add(rows, logits.as_view());
+    });
+    total
+}
+
+fn check(h: View<'_>, w: Weight<'_>, targets: &[u32]) {
+    assert_eq!(h.cols(), w.inputs(), "hidden size and inputs of the head");
+    assert_eq!(targets.len(), h.rows(), "targets and rows");
+    if let Some(largest) = targets.iter().max() {
+        assert!(
+            (*largest as usize) < w.outputs(),
+            "target {largest} is past the vocabulary of {}",
+            w.outputs()
+        );
+    }
+}
+
+/// Calls `work` with the logits of each chunk of rows, one chunk after the other.
+fn for_chunks(
+    h: View<'_>,
+    w: Weight<'_>,
+    ws: &Workspace,
+    mut work: impl FnMut(Range<usize>, ViewMut<'_>),
+) {
+    let vocabulary = w.outputs();
+    let step = (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
+    let step = step.min(h.rows());
+    if step == 0 {
+        return;
+    }
+    let mut buffer = ws.take(step, vocabulary);
+    for start in (0..h.rows()).step_by(step) {
+        let rows = start..(start + step).min(h.rows());
+        let mut logits = buffer.view_mut().slice_rows(0..rows.len());
+        head_logits(logits.reborrow(), h.slice_rows(rows.clone()), w);
+        work(rows, logits);
+    }
+    ws.give(buffer);
+}
+
+/// Where the gradients of a chunk's logits go.
+struct Gradients<'a> {
+    dh: Option<ViewMut<'a>>,
+    dw: Option<ViewMut<'a>>,
+    h: View<'a>,
+    w: Weight<'a>,
+}
+
+impl Gradients<'_> {
+    fn check(&self) {
+        if let Some(dh) = &self.dh {
+            dh.assert_shape(
+                "the gradient of the hidden rows",
+                self.h.rows(),
+                self.h.cols(),
+            );
+        }
+        if let Some(dw) = &self.dw {
+            let (rows, cols) = (self.w.view.rows(), self.w.view.cols());
+            dw.assert_shape("the gradient of the head", rows, cols);
+        }
+    }
+
+    fn add(&mut self, rows: Range<usize>, dlogits: View<'_>) {
+        // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
+        if let Some(dh) = &mut self.dh {
+            let dh = dh.reborrow().slice_rows(rows.clone());
+            linear_backward_input(dh, dlogits, self.w, false);
+        }
+        if let Some(dw) = &mut self.dw {
+            let h = self.h.slice_rows(rows);
+            linear_backward_weight(dw.reborrow(), dlogits, h, self.w.layout);
+        }
+    }
+}
+
+struct RowStats {
+    lse: f64,
+    mean: f64,
+    target: f64,
+    correct: bool,
+}
+
+impl RowStats {
+    fn of(row: &[f32], target: u32) -> Self {
+        vectorize(
+            #[inline(always)]
+            || {
+                let max = lane_max(row);
+                let (mut exps, mut sum) = (0.0_f64, 0.0_f64);
+                for part in row.chunks(SUM) {
+                    exps += f64::from(lane_sum(part.len(), |i| exp(part[i] - max)));
+                    sum += f64::from(lane_sum(part.len(), |i| part[i]));
+                }
+                let logit = row[target as usize];
+                Self {
+                    lse: f64::from(max) + exps.ln(),
+                    mean: sum / row.len() as f64,
+                    target: f64::from(logit),
+                    // Only a row whose target has the largest logit needs the search for equals.
+                    correct: logit >= max && argmax(row) == target as usize,
+                }
+            },
+        )
+    }
+}
+
+/// Replaces the logits of a row by the gradient of coef · loss.
+fn loss_gradient(row: &mut [f32], target: u32, lse: f64, coef: f32, label_smoothing: f32) {
+    // loss = lse - (1 - ε) · logit_t - ε · mean(logit), so
+    // dlogit = softmax - (1 - ε) · [is t] - ε / V
+    let uniform = label_smoothing / row.len() as f32;
+    let lse = lse as f32;
+    vectorize(
+        #[inline(always)]
+        || {
+            for logit in row.iter_mut() {
+                *logit = coef * (exp(*logit - lse) - uniform);
+            }
+        },
+    );
+    row[target as usize] -= coef * (1.0 - label_smoothing);
+}

@@ -1,0 +1,212 @@
+//! Matrix products: the one place that calls `gemm-f32`.
+//!
+//! Each call runs on one thread; operations cut their output into pieces and call [`product`] for
+//! each, so that the pieces, and with them the bits, do not depend on the number of threads.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use gemm_common::Parallelism;
+
+/// A matrix to read, with any strides.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A row-major matrix without gaps.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A row-major matrix whose rows start `row_stride` apart.
+    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let mat = Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        };
+        assert!(mat.span() <= data.len(), "a matrix reaches past its data");
+        mat
+    }
+
+    /// Numbers from the first element to the last.
+    fn span(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 {
+            return 0;
+        }
+        (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+    }
+
+    /// The transposed matrix.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Some rows and columns.
+    pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols);
+        let start = rows.start * self.row_stride + cols.start * self.col_stride;
+        Self {
+            data: self.data.get(start..).unwrap_or_default(),
+            rows: rows.len(),
+            cols: cols.len(),
+            ..self
+        }
+    }
+}
+
+/// A row-major matrix to write, whose rows may have gaps between them.
+pub(crate) struct MatMut<'a> {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    /// A matrix without gaps.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A matrix whose rows start `row_stride` apart.
+    pub(crate) fn strided(
+        data: &'a mut [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+    ) -> Self {
+        assert!(cols <= row_stride || rows <= 1);
+        assert!(
+            rows == 0 || (rows - 1) * row_stride + cols <= data.len(),
+            "a matrix reaches past its data"
+        );
+        Self {
+            start: data.as_mut_ptr(),
+            rows,
+            cols,
+            row_stride,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// One row.
+    #[expect(unsafe_code, reason = "rows of one matrix lie in one allocation")]
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the constructors checked that every row lies within the borrowed data, and the
+        // result borrows `self` mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride), self.cols) }
+    }
+}
+
+impl MatMut<'_> {
+    /// The matrix to read; its rows must have no gaps between them.
+    #[expect(unsafe_code, reason = "a mutable borrow seen as a shared one")]
+    pub(crate) fn as_mat(&self) -> Mat<'_> {
+        assert!(self.rows <= 1 || self.row_stride == self.cols);
+        // SAFETY: the constructors checked that the rows lie within the borrowed data, and there is
+        // nothing between them that another thread could write.
+        let data = unsafe { std::slice::from_raw_parts(self.start, self.rows * self.cols) };
+        Mat::new(data, self.rows, self.cols)
+    }
+}
+
+/// A row-major matrix of which several threads write pieces that do not overlap.
+pub(crate) struct Shared<'a> {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+#[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+// SAFETY: the pointer comes from a mutable borrow that lasts as long as the value; access goes
+// through `block`, whose callers promise that blocks in use at the same time do not overlap.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        Self {
+            start: data.as_mut_ptr(),
+            rows,
+            cols,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Some rows and columns to write.
+    ///
+    /// # Safety
+    /// No other block that is in use at the same time may overlap this one.
+    #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+    pub(crate) unsafe fn block(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        let offset = rows.start * self.cols + cols.start;
+        MatMut {
+            // SAFETY: the block lies within the matrix, so its first element does too (or, for an
+            // empty block, is at most one past the end).
+            start: unsafe { self.start.add(offset.min(self.rows * self.cols)) },
+            rows: rows.len(),
+            cols: cols.len(),
+            row_stride: self.cols,
+            borrowed: PhantomData,
+        }
+    }
+}
+
+/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n].
+#[expect(unsafe_code, reason = "gemm takes pointers and strides")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a borrow of the output that ends here"
+)]
+pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+    assert_eq!(a.rows, out.rows, "rows of a product");
+    assert_eq!(b.cols, out.cols, "columns of a product");
+    assert_eq!(a.cols, b.rows, "inner size of a product");
+    // The kernels write columns of `out` with unit stride, so they are given outᵀ = bᵀ·aᵀ.
+    // SAFETY: `Mat` and `MatMut` have checked that each of their elements lies within the data they
+    // borrow, and the sizes match by the assertions above. `out` is borrowed mutably, so that it
+    // overlaps neither `a` nor `b`.
+    unsafe {
+        gemm_f32::gemm::f32::get_gemm_fn()(
+            out.cols,
+            out.rows,
+            a.cols,
+            out.start,
+            out.row_stride as isize,
+            1,
+            accumulate,
+            b.data.as_ptr(),
+            b.row_stride as isize,
+            b.col_stride as isize,
+            a.data.as_ptr(),
+            a.row_stride as isize,
+            a.col_stride as isize,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

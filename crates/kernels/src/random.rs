@@ -1,0 +1,169 @@
+//! Random numbers from a key and a counter (Philox 4×32, ten rounds; Salmon et al., "Parallel
+//! random numbers: as easy as 1, 2, 3", 2011).
+//!
+//! There is no state: the number at a position is a function of the key and the position, so it is
+//! the same whoever computes it, in whatever order, now or after a resume.
+
+use rayon::prelude::*;
+
+use crate::simd;
+use crate::view::ViewMut;
+
+/// Four random words for a counter under a key.
+#[inline(always)]
+pub(crate) fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
+    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    let mut key = [key as u32, (key >> 32) as u32];
+    let mut c = counter;
+    for _ in 0..10 {
+        let first = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
+        let second = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
+        c = [
+            (second >> 32) as u32 ^ c[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ c[3] ^ key[1],
+            first as u32,
+        ];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    c
+}
+
+fn philox_at(key: u64, block: u64) -> [u32; 4] {
+    philox(key, [block as u32, (block >> 32) as u32, 0, 0])
+}
+
+/// A stream of random numbers for host code: shuffling, sampling.
+///
+/// The pair of fields is the whole state, so storing it is enough to go on later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterRng {
+    /// Which stream.
+    pub key: u64,
+    /// How many 32-bit numbers have been drawn.
+    pub counter: u64,
+}
+
+impl CounterRng {
+    /// The stream of a key, from its start.
+    pub fn new(key: u64) -> Self {
+        Self { key, counter: 0 }
+    }
+
+    /// The next 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
+        let words = philox_at(self.key, self.counter / 4);
+        let word = words[(self.counter % 4) as usize];
+        self.counter = self.counter.wrapping_add(1);
+        word
+    }
+
+    /// The next 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        let low = u64::from(self.next_u32());
+        low | u64::from(self.next_u32()) << 32
+    }
+
+    /// A number in [0, 1) with 53 random bits.
+    pub fn next_f64(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A number below `n`, each as likely as the others.
+    ///
+    /// # Panics
+    /// If `n` is zero.
+    pub fn below(&mut self, n: u64) -> u64 {
+        assert!(n > 0, "there is no number below zero");
+        // Words under 2⁶⁴ mod n would favour the small results, so they are drawn again.
+        let reject = n.wrapping_neg() % n;
+        loop {
+            let product = u128::from(self.next_u64()) * u128::from(n);
+            if product as u64 >= reject {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+}
+
+/// Numbers that a task of a fill makes; a multiple of four.
+const BLOCK: usize = 4096;
+
+/// Overwrites with draws from the normal distribution of mean 0 and this standard deviation.
+pub fn fill_normal(y: ViewMut<'_>, std: f32, key: u64) {
+    fill(y, key, |words| {
+        let [a, b] = box_muller(words[0], words[1]);
+        let [c, d] = box_muller(words[2], words[3]);
+        [a, b, c, d].map(|x| (f64::from(std) * x) as f32)
+    });
+}
+
+/// Overwrites with draws from the uniform distribution over [low, high).
+pub fn fill_uniform(y: ViewMut<'_>, low: f32, high: f32, key: u64) {
+    fill(y, key, |words| {
+        words.map(|word| {
+            let x = unit(word) * f64::from(high - low) + f64::from(low);
+            // Rounding to f32 may reach `high`, which is not part of the range.
+            (x as f32).min(high.next_down()).max(low)
+        })
+    });
+}
+
+fn fill(y: ViewMut<'_>, key: u64, draw: impl Fn([u32; 4]) -> [f32; 4] + Sync) {
+    y.into_f32s()
+        .par_chunks_mut(BLOCK)
+        .enumerate()
+        .for_each(|(block, chunk)| {
+            let first = (block * BLOCK / 4) as u64;
+            for (i, four) in chunk.chunks_mut(4).enumerate() {
+                let values = draw(philox_at(key, first + i as u64));
+                four.copy_from_slice(&values[..four.len()]);
+            }
+        });
+}
+
+/// A number in [0, 1) from 32 bits.
+fn unit(word: u32) -> f64 {
+    f64::from(word) / 4_294_967_296.0
+}
+
+/// Two independent standard normal draws from two uniform ones.
+fn box_muller(first: u32, second: u32) -> [f64; 2] {
+    // 1 - u lies in (0, 1], so the logarithm is finite.
+    let radius = (-2.0 * (1.0 - unit(first)).ln()).sqrt();
+    let (sin, cos) = (std::f64::consts::TAU * unit(second)).sin_cos();
+    [radius * cos, radius * sin]
+}
+
+/// Copies `x`, which are the columns from `first` on of row `row`, to `y`, with elements dropped
+/// with probability `p` and the kept ones multiplied by `1 / (1 - p)`.
+///
+/// Whether an element is kept depends on the key, its row and its column alone.
+pub(crate) fn drop_out(y: &mut [f32], x: &[f32], p: f32, key: u64, row: usize, first: usize) {
+    let keep = 1.0 / (1.0 - p);
+    let threshold = drop_threshold(p);
+    let row = [row as u32, (row as u64 >> 32) as u32];
+    simd::vectorize(
+        #[inline(always)]
+        || {
+            let mut words = [0; 4];
+            for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                let col = first + i;
+                if i == 0 || col % 4 == 0 {
+                    words = philox(key, [(col / 4) as u32, row[0], row[1], 1]);
+                }
+                *y = if u64::from(words[col % 4]) < threshold {
+                    0.0
+                } else {
+                    x * keep
+                };
+            }
+        },
+    );
+}
+
+/// Random words below this are dropped.
+fn drop_threshold(p: f32) -> u64 {
+    (f64::from(p) * 4_294_967_296.0).round() as u64
+}

@@ -1,0 +1,362 @@
+//! A matrix in memory: owned, or borrowed from a mapped file.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use crate::storage::Buffer;
+use crate::view::{Data, View, ViewMut};
+
+/// The number format of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of an f32: 8 bits of exponent, 7 of mantissa.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes a number.
+    pub const fn size_of(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Why bytes do not make a matrix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// The number of bytes is not what the shape asks for.
+    #[error("{rows}x{cols} in {dtype} needs {expected} bytes, but {found} were given")]
+    Length {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// Number format of the matrix.
+        dtype: DType,
+        /// Bytes that the shape asks for.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
+    /// The shape is so large that its size in bytes does not fit in a `usize`.
+    #[error("{rows}x{cols} in {dtype} is larger than the address space")]
+    TooLarge {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// Number format of the matrix.
+        dtype: DType,
+    },
+    /// The range reaches past the end of the shared bytes.
+    #[error("bytes {start}..{end} do not lie within {available} shared bytes")]
+    Range {
+        /// First byte of the range.
+        start: usize,
+        /// Byte after the last of the range.
+        end: usize,
+        /// Number of bytes there are.
+        available: usize,
+    },
+    /// The numbers do not start at a multiple of their size; copy them instead of sharing.
+    #[error("{dtype} numbers start at byte {offset}, which is not a multiple of their size")]
+    Alignment {
+        /// Number format of the matrix.
+        dtype: DType,
+        /// Position of the first byte within the shared bytes.
+        offset: usize,
+    },
+}
+
+/// Bytes that several tensors share, such as a mapped file.
+type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+#[derive(Clone)]
+enum Storage {
+    Owned(Buffer),
+    Shared {
+        bytes: SharedBytes,
+        range: Range<usize>,
+    },
+}
+
+/// A row-major matrix on the CPU, `rows` × `cols`, in f32 or bf16.
+///
+/// Owned memory starts at a cache line. Shared memory is read-only; cloning such a tensor does not
+/// copy it.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Storage,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+}
+
+impl Tensor {
+    /// An f32 matrix of zeros.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self::from_buffer(Buffer::zeroed(rows * cols * size_of::<f32>()), rows, cols)
+    }
+
+    /// An f32 matrix with these numbers.
+    ///
+    /// # Panics
+    /// If `values` does not hold `rows * cols` numbers.
+    pub fn from_f32(rows: usize, cols: usize, values: Vec<f32>) -> Self {
+        let tensor = Self::from_f32_as(rows, cols, &values, DType::F32);
+        drop(values);
+        tensor
+    }
+
+    /// A matrix with these numbers, each rounded to the nearest one of `dtype` (ties to even).
+    ///
+    /// # Panics
+    /// If `values` does not hold `rows * cols` numbers.
+    pub fn from_f32_as(rows: usize, cols: usize, values: &[f32], dtype: DType) -> Self {
+        assert_eq!(
+            values.len(),
+            rows * cols,
+            "{rows}x{cols} needs {} numbers",
+            rows * cols
+        );
+        let mut buffer = Buffer::zeroed(values.len() * dtype.size_of());
+        match dtype {
+            DType::F32 => buffer.as_mut_slice::<f32>()[..values.len()].copy_from_slice(values),
+            DType::Bf16 => {
+                for (to, &from) in buffer.as_mut_slice::<bf16>().iter_mut().zip(values) {
+                    *to = bf16::from_f32(from);
+                }
+            }
+        }
+        Self {
+            dtype,
+            ..Self::from_buffer(buffer, rows, cols)
+        }
+    }
+
+    /// A matrix that lies in `bytes[range]`, without copying it.
+    ///
+    /// # Errors
+    /// If the range does not lie within the bytes, has not the length that the shape asks for, or
+    /// does not start at a multiple of the number's size; the caller then copies with
+    /// [`Tensor::from_le_bytes`].
+    pub fn from_shared(
+        bytes: SharedBytes,
+        range: Range<usize>,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, TensorError> {
+        let available = (*bytes).as_ref().len();
+        let Some(slice) = (*bytes).as_ref().get(range.clone()) else {
+            return Err(TensorError::Range {
+                start: range.start,
+                end: range.end,
+                available,
+            });
+        };
+        check_length(slice.len(), dtype, rows, cols)?;
+        if slice.as_ptr().align_offset(dtype.size_of()) != 0 {
+            return Err(TensorError::Alignment {
+                dtype,
+                offset: range.start,
+            });
+        }
+        Ok(Self {
+            storage: Storage::Shared { bytes, range },
+            dtype,
+            rows,
+            cols,
+        })
+    }
+
+    /// An owned copy of a matrix stored as little-endian numbers.
+    ///
+    /// # Errors
+    /// If `bytes` has not the length that the shape asks for.
+    pub fn from_le_bytes(
+        bytes: &[u8],
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, TensorError> {
+        check_length(bytes.len(), dtype, rows, cols)?;
+        let mut buffer = Buffer::zeroed(bytes.len());
+        buffer.as_mut_slice::<u8>()[..bytes.len()].copy_from_slice(bytes);
+        Ok(Self {
+            dtype,
+            ..Self::from_buffer(buffer, rows, cols)
+        })
+    }
+
+    /// An f32 matrix in the first bytes of a buffer that may be larger.
+    pub(crate) fn from_buffer(buffer: Buffer, rows: usize, cols: usize) -> Self {
+        debug_assert!(buffer.capacity() >= rows * cols * size_of::<f32>());
+        Self {
+            storage: Storage::Owned(buffer),
+            dtype: DType::F32,
+            rows,
+            cols,
+        }
+    }
+
+    /// The buffer under an owned matrix.
+    pub(crate) fn into_buffer(self) -> Option<Buffer> {
+        match self.storage {
+            Storage::Owned(buffer) => Some(buffer),
+            Storage::Shared { .. } => None,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number format.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of the elements.
+    pub fn nbytes(&self) -> usize {
+        self.len() * self.dtype.size_of()
+    }
+
+    /// Whether the memory is shared with other tensors, such as a mapped file.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.storage, Storage::Shared { .. })
+    }
+
+    /// The matrix to read.
+    pub fn view(&self) -> View<'_> {
+        let data = match self.dtype {
+            DType::F32 => Data::F32(self.numbers()),
+            DType::Bf16 => Data::Bf16(self.numbers()),
+        };
+        View::new(data, self.rows, self.cols)
+    }
+
+    /// The matrix to write.
+    ///
+    /// # Panics
+    /// If the matrix is bf16 or its memory is shared: only owned f32 matrices are written to.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        assert_eq!(self.dtype, DType::F32, "only f32 matrices are written to");
+        let len = self.len();
+        match &mut self.storage {
+            Storage::Owned(buffer) => {
+                ViewMut::new(&mut buffer.as_mut_slice()[..len], self.rows, self.cols)
+            }
+            Storage::Shared { .. } => panic!("shared memory is never written to"),
+        }
+    }
+
+    /// The elements in row order, widened to f32.
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.view().to_vec()
+    }
+
+    /// The same elements in row order under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    #[must_use]
+    pub fn reshape(self, rows: usize, cols: usize) -> Self {
+        assert_eq!(
+            self.len(),
+            rows * cols,
+            "{}x{} cannot become {rows}x{cols}",
+            self.rows,
+            self.cols
+        );
+        Self { rows, cols, ..self }
+    }
+
+    /// The elements as little-endian numbers of `dtype`, rounded to nearest where that narrows.
+    pub fn to_le_bytes(&self, dtype: DType) -> Vec<u8> {
+        if dtype == self.dtype {
+            return match dtype {
+                DType::F32 => bytemuck::cast_slice(self.numbers::<f32>()).to_vec(),
+                DType::Bf16 => bytemuck::cast_slice(self.numbers::<bf16>()).to_vec(),
+            };
+        }
+        match (self.dtype, dtype) {
+            (DType::F32, DType::Bf16) => self
+                .numbers::<f32>()
+                .iter()
+                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                .collect(),
+            _ => self.to_vec().iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
+    fn numbers<N: bytemuck::Pod>(&self) -> &[N] {
+        match &self.storage {
+            Storage::Owned(buffer) => &buffer.as_slice()[..self.len()],
+            Storage::Shared { bytes, range } => {
+                bytemuck::cast_slice(&(**bytes).as_ref()[range.clone()])
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shared = if self.is_shared() { ", shared" } else { "" };
+        write!(
+            f,
+            "Tensor({}x{}, {}{shared})",
+            self.rows, self.cols, self.dtype
+        )
+    }
+}
+
+fn check_length(found: usize, dtype: DType, rows: usize, cols: usize) -> Result<(), TensorError> {
+    let expected = rows
+        .checked_mul(cols)
+        .and_then(|n| n.checked_mul(dtype.size_of()))
+        .ok_or(TensorError::TooLarge { rows, cols, dtype })?;
+    if expected == found {
+        Ok(())
+    } else {
+        Err(TensorError::Length {
+            rows,
+            cols,
+            dtype,
+            expected,
+            found,
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! Borrowed matrices: what operations read and write.
+
+use std::fmt;
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::simd;
+use crate::tensor::{DType, Tensor};
+
+/// The elements of a matrix in one of its number formats.
+#[derive(Clone, Copy)]
+pub(crate) enum Data<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+/// A contiguous row-major matrix to read, in f32 or bf16.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: Data<'a>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(data: Data<'a>, rows: usize, cols: usize) -> Self {
+        let len = match data {
+            Data::F32(x) => x.len(),
+            Data::Bf16(x) => x.len(),
+        };
+        assert_eq!(len, rows * cols, "{len} numbers are not {rows}x{cols}");
+        Self { data, rows, cols }
+    }
+
+    /// A view of f32 numbers.
+    pub(crate) fn from_slice(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::new(Data::F32(data), rows, cols)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number format.
+    pub fn dtype(&self) -> DType {
+        match self.data {
+            Data::F32(_) => DType::F32,
+            Data::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If the range reaches past the last row.
+    #[must_use]
+    pub fn slice_rows(self, rows: Range<usize>) -> Self {
+        let elements = rows.start * self.cols..rows.end * self.cols;
+        let data = match self.data {
+            Data::F32(x) => Data::F32(&x[elements]),
+            Data::Bf16(x) => Data::Bf16(&x[elements]),
+        };
+        Self::new(data, rows.len(), self.cols)
+    }
+
+    /// The same elements in row order under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    #[must_use]
+    pub fn reshape(self, rows: usize, cols: usize) -> Self {
+        Self::new(self.data, rows, cols)
+    }
+
+    /// The elements in row order, widened to f32.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match self.data {
+            Data::F32(x) => x.to_vec(),
+            Data::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
+    pub(crate) fn data(&self) -> Data<'a> {
+        self.data
+    }
+
+    /// The elements of an f32 matrix.
+    ///
+    /// # Panics
+    /// If the matrix is bf16: activations and trainable values are f32.
+    pub(crate) fn f32s(&self) -> &'a [f32] {
+        match self.data {
+            Data::F32(x) => x,
+            Data::Bf16(_) => panic!("an activation must be f32, but this {self:?} is not"),
+        }
+    }
+
+    /// Copies columns `cols` of row `row` to `to`, widened.
+    pub(crate) fn widen(&self, row: usize, cols: Range<usize>, to: &mut [f32]) {
+        let elements = row * self.cols + cols.start..row * self.cols + cols.end;
+        match self.data {
+            Data::F32(x) => to.copy_from_slice(&x[elements]),
+            Data::Bf16(x) => simd::widen(to, &x[elements]),
+        }
+    }
+
+    pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
+        assert_shape(name, (self.rows, self.cols), (rows, cols));
+    }
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({}x{}, {})", self.rows, self.cols, self.dtype())
+    }
+}
+
+impl<'a> From<&'a Tensor> for View<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        tensor.view()
+    }
+}
+
+impl<'a> From<&'a ViewMut<'_>> for View<'a> {
+    fn from(view: &'a ViewMut<'_>) -> Self {
+        view.as_view()
+    }
+}
+
+/// A contiguous row-major f32 matrix to write.
+pub struct ViewMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> ViewMut<'a> {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(
+            data.len(),
+            rows * cols,
+            "{} numbers are not {rows}x{cols}",
+            data.len()
+        );
+        Self { data, rows, cols }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// The matrix to read.
+    pub fn as_view(&self) -> View<'_> {
+        View::from_slice(self.data, self.rows, self.cols)
+    }
+
+    /// The matrix to write, for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut::new(self.data, self.rows, self.cols)
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If the range reaches past the last row.
+    #[must_use]
+    pub fn slice_rows(self, rows: Range<usize>) -> Self {
+        let data = &mut self.data[rows.start * self.cols..rows.end * self.cols];
+        Self::new(data, rows.len(), self.cols)
+    }
+
+    /// The rows before `row` and the rows from it on.
+    ///
+    /// # Panics
+    /// If `row` is past the last row.
+    #[must_use]
+    pub fn split_rows(self, row: usize) -> (Self, Self) {
+        let (above, below) = self.data.split_at_mut(row * self.cols);
+        (
+            Self::new(above, row, self.cols),
+            Self::new(below, self.rows - row, self.cols),
+        )
+    }
+
+    /// The same elements in row order under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    #[must_use]
+    pub fn reshape(self, rows: usize, cols: usize) -> Self {
+        Self::new(self.data, rows, cols)
+    }
+
+    /// Sets every element.
+    pub fn fill(&mut self, value: f32) {
+        self.data.fill(value);
+    }
+
+    /// Copies a matrix of the same shape, widened to f32.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn copy_from(&mut self, from: View<'_>) {
+        from.assert_shape("the matrix to copy", self.rows, self.cols);
+        match from.data() {
+            Data::F32(x) => self.data.copy_from_slice(x),
+            Data::Bf16(x) => simd::widen(self.data, x),
+        }
+    }
+
+    /// Copies numbers in row order.
+    ///
+    /// # Panics
+    /// If there are more or fewer numbers than elements.
+    pub fn copy_from_f32(&mut self, from: &[f32]) {
+        self.data.copy_from_slice(from);
+    }
+
+    /// The elements in row order.
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.data.to_vec()
+    }
+
+    /// The elements to write, for as long as the matrix is borrowed.
+    pub(crate) fn into_f32s(self) -> &'a mut [f32] {
+        self.data
+    }
+
+    pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
+        assert_shape(name, (self.rows, self.cols), (rows, cols));
+    }
+}
+
+impl fmt::Debug for ViewMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ViewMut({}x{}, f32)", self.rows, self.cols)
+    }
+}
+
+impl<'a> From<&'a mut Tensor> for ViewMut<'a> {
+    fn from(tensor: &'a mut Tensor) -> Self {
+        tensor.view_mut()
+    }
+}
+
+/// Panics with both shapes if a matrix has not the shape that an operation needs.
+fn assert_shape(name: &str, found: (usize, usize), expected: (usize, usize)) {
+    assert!(
+        found == expected,
+        "{name} is {}x{}, but must be {}x{}",
+        found.0,
+        found.1,
+        expected.0,
+        expected.1
+    );
+}

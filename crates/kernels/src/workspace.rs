@@ -1,0 +1,111 @@
+//! Buffers for temporaries, handed out and taken back.
+//!
+//! A training step takes and gives the same sizes in the same order, so after the first step every
+//! request finds a buffer. Two rules keep the memory small when the sizes change from step to step:
+//! a request never takes a buffer more than twice as large as it needs, and idle buffers that have
+//! gone unused for longest are freed rather than held beside a new one.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::storage::Buffer;
+use crate::tensor::Tensor;
+
+/// A request this small may take any buffer up to this size.
+const SMALL_BYTES: usize = 64 * 1024;
+
+/// Hands buffers out and takes them back, from any thread.
+#[derive(Default)]
+pub struct Workspace {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Buffers that nobody holds, the longest unused first.
+    idle: Vec<Buffer>,
+    /// Bytes of idle buffers.
+    idle_bytes: usize,
+    /// Bytes of buffers that are handed out.
+    held_bytes: usize,
+    /// The most that was ever handed out at once.
+    peak_bytes: usize,
+}
+
+impl Workspace {
+    /// A workspace that holds nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An f32 matrix with unspecified contents.
+    ///
+    /// It reuses the smallest idle buffer that fits, and allocates if there is none.
+    pub fn take(&self, rows: usize, cols: usize) -> Tensor {
+        let bytes = rows * cols * size_of::<f32>();
+        let reused = self.lock().reuse(bytes);
+        // Allocating happens outside the lock: zeroing fresh memory takes a while.
+        let buffer = reused.unwrap_or_else(|| {
+            let buffer = Buffer::zeroed(bytes);
+            self.lock().count_new(buffer.capacity());
+            buffer
+        });
+        Tensor::from_buffer(buffer, rows, cols)
+    }
+
+    /// Takes a matrix back. Any owned matrix will do; a shared one is dropped.
+    pub fn give(&self, tensor: Tensor) {
+        if let Some(buffer) = tensor.into_buffer() {
+            self.lock().give(buffer);
+        }
+    }
+
+    /// Bytes of all buffers, handed out or idle.
+    pub fn allocated_bytes(&self) -> usize {
+        let state = self.lock();
+        state.idle_bytes + state.held_bytes
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // A panic of another thread leaves the counts at worst out of date, never unsound.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn reuse(&mut self, bytes: usize) -> Option<Buffer> {
+        let limit = (2 * bytes).max(SMALL_BYTES);
+        let (best, _) = self
+            .idle
+            .iter()
+            .map(Buffer::capacity)
+            .enumerate()
+            .filter(|&(_, capacity)| (bytes..=limit).contains(&capacity))
+            .min_by_key(|&(_, capacity)| capacity)?;
+        // Keeps the order of the others, which is the order in which they were given back.
+        let buffer = self.idle.remove(best);
+        self.idle_bytes -= buffer.capacity();
+        self.hold(buffer.capacity());
+        Some(buffer)
+    }
+
+    fn count_new(&mut self, capacity: usize) {
+        self.hold(capacity);
+        // A quarter more than the peak leaves room for sizes that alternate within a step.
+        let limit = self.peak_bytes + self.peak_bytes / 4;
+        while self.held_bytes + self.idle_bytes > limit && !self.idle.is_empty() {
+            self.idle_bytes -= self.idle.remove(0).capacity();
+        }
+    }
+
+    fn hold(&mut self, capacity: usize) {
+        self.held_bytes += capacity;
+        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+    }
+
+    fn give(&mut self, buffer: Buffer) {
+        // A tensor that was made elsewhere was never counted as held.
+        self.held_bytes = self.held_bytes.saturating_sub(buffer.capacity());
+        self.idle_bytes += buffer.capacity();
+        self.idle.push(buffer);
+    }
+}
