@@ -8,5 +8,6 @@ pub mod html;
 pub mod metrics;
 pub mod model_card;
 mod svg;
+pub mod units;
 
 pub use metrics::{EvalMetrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics};

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::units::grouped;
+
 /// Where the base model came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaseModel<'a> {
@@ -191,19 +193,6 @@ fn quote(value: &str) -> String {
     } else {
         serde_json::Value::from(value).to_string()
     }
-}
-
-/// Digits in groups of three.
-fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]
