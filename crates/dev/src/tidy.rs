@@ -115,9 +115,7 @@ fn unexplained(manifest: &str) -> Vec<String> {
     for line in manifest.lines().map(str::trim) {
         if line.starts_with('[') {
             inside = line == "[workspace.dependencies]";
-        } else if !inside {
-            continue;
-        } else if line.is_empty() {
+        } else if !inside || line.is_empty() {
             (tests, explained, family) = (false, false, String::new());
         } else if let Some(comment) = line.strip_prefix('#') {
             tests |= comment.contains("test");

@@ -183,9 +183,8 @@ impl Grammar {
             }
             _ => {}
         }
-        let text = match (&section, self.texts.last_mut()) {
-            (Section::Text, Some(text)) => text,
-            _ => return Err("this belongs to a text, and none has begun".into()),
+        let (Section::Text, Some(text)) = (&section, self.texts.last_mut()) else {
+            return Err("this belongs to a text, and none has begun".into());
         };
         match word {
             "cast" => {

@@ -45,7 +45,7 @@ pub const TURN_END: &str = "<|im_end|>";
 
 /// The story number `seed`.
 pub fn story(seed: u64) -> String {
-    tell_story(&mut Random::new(seed, 0)).story
+    tell_story(&mut Random::new(seed, 0)).told
 }
 
 /// The first `count` documents of the corpus number `seed`, without the end tokens between them.
@@ -57,12 +57,8 @@ pub fn corpus(seed: u64, count: u64) -> impl Iterator<Item = String> {
 
 fn document(random: &mut Random) -> String {
     match random.below(100) {
-        0..58 => tell_story(random).story,
-        58..62 => format!(
-            "{}\n\n{}",
-            tell_story(random).story,
-            tell_story(random).story
-        ),
+        0..58 => tell_story(random).told,
+        58..62 => format!("{}\n\n{}", tell_story(random).told, tell_story(random).told),
         62..73 => tell_any(Kind::Describe, random),
         73..81 => several(2, random, |random| tell_any(Kind::Bit, random)),
         81..95 => conversation(random),
@@ -75,7 +71,7 @@ fn document(random: &mut Random) -> String {
 
 /// A story, its topic, and a question about it with the answer.
 struct Story {
-    story: String,
+    told: String,
     about: String,
     question: String,
     answer: String,
@@ -90,7 +86,7 @@ fn tell_story(random: &mut Random) -> Story {
     }
     let (question, answer) = &text.asks[random.below(text.asks.len())];
     Story {
-        story: told.join(" "),
+        told: told.join(" "),
         about: GRAMMAR.expand(&text.about, &scene, random),
         question: GRAMMAR.say(question, &scene, random),
         answer: GRAMMAR.say(answer, &scene, random),
@@ -123,7 +119,7 @@ fn several(least: usize, random: &mut Random, line: impl Fn(&mut Random) -> Stri
 fn conversation(random: &mut Random) -> String {
     let turns = if random.chance(55) {
         let Story {
-            story,
+            told,
             about,
             question,
             answer,
@@ -134,7 +130,7 @@ fn conversation(random: &mut Random) -> String {
             2 => format!("Write a short story about {about}."),
             _ => "Tell me a story.".into(),
         };
-        let mut turns = vec![finish(&request), story];
+        let mut turns = vec![finish(&request), told];
         if random.chance(60) {
             turns.extend([question, answer]);
         }
@@ -149,11 +145,11 @@ fn conversation(random: &mut Random) -> String {
         turns
     };
     let roles = ["user", "assistant"].iter().cycle();
-    turns
-        .iter()
-        .zip(roles)
-        .map(|(turn, role)| format!("{TURN_START}{role}\n{turn}{TURN_END}\n"))
-        .collect()
+    let mut document = String::new();
+    for (turn, role) in turns.iter().zip(roles) {
+        document.extend([TURN_START, role, "\n", turn, TURN_END, "\n"]);
+    }
+    document
 }
 
 #[cfg(test)]
