@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use lowrank_dev::{builtin, corpus, tidy};
+use lowrank_dev::{builtin, corpus, pretrain, tidy};
 
 /// Regenerates what the repository holds, and checks that it is in order.
 #[derive(Parser)]
@@ -22,6 +22,18 @@ enum Command {
         /// Write nothing; fail when a file is not what would be written
         #[arg(long)]
         check: bool,
+    },
+    /// Pretrains the built-in model and writes its weights
+    BuiltinModel {
+        /// The run's folder
+        #[arg(long, default_value = "target/builtin-model")]
+        output: PathBuf,
+        /// Optimizer steps
+        #[arg(long, default_value_t = 2000)]
+        steps: u64,
+        /// Go on with the run in that folder
+        #[arg(long)]
+        resume: bool,
     },
     /// Prints documents of the corpus that the built-in model learns from
     Corpus {
@@ -42,6 +54,7 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::BuiltinData { check } => builtin::update(&root()?, check),
+        Command::BuiltinModel { output, steps, resume } => pretrain::pretrain(&root()?, &output, steps, resume),
         Command::Corpus {
             seed,
             count,
