@@ -19,9 +19,12 @@
 pub mod batches;
 mod chat;
 mod dataset;
+mod dates;
 mod error;
 mod example;
 mod files;
+#[cfg(test)]
+mod fixture;
 pub mod gguf_tokenizer;
 mod preview;
 mod prompts;
