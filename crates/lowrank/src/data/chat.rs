@@ -274,4 +274,26 @@ mod tests {
         let (_, runs) = learned(&fixture::with_template(Some(template)), conversation).unwrap();
         assert_eq!(runs, [r#"[{"name": "f"}]<|im_end|>"#]);
     }
+
+    #[test]
+    fn words_that_carry_their_space_are_the_assistants() {
+        let tokenizer = fixture::sentence_piece();
+        assert_eq!(tokenizer.bos_id(), Some(1));
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap();
+        assert_eq!(ids("Hello you!"), [3, 4, 6]);
+        let conversation = json!([
+            {"role": "user", "content": "you"}, {"role": "assistant", "content": "Hello é"},
+            {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "you"},
+        ]);
+        let chat = encode_chat(&tokenizer, &messages(conversation), None).unwrap();
+        let learned: Vec<u32> = chat
+            .ids
+            .iter()
+            .zip(&chat.supervised)
+            .filter(|(_, label)| **label)
+            .map(|(id, _)| *id)
+            .collect();
+        let byte = |byte: u32| 7 + byte;
+        assert_eq!(learned, [3, 5, byte(0xc3), byte(0xa9), 5, 2, 4, 5, 2]);
+    }
 }

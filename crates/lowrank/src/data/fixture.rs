@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use super::Tokenizer;
 use super::gguf_tokenizer::GgufTokenizerParts;
 use super::tokenizer::printable_bytes;
@@ -82,4 +84,52 @@ pub(crate) fn with_bos() -> Tokenizer {
         add_bos: Some(true),
         ..parts()
     })
+}
+
+/// `▁`-words with bytes as a last resort, as in Llama 2: the normalizer puts a space in front, the decoder drops it.
+/// The words have the ids 3 to 6, byte b has 7 + b.
+pub(crate) fn sentence_piece() -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    for token in ["<unk>", "<s>", "</s>", "▁Hello", "▁you", "▁", "!"] {
+        vocab.insert(token.into(), vocab.len().into());
+    }
+    for byte in 0..=255_u8 {
+        vocab.insert(format!("<0x{byte:02X}>"), vocab.len().into());
+    }
+    let mut merges = Vec::new();
+    for word in ["▁Hello", "▁you"] {
+        let mut left = "▁".to_owned();
+        for letter in word.chars().skip(1) {
+            merges.push(json!([left, letter]));
+            left.push(letter);
+            for token in [letter.to_string(), left.clone()] {
+                let next = vocab.len();
+                vocab.entry(token).or_insert_with(|| next.into());
+            }
+        }
+    }
+    let special = |id: u32, text: &str| {
+        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true})
+    };
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": merges},
+    });
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}\
+        {% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}";
+    Tokenizer::from_parts(json.to_string().as_bytes(), Some(template), "</s>").unwrap()
 }

@@ -101,33 +101,6 @@ mod tests {
     use super::*;
     use crate::data::fixture;
 
-    /// `▁`-words with bytes as a last resort, whose decoder drops the first space, as Llama 2's does.
-    fn sentence_piece() -> Tokenizer {
-        let mut vocab = serde_json::Map::new();
-        for token in ["<unk>", "<s>", "</s>", "▁Hello", "▁you", "▁", "!"] {
-            vocab.insert(token.into(), vocab.len().into());
-        }
-        for byte in 0..=255_u8 {
-            vocab.insert(format!("<0x{byte:02X}>"), vocab.len().into());
-        }
-        let special = |id: u32, text: &str| {
-            serde_json::json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true})
-        };
-        let json = serde_json::json!({
-            "version": "1.0", "truncation": null, "padding": null,
-            "added_tokens": [special(1, "<s>"), special(2, "</s>")],
-            "normalizer": null, "pre_tokenizer": null, "post_processor": null,
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": vocab, "merges": []},
-        });
-        Tokenizer::from_parts(json.to_string().as_bytes(), None, "</s>").unwrap()
-    }
-
     fn bytes_of(c: char) -> Vec<u32> {
         c.to_string()
             .bytes()
@@ -159,7 +132,7 @@ mod tests {
 
     #[test]
     fn spaces_between_words_stay() {
-        let tokenizer = sentence_piece();
+        let tokenizer = fixture::sentence_piece();
         assert_eq!(
             streamed(&tokenizer, &[1, 3, 4, 6, 4], true),
             ["", "Hello", " you", "!", " you", ""]
@@ -178,7 +151,7 @@ mod tests {
 
     #[test]
     fn bytes_that_do_not_fit_spoil_only_themselves() {
-        let tokenizer = sentence_piece();
+        let tokenizer = fixture::sentence_piece();
         let byte = |byte: u32| 7 + byte;
         let ids = [byte(0x71), byte(0xc3), byte(0x72), 4];
         assert_eq!(
@@ -203,14 +176,14 @@ mod tests {
             parts in prop::collection::vec(prop_oneof![(0_u32..7).prop_map(|id| vec![id]), any::<char>().prop_map(bytes_of)], 0..20),
             skip in any::<bool>(),
         ) {
-            let words = sentence_piece();
+            let words = fixture::sentence_piece();
             let ids = parts.concat();
             prop_assert_eq!(streamed(&words, &ids, skip).concat(), words.decode(&ids, skip).unwrap());
         }
 
         #[test]
         fn any_ids_give_some_text(ids in prop::collection::vec(0_u32..300, 0..30)) {
-            streamed(&sentence_piece(), &ids, false);
+            streamed(&fixture::sentence_piece(), &ids, false);
         }
     }
 }
