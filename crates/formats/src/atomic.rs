@@ -183,3 +183,119 @@ fn sync_folder(folder: &Path) -> Result<(), FormatError> {
     let _ = folder;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        write_file(&path, |out| out.write_all(b"first")).unwrap();
+        // As when the disk is full after some bytes.
+        let error = write_file(&path, |out| {
+            out.write_all(&vec![0; 3 * BUFFER])?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("model: cannot write"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        write_file(&path, |out| out.write_all(b"second")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(
+            names(folder.path()),
+            ["model"],
+            "no temporary file may stay"
+        );
+    }
+
+    #[test]
+    fn a_temporary_file_is_obviously_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        write_file(&path, |_| {
+            let [name] = names(folder.path()).try_into().unwrap();
+            let inner = name
+                .strip_prefix(".model.")
+                .and_then(|rest| rest.strip_suffix(".tmp"));
+            assert!(inner.is_some(), "{name}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_file(&folder.path().join("nowhere/model"), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("nowhere/model"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_is_as_readable_as_any_and_an_old_one_as_before() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let plain = folder.path().join("plain");
+        File::create(&plain).unwrap();
+        let path = folder.path().join("model");
+        write_file(&path, |_| Ok(())).unwrap();
+        assert_eq!(mode(&path), mode(&plain));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        write_file(&path, |_| Ok(())).unwrap();
+        assert_eq!(mode(&path), 0o640);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_and_its_target_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blob, link) = (folder.path().join("blob"), folder.path().join("model"));
+        fs::write(&blob, "cache").unwrap();
+        std::os::unix::fs::symlink(&blob, &link).unwrap();
+        write_file(&link, |out| out.write_all(b"mine")).unwrap();
+        assert_eq!(fs::read(&blob).unwrap(), b"cache");
+        assert_eq!(fs::read(&link).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_folder_appears_whole_and_replaces_only_when_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let fill = |text: &'static str| {
+            move |inside: &Path| write_file(&inside.join(text), |out| out.write_all(b"x"))
+        };
+        write_folder(&path, false, fill("first")).unwrap();
+        let error = write_folder(&path, false, fill("second")).unwrap_err();
+        assert!(error.to_string().contains("already exists"), "{error}");
+        assert_eq!(names(&path), ["first"]);
+
+        let failed: Result<(), FormatError> = write_folder(&path, true, |inside| {
+            fill("half")(inside)?;
+            Err(FormatError::malformed(inside, "no"))
+        });
+        failed.unwrap_err();
+        assert_eq!(names(&path), ["first"]);
+
+        write_folder(&path, true, fill("second")).unwrap();
+        assert_eq!(names(&path), ["second"]);
+        assert_eq!(names(folder.path()), ["run"], "nothing temporary may stay");
+
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        write_folder(&folder.path().join("empty"), false, fill("first")).unwrap();
+        let file = path.join("second");
+        let error = write_folder(&file, true, fill("first")).unwrap_err();
+        assert!(error.to_string().contains("not a folder"), "{error}");
+    }
+}

@@ -128,17 +128,16 @@ pub fn import_weights(gguf: &Gguf, folder: &Path, dtype: StoredDType) -> Result<
     let llama = Llama::read(gguf)?;
     let sources = llama.plan(dtype)?;
     let specs: Vec<TensorSpec> = sources.iter().map(|source| source.spec.clone()).collect();
-    write_json(&folder.join(hf_config::MODEL_CONFIG), &config)?;
+    // The configuration last: a folder without one is not taken for a model.
+    let weights = folder.join(MODEL_WEIGHTS);
+    write_safetensors(&weights, &specs, &[].into(), |i, out| {
+        copy(gguf, &sources[i], out)
+    })?;
     write_json(
         &folder.join(hf_config::GENERATION_CONFIG),
         &generation_config_json(gguf),
     )?;
-    write_safetensors(
-        &folder.join(MODEL_WEIGHTS),
-        &specs,
-        &[].into(),
-        |index, out| copy(gguf, &sources[index], out),
-    )
+    write_json(&folder.join(hf_config::MODEL_CONFIG), &config)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
@@ -148,32 +147,56 @@ fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
     })
 }
 
-/// Row by row from blocks to the target's type.
+/// Row by row from blocks to the target's type. A bias, which is one row, is put in order value by value.
 fn copy(gguf: &Gguf, source: &Source<'_>, out: &mut dyn Write) -> io::Result<()> {
     let tensor = source.tensor;
-    let (rows, columns) = (tensor.rows(), tensor.columns());
-    let mut values = vec![0.0f32; columns];
-    let mut bytes: Vec<u8> = Vec::with_capacity(columns * 4);
-    for row in 0..rows {
-        let from = match source.interleaved_heads {
-            0 => row,
-            heads => interleaved(row, rows / heads),
+    let heads = source.interleaved_heads;
+    let mut values = vec![0.0f32; tensor.columns()];
+    let mut bytes: Vec<u8> = Vec::with_capacity(values.len() * 4);
+    for row in 0..tensor.rows() {
+        let is_matrix = tensor.shape.len() > 1;
+        let from = if heads > 0 && is_matrix {
+            interleaved(row, tensor.rows() / heads)
+        } else {
+            row
         };
         gguf.dequantize_rows(tensor, from..from + 1, &mut values)
             .map_err(io::Error::other)?;
-        bytes.clear();
-        match source.spec.dtype {
-            StoredDType::F16 => {
-                bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
-            }
-            StoredDType::BF16 => {
-                bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
-            }
-            _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        if heads > 0 && !is_matrix {
+            let d = values.len() / heads;
+            values = (0..values.len())
+                .map(|i| values[interleaved(i, d)])
+                .collect();
         }
+        bytes.clear();
+        encode(&values, source, &mut bytes)?;
         out.write_all(&bytes)?;
     }
     tensor.bytes.release();
+    Ok(())
+}
+
+fn encode(values: &[f32], source: &Source<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
+    match source.spec.dtype {
+        StoredDType::F16 => {
+            // Half precision ends at 65504; infinity is not the weight that was asked for.
+            if let Some(large) = values
+                .iter()
+                .find(|v| v.is_finite() && !f16::from_f32(**v).is_finite())
+            {
+                let name = &source.spec.name;
+                return Err(io::Error::other(format!(
+                    "tensor `{name}`: {large} does not fit in float16; import as bfloat16 or float32"
+                )));
+            }
+            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+        }
+        StoredDType::BF16 => {
+            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+        }
+        // Others have no size, and the writer has refused them.
+        _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+    }
     Ok(())
 }
 
@@ -189,6 +212,21 @@ impl<'a> Llama<'a> {
         let architecture = gguf.metadata().get_str("general.architecture");
         if architecture != Some("llama") {
             return Err(field(gguf, "general.architecture", "\"llama\""));
+        }
+        if gguf
+            .metadata()
+            .get_str("general.type")
+            .is_some_and(|kind| kind != "model")
+        {
+            return Err(field(gguf, "general.type", "\"model\""));
+        }
+        if gguf
+            .metadata()
+            .get_u64("split.count")
+            .is_some_and(|parts| parts > 1)
+        {
+            let mend = "1: join the parts first, with `llama-gguf-split --merge`";
+            return Err(field(gguf, "split.count", mend));
         }
         let mut llama = Llama {
             gguf,
@@ -509,5 +547,25 @@ fn torch_name(dtype: StoredDType) -> &'static str {
         StoredDType::F16 => "float16",
         StoredDType::BF16 => "bfloat16",
         _ => "float32",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaving_is_undone() {
+        // Two heads of six rows: llama.cpp keeps 0 3 1 4 2 5 of each.
+        let stored = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
+        let restored: Vec<_> = (0..12).map(|row| stored[interleaved(row, 6)]).collect();
+        assert_eq!(restored, (0..12).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn decimals_are_those_that_were_written() {
+        assert_eq!(decimal(f64::from(1e-5f32)), 1e-5);
+        assert_eq!(decimal(f64::from(500_000.0f32)), 500_000.0);
+        assert_eq!(decimal(f64::from(1e-6f32)), 1e-6);
     }
 }

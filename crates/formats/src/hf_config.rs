@@ -255,3 +255,126 @@ pub fn eos_token_ids(folder: &Path) -> Result<Vec<u32>, FormatError> {
     }
     Ok(Vec::new())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn config(json: &str) -> HfConfig {
+        let map = serde_json::from_str(json).unwrap();
+        HfConfig::from_map(Path::new("m/config.json"), map)
+    }
+
+    #[test]
+    fn fields_are_read_by_type() {
+        let config = config(
+            r#"{"n":576,"x":1e-5,"b":true,"s":"silu","l":["a"],"none":null,"r":{"factor":8.0},"eos":[2,3],"bos":1}"#,
+        );
+        assert_eq!(config.usize("n").unwrap(), 576);
+        assert_eq!(config.f64("x").unwrap(), 1e-5);
+        assert_eq!(config.f64("n").unwrap(), 576.0);
+        assert!(config.bool("b").unwrap());
+        assert_eq!(config.str("s").unwrap(), "silu");
+        assert_eq!(config.opt_strs("l").unwrap().unwrap(), ["a"]);
+        for missing in ["none", "missing"] {
+            assert_eq!(config.opt_usize(missing).unwrap(), None);
+            assert!(config.opt_object(missing).unwrap().is_none());
+            assert!(config.token_ids(missing).unwrap().is_empty());
+        }
+        assert_eq!(config.token_ids("eos").unwrap(), [2, 3]);
+        assert_eq!(config.token_ids("bos").unwrap(), [1]);
+        let rope = config.opt_object("r").unwrap().unwrap();
+        assert_eq!(rope.f64("factor").unwrap(), 8.0);
+    }
+
+    #[test]
+    fn errors_name_file_field_value_and_what_is_accepted() {
+        let config = config(r#"{"n":-1,"x":1e39,"s":7,"r":{"factor":"x"},"long":[1,2]}"#);
+        assert_eq!(
+            config.usize("n").unwrap_err().to_string(),
+            "m/config.json: `n` is -1; accepted: an integer from 0 to 2147483647"
+        );
+        assert_eq!(
+            config.usize("hidden_size").unwrap_err().to_string(),
+            "m/config.json: `hidden_size` is missing; accepted: an integer from 0 to 2147483647"
+        );
+        let rope = config.opt_object("r").unwrap().unwrap();
+        let message = rope.f64("factor").unwrap_err().to_string();
+        assert!(message.contains("`r.factor` is \"x\""), "{message}");
+        assert_eq!(
+            config.unsupported("s", "\"silu\"").to_string(),
+            "m/config.json: `s` is 7; accepted: \"silu\""
+        );
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        for value in [
+            "-1",
+            "2147483648",
+            "1e30",
+            "18446744073709551616",
+            "1.5",
+            "\"8\"",
+            "true",
+        ] {
+            let config = config(&format!(r#"{{"n":{value}}}"#));
+            config.usize("n").expect_err(value);
+            config.token_ids("n").expect_err(value);
+        }
+        for value in ["-1", "-0.1", "1e39", "1e308", "\"1\"", "[]"] {
+            let config = config(&format!(r#"{{"n":{value}}}"#));
+            config.f64("n").expect_err(value);
+        }
+    }
+
+    #[test]
+    fn files_that_are_not_json_objects_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = HfConfig::read(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("config.json: is missing"), "{message}");
+        let deep = format!(r#"{{"a":{}}}"#, "[".repeat(100_000));
+        for text in [
+            "",
+            "[]",
+            "7",
+            "{\"a\":NaN}",
+            "{\"a\":1e999}",
+            "{\"a\":",
+            &deep,
+        ] {
+            fs::write(folder.path().join(MODEL_CONFIG), text).unwrap();
+            let message = HfConfig::read(folder.path()).expect_err(text).to_string();
+            assert!(message.contains("config.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn generation_config_comes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(eos_token_ids(folder.path()).unwrap().is_empty());
+        fs::write(folder.path().join(MODEL_CONFIG), r#"{"eos_token_id":2}"#).unwrap();
+        assert_eq!(eos_token_ids(folder.path()).unwrap(), [2]);
+        fs::write(
+            folder.path().join(GENERATION_CONFIG),
+            r#"{"eos_token_id":[5,6]}"#,
+        )
+        .unwrap();
+        assert_eq!(eos_token_ids(folder.path()).unwrap(), [5, 6]);
+        fs::write(
+            folder.path().join(GENERATION_CONFIG),
+            r#"{"do_sample":true}"#,
+        )
+        .unwrap();
+        assert_eq!(eos_token_ids(folder.path()).unwrap(), [2]);
+        fs::write(
+            folder.path().join(GENERATION_CONFIG),
+            r#"{"eos_token_id":"</s>"}"#,
+        )
+        .unwrap();
+        let message = eos_token_ids(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("generation_config.json"), "{message}");
+    }
+}

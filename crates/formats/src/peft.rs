@@ -206,3 +206,247 @@ fn number(value: f64) -> Value {
         json!(value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What PEFT 0.21.2 writes for `LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
+    /// base_model_name_or_path="x")`.
+    const WRITTEN_BY_PEFT: &str = r#"{
+  "alora_invocation_tokens": null,
+  "alpha_pattern": {},
+  "arrow_config": null,
+  "auto_mapping": null,
+  "base_model_name_or_path": "x",
+  "bias": "none",
+  "corda_config": null,
+  "ensure_weight_tying": false,
+  "eva_config": null,
+  "exclude_modules": null,
+  "fan_in_fan_out": false,
+  "inference_mode": false,
+  "init_lora_weights": true,
+  "kasa_config": null,
+  "layer_replication": null,
+  "layers_pattern": null,
+  "layers_to_transform": null,
+  "loftq_config": {},
+  "lora_alpha": 8,
+  "lora_bias": false,
+  "lora_dropout": 0.0,
+  "lora_ga_config": null,
+  "megatron_config": null,
+  "megatron_core": "megatron.core",
+  "modules_to_save": null,
+  "monteclora_config": null,
+  "peft_type": "LORA",
+  "peft_version": "0.21.2",
+  "qalora_group_size": 16,
+  "r": 8,
+  "rank_pattern": {},
+  "revision": null,
+  "target_modules": [
+    "q_proj",
+    "v_proj"
+  ],
+  "target_parameters": null,
+  "task_type": "CAUSAL_LM",
+  "trainable_token_indices": null,
+  "use_bdlora": null,
+  "use_dora": false,
+  "use_qalora": false,
+  "use_rslora": false,
+  "velora_config": null
+}"#;
+
+    fn q_and_v() -> LoraConfig {
+        LoraConfig {
+            target_modules: TargetModules::List(vec!["q_proj".into(), "v_proj".into()]),
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some("x".into()),
+            ..LoraConfig::default()
+        }
+    }
+
+    fn read(json: &str) -> Result<LoraConfig, FormatError> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(ADAPTER_CONFIG), json).unwrap();
+        LoraConfig::read(folder.path())
+    }
+
+    #[test]
+    fn the_file_is_peft_s_to_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        q_and_v().write(folder.path()).unwrap();
+        let written = fs::read_to_string(folder.path().join(ADAPTER_CONFIG)).unwrap();
+        assert_eq!(written, WRITTEN_BY_PEFT);
+        let read = LoraConfig::read(folder.path()).unwrap();
+        assert_eq!(
+            read,
+            LoraConfig {
+                peft_version: Some("0.21.2".into()),
+                ..q_and_v()
+            }
+        );
+    }
+
+    #[test]
+    fn every_field_survives_a_round_trip() {
+        let config = LoraConfig {
+            r: 16,
+            lora_alpha: 12.5,
+            lora_dropout: 0.1,
+            exclude_modules: Some(ModuleNames::Regex(r".*\.0\..*".into())),
+            fan_in_fan_out: true,
+            use_rslora: true,
+            init_lora_weights: json!("gaussian"),
+            rank_pattern: vec![("z".into(), 4), ("a".into(), 2)],
+            alpha_pattern: vec![("z".into(), 4.0), ("a".into(), 2.5)],
+            layers_to_transform: Some(vec![0, 3]),
+            layers_pattern: vec!["layers".into()],
+            revision: Some("main".into()),
+            inference_mode: true,
+            auto_mapping: Some(json!({ "base_model_class": "X" })),
+            peft_version: Some("0.19.0".into()),
+            ..q_and_v()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        config.write(folder.path()).unwrap();
+        assert_eq!(LoraConfig::read(folder.path()).unwrap(), config);
+    }
+
+    #[test]
+    fn two_keys_are_enough_and_defaults_of_any_version_ask_for_nothing() {
+        let config = read(r#"{"peft_type":"LORA","target_modules":"all-linear"}"#).unwrap();
+        assert_eq!(config.target_modules, TargetModules::AllLinear);
+        assert_eq!((config.r, config.lora_alpha), (8, 8.0));
+        // Older and newer files.
+        let config = read(
+            r#"{"peft_type":"LORA","target_modules":["q_proj"],"layers_pattern":[],"future_feature":null,
+                "other_feature":false,"third":{},"fourth":[],"fifth":"","megatron_config":{},"modules_to_save":[],
+                "runtime_config":{"ephemeral_gpu_offload":true},"auto_mapping":{"unsloth_fixed":true},
+                "qalora_group_size":32,"eva_config":{"rho":2.0},"layers_to_transform":null}"#,
+        );
+        assert!(config.is_ok(), "{config:?}");
+    }
+
+    #[test]
+    fn every_active_unsupported_feature_is_named_at_once() {
+        let message = read(
+            r#"{"peft_type":"LORA","target_modules":["q_proj"],"use_dora":true,"bias":"all","lora_bias":true,
+                "modules_to_save":["lm_head"],"layer_replication":[[0,2]],"trainable_token_indices":[1],
+                "target_parameters":["w"],"use_qalora":true,"alora_invocation_tokens":[5],"new_thing":3,
+                "init_lora_weights":"pissa","ensure_weight_tying":true}"#,
+        )
+        .unwrap_err()
+        .to_string();
+        for words in [
+            "adapter_config.json: 12 problems",
+            "`use_dora` is true",
+            "`bias` is \"all\": this feature is not supported; accepted: \"none\"",
+            "`lora_bias` is true",
+            "`modules_to_save` is [\"lm_head\"]",
+            "`layer_replication` is [[0,2]]",
+            "`trainable_token_indices` is [1]",
+            "`target_parameters` is [\"w\"]",
+            "`use_qalora` is true",
+            "`alora_invocation_tokens` is [5]",
+            "`new_thing` is 3: this key is not known",
+            "`init_lora_weights` is \"pissa\"",
+            "`ensure_weight_tying` is true",
+        ] {
+            assert!(message.contains(words), "{words} is not in\n{message}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (json, word) in [
+            (r#""target_modules":["q"]"#, "`peft_type` is missing"),
+            (
+                r#""peft_type":"IA3","target_modules":["q"]"#,
+                "`peft_type` is \"IA3\"",
+            ),
+            (r#""peft_type":"LORA""#, "`target_modules` is missing"),
+            (
+                r#""peft_type":"LORA","target_modules":null"#,
+                "`target_modules` is missing",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":[]"#,
+                "`target_modules` is []",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":[1]"#,
+                "`target_modules` is [1]",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":"(""#,
+                "not a valid regular expression",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":"(?!x)q""#,
+                "look-ahead",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"r":0"#,
+                "`r` is 0",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"r":-1"#,
+                "`r` is -1",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"r":1e9"#,
+                "`r` is 1000000000.0",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"lora_alpha":1e300"#,
+                "`lora_alpha`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"lora_dropout":1.0"#,
+                "`lora_dropout`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"rank_pattern":{"a":0}"#,
+                "`rank_pattern.a`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"rank_pattern":{"*":1}"#,
+                "`rank_pattern.*`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"layers_pattern":"h""#,
+                "`layers_to_transform`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":"q","layers_to_transform":[1]"#,
+                "need a list",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"layers_to_transform":[-1]"#,
+                "`layers_to_transform`",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"use_rslora":1"#,
+                "`use_rslora` is 1",
+            ),
+        ] {
+            let message = read(&format!("{{{json}}}")).expect_err(json).to_string();
+            assert!(message.contains(word), "{word} is not in {message}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let bad = LoraConfig { r: 0, ..q_and_v() };
+        assert!(bad.write(folder.path()).is_err());
+        assert!(
+            LoraConfig::read(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("is missing")
+        );
+    }
+}

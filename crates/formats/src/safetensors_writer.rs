@@ -166,3 +166,85 @@ impl Write for Exactly<'_> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use safetensors::{Dtype, SafeTensors};
+
+    use super::*;
+    use crate::Checkpoint;
+
+    fn spec(name: &str, dtype: StoredDType, shape: &[usize]) -> TensorSpec {
+        TensorSpec {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_by_the_crate_and_by_us() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let specs = [
+            spec("odd", StoredDType::BF16, &[3]),
+            spec("z", StoredDType::F32, &[2, 1]),
+            spec("a", StoredDType::F32, &[]),
+            spec("none", StoredDType::F16, &[4, 0]),
+        ];
+        let metadata = BTreeMap::from([("made by".into(), "\"a\" test".into())]);
+        let mut order = Vec::new();
+        write_safetensors(&path, &specs, &metadata, |index, out| {
+            order.push(index);
+            // In pieces, to see that pieces are fine.
+            for _ in 0..specs[index].byte_len().unwrap() {
+                out.write_all(&[index as u8])?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(order, [2, 1, 3, 0], "large elements first, then by name");
+
+        let bytes = std::fs::read(&path).unwrap();
+        let parsed = SafeTensors::deserialize(&bytes).unwrap();
+        let odd = parsed.tensor("odd").unwrap();
+        assert_eq!(
+            (odd.dtype(), odd.shape(), odd.data()),
+            (Dtype::BF16, &[3][..], &[0; 6][..])
+        );
+        assert_eq!(parsed.tensor("z").unwrap().data(), [1; 8]);
+        assert!(u64::from_le_bytes(bytes[..8].try_into().unwrap()).is_multiple_of(8));
+
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.metadata()["format"], "pt");
+        assert_eq!(checkpoint.metadata()["made by"], "\"a\" test");
+        assert_eq!(
+            checkpoint.names().collect::<Vec<_>>(),
+            ["a", "none", "odd", "z"]
+        );
+        assert_eq!(checkpoint.get("z").unwrap().bytes.range().start % 4, 0);
+    }
+
+    #[test]
+    fn too_little_too_much_and_doubled_names_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let one = [spec("liar", StoredDType::F32, &[1])];
+        for bytes in [3, 5] {
+            let result = write_safetensors(&path, &one, &BTreeMap::new(), |_, out| {
+                out.write_all(&vec![0; bytes])
+            });
+            assert!(result.unwrap_err().to_string().contains("`liar`"));
+        }
+        for specs in [
+            vec![one[0].clone(), one[0].clone()],
+            vec![spec("__metadata__", StoredDType::F32, &[1])],
+            vec![spec("huge", StoredDType::F32, &[usize::MAX, 2])],
+            vec![spec("int", StoredDType::Other("I64"), &[1])],
+        ] {
+            let result = write_safetensors(&path, &specs, &BTreeMap::new(), |_, _| Ok(()));
+            assert!(result.unwrap_err().to_string().contains(&specs[0].name));
+        }
+        assert!(!path.exists());
+    }
+}

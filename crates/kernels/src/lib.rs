@@ -23,6 +23,11 @@
 //! Each file says once whether its gradients accumulate or overwrite. The naive versions in
 //! [`reference`](mod@reference) are what the tests and the benchmarks compare with.
 
+#![expect(
+    clippy::inline_always,
+    reason = "loops must be inlined into code that is compiled for the processor's vectors"
+)]
+
 #[cfg(target_endian = "big")]
 compile_error!(
     "weights are mapped as little-endian numbers; big-endian machines are not supported"

@@ -24,6 +24,15 @@ pub struct Dropout {
     pub key: u64,
 }
 
+impl Dropout {
+    /// What the element at a row and column is multiplied by: 0, or 1 / (1 - p).
+    pub fn factor(&self, row: usize, col: usize) -> f32 {
+        let mut factor = [0.0];
+        drop_out(&mut factor, &[1.0], self.p, self.key, row, col);
+        factor[0]
+    }
+}
+
 /// The two factors of a low-rank branch.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
@@ -105,7 +114,7 @@ pub fn low_rank_forward(
             )
         };
         with_dropped(lr, x, tokens, 0..ins, |x| {
-            product(u_out, false, 1.0, x, a.t())
+            product(u_out, false, 1.0, x, a.t());
         });
         #[expect(unsafe_code, reason = "tasks write disjoint rows")]
         // SAFETY: as above.
@@ -176,7 +185,7 @@ pub fn low_rank_backward(
                 let du = du_mat.block(part.clone(), 0..rank).t();
                 let tokens = rows.start + part.start..rows.start + part.end;
                 with_dropped(lr, x, tokens, block.clone(), |x| {
-                    product(da, true, 1.0, du, x)
+                    product(da, true, 1.0, du, x);
                 });
             }
         });

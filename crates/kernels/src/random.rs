@@ -150,7 +150,7 @@ pub(crate) fn drop_out(y: &mut [f32], x: &[f32], p: f32, key: u64, row: usize, f
             let mut words = [0; 4];
             for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
                 let col = first + i;
-                if i == 0 || col % 4 == 0 {
+                if i == 0 || col.is_multiple_of(4) {
                     words = philox(key, [(col / 4) as u32, row[0], row[1], 1]);
                 }
                 *y = if u64::from(words[col % 4]) < threshold {

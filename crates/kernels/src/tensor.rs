@@ -144,10 +144,7 @@ impl Tensor {
                 }
             }
         }
-        Self {
-            dtype,
-            ..Self::from_buffer(buffer, rows, cols)
-        }
+        Self::owned(buffer, dtype, rows, cols)
     }
 
     /// A matrix that lies in `bytes[range]`, without copying it.
@@ -199,18 +196,19 @@ impl Tensor {
         check_length(bytes.len(), dtype, rows, cols)?;
         let mut buffer = Buffer::zeroed(bytes.len());
         buffer.as_mut_slice::<u8>()[..bytes.len()].copy_from_slice(bytes);
-        Ok(Self {
-            dtype,
-            ..Self::from_buffer(buffer, rows, cols)
-        })
+        Ok(Self::owned(buffer, dtype, rows, cols))
     }
 
     /// An f32 matrix in the first bytes of a buffer that may be larger.
     pub(crate) fn from_buffer(buffer: Buffer, rows: usize, cols: usize) -> Self {
-        debug_assert!(buffer.capacity() >= rows * cols * size_of::<f32>());
+        Self::owned(buffer, DType::F32, rows, cols)
+    }
+
+    fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
+        debug_assert!(buffer.capacity() >= rows * cols * dtype.size_of());
         Self {
             storage: Storage::Owned(buffer),
-            dtype: DType::F32,
+            dtype,
             rows,
             cols,
         }

@@ -19,11 +19,26 @@ pub const BUILTIN: &str = "builtin:tiny";
 /// The built-in model's files by name. It was pretrained by this program (`cargo dev builtin-model`).
 pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../builtin/config.json")),
-    ("generation_config.json", include_bytes!("../builtin/generation_config.json")),
-    ("model.safetensors", include_bytes!("../builtin/model.safetensors")),
-    ("tokenizer.json", include_bytes!("../builtin/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../builtin/tokenizer_config.json")),
-    ("chat_template.jinja", include_bytes!("../builtin/chat_template.jinja")),
+    (
+        "generation_config.json",
+        include_bytes!("../builtin/generation_config.json"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../builtin/model.safetensors"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../builtin/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../builtin/tokenizer_config.json"),
+    ),
+    (
+        "chat_template.jinja",
+        include_bytes!("../builtin/chat_template.jinja"),
+    ),
 ];
 
 /// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
@@ -78,7 +93,9 @@ impl Source {
             return Ok(Self::Builtin);
         }
         if let Some(other) = model.strip_prefix("builtin:") {
-            return Err(Error::Settings(format!("there is no built-in model `{other}`; the one there is: {BUILTIN}")));
+            return Err(Error::Settings(format!(
+                "there is no built-in model `{other}`; the one there is: {BUILTIN}"
+            )));
         }
         let path = Path::new(model);
         if path.is_dir() {
@@ -90,7 +107,9 @@ impl Source {
             } else {
                 "give the folder that holds config.json and model.safetensors".to_owned()
             };
-            return Err(Error::Settings(format!("{model} is a file, and a model is a folder; {mend}")));
+            return Err(Error::Settings(format!(
+                "{model} is a file, and a model is a folder; {mend}"
+            )));
         }
         crate::hub::cached(model).map(Self::Folder).ok_or_else(|| {
             let mend = if crate::hub::looks_like_id(model) {
@@ -120,7 +139,9 @@ impl Source {
     pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
         Ok(match self {
             Self::Folder(folder) => Checkpoint::open(folder)?,
-            Self::Builtin => Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?,
+            Self::Builtin => {
+                Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?
+            }
         })
     }
 
@@ -153,7 +174,11 @@ impl Source {
             )));
         }
         let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
-        Ok(Base { decoder: Decoder::new(weights), tokenizer, source: self })
+        Ok(Base {
+            decoder: Decoder::new(weights),
+            tokenizer,
+            source: self,
+        })
     }
 
     /// Copies the tokenizer, the chat template and the generation settings into `folder`, byte for byte, and writes
@@ -181,7 +206,11 @@ impl Source {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",
         };
-        let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        let key = if config.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
         config.insert(key.to_owned(), name.into());
         atomic::write_file(&folder.join("config.json"), |out| {
             serde_json::to_writer_pretty(&mut *out, &config)?;
@@ -193,7 +222,10 @@ impl Source {
     /// A short name for cards and reports: a folder's own name, never a path.
     pub fn short_name(&self) -> String {
         match self {
-            Self::Folder(path) => path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),
+            Self::Folder(path) => path.file_name().map_or_else(
+                || "model".into(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
             Self::Builtin => BUILTIN.to_owned(),
         }
     }
@@ -204,5 +236,8 @@ fn builtin_config() -> serde_json::Map<String, serde_json::Value> {
 }
 
 fn builtin(name: &str) -> &'static [u8] {
-    BUILTIN_FILES.iter().find(|(known, _)| *known == name).map_or(&[], |(_, bytes)| bytes)
+    BUILTIN_FILES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or(&[], |(_, bytes)| bytes)
 }

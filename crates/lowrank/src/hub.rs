@@ -10,7 +10,12 @@ use crate::Error;
 
 /// Whether a name has the form `owner/name`.
 pub fn looks_like_id(model: &str) -> bool {
-    let part = |p: &str| !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let part = |p: &str| {
+        !p.is_empty()
+            && !p.starts_with('.')
+            && p.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
     matches!(model.split('/').collect::<Vec<_>>().as_slice(), [owner, name] if part(owner) && part(name))
 }
 
@@ -19,7 +24,9 @@ pub fn cached(model: &str) -> Option<PathBuf> {
     if !looks_like_id(model) {
         return None;
     }
-    let config = Cache::from_env().model(model.to_owned()).get("config.json")?;
+    let config = Cache::from_env()
+        .model(model.to_owned())
+        .get("config.json")?;
     config.parent().map(PathBuf::from)
 }
 
@@ -28,34 +35,64 @@ pub fn cached(model: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// A name that is no Hub id; no network; a model that does not exist, is gated, or has no safetensors weights.
-pub fn pull<P: Progress>(model: &str, revision: Option<&str>, mut progress: impl FnMut(&str) -> P) -> Result<PathBuf, Error> {
+pub fn pull<P: Progress>(
+    model: &str,
+    revision: Option<&str>,
+    mut progress: impl FnMut(&str) -> P,
+) -> Result<PathBuf, Error> {
     if !looks_like_id(model) {
-        return Err(Error::Settings(format!("{model} is not a Hub id; it has the form owner/name")));
+        return Err(Error::Settings(format!(
+            "{model} is not a Hub id; it has the form owner/name"
+        )));
     }
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Error::Training(format!("{model}: {what}: {error}; check the name and the network, and for a gated model set HF_TOKEN"))
+        Error::Training(format!(
+            "{model}: {what}: {error}; check the name and the network, and for a gated model set HF_TOKEN"
+        ))
     };
-    let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("the Hub can't be used", &e))?;
+    let api = ApiBuilder::from_env()
+        .with_progress(false)
+        .build()
+        .map_err(|e| failed("the Hub can't be used", &e))?;
     let repo = api.repo(match revision {
-        Some(revision) => Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned()),
+        Some(revision) => {
+            Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned())
+        }
         None => Repo::model(model.to_owned()),
     });
-    let info = repo.info().map_err(|e| failed("its files can't be listed", &e))?;
-    let names: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| is_wanted(name)).collect();
+    let info = repo
+        .info()
+        .map_err(|e| failed("its files can't be listed", &e))?;
+    let names: Vec<&str> = info
+        .siblings
+        .iter()
+        .map(|file| file.rfilename.as_str())
+        .filter(|name| is_wanted(name))
+        .collect();
     if !names.iter().any(|name| name.ends_with(".safetensors")) {
-        return Err(Error::Training(format!("{model} has no safetensors weights, which are the only ones read here")));
+        return Err(Error::Training(format!(
+            "{model} has no safetensors weights, which are the only ones read here"
+        )));
     }
     let mut folder = None;
     // The weights last: a folder that has them has everything.
-    let (weights, small): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.ends_with(".safetensors"));
+    let (weights, small): (Vec<&str>, Vec<&str>) = names
+        .iter()
+        .partition(|name| name.ends_with(".safetensors"));
     for name in small.into_iter().chain(weights) {
-        let path = Cache::from_env().repo(match revision {
-            Some(revision) => Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned()),
-            None => Repo::model(model.to_owned()),
-        }).get(name);
+        let path = Cache::from_env()
+            .repo(match revision {
+                Some(revision) => {
+                    Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned())
+                }
+                None => Repo::model(model.to_owned()),
+            })
+            .get(name);
         let path = match path {
             Some(path) => path,
-            None => repo.download_with_progress(name, progress(name)).map_err(|e| failed(name, &e))?,
+            None => repo
+                .download_with_progress(name, progress(name))
+                .map_err(|e| failed(name, &e))?,
         };
         folder = path.parent().map(PathBuf::from);
     }
@@ -96,7 +133,12 @@ mod tests {
     #[test]
     fn only_what_is_read_is_fetched() {
         assert!(is_wanted("model-00001-of-00002.safetensors") && is_wanted("tokenizer.json"));
-        for other in ["onnx/model.safetensors", "pytorch_model.bin", "README.md", "consolidated.safetensors"] {
+        for other in [
+            "onnx/model.safetensors",
+            "pytorch_model.bin",
+            "README.md",
+            "consolidated.safetensors",
+        ] {
             assert!(!is_wanted(other), "{other}");
         }
     }

@@ -226,3 +226,115 @@ pub fn parse_lora_key(key: &str) -> Option<(&str, LoraPart)> {
         (!module.is_empty()).then_some((module, part))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const Q0: &str = "model.layers.0.self_attn.q_proj";
+    const Q11: &str = "model.layers.11.self_attn.q_proj";
+
+    fn list(entries: &[&str]) -> LoraConfig {
+        let entries = entries.iter().map(ToString::to_string).collect();
+        LoraConfig {
+            target_modules: TargetModules::List(entries),
+            ..LoraConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_list_matches_whole_names_and_ends_after_a_dot() {
+        assert!(list(&["q_proj"]).matches(Q0));
+        assert!(list(&["q_proj"]).matches("q_proj"));
+        assert!(list(&["self_attn.q_proj"]).matches(Q0));
+        assert!(list(&[Q0]).matches(Q0));
+        for other in ["proj", "q_pro", "attn.q_proj", ".q_proj", "model", ""] {
+            assert!(!list(&[other]).matches(Q0), "{other}");
+        }
+        // A list entry is no regular expression.
+        assert!(!list(&["q.proj"]).matches(Q0));
+    }
+
+    #[test]
+    fn a_string_matches_the_whole_name_as_a_regular_expression() {
+        let regex = |text: &str| LoraConfig {
+            target_modules: TargetModules::Regex(text.into()),
+            ..LoraConfig::default()
+        };
+        assert!(regex(r".*\.(q|v)_proj").matches(Q0));
+        assert!(!regex("q_proj").matches(Q0));
+        assert!(!regex(r".*\.q_pro").matches(Q0));
+        // The alternatives are bracketed: neither end is loose.
+        assert!(!regex("x|.*q").matches(Q0));
+        assert!(!regex("(").matches(Q0));
+    }
+
+    #[test]
+    fn exclusion_wins() {
+        let mut config = list(&["q_proj"]);
+        config.exclude_modules = Some(ModuleNames::List(vec!["layers.0.self_attn.q_proj".into()]));
+        assert!(!config.matches(Q0) && config.matches(Q11));
+        config.exclude_modules = Some(ModuleNames::Regex(r".*\.11\..*".into()));
+        assert!(config.matches(Q0) && !config.matches(Q11));
+        config.target_modules = TargetModules::AllLinear;
+        assert!(config.matches(Q0) && !config.matches(Q11));
+    }
+
+    #[test]
+    fn layers_are_chosen_by_number() {
+        let mut config = list(&["q_proj"]);
+        config.layers_to_transform = Some(vec![11]);
+        assert!(!config.matches(Q0) && config.matches(Q11));
+        // The layer's number comes first, an expert's later.
+        assert!(config.matches("model.layers.11.experts.3.q_proj"));
+        assert!(!config.matches("model.layers.3.experts.11.q_proj"));
+        assert!(!config.matches("q_proj_without.a.layer.q_proj"));
+        config.layers_pattern = vec!["h".into()];
+        assert!(!config.matches(Q11));
+        config.layers_pattern.push("layers".into());
+        assert!(config.matches(Q11) && !config.matches(Q0));
+        // A whole name is taken whatever its layer, as PEFT does.
+        config.target_modules = TargetModules::List(vec![Q0.into()]);
+        assert!(config.matches(Q0));
+        config.layers_to_transform = Some(Vec::new());
+        config.target_modules = TargetModules::List(vec!["q_proj".into()]);
+        assert!(config.matches(Q0));
+    }
+
+    #[test]
+    fn the_first_pattern_that_matches_gives_rank_and_alpha() {
+        let mut config = list(&["q_proj", "v_proj"]);
+        config.rank_pattern = vec![(r"layers\.0\..*".into(), 4), ("q_proj".into(), 2)];
+        config.alpha_pattern = vec![("self_attn.q_proj".into(), 24.0)];
+        assert_eq!((config.rank_of(Q0), config.rank_of(Q11)), (4, 2));
+        assert_eq!(config.rank_of("model.layers.1.self_attn.v_proj"), 8);
+        // `q_proj` is no end of `xq_proj` after a dot.
+        assert_eq!(config.rank_of("model.layers.1.xq_proj"), 8);
+        assert_eq!(config.alpha_of(Q0), 24.0);
+        assert_eq!(config.alpha_of("model.layers.1.self_attn.v_proj"), 8.0);
+        assert_eq!(config.scale_of(Q0), 6.0);
+        config.use_rslora = true;
+        assert_eq!(config.scale_of(Q0), 12.0);
+    }
+
+    #[test]
+    fn only_lora_s_own_tensors_have_keys() {
+        for part in [LoraPart::A, LoraPart::B] {
+            let key = lora_key(Q0, part);
+            assert_eq!(parse_lora_key(&key), Some((Q0, part)));
+        }
+        for other in [
+            "base_model.model.lm_head.weight",
+            "base_model.model.x.lora_embedding_A",
+            "base_model.model.x.lora_magnitude_vector",
+            "base_model.model.x.lora_A.default.weight",
+            "base_model.model.x.lora_B.bias",
+            "base_model.model..lora_A.weight.x",
+            "base_model.model.lora_A.weight",
+            "model.x.lora_A.weight",
+            "",
+        ] {
+            assert_eq!(parse_lora_key(other), None, "{other}");
+        }
+    }
+}

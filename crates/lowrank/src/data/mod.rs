@@ -22,6 +22,7 @@ mod dataset;
 mod error;
 mod example;
 mod files;
+pub mod gguf_tokenizer;
 mod preview;
 mod prompts;
 mod pyjson;

@@ -81,14 +81,35 @@ pub fn generate(
         let capacity = (prompt.ids.len() + options.max_new_tokens).min(limit.max(prompt.ids.len()));
         let finish = (options.max_new_tokens == 0).then_some(Finish::Length);
         let next = prompt.ids.clone();
-        sequences.push(Sequence { rows: rows..rows + capacity, filled: 0, adapter: prompt.adapter, next, made: Vec::new(), finish });
+        sequences.push(Sequence {
+            rows: rows..rows + capacity,
+            filled: 0,
+            adapter: prompt.adapter,
+            next,
+            made: Vec::new(),
+            finish,
+        });
         rows += capacity;
     }
     let mut cache = KvCache::new(model.config(), rows);
     while sequences.iter().any(|s| s.finish.is_none()) {
-        advance(model, adapters, &mut sequences, &mut cache, options, ws, &mut on_token);
+        advance(
+            model,
+            adapters,
+            &mut sequences,
+            &mut cache,
+            options,
+            ws,
+            &mut on_token,
+        );
     }
-    sequences.into_iter().map(|s| Continuation { ids: s.made, finish: s.finish.unwrap_or(Finish::Length) }).collect()
+    sequences
+        .into_iter()
+        .map(|s| Continuation {
+            ids: s.made,
+            finish: s.finish.unwrap_or(Finish::Length),
+        })
+        .collect()
 }
 
 /// One pass over the new tokens of every sequence that goes on, and one drawn token each.
@@ -104,16 +125,28 @@ fn advance(
     let mut batch = Batch::default();
     let mut last_rows = Vec::new();
     let mut active = Vec::new();
-    for (index, sequence) in sequences.iter_mut().enumerate().filter(|(_, s)| s.finish.is_none()) {
+    for (index, sequence) in sequences
+        .iter_mut()
+        .enumerate()
+        .filter(|(_, s)| s.finish.is_none())
+    {
         let start = batch.tokens();
         let new = std::mem::take(&mut sequence.next);
         let rows = start..start + new.len();
-        batch.positions.extend((sequence.filled..sequence.filled + new.len()).map(|p| p as u32));
+        batch
+            .positions
+            .extend((sequence.filled..sequence.filled + new.len()).map(|p| p as u32));
         batch.ids.extend(new);
-        batch.appends.push((rows.clone(), sequence.rows.start + sequence.filled));
+        batch
+            .appends
+            .push((rows.clone(), sequence.rows.start + sequence.filled));
         sequence.filled += rows.len();
         let keys = sequence.rows.start..sequence.rows.start + sequence.filled;
-        batch.segments.push(Segment { queries: rows.clone(), keys: vec![keys], causal: true });
+        batch.segments.push(Segment {
+            queries: rows.clone(),
+            keys: vec![keys],
+            causal: true,
+        });
         last_rows.push((rows.end - 1) as u32);
         if let Some(adapter) = sequence.adapter {
             batch.adapters.push((rows, adapter));
@@ -121,14 +154,19 @@ fn advance(
         active.push(index);
     }
     let logits = model.logits(&batch, adapters, &last_rows, Some(cache), ws);
-    let greedy = options.sampling.is_greedy().then(|| argmax_rows(logits.view()));
+    let greedy = options
+        .sampling
+        .is_greedy()
+        .then(|| argmax_rows(logits.view()));
     for (row, &index) in active.iter().enumerate() {
         let sequence = &mut sequences[index];
         let token = match &greedy {
             Some(best) => best[row] as u32,
             None => {
                 let mut values = logits.view().slice_rows(row..row + 1).to_vec();
-                options.sampling.draw(&mut values, index as u64, sequence.made.len() as u64)
+                options
+                    .sampling
+                    .draw(&mut values, index as u64, sequence.made.len() as u64)
             }
         };
         if options.stop_ids.contains(&token) {

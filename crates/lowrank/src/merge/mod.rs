@@ -70,7 +70,9 @@ pub fn merge(
     force: bool,
 ) -> Result<MergeReport, Error> {
     if adapter.low_rank.is_empty() {
-        return Err(Error::Settings("this adapter changes no linear, so there is nothing to merge".to_owned()));
+        return Err(Error::Settings(
+            "this adapter changes no linear, so there is nothing to merge".to_owned(),
+        ));
     }
     let config = families::read_config(&source.config()?)?;
     let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
@@ -96,7 +98,12 @@ pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor
     let base = model.weights().view(WeightId::Linear(id, Part::Weight));
     let mut weight = Tensor::zeros(base.rows(), base.cols());
     weight.view_mut().copy_from(base);
-    add_branches(&mut weight, model, adapter, adapter.low_rank.get(&id).map_or(&[], Vec::as_slice));
+    add_branches(
+        &mut weight,
+        model,
+        adapter,
+        adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
+    );
     weight
 }
 
@@ -104,18 +111,35 @@ pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor
 pub fn delta(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
     let base = model.weights().view(WeightId::Linear(id, Part::Weight));
     let mut delta = Tensor::zeros(base.rows(), base.cols());
-    add_branches(&mut delta, model, adapter, adapter.low_rank.get(&id).map_or(&[], Vec::as_slice));
+    add_branches(
+        &mut delta,
+        model,
+        adapter,
+        adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
+    );
     delta
 }
 
 fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: &[LowRankSite]) {
     for site in sites {
         let (a, b) = (adapter.params.view(site.a), adapter.params.view(site.b));
-        low_rank_delta(weight.view_mut(), a, b, site.scale, model.config().layout, site.out_offset);
+        low_rank_delta(
+            weight.view_mut(),
+            a,
+            b,
+            site.scale,
+            model.config().layout,
+            site.out_offset,
+        );
     }
 }
 
-fn write_merged(model: &Decoder, adapter: &Adapter, folder: &Path, dtype: DType) -> Result<(), Error> {
+fn write_merged(
+    model: &Decoder,
+    adapter: &Adapter,
+    folder: &Path,
+    dtype: DType,
+) -> Result<(), Error> {
     let config = model.config();
     let weights = config.weights();
     let specs: Vec<TensorSpec> = weights
@@ -123,25 +147,43 @@ fn write_merged(model: &Decoder, adapter: &Adapter, folder: &Path, dtype: DType)
         .map(|&(id, (rows, cols))| TensorSpec {
             name: families::tensor_name(config, id),
             dtype: stored(dtype),
-            shape: if is_vector(id) { vec![cols] } else { vec![rows, cols] },
+            shape: if is_vector(id) {
+                vec![cols]
+            } else {
+                vec![rows, cols]
+            },
         })
         .collect();
-    write_safetensors(&folder.join("model.safetensors"), &specs, &std::collections::BTreeMap::new(), |index, out| {
-        match weights[index].0 {
+    write_safetensors(
+        &folder.join("model.safetensors"),
+        &specs,
+        &std::collections::BTreeMap::new(),
+        |index, out| match weights[index].0 {
             WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
                 out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
             }
             id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
-        }
-    })?;
+        },
+    )?;
     Ok(())
 }
 
-fn prove(source: &Source, base: &Arc<Decoder>, adapter: &Adapter, passages: &[Vec<u32>], folder: &Path, dtype: DType) -> Result<MergeReport, Error> {
+fn prove(
+    source: &Source,
+    base: &Arc<Decoder>,
+    adapter: &Adapter,
+    passages: &[Vec<u32>],
+    folder: &Path,
+    dtype: DType,
+) -> Result<MergeReport, Error> {
     let merged = Decoder::new(Weights::load(folder, dtype)?);
     let set = [adapter];
     let with_adapter = AdapterSet::new(&set);
-    let max_logit_difference = difference(passages, (base, with_adapter), (&merged, AdapterSet::none()));
+    let max_logit_difference = difference(
+        passages,
+        (base, with_adapter),
+        (&merged, AdapterSet::none()),
+    );
     let (limit, rounding_difference) = match dtype {
         DType::F32 => (F32_LIMIT, None),
         DType::Bf16 => {
@@ -161,10 +203,22 @@ fn prove(source: &Source, base: &Arc<Decoder>, adapter: &Adapter, passages: &[Ve
 
 /// How far rounding the base to 16 bit moves its logits. A base that is stored in 16 bit already has nothing to round, so
 /// it is scaled by 1.001 first: the values then lie as far from 16-bit numbers as any merged ones.
-fn rounding_drift(source: &Source, base: &Arc<Decoder>, passages: &[Vec<u32>]) -> Result<f32, Error> {
+fn rounding_drift(
+    source: &Source,
+    base: &Arc<Decoder>,
+    passages: &[Vec<u32>],
+) -> Result<f32, Error> {
     let config = base.config();
-    let rounded = Decoder::new(Weights::from_checkpoint(config.clone(), &source.checkpoint()?, DType::Bf16)?);
-    let drift = difference(passages, (base, AdapterSet::none()), (&rounded, AdapterSet::none()));
+    let rounded = Decoder::new(Weights::from_checkpoint(
+        config.clone(),
+        &source.checkpoint()?,
+        DType::Bf16,
+    )?);
+    let drift = difference(
+        passages,
+        (base, AdapterSet::none()),
+        (&rounded, AdapterSet::none()),
+    );
     if drift > 0.0 {
         return Ok(drift);
     }
@@ -182,13 +236,25 @@ fn rounding_drift(source: &Source, base: &Arc<Decoder>, passages: &[Vec<u32>]) -
                 (id, tensor)
             })
             .collect();
-        Ok(Decoder::new(Weights::from_tensors(config.clone(), tensors, dtype)?))
+        Ok(Decoder::new(Weights::from_tensors(
+            config.clone(),
+            tensors,
+            dtype,
+        )?))
     };
-    Ok(difference(passages, (&*nudged(DType::F32)?, AdapterSet::none()), (&*nudged(DType::Bf16)?, AdapterSet::none())))
+    Ok(difference(
+        passages,
+        (&*nudged(DType::F32)?, AdapterSet::none()),
+        (&*nudged(DType::Bf16)?, AdapterSet::none()),
+    ))
 }
 
 /// The largest difference between two models' logits on any token of the passages.
-pub fn difference(passages: &[Vec<u32>], a: (&Decoder, AdapterSet), b: (&Decoder, AdapterSet)) -> f32 {
+pub fn difference(
+    passages: &[Vec<u32>],
+    a: (&Decoder, AdapterSet),
+    b: (&Decoder, AdapterSet),
+) -> f32 {
     let ws = Workspace::new();
     let logits = |(model, adapters): (&Decoder, AdapterSet), ids: &[u32]| {
         let mut batch = Batch::default();

@@ -40,7 +40,11 @@ impl Batch {
             self.supervised.push((start + i - 1) as u32);
             self.targets.push(ids[i]);
         }
-        self.segments.push(Segment { queries: rows.clone(), keys: vec![rows], causal: true });
+        self.segments.push(Segment {
+            queries: rows.clone(),
+            keys: vec![rows],
+            causal: true,
+        });
     }
 
     /// Lets every row use the adapter `index`.

@@ -8,8 +8,9 @@
 //! MLP's hidden activation are recomputed.
 
 use lowrank_kernels::{
-    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, activation_backward, activation_forward, add_assign,
-    attention_backward, attention_forward, copy_cols, gated_backward, gated_forward, rope_backward, rope_forward,
+    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, activation_backward,
+    activation_forward, add_assign, attention_backward, attention_forward, copy_cols,
+    gated_backward, gated_forward, rope_backward, rope_forward,
 };
 
 use super::config::{BlockNorm, LinearId, LinearKind, Part, WeightId};
@@ -55,7 +56,10 @@ pub(crate) struct Place<'a> {
 
 impl Place<'_> {
     fn linear(self, kind: LinearKind) -> LinearId {
-        LinearId { layer: self.layer, kind }
+        LinearId {
+            layer: self.layer,
+            kind,
+        }
     }
 
     fn norm(self, norm: BlockNorm) -> impl Fn(Part) -> WeightId {
@@ -90,11 +94,25 @@ impl Pass<'_> {
         let (o_out, lse_out, q) = (o.view_mut(), lse.view_mut(), heads.q.view());
         let segments = &self.batch.segments;
         if let Keep::Cache(cache) = keep {
-            cache.append(place.layer, heads.k.view(), heads.v.view(), &self.batch.appends);
+            cache.append(
+                place.layer,
+                heads.k.view(),
+                heads.v.view(),
+                &self.batch.appends,
+            );
             let (k, v) = cache.layer(place.layer);
             attention_forward(o_out, lse_out, q, k, v, segments, shape, self.ws);
         } else {
-            attention_forward(o_out, lse_out, q, heads.k.view(), heads.v.view(), segments, shape, self.ws);
+            attention_forward(
+                o_out,
+                lse_out,
+                q,
+                heads.k.view(),
+                heads.v.view(),
+                segments,
+                shape,
+                self.ws,
+            );
         }
         let (mut x_mid, b) = self.linear(place.linear(LinearKind::O), o.view());
         branches.push(b);
@@ -115,7 +133,18 @@ impl Pass<'_> {
         self.ws.give(h);
         add_assign(x_out.view_mut(), x_mid.view());
 
-        let saved = BlockSaved { x, attention_norm, heads, o, lse, x_mid, mlp_norm, gate, up, branches };
+        let saved = BlockSaved {
+            x,
+            attention_norm,
+            heads,
+            o,
+            lse,
+            x_mid,
+            mlp_norm,
+            gate,
+            up,
+            branches,
+        };
         match keep {
             Keep::Saved { blocks, from } if place.layer >= *from => blocks.push(saved),
             _ => self.give_block(saved),
@@ -147,9 +176,24 @@ impl Pass<'_> {
                 .into()
         };
         let (mut q, mut k, raw) = if config.qk_norm {
-            let (q_normed, q_rstd) = self.head_norm(WeightId::Norm(place.layer, BlockNorm::Q, Part::Weight), q.view());
-            let (k_normed, k_rstd) = self.head_norm(WeightId::Norm(place.layer, BlockNorm::K, Part::Weight), k.view());
-            (q_normed, k_normed, Some(RawHeads { q, q_rstd, k, k_rstd }))
+            let (q_normed, q_rstd) = self.head_norm(
+                WeightId::Norm(place.layer, BlockNorm::Q, Part::Weight),
+                q.view(),
+            );
+            let (k_normed, k_rstd) = self.head_norm(
+                WeightId::Norm(place.layer, BlockNorm::K, Part::Weight),
+                k.view(),
+            );
+            (
+                q_normed,
+                k_normed,
+                Some(RawHeads {
+                    q,
+                    q_rstd,
+                    k,
+                    k_rstd,
+                }),
+            )
         } else {
             (q, k, None)
         };
@@ -163,7 +207,12 @@ impl Pass<'_> {
     fn mlp_activation(&self, gate: Option<&Tensor>, up: &Tensor) -> Tensor {
         let mut h = self.take(up.rows(), up.cols());
         match gate {
-            Some(gate) => gated_forward(h.view_mut(), gate.view(), up.view(), self.config().activation),
+            Some(gate) => gated_forward(
+                h.view_mut(),
+                gate.view(),
+                up.view(),
+                self.config().activation,
+            ),
             None => activation_forward(h.view_mut(), up.view(), self.config().activation),
         }
         h
@@ -171,7 +220,14 @@ impl Pass<'_> {
 
     /// dx of the block's input from the gradient of its output, in place; consumes what was saved. With `stop` the block
     /// is the lowest that trains anything, and `dx` is not worth finishing.
-    pub(crate) fn block_backward(&self, place: Place, mut dx: Tensor, saved: BlockSaved, stop: bool, grads: &mut Arena) -> Tensor {
+    pub(crate) fn block_backward(
+        &self,
+        place: Place,
+        mut dx: Tensor,
+        saved: BlockSaved,
+        stop: bool,
+        grads: &mut Arena,
+    ) -> Tensor {
         self.mlp_backward(place, &mut dx, &saved, grads);
         self.attention_part_backward(place, &mut dx, &saved, stop, grads);
         self.give_block(saved);
@@ -188,7 +244,9 @@ impl Pass<'_> {
         let config = self.config();
         let (tokens, width) = (dx.rows(), config.intermediate_size);
         let down = place.linear(LinearKind::Down);
-        let h = self.reads_input(down).then(|| self.mlp_activation(saved.gate.as_ref(), &saved.up));
+        let h = self
+            .reads_input(down)
+            .then(|| self.mlp_activation(saved.gate.as_ref(), &saved.up));
         let mut dh = self.take(tokens, width);
         self.linear_backward(
             down,
@@ -205,10 +263,22 @@ impl Pass<'_> {
         let dgate = if let Some(gate) = &saved.gate {
             let mut dgate = self.take(tokens, width);
             let (g, u) = (gate.view(), saved.up.view());
-            gated_backward(dgate.view_mut(), dup.view_mut(), dh.view(), g, u, config.activation);
+            gated_backward(
+                dgate.view_mut(),
+                dup.view_mut(),
+                dh.view(),
+                g,
+                u,
+                config.activation,
+            );
             Some(dgate)
         } else {
-            activation_backward(dup.view_mut(), dh.view(), saved.up.view(), config.activation);
+            activation_backward(
+                dup.view_mut(),
+                dh.view(),
+                saved.up.view(),
+                config.activation,
+            );
             None
         };
         self.ws.give(dh);
@@ -219,25 +289,63 @@ impl Pass<'_> {
         let normed = reads.then(|| self.norm_again(&norm, saved.x_mid.view(), &saved.mlp_norm));
         let n = normed.as_ref().map(Tensor::view);
         let mut dn = self.take(tokens, config.hidden_size);
-        self.linear_backward(up, dup.view(), n, self.branches(saved, LinearKind::Up), Some(dn.view_mut()), false, grads);
+        self.linear_backward(
+            up,
+            dup.view(),
+            n,
+            self.branches(saved, LinearKind::Up),
+            Some(dn.view_mut()),
+            false,
+            grads,
+        );
         if let Some(dgate) = &dgate {
             let branches = self.branches(saved, LinearKind::Gate);
-            self.linear_backward(gate, dgate.view(), n, branches, Some(dn.view_mut()), true, grads);
+            self.linear_backward(
+                gate,
+                dgate.view(),
+                n,
+                branches,
+                Some(dn.view_mut()),
+                true,
+                grads,
+            );
         }
-        self.norm_backward(&norm, dx.view_mut(), dn.view(), saved.x_mid.view(), &saved.mlp_norm, grads);
+        self.norm_backward(
+            &norm,
+            dx.view_mut(),
+            dn.view(),
+            saved.x_mid.view(),
+            &saved.mlp_norm,
+            grads,
+        );
         self.give([dup, dn]);
         self.give(dgate);
         self.give(normed);
     }
 
     /// x_mid = x + o(attention(q, k, v)), q, k, v of norm(x)
-    fn attention_part_backward(&self, place: Place, dx: &mut Tensor, saved: &BlockSaved, stop: bool, grads: &mut Arena) {
+    fn attention_part_backward(
+        &self,
+        place: Place,
+        dx: &mut Tensor,
+        saved: &BlockSaved,
+        stop: bool,
+        grads: &mut Arena,
+    ) {
         let config = self.config();
         let tokens = dx.rows();
         let mut d_o = self.take(tokens, config.q_size());
         let o_branches = self.branches(saved, LinearKind::O);
         let o_id = place.linear(LinearKind::O);
-        self.linear_backward(o_id, dx.view(), Some(saved.o.view()), o_branches, Some(d_o.view_mut()), false, grads);
+        self.linear_backward(
+            o_id,
+            dx.view(),
+            Some(saved.o.view()),
+            o_branches,
+            Some(d_o.view_mut()),
+            false,
+            grads,
+        );
 
         let HeadsSaved { q, k, v, raw } = &saved.heads;
         let mut dq = self.take(tokens, config.q_size());
@@ -259,43 +367,102 @@ impl Pass<'_> {
         );
         self.ws.give(d_o);
         if let Some(table) = place.rope {
-            rope_backward(dq.view_mut(), &self.batch.positions, table, config.head_size);
-            rope_backward(dk.view_mut(), &self.batch.positions, table, config.head_size);
+            rope_backward(
+                dq.view_mut(),
+                &self.batch.positions,
+                table,
+                config.head_size,
+            );
+            rope_backward(
+                dk.view_mut(),
+                &self.batch.positions,
+                table,
+                config.head_size,
+            );
         }
         if let Some(raw) = raw {
             let id = |norm| WeightId::Norm(place.layer, norm, Part::Weight);
-            let dq_raw = self.head_norm_backward(id(BlockNorm::Q), dq.view(), raw.q.view(), raw.q_rstd.view(), grads);
-            let dk_raw = self.head_norm_backward(id(BlockNorm::K), dk.view(), raw.k.view(), raw.k_rstd.view(), grads);
+            let dq_raw = self.head_norm_backward(
+                id(BlockNorm::Q),
+                dq.view(),
+                raw.q.view(),
+                raw.q_rstd.view(),
+                grads,
+            );
+            let dk_raw = self.head_norm_backward(
+                id(BlockNorm::K),
+                dk.view(),
+                raw.k.view(),
+                raw.k_rstd.view(),
+                grads,
+            );
             self.ws.give(std::mem::replace(&mut dq, dq_raw));
             self.ws.give(std::mem::replace(&mut dk, dk_raw));
         }
 
         let norm = place.norm(BlockNorm::Attention);
-        let kinds: &[LinearKind] =
-            if config.fused_qkv { &[LinearKind::Qkv] } else { &[LinearKind::Q, LinearKind::K, LinearKind::V] };
-        let reads = kinds.iter().any(|&kind| self.reads_input(place.linear(kind)));
+        let kinds: &[LinearKind] = if config.fused_qkv {
+            &[LinearKind::Qkv]
+        } else {
+            &[LinearKind::Q, LinearKind::K, LinearKind::V]
+        };
+        let reads = kinds
+            .iter()
+            .any(|&kind| self.reads_input(place.linear(kind)));
         let normed = reads.then(|| self.norm_again(&norm, saved.x.view(), &saved.attention_norm));
         let n = normed.as_ref().map(Tensor::view);
-        let trains_norm = self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
+        let trains_norm =
+            self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
         let mut dn = (!stop || trains_norm).then(|| self.take(tokens, config.hidden_size));
         if config.fused_qkv {
             let mut dqkv = self.take(tokens, config.fused_columns(LinearKind::Qkv).len());
-            for (kind, part) in [(LinearKind::Q, &dq), (LinearKind::K, &dk), (LinearKind::V, &dv)] {
-                copy_cols(dqkv.view_mut(), config.fused_columns(kind).start, part.view(), 0..part.cols());
+            for (kind, part) in [
+                (LinearKind::Q, &dq),
+                (LinearKind::K, &dk),
+                (LinearKind::V, &dv),
+            ] {
+                copy_cols(
+                    dqkv.view_mut(),
+                    config.fused_columns(kind).start,
+                    part.view(),
+                    0..part.cols(),
+                );
             }
             let branches = self.branches(saved, LinearKind::Qkv);
             let dn = dn.as_mut().map(Tensor::view_mut);
-            self.linear_backward(place.linear(LinearKind::Qkv), dqkv.view(), n, branches, dn, false, grads);
+            self.linear_backward(
+                place.linear(LinearKind::Qkv),
+                dqkv.view(),
+                n,
+                branches,
+                dn,
+                false,
+                grads,
+            );
             self.ws.give(dqkv);
         } else {
-            for (i, (kind, dy)) in [(LinearKind::Q, &dq), (LinearKind::K, &dk), (LinearKind::V, &dv)].into_iter().enumerate() {
+            for (i, (kind, dy)) in [
+                (LinearKind::Q, &dq),
+                (LinearKind::K, &dk),
+                (LinearKind::V, &dv),
+            ]
+            .into_iter()
+            .enumerate()
+            {
                 let branches = self.branches(saved, kind);
                 let dn = dn.as_mut().map(Tensor::view_mut);
                 self.linear_backward(place.linear(kind), dy.view(), n, branches, dn, i > 0, grads);
             }
         }
         if let Some(dn) = &dn {
-            self.norm_backward(&norm, dx.view_mut(), dn.view(), saved.x.view(), &saved.attention_norm, grads);
+            self.norm_backward(
+                &norm,
+                dx.view_mut(),
+                dn.view(),
+                saved.x.view(),
+                &saved.attention_norm,
+                grads,
+            );
         }
         self.give([dq, dk, dv]);
         self.give(dn);
@@ -303,7 +470,18 @@ impl Pass<'_> {
     }
 
     fn give_block(&self, saved: BlockSaved) {
-        let BlockSaved { x, attention_norm, heads, o, lse, x_mid, mlp_norm, gate, up, branches } = saved;
+        let BlockSaved {
+            x,
+            attention_norm,
+            heads,
+            o,
+            lse,
+            x_mid,
+            mlp_norm,
+            gate,
+            up,
+            branches,
+        } = saved;
         self.give([x, o, lse, x_mid, up, heads.q, heads.k, heads.v]);
         self.give(gate);
         self.give(branches.into_iter().flatten());
@@ -317,7 +495,13 @@ impl Pass<'_> {
 
 impl KvCache {
     /// Writes new rows of k and v to their places.
-    fn append(&mut self, layer: usize, k: View, v: View, appends: &[(std::ops::Range<usize>, usize)]) {
+    fn append(
+        &mut self,
+        layer: usize,
+        k: View,
+        v: View,
+        appends: &[(std::ops::Range<usize>, usize)],
+    ) {
         let (cache_k, cache_v) = self.layer_mut(layer);
         let write = |cache: &mut Tensor, new: View| {
             for (rows, place) in appends {

@@ -275,25 +275,38 @@ impl ModelConfig {
 
     /// Every linear of every block.
     pub fn linears(&self) -> impl Iterator<Item = LinearId> + '_ {
-        (0..self.num_hidden_layers)
-            .flat_map(|layer| self.linear_kinds().iter().map(move |&kind| LinearId { layer, kind }))
+        (0..self.num_hidden_layers).flat_map(|layer| {
+            self.linear_kinds()
+                .iter()
+                .map(move |&kind| LinearId { layer, kind })
+        })
     }
 
     /// Every tensor of the model with its shape (rows, cols); a vector is one row.
     pub fn weights(&self) -> Vec<(WeightId, (usize, usize))> {
         let c = self.hidden_size;
-        let parts: &[Part] =
-            if self.norm == NormKind::Layer { &[Part::Weight, Part::Bias] } else { &[Part::Weight] };
+        let parts: &[Part] = if self.norm == NormKind::Layer {
+            &[Part::Weight, Part::Bias]
+        } else {
+            &[Part::Weight]
+        };
         let mut all = vec![(WeightId::Embedding, (self.vocab_size, c))];
         if self.position == Position::Learned {
             all.push((WeightId::Positions, (self.max_position_embeddings, c)));
         }
         for layer in 0..self.num_hidden_layers {
-            all.extend(parts.iter().map(|&p| (WeightId::Norm(layer, BlockNorm::Attention, p), (1, c))));
+            all.extend(
+                parts
+                    .iter()
+                    .map(|&p| (WeightId::Norm(layer, BlockNorm::Attention, p), (1, c))),
+            );
             for &kind in self.linear_kinds() {
                 if kind == LinearKind::O && self.qk_norm {
                     for norm in [BlockNorm::Q, BlockNorm::K] {
-                        all.push((WeightId::Norm(layer, norm, Part::Weight), (1, self.head_size)));
+                        all.push((
+                            WeightId::Norm(layer, norm, Part::Weight),
+                            (1, self.head_size),
+                        ));
                     }
                 }
                 let id = LinearId { layer, kind };
@@ -307,7 +320,11 @@ impl ModelConfig {
                     all.push((WeightId::Linear(id, Part::Bias), (1, output)));
                 }
                 if kind == LinearKind::O {
-                    all.extend(parts.iter().map(|&p| (WeightId::Norm(layer, BlockNorm::Mlp, p), (1, c))));
+                    all.extend(
+                        parts
+                            .iter()
+                            .map(|&p| (WeightId::Norm(layer, BlockNorm::Mlp, p), (1, c))),
+                    );
                 }
             }
         }
@@ -320,7 +337,10 @@ impl ModelConfig {
 
     /// Parameters of the model; a tied head is counted once.
     pub fn parameters(&self) -> usize {
-        self.weights().iter().map(|(_, (rows, cols))| rows * cols).sum()
+        self.weights()
+            .iter()
+            .map(|(_, (rows, cols))| rows * cols)
+            .sum()
     }
 }
 
@@ -339,7 +359,12 @@ impl Rope {
         match self.scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
                 let wavelength = 2.0 * std::f64::consts::PI / frequency;
                 if wavelength > original_max_position_embeddings / low_freq_factor {
                     frequency / factor

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace, cross_entropy_forward_backward, embedding_backward,
-    embedding_forward, head_logits,
+    Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace,
+    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits,
 };
 
 use super::batch::Batch;
@@ -46,7 +46,10 @@ pub(crate) enum Keep<'a> {
     Nothing,
     Cache(&'a mut KvCache),
     /// Saved by blocks `from` and above, for a backward that goes down to `from`.
-    Saved { blocks: Vec<BlockSaved>, from: usize },
+    Saved {
+        blocks: Vec<BlockSaved>,
+        from: usize,
+    },
 }
 
 /// Keys and values of earlier tokens: for each layer two matrices [capacity, KV·D]; a batch says which rows are whose.
@@ -58,7 +61,11 @@ impl KvCache {
     /// Room for `rows` tokens in all.
     pub fn new(config: &ModelConfig, rows: usize) -> Self {
         let new = || Tensor::zeros(rows, config.kv_size());
-        Self { layers: (0..config.num_hidden_layers).map(|_| (new(), new())).collect() }
+        Self {
+            layers: (0..config.num_hidden_layers)
+                .map(|_| (new(), new()))
+                .collect(),
+        }
     }
 
     pub(crate) fn layer(&self, layer: usize) -> (View<'_>, View<'_>) {
@@ -85,7 +92,11 @@ impl Decoder {
         let rope = match &config.position {
             Position::Rope(rope) => {
                 let frequencies = rope.inverse_frequencies(config.head_size);
-                Some(RopeTable::new(&frequencies, 1.0, config.max_position_embeddings))
+                Some(RopeTable::new(
+                    &frequencies,
+                    1.0,
+                    config.max_position_embeddings,
+                ))
             }
             Position::Learned => None,
         };
@@ -109,7 +120,8 @@ impl Decoder {
         let rows = self.gather(&pass, &x, &batch.supervised);
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let head = self.head(&pass);
-        let sums = cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
+        let sums =
+            cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
         pass.give([x, rows, h]);
         pass.give_norm(saved);
         loss_sum(sums, batch)
@@ -130,9 +142,14 @@ impl Decoder {
         let adapter = adapters.get(0);
         let lowest = adapter.lowest_layer();
         let layers = self.config().num_hidden_layers;
-        let mut keep = Keep::Saved { blocks: Vec::with_capacity(layers), from: lowest.unwrap_or(layers) };
+        let mut keep = Keep::Saved {
+            blocks: Vec::with_capacity(layers),
+            from: lowest.unwrap_or(layers),
+        };
         let x = self.blocks(&pass, &mut keep);
-        let Keep::Saved { mut blocks, from } = keep else { unreachable!("the blocks do not change how they keep") };
+        let Keep::Saved { mut blocks, from } = keep else {
+            unreachable!("the blocks do not change how they keep")
+        };
 
         let rows = self.gather(&pass, &x, &batch.supervised);
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
@@ -140,11 +157,26 @@ impl Decoder {
         let head_slot = pass.trained(self.head_id());
         let dw = head_slot.map(|slot| grads.view_mut(slot));
         let head = self.head(&pass);
-        let sums = cross_entropy_forward_backward(Some(dh.view_mut()), dw, h.view(), head, &batch.targets, label_smoothing, ws);
+        let sums = cross_entropy_forward_backward(
+            Some(dh.view_mut()),
+            dw,
+            h.view(),
+            head,
+            &batch.targets,
+            label_smoothing,
+            ws,
+        );
 
         let mut d_rows = pass.take(h.rows(), h.cols());
         d_rows.view_mut().fill(0.0);
-        pass.norm_backward(WeightId::FinalNorm, d_rows.view_mut(), dh.view(), rows.view(), &norm_saved, grads);
+        pass.norm_backward(
+            WeightId::FinalNorm,
+            d_rows.view_mut(),
+            dh.view(),
+            rows.view(),
+            &norm_saved,
+            grads,
+        );
         let mut dx = pass.take(x.rows(), x.cols());
         dx.view_mut().fill(0.0);
         // rows = x[supervised]
@@ -155,7 +187,13 @@ impl Decoder {
         let trains_embedding = adapter.trains_embedding();
         for layer in (from..layers).rev() {
             let Some(saved) = blocks.pop() else { break };
-            dx = pass.block_backward(self.place(layer), dx, saved, layer == from && !trains_embedding, grads);
+            dx = pass.block_backward(
+                self.place(layer),
+                dx,
+                saved,
+                layer == from && !trains_embedding,
+                grads,
+            );
         }
         self.embed_backward(&pass, dx.view(), grads);
         ws.give(dx);
@@ -164,7 +202,14 @@ impl Decoder {
 
     /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
     /// and its segments refer to cache rows.
-    pub fn logits(&self, batch: &Batch, adapters: AdapterSet, rows: &[u32], cache: Option<&mut KvCache>, ws: &Workspace) -> Tensor {
+    pub fn logits(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        rows: &[u32],
+        cache: Option<&mut KvCache>,
+        ws: &Workspace,
+    ) -> Tensor {
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache));
         let gathered = self.gather(&pass, &x, rows);
@@ -176,20 +221,45 @@ impl Decoder {
         logits
     }
 
-    fn pass<'a>(&'a self, batch: &'a Batch, adapters: AdapterSet<'a>, ws: &'a Workspace, dropout_key: Option<u64>) -> Pass<'a> {
-        Pass { weights: &self.weights, batch, adapters, ws, dropout_key }
+    fn pass<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        ws: &'a Workspace,
+        dropout_key: Option<u64>,
+    ) -> Pass<'a> {
+        Pass {
+            weights: &self.weights,
+            batch,
+            adapters,
+            ws,
+            dropout_key,
+        }
     }
 
     fn place(&self, layer: usize) -> Place<'_> {
-        Place { layer, rope: self.rope.as_ref() }
+        Place {
+            layer,
+            rope: self.rope.as_ref(),
+        }
     }
 
     fn blocks(&self, pass: &Pass, keep: &mut Keep) -> Tensor {
         let config = self.config();
         let mut x = pass.take(pass.batch.tokens(), config.hidden_size);
-        embedding_forward(x.view_mut(), &pass.batch.ids, pass.weight(WeightId::Embedding), false);
+        embedding_forward(
+            x.view_mut(),
+            &pass.batch.ids,
+            pass.weight(WeightId::Embedding),
+            false,
+        );
         if config.position == Position::Learned {
-            embedding_forward(x.view_mut(), &pass.batch.positions, pass.weight(WeightId::Positions), true);
+            embedding_forward(
+                x.view_mut(),
+                &pass.batch.positions,
+                pass.weight(WeightId::Positions),
+                true,
+            );
         }
         for layer in 0..config.num_hidden_layers {
             x = pass.block(self.place(layer), x, keep);
@@ -213,14 +283,25 @@ impl Decoder {
     }
 
     fn head_id(&self) -> WeightId {
-        if self.config().tie_word_embeddings { WeightId::Embedding } else { WeightId::Head }
+        if self.config().tie_word_embeddings {
+            WeightId::Embedding
+        } else {
+            WeightId::Head
+        }
     }
 
     fn head<'p>(&self, pass: &'p Pass) -> Weight<'p> {
-        Weight { view: pass.weight(self.head_id()), layout: lowrank_kernels::Layout::OutIn }
+        Weight {
+            view: pass.weight(self.head_id()),
+            layout: lowrank_kernels::Layout::OutIn,
+        }
     }
 }
 
 fn loss_sum(sums: CrossEntropy, batch: &Batch) -> LossSum {
-    LossSum { loss: sums.loss_sum, correct: sums.correct, tokens: batch.targets.len() }
+    LossSum {
+        loss: sums.loss_sum,
+        correct: sums.correct,
+        tokens: batch.targets.len(),
+    }
 }

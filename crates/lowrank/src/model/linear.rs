@@ -19,14 +19,20 @@ use crate::tuning::LowRankSite;
 impl Pass<'_> {
     /// The weight of a linear in the base's layout, or what stands in for it.
     pub(crate) fn linear_weight(&self, id: LinearId) -> Weight<'_> {
-        Weight { view: self.weight(WeightId::Linear(id, Part::Weight)), layout: self.config().layout }
+        Weight {
+            view: self.weight(WeightId::Linear(id, Part::Weight)),
+            layout: self.config().layout,
+        }
     }
 
     /// Output [T, out] and, for each branch, `x Aᵀ` [rows, r], which its backward needs.
     pub(crate) fn linear(&self, id: LinearId, x: View) -> (Tensor, Vec<Tensor>) {
         let (_, out) = self.config().linear_shape(id.kind);
         let mut y = self.ws.take(x.rows(), out);
-        let bias = self.config().linear_bias(id.kind).then(|| self.weight(WeightId::Linear(id, Part::Bias)));
+        let bias = self
+            .config()
+            .linear_bias(id.kind)
+            .then(|| self.weight(WeightId::Linear(id, Part::Bias)));
         linear_forward(y.view_mut(), x, self.linear_weight(id), bias);
         let mut branches = Vec::new();
         self.each_branch(id, |rows, branch, _| {
@@ -67,7 +73,17 @@ impl Pass<'_> {
             // y += scale · u Bᵀ, u = x Aᵀ
             let (da, db) = grads.pair_mut(site.a, site.b);
             let dx = dx.as_mut().map(ViewMut::reborrow);
-            low_rank_backward(dx, Some(da), Some(db), dy, x, branches[index].view(), rows, &branch, self.ws);
+            low_rank_backward(
+                dx,
+                Some(da),
+                Some(db),
+                dy,
+                x,
+                branches[index].view(),
+                rows,
+                &branch,
+                self.ws,
+            );
             index += 1;
         });
     }
@@ -75,10 +91,18 @@ impl Pass<'_> {
     /// Whether the backward of a linear reads its input.
     pub(crate) fn reads_input(&self, id: LinearId) -> bool {
         self.trained(WeightId::Linear(id, Part::Weight)).is_some()
-            || self.batch.adapters.iter().any(|(_, a)| self.adapters.get(*a).low_rank.contains_key(&id))
+            || self
+                .batch
+                .adapters
+                .iter()
+                .any(|(_, a)| self.adapters.get(*a).low_rank.contains_key(&id))
     }
 
-    fn each_branch(&self, id: LinearId, mut f: impl FnMut(std::ops::Range<usize>, LowRank, &LowRankSite)) {
+    fn each_branch(
+        &self,
+        id: LinearId,
+        mut f: impl FnMut(std::ops::Range<usize>, LowRank, &LowRankSite),
+    ) {
         for (rows, index) in &self.batch.adapters {
             let adapter = self.adapters.get(*index);
             for (i, site) in adapter.low_rank.get(&id).into_iter().flatten().enumerate() {
@@ -86,7 +110,10 @@ impl Pass<'_> {
                 let dropout = self
                     .dropout_key
                     .filter(|_| site.dropout > 0.0)
-                    .map(|key| Dropout { p: site.dropout, key: mix(key, place) });
+                    .map(|key| Dropout {
+                        p: site.dropout,
+                        key: mix(key, place),
+                    });
                 let branch = LowRank {
                     a: adapter.params.view(site.a),
                     b: adapter.params.view(site.b),

@@ -14,8 +14,8 @@ pub(crate) mod weights;
 
 pub use batch::Batch;
 pub use config::{
-    Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Position, Rope, RopeScaling,
-    WeightId,
+    Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
+    Position, Rope, RopeScaling, WeightId,
 };
 pub use decoder::{Decoder, KvCache, LossSum};
 pub use weights::Weights;

@@ -3,8 +3,8 @@
 //! The backward passes accumulate into `dx` and into the gradients of trained weights.
 
 use lowrank_kernels::{
-    Arena, Tensor, View, ViewMut, layer_norm_apply, layer_norm_backward, layer_norm_forward, rms_norm_apply,
-    rms_norm_backward, rms_norm_forward,
+    Arena, Tensor, View, ViewMut, layer_norm_apply, layer_norm_backward, layer_norm_forward,
+    rms_norm_apply, rms_norm_backward, rms_norm_forward,
 };
 
 use super::config::{NormKind, Part, WeightId};
@@ -24,20 +24,46 @@ impl Pass<'_> {
             NormKind::Layer => {
                 let mut mean = self.take(x.rows(), 1);
                 let bias = self.norm_bias(&id);
-                layer_norm_forward(y.view_mut(), mean.view_mut(), rstd.view_mut(), x, weight, bias, eps);
-                (y, NormSaved { mean: Some(mean), rstd })
+                layer_norm_forward(
+                    y.view_mut(),
+                    mean.view_mut(),
+                    rstd.view_mut(),
+                    x,
+                    weight,
+                    bias,
+                    eps,
+                );
+                (
+                    y,
+                    NormSaved {
+                        mean: Some(mean),
+                        rstd,
+                    },
+                )
             }
         }
     }
 
     /// The normalised rows again, from the saved statistics.
-    pub(crate) fn norm_again(&self, id: impl Fn(Part) -> WeightId, x: View, saved: &NormSaved) -> Tensor {
+    pub(crate) fn norm_again(
+        &self,
+        id: impl Fn(Part) -> WeightId,
+        x: View,
+        saved: &NormSaved,
+    ) -> Tensor {
         let mut y = self.take(x.rows(), x.cols());
         let weight = self.weight(id(Part::Weight));
         match &saved.mean {
             None => rms_norm_apply(y.view_mut(), x, saved.rstd.view(), weight, 1),
             Some(mean) => {
-                layer_norm_apply(y.view_mut(), x, mean.view(), saved.rstd.view(), weight, self.norm_bias(&id));
+                layer_norm_apply(
+                    y.view_mut(),
+                    x,
+                    mean.view(),
+                    saved.rstd.view(),
+                    weight,
+                    self.norm_bias(&id),
+                );
             }
         }
         y
@@ -63,7 +89,17 @@ impl Pass<'_> {
             }
             (Some(mean), Some(dw), Some(db)) => {
                 let (dw, db) = grads.pair_mut(dw, db);
-                layer_norm_backward(dx, Some(dw), Some(db), dy, x, mean.view(), rstd, weight, true);
+                layer_norm_backward(
+                    dx,
+                    Some(dw),
+                    Some(db),
+                    dy,
+                    x,
+                    mean.view(),
+                    rstd,
+                    weight,
+                    true,
+                );
             }
             (Some(mean), dw, db) => {
                 // At most one of the two is trained, so one borrow of the arena is enough.
@@ -82,16 +118,39 @@ impl Pass<'_> {
         let heads = x.cols() / self.config().head_size;
         let mut y = self.take(x.rows(), x.cols());
         let mut rstd = self.take(x.rows(), heads);
-        rms_norm_forward(y.view_mut(), rstd.view_mut(), x, self.weight(id), self.config().norm_eps, heads);
+        rms_norm_forward(
+            y.view_mut(),
+            rstd.view_mut(),
+            x,
+            self.weight(id),
+            self.config().norm_eps,
+            heads,
+        );
         (y, rstd)
     }
 
     /// The gradient of a head norm's input, in a new buffer.
-    pub(crate) fn head_norm_backward(&self, id: WeightId, dy: View, x: View, rstd: View, grads: &mut Arena) -> Tensor {
+    pub(crate) fn head_norm_backward(
+        &self,
+        id: WeightId,
+        dy: View,
+        x: View,
+        rstd: View,
+        grads: &mut Arena,
+    ) -> Tensor {
         let heads = x.cols() / self.config().head_size;
         let mut dx = self.take(x.rows(), x.cols());
         let dw = self.trained(id).map(|slot| grads.view_mut(slot));
-        rms_norm_backward(dx.view_mut(), dw, dy, x, rstd, self.weight(id), heads, false);
+        rms_norm_backward(
+            dx.view_mut(),
+            dw,
+            dy,
+            x,
+            rstd,
+            self.weight(id),
+            heads,
+            false,
+        );
         dx
     }
 }

@@ -30,12 +30,18 @@ impl Pass<'_> {
 
     /// The values of a base weight, or what stands in for them.
     pub(crate) fn weight(&self, id: WeightId) -> View<'_> {
-        self.adapters.replacement(id).unwrap_or_else(|| self.weights.view(id))
+        self.adapters
+            .replacement(id)
+            .unwrap_or_else(|| self.weights.view(id))
     }
 
     /// The gradient slot of a base weight that is trained.
     pub(crate) fn trained(&self, id: WeightId) -> Option<usize> {
-        if self.adapters.is_empty() { None } else { self.adapters.get(0).replaced.get(&id).copied() }
+        if self.adapters.is_empty() {
+            None
+        } else {
+            self.adapters.get(0).replaced.get(&id).copied()
+        }
     }
 
     pub(crate) fn take(&self, rows: usize, cols: usize) -> Tensor {

@@ -34,7 +34,11 @@ impl Weights {
     ///
     /// # Errors
     /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes.
-    pub fn from_checkpoint(config: ModelConfig, checkpoint: &Checkpoint, dtype: DType) -> Result<Self, Error> {
+    pub fn from_checkpoint(
+        config: ModelConfig,
+        checkpoint: &Checkpoint,
+        dtype: DType,
+    ) -> Result<Self, Error> {
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
         let mut used = std::collections::HashSet::new();
@@ -42,13 +46,20 @@ impl Weights {
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
             let short = name.strip_prefix(optional);
-            let Some(entry) = checkpoint.get(&name).or_else(|| short.and_then(|n| checkpoint.get(n))) else {
+            let Some(entry) = checkpoint
+                .get(&name)
+                .or_else(|| short.and_then(|n| checkpoint.get(n)))
+            else {
                 problems.push(format!("{name}: missing (expected {})", shape_text(shape)));
                 continue;
             };
             used.insert(entry.name.clone());
             if !has_shape(&entry.shape, shape) {
-                problems.push(format!("{name}: shape {:?}, expected {}", entry.shape, shape_text(shape)));
+                problems.push(format!(
+                    "{name}: shape {:?}, expected {}",
+                    entry.shape,
+                    shape_text(shape)
+                ));
                 continue;
             }
             let stored_as = if shape.0 == 1 { DType::F32 } else { dtype };
@@ -62,9 +73,16 @@ impl Weights {
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
         if problems.is_empty() {
-            Ok(Self { config, tensors, dtype })
+            Ok(Self {
+                config,
+                tensors,
+                dtype,
+            })
         } else {
-            Err(Error::Tensors { path: checkpoint.path().to_path_buf(), problems })
+            Err(Error::Tensors {
+                path: checkpoint.path().to_path_buf(),
+                problems,
+            })
         }
     }
 
@@ -72,7 +90,11 @@ impl Weights {
     ///
     /// # Errors
     /// Tensors that are missing or of another shape.
-    pub fn from_tensors(config: ModelConfig, mut given: HashMap<WeightId, Tensor>, dtype: DType) -> Result<Self, Error> {
+    pub fn from_tensors(
+        config: ModelConfig,
+        mut given: HashMap<WeightId, Tensor>,
+        dtype: DType,
+    ) -> Result<Self, Error> {
         let mut tensors = HashMap::new();
         let mut problems = Vec::new();
         for (id, (rows, cols)) in config.weights() {
@@ -80,13 +102,23 @@ impl Weights {
                 Some(tensor) if tensor.rows() == rows && tensor.cols() == cols => {
                     tensors.insert(id, tensor);
                 }
-                _ => problems.push(format!("{}: missing or of another shape", families::tensor_name(&config, id))),
+                _ => problems.push(format!(
+                    "{}: missing or of another shape",
+                    families::tensor_name(&config, id)
+                )),
             }
         }
         if problems.is_empty() {
-            Ok(Self { config, tensors, dtype })
+            Ok(Self {
+                config,
+                tensors,
+                dtype,
+            })
         } else {
-            Err(Error::Tensors { path: "(in memory)".into(), problems })
+            Err(Error::Tensors {
+                path: "(in memory)".into(),
+                problems,
+            })
         }
     }
 
@@ -142,11 +174,19 @@ fn has_shape(stored: &[usize], (rows, cols): (usize, usize)) -> bool {
 }
 
 fn shape_text((rows, cols): (usize, usize)) -> String {
-    if rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") }
+    if rows == 1 {
+        format!("[{cols}]")
+    } else {
+        format!("[{rows}, {cols}]")
+    }
 }
 
 /// A stored tensor as f32 or bf16: in place where it is stored so and aligned, otherwise converted.
-pub(crate) fn to_tensor(entry: &TensorEntry, (rows, cols): (usize, usize), dtype: DType) -> Result<Tensor, Error> {
+pub(crate) fn to_tensor(
+    entry: &TensorEntry,
+    (rows, cols): (usize, usize),
+    dtype: DType,
+) -> Result<Tensor, Error> {
     let stored = match entry.dtype {
         StoredDType::F32 => Some(DType::F32),
         StoredDType::BF16 => Some(DType::Bf16),

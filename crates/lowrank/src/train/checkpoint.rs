@@ -52,21 +52,41 @@ pub fn write(
     let folder = step_folder(run, state.step);
     atomic::write_folder(&folder, true, |temporary| -> Result<(), Error> {
         write_adapter(temporary)?;
-        let arenas = [("param", &adapter.params), ("m", &optimizer.m), ("v", &optimizer.v)];
+        let arenas = [
+            ("param", &adapter.params),
+            ("m", &optimizer.m),
+            ("v", &optimizer.v),
+        ];
         let specs: Vec<_> = arenas
             .iter()
             .flat_map(|(kind, arena)| {
                 adapter.names.iter().enumerate().map(move |(slot, name)| {
                     let (rows, cols) = arena.shape(slot);
-                    TensorSpec { name: format!("{kind}.{name}"), dtype: StoredDType::F32, shape: vec![rows, cols] }
+                    TensorSpec {
+                        name: format!("{kind}.{name}"),
+                        dtype: StoredDType::F32,
+                        shape: vec![rows, cols],
+                    }
                 })
             })
             .collect();
         let slots = adapter.names.len();
-        write_safetensors(&temporary.join(STATE), &specs, &std::collections::BTreeMap::new(), |index, out| {
-            out.write_all(&arenas[index / slots].1.view(index % slots).to_le_bytes(DType::F32))
+        write_safetensors(
+            &temporary.join(STATE),
+            &specs,
+            &std::collections::BTreeMap::new(),
+            |index, out| {
+                out.write_all(
+                    &arenas[index / slots]
+                        .1
+                        .view(index % slots)
+                        .to_le_bytes(DType::F32),
+                )
+            },
+        )?;
+        atomic::write_file(&temporary.join(TRAINER), |out| {
+            Ok(serde_json::to_writer_pretty(out, state)?)
         })?;
-        atomic::write_file(&temporary.join(TRAINER), |out| Ok(serde_json::to_writer_pretty(out, state)?))?;
         Ok(())
     })?;
     Ok(folder)
@@ -76,11 +96,18 @@ pub fn write(
 ///
 /// # Errors
 /// Files that are missing, damaged, or of another run.
-pub fn read(folder: &Path, adapter: &mut Adapter, optimizer: &mut OptimizerState) -> Result<TrainerState, Error> {
+pub fn read(
+    folder: &Path,
+    adapter: &mut Adapter,
+    optimizer: &mut OptimizerState,
+) -> Result<TrainerState, Error> {
     let path = folder.join(TRAINER);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     let state: TrainerState = serde_json::from_str(&text).map_err(|error| {
-        Error::Training(format!("{}: {error}; delete this checkpoint folder to go on from an earlier one", path.display()))
+        Error::Training(format!(
+            "{}: {error}; delete this checkpoint folder to go on from an earlier one",
+            path.display()
+        ))
     })?;
     read_values(folder, "param", &adapter.names, &mut adapter.params)?;
     read_values(folder, "m", &adapter.names, &mut optimizer.m)?;
@@ -97,19 +124,33 @@ pub fn read_params(folder: &Path, adapter: &mut Adapter) -> Result<(), Error> {
     read_values(folder, "param", &adapter.names, &mut adapter.params)
 }
 
-fn read_values(folder: &Path, kind: &str, names: &[String], arena: &mut Arena) -> Result<(), Error> {
+fn read_values(
+    folder: &Path,
+    kind: &str,
+    names: &[String],
+    arena: &mut Arena,
+) -> Result<(), Error> {
     let path = folder.join(STATE);
     let file = Checkpoint::open(&path)?;
     let mut problems = Vec::new();
     for (slot, name) in names.iter().enumerate() {
         let (rows, cols) = arena.shape(slot);
         let key = format!("{kind}.{name}");
-        match file.get(&key).filter(|entry| entry.shape == [rows, cols] && entry.dtype == StoredDType::F32) {
-            Some(entry) => arena.view_mut(slot).copy_from(Tensor::from_f32(rows, cols, entry.to_f32()?).view()),
+        match file
+            .get(&key)
+            .filter(|entry| entry.shape == [rows, cols] && entry.dtype == StoredDType::F32)
+        {
+            Some(entry) => arena
+                .view_mut(slot)
+                .copy_from(Tensor::from_f32(rows, cols, entry.to_f32()?).view()),
             None => problems.push(format!("{key}: missing or of another shape")),
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { path, problems }) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Tensors { path, problems })
+    }
 }
 
 /// The folder of a step's checkpoint.
@@ -119,9 +160,20 @@ pub fn step_folder(run: &Path, step: u64) -> PathBuf {
 
 /// The steps that have a checkpoint, ascending.
 pub fn steps(run: &Path) -> Vec<u64> {
-    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
-    let mut steps: Vec<u64> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else {
+        return Vec::new();
+    };
+    let mut steps: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("step-")?
+                .parse()
+                .ok()
+        })
+        .collect();
     steps.sort_unstable();
     steps
 }

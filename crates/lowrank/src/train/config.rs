@@ -120,7 +120,12 @@ impl From<BaseDtype> for lowrank_kernels::DType {
 
 impl TrainConfig {
     /// The defaults, for a method.
-    pub fn new(method: Method, model: impl Into<String>, data: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+    pub fn new(
+        method: Method,
+        model: impl Into<String>,
+        data: impl Into<PathBuf>,
+        output: impl Into<PathBuf>,
+    ) -> Self {
         Self {
             method,
             model: model.into(),
@@ -188,8 +193,15 @@ impl TrainConfig {
         };
         let (old, new) = (as_map(earlier), as_map(self));
         new.iter()
-            .filter(|(key, value)| !neutral.contains(&key.as_str()) && old.get(*key) != Some(*value))
-            .map(|(key, value)| format!("{key}: {} before, {value} now", old.get(key).unwrap_or(&serde_json::Value::Null)))
+            .filter(|(key, value)| {
+                !neutral.contains(&key.as_str()) && old.get(*key) != Some(*value)
+            })
+            .map(|(key, value)| {
+                format!(
+                    "{key}: {} before, {value} now",
+                    old.get(key).unwrap_or(&serde_json::Value::Null)
+                )
+            })
             .collect()
     }
 }

@@ -10,7 +10,13 @@ use crate::tuning::AdapterSet;
 const TOKENS_A_PASS: usize = 2048;
 
 /// Sums of the losses of `examples`. `adapter` is the index in the set that every row uses; `None`: the base alone.
-pub fn evaluate(model: &Decoder, adapters: AdapterSet, adapter: Option<usize>, examples: &[Example], ws: &Workspace) -> LossSum {
+pub fn evaluate(
+    model: &Decoder,
+    adapters: AdapterSet,
+    adapter: Option<usize>,
+    examples: &[Example],
+    ws: &Workspace,
+) -> LossSum {
     evaluate_rows(model, adapters, adapter, examples, ws, |_| {})
 }
 
@@ -27,7 +33,11 @@ pub fn evaluate_rows(
     let mut pending = Batch::default();
     let mut rows = 0;
     let mut run = |batch: Batch, rows: usize| {
-        let batch = if let Some(index) = adapter { batch.with_adapter(index) } else { batch };
+        let batch = if let Some(index) = adapter {
+            batch.with_adapter(index)
+        } else {
+            batch
+        };
         sums.add(model.loss(&batch, adapters, ws));
         done(rows);
     };

@@ -17,15 +17,26 @@ const METRICS: &str = "metrics.jsonl";
 /// Makes the folder ready; with `Resume` returns the settings it was begun with.
 pub(super) fn prepare(config: &TrainConfig, start: Start) -> Result<Option<TrainConfig>, Error> {
     let folder = &config.output;
-    let exists = folder.exists() && std::fs::read_dir(folder).map_err(Error::io(folder))?.next().is_some();
+    let exists = folder.exists()
+        && std::fs::read_dir(folder)
+            .map_err(Error::io(folder))?
+            .next()
+            .is_some();
     match start {
         Start::Resume => {
             let path = folder.join(CONFIG);
             let text = std::fs::read_to_string(&path).map_err(|error| {
-                Error::Settings(format!("{}: {error}; there is no run to resume in this folder, so leave out --resume", path.display()))
+                Error::Settings(format!(
+                    "{}: {error}; there is no run to resume in this folder, so leave out --resume",
+                    path.display()
+                ))
             })?;
-            let earlier: TrainConfig = serde_saphyr::from_str(&text)
-                .map_err(|error| Error::Settings(format!("{}: {error}; the run was begun by another version or the file was edited", path.display())))?;
+            let earlier: TrainConfig = serde_saphyr::from_str(&text).map_err(|error| {
+                Error::Settings(format!(
+                    "{}: {error}; the run was begun by another version or the file was edited",
+                    path.display()
+                ))
+            })?;
             let changes = config.changes_since(&earlier);
             if !changes.is_empty() {
                 return Err(Error::Settings(format!(
@@ -61,8 +72,11 @@ pub(super) fn prepare(config: &TrainConfig, start: Start) -> Result<Option<Train
 
 fn write_config(config: &TrainConfig) -> Result<(), Error> {
     let path = config.output.join(CONFIG);
-    let text = serde_saphyr::to_string(config).map_err(|error| Error::Training(format!("{}: {error}", path.display())))?;
-    Ok(atomic::write_file(&path, |out| out.write_all(text.as_bytes()))?)
+    let text = serde_saphyr::to_string(config)
+        .map_err(|error| Error::Training(format!("{}: {error}", path.display())))?;
+    Ok(atomic::write_file(&path, |out| {
+        out.write_all(text.as_bytes())
+    })?)
 }
 
 pub(super) fn metrics_path(folder: &Path) -> std::path::PathBuf {
@@ -71,21 +85,40 @@ pub(super) fn metrics_path(folder: &Path) -> std::path::PathBuf {
 
 /// Settings as (key, value), those that are unset left out.
 fn settings(config: &TrainConfig) -> Vec<(String, String)> {
-    let Ok(serde_json::Value::Object(map)) = serde_json::to_value(config) else { return Vec::new() };
+    let Ok(serde_json::Value::Object(map)) = serde_json::to_value(config) else {
+        return Vec::new();
+    };
     map.into_iter()
         .filter(|(key, value)| {
-            let path = matches!(key.as_str(), "output" | "data" | "valid_data" | "model" | "init_adapter");
+            let path = matches!(
+                key.as_str(),
+                "output" | "data" | "valid_data" | "model" | "init_adapter"
+            );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
             !path && !empty
         })
-        .map(|(key, value)| (key, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .map(|(key, value)| {
+            (
+                key,
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned),
+            )
+        })
         .collect()
 }
 
 /// Writes report.html from metrics.jsonl.
-pub(super) fn write_report(config: &TrainConfig, summary: &str, figures: &[(String, String)]) -> Result<(), Error> {
+pub(super) fn write_report(
+    config: &TrainConfig,
+    summary: &str,
+    figures: &[(String, String)],
+) -> Result<(), Error> {
     let lines: Vec<MetricsLine> = report::metrics::read(&metrics_path(&config.output))?;
-    let title = config.output.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
+    let title = config
+        .output
+        .file_name()
+        .map_or_else(|| "run".into(), |name| name.to_string_lossy());
     let html = report::html::render(&report::html::Report {
         title: &title,
         summary,
@@ -93,12 +126,22 @@ pub(super) fn write_report(config: &TrainConfig, summary: &str, figures: &[(Stri
         settings: &settings(config),
         lines: &lines,
     });
-    Ok(atomic::write_file(&config.output.join("report.html"), |out| out.write_all(html.as_bytes()))?)
+    Ok(atomic::write_file(
+        &config.output.join("report.html"),
+        |out| out.write_all(html.as_bytes()),
+    )?)
 }
 
 /// Writes README.md, the model card.
-pub(super) fn write_card(config: &TrainConfig, source: &Source, outcome: &Outcome) -> Result<(), Error> {
-    let name = config.output.file_name().map_or_else(|| "adapter".into(), |name| name.to_string_lossy().into_owned());
+pub(super) fn write_card(
+    config: &TrainConfig,
+    source: &Source,
+    outcome: &Outcome,
+) -> Result<(), Error> {
+    let name = config.output.file_name().map_or_else(
+        || "adapter".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
     let short = source.short_name();
     let base = if crate::hub::looks_like_id(&config.model) && !Path::new(&config.model).exists() {
         report::model_card::BaseModel::Hub(&config.model)
@@ -122,5 +165,8 @@ pub(super) fn write_card(config: &TrainConfig, source: &Source, outcome: &Outcom
         eval_loss_after: outcome.eval_loss,
         settings: &settings(config),
     });
-    Ok(atomic::write_file(&config.output.join("README.md"), |out| out.write_all(card.as_bytes()))?)
+    Ok(atomic::write_file(
+        &config.output.join("README.md"),
+        |out| out.write_all(card.as_bytes()),
+    )?)
 }

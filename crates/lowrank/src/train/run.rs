@@ -83,9 +83,16 @@ pub struct Trained {
 ///
 /// # Errors
 /// Settings, files or data that can't be used; a loss that is not finite; a file that can't be written.
-pub fn train(config: &TrainConfig, start: Start, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome, Error> {
+pub fn train(
+    config: &TrainConfig,
+    start: Start,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
     let source = Source::find(&config.model)?;
-    if start == Start::Resume || (config.output.exists() && start == (Start::Fresh { overwrite: false })) {
+    if start == Start::Resume
+        || (config.output.exists() && start == (Start::Fresh { overwrite: false }))
+    {
         folder::prepare(config, start)?;
     }
     let base = source.load(config.base_dtype.into())?;
@@ -106,34 +113,69 @@ pub fn train(config: &TrainConfig, start: Start, observer: &mut dyn Observer, st
         folder::prepare(config, start)?;
     }
     let valid = valid.map(|valid| valid.examples).unwrap_or_default();
-    let outcome = fit(config, &base, trained, &data.examples, &valid, start, observer, stop)?;
+    let outcome = fit(
+        config,
+        &base,
+        trained,
+        &data.examples,
+        &valid,
+        start,
+        observer,
+        stop,
+    )?;
     Ok(outcome)
 }
 
-fn load_valid(config: &TrainConfig, base: &Base, options: &DataOptions) -> Result<Option<Dataset>, Error> {
+fn load_valid(
+    config: &TrainConfig,
+    base: &Base,
+    options: &DataOptions,
+) -> Result<Option<Dataset>, Error> {
     if let Some(path) = &config.valid_data {
-        let split = if path.is_dir() { Split::Valid } else { Split::File };
+        let split = if path.is_dir() {
+            Split::Valid
+        } else {
+            Split::File
+        };
         return Ok(Some(Dataset::load(path, split, &base.tokenizer, options)?));
     }
     match split_file(&config.data, Split::Valid)? {
-        Some(_) => Ok(Some(Dataset::load(&config.data, Split::Valid, &base.tokenizer, options)?)),
+        Some(_) => Ok(Some(Dataset::load(
+            &config.data,
+            Split::Valid,
+            &base.tokenizer,
+            options,
+        )?)),
         None => Ok(None),
     }
 }
 
-fn check(config: &TrainConfig, base: &Base, data: &Dataset, valid: Option<&Dataset>) -> Result<(), Error> {
+fn check(
+    config: &TrainConfig,
+    base: &Base,
+    data: &Dataset,
+    valid: Option<&Dataset>,
+) -> Result<(), Error> {
     let needs_valid = [
         (config.eval_steps.is_some(), "eval_steps"),
         (config.load_best_model_at_end, "load_best_model_at_end"),
-        (config.early_stopping_patience.is_some(), "early_stopping_patience"),
+        (
+            config.early_stopping_patience.is_some(),
+            "early_stopping_patience",
+        ),
     ];
     if valid.is_none()
         && let Some((_, key)) = needs_valid.iter().find(|(set, _)| *set)
     {
-        return Err(Error::Settings(format!("{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE")));
+        return Err(Error::Settings(format!(
+            "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
+        )));
     }
     let limit = base.decoder.config().max_position_embeddings;
-    let longest = data.report.longest.max(valid.map_or(0, |v| v.report.longest));
+    let longest = data
+        .report
+        .longest
+        .max(valid.map_or(0, |v| v.report.longest));
     if longest > limit {
         return Err(Error::Settings(format!(
             "the longest row has {longest} tokens and the model was made for {limit}; set --max-seq-length {limit} to cut rows there"
@@ -142,7 +184,11 @@ fn check(config: &TrainConfig, base: &Base, data: &Dataset, valid: Option<&Datas
     Ok(())
 }
 
-fn prepare_method(config: &TrainConfig, base: &Base, observer: &mut dyn Observer) -> Result<Trained, Error> {
+fn prepare_method(
+    config: &TrainConfig,
+    base: &Base,
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
     let model = base.decoder.config();
     match (config.method, &config.init_adapter) {
         (Method::Full, None) => Ok(Trained { adapter: full::inject(base.decoder.weights()), lora: None }),
@@ -182,18 +228,37 @@ fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Obser
 /// PEFT's config for the settings of a run.
 fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
     let family = base.decoder.config().family;
-    let defaults = || families::default_targets(family).iter().map(ToString::to_string).collect();
+    let defaults = || {
+        families::default_targets(family)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
     LoraConfig {
         r: config.r,
         lora_alpha: config.lora_alpha,
         lora_dropout: config.lora_dropout,
-        target_modules: config.target_modules.as_ref().map_or_else(|| TargetModules::List(defaults()), Targets::to_target_modules),
-        exclude_modules: config.exclude_modules.as_ref().map(Targets::to_module_names),
+        target_modules: config.target_modules.as_ref().map_or_else(
+            || TargetModules::List(defaults()),
+            Targets::to_target_modules,
+        ),
+        exclude_modules: config
+            .exclude_modules
+            .as_ref()
+            .map(Targets::to_module_names),
         fan_in_fan_out: base.decoder.config().layout == lowrank_kernels::Layout::InOut,
         use_rslora: config.use_rslora,
         init_lora_weights: config.init_lora_weights.to_json(),
-        rank_pattern: config.rank_pattern.iter().map(|(key, r)| (key.clone(), *r)).collect(),
-        alpha_pattern: config.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), *alpha)).collect(),
+        rank_pattern: config
+            .rank_pattern
+            .iter()
+            .map(|(key, r)| (key.clone(), *r))
+            .collect(),
+        alpha_pattern: config
+            .alpha_pattern
+            .iter()
+            .map(|(key, alpha)| (key.clone(), *alpha))
+            .collect(),
         base_model_name_or_path: Some(config.model.clone()),
         task_type: Some("CAUSAL_LM".to_owned()),
         ..LoraConfig::default()
@@ -231,7 +296,11 @@ pub fn fit(
     let data_tokens = examples.iter().map(|example| example.ids.len()).sum();
     let total_steps = config.total_steps(examples.len());
     let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
-    let mut state = TrainerState { rows: examples.len(), data_tokens, ..TrainerState::default() };
+    let mut state = TrainerState {
+        rows: examples.len(),
+        data_tokens,
+        ..TrainerState::default()
+    };
     if start == Start::Resume {
         match checkpoint::steps(&config.output).last() {
             Some(&step) => {
@@ -244,9 +313,13 @@ pub fn fit(
                     )));
                 }
                 state = earlier;
-                observer.event(&Event::Note(format!("resuming after step {step} of {total_steps}")));
+                observer.event(&Event::Note(format!(
+                    "resuming after step {step} of {total_steps}"
+                )));
             }
-            None => observer.event(&Event::Note("there is no checkpoint yet; starting from the beginning".to_owned())),
+            None => observer.event(&Event::Note(
+                "there is no checkpoint yet; starting from the beginning".to_owned(),
+            )),
         }
     }
     let metrics = MetricsWriter::resume(folder::metrics_path(&config.output), state.step)?;
@@ -262,26 +335,51 @@ pub fn fit(
     };
     let schedule = run.schedule(total_steps);
     let base_parameters = base.decoder.config().parameters();
-    observer.event(&Event::Start { total_steps, done_steps: run.state.step, trainable_parameters: adapter.parameters(), base_parameters });
+    observer.event(&Event::Start {
+        total_steps,
+        done_steps: run.state.step,
+        trainable_parameters: adapter.parameters(),
+        base_parameters,
+    });
     if run.state.step == 0 && !valid.is_empty() {
         let before = run.evaluate(&adapter, 0.0, observer)?;
         run.state.first_eval_loss = Some(before);
     }
 
-    let mut outcome = Outcome { trainable_parameters: adapter.parameters(), base_parameters, total_steps, ..Outcome::default() };
+    let mut outcome = Outcome {
+        trainable_parameters: adapter.parameters(),
+        base_parameters,
+        total_steps,
+        ..Outcome::default()
+    };
     let mut last_losses = Vec::new();
     let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
         let epoch = step / steps_per_epoch;
         if order.0 != epoch {
-            order = (epoch, epoch_order(examples.len(), config.seed, epoch, config.shuffle));
+            order = (
+                epoch,
+                epoch_order(examples.len(), config.seed, epoch, config.shuffle),
+            );
         }
         let first = (step % steps_per_epoch) as usize * config.rows_per_step();
-        let rows: Vec<&Example> = order.1[first..].iter().take(config.rows_per_step()).map(|&row| &examples[row]).collect();
+        let rows: Vec<&Example> = order.1[first..]
+            .iter()
+            .take(config.rows_per_step())
+            .map(|&row| &examples[row])
+            .collect();
         let begun = Instant::now();
         let options = run.step_options(schedule.at(step));
-        let done = optimizer_step(&base.decoder, &mut adapter, &mut optimizer, &rows, &options, &run.ws).map_err(|error| run.with_last_good(error))?;
+        let done = optimizer_step(
+            &base.decoder,
+            &mut adapter,
+            &mut optimizer,
+            &rows,
+            &options,
+            &run.ws,
+        )
+        .map_err(|error| run.with_last_good(error))?;
         let seconds = begun.elapsed().as_secs_f64();
         run.state.step = step + 1;
         let epochs = run.state.step as f64 / steps_per_epoch as f64;
@@ -306,7 +404,12 @@ pub fn fit(
         observer.event(&Event::Step(line));
 
         let last = run.state.step == total_steps;
-        if !valid.is_empty() && (last || config.eval_steps.is_some_and(|every| run.state.step.is_multiple_of(every))) {
+        if !valid.is_empty()
+            && (last
+                || config
+                    .eval_steps
+                    .is_some_and(|every| run.state.step.is_multiple_of(every)))
+        {
             let eval_loss = run.evaluate(&adapter, epochs, observer)?;
             let improved = run.state.best.is_none_or(|(best, _)| eval_loss < best);
             if improved {
@@ -318,15 +421,25 @@ pub fn fit(
             if improved && config.load_best_model_at_end {
                 run.checkpoint(&adapter, &optimizer, observer)?;
             }
-            if config.early_stopping_patience.is_some_and(|patience| run.state.evaluations_without_best >= patience) {
+            if config
+                .early_stopping_patience
+                .is_some_and(|patience| run.state.evaluations_without_best >= patience)
+            {
                 outcome.stopped_early = !last;
                 if outcome.stopped_early {
-                    observer.event(&Event::Note(format!("stopping early: {} evaluations without a lower eval_loss", run.state.evaluations_without_best)));
+                    observer.event(&Event::Note(format!(
+                        "stopping early: {} evaluations without a lower eval_loss",
+                        run.state.evaluations_without_best
+                    )));
                     break;
                 }
             }
         }
-        if config.save_steps.is_some_and(|every| run.state.step.is_multiple_of(every)) && !last {
+        if config
+            .save_steps
+            .is_some_and(|every| run.state.step.is_multiple_of(every))
+            && !last
+        {
             run.checkpoint(&adapter, &optimizer, observer)?;
         }
         if stop.load(Ordering::Relaxed) && !last {
@@ -353,9 +466,17 @@ pub fn fit(
 impl Loop<'_> {
     fn schedule(&self, total_steps: u64) -> Schedule {
         let config = self.config;
-        let warmup_steps =
-            if config.warmup_steps > 0 { config.warmup_steps } else { (config.warmup_ratio * total_steps as f64).ceil() as u64 };
-        Schedule { kind: config.lr_scheduler_type, learning_rate: config.learning_rate, warmup_steps, total_steps }
+        let warmup_steps = if config.warmup_steps > 0 {
+            config.warmup_steps
+        } else {
+            (config.warmup_ratio * total_steps as f64).ceil() as u64
+        };
+        Schedule {
+            kind: config.lr_scheduler_type,
+            learning_rate: config.learning_rate,
+            warmup_steps,
+            total_steps,
+        }
     }
 
     fn step_options(&self, learning_rate: f64) -> StepOptions {
@@ -372,9 +493,20 @@ impl Loop<'_> {
         }
     }
 
-    fn evaluate(&mut self, adapter: &Adapter, epoch: f64, observer: &mut dyn Observer) -> Result<f64, Error> {
+    fn evaluate(
+        &mut self,
+        adapter: &Adapter,
+        epoch: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<f64, Error> {
         let set = [adapter];
-        let sums = evaluate(&self.base.decoder, AdapterSet::new(&set), Some(0), self.valid, &self.ws);
+        let sums = evaluate(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            self.valid,
+            &self.ws,
+        );
         let line = EvalMetrics {
             step: self.state.step,
             epoch,
@@ -387,14 +519,31 @@ impl Loop<'_> {
         Ok(sums.mean())
     }
 
-    fn checkpoint(&self, adapter: &Adapter, optimizer: &OptimizerState, observer: &mut dyn Observer) -> Result<(), Error> {
+    fn checkpoint(
+        &self,
+        adapter: &Adapter,
+        optimizer: &OptimizerState,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
         let run = &self.config.output;
-        let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| match self.lora {
-            Some(lora) => lora::save(folder, self.base.decoder.config(), lora, adapter, &self.fingerprint),
+        let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| match self
+            .lora
+        {
+            Some(lora) => lora::save(
+                folder,
+                self.base.decoder.config(),
+                lora,
+                adapter,
+                &self.fingerprint,
+            ),
             None => Ok(()),
         })?;
         if let Some(limit) = self.config.save_total_limit {
-            let best = self.state.best.filter(|_| self.config.load_best_model_at_end).map(|(_, step)| step);
+            let best = self
+                .state
+                .best
+                .filter(|_| self.config.load_best_model_at_end)
+                .map(|(_, step)| step);
             checkpoint::prune(run, limit, best)?;
         }
         observer.event(&Event::Checkpoint(folder));
@@ -402,12 +551,19 @@ impl Loop<'_> {
     }
 
     /// Writes what the run was for.
-    fn finish(&mut self, adapter: &mut Adapter, outcome: &mut Outcome, observer: &mut dyn Observer) -> Result<(), Error> {
+    fn finish(
+        &mut self,
+        adapter: &mut Adapter,
+        outcome: &mut Outcome,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
         let config = self.config;
         if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
             if step != self.state.step {
                 checkpoint::read_params(&checkpoint::step_folder(&config.output, step), adapter)?;
-                observer.event(&Event::Note(format!("finishing with the weights of step {step}, whose eval_loss is {loss:.4}")));
+                observer.event(&Event::Note(format!(
+                    "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
+                )));
             }
             outcome.eval_loss = Some(loss);
         } else if !self.valid.is_empty() {
@@ -418,7 +574,13 @@ impl Loop<'_> {
             });
         }
         match self.lora {
-            Some(lora) => lora::save(&config.output, self.base.decoder.config(), lora, adapter, &self.fingerprint)?,
+            Some(lora) => lora::save(
+                &config.output,
+                self.base.decoder.config(),
+                lora,
+                adapter,
+                &self.fingerprint,
+            )?,
             None => {
                 let dtype = config.base_dtype.into();
                 full::save_weights(self.base.decoder.config(), adapter, &config.output, dtype)?;
@@ -432,7 +594,12 @@ impl Loop<'_> {
         let last = checkpoint::steps(&self.config.output).last().copied();
         let rescue = last.map_or_else(
             || "no checkpoint was written before it".to_owned(),
-            |step| format!("the last good checkpoint is {}", checkpoint::step_folder(&self.config.output, step).display()),
+            |step| {
+                format!(
+                    "the last good checkpoint is {}",
+                    checkpoint::step_folder(&self.config.output, step).display()
+                )
+            },
         );
         match error {
             Error::Training(text) => Error::Training(format!("{text}; {rescue}")),
@@ -445,15 +612,27 @@ impl Loop<'_> {
             Method::Lora => "LoRA",
             Method::Full => "Full fine-tuning",
         };
-        let end = if outcome.interrupted { ", interrupted" } else { "" };
-        format!("{method} of {}, {} of {} steps{end}", self.base.source.short_name(), outcome.steps, outcome.total_steps)
+        let end = if outcome.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        };
+        format!(
+            "{method} of {}, {} of {} steps{end}",
+            self.base.source.short_name(),
+            outcome.steps,
+            outcome.total_steps
+        )
     }
 }
 
 fn figures(outcome: &Outcome) -> Vec<(String, String)> {
     let percent = 100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters as f64;
     let mut figures = vec![
-        ("trainable parameters".to_owned(), format!("{} ({percent:.3} %)", outcome.trainable_parameters)),
+        (
+            "trainable parameters".to_owned(),
+            format!("{} ({percent:.3} %)", outcome.trainable_parameters),
+        ),
         ("steps".to_owned(), outcome.steps.to_string()),
     ];
     let mut add = |name: &str, value: Option<f64>| {
@@ -465,10 +644,16 @@ fn figures(outcome: &Outcome) -> Vec<(String, String)> {
     add("held-out loss before", outcome.first_eval_loss);
     add("held-out loss after", outcome.eval_loss);
     if outcome.seconds > 0.0 {
-        figures.push(("tokens a second".to_owned(), format!("{:.0}", outcome.tokens as f64 / outcome.seconds)));
+        figures.push((
+            "tokens a second".to_owned(),
+            format!("{:.0}", outcome.tokens as f64 / outcome.seconds),
+        ));
     }
     if outcome.peak_rss > 0 {
-        figures.push(("peak memory".to_owned(), format!("{:.0} MiB", outcome.peak_rss as f64 / 1_048_576.0)));
+        figures.push((
+            "peak memory".to_owned(),
+            format!("{:.0} MiB", outcome.peak_rss as f64 / 1_048_576.0),
+        ));
     }
     figures
 }

@@ -52,12 +52,19 @@ mod tests {
     #[test]
     fn follows_transformers() {
         // get_linear_schedule_with_warmup(warmup 2, total 10) and its cosine sibling, lr 1.
-        let schedule = |kind| Schedule { kind, learning_rate: 1.0, warmup_steps: 2, total_steps: 10 };
+        let schedule = |kind| Schedule {
+            kind,
+            learning_rate: 1.0,
+            warmup_steps: 2,
+            total_steps: 10,
+        };
         let linear = schedule(SchedulerType::Linear);
         let rates: Vec<f64> = [0, 1, 2, 6, 9, 10].iter().map(|&s| linear.at(s)).collect();
         assert_eq!(rates, [0.0, 0.5, 1.0, 0.5, 0.125, 0.0]);
         let cosine = schedule(SchedulerType::Cosine);
-        assert!((cosine.at(6) - 0.5).abs() < 1e-12 && (cosine.at(4) - 0.853_553_390_593).abs() < 1e-9);
+        assert!(
+            (cosine.at(6) - 0.5).abs() < 1e-12 && (cosine.at(4) - 0.853_553_390_593).abs() < 1e-9
+        );
         assert_eq!(schedule(SchedulerType::Constant).at(9), 1.0);
     }
 }

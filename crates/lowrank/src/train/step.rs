@@ -57,9 +57,16 @@ pub struct StepOutcome {
 impl OptimizerState {
     /// Zeros for an adapter.
     pub fn new(adapter: &Adapter) -> Self {
-        let shapes: Vec<_> = (0..adapter.params.slots()).map(|slot| adapter.params.shape(slot)).collect();
+        let shapes: Vec<_> = (0..adapter.params.slots())
+            .map(|slot| adapter.params.shape(slot))
+            .collect();
         let zeros = || Arena::new(&shapes);
-        Self { grads: zeros(), m: zeros(), v: zeros(), step: 0 }
+        Self {
+            grads: zeros(),
+            m: zeros(),
+            v: zeros(),
+            step: 0,
+        }
     }
 }
 
@@ -89,7 +96,14 @@ pub fn accumulate(
         tokens += batch.tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
-        sums.add(model.forward_backward(&batch, AdapterSet::new(&set), grads, options.label_smoothing as f32, Some(key), ws));
+        sums.add(model.forward_backward(
+            &batch,
+            AdapterSet::new(&set),
+            grads,
+            options.label_smoothing as f32,
+            Some(key),
+            ws,
+        ));
     }
     (sums, tokens)
 }
@@ -106,13 +120,27 @@ pub fn optimizer_step(
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<StepOutcome, Error> {
-    let (sums, tokens) = accumulate(model, adapter, &mut state.grads, rows, state.step, options, ws);
+    let (sums, tokens) = accumulate(
+        model,
+        adapter,
+        &mut state.grads,
+        rows,
+        state.step,
+        options,
+        ws,
+    );
     let count = sums.tokens as f64;
     scale(state.grads.flat_mut(), (1.0 / count) as f32);
     let grad_norm = sum_squares(state.grads.flat()).sqrt();
     let loss = sums.mean();
     if !loss.is_finite() || !grad_norm.is_finite() {
-        return Err(not_finite(adapter, state, loss, grad_norm, options.learning_rate));
+        return Err(not_finite(
+            adapter,
+            state,
+            loss,
+            grad_norm,
+            options.learning_rate,
+        ));
     }
     if options.max_grad_norm > 0.0 {
         // torch.nn.utils.clip_grad_norm_
@@ -130,18 +158,41 @@ pub fn optimizer_step(
         weight_decay: options.weight_decay as f32,
         step: state.step,
     };
-    adamw_step(adapter.params.flat_mut(), state.grads.flat(), state.m.flat_mut(), state.v.flat_mut(), &adamw);
-    Ok(StepOutcome { loss, grad_norm, tokens, supervised_tokens: sums.tokens })
+    adamw_step(
+        adapter.params.flat_mut(),
+        state.grads.flat(),
+        state.m.flat_mut(),
+        state.v.flat_mut(),
+        &adamw,
+    );
+    Ok(StepOutcome {
+        loss,
+        grad_norm,
+        tokens,
+        supervised_tokens: sums.tokens,
+    })
 }
 
-fn not_finite(adapter: &Adapter, state: &OptimizerState, loss: f64, grad_norm: f64, learning_rate: f64) -> Error {
+fn not_finite(
+    adapter: &Adapter,
+    state: &OptimizerState,
+    loss: f64,
+    grad_norm: f64,
+    learning_rate: f64,
+) -> Error {
     let step = state.step + 1;
     let bad = (0..adapter.params.slots()).find(|&slot| !all_finite(state.grads.view(slot)));
-    let place = bad.map_or_else(String::new, |slot| format!("; first bad gradient: {}", adapter.names[slot]));
+    let place = bad.map_or_else(String::new, |slot| {
+        format!("; first bad gradient: {}", adapter.names[slot])
+    });
     let cause = if all_finite(adapter.params.flat()) {
-        format!("the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps")
+        format!(
+            "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps"
+        )
     } else {
         "a trained value is already not finite, so the adapter or checkpoint that the run started from is damaged".to_owned()
     };
-    Error::Training(format!("step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"))
+    Error::Training(format!(
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"
+    ))
 }

@@ -22,8 +22,16 @@ pub fn inject(weights: &Weights) -> Adapter {
         params.view_mut(slot).copy_from(weights.view(*id));
         replaced.insert(*id, slot);
     }
-    let names = all.iter().map(|(id, _)| families::tensor_name(weights.config(), *id)).collect();
-    Adapter { params, names, low_rank: HashMap::new(), replaced }
+    let names = all
+        .iter()
+        .map(|(id, _)| families::tensor_name(weights.config(), *id))
+        .collect();
+    Adapter {
+        params,
+        names,
+        low_rank: HashMap::new(),
+        replaced,
+    }
 }
 
 /// Random weights for pretraining: normal with the `initializer_range` of `config.json`, the projections into the
@@ -31,7 +39,11 @@ pub fn inject(weights: &Weights) -> Adapter {
 ///
 /// # Errors
 /// Never for shapes that come from a [`ModelConfig`].
-pub fn random_weights(config: ModelConfig, initializer_range: f32, seed: u64) -> Result<Weights, Error> {
+pub fn random_weights(
+    config: ModelConfig,
+    initializer_range: f32,
+    seed: u64,
+) -> Result<Weights, Error> {
     use crate::model::LinearKind::{Down, O};
     let residual = initializer_range / (2.0 * config.num_hidden_layers as f32).sqrt();
     let mut tensors = HashMap::new();
@@ -43,7 +55,9 @@ pub fn random_weights(config: ModelConfig, initializer_range: f32, seed: u64) ->
                 None
             }
             WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => None,
-            WeightId::Linear(linear, Part::Weight) if matches!(linear.kind, O | Down) => Some(residual),
+            WeightId::Linear(linear, Part::Weight) if matches!(linear.kind, O | Down) => {
+                Some(residual)
+            }
             _ => Some(initializer_range),
         };
         if let Some(std) = std {
@@ -58,25 +72,40 @@ pub fn random_weights(config: ModelConfig, initializer_range: f32, seed: u64) ->
 ///
 /// # Errors
 /// The file can't be written.
-pub fn save_weights(config: &ModelConfig, adapter: &Adapter, folder: &Path, dtype: DType) -> Result<(), Error> {
+pub fn save_weights(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    folder: &Path,
+    dtype: DType,
+) -> Result<(), Error> {
     let specs: Vec<TensorSpec> = config
         .weights()
         .into_iter()
         .map(|(id, (rows, cols))| TensorSpec {
             name: families::tensor_name(config, id),
             dtype: stored(dtype),
-            shape: if is_vector(id) { vec![cols] } else { vec![rows, cols] },
+            shape: if is_vector(id) {
+                vec![cols]
+            } else {
+                vec![rows, cols]
+            },
         })
         .collect();
-    write_safetensors(&folder.join("model.safetensors"), &specs, &std::collections::BTreeMap::new(), |index, out| {
-        out.write_all(&adapter.params.view(index).to_le_bytes(dtype))
-    })?;
+    write_safetensors(
+        &folder.join("model.safetensors"),
+        &specs,
+        &std::collections::BTreeMap::new(),
+        |index, out| out.write_all(&adapter.params.view(index).to_le_bytes(dtype)),
+    )?;
     Ok(())
 }
 
 /// Whether a tensor is stored with one dimension.
 pub(crate) fn is_vector(id: WeightId) -> bool {
-    matches!(id, WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias))
+    matches!(
+        id,
+        WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias)
+    )
 }
 
 /// The stored form of a dtype.

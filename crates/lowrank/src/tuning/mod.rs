@@ -71,7 +71,8 @@ impl Adapter {
 
     /// Whether the gradient must reach the embedding tables.
     pub fn trains_embedding(&self) -> bool {
-        self.replaced.contains_key(&WeightId::Embedding) || self.replaced.contains_key(&WeightId::Positions)
+        self.replaced.contains_key(&WeightId::Embedding)
+            || self.replaced.contains_key(&WeightId::Positions)
     }
 
     /// Number of trained values.
@@ -112,7 +113,10 @@ impl<'a> AdapterSet<'a> {
     /// The values that stand in for a base weight.
     pub(crate) fn replacement(&self, id: WeightId) -> Option<View<'a>> {
         let adapter = self.adapters.first()?;
-        adapter.replaced.get(&id).map(|&slot| adapter.params.view(slot))
+        adapter
+            .replaced
+            .get(&id)
+            .map(|&slot| adapter.params.view(slot))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -36,7 +36,11 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         position: Position::Learned,
         mlp: MlpKind::Plain,
         activation: super::activation(raw, "activation_function", "gelu_new")?,
-        biases: Biases { qkv: true, o: true, mlp: true },
+        biases: Biases {
+            qkv: true,
+            o: true,
+            mlp: true,
+        },
         qk_norm: false,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(true),
         fused_qkv: true,

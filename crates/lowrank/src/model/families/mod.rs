@@ -4,8 +4,8 @@ mod gpt2;
 mod llama;
 mod qwen;
 
-use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::FormatError;
+use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::Activation;
 
 use super::config::{
@@ -51,7 +51,9 @@ pub fn tensor_name(config: &ModelConfig, id: WeightId) -> String {
         WeightId::Embedding if config.family == Family::Gpt2 => "transformer.wte.weight".into(),
         WeightId::Embedding => "model.embed_tokens.weight".into(),
         WeightId::Positions => "transformer.wpe.weight".into(),
-        WeightId::FinalNorm(p) if config.family == Family::Gpt2 => format!("transformer.ln_f.{}", part(p)),
+        WeightId::FinalNorm(p) if config.family == Family::Gpt2 => {
+            format!("transformer.ln_f.{}", part(p))
+        }
         WeightId::FinalNorm(p) => format!("model.norm.{}", part(p)),
         WeightId::Head => "lm_head.weight".into(),
     }
@@ -59,17 +61,27 @@ pub fn tensor_name(config: &ModelConfig, id: WeightId) -> String {
 
 /// The prefix that some checkpoints of a family leave off every name (a bare `GPT2Model`, `LlamaModel`).
 pub fn optional_prefix(family: Family) -> &'static str {
-    if family == Family::Gpt2 { "transformer." } else { "model." }
+    if family == Family::Gpt2 {
+        "transformer."
+    } else {
+        "model."
+    }
 }
 
 /// Tensors that checkpoints carry and no computation reads: attention masks and derived tables.
 pub fn is_derived(name: &str) -> bool {
-    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with("rotary_emb.inv_freq")
+    name.ends_with(".attn.bias")
+        || name.ends_with(".attn.masked_bias")
+        || name.ends_with("rotary_emb.inv_freq")
 }
 
 /// PEFT's default `target_modules` of a family.
 pub fn default_targets(family: Family) -> &'static [&'static str] {
-    if family == Family::Gpt2 { &["c_attn"] } else { &["q_proj", "v_proj"] }
+    if family == Family::Gpt2 {
+        &["c_attn"]
+    } else {
+        &["q_proj", "v_proj"]
+    }
 }
 
 /// The suffix that names a part of a fused linear (`c_attn.q`).
@@ -94,19 +106,37 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
 
 /// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4).
 fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
-    let field = if raw.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let field = if raw.get("rope_parameters").is_some() {
+        "rope_parameters"
+    } else {
+        "rope_scaling"
+    };
     let nested = raw.opt_object(field)?;
-    let theta = match nested.as_ref().map(|n| n.opt_f64("rope_theta")).transpose()?.flatten() {
+    let theta = match nested
+        .as_ref()
+        .map(|n| n.opt_f64("rope_theta"))
+        .transpose()?
+        .flatten()
+    {
         Some(theta) => theta,
         None => raw.opt_f64("rope_theta")?.unwrap_or(default_theta),
     };
     let Some(nested) = nested else {
-        return Ok(Position::Rope(Rope { theta, scaling: RopeScaling::None }));
+        return Ok(Position::Rope(Rope {
+            theta,
+            scaling: RopeScaling::None,
+        }));
     };
-    let kind_field = if nested.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let kind_field = if nested.get("rope_type").is_some() {
+        "rope_type"
+    } else {
+        "type"
+    };
     let scaling = match nested.opt_str(kind_field)?.unwrap_or("default") {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: nested.f64("factor")? },
+        "linear" => RopeScaling::Linear {
+            factor: nested.f64("factor")?,
+        },
         "llama3" => RopeScaling::Llama3 {
             factor: nested.f64("factor")?,
             low_freq_factor: nested.f64("low_freq_factor")?,
@@ -139,17 +169,25 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
             return Err(raw.unsupported(field, "a whole number of at least 1"));
         }
     }
-    if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
+    if !config
+        .num_attention_heads
+        .is_multiple_of(config.num_key_value_heads)
+    {
         return Err(raw.unsupported("num_key_value_heads", "a divisor of num_attention_heads"));
     }
     if matches!(config.position, Position::Rope(_)) && config.head_size % 2 != 0 {
-        return Err(raw.unsupported("head_dim", "an even number (rotary embedding pairs its columns)"));
+        return Err(raw.unsupported(
+            "head_dim",
+            "an even number (rotary embedding pairs its columns)",
+        ));
     }
     Ok(())
 }
 
 fn all_full_attention(raw: &HfConfig) -> Result<(), FormatError> {
-    let Some(layers) = raw.opt_strs("layer_types")? else { return Ok(()) };
+    let Some(layers) = raw.opt_strs("layer_types")? else {
+        return Ok(());
+    };
     if layers.iter().all(|kind| *kind == "full_attention") {
         Ok(())
     } else {
@@ -157,7 +195,12 @@ fn all_full_attention(raw: &HfConfig) -> Result<(), FormatError> {
     }
 }
 
-fn head_size(raw: &HfConfig, hidden_size: usize, heads: usize, default: Option<usize>) -> Result<usize, FormatError> {
+fn head_size(
+    raw: &HfConfig,
+    hidden_size: usize,
+    heads: usize,
+    default: Option<usize>,
+) -> Result<usize, FormatError> {
     if let Some(size) = raw.opt_usize("head_dim")?.or(default) {
         return Ok(size);
     }

@@ -31,7 +31,11 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         // Qwen2's biases are fixed in its code; Qwen3's follow `attention_bias`.
-        biases: Biases { qkv: !qwen3 || attention_bias, o: qwen3 && attention_bias, mlp: false },
+        biases: Biases {
+            qkv: !qwen3 || attention_bias,
+            o: qwen3 && attention_bias,
+            mlp: false,
+        },
         qk_norm: qwen3,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
         fused_qkv: false,

@@ -37,7 +37,9 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let parts = fused_parts(&weights)?;
     let chosen = match &config.target_modules {
         // PEFT accepts entries that match nothing beside ones that match; what counts is that the tensors fit.
-        TargetModules::List(_) | TargetModules::Regex(_) | TargetModules::AllLinear => matched(model, &config),
+        TargetModules::List(_) | TargetModules::Regex(_) | TargetModules::AllLinear => {
+            matched(model, &config)
+        }
     };
     if chosen.is_empty() {
         choose(model, &config).map_err(|error| Error::Tensors {
@@ -53,7 +55,10 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
         match weights.get(name) {
             None => problems.push(format!("{name}: missing (expected [{rows}, {cols}])")),
             Some(entry) if entry.shape != [rows, cols] => {
-                problems.push(format!("{name}: shape {:?}, the model needs [{rows}, {cols}]", entry.shape));
+                problems.push(format!(
+                    "{name}: shape {:?}, the model needs [{rows}, {cols}]",
+                    entry.shape
+                ));
             }
             Some(entry) => {
                 let values = lowrank_kernels::Tensor::from_f32(rows, cols, entry.to_f32()?);
@@ -62,26 +67,44 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
         }
         used.insert(name.clone());
     }
-    problems.extend(weights.names().filter(|n| !used.contains(*n)).map(|n| format!("{n}: no adapted module of this model reads it")));
+    problems.extend(
+        weights
+            .names()
+            .filter(|n| !used.contains(*n))
+            .map(|n| format!("{n}: no adapted module of this model reads it")),
+    );
     if !problems.is_empty() {
         problems.push("is this adapter for another model?".to_owned());
-        return Err(Error::Tensors { path: file, problems });
+        return Err(Error::Tensors {
+            path: file,
+            problems,
+        });
     }
     if !parts.is_empty() {
         (adapter, config) = split(model, &config, &adapter, &chosen, &parts)?;
     }
     let coverage = coverage(&config, &chosen, adapter.parameters());
-    Ok(Loaded { adapter, config, coverage, base_fingerprint: weights.metadata().get(BASE_FINGERPRINT).cloned() })
+    Ok(Loaded {
+        adapter,
+        config,
+        coverage,
+        base_fingerprint: weights.metadata().get(BASE_FINGERPRINT).cloned(),
+    })
 }
 
 fn matched(model: &ModelConfig, config: &LoraConfig) -> Vec<Candidate> {
-    candidates(model).into_iter().filter(|place| place.part.is_none() && config.matches(&place.name)).collect()
+    candidates(model)
+        .into_iter()
+        .filter(|place| place.part.is_none() && config.matches(&place.name))
+        .collect()
 }
 
 type Parts = BTreeMap<String, Vec<(String, usize)>>;
 
 fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
-    let Some(text) = weights.metadata().get(FUSED_PARTS) else { return Ok(Parts::new()) };
+    let Some(text) = weights.metadata().get(FUSED_PARTS) else {
+        return Ok(Parts::new());
+    };
     serde_json::from_str(text).map_err(|error| Error::Tensors {
         path: weights.path().to_path_buf(),
         problems: vec![format!("metadata `{FUSED_PARTS}` is not what this program writes ({error}); remove it to use the adapter whole")],
@@ -89,13 +112,26 @@ fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
 }
 
 /// Takes a stacked LoRA of fused linears apart again.
-fn split(model: &ModelConfig, config: &LoraConfig, whole: &Adapter, chosen: &[Candidate], parts: &Parts) -> Result<(Adapter, LoraConfig), Error> {
+fn split(
+    model: &ModelConfig,
+    config: &LoraConfig,
+    whole: &Adapter,
+    chosen: &[Candidate],
+    parts: &Parts,
+) -> Result<(Adapter, LoraConfig), Error> {
     let mut places = Vec::new();
-    let mut part_config = LoraConfig { rank_pattern: Vec::new(), alpha_pattern: Vec::new(), ..config.clone() };
+    let mut part_config = LoraConfig {
+        rank_pattern: Vec::new(),
+        alpha_pattern: Vec::new(),
+        ..config.clone()
+    };
     let mut values = Vec::new();
     let mut names = Vec::new();
     for (index, place) in chosen.iter().enumerate() {
-        let (a, b) = (whole.params.view(2 * index).to_vec(), whole.params.view(2 * index + 1).to_vec());
+        let (a, b) = (
+            whole.params.view(2 * index).to_vec(),
+            whole.params.view(2 * index + 1).to_vec(),
+        );
         let (rank, input) = whole.params.shape(2 * index);
         let scale = config.scale_of(&place.name);
         let whole_part = vec![(String::new(), rank)];
@@ -103,20 +139,43 @@ fn split(model: &ModelConfig, config: &LoraConfig, whole: &Adapter, chosen: &[Ca
         let mut first = 0;
         for (suffix, r) in pieces {
             let kinds = candidates(model);
-            let name = if suffix.is_empty() { place.name.clone() } else { format!("{}.{suffix}", place.module) };
+            let name = if suffix.is_empty() {
+                place.name.clone()
+            } else {
+                format!("{}.{suffix}", place.module)
+            };
             let found = kinds.into_iter().find(|candidate| candidate.name == name);
             let (Some(found), true) = (found, first + r <= rank) else {
                 let problem = format!("metadata `{FUSED_PARTS}` does not fit {}", place.module);
-                return Err(Error::Tensors { path: "adapter_model.safetensors".into(), problems: vec![problem] });
+                return Err(Error::Tensors {
+                    path: "adapter_model.safetensors".into(),
+                    problems: vec![problem],
+                });
             };
-            let columns = found.part.map_or(0..model.linear_shape(found.id.kind).1, |part| model.fused_columns(part));
+            let columns = found
+                .part
+                .map_or(0..model.linear_shape(found.id.kind).1, |part| {
+                    model.fused_columns(part)
+                });
             values.push(a[first * input..(first + r) * input].to_vec());
-            values.push(columns.flat_map(|row| b[row * rank + first..row * rank + first + r].to_vec()).collect());
+            values.push(
+                columns
+                    .flat_map(|row| b[row * rank + first..row * rank + first + r].to_vec())
+                    .collect(),
+            );
             let key = found.name.replace('.', "\\.");
-            let alpha = scale * if config.use_rslora { (*r as f64).sqrt() } else { *r as f64 };
+            let alpha = scale
+                * if config.use_rslora {
+                    (*r as f64).sqrt()
+                } else {
+                    *r as f64
+                };
             part_config.rank_pattern.push((key.clone(), *r));
             part_config.alpha_pattern.push((key, alpha));
-            let tail = found.part.and_then(families::fused_part).map_or_else(|| name.clone(), |part| format!("{}.{part}", place.module));
+            let tail = found
+                .part
+                .and_then(families::fused_part)
+                .map_or_else(|| name.clone(), |part| format!("{}.{part}", place.module));
             names.push(tail);
             places.push(found);
             first += r;
@@ -129,6 +188,13 @@ fn split(model: &ModelConfig, config: &LoraConfig, whole: &Adapter, chosen: &[Ca
         let values = lowrank_kernels::Tensor::from_f32(rows, cols, values);
         adapter.params.view_mut(slot).copy_from(values.view());
     }
-    debug_assert!(adapter.names.iter().step_by(2).zip(&places).all(|(name, place)| *name == lora_key(&place.name, LoraPart::A)));
+    debug_assert!(
+        adapter
+            .names
+            .iter()
+            .step_by(2)
+            .zip(&places)
+            .all(|(name, place)| *name == lora_key(&place.name, LoraPart::A))
+    );
     Ok((adapter, part_config))
 }

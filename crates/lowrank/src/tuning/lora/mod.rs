@@ -87,12 +87,22 @@ pub(crate) fn candidates(config: &ModelConfig) -> Vec<Candidate> {
     let mut all = Vec::new();
     for id in config.linears() {
         let module = families::linear_module(config, id);
-        all.push(Candidate { name: module.clone(), module: module.clone(), id, part: None });
+        all.push(Candidate {
+            name: module.clone(),
+            module: module.clone(),
+            id,
+            part: None,
+        });
         if id.kind == LinearKind::Qkv {
             for part in [LinearKind::Q, LinearKind::K, LinearKind::V] {
                 if let Some(suffix) = families::fused_part(part) {
                     let name = format!("{module}.{suffix}");
-                    all.push(Candidate { name, module: module.clone(), id, part: Some(part) });
+                    all.push(Candidate {
+                        name,
+                        module: module.clone(),
+                        id,
+                        part: Some(part),
+                    });
                 }
             }
         }

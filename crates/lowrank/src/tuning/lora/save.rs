@@ -37,14 +37,28 @@ struct SavedModule {
 ///
 /// # Errors
 /// A file can't be written.
-pub fn save(folder: &Path, config: &ModelConfig, lora: &LoraConfig, adapter: &Adapter, base_fingerprint: &str) -> Result<(), Error> {
+pub fn save(
+    folder: &Path,
+    config: &ModelConfig,
+    lora: &LoraConfig,
+    adapter: &Adapter,
+    base_fingerprint: &str,
+) -> Result<(), Error> {
     let modules = saved_modules(config, adapter);
     let mut metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base_fingerprint.to_owned())]);
-    let parts: BTreeMap<_, _> = modules.iter().filter(|m| !m.parts.is_empty()).map(|m| (&m.name, &m.parts)).collect();
+    let parts: BTreeMap<_, _> = modules
+        .iter()
+        .filter(|m| !m.parts.is_empty())
+        .map(|m| (&m.name, &m.parts))
+        .collect();
     if !parts.is_empty() {
         metadata.insert(FUSED_PARTS.to_owned(), serde_json::json!(parts).to_string());
     }
-    let spec = |name: String, shape: [usize; 2]| TensorSpec { name, dtype: StoredDType::F32, shape: shape.to_vec() };
+    let spec = |name: String, shape: [usize; 2]| TensorSpec {
+        name,
+        dtype: StoredDType::F32,
+        shape: shape.to_vec(),
+    };
     let specs: Vec<_> = modules
         .iter()
         .flat_map(|m| {
@@ -54,22 +68,35 @@ pub fn save(folder: &Path, config: &ModelConfig, lora: &LoraConfig, adapter: &Ad
             ]
         })
         .collect();
-    write_safetensors(&folder.join(ADAPTER_WEIGHTS), &specs, &metadata, |index, out| {
-        let module = &modules[index / 2];
-        let values = if index % 2 == 0 { &module.a } else { &module.b };
-        out.write_all(bytemuck::cast_slice(values))
-    })?;
+    write_safetensors(
+        &folder.join(ADAPTER_WEIGHTS),
+        &specs,
+        &metadata,
+        |index, out| {
+            let module = &modules[index / 2];
+            let values = if index % 2 == 0 { &module.a } else { &module.b };
+            out.write_all(bytemuck::cast_slice(values))
+        },
+    )?;
     saved_config(lora, &modules).write(folder)?;
     Ok(())
 }
 
 fn saved_modules(config: &ModelConfig, adapter: &Adapter) -> Vec<SavedModule> {
-    let by_id: Vec<Candidate> = candidates(config).into_iter().filter(|c| c.part.is_none()).collect();
+    let by_id: Vec<Candidate> = candidates(config)
+        .into_iter()
+        .filter(|c| c.part.is_none())
+        .collect();
     let mut modules = Vec::new();
     for place in by_id {
-        let Some(sites) = adapter.low_rank.get(&place.id) else { continue };
+        let Some(sites) = adapter.low_rank.get(&place.id) else {
+            continue;
+        };
         let (input, output) = config.linear_shape(place.id.kind);
-        let rank = sites.iter().map(|site| adapter.params.shape(site.a).0).sum();
+        let rank = sites
+            .iter()
+            .map(|site| adapter.params.shape(site.a).0)
+            .sum();
         let scale = sites[0].scale;
         let mut a = Vec::with_capacity(rank * input);
         let mut b = vec![0.0; output * rank];
@@ -82,18 +109,36 @@ fn saved_modules(config: &ModelConfig, adapter: &Adapter) -> Vec<SavedModule> {
                 let start = (site.out_offset + row) * rank + first;
                 for (to, from) in b[start..start + r].iter_mut().zip(line) {
                     // One scale serves the whole module; parts with another carry the ratio in B.
-                    *to = if site.scale == scale { *from } else { from * (site.scale / scale) };
+                    *to = if site.scale == scale {
+                        *from
+                    } else {
+                        from * (site.scale / scale)
+                    };
                 }
             }
             first += r;
         }
         let parts = parts_of(config, adapter, sites, output);
-        modules.push(SavedModule { name: place.module, rank, scale, a, b, input, output, parts });
+        modules.push(SavedModule {
+            name: place.module,
+            rank,
+            scale,
+            a,
+            b,
+            input,
+            output,
+            parts,
+        });
     }
     modules
 }
 
-fn parts_of(config: &ModelConfig, adapter: &Adapter, sites: &[LowRankSite], output: usize) -> Vec<(&'static str, usize)> {
+fn parts_of(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    sites: &[LowRankSite],
+    output: usize,
+) -> Vec<(&'static str, usize)> {
     if adapter.params.shape(sites[0].b).0 == output {
         return Vec::new();
     }
@@ -136,7 +181,13 @@ fn saved_config(lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
     // The shortest names that still mean these modules: what stands behind the layer's number.
     let mut names: Vec<String> = Vec::new();
     for module in modules {
-        let tail = module.name.split('.').skip_while(|part| part.parse::<usize>().is_err()).skip(1).collect::<Vec<_>>().join(".");
+        let tail = module
+            .name
+            .split('.')
+            .skip_while(|part| part.parse::<usize>().is_err())
+            .skip(1)
+            .collect::<Vec<_>>()
+            .join(".");
         if !names.contains(&tail) {
             names.push(tail);
         }

@@ -1,0 +1,317 @@
+use std::ops::Range;
+
+use lowrank_kernels::{
+    AttentionShape, Segment, Tensor, Workspace, attention_backward, attention_forward, reference,
+};
+
+use crate::common::{
+    assert_close, check_gradient, dot, random, same_bits_on_any_threads, wide, zeros_like,
+};
+
+struct Case {
+    name: &'static str,
+    queries: usize,
+    keys: usize,
+    segments: Vec<Segment>,
+    shape: AttentionShape,
+}
+
+fn segment(queries: Range<usize>, keys: Vec<Range<usize>>, causal: bool) -> Segment {
+    Segment {
+        queries,
+        keys,
+        causal,
+    }
+}
+
+fn shape(heads: usize, kv_heads: usize, head_size: usize) -> AttentionShape {
+    AttentionShape {
+        heads,
+        kv_heads,
+        head_size,
+        scale: 0.4,
+        window: None,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let windowed = |window, shape: AttentionShape| AttentionShape {
+        window: Some(window),
+        ..shape
+    };
+    let one = |range: Range<usize>| vec![range];
+    vec![
+        Case {
+            name: "a single query and key",
+            queries: 1,
+            keys: 1,
+            segments: vec![segment(0..1, one(0..1), true)],
+            shape: shape(1, 1, 3),
+        },
+        Case {
+            name: "a cache and one new query",
+            queries: 1,
+            keys: 300,
+            segments: vec![segment(0..1, one(0..300), true)],
+            shape: shape(4, 2, 8),
+        },
+        Case {
+            name: "causal across tiles",
+            queries: 150,
+            keys: 150,
+            segments: vec![segment(0..150, one(0..150), true)],
+            shape: shape(2, 1, 5),
+        },
+        Case {
+            name: "full across tiles",
+            queries: 70,
+            keys: 270,
+            segments: vec![segment(0..70, one(0..270), false)],
+            shape: shape(1, 1, 8),
+        },
+        Case {
+            name: "grouped heads, packed segments and a gap",
+            queries: 140,
+            keys: 140,
+            segments: vec![
+                segment(0..5, one(0..5), true),
+                segment(5..6, one(5..6), true),
+                segment(6..100, one(6..100), true),
+                // Rows 100..110 belong to nobody.
+                segment(110..140, one(110..140), false),
+            ],
+            shape: shape(6, 2, 16),
+        },
+        Case {
+            name: "a prefix shared by two segments",
+            queries: 60,
+            keys: 80,
+            segments: vec![
+                segment(0..20, vec![0..20, 20..40], true),
+                segment(20..60, vec![0..20, 40..80], true),
+            ],
+            shape: shape(3, 3, 4),
+        },
+        Case {
+            name: "a window in a causal segment",
+            queries: 200,
+            keys: 200,
+            segments: vec![segment(0..200, one(0..200), true)],
+            shape: windowed(7, shape(2, 2, 4)),
+        },
+        Case {
+            name: "a wide window over a cache in pieces",
+            queries: 90,
+            keys: 400,
+            segments: vec![segment(0..90, vec![300..400, 0..160, 200..290], true)],
+            shape: windowed(150, shape(2, 1, 4)),
+        },
+        Case {
+            name: "a window both ways",
+            queries: 150,
+            keys: 150,
+            segments: vec![segment(0..150, one(0..150), false)],
+            shape: windowed(30, shape(2, 1, 4)),
+        },
+        Case {
+            name: "more heads in a group than rows of a tile",
+            queries: 3,
+            keys: 9,
+            segments: vec![segment(0..3, one(0..9), true)],
+            shape: shape(150, 1, 2),
+        },
+    ]
+}
+
+struct Values {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do_: Tensor,
+}
+
+impl Values {
+    fn of(case: &Case) -> Self {
+        let (q_cols, k_cols) = (
+            case.shape.heads * case.shape.head_size,
+            case.shape.kv_heads * case.shape.head_size,
+        );
+        Self {
+            q: random(case.queries, q_cols, 1),
+            k: random(case.keys, k_cols, 2),
+            v: random(case.keys, k_cols, 3),
+            do_: random(case.queries, q_cols, 4),
+        }
+    }
+
+    fn forward(&self, case: &Case) -> (Tensor, Tensor) {
+        let mut o = zeros_like(&self.q);
+        let rows = vec![f32::NEG_INFINITY; case.queries * case.shape.heads];
+        let mut lse = Tensor::from_f32(case.queries, case.shape.heads, rows);
+        attention_forward(
+            o.view_mut(),
+            lse.view_mut(),
+            self.q.view(),
+            self.k.view(),
+            self.v.view(),
+            &case.segments,
+            &case.shape,
+            &Workspace::new(),
+        );
+        (o, lse)
+    }
+
+    /// dq, dk and dv.
+    fn backward(&self, case: &Case, o: &Tensor, lse: &Tensor) -> [Tensor; 3] {
+        let mut dq = random(self.q.rows(), self.q.cols(), 5);
+        let mut dk = random(self.k.rows(), self.k.cols(), 6);
+        let mut dv = random(self.v.rows(), self.v.cols(), 7);
+        attention_backward(
+            dq.view_mut(),
+            dk.view_mut(),
+            dv.view_mut(),
+            self.do_.view(),
+            self.q.view(),
+            self.k.view(),
+            self.v.view(),
+            o.view(),
+            lse.view(),
+            &case.segments,
+            &case.shape,
+            &Workspace::new(),
+        );
+        [dq, dk, dv]
+    }
+}
+
+#[test]
+fn forward_is_the_reference() {
+    for case in cases() {
+        let values = Values::of(&case);
+        let (o, lse) = values.forward(&case);
+        let (expected, expected_lse) = reference::attention(
+            &wide(&values.q),
+            &wide(&values.k),
+            &wide(&values.v),
+            &case.segments,
+            &case.shape,
+        );
+        assert_close(case.name, &o, &expected, 3e-6);
+        assert_close(case.name, &lse, &expected_lse, 3e-6);
+    }
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    for case in cases() {
+        let values = Values::of(&case);
+        let (o, lse) = values.forward(&case);
+        let [dq, dk, dv] = values.backward(&case, &o, &lse);
+        let (q, k, v) = (wide(&values.q), wide(&values.k), wide(&values.v));
+        let g = wide(&values.do_);
+        let loss = |q: &[f64], k: &[f64], v: &[f64]| {
+            dot(
+                &g,
+                &reference::attention(q, k, v, &case.segments, &case.shape).0,
+            )
+        };
+        if case.keys > 1 {
+            check_gradient(case.name, &values.q, &dq, 1e-5, |q| loss(q, &k, &v));
+            check_gradient(case.name, &values.k, &dk, 1e-5, |k| loss(&q, k, &v));
+        }
+        check_gradient(case.name, &values.v, &dv, 1e-5, |v| loss(&q, &k, v));
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for case in cases() {
+        let values = Values::of(&case);
+        same_bits_on_any_threads(|| {
+            let (o, lse) = values.forward(&case);
+            let [dq, dk, dv] = values.backward(&case, &o, &lse);
+            vec![o, lse, dq, dk, dv]
+        });
+    }
+}
+
+#[test]
+fn packed_segments_do_not_see_each_other() {
+    let heads = shape(2, 1, 8);
+    let case = Case {
+        name: "packed",
+        queries: 90,
+        keys: 90,
+        segments: vec![
+            segment(0..40, vec![0..40], true),
+            segment(40..90, vec![40..90], true),
+        ],
+        shape: heads,
+    };
+    let values = Values::of(&case);
+    let (o, lse) = values.forward(&case);
+    // Whatever the first segment holds, the second gives the same bits.
+    let mut changed = Values::of(&case);
+    for tensor in [&mut changed.q, &mut changed.k, &mut changed.v] {
+        tensor.view_mut().slice_rows(0..40).fill(1e3);
+    }
+    let (other, other_lse) = changed.forward(&case);
+    let after = |tensor: &Tensor| tensor.view().slice_rows(40..90).to_vec();
+    assert_eq!(after(&o), after(&other));
+    assert_eq!(after(&lse), after(&other_lse));
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let mut case = cases().remove(2);
+    case.shape.scale = 1e4;
+    let values = Values::of(&case);
+    let (o, lse) = values.forward(&case);
+    assert!(o.to_vec().iter().all(|x| x.is_finite()));
+    assert!(lse.to_vec().iter().all(|x| x.is_finite()));
+    let gradients = values.backward(&case, &o, &lse);
+    assert!(
+        gradients
+            .iter()
+            .all(|grad| grad.to_vec().iter().all(|x| x.is_finite()))
+    );
+}
+
+#[test]
+fn a_query_without_keys_gets_zeros() {
+    for queries in [1, 20] {
+        let case = Case {
+            name: "no keys",
+            queries,
+            keys: 4,
+            segments: vec![segment(0..queries, vec![], false)],
+            shape: shape(1, 1, 4),
+        };
+        let values = Values::of(&case);
+        let (o, lse) = values.forward(&case);
+        assert!(o.to_vec().iter().all(|&x| x == 0.0));
+        assert!(lse.to_vec().iter().all(|&x| x == f32::NEG_INFINITY));
+        let gradients = values.backward(&case, &o, &lse);
+        assert!(
+            gradients
+                .iter()
+                .all(|grad| grad.to_vec().iter().all(|&x| x == 0.0))
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "segments share the queries from 3 on")]
+fn segments_must_not_share_queries() {
+    let case = Case {
+        name: "overlap",
+        queries: 8,
+        keys: 8,
+        segments: vec![
+            segment(0..4, vec![0..4], true),
+            segment(3..8, vec![3..8], true),
+        ],
+        shape: shape(1, 1, 4),
+    };
+    Values::of(&case).forward(&case);
+}

@@ -1,0 +1,238 @@
+use lowrank_kernels::{
+    DType, Layout, Tensor, Weight, Workspace, cross_entropy_forward_backward, head_backward,
+    head_log_probs, head_logits, reference,
+};
+
+use crate::common::{
+    assert_close, check_gradient, dot, random, random_as, same_bits_on_any_threads, wide,
+    zeros_like,
+};
+
+/// (rows, hidden size, vocabulary).
+const SHAPES: [(usize, usize, usize); 5] = [
+    (1, 3, 5),
+    (2, 33, 1030),
+    (7, 64, 99),
+    (130, 20, 515),
+    (600, 8, 1500),
+];
+
+fn targets(rows: usize, vocabulary: usize) -> Vec<u32> {
+    (0..rows).map(|i| (i * 31 % vocabulary) as u32).collect()
+}
+
+fn weight(w: &Tensor) -> Weight<'_> {
+    Weight {
+        view: w.view(),
+        layout: Layout::OutIn,
+    }
+}
+
+#[test]
+fn logits_are_the_product() {
+    for (rows, hidden, vocabulary) in SHAPES {
+        for dtype in [DType::F32, DType::Bf16] {
+            let h = random(rows, hidden, 1);
+            let w = random_as(vocabulary, hidden, 2, dtype);
+            let mut logits = random(rows, vocabulary, 3);
+            head_logits(logits.view_mut(), h.view(), weight(&w));
+            let expected = reference::linear(
+                &wide(&h),
+                &wide(&w),
+                None,
+                hidden,
+                vocabulary,
+                Layout::OutIn,
+            );
+            assert_close("logits", &logits, &expected, 3e-6);
+        }
+    }
+}
+
+struct LogProbs {
+    log_prob: Vec<f64>,
+    lse: Vec<f64>,
+    mean: Vec<f64>,
+    correct: Vec<bool>,
+}
+
+fn log_probs(h: &Tensor, w: &Tensor, targets: &[u32]) -> LogProbs {
+    let n = h.rows();
+    let mut out = LogProbs {
+        log_prob: vec![0.0; n],
+        lse: vec![0.0; n],
+        mean: vec![0.0; n],
+        correct: vec![false; n],
+    };
+    head_log_probs(
+        &mut out.log_prob,
+        &mut out.lse,
+        &mut out.mean,
+        &mut out.correct,
+        h.view(),
+        weight(w),
+        targets,
+        &Workspace::new(),
+    );
+    out
+}
+
+#[test]
+fn log_probs_are_the_reference() {
+    for (rows, hidden, vocabulary) in SHAPES {
+        let h = random(rows, hidden, 1);
+        let w = random_as(vocabulary, hidden, 2, DType::Bf16);
+        let mut targets = targets(rows, vocabulary);
+        // Some targets that are right.
+        let mut logits = Tensor::zeros(rows, vocabulary);
+        head_logits(logits.view_mut(), h.view(), weight(&w));
+        let best = lowrank_kernels::argmax_rows(logits.view());
+        for i in (0..rows).step_by(3) {
+            targets[i] = best[i] as u32;
+        }
+        let found = log_probs(&h, &w, &targets);
+        let expected = reference::head(&wide(&h), &wide(&w), hidden, &targets);
+        assert!(found.correct.iter().any(|&x| x));
+        for (i, row) in expected.iter().enumerate() {
+            let close = |found: f64, expected: f64| {
+                assert!((found - expected).abs() < 2e-5, "{found} is not {expected}");
+            };
+            close(found.log_prob[i], row.log_prob);
+            close(found.lse[i], row.lse);
+            close(found.mean[i], row.mean_logit);
+            assert_eq!(found.correct[i], row.correct);
+        }
+    }
+}
+
+#[test]
+fn the_first_of_equal_logits_counts() {
+    let h = Tensor::from_f32(2, 1, vec![1.0, 1.0]);
+    let w = Tensor::from_f32(3, 1, vec![0.5, 2.0, 2.0]);
+    assert_eq!(log_probs(&h, &w, &[1, 2]).correct, [true, false]);
+}
+
+fn loss(h: &[f64], w: &[f64], hidden: usize, targets: &[u32], smoothing: f64) -> Vec<f64> {
+    let rows = reference::head(h, w, hidden, targets);
+    rows.iter().map(|row| row.loss(smoothing)).collect()
+}
+
+#[test]
+fn cross_entropy_is_the_reference_with_its_gradients() {
+    for (rows, hidden, vocabulary) in SHAPES {
+        for smoothing in [0.0_f32, 0.125] {
+            let h = random(rows, hidden, 1);
+            let w = random(vocabulary, hidden, 2);
+            let targets = targets(rows, vocabulary);
+            let (mut dh, mut dw) = (random(rows, hidden, 3), zeros_like(&w));
+            let result = cross_entropy_forward_backward(
+                Some(dh.view_mut()),
+                Some(dw.view_mut()),
+                h.view(),
+                weight(&w),
+                &targets,
+                smoothing,
+                &Workspace::new(),
+            );
+            let (hs, ws, smooth) = (wide(&h), wide(&w), f64::from(smoothing));
+            let total =
+                |h: &[f64], w: &[f64]| loss(h, w, hidden, &targets, smooth).iter().sum::<f64>();
+            let expected = total(&hs, &ws);
+            assert!((result.loss_sum - expected).abs() < 1e-5 * expected);
+            let rows = reference::head(&hs, &ws, hidden, &targets);
+            assert_eq!(
+                result.correct,
+                rows.iter().filter(|row| row.correct).count()
+            );
+            check_gradient("dh", &h, &dh, 1e-5, |h| total(h, &ws));
+            check_gradient("dw", &w, &dw, 1e-5, |w| total(&hs, w));
+
+            let only_loss = cross_entropy_forward_backward(
+                None,
+                None,
+                h.view(),
+                weight(&w),
+                &targets,
+                smoothing,
+                &Workspace::new(),
+            );
+            assert_eq!(only_loss, result);
+        }
+    }
+}
+
+#[test]
+fn backward_with_coefficients_is_finite_differences() {
+    let (rows, hidden, vocabulary) = (130, 20, 515);
+    let h = random(rows, hidden, 1);
+    let w = random(vocabulary, hidden, 2);
+    let targets = targets(rows, vocabulary);
+    let coef = random(1, rows, 5).to_vec();
+    let lse = log_probs(&h, &w, &targets).lse;
+    let (mut dh, mut dw) = (random(rows, hidden, 3), zeros_like(&w));
+    head_backward(
+        dh.view_mut(),
+        Some(dw.view_mut()),
+        h.view(),
+        weight(&w),
+        &targets,
+        &lse,
+        &coef,
+        0.125,
+        &Workspace::new(),
+    );
+    let coef: Vec<f64> = coef.into_iter().map(f64::from).collect();
+    let (hs, ws) = (wide(&h), wide(&w));
+    let total = |h: &[f64], w: &[f64]| dot(&coef, &loss(h, w, hidden, &targets, 0.125));
+    check_gradient("dh", &h, &dh, 1e-5, |h| total(h, &ws));
+    check_gradient("dw", &w, &dw, 1e-5, |w| total(&hs, w));
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for (rows, hidden, vocabulary) in SHAPES {
+        let h = random(rows, hidden, 1);
+        let w = random_as(vocabulary, hidden, 2, DType::Bf16);
+        let targets = targets(rows, vocabulary);
+        same_bits_on_any_threads(|| {
+            let (mut dh, mut dw) = (zeros_like(&h), Tensor::zeros(vocabulary, hidden));
+            let result = cross_entropy_forward_backward(
+                Some(dh.view_mut()),
+                Some(dw.view_mut()),
+                h.view(),
+                weight(&w),
+                &targets,
+                0.1,
+                &Workspace::new(),
+            );
+            let bits = result.loss_sum.to_bits();
+            let halves = vec![
+                f32::from_bits(bits as u32),
+                f32::from_bits((bits >> 32) as u32),
+            ];
+            vec![dh, dw, Tensor::from_f32(1, 2, halves)]
+        });
+    }
+}
+
+#[test]
+fn no_rows_have_no_loss() {
+    let w = random(5, 3, 1);
+    let result = cross_entropy_forward_backward(
+        None,
+        None,
+        Tensor::zeros(0, 3).view(),
+        weight(&w),
+        &[],
+        0.0,
+        &Workspace::new(),
+    );
+    assert_eq!((result.loss_sum, result.correct), (0.0, 0));
+}
+
+#[test]
+#[should_panic(expected = "target 5 is past the vocabulary of 5")]
+fn a_target_past_the_vocabulary_is_refused() {
+    let w = random(5, 3, 1);
+    log_probs(&random(1, 3, 2), &w, &[5]);
+}

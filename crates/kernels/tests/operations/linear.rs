@@ -1,0 +1,199 @@
+use lowrank_kernels::{
+    DType, Layout, Tensor, Weight, bias_backward, linear_backward_input, linear_backward_weight,
+    linear_forward, low_rank_delta, reference,
+};
+
+use crate::common::{
+    assert_close, check_gradient, dot, random, random_as, same_bits_on_any_threads, wide,
+};
+
+/// (tokens, inputs, outputs) around the sizes at which the paths and the pieces change.
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (1, 130, 97),
+    (2, 64, 33),
+    (4, 515, 200),
+    (7, 48, 96),
+    (9, 37, 193),
+    (33, 100, 5),
+    (130, 520, 100),
+    (515, 24, 98),
+];
+
+fn weight(layout: Layout, inputs: usize, outputs: usize, dtype: DType) -> Tensor {
+    match layout {
+        Layout::OutIn => random_as(outputs, inputs, 2, dtype),
+        Layout::InOut => random_as(inputs, outputs, 2, dtype),
+    }
+}
+
+fn for_all(test: impl Fn(usize, usize, usize, Layout, DType)) {
+    for (tokens, inputs, outputs) in SHAPES {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            for dtype in [DType::F32, DType::Bf16] {
+                test(tokens, inputs, outputs, layout, dtype);
+            }
+        }
+    }
+}
+
+#[test]
+fn forward_is_the_reference() {
+    for_all(|tokens, inputs, outputs, layout, dtype| {
+        let x = random(tokens, inputs, 1);
+        let w = weight(layout, inputs, outputs, dtype);
+        let bias = random_as(1, outputs, 3, dtype);
+        for bias in [None, Some(&bias)] {
+            let mut y = random(tokens, outputs, 4);
+            let w_view = Weight {
+                view: w.view(),
+                layout,
+            };
+            linear_forward(y.view_mut(), x.view(), w_view, bias.map(Tensor::view));
+            let bias = bias.map(wide);
+            let expected = reference::linear(
+                &wide(&x),
+                &wide(&w),
+                bias.as_deref(),
+                inputs,
+                outputs,
+                layout,
+            );
+            let name = format!("linear {tokens}x{inputs}x{outputs} {layout:?} {dtype}");
+            assert_close(&name, &y, &expected, 3e-6);
+        }
+    });
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    for_all(|tokens, inputs, outputs, layout, dtype| {
+        let x = random(tokens, inputs, 1);
+        let w = weight(layout, inputs, outputs, dtype);
+        let bias = random(1, outputs, 3);
+        let dy = random(tokens, outputs, 5);
+        let (xs, ws, bs, g) = (wide(&x), wide(&w), wide(&bias), wide(&dy));
+        let name = format!("{tokens}x{inputs}x{outputs} {layout:?} {dtype}");
+        let loss = |x: &[f64], w: &[f64], b: &[f64]| {
+            dot(
+                &g,
+                &reference::linear(x, w, Some(b), inputs, outputs, layout),
+            )
+        };
+        let w_view = Weight {
+            view: w.view(),
+            layout,
+        };
+        let mut dx = random(tokens, inputs, 6);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, false);
+        check_gradient(&format!("dx {name}"), &x, &dx, 1e-5, |x| loss(x, &ws, &bs));
+
+        // Adding a gradient to itself doubles it.
+        let once = wide(&dx);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, true);
+        let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
+        assert_close(&format!("accumulated dx {name}"), &dx, &twice, 1e-6);
+
+        let mut dw = Tensor::zeros(w.rows(), w.cols());
+        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+        check_gradient(&format!("dw {name}"), &w, &dw, 1e-5, |w| loss(&xs, w, &bs));
+        let once = wide(&dw);
+        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+        let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
+        assert_close(&format!("accumulated dw {name}"), &dw, &twice, 1e-6);
+
+        let mut db = Tensor::zeros(1, outputs);
+        bias_backward(db.view_mut(), dy.view());
+        check_gradient(&format!("db {name}"), &bias, &db, 1e-5, |b| {
+            loss(&xs, &ws, b)
+        });
+    });
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for_all(|tokens, inputs, outputs, layout, dtype| {
+        let x = random(tokens, inputs, 1);
+        let w = weight(layout, inputs, outputs, dtype);
+        let dy = random(tokens, outputs, 5);
+        same_bits_on_any_threads(|| {
+            let w_view = Weight {
+                view: w.view(),
+                layout,
+            };
+            let mut y = Tensor::zeros(tokens, outputs);
+            linear_forward(y.view_mut(), x.view(), w_view, None);
+            let mut dx = Tensor::zeros(tokens, inputs);
+            linear_backward_input(dx.view_mut(), dy.view(), w_view, false);
+            let mut dw = Tensor::zeros(w.rows(), w.cols());
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+            let mut db = Tensor::zeros(1, outputs);
+            bias_backward(db.view_mut(), dy.view());
+            vec![y, dx, dw, db]
+        });
+    });
+}
+
+#[test]
+fn nothing_in_gives_nothing_or_the_bias_out() {
+    let w = random(5, 3, 1);
+    let w = Weight {
+        view: w.view(),
+        layout: Layout::OutIn,
+    };
+    let mut none = Tensor::zeros(0, 5);
+    linear_forward(none.view_mut(), Tensor::zeros(0, 3).view(), w, None);
+    linear_backward_input(Tensor::zeros(0, 3).view_mut(), none.view(), w, false);
+    let mut db = Tensor::zeros(1, 5);
+    bias_backward(db.view_mut(), none.view());
+    assert_eq!(db.to_vec(), [0.0; 5]);
+}
+
+#[test]
+#[should_panic(expected = "the input of a linear is 2x4, but must be 2x3")]
+fn a_wrong_shape_is_named() {
+    let w = random(5, 3, 1);
+    let w = Weight {
+        view: w.view(),
+        layout: Layout::OutIn,
+    };
+    linear_forward(
+        Tensor::zeros(2, 5).view_mut(),
+        Tensor::zeros(2, 4).view(),
+        w,
+        None,
+    );
+}
+
+#[test]
+fn merging_is_the_branch_as_a_matrix() {
+    let (inputs, outputs, rank, offset, scale) = (70, 9, 4, 3, 1.75);
+    let (a, b) = (random(rank, inputs, 1), random(outputs, rank, 2));
+    let x = random(6, inputs, 3);
+    let all = offset + outputs + 2;
+    let branch = reference::low_rank(&wide(&x), &wide(&a), &wide(&b), rank, scale, None, 0);
+    for layout in [Layout::OutIn, Layout::InOut] {
+        let base = weight(layout, inputs, all, DType::F32);
+        let mut merged = base.clone();
+        low_rank_delta(
+            merged.view_mut(),
+            a.view(),
+            b.view(),
+            scale as f32,
+            layout,
+            offset,
+        );
+        let run = |w: &Tensor| reference::linear(&wide(&x), &wide(w), None, inputs, all, layout);
+        let mut expected = run(&base);
+        for (i, y) in expected.iter_mut().enumerate() {
+            let column = i % all;
+            if (offset..offset + outputs).contains(&column) {
+                *y += branch[i / all * outputs + column - offset];
+            }
+        }
+        let found = run(&merged);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+        }
+    }
+}

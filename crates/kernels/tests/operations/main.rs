@@ -1,0 +1,12 @@
+//! Every operation against its naive reference, its gradients against finite differences of that
+//! reference, and its bits on pools of one, two and three threads.
+#![expect(missing_docs, reason = "a test binary")]
+
+mod attention;
+mod common;
+mod elementwise;
+mod head;
+mod linear;
+mod low_rank;
+mod norm;
+mod optimizer;
