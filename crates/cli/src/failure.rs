@@ -21,7 +21,9 @@ pub struct Misuse {
 impl Misuse {
     /// One problem.
     pub fn new(problem: impl Into<String>) -> Self {
-        Self { problems: vec![problem.into()] }
+        Self {
+            problems: vec![problem.into()],
+        }
     }
 
     /// Adds a problem.
@@ -46,7 +48,11 @@ impl Misuse {
     /// # Errors
     /// With all problems, if there are any.
     pub fn or<T>(self, value: T) -> Result<T, Self> {
-        if self.problems.is_empty() { Ok(value) } else { Err(self) }
+        if self.problems.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
     }
 }
 
@@ -56,7 +62,9 @@ impl fmt::Display for Misuse {
             [problem] => f.write_str(problem),
             problems => {
                 write!(f, "{} problems with the settings:", problems.len())?;
-                problems.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+                problems
+                    .iter()
+                    .try_for_each(|problem| write!(f, "\n  - {problem}"))
             }
         }
     }
@@ -123,16 +131,31 @@ mod tests {
         assert_eq!(misuse.to_string(), "a is wrong");
         misuse.require(true, || unreachable!());
         misuse.require(false, || "b is wrong".to_string());
-        assert_eq!(misuse.to_string(), "2 problems with the settings:\n  - a is wrong\n  - b is wrong");
+        assert_eq!(
+            misuse.to_string(),
+            "2 problems with the settings:\n  - a is wrong\n  - b is wrong"
+        );
         assert!(misuse.or(()).is_err() && Misuse::default().or(()).is_ok());
     }
 
     #[test]
     fn exit_codes() {
         let code = |error: anyhow::Error| format!("{:?}", conclude(Err(error)));
-        assert_eq!(code(StdoutClosed.into()), format!("{:?}", ExitCode::SUCCESS));
-        assert_eq!(code(Misuse::new("x").into()), format!("{:?}", ExitCode::from(2)));
-        assert_eq!(code(anyhow::anyhow!("x")), format!("{:?}", ExitCode::from(1)));
-        assert_eq!(code(anyhow::Error::from(Misuse::new("x")).context("y")), format!("{:?}", ExitCode::from(2)));
+        assert_eq!(
+            code(StdoutClosed.into()),
+            format!("{:?}", ExitCode::SUCCESS)
+        );
+        assert_eq!(
+            code(Misuse::new("x").into()),
+            format!("{:?}", ExitCode::from(2))
+        );
+        assert_eq!(
+            code(anyhow::anyhow!("x")),
+            format!("{:?}", ExitCode::from(1))
+        );
+        assert_eq!(
+            code(anyhow::Error::from(Misuse::new("x")).context("y")),
+            format!("{:?}", ExitCode::from(2))
+        );
     }
 }

@@ -25,15 +25,25 @@ const GREATEST_WIDTH: usize = 160;
 impl Output {
     /// What standard output is now. `NO_COLOR`, `CLICOLOR` and `CLICOLOR_FORCE` are respected.
     pub fn detect(json: bool) -> Self {
-        let width = Term::stdout().size_checked().map_or(DEFAULT_WIDTH, |(_, columns)| usize::from(columns));
-        Self { json, color: !json && console::colors_enabled(), width: width.clamp(20, GREATEST_WIDTH) }
+        let width = Term::stdout()
+            .size_checked()
+            .map_or(DEFAULT_WIDTH, |(_, columns)| usize::from(columns));
+        Self {
+            json,
+            color: !json && console::colors_enabled(),
+            width: width.clamp(20, GREATEST_WIDTH),
+        }
     }
 
     /// Prints the result: `value` as one JSON object with `--json`, otherwise what `text` makes of it.
     ///
     /// # Errors
     /// When standard output cannot be written.
-    pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&Self) -> String) -> anyhow::Result<()> {
+    pub fn result<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&Self) -> String,
+    ) -> anyhow::Result<()> {
         if self.json {
             let mut line = serde_json::to_string_pretty(value)?;
             line.push('\n');
@@ -53,10 +63,15 @@ impl Output {
     /// [`StdoutClosed`] when the reader has gone, the system's error otherwise.
     pub fn write(&self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-            Err(error) => Err(anyhow::Error::from(error).context("cannot write to standard output")),
+            Err(error) => {
+                Err(anyhow::Error::from(error).context("cannot write to standard output"))
+            }
         }
     }
 }

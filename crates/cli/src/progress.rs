@@ -10,7 +10,8 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use lowrank::report::{EvalMetrics, StepMetrics};
 
 /// All bars of the process, so that other text can be printed above them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -81,7 +82,8 @@ impl TrainProgress {
         self.last_event = Instant::now();
         if self.mode == Mode::Bar {
             self.bar = BARS.add(ProgressBar::new(total_steps).with_position(done_steps));
-            self.bar.set_style(bar_style("{wide_bar:.cyan/dim} {pos}/{len} · {msg}"));
+            self.bar
+                .set_style(bar_style("{wide_bar:.cyan/dim} {pos}/{len} · {msg}"));
             self.bar.enable_steady_tick(Duration::from_millis(500));
         }
     }
@@ -89,7 +91,10 @@ impl TrainProgress {
     /// An optimizer step was taken.
     pub fn step(&mut self, step: &StepMetrics) {
         let now = Instant::now();
-        let left = self.pace.remaining(now - self.last_event, self.total_steps.saturating_sub(step.step));
+        let left = self.pace.remaining(
+            now - self.last_event,
+            self.total_steps.saturating_sub(step.step),
+        );
         self.last_event = now;
         match self.mode {
             Mode::Bar => {
@@ -101,7 +106,10 @@ impl TrainProgress {
                 if due || step.step == self.total_steps {
                     self.last_line = Some(now);
                     let (position, total) = (step.step, self.total_steps);
-                    stderr_line(&format!("step {position}/{total} · {}", step_text(step, left)));
+                    stderr_line(&format!(
+                        "step {position}/{total} · {}",
+                        step_text(step, left)
+                    ));
                 }
             }
             Mode::Quiet => {}
@@ -112,7 +120,10 @@ impl TrainProgress {
     pub fn eval(&mut self, eval: &EvalMetrics) {
         // The next step is not to be blamed for the time that this took.
         self.last_event = Instant::now();
-        self.note(&format!("step {} · held-out loss {:.4}", eval.step, eval.eval_loss));
+        self.note(&format!(
+            "step {} · held-out loss {:.4}",
+            eval.step, eval.eval_loss
+        ));
     }
 
     /// A checkpoint was written.
@@ -143,7 +154,9 @@ impl Drop for TrainProgress {
 /// A bar over counted things, such as rows evaluated or modules merged.
 pub fn counter(mode: Mode, total: u64, what: &'static str) -> ProgressBar {
     let bar = hidden_unless_bar(mode, total);
-    bar.set_style(bar_style("{prefix} {wide_bar:.cyan/dim} {pos}/{len} · {eta} left"));
+    bar.set_style(bar_style(
+        "{prefix} {wide_bar:.cyan/dim} {pos}/{len} · {eta} left",
+    ));
     bar.set_prefix(what);
     bar
 }
@@ -154,13 +167,19 @@ pub fn bytes(mode: Mode, total: u64, what: String) -> ProgressBar {
         stderr_line(&format!("{what}: {}", HumanBytes(total)));
     }
     let bar = hidden_unless_bar(mode, total);
-    bar.set_style(bar_style("{prefix} {wide_bar:.cyan/dim} {bytes}/{total_bytes} · {bytes_per_sec} · {eta} left"));
+    bar.set_style(bar_style(
+        "{prefix} {wide_bar:.cyan/dim} {bytes}/{total_bytes} · {bytes_per_sec} · {eta} left",
+    ));
     bar.set_prefix(what);
     bar
 }
 
 fn hidden_unless_bar(mode: Mode, total: u64) -> ProgressBar {
-    if mode == Mode::Bar { BARS.add(ProgressBar::new(total)) } else { ProgressBar::hidden() }
+    if mode == Mode::Bar {
+        BARS.add(ProgressBar::new(total))
+    } else {
+        ProgressBar::hidden()
+    }
 }
 
 /// The templates are constants of this file; a mistake in one shows as indicatif's own style, not as a failed run.
@@ -189,7 +208,9 @@ impl Pace {
     /// Takes in that a step took `elapsed`; the time that `steps` more will take.
     fn remaining(&mut self, elapsed: Duration, steps: u64) -> Duration {
         let now = elapsed.as_secs_f64();
-        let seconds = self.seconds.map_or(now, |before| 0.95 * before + 0.05 * now);
+        let seconds = self
+            .seconds
+            .map_or(now, |before| 0.95 * before + 0.05 * now);
         self.seconds = Some(seconds);
         Duration::try_from_secs_f64(seconds * steps as f64).unwrap_or(Duration::MAX)
     }
@@ -202,7 +223,10 @@ mod tests {
     #[test]
     fn the_pace_follows_the_steps() {
         let mut pace = Pace::default();
-        assert_eq!(pace.remaining(Duration::from_secs(2), 10), Duration::from_secs(20));
+        assert_eq!(
+            pace.remaining(Duration::from_secs(2), 10),
+            Duration::from_secs(20)
+        );
         for _ in 0..200 {
             pace.remaining(Duration::from_secs(1), 1);
         }
@@ -223,7 +247,10 @@ mod tests {
             tokens_per_second: 811.6,
             peak_rss: 0,
         };
-        assert_eq!(step_text(&step, Duration::from_secs(192)), "loss 2.3457 · 812 tokens/s · 3 min 12 s left");
+        assert_eq!(
+            step_text(&step, Duration::from_secs(192)),
+            "loss 2.3457 · 812 tokens/s · 3 min 12 s left"
+        );
     }
 
     #[test]

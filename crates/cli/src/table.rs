@@ -27,12 +27,22 @@ const LEAST_WIDTH: usize = 12;
 impl Table {
     /// A table without rows.
     pub fn new<'a>(columns: impl IntoIterator<Item = (&'a str, Align)>) -> Self {
-        Self { columns: columns.into_iter().map(|(title, align)| (title.to_string(), align)).collect(), rows: Vec::new() }
+        Self {
+            columns: columns
+                .into_iter()
+                .map(|(title, align)| (title.to_string(), align))
+                .collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; missing cells are empty and cells without a column are dropped.
     pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
-        let mut row: Vec<String> = cells.into_iter().map(Into::into).take(self.columns.len()).collect();
+        let mut row: Vec<String> = cells
+            .into_iter()
+            .map(Into::into)
+            .take(self.columns.len())
+            .collect();
         row.resize(self.columns.len(), String::new());
         self.rows.push(row);
     }
@@ -61,7 +71,10 @@ impl Table {
         (0..self.columns.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| measure_text_width(&row[column]));
-                cells.chain([measure_text_width(&self.columns[column].0)]).max().unwrap_or(0)
+                cells
+                    .chain([measure_text_width(&self.columns[column].0)])
+                    .max()
+                    .unwrap_or(0)
             })
             .collect()
     }
@@ -70,7 +83,9 @@ impl Table {
     fn shrink(&self, mut widths: Vec<usize>, excess: usize) -> Option<Vec<usize>> {
         for _ in 0..excess {
             let widest = (0..widths.len())
-                .filter(|&column| self.columns[column].1 == Align::Left && widths[column] > LEAST_WIDTH)
+                .filter(|&column| {
+                    self.columns[column].1 == Align::Left && widths[column] > LEAST_WIDTH
+                })
                 .max_by_key(|&column| widths[column])?;
             widths[widest] -= 1;
         }
@@ -97,12 +112,48 @@ impl Table {
     fn render_paragraphs(&self, color: bool) -> String {
         let paragraphs = self.rows.iter().map(|row| {
             let lines = self.columns.iter().zip(row).map(|((title, _), cell)| {
-                let label = if title.is_empty() { String::new() } else { format!("{}: ", bold(title, color)) };
+                let label = if title.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}: ", bold(title, color))
+                };
                 format!("{label}{cell}\n")
             });
             lines.collect::<String>()
         });
         paragraphs.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Lines of a name and a value each, the values below each other.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    lines: Vec<(String, String)>,
+}
+
+impl Facts {
+    /// Adds a line.
+    pub fn add(&mut self, name: &str, value: impl Into<String>) {
+        self.lines.push((name.to_string(), value.into()));
+    }
+
+    /// The lines under a heading, which may be empty.
+    pub fn render(&self, heading: &str, color: bool) -> String {
+        let width = self
+            .lines
+            .iter()
+            .map(|(name, _)| measure_text_width(name))
+            .max()
+            .unwrap_or(0);
+        let mut out = String::new();
+        if !heading.is_empty() {
+            out.extend([bold(heading, color).as_str(), "\n"]);
+        }
+        for (name, value) in &self.lines {
+            let padding = " ".repeat(width - measure_text_width(name) + GAP);
+            out.extend([name, &padding, value, "\n"]);
+        }
+        out
     }
 }
 
@@ -139,7 +190,11 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        let mut table = Table::new([("Module", Align::Left), ("r", Align::Right), ("Ratio", Align::Right)]);
+        let mut table = Table::new([
+            ("Module", Align::Left),
+            ("r", Align::Right),
+            ("Ratio", Align::Right),
+        ]);
         table.row(["model.layers.0.self_attn.q_proj", "8", "0.0123"]);
         table.row(["模型.层.1", "16", "1.5"]);
         table
@@ -157,7 +212,10 @@ mod tests {
     #[test]
     fn narrow_terminals_cut_names_from_the_left() {
         let text = table().render(30, false);
-        assert!(text.lines().all(|line| measure_text_width(line) <= 30), "{text}");
+        assert!(
+            text.lines().all(|line| measure_text_width(line) <= 30),
+            "{text}"
+        );
         insta::assert_snapshot!(text, @r#"
         Module               r   Ratio
         ….self_attn.q_proj   8  0.0123
@@ -179,10 +237,25 @@ mod tests {
     }
 
     #[test]
+    fn facts_line_up() {
+        let mut facts = Facts::default();
+        facts.add("r", "8");
+        facts.add("α/√r", "2.8");
+        assert_eq!(facts.render("LoRA", false), "LoRA\nr     8\nα/√r  2.8\n");
+        assert_eq!(Facts::default().render("", false), "");
+    }
+
+    #[test]
     fn colours_take_no_room() {
         let mut table = Table::new([("A", Align::Left), ("B", Align::Left)]);
-        table.row([style("x").green().force_styling(true).to_string(), "y".to_string()]);
-        assert_eq!(console::strip_ansi_codes(&table.render(80, true)), "A  B\nx  y\n");
+        table.row([
+            style("x").green().force_styling(true).to_string(),
+            "y".to_string(),
+        ]);
+        assert_eq!(
+            console::strip_ansi_codes(&table.render(80, true)),
+            "A  B\nx  y\n"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hf_hub::api::Progress;
+pub use hf_hub::api::Progress;
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 

@@ -15,4 +15,4 @@ pub mod train;
 pub mod tuning;
 
 pub use error::Error;
-pub use lowrank_kernels::DType;
+pub use lowrank_kernels::{DType, Workspace};

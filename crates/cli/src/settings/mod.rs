@@ -45,23 +45,46 @@ impl File {
     pub fn read(path: &Path) -> Result<Self, Misuse> {
         let shown = path.display();
         let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8(bytes)
-                .map_err(|error| Misuse::new(format!("the settings file {shown} is not UTF-8 text: {error}")))?,
-            Err(error) => return Err(Misuse::new(format!("cannot read the settings file {shown}: {error}"))),
-        };
-        let parsed = if text.trim().is_empty() { Ok(Value::Null) } else { serde_saphyr::from_str(&text) };
-        match parsed {
-            Ok(Value::Object(values)) => Ok(Self { path: path.to_path_buf(), values }),
-            Ok(Value::Null) => Ok(Self { path: path.to_path_buf(), values: Map::new() }),
-            Ok(_) => Err(Misuse::new(format!("the settings file {shown} must hold lines of the form `key: value`"))),
+            Ok(bytes) => String::from_utf8(bytes).map_err(|error| {
+                Misuse::new(format!(
+                    "the settings file {shown} is not UTF-8 text: {error}"
+                ))
+            })?,
             Err(error) => {
-                Err(Misuse::new(format!("the settings file {shown} is not valid YAML: {}", error.without_snippet())))
+                return Err(Misuse::new(format!(
+                    "cannot read the settings file {shown}: {error}"
+                )));
             }
+        };
+        let parsed = if text.trim().is_empty() {
+            Ok(Value::Null)
+        } else {
+            serde_saphyr::from_str(&text)
+        };
+        match parsed {
+            Ok(Value::Object(values)) => Ok(Self {
+                path: path.to_path_buf(),
+                values,
+            }),
+            Ok(Value::Null) => Ok(Self {
+                path: path.to_path_buf(),
+                values: Map::new(),
+            }),
+            Ok(_) => Err(Misuse::new(format!(
+                "the settings file {shown} must hold lines of the form `key: value`"
+            ))),
+            Err(error) => Err(Misuse::new(format!(
+                "the settings file {shown} is not valid YAML: {}",
+                error.without_snippet()
+            ))),
         }
     }
 
     fn name(&self) -> String {
-        self.path.file_name().map_or_else(|| self.path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        self.path.file_name().map_or_else(
+            || self.path.display().to_string(),
+            |name| name.to_string_lossy().into_owned(),
+        )
     }
 }
 
@@ -81,10 +104,16 @@ pub struct Layered<T> {
 impl<T> Layered<T> {
     /// How the user would recognise a setting: `--r`, or `r (in run.yaml)` where the value came from a file.
     pub fn name(&self, key: &str) -> String {
-        if !self.flags.contains(key) {
-            if let Some(file) = self.files.iter().rev().find(|file| file.values.contains_key(key)) {
-                return format!("{key} (in {})", file.name());
-            }
+        let from_file = || {
+            self.files
+                .iter()
+                .rev()
+                .find(|file| file.values.contains_key(key))
+        };
+        if !self.flags.contains(key)
+            && let Some(file) = from_file()
+        {
+            return format!("{key} (in {})", file.name());
         }
         flag(key)
     }
@@ -107,7 +136,13 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
         Ok(values) => values,
         Err(problem) => {
             problems.push(problem);
-            return Layered { settings: parsed, given: BTreeSet::new(), problems, flags: BTreeSet::new(), files };
+            return Layered {
+                settings: parsed,
+                given: BTreeSet::new(),
+                problems,
+                flags: BTreeSet::new(),
+                files,
+            };
         }
     };
     let flags: BTreeSet<String> = values
@@ -115,7 +150,11 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
         .filter(|key| matches.value_source(key) == Some(ValueSource::CommandLine))
         .cloned()
         .collect();
-    let out_of_force: BTreeSet<&str> = flags.iter().flat_map(|key| T::displaces(key)).copied().collect();
+    let out_of_force: BTreeSet<&str> = flags
+        .iter()
+        .flat_map(|key| T::displaces(key))
+        .copied()
+        .collect();
     let defaults = values.clone();
     let mut given = flags.clone();
     for file in &files {
@@ -129,7 +168,11 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
         }
         for (key, value) in &file.values {
             if !defaults.contains_key(key) {
-                problems.push(unknown_key(key, &file.name(), defaults.keys().map(String::as_str)));
+                problems.push(unknown_key(
+                    key,
+                    &file.name(),
+                    defaults.keys().map(String::as_str),
+                ));
             } else if !value.is_null() {
                 match accepted::<T>(&defaults, key, value) {
                     Ok(_) if flags.contains(key) || out_of_force.contains(key.as_str()) => {}
@@ -147,7 +190,13 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
         problems.push(plain(&error.to_string()));
         parsed
     });
-    Layered { settings, given, problems, flags, files }
+    Layered {
+        settings,
+        given,
+        problems,
+        flags,
+        files,
+    }
 }
 
 /// The struct as a map of its keys.
@@ -158,15 +207,22 @@ pub fn object<T: Serialize>(settings: &T) -> Result<Map<String, Value>, String> 
     match serde_json::to_value(settings) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err("the settings are not a map of keys".to_string()),
-        Err(error) => Err(format!("a setting cannot be written to config.yaml: {error}")),
+        Err(error) => Err(format!(
+            "a setting cannot be written to config.yaml: {error}"
+        )),
     }
 }
 
 /// The value as the settings write it, if it is of the right kind for its key.
-fn accepted<T: Settings>(defaults: &Map<String, Value>, key: &str, value: &Value) -> Result<Value, String> {
+fn accepted<T: Settings>(
+    defaults: &Map<String, Value>,
+    key: &str,
+    value: &Value,
+) -> Result<Value, String> {
     let mut candidate = defaults.clone();
     candidate.insert(key.to_string(), value.clone());
-    let settings: T = serde_json::from_value(Value::Object(candidate)).map_err(|error| plain(&error.to_string()))?;
+    let settings: T = serde_json::from_value(Value::Object(candidate))
+        .map_err(|error| plain(&error.to_string()))?;
     Ok(object(&settings)?.remove(key).unwrap_or(Value::Null))
 }
 
@@ -218,15 +274,24 @@ mod tests {
     #[test]
     fn the_nearest_key_is_found_or_none() {
         let known = ["learning_rate", "lora_alpha", "batch_size", "r", "seed"];
-        assert_eq!(nearest("learing_rate", known.into_iter()), Some("learning_rate"));
-        assert_eq!(nearest("Learning-Rate", known.into_iter()), Some("learning_rate"));
+        assert_eq!(
+            nearest("learing_rate", known.into_iter()),
+            Some("learning_rate")
+        );
+        assert_eq!(
+            nearest("Learning-Rate", known.into_iter()),
+            Some("learning_rate")
+        );
         assert_eq!(nearest("batchsize", known.into_iter()), Some("batch_size"));
         assert_eq!(nearest("wandb_project", known.into_iter()), None);
     }
 
     #[test]
     fn messages_speak_of_numbers() {
-        assert_eq!(plain("invalid type: string \"abc\", expected f64"), "got string \"abc\", expected a number");
+        assert_eq!(
+            plain("invalid type: string \"abc\", expected f64"),
+            "got string \"abc\", expected a number"
+        );
         assert_eq!(
             plain("invalid value: integer `-1`, expected u64"),
             "got the number `-1`, expected a whole number"

@@ -10,7 +10,9 @@ pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> 
     let properties: Map<String, Value> = defaults
         .iter()
         .filter_map(|(key, default)| {
-            let arg = command.get_arguments().find(|arg| arg.get_id() == key.as_str())?;
+            let arg = command
+                .get_arguments()
+                .find(|arg| arg.get_id() == key.as_str())?;
             let mut property = kind(arg, default);
             if let Some(help) = arg.get_long_help().or(arg.get_help()) {
                 property.insert("description".to_string(), help.to_string().into());
@@ -37,7 +39,11 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
         kind.insert(key.to_string(), value);
     };
     let parser = arg.get_value_parser().type_id();
-    let choices: Vec<String> = arg.get_possible_values().iter().map(|value| value.get_name().to_string()).collect();
+    let choices: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .map(|value| value.get_name().to_string())
+        .collect();
     if default.is_object() {
         set("type", json!("object"));
         set("additionalProperties", json!({"type": "number"}));
@@ -45,8 +51,16 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
         set("type", json!("boolean"));
     } else if !choices.is_empty() {
         // `init_lora_weights: true` is a boolean to YAML.
-        let booleans = choices.iter().filter_map(|choice| choice.parse::<bool>().ok()).map(Value::Bool);
-        let all: Vec<Value> = choices.iter().cloned().map(Value::String).chain(booleans).collect();
+        let booleans = choices
+            .iter()
+            .filter_map(|choice| choice.parse::<bool>().ok())
+            .map(Value::Bool);
+        let all: Vec<Value> = choices
+            .iter()
+            .cloned()
+            .map(Value::String)
+            .chain(booleans)
+            .collect();
         set("enum", all.into());
     } else if parser == TypeId::of::<f64>() {
         set("type", json!("number"));

@@ -3,15 +3,18 @@
 //! [`TrainSettings`] has a field for every key; a field that stays `None` is decided later, by the method, by the
 //! model or by leaving something out. [`TrainSettings::resolve`] checks all of them and what they mean together.
 
+mod checks;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, FromArgMatches};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::values::{
-    BaseDtype, InitLoraWeights, Method, OnBadRow, SchedulerType, Targets, parse_pattern, pattern_map,
+    BaseDtype, InitLoraWeights, Method, OnBadRow, SchedulerType, Targets, parse_pattern,
+    pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
@@ -24,6 +27,7 @@ const MACHINE: &str = "Machine";
 
 /// Every setting of a training run. The flag of `learning_rate` is `--learning-rate`.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of its own")]
 pub struct TrainSettings {
     /// What is trained
     #[arg(long, value_name = "METHOD", default_value = "lora")]
@@ -201,20 +205,6 @@ pub struct TrainSettings {
     pub threads: Option<usize>,
 }
 
-/// Keys that mean nothing to full training.
-const LORA_KEYS: &[&str] = &[
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "init_lora_weights",
-    "use_rslora",
-    "init_adapter",
-];
-
 impl Settings for TrainSettings {
     fn displaces(key: &str) -> &'static [&'static str] {
         match key {
@@ -239,8 +229,11 @@ pub struct Resolved {
 impl TrainSettings {
     /// The defaults.
     pub fn defaults() -> Self {
-        let matches = Self::augment_args(clap::Command::new("train")).try_get_matches_from(["train"]);
-        matches.and_then(|matches| Self::from_arg_matches(&matches)).expect("the defaults are values of their settings")
+        let matches =
+            Self::augment_args(clap::Command::new("train")).try_get_matches_from(["train"]);
+        matches
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .expect("the defaults are values of their settings")
     }
 
     /// Checks every setting and the combinations of them.
@@ -249,6 +242,8 @@ impl TrainSettings {
     /// With every problem that was found, those of the layers included.
     pub fn resolve(layered: Layered<Self>) -> Result<Resolved, Misuse> {
         let mut problems = layered.problems.clone();
+        let mut layered = layered;
+        layered.adopt_adapter(&mut problems);
         layered.check_ranges(&mut problems);
         layered.check_combinations(&mut problems);
         layered.check_paths(&mut problems);
@@ -261,107 +256,19 @@ impl TrainSettings {
             problems.push(problem);
             Map::new()
         });
-        problems.or(Resolved { output: settings.output.unwrap_or_default(), values, given: layered.given })
+        problems.or(Resolved {
+            output: settings.output.unwrap_or_default(),
+            values,
+            given: layered.given,
+        })
     }
-}
-
-impl Layered<TrainSettings> {
-    fn check_ranges(&self, problems: &mut Misuse) {
-        let s = &self.settings;
-        let mut number = |key: &str, value: f64, fine: bool, range: &str| {
-            problems.require(fine && value.is_finite(), || format!("{} must be {range}, not {value}", self.name(key)));
-        };
-        let positive = "greater than 0";
-        number("lora_alpha", s.lora_alpha, s.lora_alpha > 0.0, positive);
-        number("lora_dropout", s.lora_dropout, (0.0..1.0).contains(&s.lora_dropout), "at least 0 and less than 1");
-        if let Some(rate) = s.learning_rate {
-            number("learning_rate", rate, rate > 0.0, positive);
-        }
-        number("warmup_ratio", s.warmup_ratio, (0.0..=1.0).contains(&s.warmup_ratio), "from 0 to 1");
-        number("weight_decay", s.weight_decay, s.weight_decay >= 0.0, "0 or greater");
-        number("adam_beta1", s.adam_beta1, (0.0..1.0).contains(&s.adam_beta1), "at least 0 and less than 1");
-        number("adam_beta2", s.adam_beta2, (0.0..1.0).contains(&s.adam_beta2), "at least 0 and less than 1");
-        number("adam_epsilon", s.adam_epsilon, s.adam_epsilon > 0.0, positive);
-        number("max_grad_norm", s.max_grad_norm, s.max_grad_norm >= 0.0, "0 or greater");
-        let smoothing = s.label_smoothing_factor;
-        number("label_smoothing_factor", smoothing, (0.0..1.0).contains(&smoothing), "at least 0 and less than 1");
-        number("num_train_epochs", s.num_train_epochs, s.num_train_epochs > 0.0, positive);
-        for (pattern, alpha) in &s.alpha_pattern {
-            number("alpha_pattern", *alpha, *alpha > 0.0, &format!("greater than 0 for {pattern}"));
-        }
-
-        let mut count = |key: &str, value: Option<u64>| {
-            problems.require(value != Some(0), || format!("{} must be 1 or greater, not 0", self.name(key)));
-        };
-        let wide = |value: usize| Some(value as u64);
-        count("r", wide(s.r));
-        count("max_seq_length", wide(s.max_seq_length));
-        count("batch_size", wide(s.batch_size));
-        count("gradient_accumulation_steps", wide(s.gradient_accumulation_steps));
-        count("max_steps", s.max_steps);
-        count("eval_steps", s.eval_steps);
-        count("save_steps", s.save_steps);
-        count("save_total_limit", s.save_total_limit.and_then(wide));
-        count("early_stopping_patience", s.early_stopping_patience.and_then(wide));
-        count("threads", s.threads.and_then(wide));
-        for (_, rank) in &s.rank_pattern {
-            count("rank_pattern", wide(*rank));
-        }
-    }
-
-    fn check_combinations(&self, problems: &mut Misuse) {
-        let s = &self.settings;
-        if s.method == Method::Full {
-            // A run's own config.yaml names every key, so only values that ask for something are refused.
-            let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
-            let values = object(s).unwrap_or_default();
-            for key in LORA_KEYS.iter().filter(|key| values.get(**key) != defaults.get(**key)) {
-                problems.push(format!("{} does nothing with the method full; leave it out", self.name(key)));
-            }
-        }
-        for (key, set) in [
-            ("load_best_model_at_end", s.load_best_model_at_end),
-            ("early_stopping_patience", s.early_stopping_patience.is_some()),
-        ] {
-            problems.require(!set || s.eval_steps.is_some(), || {
-                format!("{} needs {}: without it the only evaluation is at the end", self.name(key), super::flag("eval_steps"))
-            });
-        }
-        for (key, targets) in [("target_modules", &s.target_modules), ("exclude_modules", &s.exclude_modules)] {
-            let empty = match targets {
-                Some(Targets::Names(names)) => names.is_empty(),
-                Some(Targets::Pattern(pattern)) => pattern.is_empty(),
-                None => false,
-            };
-            problems.require(!empty, || format!("{} names no module", self.name(key)));
-        }
-    }
-
-    fn check_paths(&self, problems: &mut Misuse) {
-        let s = &self.settings;
-        let missing = |key: &str, what: &str| format!("{} is missing: give {what}", super::flag(key));
-        let given = |text: &str| !text.trim().is_empty();
-        problems.require(s.model.as_deref().is_some_and(given), || {
-            missing("model", "a model folder, an id of the Hugging Face Hub, or builtin:tiny")
-        });
-        problems.require(s.data.is_some(), || missing("data", "a folder with train.jsonl, or one file of rows"));
-        problems.require(s.output.is_some(), || missing("output", "the folder to write the adapter to"));
-        for (key, path) in [("data", &s.data), ("valid_data", &s.valid_data), ("init_adapter", &s.init_adapter)] {
-            if let Some(path) = path {
-                problems.require(exists(path), || format!("{}: {} does not exist", self.name(key), path.display()));
-            }
-        }
-    }
-}
-
-fn exists(path: &Path) -> bool {
-    // A path that cannot be looked at is left to whoever opens it, whose message says why.
-    path.try_exists().unwrap_or(true)
 }
 
 /// `--no-shuffle` is the key `shuffle` turned round.
 fn parse_negated(text: &str) -> Result<bool, String> {
-    text.parse::<bool>().map(|value| !value).map_err(|_| "expected true or false".to_string())
+    text.parse::<bool>()
+        .map(|value| !value)
+        .map_err(|_| "expected true or false".to_string())
 }
 
 #[cfg(test)]
@@ -380,22 +287,40 @@ mod tests {
     }
 
     fn problems(flags: &[&str], yaml: &str) -> String {
-        TrainSettings::resolve(layered(flags, yaml)).unwrap_err().to_string()
+        TrainSettings::resolve(layered(flags, yaml))
+            .unwrap_err()
+            .to_string()
     }
 
-    const WHOLE: [&str; 6] = ["--model", "builtin:tiny", "--data", ".", "--output", "runs/x"];
+    const WHOLE: [&str; 6] = [
+        "--model",
+        "builtin:tiny",
+        "--data",
+        ".",
+        "--output",
+        "runs/x",
+    ];
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let yaml = "learning_rate: 1e-4\nr: 4\ntarget_modules: [q_proj]\nrank_pattern: {b: 2, a: 3}\nshuffle: false\n\
                     init_lora_weights: true\nmax_steps: 50\nwarmup_steps: 7\n";
-        let s = layered(&["--r", "2", "--num-train-epochs", "1", "--warmup-ratio=0.1"], yaml);
+        let s = layered(
+            &["--r", "2", "--num-train-epochs", "1", "--warmup-ratio=0.1"],
+            yaml,
+        );
         assert_eq!(s.problems.problems(), [""; 0]);
         let s = s.settings;
         assert_eq!((s.r, s.learning_rate, s.batch_size), (2, Some(1e-4), 8));
-        assert_eq!(s.target_modules, Some(Targets::Names(vec!["q_proj".to_string()])));
+        assert_eq!(
+            s.target_modules,
+            Some(Targets::Names(vec!["q_proj".to_string()]))
+        );
         assert_eq!(s.rank_pattern, [("b".to_string(), 2), ("a".to_string(), 3)]);
-        assert_eq!((s.shuffle, s.init_lora_weights), (false, InitLoraWeights::True));
+        assert_eq!(
+            (s.shuffle, s.init_lora_weights),
+            (false, InitLoraWeights::True)
+        );
         assert_eq!((s.max_steps, s.num_train_epochs), (None, 1.0));
         assert_eq!((s.warmup_steps, s.warmup_ratio), (0, 0.1));
     }
@@ -404,14 +329,26 @@ mod tests {
     fn switches_can_be_turned_off_again() {
         let yaml = "use_rslora: true\nshuffle: false\ntrain_on_prompt: true";
         let s = layered(&["--use-rslora=false", "--no-shuffle=false"], yaml).settings;
-        assert_eq!((s.use_rslora, s.shuffle, s.train_on_prompt), (false, true, true));
+        assert_eq!(
+            (s.use_rslora, s.shuffle, s.train_on_prompt),
+            (false, true, true)
+        );
         let s = layered(&["--use-rslora", "--no-shuffle"], "").settings;
         assert_eq!((s.use_rslora, s.shuffle), (true, false));
     }
 
     #[test]
     fn what_was_resolved_reads_back_as_the_same() {
-        let flags = [&WHOLE[..], &["--rank-pattern", "a.*=2", "--max-steps=9", "--init-lora-weights=false"]].concat();
+        let flags = [
+            &WHOLE[..],
+            &[
+                "--rank-pattern",
+                "a.*=2",
+                "--max-steps=9",
+                "--init-lora-weights=false",
+            ],
+        ]
+        .concat();
         let resolved = TrainSettings::resolve(layered(&flags, "")).unwrap();
         let yaml = serde_saphyr::to_string(&resolved.values).unwrap();
         let again = TrainSettings::resolve(layered(&[], &yaml)).unwrap();
@@ -456,11 +393,50 @@ mod tests {
 
     #[test]
     fn settings_that_would_do_nothing_are_refused() {
-        let text = problems(&[&WHOLE[..], &["--method=full", "--r=4"]].concat(), "lora_alpha: 3\nlora_dropout: 0\n");
+        let text = problems(
+            &[&WHOLE[..], &["--method=full", "--r=4"]].concat(),
+            "lora_alpha: 3\nlora_dropout: 0\n",
+        );
         insta::assert_snapshot!(text, @r#"
         2 problems with the settings:
           - --r does nothing with the method full; leave it out
           - lora_alpha (in run.yaml) does nothing with the method full; leave it out
+        "#);
+    }
+
+    #[test]
+    fn an_adapter_to_start_from_decides() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 32, "target_modules": ["v_proj", "q_proj"],
+            "rank_pattern": {"k": 2}, "exclude_modules": null}"#;
+        std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        let path = folder.path().display().to_string();
+        let flags = |more: &[&str]| {
+            [&WHOLE[..], &["--init-adapter", &path], more]
+                .concat()
+                .join("\n")
+        };
+        let resolve = |flags: String| {
+            TrainSettings::resolve(layered(&flags.split('\n').collect::<Vec<_>>(), ""))
+                .map_err(|error| error.to_string())
+        };
+        let values = resolve(flags(&["--target-modules", "q_proj,v_proj"]))
+            .unwrap()
+            .values;
+        assert_eq!(
+            (&values["r"], &values["lora_alpha"]),
+            (&Value::from(4), &Value::from(32.0))
+        );
+        assert_eq!(
+            values["target_modules"],
+            serde_json::json!(["v_proj", "q_proj"])
+        );
+        assert_eq!(values["rank_pattern"], serde_json::json!({"k": 2}));
+        let text = resolve(flags(&["--r=8", "--use-rslora"])).unwrap_err();
+        insta::assert_snapshot!(text, @r#"
+        2 problems with the settings:
+          - --r is 8, and the adapter to start from has 4, which cannot be changed; leave it out
+          - --use-rslora is true, and the adapter to start from has false, which cannot be changed; leave it out
         "#);
     }
 
@@ -470,15 +446,30 @@ mod tests {
         let path = folder.path().join("run.yaml");
         let read = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            File::read(&path).map(|file| file.values.len()).map_err(|error| error.to_string())
+            File::read(&path)
+                .map(|file| file.values.len())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(read(b""), Ok(0));
         assert_eq!(read(b"# nothing yet\n"), Ok(0));
         assert_eq!(read(b"{\"r\": 4}"), Ok(1));
-        assert!(read(b"- r\n").unwrap_err().contains("must hold lines of the form `key: value`"));
+        assert!(
+            read(b"- r\n")
+                .unwrap_err()
+                .contains("must hold lines of the form `key: value`")
+        );
         assert!(read(b"r: [1\n").unwrap_err().contains("is not valid YAML"));
-        assert!(read(b"r: 1\nr: 2\n").unwrap_err().contains("is not valid YAML"));
+        assert!(
+            read(b"r: 1\nr: 2\n")
+                .unwrap_err()
+                .contains("is not valid YAML")
+        );
         assert!(read(b"r: \xff\n").unwrap_err().contains("is not UTF-8"));
-        assert!(File::read(&folder.path().join("none.yaml")).unwrap_err().to_string().contains("cannot read"));
+        assert!(
+            File::read(&folder.path().join("none.yaml"))
+                .unwrap_err()
+                .to_string()
+                .contains("cannot read")
+        );
     }
 }

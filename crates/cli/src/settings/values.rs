@@ -61,8 +61,11 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
         match Raw::deserialize(deserializer)? {
             Raw::Bool(true) => Ok(Self::True),
             Raw::Bool(false) => Ok(Self::False),
-            Raw::Text(text) => <Self as ValueEnum>::from_str(&text, false)
-                .map_err(|_| serde::de::Error::custom(format!("got \"{text}\", expected gaussian, true or false"))),
+            Raw::Text(text) => <Self as ValueEnum>::from_str(&text, false).map_err(|_| {
+                serde::de::Error::custom(format!(
+                    "got \"{text}\", expected gaussian, true or false"
+                ))
+            }),
         }
     }
 }
@@ -110,7 +113,10 @@ impl FromStr for Targets {
         if text == "all-linear" || text.contains(|c| r"*+?()[]{}|^$\".contains(c)) {
             return Ok(Self::Pattern(text.to_string()));
         }
-        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let names = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
         Ok(Self::Names(names.map(String::from).collect()))
     }
 }
@@ -118,13 +124,18 @@ impl FromStr for Targets {
 impl<'de> Deserialize<'de> for Targets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected a list of names, a regular expression or all-linear")]
+        #[serde(
+            untagged,
+            expecting = "expected a list of names, a regular expression or all-linear"
+        )]
         enum Raw {
             One(String),
             Many(Vec<String>),
         }
         Ok(match Raw::deserialize(deserializer)? {
-            Raw::One(text) => text.parse().unwrap_or_else(|never: Infallible| match never {}),
+            Raw::One(text) => text
+                .parse()
+                .unwrap_or_else(|never: Infallible| match never {}),
             Raw::Many(names) => Self::Names(names),
         })
     }
@@ -136,7 +147,10 @@ impl<'de> Deserialize<'de> for Targets {
 /// When there is no `=`, no pattern before it, or no number behind it.
 pub fn parse_pattern<T: FromStr>(text: &str) -> Result<(String, T), String> {
     let (pattern, value) = text.rsplit_once('=').ok_or("expected PATTERN=NUMBER")?;
-    let value = value.trim().parse().map_err(|_| format!("`{value}` is not a number of the right kind"))?;
+    let value = value
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{value}` is not a number of the right kind"))?;
     if pattern.trim().is_empty() {
         return Err("expected a pattern before the `=`".to_string());
     }
@@ -156,7 +170,10 @@ pub mod pattern_map {
     ///
     /// # Errors
     /// The serializer's own.
-    pub fn serialize<T: Serialize, S: Serializer>(pairs: &[(String, T)], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Serialize, S: Serializer>(
+        pairs: &[(String, T)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(pairs.len()))?;
         for (key, value) in pairs {
             map.serialize_entry(key, value)?;
@@ -197,24 +214,35 @@ mod tests {
 
     #[test]
     fn targets_are_names_or_a_pattern() {
-        let names = |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_string()).collect());
+        let names =
+            |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_string()).collect());
         let cases = [
             ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
             ("q_proj, v_proj ,", names(&["q_proj", "v_proj"])),
             ("c_attn.q", names(&["c_attn.q"])),
             ("all-linear", Targets::Pattern("all-linear".to_string())),
-            (r".*\.(q|v)_proj", Targets::Pattern(r".*\.(q|v)_proj".to_string())),
+            (
+                r".*\.(q|v)_proj",
+                Targets::Pattern(r".*\.(q|v)_proj".to_string()),
+            ),
         ];
         for (text, targets) in cases {
             assert_eq!(text.parse(), Ok(targets.clone()), "{text}");
             let written = serde_json::to_value(&targets).unwrap();
-            assert_eq!(serde_json::from_value::<Targets>(written).unwrap(), targets, "{text}");
+            assert_eq!(
+                serde_json::from_value::<Targets>(written).unwrap(),
+                targets,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn patterns_have_a_number() {
-        assert_eq!(parse_pattern::<u64>("layers.0.*q_proj=4"), Ok(("layers.0.*q_proj".to_string(), 4)));
+        assert_eq!(
+            parse_pattern::<u64>("layers.0.*q_proj=4"),
+            Ok(("layers.0.*q_proj".to_string(), 4))
+        );
         assert!(parse_pattern::<u64>("q_proj").is_err());
         assert!(parse_pattern::<u64>("q_proj=x").is_err());
         assert!(parse_pattern::<u64>("=4").is_err());
@@ -222,10 +250,16 @@ mod tests {
 
     #[test]
     fn init_is_a_word_or_a_boolean() {
-        let read = |text: &str| serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string());
+        let read = |text: &str| {
+            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
+        };
         assert_eq!(read("true"), Ok(InitLoraWeights::True));
         assert_eq!(read("\"false\""), Ok(InitLoraWeights::False));
         assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
-        assert!(read("\"pissa\"").unwrap_err().contains("expected gaussian, true or false"));
+        assert!(
+            read("\"pissa\"")
+                .unwrap_err()
+                .contains("expected gaussian, true or false")
+        );
     }
 }

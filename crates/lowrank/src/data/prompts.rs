@@ -23,6 +23,27 @@ pub struct Prompt {
     pub reference: Option<String>,
 }
 
+impl Prompt {
+    /// A prompt that is the text as it is, as in a prompt and completion row.
+    ///
+    /// # Errors
+    /// If the text is empty or the tokenizer cannot encode it.
+    pub fn from_text(tokenizer: &Tokenizer, text: &str) -> Result<Self, DataError> {
+        let content = Content::Text(text.to_owned());
+        prompt_of(tokenizer, content, 1).map_err(DataError::Encoding)
+    }
+
+    /// A conversation up to where the assistant speaks, as the model's chat template writes it.
+    ///
+    /// # Errors
+    /// If the model has no template, or it refuses the messages.
+    pub fn from_messages(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self, DataError> {
+        let text = tokenizer.render_chat(messages, None, true)?;
+        let ids = tokenizer.encode(&text, false)?;
+        Ok(Self { line: 1, text, ids, reference: None })
+    }
+}
+
 /// The prompt of every row: that of a prompt and completion row, the text of a text row, and for a conversation its messages
 /// up to the last assistant turn, rendered with the generation prompt. The answer may be missing.
 ///

@@ -5,6 +5,7 @@
 //! without a run. Writing the text to disk is the caller's business.
 
 pub mod html;
+pub mod inspect;
 pub mod metrics;
 pub mod model_card;
 mod svg;
