@@ -6,7 +6,6 @@ mod error;
 pub mod generate;
 pub mod hub;
 pub mod import;
-pub mod inspect;
 pub mod merge;
 pub mod model;
 mod random;
