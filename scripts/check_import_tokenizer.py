@@ -10,18 +10,17 @@ import sys
 from transformers import AutoTokenizer
 
 
-def assistant_mask(tokenizer, messages):
-    """By another road than ours: the tokens of every assistant turn, counted from renders that end before and after it."""
-    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    assert encoding.input_ids == ids
-    mask = [False] * len(ids)
+def assistant_mask(render, encoding, messages):
+    """The tokens of every assistant turn, from renders that end before and after it; None where the template rewrites turns."""
+    mask = [False] * len(encoding.input_ids)
+    whole = render(messages)
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        start = len(tokenizer.apply_chat_template(messages[:at], tokenize=False, add_generation_prompt=True))
-        end = len(tokenizer.apply_chat_template(messages[: at + 1], tokenize=False).rstrip("\n"))
+        before, after = render(messages[:at], add_generation_prompt=True), render(messages[: at + 1])
+        if not (after.startswith(before) and whole.startswith(after)):
+            return None
+        start, end = len(before), len(after.rstrip("\n"))
         reached = 0
         for token, (_, last) in enumerate(encoding.offset_mapping):
             # GPT-2's offsets leave out a leading space, so a token begins where the one before it ended.
@@ -56,14 +55,41 @@ def main():
         if "special_ids" in case:
             check("ids with special tokens", text, case["special_ids"], tokenizer(text).input_ids)
             check("decoded text", text, case["decoded"], tokenizer.decode(case["ids"]))
+    eos = tokenizer.eos_token_id
+    for case in cases.get("pairs", []):
+        prompt = tokenizer(case["prompt"], add_special_tokens=False).input_ids
+        prompt = [id for id in tokenizer("").input_ids if id != eos and prompt[:1] != [id]] + prompt
+        completion = tokenizer(case["completion"], add_special_tokens=False).input_ids
+        ids = prompt + completion + ([] if completion[-1] == eos else [eos])
+        check("row", case["prompt"], case["ids"], ids)
+        check("row's mask", case["prompt"], case["supervised"], [0 < at >= len(prompt) for at in range(len(ids))])
+    masks, refused = 0, 0
     for case in cases["chats"]:
-        messages = case["messages"]
-        check("chat text", messages, case["text"], tokenizer.apply_chat_template(messages, tokenize=False))
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        check("prompt", messages, case["prompt"], prompt)
-        check("chat ids", messages, case["ids"], tokenizer.apply_chat_template(messages, return_dict=False))
-        check("mask", messages, case["supervised"], assistant_mask(tokenizer, messages))
-    print(f"{len(cases['texts'])} texts, {len(cases['chats'])} conversations, {wrong} differences")
+        messages, tools = case["messages"], case["tools"]
+
+        def render(messages, **options):
+            try:
+                return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+            except Exception:  # whatever the template says
+                return None
+
+        text = render(messages)
+        check("chat text", messages, case["text"], text)
+        check("prompt", messages, case["prompt"], render(messages[:-1], add_generation_prompt=True))
+        if case["error"]:
+            refused += 1
+            if text is not None and refused <= 5:
+                print(f"refused: {case['error']}")
+            continue
+        ids = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)
+        check("chat ids", messages, case["ids"], ids)
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        mask = assistant_mask(render, encoding, messages)
+        if mask is not None:
+            masks += 1
+            check("mask", messages, case["supervised"], mask)
+    print(f"{refused} conversations refused by us, {masks} masks compared")
+    print(f"{len(cases['texts'])} texts, {len(cases.get('pairs', []))} rows, {len(cases['chats'])} conversations, {wrong} differences")
     return 1 if wrong else 0
 
 

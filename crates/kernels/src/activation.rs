@@ -242,14 +242,14 @@ impl Gelu {
     fn phi(x: f32) -> f32 {
         const COEFFICIENTS: [f32; 9] = [
             -0.822_152_23,
-            1.488_515_87,
-            -1.135_203_98,
+            1.488_515_9,
+            -1.135_204,
             0.278_868_07,
             -0.186_288_06,
             0.096_784_18,
             0.374_091_96,
-            1.000_023_68,
-            -1.265_512_23,
+            1.000_023_7,
+            -1.265_512_2,
         ];
         let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
         let t = 1.0 / (1.0 + 0.5 * z);
@@ -283,7 +283,7 @@ struct GeluTanh;
 impl GeluTanh {
     const CUBIC: f32 = 0.044_715;
     /// 2·√(2/π).
-    const SLOPE: f32 = 1.595_769_1;
+    const SLOPE: f32 = 1.595_769;
 
     /// (1 + tanh(√(2/π)·(x + 0.044715·x³))) / 2, which is a sigmoid of twice the argument.
     #[inline(always)]

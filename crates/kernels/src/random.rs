@@ -167,3 +167,68 @@ pub(crate) fn drop_out(y: &mut [f32], x: &[f32], p: f32, key: u64, row: usize, f
 fn drop_threshold(p: f32) -> u64 {
     (f64::from(p) * 4_294_967_296.0).round() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_gives_the_published_answers() {
+        // The known answers that come with the authors' library.
+        assert_eq!(
+            philox(0, [0; 4]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
+        assert_eq!(
+            philox(u64::MAX, [u32::MAX; 4]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        assert_eq!(
+            philox(
+                0x299f_31d0_a409_3822,
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]
+            ),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+
+    #[test]
+    fn a_stream_goes_on_from_its_two_numbers() {
+        let mut rng = CounterRng::new(7);
+        let first: Vec<u32> = (0..11).map(|_| rng.next_u32()).collect();
+        let mut later = CounterRng { key: 7, counter: 5 };
+        let rest: Vec<u32> = (0..6).map(|_| later.next_u32()).collect();
+        assert_eq!(first[5..], rest);
+        assert_eq!(rng, later);
+        assert_ne!(CounterRng::new(8).next_u32(), first[0]);
+    }
+
+    #[test]
+    fn numbers_below_are_even() {
+        let mut rng = CounterRng::new(3);
+        let mut counts = [0_u32; 6];
+        for _ in 0..60_000 {
+            counts[rng.below(6) as usize] += 1;
+        }
+        // Five standard deviations are 456.
+        assert!(
+            counts.iter().all(|&n| n.abs_diff(10_000) < 456),
+            "{counts:?}"
+        );
+        assert_eq!(rng.below(1), 0);
+        let x = rng.next_f64();
+        assert!((0.0..1.0).contains(&x));
+    }
+
+    #[test]
+    fn a_mask_does_not_depend_on_where_a_piece_starts() {
+        let x = vec![1.0; 50];
+        let mut whole = vec![0.0; 50];
+        drop_out(&mut whole, &x, 0.5, 9, 3, 0);
+        for start in [1, 3, 4, 17] {
+            let mut piece = vec![0.0; 50 - start];
+            drop_out(&mut piece, &x[start..], 0.5, 9, 3, start);
+            assert_eq!(whole[start..], piece);
+        }
+    }
+}

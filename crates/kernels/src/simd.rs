@@ -184,3 +184,57 @@ pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
         },
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        let mut worst = 0.0_f64;
+        for i in -86_500..=88_700 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+        }
+        // One unit in the last place is at most 1.2e-7.
+        assert!(worst < 2.4e-7, "relative error {worst}");
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn exp_has_its_limits() {
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(-90.0), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(1e30), f32::INFINITY);
+        assert_eq!(exp(89.5), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_every_element() {
+        for len in [0, 1, 15, 16, 17, 40] {
+            let x: Vec<f32> = (0..len).map(|i| (i * 7 % 5) as f32 - 9.0).collect();
+            assert_eq!(lane_sum(len, |i| x[i]), x.iter().sum::<f32>());
+            let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(lane_max(&x), max);
+            for at in 0..len {
+                let mut x = x.clone();
+                x[at] = f32::NAN;
+                assert!(lane_max(&x).is_nan());
+            }
+        }
+    }
+
+    #[test]
+    fn widening_is_exact() {
+        let numbers: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let mut wide = vec![0.0; numbers.len()];
+        widen(&mut wide, &numbers);
+        for (wide, number) in wide.iter().zip(&numbers) {
+            assert!(wide.to_bits() == number.to_f32().to_bits() || number.is_nan());
+        }
+    }
+}

@@ -358,3 +358,120 @@ fn check_length(found: usize, dtype: DType, rows: usize, cols: usize) -> Result<
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mapped file, except that where it starts is known: at a cache line.
+    struct Lines(Tensor);
+
+    impl AsRef<[u8]> for Lines {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(self.0.numbers::<f32>())
+        }
+    }
+
+    fn shared(bytes: Vec<u8>) -> SharedBytes {
+        Arc::new(bytes)
+    }
+
+    #[test]
+    fn owned_memory_starts_at_a_cache_line() {
+        for len in [1, 3, 100] {
+            let tensor = Tensor::zeros(1, len);
+            assert_eq!(tensor.view().f32s().as_ptr().align_offset(64), 0);
+        }
+    }
+
+    #[test]
+    fn shared_bytes_are_used_in_place() {
+        let buffer = Tensor::from_f32(1, 32, (0..32).map(|i| i as f32).collect());
+        let bytes: SharedBytes = Arc::new(Lines(buffer));
+        let tensor = Tensor::from_shared(Arc::clone(&bytes), 8..32, DType::F32, 2, 3).unwrap();
+        assert_eq!(tensor.to_vec(), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert!(tensor.is_shared());
+        assert_eq!(
+            tensor.view().f32s().as_ptr().cast(),
+            (*bytes).as_ref()[8..].as_ptr()
+        );
+        let error = Tensor::from_shared(Arc::clone(&bytes), 2..6, DType::F32, 1, 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "f32 numbers start at byte 2, which is not a multiple of their size"
+        );
+        let error = Tensor::from_shared(bytes, 120..132, DType::F32, 1, 3).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "bytes 120..132 do not lie within 128 shared bytes"
+        );
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let error = Tensor::from_le_bytes(&[0; 7], DType::Bf16, 2, 2).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "2x2 in bf16 needs 8 bytes, but 7 were given"
+        );
+        let error = Tensor::from_le_bytes(&[], DType::F32, usize::MAX, 2).unwrap_err();
+        assert!(matches!(error, TensorError::TooLarge { .. }));
+        #[expect(clippy::reversed_empty_ranges, reason = "a range from a hostile file")]
+        let backwards = Tensor::from_shared(shared(vec![0; 8]), 6..2, DType::F32, 1, 1);
+        assert!(matches!(backwards, Err(TensorError::Range { .. })));
+    }
+
+    #[test]
+    fn bytes_round_trip() {
+        let numbers = [0.0, -1.5, 3.25, f32::INFINITY, 1e-30, 1.0 + 1.0 / 512.0];
+        let tensor = Tensor::from_f32_as(2, 3, &numbers, DType::F32);
+        for dtype in [DType::F32, DType::Bf16] {
+            let bytes = tensor.to_le_bytes(dtype);
+            assert_eq!(bytes.len(), 6 * dtype.size_of());
+            let back = Tensor::from_le_bytes(&bytes, dtype, 2, 3).unwrap();
+            assert_eq!(back.nbytes(), bytes.len());
+            assert_eq!(back.to_le_bytes(dtype), bytes);
+            let rounded = Tensor::from_f32_as(2, 3, &numbers, dtype);
+            assert_eq!(back.to_vec(), rounded.to_vec());
+            assert_eq!(
+                back.to_le_bytes(DType::F32),
+                rounded.to_le_bytes(DType::F32)
+            );
+        }
+    }
+
+    #[test]
+    fn rounding_to_bf16_is_to_the_nearest_with_ties_to_even() {
+        // A step above one is 1/128 for bf16.
+        let numbers = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.1 / 256.0];
+        let rounded = Tensor::from_f32_as(1, 3, &numbers, DType::Bf16).to_vec();
+        assert_eq!(rounded, [1.0, 1.0 + 2.0 / 128.0, 1.0 + 1.0 / 128.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "only f32 matrices are written to")]
+    fn bf16_is_never_written_to() {
+        Tensor::from_f32_as(1, 1, &[1.0], DType::Bf16).view_mut();
+    }
+
+    #[test]
+    fn views_slice_split_and_reshape() {
+        let mut tensor = Tensor::from_f32(3, 2, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(
+            tensor.view().slice_rows(1..3).to_vec(),
+            [2.0, 3.0, 4.0, 5.0]
+        );
+        assert_eq!(
+            tensor.view().reshape(2, 3).slice_rows(1..2).to_vec(),
+            [3.0, 4.0, 5.0]
+        );
+        let (mut above, mut below) = tensor.view_mut().split_rows(1);
+        assert_eq!((above.rows(), below.rows()), (1, 2));
+        above.fill(7.0);
+        let bf16 = Tensor::from_f32_as(2, 2, &[1.0, 2.0, 3.0, 4.0], DType::Bf16);
+        below.copy_from(bf16.view());
+        assert_eq!(tensor.to_vec(), [7.0, 7.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(tensor.reshape(1, 6).cols(), 6);
+        assert_eq!(format!("{bf16:?}"), "Tensor(2x2, bf16)");
+    }
+}

@@ -109,3 +109,71 @@ impl State {
         self.idle.push(buffer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes and gives like a training step with this many tokens.
+    fn step(ws: &Workspace, tokens: usize) {
+        let mut saved = Vec::new();
+        for _ in 0..4 {
+            saved.push(ws.take(tokens, 8));
+            saved.push(ws.take(tokens, 576));
+            let wide = ws.take(tokens, 1536);
+            ws.give(ws.take(tokens, 192));
+            ws.give(wide);
+        }
+        while let Some(tensor) = saved.pop() {
+            ws.give(ws.take(tokens, 1536));
+            ws.give(tensor);
+        }
+    }
+
+    #[test]
+    fn a_second_step_allocates_nothing() {
+        let ws = Workspace::new();
+        step(&ws, 300);
+        let warm = ws.allocated_bytes();
+        for _ in 0..3 {
+            step(&ws, 300);
+            assert_eq!(ws.allocated_bytes(), warm);
+        }
+        assert_eq!(ws.lock().held_bytes, 0);
+    }
+
+    #[test]
+    fn steps_of_other_sizes_do_not_pile_up() {
+        let ws = Workspace::new();
+        step(&ws, 2000);
+        let largest = ws.allocated_bytes();
+        for tokens in [100, 700, 1300, 300, 2000, 50, 900] {
+            step(&ws, tokens);
+        }
+        assert!(ws.allocated_bytes() <= largest + largest / 4);
+    }
+
+    #[test]
+    fn the_smallest_buffer_that_fits_is_reused() {
+        let ws = Workspace::new();
+        let (small, large) = (ws.take(100, 400), ws.take(150, 400));
+        let start = |tensor: &mut Tensor| tensor.view_mut().into_f32s().as_ptr();
+        let (mut small, mut large) = (small, large);
+        let (small_start, large_start) = (start(&mut small), start(&mut large));
+        ws.give(large);
+        ws.give(small);
+        assert_eq!(start(&mut ws.take(90, 400)), small_start);
+        assert_eq!(start(&mut ws.take(120, 400)), large_start);
+    }
+
+    #[test]
+    fn a_small_request_leaves_a_large_buffer_alone() {
+        let ws = Workspace::new();
+        ws.give(ws.take(1000, 1000));
+        let _held = ws.take(100, 1000);
+        assert!(ws.allocated_bytes() >= 100 * 1000 * 4);
+        let before = ws.allocated_bytes();
+        ws.give(ws.take(0, 5));
+        assert!(ws.allocated_bytes() <= before);
+    }
+}

@@ -154,7 +154,7 @@ impl Source {
             Self::Folder(folder) => Tokenizer::from_folder(folder)?,
             Self::Builtin => {
                 let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
-                Tokenizer::from_parts(builtin("tokenizer.json"), Some(&template), "<|im_end|>")?
+                Tokenizer::from_parts(builtin("tokenizer.json"), Some(&template), "<|endoftext|>")?
             }
         })
     }

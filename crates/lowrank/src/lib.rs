@@ -5,6 +5,8 @@ pub mod data;
 mod error;
 pub mod generate;
 pub mod hub;
+pub mod import;
+pub mod inspect;
 pub mod merge;
 pub mod model;
 mod random;

@@ -1,3 +1,8 @@
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "lists of one range of keys"
+)]
+
 use std::ops::Range;
 
 use lowrank_kernels::{
@@ -39,34 +44,33 @@ fn cases() -> Vec<Case> {
         window: Some(window),
         ..shape
     };
-    let one = |range: Range<usize>| vec![range];
     vec![
         Case {
             name: "a single query and key",
             queries: 1,
             keys: 1,
-            segments: vec![segment(0..1, one(0..1), true)],
+            segments: vec![segment(0..1, vec![0..1], true)],
             shape: shape(1, 1, 3),
         },
         Case {
             name: "a cache and one new query",
             queries: 1,
             keys: 300,
-            segments: vec![segment(0..1, one(0..300), true)],
+            segments: vec![segment(0..1, vec![0..300], true)],
             shape: shape(4, 2, 8),
         },
         Case {
             name: "causal across tiles",
             queries: 150,
             keys: 150,
-            segments: vec![segment(0..150, one(0..150), true)],
+            segments: vec![segment(0..150, vec![0..150], true)],
             shape: shape(2, 1, 5),
         },
         Case {
             name: "full across tiles",
             queries: 70,
             keys: 270,
-            segments: vec![segment(0..70, one(0..270), false)],
+            segments: vec![segment(0..70, vec![0..270], false)],
             shape: shape(1, 1, 8),
         },
         Case {
@@ -74,11 +78,11 @@ fn cases() -> Vec<Case> {
             queries: 140,
             keys: 140,
             segments: vec![
-                segment(0..5, one(0..5), true),
-                segment(5..6, one(5..6), true),
-                segment(6..100, one(6..100), true),
+                segment(0..5, vec![0..5], true),
+                segment(5..6, vec![5..6], true),
+                segment(6..100, vec![6..100], true),
                 // Rows 100..110 belong to nobody.
-                segment(110..140, one(110..140), false),
+                segment(110..140, vec![110..140], false),
             ],
             shape: shape(6, 2, 16),
         },
@@ -96,7 +100,7 @@ fn cases() -> Vec<Case> {
             name: "a window in a causal segment",
             queries: 200,
             keys: 200,
-            segments: vec![segment(0..200, one(0..200), true)],
+            segments: vec![segment(0..200, vec![0..200], true)],
             shape: windowed(7, shape(2, 2, 4)),
         },
         Case {
@@ -110,14 +114,14 @@ fn cases() -> Vec<Case> {
             name: "a window both ways",
             queries: 150,
             keys: 150,
-            segments: vec![segment(0..150, one(0..150), false)],
+            segments: vec![segment(0..150, vec![0..150], false)],
             shape: windowed(30, shape(2, 1, 4)),
         },
         Case {
             name: "more heads in a group than rows of a tile",
             queries: 3,
             keys: 9,
-            segments: vec![segment(0..3, one(0..9), true)],
+            segments: vec![segment(0..3, vec![0..9], true)],
             shape: shape(150, 1, 2),
         },
     ]

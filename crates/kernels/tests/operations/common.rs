@@ -2,32 +2,32 @@
 
 use lowrank_kernels::{CounterRng, DType, Tensor, fill_normal};
 
-pub fn random(rows: usize, cols: usize, key: u64) -> Tensor {
+pub(crate) fn random(rows: usize, cols: usize, key: u64) -> Tensor {
     let mut tensor = Tensor::zeros(rows, cols);
     fill_normal(tensor.view_mut(), 1.0, key);
     tensor
 }
 
-pub fn random_as(rows: usize, cols: usize, key: u64, dtype: DType) -> Tensor {
+pub(crate) fn random_as(rows: usize, cols: usize, key: u64, dtype: DType) -> Tensor {
     Tensor::from_f32_as(rows, cols, &random(rows, cols, key).to_vec(), dtype)
 }
 
-pub fn zeros_like(tensor: &Tensor) -> Tensor {
+pub(crate) fn zeros_like(tensor: &Tensor) -> Tensor {
     Tensor::zeros(tensor.rows(), tensor.cols())
 }
 
-pub fn wide(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn wide(tensor: &Tensor) -> Vec<f64> {
     tensor.to_vec().into_iter().map(f64::from).collect()
 }
 
-pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Each element within `tolerance` of the reference, relative to the largest of the reference.
 #[track_caller]
-pub fn assert_close(name: &str, found: &Tensor, expected: &[f64], tolerance: f64) {
+pub(crate) fn assert_close(name: &str, found: &Tensor, expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{name}: number of elements");
     let size = expected
         .iter()
@@ -45,7 +45,7 @@ pub fn assert_close(name: &str, found: &Tensor, expected: &[f64], tolerance: f64
 /// The gradient against central differences of the loss: single elements, and a few random
 /// directions that would show a wrong element anywhere.
 #[track_caller]
-pub fn check_gradient(
+pub(crate) fn check_gradient(
     name: &str,
     x: &Tensor,
     gradient: &Tensor,
@@ -88,7 +88,7 @@ pub fn check_gradient(
 
 /// Runs `work` on pools of one, two and three threads and asserts that all bits are the same.
 #[track_caller]
-pub fn same_bits_on_any_threads(work: impl Fn() -> Vec<Tensor> + Sync) {
+pub(crate) fn same_bits_on_any_threads(work: impl Fn() -> Vec<Tensor> + Sync) {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

@@ -1,6 +1,5 @@
 //! Every operation against its naive reference, its gradients against finite differences of that
 //! reference, and its bits on pools of one, two and three threads.
-#![expect(missing_docs, reason = "a test binary")]
 
 mod attention;
 mod common;

@@ -83,6 +83,9 @@ pub struct DataReport {
     pub truncated_rows: usize,
     /// Tokens that were cut from them.
     pub truncated_tokens: usize,
+    /// Examples that were not cut and yet teach none of the model's end tokens: the chat template ends a turn with
+    /// something else, so the model may not learn to stop.
+    pub rows_without_end: usize,
     /// Rows that were left out.
     pub skipped: Vec<BadRow>,
     /// Fields that rows have and that were not used.
@@ -157,6 +160,10 @@ impl Dataset {
                 .filter(|example| example.truncated > 0)
                 .count(),
             truncated_tokens: examples.iter().map(|example| example.truncated).sum(),
+            rows_without_end: examples
+                .iter()
+                .filter(|example| !teaches_end(example, tokenizer))
+                .count(),
             skipped,
             unused_fields: unused.into_iter().collect(),
             tokens: examples.iter().map(|example| example.ids.len()).sum(),
@@ -173,6 +180,11 @@ impl Dataset {
             report,
         })
     }
+}
+
+fn teaches_end(example: &Example, tokenizer: &Tokenizer) -> bool {
+    let mut labels = example.ids.iter().zip(&example.supervised);
+    example.truncated > 0 || labels.any(|(id, label)| *label && tokenizer.stop_ids().contains(id))
 }
 
 struct Loader<'a> {
@@ -283,6 +295,14 @@ impl fmt::Display for DataReport {
                 self.truncated_rows, self.truncated_tokens
             )?;
         }
+        if self.rows_without_end > 0 {
+            write!(
+                f,
+                "\n  {} rows teach none of the model's end tokens (the chat template ends a turn with something else), \
+                 so the model may not learn to stop",
+                self.rows_without_end
+            )?;
+        }
         if !self.unused_fields.is_empty() {
             write!(
                 f,
@@ -305,3 +325,208 @@ impl fmt::Display for DataReport {
 
 /// Skipped rows that the report names one by one.
 const SHOWN: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::fixture;
+
+    fn load_with(text: &str, options: &DataOptions) -> Result<Dataset, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let loaded = Dataset::load(folder.path(), Split::Train, &fixture::tokenizer(), options);
+        loaded.map_err(|error| {
+            error
+                .to_string()
+                .replace(&folder.path().display().to_string(), "data")
+        })
+    }
+
+    fn load(text: &str) -> Result<Dataset, String> {
+        load_with(text, &DataOptions::default())
+    }
+
+    fn skipping() -> DataOptions {
+        DataOptions {
+            on_bad_row: OnBadRow::Skip,
+            ..DataOptions::default()
+        }
+    }
+
+    #[test]
+    fn rows_become_examples_in_order() {
+        let row = |n| format!("{{\"prompt\": \"{n}\", \"completion\": \"x\", \"id\": {n}}}");
+        let text = (0..9000).map(row).collect::<Vec<_>>().join("\n\n");
+        let data = load(&text).unwrap();
+        assert_eq!(data.kind, RowKind::PromptCompletion);
+        assert_eq!(
+            (data.report.rows, data.report.kept, data.examples.len()),
+            (9000, 9000, 9000)
+        );
+        let tokenizer = fixture::tokenizer();
+        for (n, example) in data.examples.iter().enumerate() {
+            assert_eq!(example.line, 2 * n + 1);
+            assert_eq!(
+                tokenizer.decode(&example.ids, true).unwrap(),
+                format!("{n}x")
+            );
+        }
+        assert_eq!(data.report.unused_fields, ["id"]);
+        assert_eq!(data.report.supervised_tokens, 18_000);
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        let row = |n| format!("{{\"text\": \"hello {n}\"}}");
+        let text = (0..500).map(row).collect::<Vec<_>>().join("\n");
+        let in_pool = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| load(&text).unwrap().examples)
+        };
+        assert_eq!(in_pool(1), in_pool(3));
+    }
+
+    #[test]
+    fn errors_name_file_line_and_reason() {
+        for (text, expected) in [
+            ("", "data/train.jsonl: is empty: it holds no rows"),
+            ("\n\n", "data/train.jsonl: is empty: it holds no rows"),
+            (
+                "{\"text\": \"a\"}\n\n{\"text\": 1}",
+                "data/train.jsonl, line 3: \"text\" must be a text, but is a number (1)",
+            ),
+            (
+                "{\"text\": \"a\"}\n{\"txt\": \"b\"}",
+                "data/train.jsonl, line 2: \"text\" is missing; the row has \"txt\"",
+            ),
+            (
+                "{\"a\": 1}",
+                "data/train.jsonl, line 1: the row has \"a\", which is no known kind",
+            ),
+            (
+                "{\"text\": \"a\"",
+                "data/train.jsonl, line 1: invalid JSON at column 12",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
+                "line 1: no message has the role \"assistant\"",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \"y\", \"weight\": 0}]}",
+                "line 1: no token is supervised: every assistant message has \"weight\": 0",
+            ),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mixed_file_is_an_error_even_when_bad_rows_are_skipped() {
+        let text = "{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+        for options in [DataOptions::default(), skipping()] {
+            let error = load_with(text, &options).unwrap_err();
+            assert!(
+                error.contains("data/train.jsonl, line 2: this row is prompt and completion, but the file began with text on line 1"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn skipped_rows_are_listed_with_their_reasons() {
+        let text =
+            "{\n{\"x\": 1}\n{\"text\": \"hello\"}\n{\"text\": \"\"}\n{\"text\": \"a\"}\n[]\n";
+        assert!(load(text).is_err());
+        let data = load_with(text, &skipping()).unwrap();
+        let lines: Vec<usize> = data.report.skipped.iter().map(|bad| bad.line).collect();
+        assert_eq!(lines, [1, 2, 4, 6]);
+        assert_eq!((data.report.rows, data.report.kept), (6, 2));
+        let shown = data.report.to_string();
+        assert!(
+            shown.contains("4 rows were skipped:\n    line 1: invalid JSON"),
+            "{shown}"
+        );
+        assert!(shown.contains("line 4: \"text\" is empty"), "{shown}");
+        let error = load_with("{\"text\": \"\"}\n", &skipping()).unwrap_err();
+        assert!(
+            error.contains(
+                "none of its 1 rows can be used; the first one, line 1: \"text\" is empty"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn cuts_are_reported() {
+        let options = DataOptions {
+            max_seq_length: 4,
+            ..DataOptions::default()
+        };
+        let data = load_with("{\"text\": \"abcdef\"}\n{\"text\": \"ab\"}\n", &options).unwrap();
+        assert_eq!(
+            (
+                data.report.truncated_rows,
+                data.report.truncated_tokens,
+                data.report.longest
+            ),
+            (1, 3, 4)
+        );
+        let shown = data.report.to_string();
+        assert!(
+            shown.contains(
+                "train.jsonl: 2 rows, text\n  2 examples, 7 tokens (5 supervised), the longest 4"
+            ),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("1 rows were cut at max_seq_length; 3 tokens are lost"),
+            "{shown}"
+        );
+        let error = load_with(
+            "{\"prompt\": \"abcdef\", \"completion\": \"x\"}\n",
+            &options,
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("line 1: no supervised token is left"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn alpaca_rows_state_their_layout() {
+        let data = load("{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}\n").unwrap();
+        assert!(
+            data.report
+                .to_string()
+                .contains("written with the model's chat template")
+        );
+    }
+
+    #[test]
+    fn a_template_without_an_end_token_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.jsonl");
+        let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
+        std::fs::write(&path, row).unwrap();
+        let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+        let load = |tokenizer| {
+            Dataset::load(&path, Split::File, &tokenizer, &DataOptions::default())
+                .unwrap()
+                .report
+        };
+        let report = load(fixture::with_template(Some(template)));
+        assert_eq!(report.rows_without_end, 1);
+        assert!(
+            report
+                .to_string()
+                .contains("1 rows teach none of the model's end tokens")
+        );
+        assert_eq!(load(fixture::tokenizer()).rows_without_end, 0);
+    }
+}

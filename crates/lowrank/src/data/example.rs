@@ -166,3 +166,177 @@ pub(super) fn alpaca_prompt(instruction: &str, input: &str) -> String {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::fixture;
+
+    fn pair(prompt: &str, completion: &str) -> Content {
+        Content::Pair {
+            prompt: prompt.into(),
+            completion: completion.into(),
+        }
+    }
+
+    fn encoded(
+        tokenizer: &Tokenizer,
+        content: &Content,
+        options: &DataOptions,
+    ) -> Result<Example, String> {
+        encode_row(tokenizer, content, 5, options)
+    }
+
+    fn learned(tokenizer: &Tokenizer, example: &Example) -> String {
+        let ids: Vec<u32> = example
+            .ids
+            .iter()
+            .zip(&example.supervised)
+            .filter(|(_, label)| **label)
+            .map(|(id, _)| *id)
+            .collect();
+        tokenizer.decode(&ids, false).unwrap()
+    }
+
+    #[test]
+    fn prompt_and_completion_are_encoded_apart_and_ended() {
+        let tokenizer = fixture::tokenizer();
+        let example = encoded(&tokenizer, &pair("hel", "lo"), &DataOptions::default()).unwrap();
+        let apart = [
+            tokenizer.encode("hel", false).unwrap(),
+            tokenizer.encode("lo", false).unwrap(),
+            vec![2],
+        ]
+        .concat();
+        assert_eq!(example.ids, apart);
+        assert_eq!(example.supervised, [false, false, true, true, true]);
+        assert_eq!(
+            (example.prompt_len, example.truncated, example.line),
+            (2, 0, 5)
+        );
+    }
+
+    #[test]
+    fn a_beginning_and_an_end_stand_once() {
+        let tokenizer = fixture::with_bos();
+        for (prompt, completion) in [
+            ("a", "b"),
+            ("<s>a", "b"),
+            ("a", "b<|im_end|>"),
+            ("<s>a", "b<|im_end|>"),
+        ] {
+            let example = encoded(
+                &tokenizer,
+                &pair(prompt, completion),
+                &DataOptions::default(),
+            )
+            .unwrap();
+            assert_eq!(
+                tokenizer.decode(&example.ids, false).unwrap(),
+                "<s>ab<|im_end|>"
+            );
+            assert_eq!(learned(&tokenizer, &example), "b<|im_end|>");
+            assert_eq!(example.prompt_len, 2);
+        }
+        let example = encoded(
+            &tokenizer,
+            &Content::Text("ab".into()),
+            &DataOptions::default(),
+        )
+        .unwrap();
+        assert_eq!(
+            tokenizer.decode(&example.ids, false).unwrap(),
+            "<s>ab<|im_end|>"
+        );
+        assert_eq!(learned(&tokenizer, &example), "ab<|im_end|>");
+    }
+
+    #[test]
+    fn text_is_learned_from_its_second_token_on() {
+        let tokenizer = fixture::tokenizer();
+        let example = encoded(
+            &tokenizer,
+            &Content::Text("abc".into()),
+            &DataOptions::default(),
+        )
+        .unwrap();
+        assert_eq!(example.supervised, [false, true, true, true]);
+        assert_eq!(example.prompt_len, 0);
+        let empty = encoded(
+            &tokenizer,
+            &Content::Text(String::new()),
+            &DataOptions::default(),
+        )
+        .unwrap_err();
+        assert_eq!(empty, "no token is supervised: the row has only 1 token(s)");
+    }
+
+    #[test]
+    fn train_on_prompt_widens_to_all_but_the_first() {
+        let options = DataOptions {
+            train_on_prompt: true,
+            ..DataOptions::default()
+        };
+        let example = encoded(&fixture::tokenizer(), &pair("abc", "d"), &options).unwrap();
+        assert_eq!(example.supervised, [false, true, true, true, true]);
+        assert_eq!(example.prompt_len, 3);
+    }
+
+    #[test]
+    fn long_rows_are_cut_from_the_end_and_counted() {
+        let tokenizer = fixture::tokenizer();
+        let options = |max_seq_length| DataOptions {
+            max_seq_length,
+            ..DataOptions::default()
+        };
+        let example = encoded(&tokenizer, &pair("abc", "defg"), &options(5)).unwrap();
+        assert_eq!(
+            (example.ids.len(), example.truncated, example.prompt_len),
+            (5, 3, 3)
+        );
+        assert_eq!(learned(&tokenizer, &example), "de");
+        let exact = encoded(&tokenizer, &pair("abc", "defg"), &options(8)).unwrap();
+        assert_eq!(exact.truncated, 0);
+        let error = encoded(&tokenizer, &pair("abc", "defg"), &options(3)).unwrap_err();
+        assert_eq!(
+            error,
+            "no supervised token is left: the row has 8 tokens, of which the first 3 are the prompt, and max_seq_length is 3"
+        );
+    }
+
+    #[test]
+    fn alpaca_is_a_chat_where_there_is_a_template() {
+        let content = |input: &str| Content::Instruction {
+            instruction: "Do".into(),
+            input: input.into(),
+            output: "done".into(),
+        };
+        let chat = fixture::tokenizer();
+        let example = encoded(&chat, &content("this"), &DataOptions::default()).unwrap();
+        assert!(
+            chat.decode(&example.ids, false)
+                .unwrap()
+                .contains("<|im_start|>user\nDo\n\nthis<|im_end|>")
+        );
+        assert_eq!(learned(&chat, &example), "done<|im_end|>");
+        let plain = fixture::with_template(None);
+        let example = encoded(&plain, &content("this"), &DataOptions::default()).unwrap();
+        let text = plain.decode(&example.ids, false).unwrap();
+        assert!(
+            text.starts_with("Below is an instruction that describes a task, paired with an input"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with(
+                "### Instruction:\nDo\n\n### Input:\nthis\n\n### Response:\ndone<|im_end|>"
+            ),
+            "{text}"
+        );
+        let example = encoded(&plain, &content(""), &DataOptions::default()).unwrap();
+        let text = plain.decode(&example.ids, false).unwrap();
+        assert!(
+            text.ends_with("the request.\n\n### Instruction:\nDo\n\n### Response:\ndone<|im_end|>"),
+            "{text}"
+        );
+    }
+}

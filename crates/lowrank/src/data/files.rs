@@ -131,11 +131,7 @@ impl RawRow {
 
     fn utf8_problem(&self) -> Option<(usize, String)> {
         let at = std::str::from_utf8(&self.bytes).err()?.valid_up_to();
-        let line = self.line
-            + self.bytes[..at]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count();
+        let line = self.line + self.bytes[..at].split(|byte| *byte == b'\n').count() - 1;
         let offset = self.offset + at;
         Some((
             line,
@@ -260,6 +256,12 @@ impl Lines {
                 start = BYTE_ORDER_MARK.len();
             }
             self.line += 1;
+            while bytes
+                .last()
+                .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
+            {
+                bytes.pop();
+            }
             let row = RawRow {
                 line: self.line,
                 column: 0,
@@ -329,26 +331,19 @@ impl Array {
             offset: self.at,
             bytes: bytes.to_vec(),
         };
-        match outcome {
-            Some(Err(error)) => {
-                let from = &self.bytes[self.at..];
-                // A text that is no UTF-8 is named as such, not as what the parser trips over.
-                let upto = from
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, byte)| **byte == b'\n')
-                    .nth(error.line().max(1) - 1);
-                let upto = upto.map_or(from.len(), |(end, _)| end);
-                Err(row(&from[..upto])
-                    .utf8_problem()
-                    .unwrap_or_else(|| row(&[]).describe(&error)))
-            }
-            _ => {
-                let row = row(&self.bytes[self.at..self.at + length]);
-                self.advance(length);
-                Ok(Some(row))
-            }
+        if let Some(Err(error)) = outcome {
+            let from = &self.bytes[self.at..];
+            // A text that is no UTF-8 is named as such, not as what the parser trips over.
+            let mut ends = from.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+            let upto = ends.nth(error.line().max(1) - 1);
+            let upto = upto.map_or(from.len(), |(end, _)| end);
+            return Err(row(&from[..upto])
+                .utf8_problem()
+                .unwrap_or_else(|| row(&[]).describe(&error)));
         }
+        let row = row(&self.bytes[self.at..self.at + length]);
+        self.advance(length);
+        Ok(Some(row))
     }
 
     fn end(&mut self) -> Result<Option<RawRow>, (usize, String)> {
@@ -395,5 +390,219 @@ impl Array {
             self.line_start = self.at + at + 1;
         }
         self.at += length;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows' lines and contents, or the first error.
+    fn read(name: &str, bytes: &[u8]) -> Result<Vec<(usize, String)>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let shorten = |error: DataError| {
+            error
+                .to_string()
+                .replace(&format!("{}, ", path.display()), "")
+        };
+        let mut rows = Rows::open(&path).map_err(shorten)?;
+        let mut out = Vec::new();
+        loop {
+            let batch = rows.next_batch(&path).map_err(shorten)?;
+            if batch.is_empty() {
+                return Ok(out);
+            }
+            for raw in batch {
+                let row = raw
+                    .parse()
+                    .map_err(|(line, reason)| format!("line {line}: {reason}"))?;
+                out.push((raw.line, Value::Object(row).to_string()));
+            }
+        }
+    }
+
+    fn lines(rows: &[(usize, String)]) -> Vec<usize> {
+        rows.iter().map(|(line, _)| *line).collect()
+    }
+
+    #[test]
+    fn lines_and_arrays_are_told_by_their_first_character() {
+        let rows = read("a.jsonl", b"\xEF\xBB\xBF\n{\"a\": 1}\r\n\n  \n{\"a\": 2}").unwrap();
+        assert_eq!(
+            rows,
+            [(2, r#"{"a":1}"#.to_owned()), (5, r#"{"a":2}"#.to_owned())]
+        );
+        assert_eq!(
+            lines(&read("a.json", b"{\"a\": 1}\n{\"a\": 2}\n").unwrap()),
+            [1, 2]
+        );
+        let array = b"\xEF\xBB\xBF \n[ {\"a\": 1},\n {\n\"a\": [\"]\", {}]\n}\n,{\"a\": 3}]\n";
+        assert_eq!(lines(&read("a.json", array).unwrap()), [2, 3, 6]);
+        assert_eq!(lines(&read("a.jsonl", b"[{\"a\": 1}]").unwrap()), [1]);
+        assert_eq!(read("a.json", b" [ ] ").unwrap(), []);
+        assert_eq!(read("a.jsonl", b"\n \n").unwrap(), []);
+        assert_eq!(read("a.jsonl", b"").unwrap(), []);
+    }
+
+    #[test]
+    fn more_rows_than_a_batch_keep_their_order() {
+        let row = |n| format!("{{\"n\": {n}}}");
+        let text = (0..BATCH_ROWS * 2 + 5)
+            .map(row)
+            .collect::<Vec<_>>()
+            .join("\n");
+        let rows = read("a.jsonl", text.as_bytes()).unwrap();
+        assert_eq!(rows.len(), BATCH_ROWS * 2 + 5);
+        assert!(
+            rows.iter()
+                .enumerate()
+                .all(|(n, (line, row))| *line == n + 1 && *row == format!("{{\"n\":{n}}}"))
+        );
+        let array = format!("[{}]", text.trim_end().replace('\n', ",\n"));
+        assert_eq!(read("a.json", array.as_bytes()).unwrap(), rows);
+    }
+
+    #[test]
+    fn problems_name_line_and_place() {
+        for (name, bytes, expected) in [
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n{\"a\" 1}\n".as_slice(),
+                "line 2: invalid JSON at column 6: expected `:`",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1\n}\n",
+                "line 1: invalid JSON at column 7: EOF while parsing an object",
+            ),
+            (
+                "a.jsonl",
+                b"{} {}\n",
+                "line 1: invalid JSON at column 4: trailing characters",
+            ),
+            (
+                "a.jsonl",
+                b"7\n",
+                "line 1: a row must be an object, but this is a number",
+            ),
+            (
+                "a.jsonl",
+                b"{}\n\n{\"a\": \"\xff\"}\n",
+                "line 3: invalid UTF-8 at byte 11 of the file",
+            ),
+            (
+                "a.jsonl",
+                b"\xEF\xBB\xBF{\"\xff",
+                "line 1: invalid UTF-8 at byte 5 of the file",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": \"\\ud83d\"}",
+                "line 1: invalid JSON at column",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": 1},\n  {\"a\" 1}]",
+                "line 2: invalid JSON at column 8: expected `:`",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": 1}\n{\"a\": 1}]",
+                "line 2: invalid JSON at column 1: expected \",\" or \"]\" after a row, found '{'",
+            ),
+            (
+                "a.json",
+                b"[{},\n]",
+                "line 2: invalid JSON at column 1: expected a row, found ']'",
+            ),
+            (
+                "a.json",
+                b"[{},",
+                "line 1: invalid JSON at column 5: expected a row, found the end of the file",
+            ),
+            (
+                "a.json",
+                b"[{}",
+                "line 1: invalid JSON at column 4: expected \",\" or \"]\" after a row, found the end",
+            ),
+            (
+                "a.json",
+                b"[{}] x",
+                "line 1: invalid JSON at column 6: expected nothing after the array, found 'x'",
+            ),
+            (
+                "a.json",
+                b"[{},\n\"x\"]",
+                "line 2: a row must be an object, but this is a text",
+            ),
+            (
+                "a.json",
+                b"[{},\n{\"\xff\": 1}]",
+                "line 2: invalid UTF-8 at byte 7 of the file",
+            ),
+            (
+                "a.json",
+                b"[{\"a\":\n1",
+                "line 2: invalid JSON at column 1: EOF while parsing an object",
+            ),
+            ("a.txt", b"x", "data files are named .jsonl"),
+        ] {
+            let error = read(name, bytes).unwrap_err();
+            assert!(
+                error.contains(expected),
+                "{:?}: {error}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+    }
+
+    #[test]
+    fn splits_are_files_of_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let reason = |split| require_split(path, split).unwrap_err().to_string();
+        assert!(
+            reason(Split::Train)
+                .ends_with("has no train.jsonl or train.json; it holds no .jsonl or .json file")
+        );
+        fs::write(path.join("train.jsonl"), "").unwrap();
+        fs::write(path.join("test.json"), "").unwrap();
+        assert_eq!(
+            split_file(path, Split::Train).unwrap(),
+            Some(path.join("train.jsonl"))
+        );
+        assert_eq!(
+            split_file(path, Split::Test).unwrap(),
+            Some(path.join("test.json"))
+        );
+        assert_eq!(split_file(path, Split::Valid).unwrap(), None);
+        assert!(
+            reason(Split::Valid)
+                .ends_with("has no valid.jsonl or valid.json; it holds test.json, train.jsonl")
+        );
+        assert!(reason(Split::File).ends_with("is a folder; name one of its files"));
+        fs::write(path.join("train.json"), "").unwrap();
+        assert!(
+            reason(Split::Train)
+                .ends_with("holds both train.jsonl and train.json; remove one of them")
+        );
+        let file = path.join("train.jsonl");
+        assert_eq!(split_file(&file, Split::File).unwrap(), Some(file.clone()));
+        assert_eq!(split_file(&file, Split::Train).unwrap(), Some(file.clone()));
+        assert_eq!(split_file(&file, Split::Valid).unwrap(), None);
+        assert!(
+            require_split(&file, Split::Test)
+                .unwrap_err()
+                .to_string()
+                .contains("is one file, so there is no test split")
+        );
+        assert!(
+            split_file(&path.join("none"), Split::File)
+                .unwrap_err()
+                .to_string()
+                .contains("none: cannot be read")
+        );
     }
 }

@@ -13,15 +13,21 @@
 //! | `{"messages"}`, `{"conversations"}` | the chat template's text | what the assistant says and its end token |
 //! | `{"instruction","input","output"}` | as a chat of two turns where there is a template, else the Alpaca prompt | the output and its end |
 //!
-//! Ids are those that `transformers` gives with the same files (see [`Tokenizer`] and [`Example`] for how).
+//! Ids are those that `transformers` gives with the same files. A conversation is rendered as a whole and encoded once,
+//! as `apply_chat_template(messages, tokenize=True)` does, since encoding it turn by turn would split tokens that the
+//! vocabulary joins across a turn's edge; the turns are then found by the bytes of the text that each token covers.
+//!
 //! This module knows neither models nor kernels.
 
 pub mod batches;
 mod chat;
 mod dataset;
+mod dates;
 mod error;
 mod example;
 mod files;
+#[cfg(test)]
+mod fixture;
 pub mod gguf_tokenizer;
 mod preview;
 mod prompts;

@@ -171,3 +171,92 @@ fn render(
         .render_chat(messages, tools, true)
         .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::fixture;
+
+    fn load(text: &str) -> Result<Vec<Prompt>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, text).unwrap();
+        load_prompts(&path, Split::File, &fixture::tokenizer()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn prompts_stand_as_in_training() {
+        let prompts =
+            load("{\"prompt\": \"hello\", \"completion\": \"x\"}\n{\"prompt\": \"b\"}\n").unwrap();
+        assert_eq!(
+            (prompts[0].text.as_str(), prompts[0].reference.as_deref()),
+            ("hello", Some("x"))
+        );
+        assert_eq!(
+            (prompts[1].line, prompts[1].reference.as_deref()),
+            (2, None)
+        );
+        let prompts = load("{\"instruction\": \"do\", \"output\": \"\"}\n").unwrap();
+        assert!(
+            prompts[0]
+                .text
+                .ends_with("<|im_start|>user\ndo<|im_end|>\n<|im_start|>assistant\n")
+        );
+        assert_eq!(prompts[0].reference, None);
+        assert_eq!(load("{\"text\": \"a\"}\n").unwrap()[0].text, "a");
+    }
+
+    #[test]
+    fn conversations_end_before_the_last_answer() {
+        let chat = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n\
+                    {\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n";
+        let prompts = load(chat).unwrap();
+        assert_eq!(prompts[0].text, prompts[1].text);
+        assert!(
+            prompts[0]
+                .text
+                .ends_with("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
+        );
+        assert_eq!(
+            prompts[0].ids,
+            fixture::tokenizer()
+                .encode(&prompts[0].text, false)
+                .unwrap()
+        );
+        assert_eq!(
+            (
+                prompts[0].reference.as_deref(),
+                prompts[1].reference.as_deref()
+            ),
+            (Some("a"), None)
+        );
+    }
+
+    #[test]
+    fn a_beginning_is_added_as_in_training() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.json");
+        std::fs::write(&path, "[{\"prompt\": \"a\"}]").unwrap();
+        let tokenizer = fixture::with_bos();
+        let prompts = load_prompts(&path, Split::File, &tokenizer).unwrap();
+        assert_eq!(tokenizer.decode(&prompts[0].ids, false).unwrap(), "<s>a");
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        for (text, expected) in [
+            ("", "is empty"),
+            ("{\"prompt\": \"\"}\n", "line 1: the prompt is empty"),
+            (
+                "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n",
+                "line 2: this row is text, but the file began with prompt and completion on line 1",
+            ),
+            ("{\"prompt\": 1}\n", "line 1: \"prompt\" must be a text"),
+            ("{\"a\": 1}\n", "line 1: the row has \"a\""),
+            ("{\n", "line 1: invalid JSON"),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -3,10 +3,12 @@
 //! Python puts a space after `,` and `:`; floats are written by `repr`. A template that prints tools with `tojson`
 //! gives other tokens if one space differs.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 /// How to write; the defaults are those of `transformers`' `tojson`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Style {
     /// The text of one level of indentation; none: everything on one line.
     pub(super) indent: Option<String>,
@@ -16,17 +18,6 @@ pub(super) struct Style {
     pub(super) sort_keys: bool,
     /// Between items and after a key; none: Python's defaults for the indentation.
     pub(super) separators: Option<(String, String)>,
-}
-
-impl Default for Style {
-    fn default() -> Self {
-        Self {
-            indent: None,
-            ensure_ascii: false,
-            sort_keys: false,
-            separators: None,
-        }
-    }
 }
 
 /// Writes `value` as Python would.
@@ -64,7 +55,7 @@ impl Writer<'_> {
             Value::String(text) => self.string(text, out),
             Value::Array(items) => {
                 self.container(('[', ']'), items.iter(), depth, out, |item, out| {
-                    self.write(item, depth + 1, out)
+                    self.write(item, depth + 1, out);
                 });
             }
             Value::Object(map) => {
@@ -132,7 +123,8 @@ impl Writer<'_> {
                     || (self.style.ensure_ascii && !(' '..='~').contains(&c)) =>
                 {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
+                        // Writing to a String cannot fail.
+                        let _ = write!(out, "\\u{unit:04x}");
                     }
                 }
                 c => out.push(c),
@@ -171,8 +163,9 @@ fn float_repr(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn as_python_writes() {

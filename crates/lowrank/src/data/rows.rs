@@ -418,3 +418,231 @@ fn shown(value: &Value) -> String {
         _ => type_name(value).to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: &Value) -> Result<Content, String> {
+        let row = value.as_object().unwrap();
+        let kind = RowKind::detect(row).ok_or_else(|| unknown_kind(row))?;
+        read_row(kind, row).map_err(|problem| match problem {
+            RowProblem::Bad(reason) => reason,
+            RowProblem::OtherKind(kind) => format!("other kind: {kind}"),
+        })
+    }
+
+    #[test]
+    fn kinds_are_told_by_their_fields() {
+        for (row, kind) in [
+            (json!({"messages": 1, "text": 1}), Some(RowKind::Messages)),
+            (
+                json!({"id": 1, "conversations": 1}),
+                Some(RowKind::ShareGpt),
+            ),
+            (
+                json!({"prompt": 1, "completion": 1, "text": 1}),
+                Some(RowKind::PromptCompletion),
+            ),
+            (
+                json!({"instruction": 1, "output": 1, "text": 1}),
+                Some(RowKind::Alpaca),
+            ),
+            (json!({"text": 1}), Some(RowKind::Text)),
+            (json!({"prompt": 1}), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(RowKind::detect(row.as_object().unwrap()), kind, "{row}");
+        }
+    }
+
+    #[test]
+    fn sharegpt_is_messages_by_other_names() {
+        let row = json!({"system": "S", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}, {"from": "tool", "value": "t"}]});
+        let Content::Chat {
+            messages,
+            tools: None,
+        } = read(&row).unwrap()
+        else {
+            panic!()
+        };
+        let roles: Vec<&str> = messages.iter().map(Message::role).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool"]);
+        assert_eq!(messages[1].content(), Some("q"));
+        assert!(!messages[2].is_supervised());
+    }
+
+    #[test]
+    fn messages_keep_every_field() {
+        let row = json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "x"}]}, {"role": "tool", "content": [{"type": "text", "text": "t"}], "tool_call_id": "x"}], "tools": [{"name": "f"}]});
+        let Content::Chat { messages, tools } = read(&row).unwrap() else {
+            panic!()
+        };
+        assert_eq!(tools, Some(json!([{"name": "f"}])));
+        assert_eq!(serde_json::to_value(&messages).unwrap(), row["messages"]);
+        assert_eq!(messages[1].content(), None);
+    }
+
+    #[test]
+    fn every_wrong_field_of_a_message_is_named() {
+        let message =
+            |fields: Value| json!({"messages": [{"role": "user", "content": "q"}, fields]});
+        let cases = [
+            (
+                json!({}),
+                "the row has no field at all, which is no known kind",
+            ),
+            (
+                json!({"question": "q", "answer": "a"}),
+                "the row has \"question\", \"answer\", which is no known kind",
+            ),
+            (
+                json!({"messages": "hi"}),
+                "\"messages\" must be a list, but is a text",
+            ),
+            (json!({"messages": []}), "\"messages\" is empty"),
+            (
+                message(json!("x")),
+                "messages[1] must be an object, but is a text",
+            ),
+            (
+                message(json!({"content": "x"})),
+                "messages[1] has no \"role\"; it has \"content\"",
+            ),
+            (
+                message(json!({"role": 3, "content": "x"})),
+                "messages[1].role must be a name, but is a number (3)",
+            ),
+            (
+                message(json!({"role": "user"})),
+                "messages[1] has no \"content\"; it has \"role\"",
+            ),
+            (
+                message(json!({"role": "user", "content": null})),
+                "messages[1].content must be a text or a list of parts, but is null",
+            ),
+            (
+                message(json!({"role": "assistant", "content": 5})),
+                "messages[1].content must be a text or a list of parts, but is a number (5)",
+            ),
+            (
+                message(json!({"role": "assistant", "content": "x", "weight": 0.5})),
+                "messages[1].weight must be 0 or 1, but is a number (0.5)",
+            ),
+            (
+                message(json!({"role": "assistant", "content": "x", "weight": "0"})),
+                "messages[1].weight must be 0 or 1, but is \"0\"",
+            ),
+            (
+                message(json!({"role": "user", "content": "x", "weight": 1})),
+                "messages[1] has a \"weight\", but is of the role \"user\"",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": ""}], "tools": {}}),
+                "\"tools\" must be a list of objects, but is an object",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": ""}], "tools": [1]}),
+                "tools[0] must be an object, but is a number",
+            ),
+        ];
+        assert_errors(&cases);
+    }
+
+    #[test]
+    fn every_wrong_field_of_other_rows_is_named() {
+        let turn = |fields: Value| json!({"conversations": [fields]});
+        let cases = [
+            (
+                json!({"conversations": {}}),
+                "\"conversations\" must be a list, but is an object",
+            ),
+            (json!({"conversations": []}), "\"conversations\" is empty"),
+            (
+                turn(json!([])),
+                "conversations[0] must be an object, but is a list",
+            ),
+            (
+                turn(json!({"value": "x"})),
+                "conversations[0] has no \"from\"; it has \"value\"",
+            ),
+            (
+                turn(json!({"role": "user", "content": "x"})),
+                "rename \"conversations\" to \"messages\"",
+            ),
+            (
+                turn(json!({"from": "bob", "value": "x"})),
+                "conversations[0].from is \"bob\"; known are",
+            ),
+            (
+                turn(json!({"from": null, "value": "x"})),
+                "conversations[0].from must be a name, but is null",
+            ),
+            (
+                turn(json!({"from": "gpt"})),
+                "conversations[0] has no \"value\"; it has \"from\"",
+            ),
+            (
+                turn(json!({"from": "gpt", "value": 1})),
+                "conversations[0].value must be a text, but is a number",
+            ),
+            (
+                turn(json!({"from": "human", "value": "q", "weight": 0})),
+                "conversations[0] has a \"weight\"",
+            ),
+            (
+                json!({"system": 1, "conversations": [{"from": "gpt", "value": "x"}]}),
+                "\"system\" must be a text, but is a number",
+            ),
+            (
+                json!({"prompt": 1, "completion": "x"}),
+                "\"prompt\" must be a text, but is a number (1)",
+            ),
+            (
+                json!({"prompt": "x", "completion": null}),
+                "\"completion\" must be a text, but is null",
+            ),
+            (
+                json!({"prompt": "x", "completion": ""}),
+                "\"completion\" is empty",
+            ),
+            (
+                json!({"instruction": "x", "input": [], "output": "y"}),
+                "\"input\" must be a text, but is a list",
+            ),
+            (
+                json!({"instruction": "x", "output": ""}),
+                "\"output\" is empty",
+            ),
+            (json!({"text": ""}), "\"text\" is empty"),
+            (
+                json!({"text": true}),
+                "\"text\" must be a text, but is a boolean (true)",
+            ),
+        ];
+        assert_errors(&cases);
+    }
+
+    fn assert_errors(cases: &[(Value, &str)]) {
+        for (row, expected) in cases {
+            let error = read(row).unwrap_err();
+            assert!(error.contains(expected), "{row}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_another_kind_is_told_from_one_that_lacks_a_field() {
+        let expect =
+            |row: Value| read_row(RowKind::PromptCompletion, row.as_object().unwrap()).unwrap_err();
+        assert_eq!(
+            expect(json!({"text": "x"})),
+            RowProblem::OtherKind("text".into())
+        );
+        assert_eq!(
+            expect(json!({"prompt": "x", "id": 3})),
+            RowProblem::Bad("\"completion\" is missing; the row has \"prompt\", \"id\"".into())
+        );
+    }
+}

@@ -5,13 +5,12 @@
 //! as `json.dumps`, and the special tokens as variables. `{% generation %}` blocks only mark a span there, so they
 //! render as their content here.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as Jinja};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value};
 
+use super::dates::{seconds_since_1970, strftime};
 use super::error::DataError;
 use super::pyjson;
 use super::rows::Message;
@@ -52,8 +51,16 @@ impl ChatTemplate {
             },
         );
         let now = seconds_since_1970();
-        environment.add_function("strftime_now", move |format: &str| strftime(format, now));
-        environment.add_filter("tojson", tojson);
+        environment.add_function("strftime_now", move |format: &str| {
+            strftime(format, now).map_err(|code| {
+                let message = format!("strftime_now: the format %{code} is not supported");
+                Error::new(ErrorKind::InvalidOperation, message)
+            })
+        });
+        environment.add_filter(
+            "tojson",
+            |value: &Jinja, ascii: Option<bool>, options: Kwargs| tojson(value, ascii, &options),
+        );
         let compile =
             |error: Error| DataError::Template(format!("cannot be read: {}", describe(&error)));
         environment
@@ -145,7 +152,9 @@ fn without_generation_marks(source: &str) -> String {
         };
         match replacement {
             Some(replacement) => {
-                out.push_str(&format!("{{%{}%}}", inside.replace(word, replacement)))
+                out.push_str("{%");
+                out.push_str(&inside.replace(word, replacement));
+                out.push_str("%}");
             }
             None => out.push_str(&tag[..end + 2]),
         }
@@ -168,7 +177,7 @@ fn describe(error: &Error) -> String {
     }
 }
 
-fn tojson(value: &Jinja, positional: Option<bool>, options: Kwargs) -> Result<Jinja, Error> {
+fn tojson(value: &Jinja, positional: Option<bool>, options: &Kwargs) -> Result<Jinja, Error> {
     let json = serde_json::to_value(value)
         .map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
     let indent = match options.get::<Option<Jinja>>("indent")? {
@@ -210,130 +219,161 @@ fn tojson(value: &Jinja, positional: Option<bool>, options: Kwargs) -> Result<Ji
     Ok(Jinja::from(pyjson::dumps(&json, &style)))
 }
 
-/// Now, in seconds; taken when the template is compiled, so that one run renders one date.
-fn seconds_since_1970() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+    use super::*;
 
-/// The formats of dates that chat templates use, in UTC: there is no safe way to ask the system for its time zone.
-fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
-    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, date) = civil(day);
-    let hour = second / 3600;
-    let hour12 = (hour + 11) % 12 + 1;
-    let month_name = MONTHS[(month - 1) as usize];
-    let day_name = DAYS[(day + 4).rem_euclid(7) as usize];
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut code = chars.next();
-        let plain = code == Some('-');
-        if plain {
-            code = chars.next();
-        }
-        let number = |value: i64| {
-            if plain {
-                value.to_string()
-            } else {
-                format!("{value:02}")
-            }
-        };
-        out.push_str(&match code {
-            Some('Y') => year.to_string(),
-            Some('y') => number(year % 100),
-            Some('m') => number(month),
-            Some('d') => number(date),
-            Some('e') => format!("{date:2}"),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => month_name[..3].to_owned(),
-            Some('A') => day_name.to_owned(),
-            Some('a') => day_name[..3].to_owned(),
-            Some('H') => number(hour),
-            Some('I') => number(hour12),
-            Some('M') => number(second / 60 % 60),
-            Some('S') => number(second % 60),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('j') => format!("{:03}", day - days_before(year) + 1),
-            Some('F') => format!("{year}-{month:02}-{date:02}"),
-            Some('T') => format!("{hour:02}:{:02}:{:02}", second / 60 % 60, second % 60),
-            Some('Z') => "UTC".to_owned(),
-            Some('z') => "+0000".to_owned(),
-            Some('%') => "%".to_owned(),
-            other => {
-                let code = other.map(String::from).unwrap_or_default();
-                let message = format!("strftime_now: the format %{code} is not supported");
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-        });
+    fn render_with(
+        template: &str,
+        messages: &Value,
+        tools: Option<&Value>,
+    ) -> Result<String, DataError> {
+        let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+        let special = vec![("bos_token".to_owned(), "<s>".to_owned())];
+        ChatTemplate::new(template, None, special)?.render(&messages, tools, true)
     }
-    Ok(out)
-}
 
-/// Days from 1970-01-01 to the first of January of `year`.
-fn days_before(year: i64) -> i64 {
-    let y = year - 1;
-    365 * (year - 1970) + (y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400)) - 477
-}
+    fn render(template: &str) -> String {
+        render_with(
+            template,
+            &json!([{"role": "user", "content": " Hi there "}]),
+            None,
+        )
+        .unwrap()
+    }
 
-/// Year, month and day of a day counted from 1970-01-01 in the Gregorian calendar.
-fn civil(day: i64) -> (i64, i64, i64) {
-    let mut year = 1970 + day.div_euclid(366);
-    while days_before(year + 1) <= day {
-        year += 1;
+    #[test]
+    fn blocks_leave_no_lines_behind() {
+        let template = "{{ bos_token }}\n{% for message in messages %}\n    {% if true %}\n{{ message.role }}\n    {% endif %}\n{% endfor %}\n";
+        assert_eq!(render(template), "<s>\nuser\n");
+        assert_eq!(render("a\n  {%- if true +%}\nb{% endif %}\n"), "a\nb");
+        assert_eq!(
+            render("{{ eos_token }}|{{ tools is none }}|{{ documents is none }}"),
+            "|True|True"
+        );
     }
-    let leap = days_before(year + 1) - days_before(year) == 366;
-    let mut left = day - days_before(year);
-    for (at, length) in [
-        31,
-        if leap { 29 } else { 28 },
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ]
-    .iter()
-    .enumerate()
-    {
-        if left < *length {
-            return (year, at as i64 + 1, left + 1);
-        }
-        left -= length;
+
+    #[test]
+    fn python_methods_and_loop_controls_work() {
+        assert_eq!(
+            render("{{ messages[0].content.strip().upper().split(' ')[-1] }}"),
+            "THERE"
+        );
+        assert_eq!(
+            render("{{ messages[0].get('name', 'none') }}{{ messages[0].items() | length }}"),
+            "none2"
+        );
+        assert_eq!(
+            render(
+                "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+            ),
+            "023"
+        );
+        assert_eq!(
+            render(
+                "{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"
+            ),
+            "2"
+        );
+        assert_eq!(
+            render("{{ messages[0]['content'][::-1] }}{{ messages[::-1][0].role }}"),
+            " ereht iH user"
+        );
+        assert_eq!(
+            render("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}"),
+            "<a>"
+        );
+        assert_eq!(
+            render("{{ {'a': none, 'b': [true, 1.0, 'x']} }}"),
+            "{'a': None, 'b': [True, 1.0, 'x']}"
+        );
     }
-    (year, 12, 31)
+
+    #[test]
+    fn json_is_pythons() {
+        let value = "{'b': ['<é>', 1.0, none], 'a': {}}";
+        assert_eq!(
+            render(&format!("{{{{ {value} | tojson }}}}")),
+            r#"{"b": ["<é>", 1.0, null], "a": {}}"#
+        );
+        assert_eq!(
+            render(&format!("{{{{ {value} | tojson(indent=2) }}}}")),
+            "{\n  \"b\": [\n    \"<é>\",\n    1.0,\n    null\n  ],\n  \"a\": {}\n}"
+        );
+        assert_eq!(
+            render(&format!(
+                "{{{{ {value} | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}}}"
+            )),
+            r#"{"a":{},"b":["<\u00e9>",1.0,null]}"#
+        );
+    }
+
+    #[test]
+    fn tools_pass_through_in_their_order() {
+        let tools =
+            json!([{"type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": 2}}}]);
+        let text = render_with(
+            "{% for t in tools %}{{ t | tojson }}{% endfor %}",
+            &json!([]),
+            Some(&tools),
+        )
+        .unwrap();
+        assert_eq!(
+            text,
+            r#"{"type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": 2}}}"#
+        );
+    }
+
+    #[test]
+    fn null_fields_and_weights_are_not_seen_and_reasoning_has_all_its_names() {
+        let messages =
+            json!([{"role": "assistant", "content": null, "weight": 0, "reasoning": "hm"}]);
+        let text = render_with("{{ messages[0] | tojson }}", &messages, None).unwrap();
+        assert_eq!(
+            text,
+            r#"{"role": "assistant", "reasoning": "hm", "thinking": "hm", "reasoning_content": "hm"}"#
+        );
+    }
+
+    #[test]
+    fn what_a_template_refuses_is_said_in_its_words() {
+        let error = render_with(
+            "\n{{ raise_exception('Roles must alternate') }}",
+            &json!([]),
+            None,
+        )
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "chat template: Roles must alternate (line 2 of the template)"
+        );
+        let error = render_with(
+            "{{ messages[0].content + 1 }}",
+            &json!([{"role": "user", "content": "x"}]),
+            None,
+        );
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .starts_with("chat template: ")
+        );
+    }
+
+    #[test]
+    fn generation_marks_only_mark() {
+        let template = "{%- for m in messages -%} {% generation %}\n{{ m.content }}{%- endgeneration %}\n!{% endfor %}";
+        assert_eq!(render(template), " Hi there !");
+        assert_eq!(
+            without_generation_marks("{%- generation -%}x{%endgeneration%}{% if a"),
+            "{%- if true -%}x{%endif%}{% if a"
+        );
+    }
+
+    #[test]
+    fn the_date_can_be_asked() {
+        assert_eq!(render("{{ strftime_now('%%') }}"), "%");
+    }
 }
