@@ -26,7 +26,6 @@ fn write(folder: &Path, name: &str, text: &str) -> String {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "the help is long")]
 fn help_of_train() {
     let assert = lowrank()
         .args(["train", "-h"])

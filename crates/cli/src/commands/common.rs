@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Tokenizer, split_file};
+use lowrank::model::Weights;
 use lowrank::tuning::lora::{self, Loaded};
 use lowrank::tuning::{Adapter, AdapterSet};
 
@@ -252,21 +253,21 @@ pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
     }
     let loaded = lora::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);
-    warn_of_other_base(folder, &loaded, base);
+    warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
     Ok(loaded)
 }
 
-fn warn_of_other_base(folder: &Path, loaded: &Loaded, base: &Base) {
-    let fingerprint = base.decoder.weights().fingerprint();
+/// Says so where an adapter was trained on another base than this one.
+pub fn warn_of_other_base(folder: &Path, loaded: &Loaded, weights: &Weights, source: &Source) {
+    let fingerprint = weights.fingerprint();
     if loaded
         .base_fingerprint
         .as_ref()
         .is_some_and(|recorded| *recorded != fingerprint)
     {
         tracing::warn!(
-            "{} was trained on another model than {}: it fits in shape, but expect poor results",
-            folder.display(),
-            base.source
+            "{} was trained on another model than {source}: it fits in shape, but expect poor results",
+            folder.display()
         );
     }
 }

@@ -90,15 +90,19 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
         return output.write(&serde_saphyr::to_string(&resolved.values)?);
     }
     let outcome = train(&resolved, start, progress)?;
-    let shown = outcome.output.display();
-    if outcome.interrupted {
-        let message = format!(
-            "{} of {} steps are done and saved; go on with: lowrank train --output {shown} --resume",
-            outcome.steps, outcome.total_steps
-        );
-        return Err(Interrupted { message }.into());
+    if !outcome.interrupted {
+        return output.result(&outcome, |output| summary(&outcome, output));
     }
-    output.result(&outcome, |output| summary(&outcome, output))
+    if output.json {
+        output.result(&outcome, |_| String::new())?;
+    }
+    let message = format!(
+        "{} of {} steps are done and saved; go on with: lowrank train --output {} --resume",
+        outcome.steps,
+        outcome.total_steps,
+        outcome.output.display()
+    );
+    Err(Interrupted { message }.into())
 }
 
 /// A JSON schema of the settings file.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::peft::LoraConfig;
-use lowrank_kernels::frobenius_norm;
+use lowrank_kernels::{Tensor, frobenius_norm};
 use serde::Serialize;
 
 use crate::Error;
@@ -153,13 +153,15 @@ pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterRep
             let (rows, columns) = params.shape(slot);
             (rows * columns) as u64
         };
-        let weight = frobenius_norm(model.weights().view(WeightId::Linear(id, Part::Weight)));
+        let stored = model.weights().view(WeightId::Linear(id, Part::Weight));
+        let mut weight = Tensor::zeros(stored.rows(), stored.cols());
+        weight.view_mut().copy_from(stored);
         ModuleReport {
             module: families::linear_module(model.config(), id),
             r: sites.iter().map(|site| params.shape(site.a).0).sum(),
             scale: sites.iter().map(|site| site.scale).fold(0.0, f32::max),
             parameters: sites.iter().map(|site| size(site.a) + size(site.b)).sum(),
-            relative_change: frobenius_norm(delta(model, &loaded.adapter, id).view()) / weight,
+            relative_change: frobenius_norm(delta(model, &loaded.adapter, id).view()) / frobenius_norm(weight.view()),
         }
     });
     let modules = modules.collect();
