@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{adapter, chat, data, eval, generate, merge, model, train};
+use crate::commands::{adapter, chat, data, demo, eval, generate, merge, model, train};
 use crate::settings::peers;
 
 /// Train, use, compare and merge LoRA adapters of transformer models, on the CPU.
@@ -39,6 +39,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Commands {
+    /// Adapt the built-in model to two tasks and show what came of it; nothing is downloaded
+    Demo(demo::DemoArgs),
     /// Train an adapter, or a whole model, on rows of text
     Train(Box<train::TrainArgs>),
     /// Measure loss, perplexity and token accuracy, with or without an adapter

@@ -163,14 +163,21 @@ fn train(resolved: &Resolved, start: Start, progress: Mode) -> anyhow::Result<Ou
         .context("the settings do not fit the trainer's")?;
     set_threads(config.threads)?;
     let stop = interrupt::install("finishing this step and saving")?;
-    let mut watcher = Watcher {
-        progress: TrainProgress::new(progress),
-    };
+    let mut watcher = Watcher::new(progress);
     Ok(lowrank::train::train(&config, start, &mut watcher, stop)?)
 }
 
-struct Watcher {
+/// Shows a run's events as they come.
+pub(super) struct Watcher {
     progress: TrainProgress,
+}
+
+impl Watcher {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self {
+            progress: TrainProgress::new(mode),
+        }
+    }
 }
 
 impl Observer for Watcher {
