@@ -51,7 +51,7 @@ pub enum Commands {
     Chat(chat::ChatArgs),
     /// Fold an adapter into its model, and report how far the result's logits are
     Merge(merge::MergeArgs),
-    /// Fetch a model, or look at one
+    /// Import or fetch a model, or look at one
     #[command(subcommand)]
     Model(model::ModelCommands),
     /// Look at training data as the model will see it

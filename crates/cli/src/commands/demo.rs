@@ -316,25 +316,20 @@ fn text(demo: &Demo, output: &Output) -> String {
                 ("reference", sample.reference.as_ref()),
             ] {
                 if let Some(line) = line {
-                    out.push_str(&format!(
-                        "  {}  {line}\n",
-                        dim(&format!("{label:<9}"), output.color)
-                    ));
+                    let label = dim(&format!("{label:<9}"), output.color);
+                    out.extend([
+                        "  ", &label, "  ", line, "
+",
+                    ]);
                 }
             }
             out.push('\n');
         }
     }
-    out.push_str(&match &demo.kept_in {
-        Some(folder) => format!(
-            "{} in all; everything is in {}\n",
-            time(demo.seconds),
-            folder.display()
-        ),
-        None => format!(
-            "{} in all; give --output DIR to keep the adapters and the merged models\n",
-            time(demo.seconds)
-        ),
-    });
+    let kept = match &demo.kept_in {
+        Some(folder) => format!("everything is in {}", folder.display()),
+        None => "give --output DIR to keep the adapters and the merged models".to_owned(),
+    };
+    out.extend([time(demo.seconds).as_str(), " in all; ", &kept, "\n"]);
     out
 }
