@@ -42,7 +42,7 @@ pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
 ];
 
 /// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
-const SIDE_FILES: &[&str] = &[
+pub(crate) const SIDE_FILES: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -54,6 +54,9 @@ const SIDE_FILES: &[&str] = &[
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// The files of a model folder that this program writes beside the [`SIDE_FILES`].
+pub(crate) const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]

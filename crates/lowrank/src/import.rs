@@ -9,6 +9,7 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use crate::Error;
+use crate::base::{MODEL_FILES, SIDE_FILES};
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
 
 /// What an import wrote.
@@ -30,22 +31,38 @@ pub struct ImportReport {
 /// # Errors
 /// A file that is no GGUF or is damaged, an architecture, a tensor type or a tokenizer that is not supported, an output
 /// that exists (without `overwrite`) or can't be written.
-pub fn import_gguf(file: &Path, output: &Path, dtype: DType, overwrite: bool) -> Result<ImportReport, Error> {
+pub fn import_gguf(
+    file: &Path,
+    output: &Path,
+    dtype: DType,
+    overwrite: bool,
+) -> Result<ImportReport, Error> {
     let gguf = Gguf::open(file)?;
     let stored = match dtype {
         DType::F32 => StoredDType::F32,
         DType::Bf16 => StoredDType::BF16,
     };
+    if overwrite && crate::output::is_taken(output)? {
+        crate::output::check_apart(output, file)?;
+        crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])?;
+    }
     atomic::write_folder(output, overwrite, |folder| {
         let tokenizer = tokenizer_parts(&gguf).to_files()?;
         write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer_json)?;
-        write_json(&folder.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
+        write_json(
+            &folder.join("tokenizer_config.json"),
+            &tokenizer.tokenizer_config,
+        )?;
         if let Some(template) = &tokenizer.chat_template {
-            atomic::write_file(&folder.join("chat_template.jinja"), |out| out.write_all(template.as_bytes()))?;
+            atomic::write_file(&folder.join("chat_template.jinja"), |out| {
+                out.write_all(template.as_bytes())
+            })?;
         }
         gguf_llama::import_weights(&gguf, folder, stored)?;
         let weights = folder.join("model.safetensors");
-        let bytes = std::fs::metadata(&weights).map_err(Error::io(&weights))?.len();
+        let bytes = std::fs::metadata(&weights)
+            .map_err(Error::io(&weights))?
+            .len();
         Ok(ImportReport {
             tensors: gguf.tensors().len(),
             types: types(&gguf),
@@ -71,15 +88,26 @@ fn types(gguf: &Gguf) -> Vec<String> {
             None => counts.push((name, 1)),
         }
     }
-    counts.into_iter().map(|(name, count)| format!("{name} ×{count}")).collect()
+    counts
+        .into_iter()
+        .map(|(name, count)| format!("{name} ×{count}"))
+        .collect()
 }
 
 fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
     let metadata = gguf.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let strings = |name: &str| metadata.get_str_array(&key(name)).unwrap_or_default().to_vec();
+    let strings = |name: &str| {
+        metadata
+            .get_str_array(&key(name))
+            .unwrap_or_default()
+            .to_vec()
+    };
     GgufTokenizerParts {
-        model: metadata.get_str(&key("model")).unwrap_or_default().to_owned(),
+        model: metadata
+            .get_str(&key("model"))
+            .unwrap_or_default()
+            .to_owned(),
         pre: metadata.get_str(&key("pre")).map(str::to_owned),
         tokens: strings("tokens"),
         token_types: metadata
@@ -96,6 +124,8 @@ fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
         add_bos: metadata.get_bool(&key("add_bos_token")),
         add_eos: metadata.get_bool(&key("add_eos_token")),
         add_space_prefix: metadata.get_bool(&key("add_space_prefix")),
-        chat_template: metadata.get_str("tokenizer.chat_template").map(str::to_owned),
+        chat_template: metadata
+            .get_str("tokenizer.chat_template")
+            .map(str::to_owned),
     }
 }

@@ -61,8 +61,13 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
     let mut dtypes = BTreeMap::new();
     let mut tensors = Vec::with_capacity(checkpoint.len());
     for entry in checkpoint.names().filter_map(|name| checkpoint.get(name)) {
-        *dtypes.entry(entry.dtype.name().to_owned()).or_insert(0) += entry.bytes.as_ref().len() as u64;
-        tensors.push(TensorReport { dtype: entry.dtype.name().to_owned(), name: entry.name, shape: entry.shape });
+        *dtypes.entry(entry.dtype.name().to_owned()).or_insert(0) +=
+            entry.bytes.as_ref().len() as u64;
+        tensors.push(TensorReport {
+            dtype: entry.dtype.name().to_owned(),
+            name: entry.name,
+            shape: entry.shape,
+        });
     }
     // A folder without a tokenizer can still be looked at.
     let tokenizer = source.tokenizer().ok();
@@ -84,7 +89,9 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
         ],
         tie_word_embeddings: config.tie_word_embeddings,
         tokenizer_tokens: tokenizer.as_ref().map(crate::data::Tokenizer::vocab_size),
-        chat_template: tokenizer.as_ref().is_some_and(crate::data::Tokenizer::has_chat_template),
+        chat_template: tokenizer
+            .as_ref()
+            .is_some_and(crate::data::Tokenizer::has_chat_template),
         default_targets: families::default_targets(config.family).to_vec(),
         tensors,
     })
