@@ -8,10 +8,10 @@
 
 use std::ops::Range;
 
-use crate::matmul::{Mat, Shared, product};
+use crate::matmul::{Mat, MatMut, Shared, product};
 use crate::parallel::{for_blocks, for_tiles};
 use crate::scratch::with_scratch;
-use crate::simd;
+use crate::simd::{self, Element};
 use crate::view::{Data, View, ViewMut};
 
 /// How a weight lies in memory.
@@ -53,9 +53,13 @@ impl Weight<'_> {
 /// Rows or columns of a weight that a task takes.
 const STRIP: usize = 96;
 /// Tokens that a task takes.
-const TOKENS: usize = 512;
+const TOKENS: usize = 256;
 /// Terms of a sum that are widened at once; with `STRIP` f32 columns they fill 192 KiB.
 const DEPTH: usize = 512;
+/// Tokens up to which products of rows, which read each weight once and pack nothing, are faster.
+const FEW_TOKENS: usize = 32;
+/// Weights that a task takes when there are few tokens.
+const FEW_BLOCK: usize = 32 * 1024;
 
 /// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
 ///
@@ -153,6 +157,12 @@ pub(crate) fn matrix(view: View<'_>) -> Mat<'_> {
 /// y (+)= x·wᵀ; y [T, N], x [T, K], w [N, K].
 pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, accumulate: bool) {
     let (tokens, outs, ins) = (y.rows(), y.cols(), x.cols());
+    if tokens <= FEW_TOKENS {
+        return match w.data() {
+            Data::F32(w) => few_times_rows(y, x, w, accumulate),
+            Data::Bf16(w) => few_times_rows(y, x, w, accumulate),
+        };
+    }
     let x = matrix(x);
     let out = Shared::new(y.into_f32s(), tokens, outs);
     for_tiles((tokens, TOKENS), (outs, STRIP), |down, across| {
@@ -164,6 +174,77 @@ pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, accumulate: b
             product(tile, accumulate, 1.0, x, strip.t());
         });
     });
+}
+
+/// [`times_rows`] for few tokens, as products of rows of x with rows of w.
+fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], accumulate: bool) {
+    let (tokens, outs, ins) = (y.rows(), y.cols(), x.cols());
+    let x = x.f32s();
+    let block = (FEW_BLOCK / ins.max(1)).next_multiple_of(4).max(4);
+    let out = Shared::new(y.into_f32s(), tokens, outs);
+    for_blocks(outs, block, |across| {
+        #[expect(unsafe_code, reason = "tasks write disjoint columns")]
+        // SAFETY: the blocks of `for_blocks` do not overlap.
+        let mut tile = unsafe { out.block(0..tokens, across.clone()) };
+        let w = &w[across.start * ins..across.end * ins];
+        dots_of_rows(&mut tile, x, w, ins, accumulate);
+    });
+}
+
+/// out (+)= x·wᵀ on one thread by products of rows; x [T, ins], w [N, ins], both without gaps.
+pub(crate) fn dots_of_rows<E: Element>(
+    out: &mut MatMut<'_>,
+    x: &[f32],
+    w: &[E],
+    ins: usize,
+    accumulate: bool,
+) {
+    let tokens = out.rows();
+    let mut token = 0;
+    while token < tokens {
+        // As many sums at once as vector registers hold.
+        let group = (tokens - token).min(4);
+        let x = &x[token * ins..];
+        match group {
+            1 => few_columns::<E, 1, 4>(out, token, x, w, ins, accumulate),
+            2 => few_columns::<E, 2, 4>(out, token, x, w, ins, accumulate),
+            3 => few_columns::<E, 3, 2>(out, token, x, w, ins, accumulate),
+            _ => few_columns::<E, 4, 2>(out, token, x, w, ins, accumulate),
+        }
+        token += group;
+    }
+}
+
+/// Rows `first..first + I` of a block of the output, `J` columns at a time.
+fn few_columns<E: Element, const I: usize, const J: usize>(
+    out: &mut MatMut<'_>,
+    first: usize,
+    x: &[f32],
+    w: &[E],
+    ins: usize,
+    accumulate: bool,
+) {
+    let outs = out.row(first).len();
+    let x: [&[f32]; I] = std::array::from_fn(|i| &x[i * ins..(i + 1) * ins]);
+    let row = |j: usize| &w[j * ins..(j + 1) * ins];
+    let mut write = |i: usize, j: usize, sum: f32| {
+        let y = &mut out.row(first + i)[j];
+        *y = if accumulate { *y + sum } else { sum };
+    };
+    let whole = outs / J * J;
+    for start in (0..whole).step_by(J) {
+        let sums = simd::dots(x, std::array::from_fn::<_, J, _>(|j| row(start + j)));
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, &sum) in sums.iter().enumerate() {
+                write(i, start + j, sum);
+            }
+        }
+    }
+    for j in whole..outs {
+        for (i, [sum]) in simd::dots(x, [row(j)]).into_iter().enumerate() {
+            write(i, j, sum);
+        }
+    }
 }
 
 /// y (+)= x·w; y [T, N], x [T, K], w [K, N].
@@ -191,12 +272,10 @@ pub(crate) fn times_columns(y: ViewMut<'_>, x: View<'_>, w: View<'_>, accumulate
 fn with_widened(w: View<'_>, rows: Range<usize>, cols: Range<usize>, work: impl FnOnce(Mat<'_>)) {
     match w.data() {
         Data::F32(data) => work(Mat::new(data, w.rows(), w.cols()).block(rows, cols)),
-        Data::Bf16(_) => with_scratch(rows.len() * cols.len(), |scratch| {
-            for (row, to) in rows
-                .clone()
-                .zip(scratch.chunks_exact_mut(cols.len().max(1)))
-            {
-                w.widen(row, cols.clone(), to);
+        Data::Bf16(data) => with_scratch(rows.len() * cols.len(), |scratch| {
+            let from = &data[rows.start * w.cols()..rows.end * w.cols()];
+            if !scratch.is_empty() {
+                simd::widen_rows(scratch, cols.len(), &from[cols.start..], w.cols());
             }
             work(Mat::new(scratch, rows.len(), cols.len()));
         }),

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::linear::matrix;
+use crate::linear::{dots_of_rows, matrix};
 use crate::matmul::{Mat, MatMut, Shared, product};
 use crate::parallel::for_blocks;
 use crate::random::drop_out;
@@ -77,6 +77,8 @@ impl LowRank<'_> {
 
 /// Tokens that a task takes.
 const TOKENS: usize = 64;
+/// Rank from which a general product is faster than products of rows.
+const WIDE_RANK: usize = 16;
 /// Columns that a task takes when a sum runs over the tokens.
 const COLUMNS: usize = 64;
 
@@ -97,28 +99,23 @@ pub fn low_rank_forward(
 ) {
     lr.check(y.cols(), x, (u.rows(), u.cols()), &rows);
     assert_eq!(y.rows(), x.rows(), "tokens of a low-rank branch");
-    let (ins, rank, outs) = (x.cols(), lr.rank(), lr.b.rows());
+    let (rank, outs) = (lr.rank(), lr.b.rows());
     let (y_rows, y_cols) = (y.rows(), y.cols());
     let y = Shared::new(y.into_f32s(), y_rows, y_cols);
     let u = Shared::new(u.into_f32s(), rows.len(), rank);
-    let (a, b) = (matrix(lr.a), matrix(lr.b));
+    let b = matrix(lr.b);
     let columns = lr.out_offset..lr.out_offset + outs;
     for_blocks(rows.len(), TOKENS, |block| {
         let tokens = rows.start + block.start..rows.start + block.end;
         #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-        // SAFETY: the blocks of `for_blocks` do not overlap; the first borrow of u has ended.
-        let (u_out, y) = unsafe {
+        // SAFETY: the blocks of `for_blocks` do not overlap.
+        let (mut u, y) = unsafe {
             (
                 u.block(block.clone(), 0..rank),
                 y.block(tokens.clone(), columns.clone()),
             )
         };
-        with_dropped(lr, x, tokens, 0..ins, |x| {
-            product(u_out, false, 1.0, x, a.t());
-        });
-        #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-        // SAFETY: as above.
-        let u = unsafe { u.block(block, 0..rank) };
+        down(&mut u, lr, x, tokens);
         product(y, true, lr.scale, u.as_mat(), b.t());
     });
 }
@@ -217,6 +214,26 @@ pub fn low_rank_backward(
         });
     }
     ws.give(du);
+}
+
+/// u = drop(x)·Aᵀ for a block of tokens.
+fn down(u: &mut MatMut<'_>, lr: &LowRank<'_>, x: View<'_>, tokens: Range<usize>) {
+    let ins = x.cols();
+    if lr.rank() >= WIDE_RANK {
+        with_dropped(lr, x, tokens, 0..ins, |x| {
+            product(u.reborrow(), false, 1.0, x, matrix(lr.a).t());
+        });
+        return;
+    }
+    let a = lr.a.f32s();
+    if lr.active_dropout().is_none() {
+        let x = &x.f32s()[tokens.start * ins..tokens.end * ins];
+        dots_of_rows(u, x, a, ins, false);
+    } else {
+        with_dropped(lr, x, tokens, 0..ins, |x| {
+            dots_of_rows(u, x.data(), a, ins, false);
+        });
+    }
 }
 
 /// Calls `work` with a block of the branch's input, after dropout.

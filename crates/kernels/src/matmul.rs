@@ -45,6 +45,11 @@ impl<'a> Mat<'a> {
         (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
     }
 
+    /// The numbers from the first element on.
+    pub(crate) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// The transposed matrix.
     pub(crate) fn t(self) -> Self {
         Self {
@@ -103,6 +108,19 @@ impl<'a> MatMut<'a> {
             row_stride,
             borrowed: PhantomData,
         }
+    }
+
+    /// The same matrix for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> MatMut<'_> {
+        MatMut {
+            borrowed: PhantomData,
+            ..*self
+        }
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// One row.
