@@ -95,6 +95,14 @@ fn advise(mut error: clap::Error, args: &[OsString]) -> clap::Error {
             ContextKind::Suggested,
             ContextValue::StyledStrs(vec![advice.for_flag().into()]),
         );
+    } else if let Some(ContextValue::StyledStrs(tips)) = error.get(ContextKind::Suggested) {
+        // That an unknown flag could be the name of a settings file helps nobody.
+        let tips = tips
+            .iter()
+            .filter(|tip| !tip.to_string().contains("as a value"))
+            .cloned()
+            .collect();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
     }
     error
 }
@@ -143,5 +151,7 @@ mod tests {
         assert!(text.contains("called --adapter here"), "{text}");
         let text = message(&["lowrank", "train", "--learning-rat", "1"]);
         assert!(text.contains("'--learning-rate'"), "{text}");
+        let text = message(&["lowrank", "train", "--xyzzy", "1"]);
+        assert!(!text.contains("tip:"), "{text}");
     }
 }

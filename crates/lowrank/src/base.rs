@@ -70,7 +70,7 @@ type TaskFiles = &'static [(&'static str, &'static str)];
 pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
 
 /// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
-const SIDE_FILES: &[&str] = &[
+pub(crate) const SIDE_FILES: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -82,6 +82,9 @@ const SIDE_FILES: &[&str] = &[
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// The files of a model folder that this program writes beside the [`SIDE_FILES`].
+pub(crate) const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]

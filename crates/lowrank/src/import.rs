@@ -9,6 +9,7 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use crate::Error;
+use crate::base::{MODEL_FILES, SIDE_FILES};
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
 
 /// What an import wrote.
@@ -41,6 +42,10 @@ pub fn import_gguf(
         DType::F32 => StoredDType::F32,
         DType::Bf16 => StoredDType::BF16,
     };
+    if overwrite && crate::output::is_taken(output)? {
+        crate::output::check_apart(output, file)?;
+        crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])?;
+    }
     atomic::write_folder(output, overwrite, |folder| {
         let tokenizer = tokenizer_parts(&gguf).to_files()?;
         write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer_json)?;

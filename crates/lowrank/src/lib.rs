@@ -8,6 +8,7 @@ pub mod hub;
 pub mod import;
 pub mod merge;
 pub mod model;
+mod output;
 mod random;
 pub mod report;
 pub mod train;

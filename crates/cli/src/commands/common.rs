@@ -11,7 +11,7 @@ use lowrank::model::Weights;
 use lowrank::tuning::lora::{self, Loaded};
 use lowrank::tuning::{Adapter, AdapterSet};
 
-use crate::failure::Misuse;
+use crate::failure::{Misuse, paragraph};
 use crate::settings::values::{BaseDtype, OnBadRow, Split};
 
 /// Which model, and how it is held.
@@ -316,7 +316,7 @@ pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 /// Gives the library's errors about settings the exit code of misuse.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<lowrank::Error>() {
-        Some(cause) if cause.is_misuse() => Misuse::new(format!("{error:#}")).into(),
+        Some(cause) if cause.is_misuse() => Misuse::new(paragraph(&error)).into(),
         _ => error,
     }
 }

@@ -30,7 +30,7 @@ pub enum Finish {
     Stop,
     /// `max_new_tokens` were made.
     Length,
-    /// The model's context was full.
+    /// The model's context was full; nothing is made of a prompt that is longer than it.
     ContextFull,
     /// The caller asked to stop.
     Cancelled,
@@ -49,7 +49,7 @@ struct Sequence {
 /// A prompt and the adapter of the set that it uses.
 #[derive(Clone, Debug)]
 pub struct PromptIds {
-    /// Token ids; at least one.
+    /// Token ids; nothing is made of none.
     pub ids: Vec<u32>,
     /// Index in the adapter set; `None`: the base alone.
     pub adapter: Option<usize>,
@@ -78,8 +78,21 @@ pub fn generate(
     let mut sequences = Vec::with_capacity(prompts.len());
     let mut rows = 0;
     for prompt in prompts {
-        let capacity = (prompt.ids.len() + options.max_new_tokens).min(limit.max(prompt.ids.len()));
-        let finish = (options.max_new_tokens == 0).then_some(Finish::Length);
+        let fits = (1..=limit).contains(&prompt.ids.len());
+        let capacity = if fits {
+            prompt
+                .ids
+                .len()
+                .saturating_add(options.max_new_tokens)
+                .min(limit)
+        } else {
+            0
+        };
+        let finish = if options.max_new_tokens == 0 || prompt.ids.is_empty() {
+            Some(Finish::Length)
+        } else {
+            (!fits).then_some(Finish::ContextFull)
+        };
         let next = prompt.ids.clone();
         sequences.push(Sequence {
             rows: rows..rows + capacity,

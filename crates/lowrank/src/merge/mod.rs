@@ -13,7 +13,7 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
 
 use crate::Error;
-use crate::base::Source;
+use crate::base::{MODEL_FILES, SIDE_FILES, Source};
 use crate::model::{Batch, Decoder, LinearId, Part, WeightId, Weights, families};
 use crate::tuning::full::{is_vector, stored};
 use crate::tuning::{Adapter, AdapterSet, LowRankSite};
@@ -58,7 +58,7 @@ impl MergeReport {
 /// Writes the merged model as a standalone folder. `passages` are token ids to prove it on.
 ///
 /// # Errors
-/// An output that exists (without `overwrite`), a merge that drifts too far (without `force`; nothing is then left
+/// No text to prove it on, an output that exists (without `overwrite`) or holds other files than a model's, a merge that drifts too far (without `force`; nothing is then left
 /// behind), files that can't be read or written.
 pub fn merge(
     source: &Source,
@@ -75,12 +75,24 @@ pub fn merge(
         ));
     }
     let config = families::read_config(&source.config()?)?;
+    let limit = config.max_position_embeddings;
+    let passages: Vec<Vec<u32>> = passages
+        .iter()
+        .filter(|ids| !ids.is_empty())
+        .map(|ids| ids[..ids.len().min(limit)].to_vec())
+        .collect();
+    if passages.is_empty() {
+        return Err(Error::Settings(
+            "there is no text to prove the merge on".to_owned(),
+        ));
+    }
+    check_output(source, output, overwrite)?;
     let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
     let base = Decoder::new(base);
     atomic::write_folder(output, overwrite, |folder| {
         write_merged(&base, adapter, folder, dtype)?;
         source.write_side_files(folder, dtype)?;
-        let report = prove(source, &base, adapter, passages, folder, dtype)?;
+        let report = prove(source, &base, adapter, &passages, folder, dtype)?;
         if report.is_faithful() || force {
             Ok(report)
         } else {
@@ -91,6 +103,17 @@ pub fn merge(
             )))
         }
     })
+}
+
+/// A merge replaces a model folder, never one that holds anything else and never the base itself.
+fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), Error> {
+    if !overwrite || !crate::output::is_taken(output)? {
+        return Ok(());
+    }
+    if let Source::Folder(base) = source {
+        crate::output::check_apart(output, base)?;
+    }
+    crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])
 }
 
 /// W0 + Σ scale·B·A of one linear, f32, in the base's layout.
@@ -275,5 +298,12 @@ pub fn difference(
             ws.give(y);
             largest
         })
-        .fold(0.0, f32::max)
+        // `f32::max` would drop a NaN, the largest difference of all.
+        .fold(0.0, |largest: f32, x| {
+            if x > largest || x.is_nan() {
+                x
+            } else {
+                largest
+            }
+        })
 }

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::step::OptimizerState;
 use crate::Error;
+use crate::data::Example;
+use crate::random::mix;
 use crate::tuning::Adapter;
 
 const STATE: &str = "training_state.safetensors";
@@ -24,16 +26,72 @@ const TRAINER: &str = "trainer_state.json";
 pub struct TrainerState {
     /// Optimizer steps taken.
     pub step: u64,
-    /// Rows of training data; another number means other data.
-    pub rows: usize,
-    /// Tokens of the training data, likewise.
-    pub data_tokens: usize,
+    /// [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
+    pub base: String,
+    /// The training data.
+    pub data: DataMark,
+    /// The held-out rows.
+    pub valid: DataMark,
     /// Held-out loss before the first step.
     pub first_eval_loss: Option<f64>,
     /// The lowest held-out loss and the step that had it.
     pub best: Option<(f64, u64)>,
     /// Evaluations since the best one.
     pub evaluations_without_best: usize,
+}
+
+/// Enough about some examples to notice others in their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataMark {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens in all.
+    pub tokens: usize,
+    /// A hash of every id and of which of them carry loss, in order.
+    pub hash: String,
+}
+
+impl DataMark {
+    /// The mark of some examples.
+    pub fn of(examples: &[Example]) -> Self {
+        let mut hash = 0;
+        for example in examples {
+            hash = mix(hash, example.ids.len() as u64);
+            for (&id, &supervised) in example.ids.iter().zip(&example.supervised) {
+                hash = mix(hash, u64::from(id) << 1 | u64::from(supervised));
+            }
+        }
+        Self {
+            rows: examples.len(),
+            tokens: examples.iter().map(|example| example.ids.len()).sum(),
+            hash: format!("{hash:016x}"),
+        }
+    }
+}
+
+impl TrainerState {
+    /// What is of another run than `now`, in words.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let data = |name: &str, then: &DataMark, now: &DataMark| {
+            (then != now).then(|| {
+                format!(
+                    "the {name} changed since the run began ({} rows and {} tokens then, {} and {} now)",
+                    then.rows, then.tokens, now.rows, now.tokens
+                )
+            })
+        };
+        let base = (self.base != now.base).then(|| {
+            format!(
+                "the base model changed since the run began (fingerprint {} then, {} now)",
+                self.base, now.base
+            )
+        });
+        let data = [
+            data("training data", &self.data, &now.data),
+            data("held-out data", &self.valid, &now.valid),
+        ];
+        base.into_iter().chain(data.into_iter().flatten()).collect()
+    }
 }
 
 /// Writes `checkpoints/step-N`. `write_adapter` adds the method's own files.

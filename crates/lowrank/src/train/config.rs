@@ -171,6 +171,86 @@ impl TrainConfig {
         }
     }
 
+    /// Settings that no run can have, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let rules = [
+            ("r", self.r > 0, "at least 1"),
+            ("lora_alpha", positive(self.lora_alpha), "greater than 0"),
+            (
+                "lora_dropout",
+                share(self.lora_dropout),
+                "at least 0 and less than 1",
+            ),
+            (
+                "learning_rate",
+                positive(self.learning_rate),
+                "greater than 0",
+            ),
+            (
+                "warmup_ratio",
+                (0.0..=1.0).contains(&self.warmup_ratio),
+                "from 0 to 1",
+            ),
+            ("weight_decay", self.weight_decay >= 0.0, "0 or greater"),
+            (
+                "adam_beta1",
+                share(self.adam_beta1),
+                "at least 0 and less than 1",
+            ),
+            (
+                "adam_beta2",
+                share(self.adam_beta2),
+                "at least 0 and less than 1",
+            ),
+            (
+                "adam_epsilon",
+                positive(self.adam_epsilon),
+                "greater than 0",
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm >= 0.0,
+                "0 (off) or greater",
+            ),
+            (
+                "label_smoothing_factor",
+                share(self.label_smoothing_factor),
+                "at least 0 and less than 1",
+            ),
+            ("batch_size", self.batch_size > 0, "at least 1"),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps > 0,
+                "at least 1",
+            ),
+            (
+                "num_train_epochs",
+                positive(self.num_train_epochs),
+                "greater than 0",
+            ),
+            ("max_steps", self.max_steps != Some(0), "at least 1"),
+            ("eval_steps", self.eval_steps != Some(0), "at least 1"),
+            ("save_steps", self.save_steps != Some(0), "at least 1"),
+            (
+                "save_total_limit",
+                self.save_total_limit != Some(0),
+                "at least 1",
+            ),
+            (
+                "early_stopping_patience",
+                self.early_stopping_patience != Some(0),
+                "at least 1",
+            ),
+        ];
+        rules
+            .into_iter()
+            .filter(|(_, fine, _)| !fine)
+            .map(|(key, _, range)| format!("{key} must be {range}"))
+            .collect()
+    }
+
     /// Rows of an optimizer step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_size * self.gradient_accumulation_steps

@@ -7,67 +7,96 @@ use lowrank_formats::atomic;
 use super::config::TrainConfig;
 use super::run::{Outcome, Start};
 use crate::Error;
-use crate::base::Source;
+use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::output;
 use crate::report::{self, MetricsLine};
 use crate::tuning::Method;
 
 const CONFIG: &str = "config.yaml";
 const METRICS: &str = "metrics.jsonl";
+/// What a run writes beside a model's own files.
+const RUN_FILES: &[&str] = &[
+    CONFIG,
+    METRICS,
+    "README.md",
+    "report.html",
+    "checkpoints",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+];
 
-/// Makes the folder ready; with `Resume` returns the settings it was begun with.
-pub(super) fn prepare(config: &TrainConfig, start: Start) -> Result<Option<TrainConfig>, Error> {
-    let folder = &config.output;
-    let exists = folder.exists()
-        && std::fs::read_dir(folder)
-            .map_err(Error::io(folder))?
-            .next()
-            .is_some();
+/// Whether a run may begin, or go on, in its output folder. Nothing is written.
+pub(super) fn check(config: &TrainConfig, start: Start) -> Result<(), Error> {
     match start {
-        Start::Resume => {
-            let path = folder.join(CONFIG);
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                Error::Settings(format!(
-                    "{}: {error}; there is no run to resume in this folder, so leave out --resume",
-                    path.display()
-                ))
-            })?;
-            let earlier: TrainConfig = serde_saphyr::from_str(&text).map_err(|error| {
-                Error::Settings(format!(
-                    "{}: {error}; the run was begun by another version or the file was edited",
-                    path.display()
-                ))
-            })?;
-            let changes = config.changes_since(&earlier);
-            if !changes.is_empty() {
-                return Err(Error::Settings(format!(
-                    "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output",
-                    path.display(),
-                    changes.join("\n  ")
-                )));
-            }
-            Ok(Some(earlier))
-        }
-        Start::Fresh { overwrite } => {
-            if exists && !overwrite {
-                return Err(Error::Settings(format!(
-                    "output {} exists; give another --output, --resume to go on with the run in it, or --overwrite to replace it",
-                    folder.display()
-                )));
-            }
-            if exists {
-                if !folder.join(CONFIG).exists() {
-                    return Err(Error::Settings(format!(
-                        "output {} is not a folder that a run wrote (it has no {CONFIG}), so --overwrite does not replace it; give another --output",
-                        folder.display()
-                    )));
-                }
-                std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
-            }
-            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-            write_config(config)?;
-            Ok(None)
-        }
+        Start::Resume => check_resume(config),
+        Start::Fresh { overwrite } => check_fresh(config, overwrite),
     }
+}
+
+/// Makes the folder of a fresh run, in place of an earlier run's where [`check`] allows it.
+pub(super) fn begin(config: &TrainConfig, start: Start) -> Result<(), Error> {
+    check(config, start)?;
+    let folder = &config.output;
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    write_config(config)
+}
+
+fn check_resume(config: &TrainConfig) -> Result<(), Error> {
+    let path = config.output.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Error::Settings(format!(
+            "{}: {error}; there is no run to resume in this folder, so leave out --resume",
+            path.display()
+        ))
+    })?;
+    let earlier: TrainConfig = serde_saphyr::from_str(&text).map_err(|error| {
+        Error::Settings(format!(
+            "{}: {error}; the run was begun by another version or the file was edited",
+            path.display()
+        ))
+    })?;
+    let changes = config.changes_since(&earlier);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output",
+        path.display(),
+        changes.join("\n  ")
+    )))
+}
+
+fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
+    let folder = &config.output;
+    if !output::is_taken(folder)? {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(Error::Settings(format!(
+            "output {} exists; give another --output, --resume to go on with the run in it, or --overwrite to replace it",
+            folder.display()
+        )));
+    }
+    if !folder.join(CONFIG).exists() {
+        return Err(Error::Settings(format!(
+            "output {} is not a folder that a run wrote (it has no {CONFIG}), so --overwrite does not replace it; give another --output",
+            folder.display()
+        )));
+    }
+    output::check_replaceable(folder, &[RUN_FILES, MODEL_FILES, SIDE_FILES])?;
+    let inputs = [
+        Some(Path::new(&config.model)),
+        Some(config.data.as_path()),
+        config.valid_data.as_deref(),
+        config.init_adapter.as_deref(),
+    ];
+    for input in inputs.into_iter().flatten() {
+        output::check_apart(folder, input)?;
+    }
+    Ok(())
 }
 
 fn write_config(config: &TrainConfig) -> Result<(), Error> {

@@ -1,27 +1,27 @@
 //! The run: from settings to a folder that PEFT loads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lowrank_formats::peft::{LoraConfig, TargetModules};
 use lowrank_kernels::Workspace;
 
-use super::checkpoint::{self, TrainerState};
+use super::checkpoint::{self, DataMark, TrainerState};
 use super::config::TrainConfig;
 use super::evaluate::evaluate;
 use super::events::{Event, Observer};
 use super::folder;
 use super::memory::peak_rss;
 use super::schedule::Schedule;
-use super::step::{OptimizerState, StepOptions, optimizer_step};
+use super::step::{OptimizerState, StepOptions, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::data::batches::epoch_order;
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
 use crate::model::families;
 use crate::random::mix;
-use crate::report::{EvalMetrics, MetricsWriter, StepMetrics};
+use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::lora::{self, Targets};
 use crate::tuning::{Adapter, AdapterSet, Method, full};
 
@@ -90,11 +90,8 @@ pub fn train(
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
     let source = Source::find(&config.model)?;
-    if start == Start::Resume
-        || (config.output.exists() && start == (Start::Fresh { overwrite: false }))
-    {
-        folder::prepare(config, start)?;
-    }
+    check_settings(config)?;
+    folder::check(config, start)?;
     let base = source.load(config.base_dtype.into())?;
     let options = DataOptions {
         max_seq_length: config.max_seq_length,
@@ -110,7 +107,7 @@ pub fn train(
     check(config, &base, &data, valid.as_ref())?;
     let trained = prepare_method(config, &base, observer)?;
     if matches!(start, Start::Fresh { .. }) {
-        folder::prepare(config, start)?;
+        folder::begin(config, start)?;
     }
     let valid = valid.map(|valid| valid.examples).unwrap_or_default();
     let outcome = fit(
@@ -147,6 +144,15 @@ fn load_valid(
             options,
         )?)),
         None => Ok(None),
+    }
+}
+
+fn check_settings(config: &TrainConfig) -> Result<(), Error> {
+    let problems = config.problems();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Settings(problems.join("\n")))
     }
 }
 
@@ -271,7 +277,6 @@ struct Loop<'a> {
     base: &'a Base,
     lora: Option<&'a LoraConfig>,
     valid: &'a [Example],
-    fingerprint: String,
     ws: Workspace,
     state: TrainerState,
     metrics: MetricsWriter,
@@ -291,28 +296,36 @@ pub fn fit(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
+    check_settings(config)?;
+    if examples.is_empty() {
+        return Err(Error::Settings("there is no row to train on".to_owned()));
+    }
     let Trained { mut adapter, lora } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
-    let data_tokens = examples.iter().map(|example| example.ids.len()).sum();
     let total_steps = config.total_steps(examples.len());
     let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
     let mut state = TrainerState {
-        rows: examples.len(),
-        data_tokens,
+        base: base.decoder.weights().fingerprint(),
+        data: DataMark::of(examples),
+        valid: DataMark::of(valid),
         ..TrainerState::default()
     };
+    let metrics_path = folder::metrics_path(&config.output);
+    let mut metrics = None;
     if start == Start::Resume {
         match checkpoint::steps(&config.output).last() {
             Some(&step) => {
                 let folder = checkpoint::step_folder(&config.output, step);
                 let earlier = checkpoint::read(&folder, &mut adapter, &mut optimizer)?;
-                if (earlier.rows, earlier.data_tokens) != (state.rows, state.data_tokens) {
+                let differences = earlier.differences(&state);
+                if !differences.is_empty() {
                     return Err(Error::Settings(format!(
-                        "the training data changed since the run began ({} rows and {} tokens then, {} and {} now), so it can't be resumed",
-                        earlier.rows, earlier.data_tokens, state.rows, state.data_tokens
+                        "{}, so it can't be resumed; give back what it began with, or start a new run with another --output",
+                        differences.join("; ")
                     )));
                 }
                 state = earlier;
+                metrics = Some(MetricsWriter::resume(&metrics_path, state.step)?);
                 observer.event(&Event::Note(format!(
                     "resuming after step {step} of {total_steps}"
                 )));
@@ -322,13 +335,15 @@ pub fn fit(
             )),
         }
     }
-    let metrics = MetricsWriter::resume(folder::metrics_path(&config.output), state.step)?;
+    let metrics = match metrics {
+        Some(resumed) => resumed,
+        None => MetricsWriter::create(&metrics_path)?,
+    };
     let mut run = Loop {
         config,
         base,
         lora: lora.as_ref(),
         valid,
-        fingerprint: base.decoder.weights().fingerprint(),
         ws: Workspace::new(),
         state,
         metrics,
@@ -352,7 +367,7 @@ pub fn fit(
         total_steps,
         ..Outcome::default()
     };
-    let mut last_losses = Vec::new();
+    let mut last_losses = last_losses(&metrics_path)?;
     let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
@@ -397,7 +412,7 @@ pub fn fit(
             grad_norm: done.grad_norm,
             tokens: done.tokens as u64,
             supervised_tokens: done.supervised_tokens as u64,
-            tokens_per_second: done.tokens as f64 / seconds,
+            tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
             peak_rss: peak_rss(),
         };
         run.metrics.write(&line.clone().into())?;
@@ -455,6 +470,9 @@ pub fn fit(
         outcome.train_loss = Some(last_losses.iter().sum::<f64>() / last_losses.len() as f64);
     }
     if !outcome.interrupted {
+        if valid.is_empty() {
+            run.check_result(&adapter, examples)?;
+        }
         run.finish(&mut adapter, &mut outcome, observer)?;
     }
     outcome.peak_rss = peak_rss();
@@ -507,6 +525,9 @@ impl Loop<'_> {
             self.valid,
             &self.ws,
         );
+        if !sums.mean().is_finite() {
+            return Err(self.not_finite("held-out loss", sums.mean()));
+        }
         let line = EvalMetrics {
             step: self.state.step,
             epoch,
@@ -534,7 +555,7 @@ impl Loop<'_> {
                 self.base.decoder.config(),
                 lora,
                 adapter,
-                &self.fingerprint,
+                &self.state.base,
             ),
             None => Ok(()),
         })?;
@@ -548,6 +569,33 @@ impl Loop<'_> {
         }
         observer.event(&Event::Checkpoint(folder));
         Ok(())
+    }
+
+    /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
+    fn check_result(&self, adapter: &Adapter, examples: &[Example]) -> Result<(), Error> {
+        let set = [adapter];
+        let rows = &examples[..examples.len().min(self.config.batch_size)];
+        let sums = evaluate(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            rows,
+            &self.ws,
+        );
+        if sums.mean().is_finite() {
+            Ok(())
+        } else {
+            Err(self.not_finite("training loss", sums.mean()))
+        }
+    }
+
+    /// The error for a loss that the weights of the current step give.
+    fn not_finite(&self, what: &str, loss: f64) -> Error {
+        let step = self.state.step;
+        let cause = probable_cause(step, self.config.learning_rate);
+        self.with_last_good(Error::Training(format!(
+            "after step {step} the {what} is {loss}: {cause}"
+        )))
     }
 
     /// Writes what the run was for.
@@ -569,8 +617,8 @@ impl Loop<'_> {
         } else if !self.valid.is_empty() {
             let lines = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
             outcome.eval_loss = lines.iter().rev().find_map(|line| match line {
-                crate::report::MetricsLine::Eval(eval) => Some(eval.eval_loss),
-                crate::report::MetricsLine::Step(_) => None,
+                MetricsLine::Eval(eval) => Some(eval.eval_loss),
+                MetricsLine::Step(_) => None,
             });
         }
         match self.lora {
@@ -579,7 +627,7 @@ impl Loop<'_> {
                 self.base.decoder.config(),
                 lora,
                 adapter,
-                &self.fingerprint,
+                &self.state.base,
             )?,
             None => {
                 let dtype = config.base_dtype.into();
@@ -590,8 +638,10 @@ impl Loop<'_> {
         folder::write_card(config, &self.base.source, outcome)
     }
 
+    /// Adds which checkpoint to go back to. One of the current step holds the very values that failed.
     fn with_last_good(&self, error: Error) -> Error {
-        let last = checkpoint::steps(&self.config.output).last().copied();
+        let steps = checkpoint::steps(&self.config.output);
+        let last = steps.into_iter().rfind(|step| *step < self.state.step);
         let rescue = last.map_or_else(
             || "no checkpoint was written before it".to_owned(),
             |step| {
@@ -624,6 +674,19 @@ impl Loop<'_> {
             outcome.total_steps
         )
     }
+}
+
+/// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.
+fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
+    let lines = crate::report::metrics::read(metrics)?;
+    let losses: Vec<f64> = lines
+        .iter()
+        .filter_map(|line| match line {
+            MetricsLine::Step(step) => Some(step.loss),
+            MetricsLine::Eval(_) => None,
+        })
+        .collect();
+    Ok(losses[losses.len().saturating_sub(LAST_STEPS)..].to_vec())
 }
 
 fn figures(outcome: &Outcome) -> Vec<(String, String)> {

@@ -173,6 +173,16 @@ pub fn optimizer_step(
     })
 }
 
+/// Why a loss is not finite after `done` steps.
+pub(super) fn probable_cause(done: u64, learning_rate: f64) -> String {
+    if done == 0 {
+        return "nothing has been trained yet, so the base model, or the adapter that the run starts from, holds values that are extreme or not finite".to_owned();
+    }
+    format!(
+        "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps"
+    )
+}
+
 fn not_finite(
     adapter: &Adapter,
     state: &OptimizerState,
@@ -185,12 +195,10 @@ fn not_finite(
     let place = bad.map_or_else(String::new, |slot| {
         format!("; first bad gradient: {}", adapter.names[slot])
     });
-    let cause = if all_finite(adapter.params.flat()) {
-        format!(
-            "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps"
-        )
+    let cause = if state.step > 0 && !all_finite(adapter.params.flat()) {
+        "a trained value is already not finite: the learning rate is far too high, or the checkpoint that the run started from is damaged".to_owned()
     } else {
-        "a trained value is already not finite, so the adapter or checkpoint that the run started from is damaged".to_owned()
+        probable_cause(state.step, learning_rate)
     };
     Error::Training(format!(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"

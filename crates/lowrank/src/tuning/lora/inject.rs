@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use lowrank_formats::peft::{LoraConfig, LoraPart, TargetModules, lora_key};
+use lowrank_formats::peft::{LoraConfig, LoraPart, ModuleNames, TargetModules, lora_key};
 use lowrank_kernels::{Arena, fill_normal, fill_uniform};
 
 use super::{Candidate, InitLoraWeights, candidates};
@@ -51,6 +51,9 @@ pub fn inject(
     init: InitLoraWeights,
     seed: u64,
 ) -> Result<(Adapter, Coverage), Error> {
+    // What could not be read back must not be trained.
+    LoraConfig::from_json(&lora.to_json())
+        .map_err(|problems| Error::Settings(problems.join("\n")))?;
     let chosen = choose(config, lora)?;
     let mut adapter = lay_out(config, lora, &chosen);
     for (index, sites) in chosen.iter().enumerate() {
@@ -148,6 +151,7 @@ pub(super) fn choose(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<Cand
             lora.target_modules
         ));
     }
+    problems.extend(unmatched_exclusions(lora, &all));
     problems.extend(unmatched_patterns(lora, &chosen));
     for place in &chosen {
         let (r, (input, output)) = (
@@ -181,6 +185,29 @@ fn matches_entry(module: &str, entry: &str) -> bool {
     module
         .strip_suffix(entry)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Names of modules to leave out that no linear of the model has.
+fn unmatched_exclusions(lora: &LoraConfig, all: &[Candidate]) -> Vec<String> {
+    let each: Vec<(String, ModuleNames)> = match &lora.exclude_modules {
+        None => Vec::new(),
+        Some(ModuleNames::Regex(regex)) => vec![(regex.clone(), ModuleNames::Regex(regex.clone()))],
+        Some(ModuleNames::List(names)) => names
+            .iter()
+            .map(|name| (name.clone(), ModuleNames::List(vec![name.clone()])))
+            .collect(),
+    };
+    each.into_iter()
+        .filter_map(|(shown, names)| {
+            let only = LoraConfig {
+                target_modules: TargetModules::AllLinear,
+                exclude_modules: Some(names),
+                ..LoraConfig::default()
+            };
+            let excludes = all.iter().any(|place| !only.matches(&place.name));
+            (!excludes).then(|| format!("exclude_modules: `{shown}` matches no module"))
+        })
+        .collect()
 }
 
 fn unmatched_patterns(lora: &LoraConfig, chosen: &[Candidate]) -> Vec<String> {

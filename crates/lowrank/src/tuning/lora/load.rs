@@ -1,16 +1,17 @@
 //! A PEFT folder as an adapter of a model: every tensor is checked and consumed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key};
+use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, TargetModules};
 
 use super::inject::{choose, coverage, lay_out};
 use super::save::{BASE_FINGERPRINT, FUSED_PARTS};
 use super::{Candidate, Coverage, candidates};
 use crate::Error;
-use crate::model::{ModelConfig, families};
+use crate::model::ModelConfig;
 use crate::tuning::Adapter;
 
 /// A loaded adapter and what its files say.
@@ -35,17 +36,20 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let file = folder.join(ADAPTER_WEIGHTS);
     let weights = Checkpoint::open(&file)?;
     let parts = fused_parts(&weights)?;
-    let chosen = match &config.target_modules {
-        // PEFT accepts entries that match nothing beside ones that match; what counts is that the tensors fit.
-        TargetModules::List(_) | TargetModules::Regex(_) | TargetModules::AllLinear => {
-            matched(model, &config)
-        }
-    };
+    // PEFT accepts entries that match nothing beside ones that match; what counts is that the tensors fit.
+    let mut chosen = matched(model, &config);
     if chosen.is_empty() {
-        choose(model, &config).map_err(|error| Error::Tensors {
+        let reason = match choose(model, &config) {
+            Err(error) => error.to_string(),
+            Ok(_) => format!(
+                "target_modules: {} names parts of a fused linear, and PEFT's files hold it whole",
+                config.target_modules
+            ),
+        };
+        return Err(Error::Tensors {
             path: folder.to_path_buf(),
-            problems: vec![format!("the adapter is for another model: {error}")],
-        })?;
+            problems: vec![format!("the adapter is for another model: {reason}")],
+        });
     }
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
@@ -81,7 +85,13 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
         });
     }
     if !parts.is_empty() {
-        (adapter, config) = split(model, &config, &adapter, &chosen, &parts)?;
+        (adapter, config, chosen) =
+            split(model, &config, &adapter, &chosen, &parts).map_err(|problems| {
+                Error::Tensors {
+                    path: file,
+                    problems,
+                }
+            })?;
     }
     let coverage = coverage(&config, &chosen, adapter.parameters());
     Ok(Loaded {
@@ -99,6 +109,9 @@ fn matched(model: &ModelConfig, config: &LoraConfig) -> Vec<Candidate> {
         .collect()
 }
 
+/// What to do about metadata that can't be right.
+const WHOLE: &str = "remove the metadata to use the adapter whole";
+
 type Parts = BTreeMap<String, Vec<(String, usize)>>;
 
 fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
@@ -107,80 +120,75 @@ fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
     };
     serde_json::from_str(text).map_err(|error| Error::Tensors {
         path: weights.path().to_path_buf(),
-        problems: vec![format!("metadata `{FUSED_PARTS}` is not what this program writes ({error}); remove it to use the adapter whole")],
+        problems: vec![format!(
+            "metadata `{FUSED_PARTS}` is not what this program writes ({error}); {WHOLE}"
+        )],
     })
 }
 
-/// Takes a stacked LoRA of fused linears apart again.
+/// Takes a stacked LoRA of fused linears apart again: the adapter of the parts, its config, and its places.
 fn split(
     model: &ModelConfig,
     config: &LoraConfig,
     whole: &Adapter,
     chosen: &[Candidate],
     parts: &Parts,
-) -> Result<(Adapter, LoraConfig), Error> {
-    let mut places = Vec::new();
+) -> Result<(Adapter, LoraConfig, Vec<Candidate>), Vec<String>> {
+    let all = candidates(model);
+    let unknown: Vec<String> = parts
+        .keys()
+        .filter(|module| !chosen.iter().any(|place| place.module == **module))
+        .map(|module| format!("metadata `{FUSED_PARTS}` names {module}, which is not adapted"))
+        .collect();
+    if !unknown.is_empty() {
+        return Err(unknown);
+    }
     let mut part_config = LoraConfig {
         rank_pattern: Vec::new(),
         alpha_pattern: Vec::new(),
         ..config.clone()
     };
-    let mut values = Vec::new();
-    let mut names = Vec::new();
+    let (mut places, mut values) = (Vec::new(), Vec::new());
     for (index, place) in chosen.iter().enumerate() {
-        let (a, b) = (
-            whole.params.view(2 * index).to_vec(),
-            whole.params.view(2 * index + 1).to_vec(),
-        );
-        let (rank, input) = whole.params.shape(2 * index);
+        let stacked = Stacked {
+            a: whole.params.view(2 * index).to_vec(),
+            b: whole.params.view(2 * index + 1).to_vec(),
+            rank: whole.params.shape(2 * index).0,
+        };
+        let pieces = match parts.get(&place.module) {
+            None => vec![(place.clone(), stacked.rank)],
+            Some(pieces) => resolve(&all, place, pieces, stacked.rank)?,
+        };
         let scale = config.scale_of(&place.name);
-        let whole_part = vec![(String::new(), rank)];
-        let pieces = parts.get(&place.module).unwrap_or(&whole_part);
-        let mut first = 0;
-        for (suffix, r) in pieces {
-            let kinds = candidates(model);
-            let name = if suffix.is_empty() {
-                place.name.clone()
-            } else {
-                format!("{}.{suffix}", place.module)
-            };
-            let found = kinds.into_iter().find(|candidate| candidate.name == name);
-            let (Some(found), true) = (found, first + r <= rank) else {
-                let problem = format!("metadata `{FUSED_PARTS}` does not fit {}", place.module);
-                return Err(Error::Tensors {
-                    path: "adapter_model.safetensors".into(),
-                    problems: vec![problem],
-                });
-            };
+        let (mut first, mut covered) = (0, 0);
+        for (found, r) in pieces {
             let columns = found
                 .part
                 .map_or(0..model.linear_shape(found.id.kind).1, |part| {
                     model.fused_columns(part)
                 });
-            values.push(a[first * input..(first + r) * input].to_vec());
-            values.push(
-                columns
-                    .flat_map(|row| b[row * rank + first..row * rank + first + r].to_vec())
-                    .collect(),
-            );
+            let (a, b) = stacked.piece(first..first + r, columns);
+            covered += b.iter().filter(|value| **value != 0.0).count();
+            values.extend([a, b]);
+            let denominator = if config.use_rslora {
+                (r as f64).sqrt()
+            } else {
+                r as f64
+            };
             let key = found.name.replace('.', "\\.");
-            let alpha = scale
-                * if config.use_rslora {
-                    (*r as f64).sqrt()
-                } else {
-                    *r as f64
-                };
-            part_config.rank_pattern.push((key.clone(), *r));
-            part_config.alpha_pattern.push((key, alpha));
-            let tail = found
-                .part
-                .and_then(families::fused_part)
-                .map_or_else(|| name.clone(), |part| format!("{}.{part}", place.module));
-            names.push(tail);
+            part_config.rank_pattern.push((key.clone(), r));
+            part_config.alpha_pattern.push((key, scale * denominator));
             places.push(found);
             first += r;
         }
+        if covered != stacked.b.iter().filter(|value| **value != 0.0).count() {
+            return Err(vec![format!(
+                "{}: lora_B has values outside the parts that metadata `{FUSED_PARTS}` names; {WHOLE}",
+                place.module
+            )]);
+        }
     }
+    let names = places.iter().map(|place| place.name.clone()).collect();
     part_config.target_modules = TargetModules::List(names);
     let mut adapter = lay_out(model, &part_config, &places);
     for (slot, values) in values.into_iter().enumerate() {
@@ -188,13 +196,51 @@ fn split(
         let values = lowrank_kernels::Tensor::from_f32(rows, cols, values);
         adapter.params.view_mut(slot).copy_from(values.view());
     }
-    debug_assert!(
-        adapter
-            .names
-            .iter()
-            .step_by(2)
-            .zip(&places)
-            .all(|(name, place)| *name == lora_key(&place.name, LoraPart::A))
-    );
-    Ok((adapter, part_config))
+    Ok((adapter, part_config, places))
+}
+
+/// A [rank, in] and B [out, rank] of a fused linear.
+struct Stacked {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    rank: usize,
+}
+
+impl Stacked {
+    /// Some rows of A, and the entries of B that belong to them in some rows of the output.
+    fn piece(&self, ranks: Range<usize>, output: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let input = self.a.len() / self.rank;
+        let a = self.a[ranks.start * input..ranks.end * input].to_vec();
+        let b = output
+            .flat_map(|row| &self.b[row * self.rank..][ranks.clone()])
+            .copied()
+            .collect();
+        (a, b)
+    }
+}
+
+/// The places that the metadata's parts of one module mean. Their ranks must be all of the module's.
+fn resolve(
+    all: &[Candidate],
+    place: &Candidate,
+    pieces: &[(String, usize)],
+    rank: usize,
+) -> Result<Vec<(Candidate, usize)>, Vec<String>> {
+    let found: Option<Vec<_>> = pieces
+        .iter()
+        .map(|(suffix, r)| {
+            let name = format!("{}.{suffix}", place.module);
+            let place = all.iter().find(|candidate| candidate.name == name)?;
+            (*r > 0).then(|| (place.clone(), *r))
+        })
+        .collect();
+    let sum = pieces
+        .iter()
+        .try_fold(0_usize, |sum, (_, r)| sum.checked_add(*r));
+    found.filter(|_| sum == Some(rank)).ok_or_else(|| {
+        vec![format!(
+            "{}: metadata `{FUSED_PARTS}` says {pieces:?}, which does not fit r {rank}; {WHOLE}",
+            place.module
+        )]
+    })
 }

@@ -78,7 +78,7 @@ pub fn save(
             out.write_all(bytemuck::cast_slice(values))
         },
     )?;
-    saved_config(lora, &modules).write(folder)?;
+    saved_config(config, lora, &modules).write(folder)?;
     Ok(())
 }
 
@@ -154,10 +154,9 @@ fn parts_of(
 }
 
 /// The config that describes the saved modules: `lora` itself, unless parts were fused.
-fn saved_config(lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
+fn saved_config(model: &ModelConfig, lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
     let mut config = lora.clone();
     config.peft_version = None;
-    config.fan_in_fan_out = lora.fan_in_fan_out;
     config.inference_mode = true;
     config.task_type = Some("CAUSAL_LM".to_owned());
     if modules.iter().all(|m| m.parts.is_empty()) {
@@ -168,6 +167,8 @@ fn saved_config(lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
         f64::from(m.scale) * if lora.use_rslora { rank.sqrt() } else { rank }
     };
     config.exclude_modules = None;
+    config.layers_to_transform = None;
+    config.layers_pattern = Vec::new();
     config.rank_pattern.clear();
     config.alpha_pattern.clear();
     config.r = modules[0].rank;
@@ -193,5 +194,13 @@ fn saved_config(lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
         }
     }
     config.target_modules = TargetModules::List(names);
+    let matched = candidates(model)
+        .iter()
+        .filter(|place| place.part.is_none() && config.matches(&place.name))
+        .count();
+    if matched != modules.len() {
+        let names = modules.iter().map(|module| module.name.clone()).collect();
+        config.target_modules = TargetModules::List(names);
+    }
     config
 }

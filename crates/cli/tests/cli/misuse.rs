@@ -1,29 +1,9 @@
-//! The program as its users meet it: exit codes, messages and what goes to which stream.
+//! What is printed where, and misuse: exit code 2 and a message that says what to do.
 
-use std::path::Path;
-
-use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
 
-fn lowrank() -> Command {
-    let mut command =
-        Command::cargo_bin("lowrank").expect("cargo builds the program for its tests");
-    command.env_remove("RUST_LOG").env_remove("CLICOLOR_FORCE");
-    command
-}
-
-/// Standard error of a command that is expected to exit with `code` and to print nothing.
-fn stderr_of(args: &[&str], code: i32) -> String {
-    let assert = lowrank().args(args).assert().code(code).stdout("");
-    String::from_utf8(assert.get_output().stderr.clone()).expect("messages are UTF-8")
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).expect("a temporary folder can be written");
-    path.display().to_string()
-}
+use crate::support::{lowrank, stderr_of, write};
 
 #[test]
 fn help_of_train() {
