@@ -178,7 +178,7 @@ pub struct TrainSettings {
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub eval_steps: Option<u64>,
 
-    /// Write a checkpoint every so many steps, not at the end alone
+    /// Write a checkpoint every so many steps and at the end
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub save_steps: Option<u64>,
 

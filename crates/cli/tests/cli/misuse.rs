@@ -98,7 +98,7 @@ fn help_of_train() {
           --eval-steps <N>
               Evaluate the held-out rows every so many steps, not at the end alone
           --save-steps <N>
-              Write a checkpoint every so many steps, not at the end alone
+              Write a checkpoint every so many steps and at the end
           --save-total-limit <N>
               Keep only so many checkpoints, the latest
           --load-best-model-at-end[=<BOOL>]

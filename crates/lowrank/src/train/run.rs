@@ -452,8 +452,7 @@ pub fn fit(
         }
         if config
             .save_steps
-            .is_some_and(|every| run.state.step.is_multiple_of(every))
-            && !last
+            .is_some_and(|every| last || run.state.step.is_multiple_of(every))
         {
             run.checkpoint(&adapter, &optimizer, observer)?;
         }
