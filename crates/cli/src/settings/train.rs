@@ -33,15 +33,15 @@ pub struct TrainSettings {
     #[arg(long, value_name = "METHOD", default_value = "lora")]
     pub method: Method,
 
-    /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny [required]
+    /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny (required)
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
 
-    /// The run's folder, which must not exist yet [required]
+    /// The run's folder, which must not exist yet (required)
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file [required]
+    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file (required)
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     pub data: Option<PathBuf>,
 

@@ -25,8 +25,8 @@ fn help_of_train() {
       -c, --config <FILE>    The same as CONFIG
           --method <METHOD>  What is trained [default: lora] [possible values: lora, full]
           --model <MODEL>    The base model: a folder in the Hugging Face layout, an id of the Hub, or
-                             builtin:tiny [required]
-          --output <DIR>     The run's folder, which must not exist yet [required]
+                             builtin:tiny (required)
+          --output <DIR>     The run's folder, which must not exist yet (required)
           --resume           Go on with the run in the output folder, with its own settings
           --overwrite        Replace an earlier run in the output folder
           --json             Print the outcome as one JSON object
@@ -37,7 +37,7 @@ fn help_of_train() {
 
     Data:
           --data <PATH>               Rows to train on: a folder with train.jsonl and maybe valid.jsonl,
-                                      or one file [required]
+                                      or one file (required)
           --valid-data <FILE>         Held-out rows, where they are not valid.jsonl beside the others
           --max-seq-length <TOKENS>   Cut longer rows to so many tokens, from the end [default: 2048]
           --train-on-prompt[=<BOOL>]  Let the loss fall on prompts too, not on completions alone
