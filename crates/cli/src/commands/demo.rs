@@ -25,7 +25,7 @@ use crate::progress::Mode;
 use crate::table::{Align, Facts, Table, bold, dim};
 
 /// Optimizer steps of each task.
-const STEPS: u64 = 160;
+const STEPS: u64 = 240;
 /// Prompts of each task that are shown.
 const SAMPLES: usize = 2;
 
