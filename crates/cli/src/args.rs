@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{adapter, chat, data, eval, generate, merge, model, train};
+use crate::commands::{adapter, chat, data, demo, eval, generate, merge, model, train};
 use crate::settings::peers;
 
 /// Train, use, compare and merge LoRA adapters of transformer models, on the CPU.
@@ -39,6 +39,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Commands {
+    /// Adapt the built-in model to two tasks and show what came of it; nothing is downloaded
+    Demo(demo::DemoArgs),
     /// Train an adapter, or a whole model, on rows of text
     Train(Box<train::TrainArgs>),
     /// Measure loss, perplexity and token accuracy, with or without an adapter
@@ -49,7 +51,7 @@ pub enum Commands {
     Chat(chat::ChatArgs),
     /// Fold an adapter into its model, and report how far the result's logits are
     Merge(merge::MergeArgs),
-    /// Fetch a model, or look at one
+    /// Import or fetch a model, or look at one
     #[command(subcommand)]
     Model(model::ModelCommands),
     /// Look at training data as the model will see it
@@ -93,6 +95,14 @@ fn advise(mut error: clap::Error, args: &[OsString]) -> clap::Error {
             ContextKind::Suggested,
             ContextValue::StyledStrs(vec![advice.for_flag().into()]),
         );
+    } else if let Some(ContextValue::StyledStrs(tips)) = error.get(ContextKind::Suggested) {
+        // That an unknown flag could be the name of a settings file helps nobody.
+        let tips = tips
+            .iter()
+            .filter(|tip| !tip.to_string().contains("as a value"))
+            .cloned()
+            .collect();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
     }
     error
 }
@@ -141,5 +151,7 @@ mod tests {
         assert!(text.contains("called --adapter here"), "{text}");
         let text = message(&["lowrank", "train", "--learning-rat", "1"]);
         assert!(text.contains("'--learning-rate'"), "{text}");
+        let text = message(&["lowrank", "train", "--xyzzy", "1"]);
+        assert!(!text.contains("tip:"), "{text}");
     }
 }

@@ -111,8 +111,22 @@ pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
         crate::progress::stderr_line(&format!("stopped: {error}"));
         return ExitCode::from(130);
     }
-    print_error(&format!("{error:#}"));
+    print_error(&paragraph(&error));
     ExitCode::from(if error.is::<Misuse>() { 2 } else { 1 })
+}
+
+/// The error and its causes in one text. Many errors name their cause themselves; it is then not said again.
+pub fn paragraph(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.extend([": ", &cause]);
+        }
+    }
+    text
 }
 
 /// `error: …` on standard error, the first word in red where the terminal shows colours.
@@ -136,6 +150,19 @@ mod tests {
             "2 problems with the settings:\n  - a is wrong\n  - b is wrong"
         );
         assert!(misuse.or(()).is_err() && Misuse::default().or(()).is_ok());
+    }
+
+    #[test]
+    fn causes_are_named_once() {
+        let disk = || anyhow::anyhow!("the disk is full");
+        assert_eq!(
+            paragraph(&disk().context("cannot write a")),
+            "cannot write a: the disk is full"
+        );
+        assert_eq!(
+            paragraph(&disk().context("a: the disk is full")),
+            "a: the disk is full"
+        );
     }
 
     #[test]

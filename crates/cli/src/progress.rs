@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use console::Term;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lowrank::report::{EvalMetrics, StepMetrics};
+use lowrank::report::{EvalMetrics, StepMetrics, units};
 
 /// All bars of the process, so that other text can be printed above them.
 static BARS: LazyLock<MultiProgress> =
@@ -190,12 +190,14 @@ fn bar_style(template: &str) -> ProgressStyle {
 }
 
 fn step_text(step: &StepMetrics, left: Duration) -> String {
-    format!(
-        "loss {:.4} · {:.0} tokens/s · {} left",
-        step.loss,
-        step.tokens_per_second,
-        lowrank::report::units::duration(left)
-    )
+    let mut text = format!(
+        "loss {:.4} · {:.0} tokens/s",
+        step.loss, step.tokens_per_second
+    );
+    if !left.is_zero() {
+        text.extend([" · ", &units::duration(left), " left"]);
+    }
+    text
 }
 
 /// Seconds a step, averaged with recent steps counting most.
@@ -250,6 +252,10 @@ mod tests {
         assert_eq!(
             step_text(&step, Duration::from_secs(192)),
             "loss 2.3457 · 812 tokens/s · 3 min 12 s left"
+        );
+        assert_eq!(
+            step_text(&step, Duration::ZERO),
+            "loss 2.3457 · 812 tokens/s"
         );
     }
 

@@ -54,7 +54,11 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::BuiltinData { check } => builtin::update(&root()?, check),
-        Command::BuiltinModel { output, steps, resume } => pretrain::pretrain(&root()?, &output, steps, resume),
+        Command::BuiltinModel {
+            output,
+            steps,
+            resume,
+        } => pretrain::pretrain(&root()?, &output, steps, resume),
         Command::Corpus {
             seed,
             count,

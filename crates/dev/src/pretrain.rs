@@ -37,15 +37,40 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     let (held_out, rows) = rows.split_at(HELD_OUT);
     let weights = full::random_weights(config, 0.02, SEED)?;
     let adapter = full::inject(&weights);
-    let base = Base { decoder: Decoder::new(weights), tokenizer, source };
+    let base = Base {
+        decoder: Decoder::new(weights),
+        tokenizer,
+        source,
+    };
     let settings = settings(output, steps);
-    let start = if resume { Start::Resume } else { Start::Fresh { overwrite: false } };
+    let start = if resume {
+        Start::Resume
+    } else {
+        Start::Fresh { overwrite: false }
+    };
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
-    let trained = Trained { adapter, lora: None };
-    let outcome = fit(&settings, &base, trained, rows, held_out, start, &mut Lines, &AtomicBool::new(false))?;
+    let trained = Trained {
+        adapter,
+        lora: None,
+    };
+    let outcome = fit(
+        &settings,
+        &base,
+        trained,
+        rows,
+        held_out,
+        start,
+        &mut Lines,
+        &AtomicBool::new(false),
+    )?;
     let target = root.join(FOLDER).join("model.safetensors");
-    std::fs::copy(output.join("model.safetensors"), &target).with_context(|| format!("cannot write {}", target.display()))?;
-    say(&format!("wrote {} (held-out loss {:.4})", target.display(), outcome.eval_loss.unwrap_or(f64::NAN)));
+    std::fs::copy(output.join("model.safetensors"), &target)
+        .with_context(|| format!("cannot write {}", target.display()))?;
+    say(&format!(
+        "wrote {} (held-out loss {:.4})",
+        target.display(),
+        outcome.eval_loss.unwrap_or(f64::NAN)
+    ));
     Ok(())
 }
 
@@ -69,7 +94,9 @@ fn settings(output: &Path, steps: u64) -> TrainConfig {
 
 /// `count` rows of the corpus.
 fn rows(tokenizer: &lowrank::data::Tokenizer, count: usize) -> Result<Vec<Example>> {
-    let end = tokenizer.token_id(END_OF_TEXT).context("the tokenizer has no end token")?;
+    let end = tokenizer
+        .token_id(END_OF_TEXT)
+        .context("the tokenizer has no end token")?;
     let mut ids = Vec::with_capacity(count * ROW);
     for document in corpus(SEED, u64::MAX) {
         if ids.len() >= count * ROW {
@@ -95,9 +122,15 @@ impl Observer for Lines {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Step(step) if step.step % 20 == 0 => {
-                say(&format!("step {} loss {:.4} {:.0} tokens/s", step.step, step.loss, step.tokens_per_second));
+                say(&format!(
+                    "step {} loss {:.4} {:.0} tokens/s",
+                    step.step, step.loss, step.tokens_per_second
+                ));
             }
-            Event::Eval(eval) => say(&format!("step {} held-out loss {:.4}", eval.step, eval.eval_loss)),
+            Event::Eval(eval) => say(&format!(
+                "step {} held-out loss {:.4}",
+                eval.step, eval.eval_loss
+            )),
             Event::Note(text) => say(text),
             _ => {}
         }
@@ -109,4 +142,3 @@ fn say(text: &str) {
     // A reader that has gone does not stop the training.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
-

@@ -59,6 +59,7 @@ pub fn write_folder<T, E: From<FormatError>>(
 ) -> Result<T, E> {
     let replaced = check_target(path, overwrite)?;
     let folder = parent(path);
+    fs::create_dir_all(folder).map_err(|e| FormatError::io(folder, "make the folder", e))?;
     let temporary = Builder::new()
         .prefix(&prefix(path))
         .suffix(".tmp")

@@ -23,6 +23,13 @@ pub fn add_assign(y: ViewMut<'_>, x: View<'_>) {
         .for_each(|(y, x)| simd::add(y, x));
 }
 
+/// y = 0.
+pub(crate) fn set_zero(y: ViewMut<'_>) {
+    y.into_f32s()
+        .par_chunks_mut(BLOCK)
+        .for_each(|y| y.fill(0.0));
+}
+
 /// y *= factor.
 pub fn scale(y: ViewMut<'_>, factor: f32) {
     y.into_f32s().par_chunks_mut(BLOCK).for_each(|y| {

@@ -1,18 +1,18 @@
-//! Looking rows up in a table: y[t] = table[ids[t]].
+//! Looking rows up in a table: `y[t] = table[ids[t]]`.
 //!
 //! The forward overwrites or accumulates as asked; the gradient of the table accumulates.
 
 use rayon::prelude::*;
 
-use crate::matmul::Shared;
-use crate::parallel::{for_blocks, rows_per_task};
+use crate::matmul::{ALL, for_tiles};
+use crate::parallel::rows_per_task;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
 
 /// Columns that a task takes in the backward.
 const COLUMNS: usize = 64;
 
-/// y[t] = table[ids[t]], or y[t] += table[ids[t]] if `accumulate`; y [T, C], table [V, C].
+/// `y[t] = table[ids[t]]`, or `+=` if `accumulate`; y [T, C], table [V, C].
 ///
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.
@@ -41,21 +41,17 @@ pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulat
         });
 }
 
-/// dtable[ids[t]] += dy[t], in the order of the tokens; dtable [V, C], dy [T, C].
+/// `dtable[ids[t]] += dy[t]`, in the order of the tokens; dtable [V, C], dy [T, C].
 ///
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.
 pub fn embedding_backward(dtable: ViewMut<'_>, ids: &[u32], dy: View<'_>) {
     check(ids, dtable.rows());
-    let (rows, cols) = (dtable.rows(), dtable.cols());
+    let cols = dtable.cols();
     dy.assert_shape("the output gradient of an embedding", ids.len(), cols);
     let dy = dy.f32s();
-    let out = Shared::new(dtable.into_f32s(), rows, cols);
     // Several tokens may have the same id, so tasks take columns and not tokens.
-    for_blocks(cols, COLUMNS, |columns| {
-        #[expect(unsafe_code, reason = "tasks write disjoint columns")]
-        // SAFETY: the blocks of `for_blocks` do not overlap.
-        let mut out = unsafe { out.block(0..rows, columns.clone()) };
+    for_tiles(dtable, (ALL, COLUMNS), |mut out, _, columns| {
         for (&id, dy) in ids.iter().zip(dy.chunks_exact(cols)) {
             simd::add(out.row(id as usize), &dy[columns.clone()]);
         }

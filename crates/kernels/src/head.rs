@@ -284,12 +284,14 @@ fn loss_gradient(row: &mut [f32], target: u32, lse: f64, coef: f32, label_smooth
     // loss = lse - (1 - ε) · logit_t - ε · mean(logit), so
     // dlogit = softmax - (1 - ε) · [is t] - ε / V
     let uniform = label_smoothing / row.len() as f32;
-    let lse = lse as f32;
+    // In two parts, because the rounding of a large one would be a factor of every probability.
+    let high = lse as f32;
+    let low = (lse - f64::from(high)) as f32;
     vectorize(
         #[inline(always)]
         || {
             for logit in row.iter_mut() {
-                *logit = coef * (exp(*logit - lse) - uniform);
+                *logit = coef * (exp((*logit - high) - low) - uniform);
             }
         },
     );

@@ -53,6 +53,7 @@ mod rope;
 mod scratch;
 mod simd;
 mod storage;
+mod strips;
 mod tensor;
 mod view;
 mod workspace;

@@ -2,17 +2,11 @@
 //!
 //! `linear_forward` overwrites y; `linear_backward_input` overwrites or accumulates as asked;
 //! `linear_backward_weight` and `bias_backward` accumulate.
-//!
-//! A bf16 weight is never widened as a whole. A task takes a strip of it, widens that into scratch
-//! memory of its thread, and multiplies a block of tokens with it.
 
-use std::ops::Range;
-
-use crate::matmul::{Mat, Shared, product};
-use crate::parallel::{for_blocks, for_tiles};
-use crate::scratch::with_scratch;
+use crate::matmul::{for_tiles, product};
 use crate::simd;
-use crate::view::{Data, View, ViewMut};
+use crate::strips::{Start, times_columns, times_rows};
+use crate::view::{View, ViewMut};
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,34 +44,28 @@ impl Weight<'_> {
     }
 }
 
-/// Rows or columns of a weight that a task takes.
-const STRIP: usize = 96;
-/// Tokens that a task takes.
-const TOKENS: usize = 512;
-/// Terms of a sum that are widened at once; with `STRIP` f32 columns they fill 192 KiB.
-const DEPTH: usize = 512;
+/// Rows and columns of a weight's gradient that a task takes.
+const TILE: (usize, usize) = (96, 256);
+/// Columns that a task takes when a sum runs over the tokens.
+const COLUMNS: usize = 64;
 
 /// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linear_forward(mut y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<View<'_>>) {
+pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<View<'_>>) {
     x.assert_shape("the input of a linear", y.rows(), w.inputs());
     y.assert_shape("the output of a linear", x.rows(), w.outputs());
-    let accumulate = bias.is_some();
-    if let Some(bias) = bias {
-        bias.assert_shape("the bias of a linear", 1, w.outputs());
-        for row in y
-            .reborrow()
-            .into_f32s()
-            .chunks_exact_mut(bias.cols().max(1))
-        {
-            bias.widen(0, 0..bias.cols(), row);
+    let run = |start: Start<'_>| match w.layout {
+        Layout::OutIn => times_rows(y, x, w.view, start),
+        Layout::InOut => times_columns(y, x, w.view, start),
+    };
+    match bias {
+        None => run(Start::Zero),
+        Some(bias) => {
+            bias.assert_shape("the bias of a linear", 1, w.outputs());
+            bias.with_f32s(|bias| run(Start::Row(bias)));
         }
-    }
-    match w.layout {
-        Layout::OutIn => times_rows(y, x, w.view, accumulate),
-        Layout::InOut => times_columns(y, x, w.view, accumulate),
     }
 }
 
@@ -88,10 +76,11 @@ pub fn linear_forward(mut y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Opti
 pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accumulate: bool) {
     dx.assert_shape("the input gradient of a linear", dy.rows(), w.inputs());
     dy.assert_shape("the output gradient of a linear", dx.rows(), w.outputs());
-    // y = x·Wᵀ + b
+    let start = if accumulate { Start::Sum } else { Start::Zero };
+    // y = x·Wᵀ + b, so dx = dy·W
     match w.layout {
-        Layout::OutIn => times_columns(dx, dy, w.view, accumulate),
-        Layout::InOut => times_rows(dx, dy, w.view, accumulate),
+        Layout::OutIn => times_columns(dx, dy, w.view, start),
+        Layout::InOut => times_rows(dx, dy, w.view, start),
     }
 }
 
@@ -101,27 +90,17 @@ pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accum
 /// If the shapes do not match.
 pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout: Layout) {
     assert_eq!(dy.rows(), x.rows(), "tokens of a weight gradient");
-    // y = x·Wᵀ + b
+    // y = x·Wᵀ + b, so dW += dyᵀ·x
     let (left, right) = match layout {
         Layout::OutIn => (dy, x),
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let (rows, cols) = (dw.rows(), dw.cols());
-    let (left, right) = (matrix(left), matrix(right));
-    let out = Shared::new(dw.into_f32s(), rows, cols);
+    let (left, right) = (left.as_mat(), right.as_mat());
     let tokens = 0..dy.rows();
-    for_tiles((rows, STRIP), (cols, TOKENS), |down, across| {
-        #[expect(unsafe_code, reason = "tasks write disjoint tiles")]
-        // SAFETY: the tiles of `for_tiles` do not overlap.
-        let tile = unsafe { out.block(down.clone(), across.clone()) };
-        product(
-            tile,
-            true,
-            1.0,
-            left.block(tokens.clone(), down).t(),
-            right.block(tokens.clone(), across),
-        );
+    for_tiles(dw, TILE, |tile, down, across| {
+        let left = left.block(tokens.clone(), down).t();
+        product(tile, true, 1.0, left, right.block(tokens.clone(), across));
     });
 }
 
@@ -131,74 +110,13 @@ pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout
 /// If the shapes do not match.
 pub fn bias_backward(db: ViewMut<'_>, dy: View<'_>) {
     db.assert_shape("the bias gradient of a linear", 1, dy.cols());
-    // y = x·Wᵀ + b
+    // y = x·Wᵀ + b, so db += Σ dy
     let cols = dy.cols();
     let dy = dy.f32s();
-    let out = Shared::new(db.into_f32s(), 1, cols);
-    for_blocks(cols, STRIP, |across| {
-        #[expect(unsafe_code, reason = "tasks write disjoint columns")]
-        // SAFETY: the blocks of `for_blocks` do not overlap.
-        let mut sums = unsafe { out.block(0..1, across.clone()) };
+    for_tiles(db, (1, COLUMNS), |mut sums, _, across| {
         let sums = sums.row(0);
         for row in dy.chunks_exact(cols) {
             simd::add(sums, &row[across.clone()]);
         }
     });
-}
-
-pub(crate) fn matrix(view: View<'_>) -> Mat<'_> {
-    Mat::new(view.f32s(), view.rows(), view.cols())
-}
-
-/// y (+)= x·wᵀ; y [T, N], x [T, K], w [N, K].
-pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, accumulate: bool) {
-    let (tokens, outs, ins) = (y.rows(), y.cols(), x.cols());
-    let x = matrix(x);
-    let out = Shared::new(y.into_f32s(), tokens, outs);
-    for_tiles((tokens, TOKENS), (outs, STRIP), |down, across| {
-        #[expect(unsafe_code, reason = "tasks write disjoint tiles")]
-        // SAFETY: the tiles of `for_tiles` do not overlap.
-        let tile = unsafe { out.block(down.clone(), across.clone()) };
-        let x = x.block(down, 0..ins);
-        with_widened(w, across, 0..ins, |strip| {
-            product(tile, accumulate, 1.0, x, strip.t());
-        });
-    });
-}
-
-/// y (+)= x·w; y [T, N], x [T, K], w [K, N].
-pub(crate) fn times_columns(y: ViewMut<'_>, x: View<'_>, w: View<'_>, accumulate: bool) {
-    let (tokens, outs, ins) = (y.rows(), y.cols(), x.cols());
-    let x = matrix(x);
-    let out = Shared::new(y.into_f32s(), tokens, outs);
-    for_tiles((tokens, TOKENS), (outs, STRIP), |down, across| {
-        // Summing a part of the inputs at a time, in order, keeps the strip within the cache.
-        for start in (0..ins.max(1)).step_by(DEPTH) {
-            let part = start..(start + DEPTH).min(ins);
-            #[expect(unsafe_code, reason = "tasks write disjoint tiles")]
-            // SAFETY: the tiles of `for_tiles` do not overlap, and the tile of the previous part
-            // is no longer in use.
-            let tile = unsafe { out.block(down.clone(), across.clone()) };
-            let x = x.block(down.clone(), part.clone());
-            with_widened(w, part, across.clone(), |strip| {
-                product(tile, accumulate || start > 0, 1.0, x, strip);
-            });
-        }
-    });
-}
-
-/// Calls `work` with a block of a weight in f32: in place if it is f32, else widened into scratch.
-fn with_widened(w: View<'_>, rows: Range<usize>, cols: Range<usize>, work: impl FnOnce(Mat<'_>)) {
-    match w.data() {
-        Data::F32(data) => work(Mat::new(data, w.rows(), w.cols()).block(rows, cols)),
-        Data::Bf16(_) => with_scratch(rows.len() * cols.len(), |scratch| {
-            for (row, to) in rows
-                .clone()
-                .zip(scratch.chunks_exact_mut(cols.len().max(1)))
-            {
-                w.widen(row, cols.clone(), to);
-            }
-            work(Mat::new(scratch, rows.len(), cols.len()));
-        }),
-    }
 }

@@ -6,12 +6,13 @@
 
 use std::ops::Range;
 
-use crate::linear::matrix;
-use crate::matmul::{Mat, MatMut, Shared, product};
-use crate::parallel::for_blocks;
+use rayon::prelude::*;
+
+use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
 use crate::random::drop_out;
 use crate::scratch::with_scratch;
 use crate::simd;
+use crate::strips::dots_of_rows;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -67,6 +68,10 @@ impl LowRank<'_> {
             self.out_offset + self.b.rows()
         );
         assert_eq!(u, (rows.len(), self.rank()), "shape of x·Aᵀ");
+        if let Some(dropout) = self.dropout {
+            let p = dropout.p;
+            assert!((0.0..1.0).contains(&p), "{p} is not a rate of dropout");
+        }
         assert!(
             rows.start <= rows.end && rows.end <= x.rows(),
             "rows {rows:?} do not lie within the {} of the input",
@@ -75,15 +80,19 @@ impl LowRank<'_> {
     }
 }
 
+/// Tokens of a sum that are masked at once.
+const DEPTH: usize = 512;
 /// Tokens that a task takes.
 const TOKENS: usize = 64;
+/// Rank from which a general product is faster than products of rows.
+const WIDE_RANK: usize = 16;
 /// Columns that a task takes when a sum runs over the tokens.
 const COLUMNS: usize = 64;
 
 /// u = drop(x)·Aᵀ and y += s·u·Bᵀ for the given rows.
 ///
 /// y [T, out] with n_out columns touched, u [rows, r] overwritten and saved for the backward,
-/// x [T, in].
+/// x [T, in]. The workspace is for devices that need temporaries here; this one does not.
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -97,30 +106,25 @@ pub fn low_rank_forward(
 ) {
     lr.check(y.cols(), x, (u.rows(), u.cols()), &rows);
     assert_eq!(y.rows(), x.rows(), "tokens of a low-rank branch");
-    let (ins, rank, outs) = (x.cols(), lr.rank(), lr.b.rows());
-    let (y_rows, y_cols) = (y.rows(), y.cols());
-    let y = Shared::new(y.into_f32s(), y_rows, y_cols);
-    let u = Shared::new(u.into_f32s(), rows.len(), rank);
-    let (a, b) = (matrix(lr.a), matrix(lr.b));
-    let columns = lr.out_offset..lr.out_offset + outs;
-    for_blocks(rows.len(), TOKENS, |block| {
-        let tokens = rows.start + block.start..rows.start + block.end;
-        #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-        // SAFETY: the blocks of `for_blocks` do not overlap; the first borrow of u has ended.
-        let (u_out, y) = unsafe {
-            (
-                u.block(block.clone(), 0..rank),
-                y.block(tokens.clone(), columns.clone()),
-            )
-        };
-        with_dropped(lr, x, tokens, 0..ins, |x| {
-            product(u_out, false, 1.0, x, a.t());
+    let (rank, outs, y_cols) = (lr.rank(), lr.b.rows(), y.cols());
+    if rank == 0 || outs == 0 {
+        return;
+    }
+    let b = lr.b.as_mat();
+    let first = rows.start;
+    y.slice_rows(rows)
+        .into_f32s()
+        .par_chunks_mut(TOKENS * y_cols)
+        .zip(u.into_f32s().par_chunks_mut(TOKENS * rank))
+        .enumerate()
+        .for_each(|(i, (y, u))| {
+            let count = u.len() / rank;
+            let start = first + i * TOKENS;
+            let mut u = MatMut::new(u, count, rank);
+            down(&mut u, lr, x, start..start + count);
+            let y = MatMut::strided(&mut y[lr.out_offset..], count, outs, y_cols);
+            product(y, true, lr.scale, u.as_mat(), b.t());
         });
-        #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-        // SAFETY: as above.
-        let u = unsafe { u.block(block, 0..rank) };
-        product(y, true, lr.scale, u.as_mat(), b.t());
-    });
 }
 
 /// The gradients of [`low_rank_forward`] for the given rows, each added to what is there.
@@ -145,47 +149,32 @@ pub fn low_rank_backward(
     assert_eq!(da.is_some(), db.is_some(), "A and B are trained together");
     let (ins, rank, outs) = (x.cols(), lr.rank(), lr.b.rows());
     let columns = lr.out_offset..lr.out_offset + outs;
-    let dy = matrix(dy).block(rows.clone(), columns);
-    let (a, b) = (matrix(lr.a), matrix(lr.b));
+    let dy = dy.as_mat().block(rows.clone(), columns);
+    let (a, b) = (lr.a.as_mat(), lr.b.as_mat());
 
     // y += s·u·Bᵀ, so du = s·dy·B
     let mut du = ws.take(rows.len(), rank);
-    {
-        let du = Shared::new(du.view_mut().into_f32s(), rows.len(), rank);
-        for_blocks(rows.len(), TOKENS, |block| {
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let du = unsafe { du.block(block.clone(), 0..rank) };
-            product(du, false, lr.scale, dy.block(block, 0..outs), b);
-        });
-    }
-    let du_mat = matrix(du.view());
+    for_tiles(du.view_mut(), (TOKENS, ALL), |du, block, _| {
+        product(du, false, lr.scale, dy.block(block, 0..outs), b);
+    });
+    let du_mat = du.view().as_mat();
 
     if let (Some(da), Some(db)) = (da, db) {
         da.assert_shape("the gradient of A", rank, ins);
         db.assert_shape("the gradient of B", outs, rank);
         // y += s·u·Bᵀ, so dB += s·dyᵀ·u
-        let u = matrix(u);
-        let db = Shared::new(db.into_f32s(), outs, rank);
-        for_blocks(outs, COLUMNS, |block| {
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let db = unsafe { db.block(block.clone(), 0..rank) };
+        let u = u.as_mat();
+        for_tiles(db, (COLUMNS, ALL), |db, block, _| {
             product(db, true, lr.scale, dy.block(0..rows.len(), block).t(), u);
         });
         // u = drop(x)·Aᵀ, so dA += duᵀ·drop(x)
-        let da = Shared::new(da.into_f32s(), rank, ins);
-        for_blocks(ins, COLUMNS, |block| {
-            for start in (0..rows.len()).step_by(512) {
-                let part = start..(start + 512).min(rows.len());
-                #[expect(unsafe_code, reason = "tasks write disjoint columns")]
-                // SAFETY: the blocks of `for_blocks` do not overlap, and the one of the previous
-                // part is no longer in use.
-                let da = unsafe { da.block(0..rank, block.clone()) };
+        for_tiles(da, (ALL, COLUMNS), |mut da, _, block| {
+            for start in (0..rows.len()).step_by(DEPTH) {
+                let part = start..(start + DEPTH).min(rows.len());
                 let du = du_mat.block(part.clone(), 0..rank).t();
                 let tokens = rows.start + part.start..rows.start + part.end;
                 with_dropped(lr, x, tokens, block.clone(), |x| {
-                    product(da, true, 1.0, du, x);
+                    product(da.reborrow(), true, 1.0, du, x);
                 });
             }
         });
@@ -194,29 +183,44 @@ pub fn low_rank_backward(
     if let Some(dx) = dx {
         // u = drop(x)·Aᵀ, so dx += drop(du·A) with the same mask
         dx.assert_shape("the input gradient of a low-rank branch", x.rows(), ins);
-        let dx_rows = dx.rows();
-        let dx = Shared::new(dx.into_f32s(), dx_rows, ins);
-        for_blocks(rows.len(), TOKENS, |block| {
-            let tokens = rows.start + block.start..rows.start + block.end;
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let mut dx = unsafe { dx.block(tokens.clone(), 0..ins) };
+        let dx = dx.slice_rows(rows.clone());
+        for_tiles(dx, (TOKENS, ALL), |mut dx, block, _| {
             let du = du_mat.block(block.clone(), 0..rank);
-            match lr.active_dropout() {
-                None => product(dx, true, 1.0, du, a),
-                Some(dropout) => with_scratch((block.len() + 1) * ins, |scratch| {
-                    let (dropped, row_out) = scratch.split_at_mut(block.len() * ins);
-                    product(MatMut::new(dropped, block.len(), ins), false, 1.0, du, a);
-                    for (i, token) in tokens.enumerate() {
-                        let row = &dropped[i * ins..(i + 1) * ins];
-                        drop_out(row_out, row, dropout.p, dropout.key, token, 0);
-                        simd::add(dx.row(i), row_out);
-                    }
-                }),
-            }
+            let Some(dropout) = lr.active_dropout() else {
+                return product(dx, true, 1.0, du, a);
+            };
+            with_scratch((block.len() + 1) * ins, |scratch| {
+                let (grads, dropped) = scratch.split_at_mut(block.len() * ins);
+                product(MatMut::new(grads, block.len(), ins), false, 1.0, du, a);
+                for (i, grads) in grads.chunks_exact(ins.max(1)).enumerate() {
+                    let row = rows.start + block.start + i;
+                    drop_out(dropped, grads, dropout.p, dropout.key, row, 0);
+                    simd::add(dx.row(i), dropped);
+                }
+            });
         });
     }
     ws.give(du);
+}
+
+/// u = drop(x)·Aᵀ for a block of tokens.
+fn down(u: &mut MatMut<'_>, lr: &LowRank<'_>, x: View<'_>, tokens: Range<usize>) {
+    let ins = x.cols();
+    if lr.rank() >= WIDE_RANK {
+        with_dropped(lr, x, tokens, 0..ins, |x| {
+            product(u.reborrow(), false, 1.0, x, lr.a.as_mat().t());
+        });
+        return;
+    }
+    let a = lr.a.f32s();
+    if lr.active_dropout().is_none() {
+        let x = &x.f32s()[tokens.start * ins..tokens.end * ins];
+        dots_of_rows(u, x, a, ins, false);
+    } else {
+        with_dropped(lr, x, tokens, 0..ins, |x| {
+            dots_of_rows(u, x.data(), a, ins, false);
+        });
+    }
 }
 
 /// Calls `work` with a block of the branch's input, after dropout.
@@ -228,12 +232,15 @@ fn with_dropped(
     work: impl FnOnce(Mat<'_>),
 ) {
     let Some(dropout) = lr.active_dropout() else {
-        return work(matrix(x).block(tokens, cols));
+        return work(x.as_mat().block(tokens, cols));
     };
     let width = x.cols();
     let x = x.f32s();
     with_scratch(tokens.len() * cols.len(), |scratch| {
-        for (token, to) in tokens.clone().zip(scratch.chunks_exact_mut(cols.len())) {
+        for (token, to) in tokens
+            .clone()
+            .zip(scratch.chunks_exact_mut(cols.len().max(1)))
+        {
             let from = &x[token * width + cols.start..token * width + cols.end];
             drop_out(to, from, dropout.p, dropout.key, token, cols.start);
         }

@@ -7,6 +7,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use gemm_common::Parallelism;
+use rayon::prelude::*;
+
+use crate::view::ViewMut;
 
 /// A matrix to read, with any strides.
 #[derive(Clone, Copy)]
@@ -43,6 +46,11 @@ impl<'a> Mat<'a> {
             return 0;
         }
         (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+    }
+
+    /// The numbers from the first element on.
+    pub(crate) fn data(&self) -> &'a [f32] {
+        self.data
     }
 
     /// The transposed matrix.
@@ -105,6 +113,30 @@ impl<'a> MatMut<'a> {
         }
     }
 
+    /// Some of the columns.
+    pub(crate) fn columns(self, cols: Range<usize>) -> Self {
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        Self {
+            // Stays within the matrix, or at its end if no columns are left.
+            start: self.start.wrapping_add(cols.start),
+            cols: cols.len(),
+            ..self
+        }
+    }
+
+    /// The same matrix for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> MatMut<'_> {
+        MatMut {
+            borrowed: PhantomData,
+            ..*self
+        }
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// One row.
     #[expect(unsafe_code, reason = "rows of one matrix lie in one allocation")]
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
@@ -140,8 +172,10 @@ pub(crate) struct Shared<'a> {
 // through `block`, whose callers promise that blocks in use at the same time do not overlap.
 unsafe impl Sync for Shared<'_> {}
 
-impl<'a> Shared<'a> {
-    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+impl<'a> From<ViewMut<'a>> for Shared<'a> {
+    fn from(matrix: ViewMut<'a>) -> Self {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let data = matrix.into_f32s();
         assert_eq!(data.len(), rows * cols);
         Self {
             start: data.as_mut_ptr(),
@@ -150,7 +184,9 @@ impl<'a> Shared<'a> {
             borrowed: PhantomData,
         }
     }
+}
 
+impl Shared<'_> {
     /// Some rows and columns to write.
     ///
     /// # Safety
@@ -171,6 +207,39 @@ impl<'a> Shared<'a> {
         }
     }
 }
+
+/// Cuts a matrix into tiles and calls `work` for each with its rows and its columns, in parallel.
+///
+/// The boundaries depend on the sizes alone.
+pub(crate) fn for_tiles(
+    matrix: ViewMut<'_>,
+    (row_block, col_block): (usize, usize),
+    work: impl Fn(MatMut<'_>, Range<usize>, Range<usize>) + Sync,
+) {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let down = rows.div_ceil(row_block);
+    let tiles = down * cols.div_ceil(col_block);
+    let shared = Shared::from(matrix);
+    let run = |i: usize| {
+        // Tasks that follow each other share their columns, so that a thread that takes both finds
+        // a strip of weights in its cache.
+        let (row, col) = (i % down * row_block, i / down * col_block);
+        let rows = row..(row + row_block).min(rows);
+        let cols = col..(col + col_block).min(cols);
+        #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+        // SAFETY: no two tiles share an element.
+        let tile = unsafe { shared.block(rows.clone(), cols.clone()) };
+        work(tile, rows, cols);
+    };
+    if tiles == 1 {
+        run(0);
+    } else {
+        (0..tiles).into_par_iter().for_each(run);
+    }
+}
+
+/// A block that is as large as a matrix can be.
+pub(crate) const ALL: usize = usize::MAX / 2;
 
 /// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n].
 #[expect(unsafe_code, reason = "gemm takes pointers and strides")]

@@ -1,8 +1,7 @@
 //! The dense form of a low-rank branch, for folding an adapter into its weight.
 
-use crate::linear::{Layout, matrix};
-use crate::matmul::{Shared, product};
-use crate::parallel::for_blocks;
+use crate::linear::Layout;
+use crate::matmul::{ALL, for_tiles, product};
 use crate::view::{View, ViewMut};
 
 /// Rows or columns of the weight that a task takes.
@@ -35,21 +34,17 @@ pub fn low_rank_delta(
         "outputs {out_offset}..{} of a branch do not lie within the {all_outs} of the weight",
         out_offset + outs
     );
-    let (a, b) = (matrix(a), matrix(b));
-    let out = Shared::new(delta.into_f32s(), rows, cols);
+    let (a, b) = (a.as_mat(), b.as_mat());
     let target = out_offset..out_offset + outs;
     match layout {
-        Layout::OutIn => for_blocks(outs, STRIP, |strip| {
-            let rows = out_offset + strip.start..out_offset + strip.end;
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let out = unsafe { out.block(rows, 0..ins) };
-            product(out, true, scale, b.block(strip, 0..rank), a);
-        }),
-        Layout::InOut => for_blocks(ins, STRIP, |strip| {
-            #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let out = unsafe { out.block(strip.clone(), target.clone()) };
+        Layout::OutIn => {
+            let delta = delta.slice_rows(target);
+            for_tiles(delta, (STRIP, ALL), |out, strip, _| {
+                product(out, true, scale, b.block(strip, 0..rank), a);
+            });
+        }
+        Layout::InOut => for_tiles(delta, (STRIP, ALL), |out, strip, _| {
+            let out = out.columns(target.clone());
             product(out, true, scale, a.block(0..rank, strip).t(), b.t());
         }),
     }

@@ -9,14 +9,15 @@ use rayon::prelude::*;
 use crate::simd;
 use crate::view::ViewMut;
 
+const ROUNDS: usize = 10;
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// Four random words for a counter under a key.
-#[inline(always)]
-pub(crate) fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
     let mut key = [key as u32, (key >> 32) as u32];
     let mut c = counter;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let first = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
         let second = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
         c = [
@@ -136,36 +137,80 @@ fn box_muller(first: u32, second: u32) -> [f64; 2] {
     [radius * cos, radius * sin]
 }
 
+/// Columns whose mask is computed at once.
+const MASK: usize = 64;
+/// Blocks of random words that run side by side, one in each lane of a vector.
+const LANES: usize = 8;
+
 /// Copies `x`, which are the columns from `first` on of row `row`, to `y`, with elements dropped
-/// with probability `p` and the kept ones multiplied by `1 / (1 - p)`.
+/// with probability `p` (in steps of 2⁻¹⁶) and the kept ones multiplied by `1 / (1 - p)`.
 ///
 /// Whether an element is kept depends on the key, its row and its column alone.
 pub(crate) fn drop_out(y: &mut [f32], x: &[f32], p: f32, key: u64, row: usize, first: usize) {
     let keep = 1.0 / (1.0 - p);
-    let threshold = drop_threshold(p);
-    let row = [row as u32, (row as u64 >> 32) as u32];
+    let threshold = (f64::from(p) * 65_536.0).round() as u32;
     simd::vectorize(
         #[inline(always)]
         || {
-            let mut words = [0; 4];
-            for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-                let col = first + i;
-                if i == 0 || col.is_multiple_of(4) {
-                    words = philox(key, [(col / 4) as u32, row[0], row[1], 1]);
+            let (mut y, mut x, mut column) = (y, x, first);
+            while !y.is_empty() {
+                let factors = mask(threshold, keep, key, row as u64, (column / MASK) as u32);
+                let start = column % MASK;
+                let count = (MASK - start).min(y.len());
+                let (y_now, y_later) = y.split_at_mut(count);
+                let (x_now, x_later) = x.split_at(count);
+                for ((y, x), factor) in y_now.iter_mut().zip(x_now).zip(&factors[start..]) {
+                    // Not a product: a dropped infinity is zero.
+                    *y = if *factor == 0.0 { 0.0 } else { x * factor };
                 }
-                *y = if u64::from(words[col % 4]) < threshold {
-                    0.0
-                } else {
-                    x * keep
-                };
+                (y, x, column) = (y_later, x_later, column + count);
             }
         },
     );
 }
 
-/// Random words below this are dropped.
-fn drop_threshold(p: f32) -> u64 {
-    (f64::from(p) * 4_294_967_296.0).round() as u64
+/// The factors of 64 columns of a row.
+#[inline(always)]
+fn mask(threshold: u32, keep: f32, key: u64, row: u64, group: u32) -> [f32; MASK] {
+    // Block `lane` of the group gives four words, and each word 16 bits for each of two columns;
+    // neighbouring columns are in neighbouring lanes.
+    let words = philox_lanes(key, group, [row as u32, (row >> 32) as u32, 1]);
+    let mut factors = [0.0; MASK];
+    for (i, eight) in factors.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        for (lane, factor) in eight.iter_mut().enumerate() {
+            let bits = words[i / 2][lane] >> (16 * (i % 2) as u32) & 0xFFFF;
+            *factor = if bits < threshold { 0.0 } else { keep };
+        }
+    }
+    factors
+}
+
+/// [`philox`] of the counters `8·group + lane`, followed by `rest`: word by word, then lane by lane.
+#[inline(always)]
+fn philox_lanes(key: u64, group: u32, rest: [u32; 3]) -> [[u32; LANES]; 4] {
+    let first = group.wrapping_mul(LANES as u32);
+    let mut c = [[0; LANES]; 4];
+    for lane in 0..LANES {
+        c[0][lane] = first.wrapping_add(lane as u32);
+    }
+    for (word, value) in c[1..].iter_mut().zip(rest) {
+        *word = [value; LANES];
+    }
+    let mut key = [key as u32, (key >> 32) as u32];
+    for _ in 0..ROUNDS {
+        let mut next = [[0; LANES]; 4];
+        for lane in 0..LANES {
+            let first = u64::from(MULTIPLIERS[0]) * u64::from(c[0][lane]);
+            let second = u64::from(MULTIPLIERS[1]) * u64::from(c[2][lane]);
+            next[0][lane] = (second >> 32) as u32 ^ c[1][lane] ^ key[0];
+            next[1][lane] = second as u32;
+            next[2][lane] = (first >> 32) as u32 ^ c[3][lane] ^ key[1];
+            next[3][lane] = first as u32;
+        }
+        c = next;
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    c
 }
 
 #[cfg(test)]
@@ -221,12 +266,23 @@ mod tests {
     }
 
     #[test]
+    fn lanes_are_the_same_function() {
+        let (key, group, rest) = (0x0123_4567_89ab_cdef, 5, [7, 8, 9]);
+        let lanes = philox_lanes(key, group, rest);
+        for lane in 0..LANES {
+            let counter = [8 * group + lane as u32, rest[0], rest[1], rest[2]];
+            let words = lanes.map(|word| word[lane]);
+            assert_eq!(words, philox(key, counter));
+        }
+    }
+
+    #[test]
     fn a_mask_does_not_depend_on_where_a_piece_starts() {
-        let x = vec![1.0; 50];
-        let mut whole = vec![0.0; 50];
+        let x = vec![1.0; 150];
+        let mut whole = vec![0.0; 150];
         drop_out(&mut whole, &x, 0.5, 9, 3, 0);
-        for start in [1, 3, 4, 17] {
-            let mut piece = vec![0.0; 50 - start];
+        for start in [1, 3, 63, 64, 65, 130] {
+            let mut piece = vec![0.0; 150 - start];
             drop_out(&mut piece, &x[start..], 0.5, 9, 3, start);
             assert_eq!(whole[start..], piece);
         }

@@ -16,8 +16,40 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(work)
 }
 
-/// Lanes that plain loops use for sums.
+/// Lanes that sums use, a multiple of every vector's.
 const LANES: usize = 16;
+
+/// A number format that products read.
+pub(crate) trait Element: Copy + Sync {
+    /// Widens a few numbers in registers.
+    fn widen(from: &[Self; LANES]) -> [f32; LANES];
+    /// Widens one number.
+    fn widen_one(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
+        *from
+    }
+
+    #[inline(always)]
+    fn widen_one(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
+        from.map(Self::widen_one)
+    }
+
+    #[inline(always)]
+    fn widen_one(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
 
 /// Σ a·b.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -26,51 +58,121 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Products of each row of `a` with each row of `b`, all of one length.
-pub(crate) fn dots<const I: usize, const J: usize>(
+pub(crate) fn dots<E: Element, const I: usize, const J: usize>(
     a: [&[f32]; I],
-    b: [&[f32]; J],
+    b: [&[E]; J],
 ) -> [[f32; J]; I] {
     Arch::new().dispatch(Dots { a, b })
 }
 
-struct Dots<'a, const I: usize, const J: usize> {
+struct Dots<'a, E, const I: usize, const J: usize> {
     a: [&'a [f32]; I],
-    b: [&'a [f32]; J],
+    b: [&'a [E]; J],
 }
 
-impl<const I: usize, const J: usize> WithSimd for Dots<'_, I, J> {
+impl<E: Element, const I: usize, const J: usize> WithSimd for Dots<'_, E, I, J> {
     type Output = [[f32; J]; I];
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        let len = self.a[0].len();
-        let a = self.a.map(|row| S::as_simd_f32s(&row[..len]));
-        let b = self.b.map(|row| S::as_simd_f32s(&row[..len]));
-        let vectors = a[0].0.len();
-        let tail = a[0].1.len();
-        let mut sums = [[simd.splat_f32s(0.0); J]; I];
-        let heads = a.map(|row| &row.0[..vectors]);
-        let others = b.map(|row| &row.0[..vectors]);
-        for k in 0..vectors {
-            let b = others.map(|row| row[k]);
-            for i in 0..I {
-                for j in 0..J {
-                    sums[i][j] = simd.mul_add_e_f32s(heads[i][k], b[j], sums[i][j]);
-                }
-            }
-        }
-        let mut out = [[0.0; J]; I];
-        for i in 0..I {
-            for j in 0..J {
-                let mut sum = simd.reduce_sum_f32s(sums[i][j]);
-                for k in 0..tail {
-                    sum += a[i].1[k] * b[j].1[k];
-                }
-                out[i][j] = sum;
-            }
-        }
-        out
+        dots_with(simd, self.a, self.b)
     }
+}
+
+#[inline(always)]
+fn dots_with<S: Simd, E: Element, const I: usize, const J: usize>(
+    simd: S,
+    a: [&[f32]; I],
+    b: [&[E]; J],
+) -> [[f32; J]; I] {
+    let len = a[0].len();
+    let a = a.map(|row| row[..len].as_chunks::<LANES>());
+    let b = b.map(|row| row[..len].as_chunks::<LANES>());
+    let chunks = len / LANES;
+    let a_chunks = a.map(|row| &row.0[..chunks]);
+    let b_chunks = b.map(|row| &row.0[..chunks]);
+    let mut sums = [[simd.splat_f32s(0.0); J]; I];
+    for k in 0..chunks {
+        for j in 0..J {
+            let wide = E::widen(&b_chunks[j][k]);
+            let (b, _) = S::as_simd_f32s(&wide);
+            for i in 0..I {
+                let (a, _) = S::as_simd_f32s(&a_chunks[i][k]);
+                for (&a, &b) in a.iter().zip(b) {
+                    sums[i][j] = simd.mul_add_e_f32s(a, b, sums[i][j]);
+                }
+            }
+        }
+    }
+    let mut out = [[0.0; J]; I];
+    for i in 0..I {
+        for j in 0..J {
+            let mut sum = simd.reduce_sum_f32s(sums[i][j]);
+            for (a, b) in a[i].1.iter().zip(b[j].1) {
+                sum += a * b.widen_one();
+            }
+            out[i][j] = sum;
+        }
+    }
+    out
+}
+
+/// out[k] = a · row k of `b`, whose rows start `stride` apart.
+pub(crate) fn dot_rows(out: &mut [f32], a: &[f32], b: &[f32], stride: usize) {
+    Arch::new().dispatch(DotRows { out, a, b, stride });
+}
+
+struct DotRows<'a> {
+    out: &'a mut [f32],
+    a: &'a [f32],
+    b: &'a [f32],
+    stride: usize,
+}
+
+impl WithSimd for DotRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let row = |k: usize| &self.b[k * self.stride..][..self.a.len()];
+        let (fours, rest) = self.out.as_chunks_mut::<4>();
+        let done = 4 * fours.len();
+        for (i, four) in fours.iter_mut().enumerate() {
+            let rows = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(row);
+            [*four] = dots_with(simd, [self.a], rows);
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            [[*out]] = dots_with(simd, [self.a], [row(done + i)]);
+        }
+    }
+}
+
+/// out += Σ over k of weights[k] · row k of `b`, whose rows start `stride` apart.
+pub(crate) fn add_weighted_rows(out: &mut [f32], weights: &[f32], b: &[f32], stride: usize) {
+    /// Numbers that stay in registers while the rows go by.
+    const WIDTH: usize = 2 * LANES;
+    vectorize(
+        #[inline(always)]
+        || {
+            let (chunks, rest) = out.as_chunks_mut::<WIDTH>();
+            let done = WIDTH * chunks.len();
+            for (i, out) in chunks.iter_mut().enumerate() {
+                let mut sums = *out;
+                for (k, &weight) in weights.iter().enumerate() {
+                    let row = &b[k * stride + i * WIDTH..][..WIDTH];
+                    for (sum, x) in sums.iter_mut().zip(row) {
+                        *sum += weight * x;
+                    }
+                }
+                *out = sums;
+            }
+            for (k, &weight) in weights.iter().enumerate() {
+                for (sum, x) in rest.iter_mut().zip(&b[k * stride + done..]) {
+                    *sum += weight * x;
+                }
+            }
+        },
+    );
 }
 
 /// Widens bf16 to f32.
@@ -79,7 +181,21 @@ pub(crate) fn widen(to: &mut [f32], from: &[bf16]) {
         #[inline(always)]
         || {
             for (to, from) in to.iter_mut().zip(from) {
-                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+                *to = from.widen_one();
+            }
+        },
+    );
+}
+
+/// Widens a block of a matrix: rows of `width` numbers that start `stride` apart.
+pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: usize) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
+                for (to, from) in to.iter_mut().zip(&from[..width]) {
+                    *to = from.widen_one();
+                }
             }
         },
     );
@@ -144,17 +260,17 @@ pub(crate) fn exp(x: f32) -> f32 {
     // These comparisons are false for NaN, which so goes through.
     let clamped = if x > HIGH { HIGH } else { x };
     let clamped = if clamped < LOW { LOW } else { clamped };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     // Taylor's polynomial with its last terms bent to spread the error over |r| <= ln2 / 2.
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let y = (p * r).mul_add(r, r + 1.0);
     // 2ⁿ⁻¹ and then 2, because 2¹²⁸ is not an f32.
     let power = f32::from_bits(shifted.to_bits().wrapping_add(126) << 23);
     let scaled = y * power * 2.0;
@@ -168,18 +284,6 @@ pub(crate) fn add(y: &mut [f32], x: &[f32]) {
         || {
             for (y, x) in y.iter_mut().zip(x) {
                 *y += x;
-            }
-        },
-    );
-}
-
-/// y += a·x.
-pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
-    vectorize(
-        #[inline(always)]
-        || {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y += a * x;
             }
         },
     );
@@ -213,6 +317,59 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        let small = |i: usize| (i * seed % 13) as f32 - 6.0;
+        (0..len).map(small).collect()
+    }
+
+    /// Products of small integers are exact in whatever order they are added.
+    fn exact(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    #[test]
+    fn products_of_rows_are_exact() {
+        for len in [0, 1, 7, 15, 16, 17, 33, 100] {
+            let a = [numbers(len, 3), numbers(len, 5), numbers(len, 7)];
+            let b = [numbers(len, 4), numbers(len, 9)];
+            let narrow = b.clone().map(|row| {
+                let row = row.into_iter().map(bf16::from_f32);
+                row.collect::<Vec<bf16>>()
+            });
+            let [a0, a1, a2] = &a;
+            let found = dots([a0, a1, a2], [&b[0], &b[1]]);
+            let found_narrow = dots([a0, a1, a2], [&narrow[0], &narrow[1]]);
+            for i in 0..3 {
+                for j in 0..2 {
+                    assert_eq!(found[i][j], exact(&a[i], &b[j]));
+                    assert_eq!(found_narrow[i][j], exact(&a[i], &b[j]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_with_gaps_are_multiplied_and_added() {
+        for (len, rows) in [(1, 1), (5, 3), (16, 4), (64, 9), (70, 6)] {
+            let stride = len + 3;
+            let a = numbers(len, 5);
+            let b = numbers(stride * rows - 3, 7);
+            let row = |k: usize| &b[k * stride..k * stride + len];
+            let mut products = vec![9.0; rows];
+            dot_rows(&mut products, &a, &b, stride);
+            for k in 0..rows {
+                assert_eq!(products[k], exact(&a, row(k)));
+            }
+            let weights = numbers(rows, 11);
+            let mut sums = a.clone();
+            add_weighted_rows(&mut sums, &weights, &b, stride);
+            for i in 0..len {
+                let column: Vec<f32> = (0..rows).map(|k| row(k)[i]).collect();
+                assert_eq!(sums[i], a[i] + exact(&weights, &column));
+            }
+        }
+    }
+
     #[test]
     fn sums_and_maxima_cover_every_element() {
         for len in [0, 1, 15, 16, 17, 40] {
@@ -236,5 +393,9 @@ mod tests {
         for (wide, number) in wide.iter().zip(&numbers) {
             assert!(wide.to_bits() == number.to_f32().to_bits() || number.is_nan());
         }
+        let mut block = [0.0; 6];
+        widen_rows(&mut block, 3, &numbers[1000..1008], 5);
+        let expected = [1000, 1001, 1002, 1005, 1006, 1007].map(|i| wide[i]);
+        assert_eq!(block, expected);
     }
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use half::bf16;
 
+use crate::matmul::Mat;
+use crate::scratch::with_scratch;
 use crate::simd;
 use crate::tensor::{DType, Tensor};
 
@@ -144,12 +146,20 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Copies columns `cols` of row `row` to `to`, widened.
-    pub(crate) fn widen(&self, row: usize, cols: Range<usize>, to: &mut [f32]) {
-        let elements = row * self.cols + cols.start..row * self.cols + cols.end;
+    /// The elements of an f32 matrix, to multiply.
+    pub(crate) fn as_mat(&self) -> Mat<'a> {
+        Mat::new(self.f32s(), self.rows, self.cols)
+    }
+
+    /// Calls `work` with the elements in f32, widened into scratch memory if they are bf16: for
+    /// vectors.
+    pub(crate) fn with_f32s<R>(&self, work: impl FnOnce(&[f32]) -> R) -> R {
         match self.data {
-            Data::F32(x) => to.copy_from_slice(&x[elements]),
-            Data::Bf16(x) => simd::widen(to, &x[elements]),
+            Data::F32(x) => work(x),
+            Data::Bf16(x) => with_scratch(x.len(), |scratch| {
+                simd::widen(scratch, x);
+                work(scratch)
+            }),
         }
     }
 

@@ -41,6 +41,34 @@ pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
     ),
 ];
 
+macro_rules! task {
+    ($name:literal) => {
+        (
+            $name,
+            &[
+                (
+                    "train.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/train.jsonl")),
+                ),
+                (
+                    "valid.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/valid.jsonl")),
+                ),
+                (
+                    "test.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/test.jsonl")),
+                ),
+            ],
+        )
+    };
+}
+
+/// The files of a task by name.
+type TaskFiles = &'static [(&'static str, &'static str)];
+
+/// The built-in tasks with their rows (`cargo dev builtin-data`).
+pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
+
 /// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
 pub(crate) const SIDE_FILES: &[&str] = &[
     "generation_config.json",

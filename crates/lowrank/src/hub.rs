@@ -50,16 +50,22 @@ pub fn pull<P: Progress>(
             "{model}: {what}: {error}; check the name and the network, and for a gated model set HF_TOKEN"
         ))
     };
-    let api = ApiBuilder::from_env()
-        .with_progress(false)
+    let mut builder = ApiBuilder::from_env().with_progress(false);
+    // hf-hub itself reads only the token that a login has stored.
+    if let Ok(token) = std::env::var("HF_TOKEN") {
+        builder = builder.with_token(Some(token));
+    }
+    let api = builder
         .build()
         .map_err(|e| failed("the Hub can't be used", &e))?;
-    let repo = api.repo(match revision {
+    let place = || match revision {
         Some(revision) => {
             Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned())
         }
         None => Repo::model(model.to_owned()),
-    });
+    };
+    let repo = api.repo(place());
+    let cache = Cache::from_env().repo(place());
     let info = repo
         .info()
         .map_err(|e| failed("its files can't be listed", &e))?;
@@ -80,15 +86,7 @@ pub fn pull<P: Progress>(
         .iter()
         .partition(|name| name.ends_with(".safetensors"));
     for name in small.into_iter().chain(weights) {
-        let path = Cache::from_env()
-            .repo(match revision {
-                Some(revision) => {
-                    Repo::with_revision(model.to_owned(), RepoType::Model, revision.to_owned())
-                }
-                None => Repo::model(model.to_owned()),
-            })
-            .get(name);
-        let path = match path {
+        let path = match cache.get(name) {
             Some(path) => path,
             None => repo
                 .download_with_progress(name, progress(name))

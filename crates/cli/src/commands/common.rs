@@ -7,10 +7,11 @@ use anyhow::Context;
 use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Tokenizer, split_file};
+use lowrank::model::Weights;
 use lowrank::tuning::lora::{self, Loaded};
 use lowrank::tuning::{Adapter, AdapterSet};
 
-use crate::failure::Misuse;
+use crate::failure::{Misuse, paragraph};
 use crate::settings::values::{BaseDtype, OnBadRow, Split};
 
 /// Which model, and how it is held.
@@ -252,21 +253,21 @@ pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
     }
     let loaded = lora::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);
-    warn_of_other_base(folder, &loaded, base);
+    warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
     Ok(loaded)
 }
 
-fn warn_of_other_base(folder: &Path, loaded: &Loaded, base: &Base) {
-    let fingerprint = base.decoder.weights().fingerprint();
+/// Says so where an adapter was trained on another base than this one.
+pub fn warn_of_other_base(folder: &Path, loaded: &Loaded, weights: &Weights, source: &Source) {
+    let fingerprint = weights.fingerprint();
     if loaded
         .base_fingerprint
         .as_ref()
         .is_some_and(|recorded| *recorded != fingerprint)
     {
         tracing::warn!(
-            "{} was trained on another model than {}: it fits in shape, but expect poor results",
-            folder.display(),
-            base.source
+            "{} was trained on another model than {source}: it fits in shape, but expect poor results",
+            folder.display()
         );
     }
 }
@@ -315,7 +316,7 @@ pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 /// Gives the library's errors about settings the exit code of misuse.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<lowrank::Error>() {
-        Some(cause) if cause.is_misuse() => Misuse::new(format!("{error:#}")).into(),
+        Some(cause) if cause.is_misuse() => Misuse::new(paragraph(&error)).into(),
         _ => error,
     }
 }

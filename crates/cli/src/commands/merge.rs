@@ -7,12 +7,12 @@ use lowrank::DType;
 use lowrank::base::Source;
 use lowrank::data::{DataOptions, Dataset, Prompt, Tokenizer};
 use lowrank::merge::{MergeReport, PASSAGES};
-use lowrank::model::families;
+use lowrank::model::{Weights, families};
 use lowrank::report::units;
 use lowrank::tuning::lora;
 use serde::Serialize;
 
-use super::common::{choose_split, set_threads};
+use super::common::{choose_split, set_threads, warn_of_other_base};
 use crate::output::Output;
 use crate::settings::values::{BaseDtype, Split};
 use crate::table::Facts;
@@ -91,10 +91,12 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
     let loaded = lora::load(&args.adapter, &config)?;
     tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
     let passages = passages(args, &source.tokenizer()?)?;
-    let dtype = match args.dtype {
-        Some(dtype) => dtype,
-        None => stored_dtype(&source)?,
-    };
+    let stored = stored_dtype(&source)?;
+    if loaded.base_fingerprint.is_some() {
+        let weights = Weights::from_checkpoint(config, &source.checkpoint()?, stored.into())?;
+        warn_of_other_base(&args.adapter, &loaded, &weights, &source);
+    }
+    let dtype = args.dtype.unwrap_or(stored);
     let report = lowrank::merge::merge(
         &source,
         &loaded.adapter,

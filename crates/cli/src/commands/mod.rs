@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod chat;
 pub mod common;
 pub mod data;
+pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod merge;
@@ -21,6 +22,7 @@ use crate::progress::Mode;
 /// Whatever went wrong; [`failure::conclude`](crate::failure::conclude) turns it into a message and an exit code.
 pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
     let result = match command {
+        Commands::Demo(args) => demo::run(&args, progress),
         Commands::Train(args) => train::run(*args, matches, progress),
         Commands::Eval(args) => eval::run(&args, progress),
         Commands::Generate(args) => generate::run(&args, progress),

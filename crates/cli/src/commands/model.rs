@@ -1,27 +1,55 @@
-//! `lowrank model pull` and `lowrank model inspect`.
+//! `lowrank model import`, `lowrank model pull` and `lowrank model inspect`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use lowrank::base::Source;
 use lowrank::hub;
+use lowrank::import::{ImportReport, import_gguf};
 use lowrank::report::inspect::{self, ModelReport, TensorReport};
 use lowrank::report::units;
 use serde::Serialize;
 
 use crate::output::Output;
 use crate::progress::{self, Mode};
+use crate::settings::values::BaseDtype;
 use crate::table::{Align, Facts, Table};
 
 /// Commands about models.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommands {
+    /// Write a GGUF file of the llama architecture as a folder in the Hugging Face layout
+    Import(ImportArgs),
     /// Fetch a model from the Hugging Face Hub into its cache
     Pull(PullArgs),
     /// Show a model's family, shapes, element types and parameters
     Inspect(InspectArgs),
+}
+
+/// Arguments of `lowrank model import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The GGUF file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// How the weights are stored; quantized ones become the values they stand for
+    #[arg(long, value_name = "DTYPE", default_value = "bf16")]
+    pub dtype: BaseDtype,
+
+    /// Replace a model in the output folder
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `lowrank model pull`.
@@ -62,6 +90,7 @@ pub struct InspectArgs {
 /// A model that cannot be fetched or read.
 pub fn run(command: ModelCommands, progress: Mode) -> anyhow::Result<()> {
     match command {
+        ModelCommands::Import(args) => import(&args),
         ModelCommands::Pull(args) => pull(&args, progress),
         ModelCommands::Inspect(args) => {
             let output = Output::detect(args.json);
@@ -69,6 +98,40 @@ pub fn run(command: ModelCommands, progress: Mode) -> anyhow::Result<()> {
             output.result(&report, |output| text(&report, args.tensors, output))
         }
     }
+}
+
+#[derive(Serialize)]
+struct Imported<'a> {
+    output: &'a Path,
+    #[serde(flatten)]
+    report: ImportReport,
+}
+
+fn import(args: &ImportArgs) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    tracing::info!("importing {}", args.file.display());
+    let report = import_gguf(&args.file, &args.output, args.dtype.into(), args.overwrite)?;
+    let imported = Imported {
+        output: &args.output,
+        report,
+    };
+    output.result(&imported, |output| {
+        let report = &imported.report;
+        let mut facts = Facts::default();
+        facts.add(
+            "tensors",
+            format!("{} ({})", report.tensors, report.types.join(", ")),
+        );
+        facts.add("weights", units::bytes(report.bytes));
+        facts.add(
+            "chat template",
+            if report.chat_template { "yes" } else { "none" },
+        );
+        facts.render(
+            &format!("written to {}", args.output.display()),
+            output.color,
+        )
+    })
 }
 
 #[derive(Serialize)]

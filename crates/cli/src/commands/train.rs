@@ -90,15 +90,19 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
         return output.write(&serde_saphyr::to_string(&resolved.values)?);
     }
     let outcome = train(&resolved, start, progress)?;
-    let shown = outcome.output.display();
-    if outcome.interrupted {
-        let message = format!(
-            "{} of {} steps are done and saved; go on with: lowrank train --output {shown} --resume",
-            outcome.steps, outcome.total_steps
-        );
-        return Err(Interrupted { message }.into());
+    if !outcome.interrupted {
+        return output.result(&outcome, |output| summary(&outcome, output));
     }
-    output.result(&outcome, |output| summary(&outcome, output))
+    if output.json {
+        output.result(&outcome, |_| String::new())?;
+    }
+    let message = format!(
+        "{} of {} steps are done and saved; go on with: lowrank train --output {} --resume",
+        outcome.steps,
+        outcome.total_steps,
+        outcome.output.display()
+    );
+    Err(Interrupted { message }.into())
 }
 
 /// A JSON schema of the settings file.
@@ -159,14 +163,21 @@ fn train(resolved: &Resolved, start: Start, progress: Mode) -> anyhow::Result<Ou
         .context("the settings do not fit the trainer's")?;
     set_threads(config.threads)?;
     let stop = interrupt::install("finishing this step and saving")?;
-    let mut watcher = Watcher {
-        progress: TrainProgress::new(progress),
-    };
+    let mut watcher = Watcher::new(progress);
     Ok(lowrank::train::train(&config, start, &mut watcher, stop)?)
 }
 
-struct Watcher {
+/// Shows a run's events as they come.
+pub(super) struct Watcher {
     progress: TrainProgress,
+}
+
+impl Watcher {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self {
+            progress: TrainProgress::new(mode),
+        }
+    }
 }
 
 impl Observer for Watcher {

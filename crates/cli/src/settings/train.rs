@@ -33,15 +33,15 @@ pub struct TrainSettings {
     #[arg(long, value_name = "METHOD", default_value = "lora")]
     pub method: Method,
 
-    /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny [required]
+    /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny (required)
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
 
-    /// The run's folder, which must not exist yet [required]
+    /// The run's folder, which must not exist yet (required)
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file [required]
+    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file (required)
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     pub data: Option<PathBuf>,
 
@@ -178,7 +178,7 @@ pub struct TrainSettings {
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub eval_steps: Option<u64>,
 
-    /// Write a checkpoint every so many steps, not at the end alone
+    /// Write a checkpoint every so many steps and at the end
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub save_steps: Option<u64>,
 

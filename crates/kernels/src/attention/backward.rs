@@ -1,4 +1,4 @@
-//! The backward pass, a task for each group of segments and key/value head.
+//! The backward pass, a task for each part of a group of segments and key/value head.
 //!
 //! With p = exp(s - lse), the gradient of the scores is ds = p · (dp - δ), where dp = do·vᵀ and
 //! δ = Σ do·o for each query. The scores are computed again, tile by tile.
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::forward::finite_or_zero;
 use super::{
-    AttentionShape, KeyTile, QueryTile, Segment, Sight, TILE_KEYS, check, pack_transposed, padded,
-    queries_per_tile,
+    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, pack_rows, pack_transposed,
+    padded, query_tiles, unpack_transposed,
 };
-use crate::linear::matrix;
+use crate::elementwise::{add_assign, set_zero};
 use crate::matmul::{Mat, MatMut, Shared, product};
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
@@ -38,7 +38,7 @@ pub fn attention_backward(
     lse: View<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
-    _ws: &Workspace,
+    ws: &Workspace,
 ) {
     check(q, k, v, segments, shape);
     let (q_rows, q_cols, k_rows, k_cols) = (q.rows(), q.cols(), k.rows(), k.cols());
@@ -48,28 +48,94 @@ pub fn attention_backward(
     do_.assert_shape("the output gradient of attention", q_rows, q_cols);
     o.assert_shape("the output of attention", q_rows, q_cols);
     lse.assert_shape("lse", q_rows, shape.heads);
-    dq.fill(0.0);
-    dk.fill(0.0);
-    dv.fill(0.0);
-    let task = Task {
-        dq: Shared::new(dq.into_f32s(), q_rows, q_cols),
-        dk: Shared::new(dk.into_f32s(), k_rows, k_cols),
-        dv: Shared::new(dv.into_f32s(), k_rows, k_cols),
-        do_,
-        q,
-        k,
-        v,
-        o,
-        lse,
-        shape,
-    };
     let groups = groups_that_share_keys(segments);
-    let tasks = groups.len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each(|i| {
-        for &segment in &groups[i / shape.kv_heads] {
-            task.run(&segments[segment], i % shape.kv_heads);
+    let tiles: Vec<Vec<QueryTile<'_>>> = groups
+        .iter()
+        .map(|group| {
+            let segments = group.iter().map(|&i| &segments[i]);
+            query_tiles(segments, shape)
+        })
+        .collect();
+    let parts = cut(&tiles, shape);
+    let extra = parts.iter().map(|part| part.sum).max().unwrap_or(0);
+    // Part 0 of each group adds to dk and dv themselves, the others to sums of their own.
+    let mut sums = ws.take(2 * extra * k_rows, k_cols);
+    set_zero(dq.reborrow());
+    set_zero(dk.reborrow());
+    set_zero(dv.reborrow());
+    set_zero(sums.view_mut());
+    {
+        let mut outputs = vec![(dk.reborrow(), dv.reborrow())];
+        let mut rest = sums.view_mut();
+        for _ in 0..extra {
+            let (keys, others) = rest.split_rows(k_rows);
+            let (values, others) = others.split_rows(k_rows);
+            outputs.push((keys, values));
+            rest = others;
         }
-    });
+        let task = Task {
+            dq: Shared::from(dq),
+            sums: outputs
+                .into_iter()
+                .map(|(dk, dv)| (Shared::from(dk), Shared::from(dv)))
+                .collect(),
+            do_,
+            q,
+            k,
+            v,
+            o,
+            lse,
+            shape,
+        };
+        (0..parts.len() * shape.kv_heads)
+            .into_par_iter()
+            .for_each(|i| {
+                let part = &parts[i / shape.kv_heads];
+                for tile in part.tiles {
+                    task.run(tile, i % shape.kv_heads, part.sum);
+                }
+            });
+    }
+    let sums_view = sums.view();
+    for part in 0..extra {
+        let first = 2 * part * k_rows;
+        let keys = sums_view.slice_rows(first..first + k_rows);
+        let values = sums_view.slice_rows(first + k_rows..first + 2 * k_rows);
+        add_assign(dk.reborrow(), keys);
+        add_assign(dv.reborrow(), values);
+    }
+    ws.give(sums);
+}
+
+/// Tasks, for all key/value heads together, from which a group need not be cut in parts.
+const ENOUGH_TASKS: usize = 16;
+/// Parts that a group is cut in, at most: each but the first needs memory like dk and dv.
+const PARTS: usize = 4;
+/// Tiles of queries of a part, at least.
+const PART_TILES: usize = 4;
+
+/// Tiles of queries that one task takes after the other, and which sum of dk and dv they add to.
+struct Part<'a> {
+    tiles: &'a [QueryTile<'a>],
+    sum: usize,
+}
+
+/// Cuts groups into parts if there would be too few tasks otherwise.
+///
+/// That depends on the segments alone and not on the number of threads, and so do the sums.
+fn cut<'a>(groups: &'a [Vec<QueryTile<'a>>], shape: &AttentionShape) -> Vec<Part<'a>> {
+    let enough = groups.len() * shape.kv_heads >= ENOUGH_TASKS;
+    let mut parts = Vec::new();
+    for tiles in groups {
+        let size = if enough {
+            tiles.len().max(1)
+        } else {
+            tiles.len().div_ceil(PARTS).max(PART_TILES)
+        };
+        let cut = tiles.chunks(size).enumerate();
+        parts.extend(cut.map(|(sum, tiles)| Part { tiles, sum }));
+    }
+    parts
 }
 
 /// Segments in groups, such that segments of different groups share no key.
@@ -114,8 +180,8 @@ fn root(parent: &[usize], mut i: usize) -> usize {
 
 struct Task<'a> {
     dq: Shared<'a>,
-    dk: Shared<'a>,
-    dv: Shared<'a>,
+    /// Where dk and dv are summed.
+    sums: Vec<(Shared<'a>, Shared<'a>)>,
     do_: View<'a>,
     q: View<'a>,
     k: View<'a>,
@@ -171,62 +237,52 @@ impl<'a> Buffers<'a> {
 }
 
 impl Task<'_> {
-    fn run(&self, segment: &Segment, kv_head: usize) {
-        let count = segment.queries.len();
-        let step = queries_per_tile(self.shape);
-        let sight = Sight::new(segment, self.shape);
-        for start in (0..count).step_by(step) {
-            let tile = QueryTile {
-                sight,
-                queries: start..(start + step).min(count),
-            };
-            let width = padded(tile.queries.len(), self.shape);
-            let size = self.shape.head_size;
-            with_scratch(Buffers::len(size, width), |scratch| {
-                self.run_tile(&tile, kv_head, Buffers::new(scratch, size, width));
-            });
-        }
+    fn run(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize) {
+        let width = padded(tile.queries.len(), self.shape);
+        let size = self.shape.head_size;
+        with_scratch(Buffers::len(size, width), |scratch| {
+            let buffers = Buffers::new(scratch, size, width);
+            self.run_with(tile, kv_head, sum, buffers);
+        });
     }
 
-    fn run_tile(&self, tile: &QueryTile<'_>, kv_head: usize, mut buffers: Buffers<'_>) {
+    fn run_with(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize, mut buffers: Buffers<'_>) {
         let (group, size) = (self.shape.group(), self.shape.head_size);
-        let count = tile.queries.len();
-        let width = padded(count, self.shape);
         let first = kv_head * group;
-        pack_transposed(
-            buffers.queries,
+        let (shape, scale) = (self.shape, self.shape.scale);
+        pack_transposed(buffers.queries, self.q, tile.rows(), first, shape, scale);
+        pack_transposed(buffers.grads, self.do_, tile.rows(), first, shape, 1.0);
+        pack_rows(
+            buffers.queries_by_row,
             self.q,
             tile.rows(),
             first,
-            self.shape,
-            self.shape.scale,
+            shape,
+            scale,
         );
-        pack_transposed(buffers.grads, self.do_, tile.rows(), first, self.shape, 1.0);
-        transpose(buffers.queries_by_row, buffers.queries, size, width);
-        transpose(buffers.grads_by_row, buffers.grads, size, width);
+        pack_rows(
+            buffers.grads_by_row,
+            self.do_,
+            tile.rows(),
+            first,
+            shape,
+            1.0,
+        );
         buffers.query_grads.fill(0.0);
         self.pack_statistics(tile, kv_head, buffers.lse, buffers.delta);
         tile.sight
             .for_key_tiles(tile.sight.span(&tile.queries), |keys| {
-                self.run_keys(tile, &keys, kv_head, &mut buffers);
+                self.run_keys(tile, &keys, kv_head, sum, &mut buffers);
             });
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dq")]
-        // SAFETY: a task has its key/value head, and its group of segments, to itself; `check`
-        // found that segments share no queries.
+        // SAFETY: each task has other tiles of queries or another key/value head; tiles do not
+        // overlap because `check` found that segments share no queries.
         let mut dq = unsafe {
             self.dq
                 .block(tile.rows(), first * size..(first + group) * size)
         };
         // The scores were (scale·q)·kᵀ, so dq = scale·ds·k
-        for i in 0..count {
-            let dq = dq.row(i);
-            for head in 0..group {
-                for d in 0..size {
-                    let grad = buffers.query_grads[d * width + head * count + i];
-                    dq[head * size + d] = self.shape.scale * grad;
-                }
-            }
-        }
+        unpack_transposed(&mut dq, buffers.query_grads, self.shape, self.shape.scale);
     }
 
     /// lse and δ = Σ do·o of each query and head.
@@ -258,6 +314,7 @@ impl Task<'_> {
         tile: &QueryTile<'_>,
         key_tile: &KeyTile,
         kv_head: usize,
+        sum: usize,
         buffers: &mut Buffers<'_>,
     ) {
         let size = self.shape.head_size;
@@ -265,8 +322,8 @@ impl Task<'_> {
         let columns = kv_head * size..(kv_head + 1) * size;
         let rows = key_tile.rows.clone();
         let count = rows.len();
-        let keys = matrix(self.k).block(rows.clone(), columns.clone());
-        let values = matrix(self.v).block(rows.clone(), columns.clone());
+        let keys = self.k.as_mat().block(rows.clone(), columns.clone());
+        let values = self.v.as_mat().block(rows.clone(), columns.clone());
         let scores = &mut buffers.scores[..count * width];
         let score_grads = &mut buffers.score_grads[..count * width];
         // s = (scale·q)·kᵀ
@@ -288,13 +345,15 @@ impl Task<'_> {
             Mat::new(buffers.grads, size, width),
         );
         exp_scores(scores, buffers.lse);
+        let (dk, dv) = &self.sums[sum];
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dk and dv")]
-        // SAFETY: a task has its key/value head to itself, and no other group of segments has a key
-        // of this one; within a task tiles come one after the other.
+        // SAFETY: a task has its key/value head to itself; of the tasks with the same head, no two
+        // of one group have the same sum, and groups share no keys; a task's tiles come one after
+        // the other.
         let (dk, dv) = unsafe {
             (
-                self.dk.block(rows.clone(), columns.clone()),
-                self.dv.block(rows, columns),
+                dk.block(rows.clone(), columns.clone()),
+                dv.block(rows, columns),
             )
         };
         product(
@@ -354,13 +413,4 @@ fn softmax_backward(scores: &mut [f32], score_grads: &[f32], delta: &[f32]) {
             }
         },
     );
-}
-
-/// to [cols, rows] = from [rows, cols]ᵀ.
-fn transpose(to: &mut [f32], from: &[f32], rows: usize, cols: usize) {
-    for (i, row) in from.chunks_exact(cols).take(rows).enumerate() {
-        for (j, &x) in row.iter().enumerate() {
-            to[j * rows + i] = x;
-        }
-    }
 }

@@ -4,9 +4,8 @@ use rayon::prelude::*;
 
 use super::{
     AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_transposed, padded, query_tiles,
-    single,
+    single, unpack_transposed,
 };
-use crate::linear::matrix;
 use crate::matmul::{Mat, MatMut, Shared, product};
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
@@ -17,7 +16,8 @@ use crate::workspace::Workspace;
 ///
 /// o and q [Tq, H·D], lse [Tq, H] saved for the backward, k and v [Tk, KV·D]. o and lse are
 /// overwritten in the rows of the segments; other rows are left as they are. A query that sees no
-/// key gets zeros and an lse of -∞.
+/// key gets zeros and an lse of -∞. The workspace is for devices that need temporaries here; this
+/// one does not.
 ///
 /// # Panics
 /// If the shapes do not match, if a range does not lie within them, or if segments share queries.
@@ -34,10 +34,9 @@ pub fn attention_forward(
     check(q, k, v, segments, shape);
     o.assert_shape("the output of attention", q.rows(), q.cols());
     lse.assert_shape("lse", q.rows(), shape.heads);
-    let (rows, cols) = (q.rows(), q.cols());
     let task = Task {
-        o: Shared::new(o.into_f32s(), rows, cols),
-        lse: Shared::new(lse.into_f32s(), rows, shape.heads),
+        o: Shared::from(o),
+        lse: Shared::from(lse),
         q,
         k,
         v,
@@ -94,7 +93,7 @@ impl Task<'_> {
         let count = tile.queries.len();
         let width = padded(count, self.shape);
         let columns = kv_head * size..(kv_head + 1) * size;
-        let (keys, values) = (matrix(self.k), matrix(self.v));
+        let (keys, values) = (self.k.as_mat(), self.v.as_mat());
         with_scratch((2 * size + TILE_KEYS + 3) * width, |scratch| {
             let (queries, scratch) = scratch.split_at_mut(size * width);
             let (out, scratch) = scratch.split_at_mut(size * width);
@@ -138,18 +137,17 @@ impl Task<'_> {
                 });
             let (mut o, mut lse) = self.outputs(tile, kv_head);
             for i in 0..count {
-                let o = o.row(i);
-                let lse = lse.row(i);
-                for head in 0..group {
+                for (head, lse) in lse.row(i).iter_mut().enumerate() {
                     let column = head * count + i;
-                    let total = sum[column];
-                    let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-                    for d in 0..size {
-                        o[head * size + d] = out[d * width + column] * factor;
-                    }
-                    lse[head] = max[column] + total.ln();
+                    *lse = max[column] + sum[column].ln();
                 }
             }
+            for sum in sum.iter_mut() {
+                // Zero if no key was seen.
+                *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum };
+            }
+            scale_columns(out, sum);
+            unpack_transposed(&mut o, out, self.shape, 1.0);
         });
     }
 }

@@ -19,6 +19,8 @@ use std::ops::Range;
 pub use backward::attention_backward;
 pub use forward::attention_forward;
 
+use crate::matmul::MatMut;
+use crate::simd::vectorize;
 use crate::view::View;
 
 /// Queries that see the same list of keys.
@@ -49,7 +51,8 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
-    /// How many keys back a query sees, itself included; without `causal` as many forward.
+    /// How many keys back a query sees, its own included; without `causal` as many forward. The
+    /// own key of query i of n is number `total_keys - n + i`.
     pub window: Option<usize>,
 }
 
@@ -192,9 +195,12 @@ impl QueryTile<'_> {
     }
 }
 
-/// Cuts all segments into tiles of queries.
-fn query_tiles<'a>(segments: &'a [Segment], shape: &AttentionShape) -> Vec<QueryTile<'a>> {
-    let step = queries_per_tile(shape);
+/// Cuts segments into tiles of queries.
+fn query_tiles<'a>(
+    segments: impl IntoIterator<Item = &'a Segment>,
+    shape: &AttentionShape,
+) -> Vec<QueryTile<'a>> {
+    let step = (TILE_ROWS / shape.group()).clamp(1, TILE_QUERIES);
     let mut tiles = Vec::new();
     for segment in segments {
         let count = segment.queries.len();
@@ -205,10 +211,6 @@ fn query_tiles<'a>(segments: &'a [Segment], shape: &AttentionShape) -> Vec<Query
         }));
     }
     tiles
-}
-
-fn queries_per_tile(shape: &AttentionShape) -> usize {
-    (TILE_ROWS / shape.group()).clamp(1, TILE_QUERIES)
 }
 
 /// Columns of a transposed tile: queries times heads, padded to whole vectors.
@@ -230,17 +232,104 @@ fn pack_transposed(
     let width = padded(count, shape);
     let from_width = from.cols();
     let from = from.f32s();
-    for (i, row) in rows.enumerate() {
-        for head in 0..group {
-            let at = row * from_width + (first + head) * size;
-            for (d, x) in from[at..at + size].iter().enumerate() {
-                to[d * width + head * count + i] = factor * x;
-            }
-        }
+    let mut tile = MatMut::new(to, size, width);
+    for head in 0..group {
+        let from = &from[rows.start * from_width + (first + head) * size..];
+        transpose(
+            &mut tile,
+            head * count,
+            from,
+            from_width,
+            (count, size),
+            factor,
+        );
     }
     for row in to.chunks_exact_mut(width).take(size) {
         row[group * count..].fill(0.0);
     }
+}
+
+/// The same as rows [width, D]: row `head · queries + query`.
+fn pack_rows(
+    to: &mut [f32],
+    from: View<'_>,
+    rows: Range<usize>,
+    first: usize,
+    shape: &AttentionShape,
+    factor: f32,
+) {
+    let (size, group, count) = (shape.head_size, shape.group(), rows.len());
+    let from_width = from.cols();
+    let from = from.f32s();
+    for head in 0..group {
+        let to = &mut to[head * count * size..];
+        for (row, to) in rows.clone().zip(to.chunks_exact_mut(size)) {
+            let from = &from[row * from_width + (first + head) * size..][..size];
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = factor * from;
+            }
+        }
+    }
+    to[group * count * size..].fill(0.0);
+}
+
+/// The way back from [`pack_transposed`]: rows of one block of heads.
+fn unpack_transposed(to: &mut MatMut<'_>, from: &[f32], shape: &AttentionShape, factor: f32) {
+    let (size, group, count) = (shape.head_size, shape.group(), to.rows());
+    let width = padded(count, shape);
+    for head in 0..group {
+        transpose(
+            to,
+            head * size,
+            &from[head * count..],
+            width,
+            (size, count),
+            factor,
+        );
+    }
+}
+
+/// The columns of `to` from `first` on = factor · fromᵀ.
+///
+/// `from` has this many rows and columns; its rows start `stride` apart.
+fn transpose(
+    to: &mut MatMut<'_>,
+    first: usize,
+    from: &[f32],
+    stride: usize,
+    (rows, cols): (usize, usize),
+    factor: f32,
+) {
+    /// A square of this side is turned in registers.
+    const SIDE: usize = 8;
+    vectorize(
+        #[inline(always)]
+        || {
+            for i in (0..rows).step_by(SIDE) {
+                for j in (0..cols).step_by(SIDE) {
+                    let (height, width) = (SIDE.min(rows - i), SIDE.min(cols - j));
+                    if (height, width) == (SIDE, SIDE) {
+                        let mut square = [[0.0; SIDE]; SIDE];
+                        for (row, to) in square.iter_mut().enumerate() {
+                            to.copy_from_slice(&from[(i + row) * stride + j..][..SIDE]);
+                        }
+                        for col in 0..SIDE {
+                            let turned: [f32; SIDE] =
+                                std::array::from_fn(|row| factor * square[row][col]);
+                            to.row(j + col)[first + i..][..SIDE].copy_from_slice(&turned);
+                        }
+                        continue;
+                    }
+                    for col in j..j + width {
+                        let to = &mut to.row(col)[first + i..][..height];
+                        for (row, to) in to.iter_mut().enumerate() {
+                            *to = factor * from[(i + row) * stride + col];
+                        }
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Panics unless all shapes fit, all ranges lie within them, and no two segments share a query.

@@ -24,39 +24,44 @@ pub(super) fn forward(
     let (group, size) = (shape.group(), shape.head_size);
     let (q_width, k_width) = (q.cols(), k.cols());
     let (q, k, v) = (q.f32s(), k.f32s(), v.f32s());
-    let longest = tile.sight.total_keys;
-    with_scratch(longest, |scratch| {
+    with_scratch(group * tile.sight.total_keys, |scratch| {
         for (i, row) in tile.rows().enumerate() {
             let seen = tile.sight.keys(tile.queries.start + i);
-            let scores = &mut scratch[..seen.len()];
-            for head in 0..group {
-                let query = &q[row * q_width + (kv_head * group + head) * size..][..size];
-                tile.sight.for_key_tiles(seen.clone(), |keys| {
-                    let to = &mut scores[keys.position - seen.start..];
-                    for (score, key) in to.iter_mut().zip(keys.rows) {
-                        let key = &k[key * k_width + kv_head * size..][..size];
-                        *score = simd::dot(query, key);
-                    }
-                });
-                let (max, sum) = softmax(scores, shape.scale);
-                let out = &mut o.row(i)[head * size..(head + 1) * size];
-                out.fill(0.0);
-                let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                tile.sight.for_key_tiles(seen.clone(), |keys| {
-                    let from = &scores[keys.position - seen.start..];
-                    for (score, value) in from.iter().zip(keys.rows) {
-                        let value = &v[value * k_width + kv_head * size..][..size];
-                        simd::axpy(out, score * factor, value);
-                    }
-                });
-                lse.row(i)[head] = max + sum.ln();
+            let scores = &mut scratch[..group * seen.len()];
+            let query = &q[row * q_width + kv_head * group * size..][..group * size];
+            tile.sight.for_key_tiles(seen.clone(), |keys| {
+                let rows = &k[keys.rows.start * k_width + kv_head * size..];
+                let at = keys.position - seen.start..keys.position - seen.start + keys.rows.len();
+                for head in 0..group {
+                    let to = &mut scores[head * seen.len()..][at.clone()];
+                    let query = &query[head * size..(head + 1) * size];
+                    simd::dot_rows(to, query, rows, k_width);
+                }
+            });
+            let out = o.row(i);
+            out.fill(0.0);
+            if seen.is_empty() {
+                lse.row(i).fill(f32::NEG_INFINITY);
+                continue;
             }
+            for (scores, lse) in scores.chunks_exact_mut(seen.len()).zip(lse.row(i)) {
+                *lse = softmax(scores, shape.scale);
+            }
+            tile.sight.for_key_tiles(seen.clone(), |keys| {
+                let rows = &v[keys.rows.start * k_width + kv_head * size..];
+                let at = keys.position - seen.start..keys.position - seen.start + keys.rows.len();
+                for head in 0..group {
+                    let weights = &scores[head * seen.len()..][at.clone()];
+                    let out = &mut out[head * size..(head + 1) * size];
+                    simd::add_weighted_rows(out, weights, rows, k_width);
+                }
+            });
         }
     });
 }
 
-/// Scales the scores and replaces them by exp(score - max); returns the maximum and the sum.
-fn softmax(scores: &mut [f32], scale: f32) -> (f32, f32) {
+/// Replaces scores by their softmax after scaling; returns the log-sum-exp.
+fn softmax(scores: &mut [f32], scale: f32) -> f32 {
     vectorize(
         #[inline(always)]
         || {
@@ -67,7 +72,12 @@ fn softmax(scores: &mut [f32], scale: f32) -> (f32, f32) {
             for score in scores.iter_mut() {
                 *score = exp(*score - max);
             }
-            (max, lane_sum(scores.len(), |i| scores[i]))
+            let sum = lane_sum(scores.len(), |i| scores[i]);
+            let factor = 1.0 / sum;
+            for score in scores.iter_mut() {
+                *score *= factor;
+            }
+            max + sum.ln()
         },
     )
 }

@@ -6,9 +6,9 @@
 
 use rayon::prelude::*;
 
-use super::{COLUMNS, with_vector};
-use crate::matmul::Shared;
-use crate::parallel::{for_blocks, rows_per_task};
+use super::COLUMNS;
+use crate::matmul::for_tiles;
+use crate::parallel::rows_per_task;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -121,11 +121,7 @@ pub fn layer_norm_backward(
     if let Some(dweight) = dweight {
         dweight.assert_shape("the weight gradient of a norm", 1, cols);
         // y = (x - mean) · rstd · w + b, so dw += Σ over tokens of dy · (x - mean) · rstd
-        let out = Shared::new(dweight.into_f32s(), 1, cols);
-        for_blocks(cols, COLUMNS, |columns| {
-            #[expect(unsafe_code, reason = "tasks write disjoint columns")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let mut sums = unsafe { out.block(0..1, columns.clone()) };
+        for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
             let sums = sums.row(0);
             vectorize(
                 #[inline(always)]
@@ -144,7 +140,7 @@ pub fn layer_norm_backward(
     // y = n·w + b with n = (x - mean) · rstd, so with g = dy · w:
     // dx = rstd · (g - mean(g) - n · mean(g·n))
     let block = rows_per_task(cols);
-    with_vector(weight, |weight| {
+    weight.with_f32s(|weight| {
         dx.into_f32s()
             .par_chunks_mut(block * cols)
             .zip(dy.par_chunks(block * cols))
@@ -188,8 +184,8 @@ fn check(x: View<'_>, weight: View<'_>, bias: Option<View<'_>>) -> usize {
 
 /// Calls `work` with the weight and the bias (empty if there is none) in f32.
 fn with_affine(weight: View<'_>, bias: Option<View<'_>>, work: impl FnOnce(&[f32], &[f32])) {
-    with_vector(weight, |weight| match bias {
-        Some(bias) => with_vector(bias, |bias| work(weight, bias)),
+    weight.with_f32s(|weight| match bias {
+        Some(bias) => bias.with_f32s(|bias| work(weight, bias)),
         None => work(weight, &[]),
     });
 }

@@ -7,9 +7,9 @@
 
 use rayon::prelude::*;
 
-use super::{COLUMNS, with_vector};
-use crate::matmul::Shared;
-use crate::parallel::{for_blocks, rows_per_task};
+use super::COLUMNS;
+use crate::matmul::for_tiles;
+use crate::parallel::rows_per_task;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -30,7 +30,7 @@ pub fn rms_norm_forward(
     rstd.assert_shape("rstd", x.rows(), groups);
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
-    with_vector(weight, |weight| {
+    weight.with_f32s(|weight| {
         y.into_f32s()
             .par_chunks_mut(width)
             .zip(rstd.into_f32s().par_chunks_mut(block * groups))
@@ -67,7 +67,7 @@ pub fn rms_norm_apply(
     rstd.assert_shape("rstd", x.rows(), groups);
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
-    with_vector(weight, |weight| {
+    weight.with_f32s(|weight| {
         y.into_f32s()
             .par_chunks_mut(width)
             .zip(rstd.f32s().par_chunks(block * groups))
@@ -112,11 +112,7 @@ pub fn rms_norm_backward(
     if let Some(dweight) = dweight {
         dweight.assert_shape("the weight gradient of a norm", 1, size);
         // y = x · rstd · w, so dw += Σ over tokens and groups of dy · x · rstd
-        let out = Shared::new(dweight.into_f32s(), 1, size);
-        for_blocks(size, COLUMNS, |columns| {
-            #[expect(unsafe_code, reason = "tasks write disjoint columns")]
-            // SAFETY: the blocks of `for_blocks` do not overlap.
-            let mut sums = unsafe { out.block(0..1, columns.clone()) };
+        for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
             let sums = sums.row(0);
             vectorize(
                 #[inline(always)]
@@ -134,7 +130,7 @@ pub fn rms_norm_backward(
     }
     // y = x · rstd · w and rstd = (Σx²/n + ε)^-½, so with g = dy · w:
     // dx = rstd · (g - x · rstd² · Σ(g·x) / n)
-    with_vector(weight, |weight| {
+    weight.with_f32s(|weight| {
         dx.into_f32s()
             .par_chunks_mut(width)
             .zip(dy.par_chunks(width))

@@ -9,10 +9,14 @@ use lowrank_kernels::{
     AttentionShape, Segment, Tensor, Workspace, attention_backward, attention_forward, reference,
 };
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use crate::common::{
     assert_close, check_gradient, dot, random, same_bits_on_any_threads, wide, zeros_like,
 };
 
+#[derive(Debug)]
 struct Case {
     name: &'static str,
     queries: usize,
@@ -21,7 +25,7 @@ struct Case {
     shape: AttentionShape,
 }
 
-fn segment(queries: Range<usize>, keys: Vec<Range<usize>>, causal: bool) -> Segment {
+fn segment_of(queries: Range<usize>, keys: Vec<Range<usize>>, causal: bool) -> Segment {
     Segment {
         queries,
         keys,
@@ -49,28 +53,44 @@ fn cases() -> Vec<Case> {
             name: "a single query and key",
             queries: 1,
             keys: 1,
-            segments: vec![segment(0..1, vec![0..1], true)],
+            segments: vec![segment_of(0..1, vec![0..1], true)],
             shape: shape(1, 1, 3),
         },
         Case {
             name: "a cache and one new query",
             queries: 1,
             keys: 300,
-            segments: vec![segment(0..1, vec![0..300], true)],
+            segments: vec![segment_of(0..1, vec![0..300], true)],
             shape: shape(4, 2, 8),
         },
         Case {
             name: "causal across tiles",
             queries: 150,
             keys: 150,
-            segments: vec![segment(0..150, vec![0..150], true)],
+            segments: vec![segment_of(0..150, vec![0..150], true)],
             shape: shape(2, 1, 5),
+        },
+        Case {
+            name: "long enough to be cut in parts",
+            queries: 600,
+            keys: 610,
+            segments: vec![segment_of(0..600, vec![600..610, 0..600], true)],
+            shape: shape(2, 1, 2),
+        },
+        Case {
+            name: "many segments on one prefix, cut in parts",
+            queries: 520,
+            keys: 520,
+            segments: (0..13)
+                .map(|i| segment_of(40 * i..40 * (i + 1), vec![0..5, 40 * i..40 * (i + 1)], true))
+                .collect(),
+            shape: shape(2, 1, 2),
         },
         Case {
             name: "full across tiles",
             queries: 70,
             keys: 270,
-            segments: vec![segment(0..70, vec![0..270], false)],
+            segments: vec![segment_of(0..70, vec![0..270], false)],
             shape: shape(1, 1, 8),
         },
         Case {
@@ -78,11 +98,11 @@ fn cases() -> Vec<Case> {
             queries: 140,
             keys: 140,
             segments: vec![
-                segment(0..5, vec![0..5], true),
-                segment(5..6, vec![5..6], true),
-                segment(6..100, vec![6..100], true),
+                segment_of(0..5, vec![0..5], true),
+                segment_of(5..6, vec![5..6], true),
+                segment_of(6..100, vec![6..100], true),
                 // Rows 100..110 belong to nobody.
-                segment(110..140, vec![110..140], false),
+                segment_of(110..140, vec![110..140], false),
             ],
             shape: shape(6, 2, 16),
         },
@@ -91,8 +111,8 @@ fn cases() -> Vec<Case> {
             queries: 60,
             keys: 80,
             segments: vec![
-                segment(0..20, vec![0..20, 20..40], true),
-                segment(20..60, vec![0..20, 40..80], true),
+                segment_of(0..20, vec![0..20, 20..40], true),
+                segment_of(20..60, vec![0..20, 40..80], true),
             ],
             shape: shape(3, 3, 4),
         },
@@ -100,28 +120,28 @@ fn cases() -> Vec<Case> {
             name: "a window in a causal segment",
             queries: 200,
             keys: 200,
-            segments: vec![segment(0..200, vec![0..200], true)],
+            segments: vec![segment_of(0..200, vec![0..200], true)],
             shape: windowed(7, shape(2, 2, 4)),
         },
         Case {
             name: "a wide window over a cache in pieces",
             queries: 90,
             keys: 400,
-            segments: vec![segment(0..90, vec![300..400, 0..160, 200..290], true)],
+            segments: vec![segment_of(0..90, vec![300..400, 0..160, 200..290], true)],
             shape: windowed(150, shape(2, 1, 4)),
         },
         Case {
             name: "a window both ways",
             queries: 150,
             keys: 150,
-            segments: vec![segment(0..150, vec![0..150], false)],
+            segments: vec![segment_of(0..150, vec![0..150], false)],
             shape: windowed(30, shape(2, 1, 4)),
         },
         Case {
             name: "more heads in a group than rows of a tile",
             queries: 3,
             keys: 9,
-            segments: vec![segment(0..3, vec![0..9], true)],
+            segments: vec![segment_of(0..3, vec![0..9], true)],
             shape: shape(150, 1, 2),
         },
     ]
@@ -227,6 +247,86 @@ fn gradients_are_finite_differences() {
     }
 }
 
+/// Segments of a few queries each, after one prefix or none, causal or not, with or without a gap.
+fn any_case() -> impl Strategy<Value = Case> {
+    let segment = (0..90_usize, any::<bool>(), any::<bool>(), 0..3_usize);
+    let heads = (1..4_usize, 1..4_usize, 1..10_usize);
+    let window = proptest::option::of(1..100_usize);
+    (vec(segment, 1..4), heads, 1..40_usize, window).prop_map(
+        |(parts, (kv_heads, group, head_size), prefix, window)| {
+            let mut segments = Vec::new();
+            let mut at = prefix;
+            for (count, with_prefix, causal, gap) in parts {
+                let own = at..at + count;
+                let keys = if with_prefix {
+                    vec![0..prefix, own.clone()]
+                } else {
+                    vec![own.clone()]
+                };
+                segments.push(segment_of(own, keys, causal));
+                at += count + gap;
+            }
+            Case {
+                name: "any",
+                queries: at,
+                keys: at,
+                segments,
+                shape: AttentionShape {
+                    window,
+                    ..shape(kv_heads * group, kv_heads, head_size)
+                },
+            }
+        },
+    )
+}
+
+/// Values against the reference, and all gradients along one random direction.
+fn check_against_reference(case: &Case) {
+    let values = Values::of(case);
+    let (o, lse) = values.forward(case);
+    let inputs = [&values.q, &values.k, &values.v].map(wide);
+    let run = |inputs: &[Vec<f64>; 3]| {
+        let [q, k, v] = inputs;
+        reference::attention(q, k, v, &case.segments, &case.shape)
+    };
+    let (expected, expected_lse) = run(&inputs);
+    assert_close("o", &o, &expected, 3e-6);
+    assert_close("lse", &lse, &expected_lse, 3e-6);
+
+    let gradients = values.backward(case, &o, &lse).map(|grad| wide(&grad));
+    let direction: [Vec<f64>; 3] =
+        std::array::from_fn(|i| wide(&random(1, inputs[i].len(), 8 + i as u64)));
+    let g = wide(&values.do_);
+    let loss = |t: f64| {
+        let moved = std::array::from_fn(|i| {
+            let pairs = inputs[i].iter().zip(&direction[i]);
+            pairs.map(|(x, by)| x + t * by).collect()
+        });
+        dot(&g, &run(&moved).0)
+    };
+    let slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+    let pairs = gradients.iter().zip(&direction);
+    let found: f64 = pairs.map(|(grad, by)| dot(grad, by)).sum();
+    let size: f64 = gradients.iter().map(|grad| dot(grad, grad)).sum();
+    assert!(
+        (slope - found).abs() <= 1e-5 * size.sqrt().max(1.0),
+        "the loss changes by {slope}, but the gradient says {found}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 40,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_segments_are_the_reference(case in any_case()) {
+        check_against_reference(&case);
+    }
+}
+
 #[test]
 fn bits_do_not_depend_on_threads() {
     for case in cases() {
@@ -247,8 +347,8 @@ fn packed_segments_do_not_see_each_other() {
         queries: 90,
         keys: 90,
         segments: vec![
-            segment(0..40, vec![0..40], true),
-            segment(40..90, vec![40..90], true),
+            segment_of(0..40, vec![0..40], true),
+            segment_of(40..90, vec![40..90], true),
         ],
         shape: heads,
     };
@@ -288,7 +388,7 @@ fn a_query_without_keys_gets_zeros() {
             name: "no keys",
             queries,
             keys: 4,
-            segments: vec![segment(0..queries, vec![], false)],
+            segments: vec![segment_of(0..queries, vec![], false)],
             shape: shape(1, 1, 4),
         };
         let values = Values::of(&case);
@@ -312,8 +412,8 @@ fn segments_must_not_share_queries() {
         queries: 8,
         keys: 8,
         segments: vec![
-            segment(0..4, vec![0..4], true),
-            segment(3..8, vec![3..8], true),
+            segment_of(0..4, vec![0..4], true),
+            segment_of(3..8, vec![3..8], true),
         ],
         shape: shape(1, 1, 4),
     };

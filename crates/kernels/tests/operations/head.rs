@@ -13,8 +13,8 @@ const SHAPES: [(usize, usize, usize); 5] = [
     (1, 3, 5),
     (2, 33, 1030),
     (7, 64, 99),
-    (130, 20, 515),
-    (600, 8, 1500),
+    (40, 20, 515),
+    (260, 6, 1050),
 ];
 
 fn targets(rows: usize, vocabulary: usize) -> Vec<u32> {

@@ -16,8 +16,8 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (7, 48, 96),
     (9, 37, 193),
     (33, 100, 5),
-    (130, 520, 100),
-    (515, 24, 98),
+    (40, 520, 98),
+    (260, 24, 98),
 ];
 
 fn weight(layout: Layout, inputs: usize, outputs: usize, dtype: DType) -> Tensor {

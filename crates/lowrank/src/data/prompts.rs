@@ -40,7 +40,12 @@ impl Prompt {
     pub fn from_messages(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self, DataError> {
         let text = tokenizer.render_chat(messages, None, true)?;
         let ids = tokenizer.encode(&text, false)?;
-        Ok(Self { line: 1, text, ids, reference: None })
+        Ok(Self {
+            line: 1,
+            text,
+            ids,
+            reference: None,
+        })
     }
 }
 

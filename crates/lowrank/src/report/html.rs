@@ -261,7 +261,7 @@ mod tests {
         ] {
             assert!(!page.contains(forbidden), "the page contains {forbidden}");
         }
-        // For looking at it: LOWRANK_REPORT_OUT=/tmp/report.html cargo test -p lowrank report
+        // For looking at it: LOWRANK_REPORT_OUT=report.html cargo test -p lowrank report
         if let Some(path) = std::env::var_os("LOWRANK_REPORT_OUT") {
             std::fs::write(path, page).unwrap();
         }

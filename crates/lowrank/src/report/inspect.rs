@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::peft::LoraConfig;
-use lowrank_kernels::frobenius_norm;
+use lowrank_kernels::{Tensor, frobenius_norm};
 use serde::Serialize;
 
 use crate::Error;
@@ -61,8 +61,13 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
     let mut dtypes = BTreeMap::new();
     let mut tensors = Vec::with_capacity(checkpoint.len());
     for entry in checkpoint.names().filter_map(|name| checkpoint.get(name)) {
-        *dtypes.entry(entry.dtype.name().to_owned()).or_insert(0) += entry.bytes.as_ref().len() as u64;
-        tensors.push(TensorReport { dtype: entry.dtype.name().to_owned(), name: entry.name, shape: entry.shape });
+        *dtypes.entry(entry.dtype.name().to_owned()).or_insert(0) +=
+            entry.bytes.as_ref().len() as u64;
+        tensors.push(TensorReport {
+            dtype: entry.dtype.name().to_owned(),
+            name: entry.name,
+            shape: entry.shape,
+        });
     }
     // A folder without a tokenizer can still be looked at.
     let tokenizer = source.tokenizer().ok();
@@ -84,7 +89,9 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
         ],
         tie_word_embeddings: config.tie_word_embeddings,
         tokenizer_tokens: tokenizer.as_ref().map(crate::data::Tokenizer::vocab_size),
-        chat_template: tokenizer.as_ref().is_some_and(crate::data::Tokenizer::has_chat_template),
+        chat_template: tokenizer
+            .as_ref()
+            .is_some_and(crate::data::Tokenizer::has_chat_template),
         default_targets: families::default_targets(config.family).to_vec(),
         tensors,
     })
@@ -153,13 +160,16 @@ pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterRep
             let (rows, columns) = params.shape(slot);
             (rows * columns) as u64
         };
-        let weight = frobenius_norm(model.weights().view(WeightId::Linear(id, Part::Weight)));
+        let stored = model.weights().view(WeightId::Linear(id, Part::Weight));
+        let mut weight = Tensor::zeros(stored.rows(), stored.cols());
+        weight.view_mut().copy_from(stored);
         ModuleReport {
             module: families::linear_module(model.config(), id),
             r: sites.iter().map(|site| params.shape(site.a).0).sum(),
             scale: sites.iter().map(|site| site.scale).fold(0.0, f32::max),
             parameters: sites.iter().map(|site| size(site.a) + size(site.b)).sum(),
-            relative_change: frobenius_norm(delta(model, &loaded.adapter, id).view()) / weight,
+            relative_change: frobenius_norm(delta(model, &loaded.adapter, id).view())
+                / frobenius_norm(weight.view()),
         }
     });
     let modules = modules.collect();

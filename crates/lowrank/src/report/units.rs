@@ -26,7 +26,11 @@ pub fn bytes(value: u64) -> String {
         scaled /= 1024.0;
         unit = next;
     }
-    if unit == "bytes" { format!("{value} bytes") } else { format!("{scaled:.1} {unit}") }
+    if unit == "bytes" {
+        format!("{value} bytes")
+    } else {
+        format!("{scaled:.1} {unit}")
+    }
 }
 
 /// A time to a precision that fits its length: `4.20 ms`, `4.2 s`, `3 min 12 s`, `2 h 5 min`.
@@ -54,14 +58,29 @@ mod tests {
         let counts = [0, 999, 1000, 134_515_008].map(grouped);
         assert_eq!(counts, ["0", "999", "1,000", "134,515,008"]);
         let sizes = [0, 1023, 1024, 1_843_200, 5 << 30].map(bytes);
-        assert_eq!(sizes, ["0 bytes", "1023 bytes", "1.0 KiB", "1.8 MiB", "5.0 GiB"]);
+        assert_eq!(
+            sizes,
+            ["0 bytes", "1023 bytes", "1.0 KiB", "1.8 MiB", "5.0 GiB"]
+        );
     }
 
     #[test]
     fn times() {
         let times = [0.000_21, 0.0042, 0.25, 4.2, 42.0, 192.0, 7500.0, 1e6];
         let texts = times.map(|seconds| duration(Duration::from_secs_f64(seconds)));
-        assert_eq!(texts, ["210 µs", "4.20 ms", "250 ms", "4.2 s", "42 s", "3 min 12 s", "2 h 5 min", "11 days"]);
+        assert_eq!(
+            texts,
+            [
+                "210 µs",
+                "4.20 ms",
+                "250 ms",
+                "4.2 s",
+                "42 s",
+                "3 min 12 s",
+                "2 h 5 min",
+                "11 days"
+            ]
+        );
         assert_eq!(duration(Duration::ZERO), "0 µs");
     }
 }

@@ -452,8 +452,7 @@ pub fn fit(
         }
         if config
             .save_steps
-            .is_some_and(|every| run.state.step.is_multiple_of(every))
-            && !last
+            .is_some_and(|every| last || run.state.step.is_multiple_of(every))
         {
             run.checkpoint(&adapter, &optimizer, observer)?;
         }
@@ -547,18 +546,19 @@ impl Loop<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         let run = &self.config.output;
-        let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| match self
-            .lora
-        {
-            Some(lora) => lora::save(
-                folder,
-                self.base.decoder.config(),
-                lora,
-                adapter,
-                &self.state.base,
-            ),
-            None => Ok(()),
-        })?;
+        let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
+            match self.lora {
+                Some(lora) => lora::save(
+                    folder,
+                    self.base.decoder.config(),
+                    lora,
+                    adapter,
+                    &self.state.base,
+                ),
+                None => Ok(()),
+            }
+        })
+        .map_err(|error| self.with_last_good(error))?;
         if let Some(limit) = self.config.save_total_limit {
             let best = self
                 .state
@@ -639,6 +639,7 @@ impl Loop<'_> {
     }
 
     /// Adds which checkpoint to go back to. One of the current step holds the very values that failed.
+    /// A run that fails tells where it can be taken up again.
     fn with_last_good(&self, error: Error) -> Error {
         let steps = checkpoint::steps(&self.config.output);
         let last = steps.into_iter().rfind(|step| *step < self.state.step);
@@ -651,10 +652,7 @@ impl Loop<'_> {
                 )
             },
         );
-        match error {
-            Error::Training(text) => Error::Training(format!("{text}; {rescue}")),
-            other => other,
-        }
+        Error::Training(format!("{error}; {rescue}"))
     }
 
     fn summary(&self, outcome: &Outcome) -> String {

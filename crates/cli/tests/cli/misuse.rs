@@ -1,32 +1,11 @@
-//! The program as its users meet it: exit codes, messages and what goes to which stream.
+//! What is printed where, and misuse: exit code 2 and a message that says what to do.
 
-use std::path::Path;
-
-use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
 
-fn lowrank() -> Command {
-    let mut command =
-        Command::cargo_bin("lowrank").expect("cargo builds the program for its tests");
-    command.env_remove("RUST_LOG").env_remove("CLICOLOR_FORCE");
-    command
-}
-
-/// Standard error of a command that is expected to exit with `code` and to print nothing.
-fn stderr_of(args: &[&str], code: i32) -> String {
-    let assert = lowrank().args(args).assert().code(code).stdout("");
-    String::from_utf8(assert.get_output().stderr.clone()).expect("messages are UTF-8")
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).expect("a temporary folder can be written");
-    path.display().to_string()
-}
+use crate::support::{lowrank, stderr_of, write};
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "the help is long")]
 fn help_of_train() {
     let assert = lowrank()
         .args(["train", "-h"])
@@ -46,8 +25,8 @@ fn help_of_train() {
       -c, --config <FILE>    The same as CONFIG
           --method <METHOD>  What is trained [default: lora] [possible values: lora, full]
           --model <MODEL>    The base model: a folder in the Hugging Face layout, an id of the Hub, or
-                             builtin:tiny [required]
-          --output <DIR>     The run's folder, which must not exist yet [required]
+                             builtin:tiny (required)
+          --output <DIR>     The run's folder, which must not exist yet (required)
           --resume           Go on with the run in the output folder, with its own settings
           --overwrite        Replace an earlier run in the output folder
           --json             Print the outcome as one JSON object
@@ -58,7 +37,7 @@ fn help_of_train() {
 
     Data:
           --data <PATH>               Rows to train on: a folder with train.jsonl and maybe valid.jsonl,
-                                      or one file [required]
+                                      or one file (required)
           --valid-data <FILE>         Held-out rows, where they are not valid.jsonl beside the others
           --max-seq-length <TOKENS>   Cut longer rows to so many tokens, from the end [default: 2048]
           --train-on-prompt[=<BOOL>]  Let the loss fall on prompts too, not on completions alone
@@ -119,7 +98,7 @@ fn help_of_train() {
           --eval-steps <N>
               Evaluate the held-out rows every so many steps, not at the end alone
           --save-steps <N>
-              Write a checkpoint every so many steps, not at the end alone
+              Write a checkpoint every so many steps and at the end
           --save-total-limit <N>
               Keep only so many checkpoints, the latest
           --load-best-model-at-end[=<BOOL>]
