@@ -1,1 +1,35 @@
-//! placeholder
+//! Model and adapter files: untrusted bytes in, checked values out.
+//!
+//! | module | what it reads or writes |
+//! | --- | --- |
+//! | [`checkpoint`] | safetensors, one file or sharded, memory-mapped |
+//! | [`safetensors_writer`] | safetensors, streamed tensor by tensor |
+//! | [`peft`] | `adapter_config.json` and the tensor names of a LoRA adapter |
+//! | [`hf_config`] | `config.json`, `generation_config.json` |
+//! | [`gguf`] | llama.cpp's files: metadata and quantized tensors |
+//! | [`gguf_llama`] | from such a file to a Hugging Face folder |
+//! | [`atomic`] | files and folders that appear whole or not at all |
+//!
+//! A file is never trusted: sizes are added and multiplied with checked arithmetic, every count has a cap, and nothing
+//! is allocated because a header says so before the bytes are known to be there. Every error names the file and the
+//! field or tensor.
+
+#![deny(missing_docs)]
+
+pub mod atomic;
+pub mod checkpoint;
+mod error;
+pub mod gguf;
+pub mod gguf_llama;
+pub mod hf_config;
+mod json;
+mod mapped;
+pub mod peft;
+pub mod safetensors_writer;
+
+pub use checkpoint::{Checkpoint, StoredDType, TensorEntry};
+pub use error::FormatError;
+pub use gguf::Gguf;
+pub use hf_config::HfConfig;
+pub use mapped::SharedBytes;
+pub use safetensors_writer::{TensorSpec, write_safetensors};

@@ -68,6 +68,38 @@ impl<'a> View<'a> {
         }
     }
 
+    /// One element, widened; for the host's own small questions, not for loops over a matrix.
+    ///
+    /// # Panics
+    /// If the element is outside of the matrix.
+    pub fn get(self, row: usize, col: usize) -> f32 {
+        assert!(
+            row < self.rows && col < self.cols,
+            "({row}, {col}) of {}x{}",
+            self.rows,
+            self.cols
+        );
+        match self.data {
+            Data::F32(x) => x[row * self.cols + col],
+            Data::Bf16(x) => x[row * self.cols + col].to_f32(),
+        }
+    }
+
+    /// The elements as little-endian numbers of `dtype`, rounded to nearest even where that narrows.
+    pub fn to_le_bytes(self, dtype: DType) -> Vec<u8> {
+        match (self.data, dtype) {
+            (Data::F32(x), DType::F32) => bytemuck::cast_slice(x).to_vec(),
+            (Data::Bf16(x), DType::Bf16) => bytemuck::cast_slice(x).to_vec(),
+            (Data::F32(x), DType::Bf16) => x
+                .iter()
+                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                .collect(),
+            (Data::Bf16(x), DType::F32) => {
+                x.iter().flat_map(|x| x.to_f32().to_le_bytes()).collect()
+            }
+        }
+    }
+
     /// Some of the rows.
     ///
     /// # Panics

@@ -1,1 +1,18 @@
-//! placeholder
+//! Low-rank adaptation of pretrained transformers: training, using, comparing and exchanging adapters.
+
+pub mod base;
+pub mod data;
+mod error;
+pub mod generate;
+pub mod hub;
+pub mod import;
+pub mod merge;
+pub mod model;
+mod output;
+mod random;
+pub mod report;
+pub mod train;
+pub mod tuning;
+
+pub use error::Error;
+pub use lowrank_kernels::{DType, Workspace};

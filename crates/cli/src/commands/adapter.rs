@@ -1,0 +1,168 @@
+//! `lowrank adapter inspect`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use lowrank::base::Source;
+use lowrank::report::inspect::{self, AdapterReport};
+use lowrank::report::units;
+
+use super::common::{load_adapter, set_threads};
+use crate::failure::Misuse;
+use crate::output::Output;
+use crate::settings::values::BaseDtype;
+use crate::table::{Align, Facts, Table};
+
+/// Commands about adapters.
+#[derive(Debug, Subcommand)]
+pub enum AdapterCommands {
+    /// Show which modules an adapter changes, with which rank, and how much: ‖ΔW‖/‖W‖
+    Inspect(InspectArgs),
+}
+
+/// Arguments of `lowrank adapter inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The adapter's folder
+    #[arg(value_name = "ADAPTER")]
+    pub adapter: PathBuf,
+
+    /// The model it belongs to [default: the one that adapter_config.json names]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Threads to compute with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// An adapter or model that cannot be used.
+pub fn run(command: AdapterCommands) -> anyhow::Result<()> {
+    let AdapterCommands::Inspect(args) = command;
+    let output = Output::detect(args.json);
+    let report = measure(&args)?;
+    output.result(&report, |output| text(&report, output))
+}
+
+/// The call into the library.
+fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
+    set_threads(args.threads)?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => inspect::base_of(&args.adapter)?.ok_or_else(|| {
+            let shown = args.adapter.display();
+            Misuse::new(format!(
+                "{shown}/adapter_config.json names no base model; give it with --model"
+            ))
+        })?,
+    };
+    let source = Source::find(&model).map_err(|error| match &args.model {
+        Some(_) => error,
+        None => lowrank::Error::Settings(format!(
+            "the base that adapter_config.json names cannot be used, so give it with --model ({error})"
+        )),
+    })?;
+    let base = source.load(BaseDtype::Bf16.into())?;
+    let loaded = load_adapter(&args.adapter, &base)?;
+    Ok(inspect::adapter(&args.adapter, &loaded, &base)?)
+}
+
+fn text(report: &AdapterReport, output: &Output) -> String {
+    let mut facts = Facts::default();
+    let base = match report.base_matches {
+        Some(true) => format!("{}, on which it was trained", report.model),
+        Some(false) => format!("{}, but it was trained on another", report.model),
+        None => report.model.clone(),
+    };
+    facts.add("base", base);
+    let rslora = if report.use_rslora {
+        ", scaled by 1/√r"
+    } else {
+        ""
+    };
+    facts.add(
+        "LoRA",
+        format!("r {}, lora_alpha {}{rslora}", report.r, report.lora_alpha),
+    );
+    facts.add("target_modules", report.target_modules.as_str());
+    facts.add("parameters", units::grouped(report.parameters));
+    facts.add("files", units::bytes(report.bytes));
+    let mut table = Table::new([
+        ("Module", Align::Left),
+        ("r", Align::Right),
+        ("Scale", Align::Right),
+        ("Parameters", Align::Right),
+        ("‖ΔW‖/‖W‖", Align::Right),
+    ]);
+    for module in &report.modules {
+        table.row([
+            module.module.clone(),
+            module.r.to_string(),
+            format!("{:.4}", module.scale)
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_string(),
+            units::grouped(module.parameters),
+            format!("{:.4}", module.relative_change),
+        ]);
+    }
+    let facts = facts.render(&report.adapter, output.color);
+    format!("{facts}\n{}", table.render(output.width, output.color))
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank::report::inspect::ModuleReport;
+
+    use super::*;
+
+    #[test]
+    fn modules_are_listed() {
+        let module = |name: &str, relative_change| ModuleReport {
+            module: name.to_string(),
+            r: 8,
+            scale: 2.0,
+            parameters: 9216,
+            relative_change,
+        };
+        let report = AdapterReport {
+            adapter: "runs/e2e".to_string(),
+            model: "models/smollm2".to_string(),
+            r: 8,
+            lora_alpha: 16.0,
+            target_modules: "q_proj, v_proj".to_string(),
+            use_rslora: false,
+            parameters: 460_800,
+            bytes: 1_848_000,
+            base_matches: Some(false),
+            modules: vec![
+                module("model.layers.0.self_attn.q_proj", 0.012_34),
+                module("model.layers.0.self_attn.v_proj", 0.5),
+            ],
+        };
+        let output = Output {
+            json: false,
+            color: false,
+            width: 80,
+        };
+        insta::assert_snapshot!(text(&report, &output), @r#"
+        runs/e2e
+        base            models/smollm2, but it was trained on another
+        LoRA            r 8, lora_alpha 16
+        target_modules  q_proj, v_proj
+        parameters      460,800
+        files           1.8 MiB
+
+        Module                           r  Scale  Parameters  ‖ΔW‖/‖W‖
+        model.layers.0.self_attn.q_proj  8      2       9,216    0.0123
+        model.layers.0.self_attn.v_proj  8      2       9,216    0.5000
+        "#);
+    }
+}

@@ -1,0 +1,324 @@
+//! `lowrank chat`: a conversation in the terminal.
+
+use std::io::{BufRead, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use lowrank::base::Base;
+use lowrank::data::{Message, Prompt};
+use lowrank::generate::{Finish, GenerateOptions};
+
+use super::common::{AdapterArg, Adapters, BaseArgs};
+use super::generate::{SamplingArgs, continue_on_screen};
+use crate::failure::Misuse;
+use crate::interrupt;
+use crate::output::Output;
+use crate::table::{bold, dim};
+
+/// Arguments of `lowrank chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// An adapter in PEFT's layout, with a name if wanted; may be repeated, and the first is in use at the start
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<AdapterArg>,
+
+    /// A system message before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// How tokens are drawn
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// What a line that was typed means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Line<'a> {
+    /// Something said to the model.
+    Say(&'a str),
+    /// Use another adapter; `None` is the base alone.
+    Adapter(Option<&'a str>),
+    /// List the adapters.
+    Adapters,
+    /// Replace the system message; empty takes it away.
+    System(&'a str),
+    /// Forget the conversation.
+    Reset,
+    /// List the commands.
+    Help,
+    /// End.
+    Quit,
+    /// Nothing was typed.
+    Nothing,
+    /// A command that does not exist.
+    Unknown(&'a str),
+}
+
+const HELP: &str = "\
+/adapter NAME   answer with another adapter (none: the model alone)
+/adapters       list the adapters
+/system TEXT    set the system message and start over
+/reset          start over
+/quit           leave (or Ctrl-D); Ctrl-C ends an answer early";
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let line = line.trim();
+        let Some(command) = line.strip_prefix('/') else {
+            return if line.is_empty() {
+                Self::Nothing
+            } else {
+                Self::Say(line)
+            };
+        };
+        let (word, rest) = command
+            .split_once(char::is_whitespace)
+            .unwrap_or((command, ""));
+        match (word, rest.trim()) {
+            ("adapter", "") | ("adapters", _) => Self::Adapters,
+            ("adapter", "none" | "base") => Self::Adapter(None),
+            ("adapter", name) => Self::Adapter(Some(name)),
+            ("system", text) => Self::System(text),
+            ("reset" | "clear" | "new", _) => Self::Reset,
+            ("help" | "?", _) => Self::Help,
+            ("quit" | "exit" | "q", _) => Self::Quit,
+            _ => Self::Unknown(word),
+        }
+    }
+}
+
+/// Answers a conversation; the library behind it, or a test.
+trait Answer {
+    /// The answer to `messages` with the adapter of that index, handed to `show` as it comes; true where Ctrl-C ended it.
+    fn answer(
+        &mut self,
+        messages: &[Message],
+        adapter: Option<usize>,
+        show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<(String, Finish)>;
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model or adapter that cannot be used, or a model without a chat template.
+pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
+    args.sampling.resolve(&[])?;
+    let base = args.base.load()?;
+    if !base.tokenizer.has_chat_template() {
+        return Err(Misuse::new(format!(
+            "{} has no chat template, so it cannot hold a conversation; use lowrank generate --prompt",
+            base.source
+        ))
+        .into());
+    }
+    let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
+    let adapters = Adapters::load(&args.adapter, &base)?;
+    let names = adapters.names.clone();
+    let stop = interrupt::install("ending this answer")?;
+    let mut model = Model {
+        base: &base,
+        adapters: &adapters,
+        options: &options,
+        stop,
+    };
+    let output = Output::detect(false);
+    let prompting = std::io::stdin().is_terminal();
+    converse(
+        std::io::stdin().lock(),
+        &names,
+        args.system.as_deref(),
+        &mut model,
+        &output,
+        prompting,
+        &mut |text| output.write(text),
+    )
+}
+
+struct Model<'a> {
+    base: &'a Base,
+    adapters: &'a Adapters,
+    options: &'a GenerateOptions,
+    stop: &'static AtomicBool,
+}
+
+impl Answer for Model<'_> {
+    fn answer(
+        &mut self,
+        messages: &[Message],
+        adapter: Option<usize>,
+        show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<(String, Finish)> {
+        let prompt = Prompt::from_messages(&self.base.tokenizer, messages)?;
+        let limit = self.base.decoder.config().max_position_embeddings;
+        if prompt.ids.len() >= limit {
+            show("the conversation is longer than the model can take; start over with /reset")?;
+            return Ok((String::new(), Finish::ContextFull));
+        }
+        self.stop.store(false, Ordering::SeqCst);
+        continue_on_screen(
+            prompt.ids,
+            adapter,
+            self.base,
+            self.adapters,
+            self.options,
+            self.stop,
+            show,
+        )
+    }
+}
+
+/// Reads lines until there are no more and answers them.
+fn converse(
+    input: impl BufRead,
+    names: &[String],
+    system: Option<&str>,
+    model: &mut dyn Answer,
+    output: &Output,
+    prompting: bool,
+    show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut adapter = (!names.is_empty()).then_some(0);
+    let mut system = system.map(String::from);
+    let mut messages = opening(system.as_deref());
+    let note = |text: &str| format!("{}\n", dim(text, output.color));
+    if prompting {
+        show(&note("type a message, or /help"))?;
+    }
+    let mut lines = input.lines();
+    loop {
+        if prompting {
+            let name = adapter.map_or("", |index| names[index].as_str());
+            show(&bold(&format!("{name}> "), output.color))?;
+        }
+        let Some(line) = lines.next() else { break };
+        match Line::parse(&line?) {
+            Line::Nothing => {}
+            Line::Quit => break,
+            Line::Help => show(&note(HELP))?,
+            Line::Reset => messages = opening(system.as_deref()),
+            Line::System(text) => {
+                system = (!text.is_empty()).then(|| text.to_string());
+                messages = opening(system.as_deref());
+            }
+            Line::Adapters => {
+                let used = adapter.map_or("none", |index| names[index].as_str());
+                let list = if names.is_empty() {
+                    "none were given with --adapter".to_string()
+                } else {
+                    names.join(", ")
+                };
+                show(&note(&format!("adapters: {list}; in use: {used}")))?;
+            }
+            Line::Adapter(None) => adapter = None,
+            Line::Adapter(Some(name)) => match names.iter().position(|known| known == name) {
+                Some(index) => adapter = Some(index),
+                None => show(&note(&format!(
+                    "there is no adapter {name}; /adapters lists them"
+                )))?,
+            },
+            Line::Unknown(word) => show(&note(&format!(
+                "there is no command /{word}; /help lists them"
+            )))?,
+            Line::Say(text) => {
+                messages.push(Message::new("user", text));
+                let (answer, _) = model.answer(&messages, adapter, show)?;
+                show("\n")?;
+                messages.push(Message::new("assistant", &answer));
+            }
+        }
+    }
+    if prompting { show("\n") } else { Ok(()) }
+}
+
+fn opening(system: Option<&str>) -> Vec<Message> {
+    system
+        .map(|text| Message::new("system", text))
+        .into_iter()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers with the number of messages, the adapter and the last message in capitals.
+    struct Echo;
+
+    impl Answer for Echo {
+        fn answer(
+            &mut self,
+            messages: &[Message],
+            adapter: Option<usize>,
+            show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+        ) -> anyhow::Result<(String, Finish)> {
+            let last = messages
+                .last()
+                .and_then(Message::content)
+                .unwrap_or_default()
+                .to_uppercase();
+            let text = format!(
+                "{}/{}/{last}",
+                messages.len(),
+                adapter.map_or(-1, |index| index as i32)
+            );
+            show(&text)?;
+            Ok((text, Finish::Stop))
+        }
+    }
+
+    fn talk(input: &str) -> String {
+        let names = ["formal".to_string(), "short".to_string()];
+        let output = Output {
+            json: false,
+            color: false,
+            width: 80,
+        };
+        let mut shown = String::new();
+        converse(
+            input.as_bytes(),
+            &names,
+            Some("be kind"),
+            &mut Echo,
+            &output,
+            false,
+            &mut |text| {
+                shown.push_str(text);
+                Ok(())
+            },
+        )
+        .unwrap();
+        shown
+    }
+
+    #[test]
+    fn lines_are_messages_or_commands() {
+        assert_eq!(Line::parse("  hello "), Line::Say("hello"));
+        assert_eq!(Line::parse("/adapter short"), Line::Adapter(Some("short")));
+        assert_eq!(Line::parse("/adapter none"), Line::Adapter(None));
+        assert_eq!(Line::parse("/adapter"), Line::Adapters);
+        assert_eq!(Line::parse("/system be brief "), Line::System("be brief"));
+        assert_eq!(Line::parse("/nope x"), Line::Unknown("nope"));
+        assert_eq!(Line::parse(""), Line::Nothing);
+    }
+
+    #[test]
+    fn a_conversation_goes_on_and_swaps_adapters() {
+        insta::assert_snapshot!(
+            talk("hi\n/adapter short\nagain\n/adapter none\nbare\n/adapter what\n/adapters\n/reset\nnew\n/system\nfree\n/quit\nnever\n"),
+            @r#"
+        2/0/HI
+        4/1/AGAIN
+        6/-1/BARE
+        there is no adapter what; /adapters lists them
+        adapters: formal, short; in use: none
+        2/-1/NEW
+        1/-1/FREE
+        "#
+        );
+    }
+}

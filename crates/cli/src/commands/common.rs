@@ -1,0 +1,372 @@
+//! Arguments and steps that several commands share.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::Context;
+use clap::Args;
+use lowrank::base::{Base, Source};
+use lowrank::data::{DataOptions, Dataset, Tokenizer, split_file};
+use lowrank::model::Weights;
+use lowrank::tuning::lora::{self, Loaded};
+use lowrank::tuning::{Adapter, AdapterSet};
+
+use crate::failure::{Misuse, paragraph};
+use crate::settings::values::{BaseDtype, OnBadRow, Split};
+
+/// Which model, and how it is held.
+#[derive(Debug, Clone, Args)]
+pub struct BaseArgs {
+    /// The model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+
+    /// How the model's weights are stored
+    #[arg(
+        long,
+        value_name = "DTYPE",
+        default_value = "bf16",
+        help_heading = "Machine"
+    )]
+    pub base_dtype: BaseDtype,
+
+    /// Threads to compute with [default: one a core]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub threads: Option<usize>,
+}
+
+impl BaseArgs {
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// When there is no such model or its files cannot be used.
+    pub fn load(&self) -> anyhow::Result<Base> {
+        set_threads(self.threads)?;
+        Ok(Source::find(&self.model)?.load(self.base_dtype.into())?)
+    }
+}
+
+/// Which rows, and how they become tokens.
+#[derive(Debug, Clone, Args)]
+pub struct RowsArgs {
+    /// A folder with train.jsonl, valid.jsonl or test.jsonl, or one file
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub data: PathBuf,
+
+    /// Which file of the folder
+    #[arg(long, value_name = "SPLIT", help_heading = "Data")]
+    pub split: Option<Split>,
+
+    /// Cut longer rows to so many tokens, from the end
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 2048,
+        help_heading = "Data"
+    )]
+    pub max_seq_length: usize,
+
+    /// Let the loss fall on prompts too, not on completions alone
+    #[arg(long, help_heading = "Data")]
+    pub train_on_prompt: bool,
+
+    /// What to do with a row that cannot be used
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "error",
+        help_heading = "Data"
+    )]
+    pub on_bad_row: OnBadRow,
+}
+
+impl RowsArgs {
+    /// Reads the rows. Without `--split`, the first of `preferred` that the folder holds is meant.
+    ///
+    /// # Errors
+    /// When the file is missing or a row cannot be used.
+    pub fn load(&self, tokenizer: &Tokenizer, preferred: &[Split]) -> anyhow::Result<Dataset> {
+        if self.max_seq_length < 2 {
+            return Err(Misuse::new("--max-seq-length must be 2 or greater").into());
+        }
+        let options = DataOptions {
+            max_seq_length: self.max_seq_length,
+            train_on_prompt: self.train_on_prompt,
+            on_bad_row: self.on_bad_row.into(),
+        };
+        let split = choose_split(&self.data, self.split, preferred)?;
+        Ok(Dataset::load(&self.data, split, tokenizer, &options)?)
+    }
+}
+
+/// The split that is meant: the one asked for, a single file, or the first of `preferred` that the folder holds.
+///
+/// # Errors
+/// When there is nothing at the path, or a split is asked for of a single file.
+pub fn choose_split(
+    data: &Path,
+    asked: Option<Split>,
+    preferred: &[Split],
+) -> anyhow::Result<lowrank::data::Split> {
+    if !data.exists() {
+        return Err(Misuse::new(format!("--data: {} does not exist", data.display())).into());
+    }
+    match asked {
+        Some(_) if !data.is_dir() => Err(Misuse::new(format!(
+            "--split goes with a folder of rows, and --data {} is one file; leave --split out",
+            data.display()
+        ))
+        .into()),
+        Some(split) => Ok(split.into()),
+        None if !data.is_dir() => Ok(lowrank::data::Split::File),
+        None => {
+            for &split in preferred {
+                if split_file(data, split.into())?.is_some() {
+                    return Ok(split.into());
+                }
+            }
+            // The library's own message lists what the folder holds.
+            Ok(preferred
+                .first()
+                .map_or(lowrank::data::Split::Train, |&split| split.into()))
+        }
+    }
+}
+
+impl From<BaseDtype> for lowrank::DType {
+    fn from(dtype: BaseDtype) -> Self {
+        match dtype {
+            BaseDtype::F32 => Self::F32,
+            BaseDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<OnBadRow> for lowrank::data::OnBadRow {
+    fn from(what: OnBadRow) -> Self {
+        match what {
+            OnBadRow::Error => Self::Error,
+            OnBadRow::Skip => Self::Skip,
+        }
+    }
+}
+
+impl From<Split> for lowrank::data::Split {
+    fn from(split: Split) -> Self {
+        match split {
+            Split::Train => Self::Train,
+            Split::Valid => Self::Valid,
+            Split::Test => Self::Test,
+        }
+    }
+}
+
+/// An adapter's folder with the name that it goes by: `NAME=DIR`, or `DIR`, whose last part is then the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// The name.
+    pub name: String,
+    /// The folder.
+    pub path: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = text
+            .split_once('=')
+            .filter(|(name, _)| !name.contains(['/', '\\']) && !Path::new(text).exists());
+        if let Some((name, path)) = named {
+            if name.is_empty() || path.is_empty() {
+                return Err("expected DIR or NAME=DIR".to_string());
+            }
+            return Ok(Self {
+                name: name.to_string(),
+                path: PathBuf::from(path),
+            });
+        }
+        let path = PathBuf::from(text);
+        match path.file_name() {
+            Some(name) => Ok(Self {
+                name: name.to_string_lossy().into_owned(),
+                path,
+            }),
+            None if path.exists() => Ok(Self {
+                name: "adapter".to_string(),
+                path,
+            }),
+            None => Err("expected DIR or NAME=DIR".to_string()),
+        }
+    }
+}
+
+/// Adapters of one base under their names.
+pub struct Adapters {
+    /// The names, in the order given.
+    pub names: Vec<String>,
+    loaded: Vec<Loaded>,
+}
+
+impl Adapters {
+    /// Loads every adapter.
+    ///
+    /// # Errors
+    /// When two have the same name, or one cannot be used with this base.
+    pub fn load(args: &[AdapterArg], base: &Base) -> anyhow::Result<Self> {
+        let names: Vec<String> = args.iter().map(|arg| arg.name.clone()).collect();
+        if let Some(twice) = names
+            .iter()
+            .enumerate()
+            .find(|(index, name)| names[..*index].contains(name))
+        {
+            return Err(Misuse::new(format!(
+                "two adapters are called {0}; name them: --adapter NAME=DIR",
+                twice.1
+            ))
+            .into());
+        }
+        let loaded = args
+            .iter()
+            .map(|arg| load_adapter(&arg.path, base))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { names, loaded })
+    }
+
+    /// The adapters in the order of their names, for [`AdapterSet::new`].
+    pub fn all(&self) -> Vec<&Adapter> {
+        self.loaded.iter().map(|loaded| &loaded.adapter).collect()
+    }
+}
+
+/// Loads an adapter and says what it covers, and whether it was trained on another base.
+///
+/// # Errors
+/// When its files cannot be used or do not fit the base.
+pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
+    if folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file() {
+        let shown = folder.display();
+        return Err(Misuse::new(format!(
+            "{shown} is a whole model, not an adapter; give it with --model {shown}"
+        ))
+        .into());
+    }
+    let loaded = lora::load(folder, base.decoder.config())?;
+    tracing::info!("{}: {}", folder.display(), loaded.coverage);
+    warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
+    Ok(loaded)
+}
+
+/// Says so where an adapter was trained on another base than this one.
+pub fn warn_of_other_base(folder: &Path, loaded: &Loaded, weights: &Weights, source: &Source) {
+    let fingerprint = weights.fingerprint();
+    if loaded
+        .base_fingerprint
+        .as_ref()
+        .is_some_and(|recorded| *recorded != fingerprint)
+    {
+        tracing::warn!(
+            "{} was trained on another model than {source}: it fits in shape, but expect poor results",
+            folder.display()
+        );
+    }
+}
+
+/// The set of adapters; a set of none is the base alone.
+pub fn adapter_set<'a>(adapters: &'a [&'a Adapter]) -> AdapterSet<'a> {
+    if adapters.is_empty() {
+        AdapterSet::none()
+    } else {
+        AdapterSet::new(adapters)
+    }
+}
+
+/// Refuses rows and prompts that are longer than the model can take.
+///
+/// # Errors
+/// When `longest` tokens are too many.
+pub fn check_length(base: &Base, longest: usize, mend: &str) -> Result<(), Misuse> {
+    let limit = base.decoder.config().max_position_embeddings;
+    if longest > limit {
+        return Err(Misuse::new(format!(
+            "{longest} tokens are too many for {}, which was made for {limit}; {mend}",
+            base.source
+        )));
+    }
+    Ok(())
+}
+
+/// Sets the number of threads that everything computes with.
+///
+/// # Errors
+/// When it is zero or the threads cannot be started.
+pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    if threads == 0 {
+        return Err(Misuse::new("--threads must be 1 or greater").into());
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("cannot start the threads")
+}
+
+/// Gives the library's errors about settings the exit code of misuse.
+pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<lowrank::Error>() {
+        Some(cause) if cause.is_misuse() => Misuse::new(paragraph(&error)).into(),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_have_names() {
+        let parse = |text: &str| {
+            text.parse::<AdapterArg>()
+                .map(|arg| (arg.name, arg.path.display().to_string()))
+        };
+        let pair = |name: &str, path: &str| Ok((name.to_string(), path.to_string()));
+        assert_eq!(parse("runs/e2e/"), pair("e2e", "runs/e2e/"));
+        assert_eq!(parse("formal=runs/e2e"), pair("formal", "runs/e2e"));
+        assert_eq!(parse("runs/lr=1/x"), pair("x", "runs/lr=1/x"));
+        assert!(parse("=x").is_err() && parse("x=").is_err() && parse("").is_err());
+    }
+
+    #[test]
+    fn a_split_needs_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("valid.jsonl");
+        std::fs::write(&file, "").unwrap();
+        let choose = |path: &Path, asked| choose_split(path, asked, &[Split::Test, Split::Valid]);
+        assert_eq!(
+            choose(folder.path(), None).unwrap(),
+            lowrank::data::Split::Valid
+        );
+        assert_eq!(choose(&file, None).unwrap(), lowrank::data::Split::File);
+        assert!(
+            choose(&file, Some(Split::Test))
+                .unwrap_err()
+                .to_string()
+                .contains("leave --split out")
+        );
+        assert!(
+            choose(&folder.path().join("none"), None)
+                .unwrap_err()
+                .is::<Misuse>()
+        );
+    }
+
+    #[test]
+    fn settings_errors_of_the_library_are_misuse() {
+        let error = anyhow::Error::from(lowrank::Error::Settings("x".to_string()));
+        assert!(as_misuse(error).is::<Misuse>());
+        let error = anyhow::Error::from(lowrank::Error::Training("x".to_string()));
+        assert!(!as_misuse(error).is::<Misuse>());
+    }
+}

@@ -1,0 +1,335 @@
+//! `lowrank demo`: the whole story on the built-in model and its two tasks, with nothing to download.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source};
+use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
+use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::merge::{PASSAGES, merge};
+use lowrank::report::units;
+use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
+use lowrank::tuning::lora::{self, Loaded, Targets};
+use lowrank::tuning::{AdapterSet, Method};
+use lowrank::{DType, Workspace};
+use serde::Serialize;
+
+use super::train::Watcher;
+use crate::failure::Interrupted;
+use crate::interrupt;
+use crate::output::Output;
+use crate::progress::Mode;
+use crate::table::{Align, Facts, Table, bold, dim};
+
+/// Optimizer steps of each task.
+const STEPS: u64 = 240;
+/// Prompts of each task that are shown.
+const SAMPLES: usize = 2;
+
+/// Arguments of `lowrank demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keep the data, the adapters and the merged model in this new folder
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the demo measured.
+#[derive(Debug, Serialize)]
+struct Demo {
+    model: &'static str,
+    base_parameters: usize,
+    base_bytes: u64,
+    tasks: Vec<Task>,
+    seconds: f64,
+    kept_in: Option<PathBuf>,
+}
+
+/// One task's figures.
+#[derive(Debug, Serialize)]
+struct Task {
+    name: &'static str,
+    trainable_parameters: usize,
+    adapter_bytes: u64,
+    steps: u64,
+    train_seconds: f64,
+    loss_before: f64,
+    loss_after: f64,
+    swap_seconds: f64,
+    merge_logit_difference: f32,
+    samples: Vec<Sample>,
+}
+
+/// A prompt with what follows it.
+#[derive(Debug, Serialize)]
+struct Sample {
+    prompt: String,
+    base: String,
+    adapter: String,
+    reference: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A folder that can't be written, or an interrupt.
+pub fn run(args: &DemoArgs, progress: Mode) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = match &args.output {
+        Some(folder) => {
+            if folder.exists() {
+                return Err(crate::failure::Misuse::new(format!(
+                    "output {} exists; give a new folder",
+                    folder.display()
+                ))
+                .into());
+            }
+            folder.as_path()
+        }
+        None => temporary.path(),
+    };
+    let begun = Instant::now();
+    let stop = interrupt::install("stopping after this step")?;
+    let base = Source::Builtin.load(DType::Bf16)?;
+    let mut tasks = Vec::new();
+    for (name, files) in BUILTIN_TASKS {
+        write_data(&folder.join("data").join(name), files)?;
+        let outcome = train_task(folder, name, progress, stop)?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(Interrupted {
+                message: "the demo was stopped".to_owned(),
+            }
+            .into());
+        }
+        tasks.push(measure(&base, folder, name, &outcome)?);
+    }
+    let demo = Demo {
+        model: BUILTIN,
+        base_parameters: base.decoder.config().parameters(),
+        base_bytes: base.source.checkpoint()?.total_bytes(),
+        tasks,
+        seconds: begun.elapsed().as_secs_f64(),
+        kept_in: args.output.clone(),
+    };
+    output.result(&demo, |output| text(&demo, output))
+}
+
+fn write_data(folder: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (file, rows) in files {
+        let path = folder.join(file);
+        std::fs::write(&path, rows).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn train_task(
+    folder: &Path,
+    name: &str,
+    progress: Mode,
+    stop: &std::sync::atomic::AtomicBool,
+) -> anyhow::Result<Outcome> {
+    let config = TrainConfig {
+        target_modules: Some(Targets::Pattern("all-linear".to_owned())),
+        learning_rate: 5e-3,
+        warmup_steps: 10,
+        max_steps: Some(STEPS),
+        ..TrainConfig::new(
+            Method::Lora,
+            BUILTIN,
+            folder.join("data").join(name),
+            folder.join(name),
+        )
+    };
+    crate::progress::stderr_line(&format!("task {name}"));
+    let mut watcher = Watcher::new(progress);
+    Ok(train(
+        &config,
+        Start::Fresh { overwrite: false },
+        &mut watcher,
+        stop,
+    )?)
+}
+
+fn measure(
+    base: &Base,
+    folder: &Path,
+    name: &'static str,
+    outcome: &Outcome,
+) -> anyhow::Result<Task> {
+    let data = folder.join("data").join(name);
+    let adapter_folder = folder.join(name);
+    let begun = Instant::now();
+    let loaded = lora::load(&adapter_folder, base.decoder.config())?;
+    let swap_seconds = begun.elapsed().as_secs_f64();
+    let set = [&loaded.adapter];
+    let adapters = AdapterSet::new(&set);
+    let ws = Workspace::new();
+    let test =
+        Dataset::load(&data, Split::Test, &base.tokenizer, &DataOptions::default())?.examples;
+    let before = evaluate(&base.decoder, AdapterSet::none(), None, &test, &ws);
+    let after = evaluate(&base.decoder, adapters, Some(0), &test, &ws);
+    let passages = PASSAGES
+        .iter()
+        .map(|text| base.tokenizer.encode(text, false))
+        .collect::<Result<Vec<_>, _>>()?;
+    let merged = merge(
+        &base.source,
+        &loaded.adapter,
+        &passages,
+        &folder.join("merged").join(name),
+        DType::F32,
+        false,
+        false,
+    )?;
+    let weights = adapter_folder.join("adapter_model.safetensors");
+    Ok(Task {
+        name,
+        trainable_parameters: outcome.trainable_parameters,
+        adapter_bytes: std::fs::metadata(&weights)
+            .with_context(|| format!("cannot read {}", weights.display()))?
+            .len(),
+        steps: outcome.steps,
+        train_seconds: outcome.seconds,
+        loss_before: before.mean(),
+        loss_after: after.mean(),
+        swap_seconds,
+        merge_logit_difference: merged.max_logit_difference,
+        samples: samples(base, &data, &loaded, &ws)?,
+    })
+}
+
+/// The first test prompts, continued by the base and by the adapter in one batch.
+fn samples(
+    base: &Base,
+    data: &Path,
+    loaded: &Loaded,
+    ws: &Workspace,
+) -> anyhow::Result<Vec<Sample>> {
+    let rows: Vec<_> = load_prompts(data, Split::Test, &base.tokenizer)?
+        .into_iter()
+        .take(SAMPLES)
+        .collect();
+    let prompts: Vec<PromptIds> = rows
+        .iter()
+        .flat_map(|row| {
+            [None, Some(0)].map(|adapter| PromptIds {
+                ids: row.ids.clone(),
+                adapter,
+            })
+        })
+        .collect();
+    let options = GenerateOptions {
+        max_new_tokens: 48,
+        sampling: Sampling::default(),
+        stop_ids: base.tokenizer.stop_ids().to_vec(),
+    };
+    let set = [&loaded.adapter];
+    let made = generate(
+        &base.decoder,
+        AdapterSet::new(&set),
+        &prompts,
+        &options,
+        ws,
+        |_, _| true,
+    );
+    let text = |ids: &[u32]| -> anyhow::Result<String> {
+        Ok(base
+            .tokenizer
+            .decode(ids, true)?
+            .trim()
+            .replace('\n', " / "))
+    };
+    rows.into_iter()
+        .zip(made.chunks_exact(2))
+        .map(|(row, pair)| {
+            Ok(Sample {
+                prompt: row.text,
+                base: text(&pair[0].ids)?,
+                adapter: text(&pair[1].ids)?,
+                reference: row.reference.map(|reference| reference.trim().to_owned()),
+            })
+        })
+        .collect()
+}
+
+fn text(demo: &Demo, output: &Output) -> String {
+    let time =
+        |seconds: f64| units::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let mut model = Facts::default();
+    model.add("parameters", units::grouped(demo.base_parameters as u64));
+    model.add("weights", units::bytes(demo.base_bytes));
+    let mut out = model.render(&format!("base model {}", demo.model), output.color);
+    out.push('\n');
+
+    let tasks = demo.tasks.iter().map(|task| (task.name, Align::Right));
+    let mut table = Table::new(std::iter::once(("", Align::Left)).chain(tasks));
+    let mut row = |name: &str, value: &dyn Fn(&Task) -> String| {
+        table.row(std::iter::once(name.to_owned()).chain(demo.tasks.iter().map(value)));
+    };
+    row("trainable parameters", &|task| {
+        units::grouped(task.trainable_parameters as u64)
+    });
+    row("fewer than full training", &|task| {
+        format!(
+            "{:.0} ×",
+            demo.base_parameters as f64 / task.trainable_parameters as f64
+        )
+    });
+    row("adapter on disk", &|task| units::bytes(task.adapter_bytes));
+    row("steps", &|task| task.steps.to_string());
+    row("training time", &|task| time(task.train_seconds));
+    row("held-out loss, base", &|task| {
+        format!("{:.3}", task.loss_before)
+    });
+    row("held-out loss, adapter", &|task| {
+        format!("{:.3}", task.loss_after)
+    });
+    row("swap to it (read and check)", &|task| {
+        time(task.swap_seconds)
+    });
+    row("merged: largest logit difference", &|task| {
+        format!("{:.1e}", task.merge_logit_difference)
+    });
+    out.push_str(&table.render(output.width, output.color));
+
+    for task in &demo.tasks {
+        out.push('\n');
+        out.push_str(&bold(
+            &format!("{}: unseen prompts", task.name),
+            output.color,
+        ));
+        out.push('\n');
+        for sample in &task.samples {
+            for (label, line) in [
+                ("prompt", Some(&sample.prompt)),
+                ("base", Some(&sample.base)),
+                ("adapter", Some(&sample.adapter)),
+                ("reference", sample.reference.as_ref()),
+            ] {
+                if let Some(line) = line {
+                    let label = dim(&format!("{label:<9}"), output.color);
+                    out.extend([
+                        "  ", &label, "  ", line, "
+",
+                    ]);
+                }
+            }
+            out.push('\n');
+        }
+    }
+    let kept = match &demo.kept_in {
+        Some(folder) => format!("everything is in {}", folder.display()),
+        None => "give --output DIR to keep the adapters and the merged models".to_owned(),
+    };
+    out.extend([time(demo.seconds).as_str(), " in all; ", &kept, "\n"]);
+    out
+}

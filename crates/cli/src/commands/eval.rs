@@ -1,0 +1,176 @@
+//! `lowrank eval`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use lowrank::Workspace;
+use lowrank::report::units;
+use lowrank::train::evaluate_rows;
+use serde::Serialize;
+
+use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter};
+use crate::output::Output;
+use crate::progress::{self, Mode};
+use crate::settings::values::Split;
+use crate::table::Facts;
+
+/// Arguments of `lowrank eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// An adapter in PEFT's layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
+    /// The rows; of a folder, test.jsonl where there is one, else valid.jsonl
+    #[command(flatten)]
+    pub rows: RowsArgs,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// Mean nats a supervised token.
+    pub loss: f64,
+    /// e to the loss.
+    pub perplexity: f64,
+    /// Share of supervised tokens that the model ranks first.
+    pub accuracy: f64,
+    /// Tokens that the loss is the mean of.
+    pub supervised_tokens: usize,
+    /// Rows that were evaluated.
+    pub rows: usize,
+    /// The file that the rows came from.
+    pub data: PathBuf,
+    /// Rows of it that were cut at the greatest length.
+    pub truncated_rows: usize,
+    /// Rows of it that could not be used.
+    pub skipped_rows: usize,
+    /// Tokens a second, prompts included.
+    pub tokens_per_second: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model, adapter or data that cannot be used.
+pub fn run(args: &EvalArgs, progress: Mode) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    let report = evaluate(args, progress)?;
+    output.result(&report, |_| text(&report))
+}
+
+/// The call into the library.
+fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
+    let base = args.base.load()?;
+    let adapter = args
+        .adapter
+        .as_ref()
+        .map(|folder| load_adapter(folder, &base))
+        .transpose()?;
+    let data = args
+        .rows
+        .load(&base.tokenizer, &[Split::Test, Split::Valid])?;
+    tracing::info!("{}", data.report);
+    check_length(&base, data.report.longest, "cut rows with --max-seq-length")?;
+    let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
+    let bar = progress::counter(progress, data.examples.len() as u64, "rows");
+    let begun = Instant::now();
+    let sums = evaluate_rows(
+        &base.decoder,
+        adapter_set(&adapters),
+        adapter.as_ref().map(|_| 0),
+        &data.examples,
+        &Workspace::new(),
+        |rows| bar.inc(rows as u64),
+    );
+    let seconds = begun.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    let loss = sums.mean();
+    Ok(EvalReport {
+        loss,
+        perplexity: loss.exp(),
+        accuracy: sums.correct as f64 / sums.tokens as f64,
+        supervised_tokens: sums.tokens,
+        rows: data.examples.len(),
+        data: data.report.path,
+        truncated_rows: data.report.truncated_rows,
+        skipped_rows: data.report.skipped.len(),
+        tokens_per_second: data.report.tokens as f64 / seconds,
+    })
+}
+
+fn text(report: &EvalReport) -> String {
+    let mut facts = Facts::default();
+    facts.add(
+        "loss",
+        format!("{:.4} nats a supervised token", report.loss),
+    );
+    facts.add("perplexity", format!("{:.4}", report.perplexity));
+    facts.add("accuracy", format!("{:.2} %", 100.0 * report.accuracy));
+    facts.add(
+        "supervised tokens",
+        units::grouped(report.supervised_tokens as u64),
+    );
+    facts.add(
+        "rows",
+        format!(
+            "{} of {}",
+            units::grouped(report.rows as u64),
+            report.data.display()
+        ),
+    );
+    if report.truncated_rows > 0 {
+        facts.add("cut rows", report.truncated_rows.to_string());
+    }
+    if report.skipped_rows > 0 {
+        facts.add("skipped rows", report.skipped_rows.to_string());
+    }
+    facts.render("", false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_has_the_promised_keys() {
+        let report = EvalReport {
+            loss: 1.0,
+            perplexity: 1f64.exp(),
+            accuracy: 0.5,
+            supervised_tokens: 1234,
+            rows: 10,
+            data: "data/test.jsonl".into(),
+            truncated_rows: 0,
+            skipped_rows: 2,
+            tokens_per_second: 100.0,
+        };
+        let json = serde_json::to_value(&report).unwrap();
+        for key in [
+            "loss",
+            "perplexity",
+            "accuracy",
+            "supervised_tokens",
+            "rows",
+        ] {
+            assert!(json[key].is_number(), "{key}");
+        }
+        insta::assert_snapshot!(text(&report), @r#"
+        loss               1.0000 nats a supervised token
+        perplexity         2.7183
+        accuracy           50.00 %
+        supervised tokens  1,234
+        rows               10 of data/test.jsonl
+        skipped rows       2
+        "#);
+    }
+}

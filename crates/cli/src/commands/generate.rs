@@ -1,0 +1,435 @@
+//! `lowrank generate`, and the sampling flags that `lowrank chat` shares.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{ArgGroup, Args};
+use lowrank::Workspace;
+use lowrank::base::Base;
+use lowrank::data::{Message, Prompt, load_prompts};
+use lowrank::generate::{self as engine, Finish, GenerateOptions, PromptIds, Sampling};
+use serde::Serialize;
+
+use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split};
+use crate::failure::Misuse;
+use crate::output::Output;
+use crate::progress::{self, Mode};
+use crate::settings::values::Split;
+use crate::table::{bold, dim};
+
+/// Continuations that are computed together; each holds a cache.
+const TOGETHER: usize = 16;
+
+/// Arguments of `lowrank generate`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["prompt", "data"]))]
+pub struct GenerateArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// An adapter in PEFT's layout, with a name if wanted; may be repeated, and every prompt is continued with each
+    #[arg(long, value_name = "[NAME=]DIR")]
+    pub adapter: Vec<AdapterArg>,
+
+    /// The text to continue, as it is
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+
+    /// Write the prompt as a user's message through the model's chat template
+    #[arg(long, requires = "prompt")]
+    pub chat_template: bool,
+
+    /// A system message before it
+    #[arg(long, value_name = "TEXT", requires = "chat_template")]
+    pub system: Option<String>,
+
+    /// Continue the prompt of every row of a file, or of a folder's test.jsonl, else valid.jsonl
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+
+    /// Which file of the folder
+    #[arg(long, value_name = "SPLIT", requires = "data")]
+    pub split: Option<Split>,
+
+    /// Only the first so many rows
+    #[arg(long, value_name = "N", requires = "data")]
+    pub limit: Option<usize>,
+
+    /// How tokens are drawn
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// New tokens at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+
+    /// 0 takes the likeliest token each time; greater is more varied
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub temperature: f32,
+
+    /// Draw from the k likeliest tokens; 0 means all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+
+    /// The same seed draws the same tokens
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// The library's options.
+    ///
+    /// # Errors
+    /// With every value that is out of range.
+    pub fn resolve(&self, stop_ids: &[u32]) -> Result<GenerateOptions, Misuse> {
+        let mut problems = Misuse::default();
+        problems.require(self.max_new_tokens > 0, || {
+            "--max-new-tokens must be 1 or greater".to_string()
+        });
+        problems.require(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            || {
+                format!(
+                    "--temperature must be 0 or greater, not {}",
+                    self.temperature
+                )
+            },
+        );
+        problems.require(self.top_p > 0.0 && self.top_p <= 1.0, || {
+            format!(
+                "--top-p must be greater than 0 and at most 1, not {}",
+                self.top_p
+            )
+        });
+        problems.require(
+            self.temperature > 0.0 || (self.top_k == 0 && self.top_p >= 1.0),
+            || "--top-k and --top-p do nothing without a --temperature above 0".to_string(),
+        );
+        problems.or(GenerateOptions {
+            max_new_tokens: self.max_new_tokens,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed: self.seed,
+            },
+            stop_ids: stop_ids.to_vec(),
+        })
+    }
+}
+
+/// The result of `lowrank generate`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GenerateReport {
+    /// Prompt by prompt, and for each prompt adapter by adapter.
+    pub generations: Vec<Generation>,
+    /// New tokens a second over all of them.
+    pub new_tokens_per_second: f64,
+}
+
+/// One continuation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Generation {
+    /// The text that the model read, template and all.
+    pub prompt: String,
+    /// The adapter's name; `null` is the base alone.
+    pub adapter: Option<String>,
+    /// The continuation.
+    pub text: String,
+    /// What the data holds as the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the continuation.
+    pub new_tokens: usize,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model, adapter, prompt or data that cannot be used.
+pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    args.sampling.resolve(&[])?;
+    let base = args.base.load()?;
+    let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
+    let adapters = Adapters::load(&args.adapter, &base)?;
+    let prompts = prompts(args, &base)?;
+    let longest = prompts
+        .iter()
+        .map(|prompt| prompt.ids.len())
+        .max()
+        .unwrap_or(0);
+    check_length(&base, longest + 1, "shorten the prompt")?;
+    if let ([prompt], ..=1, false) = (prompts.as_slice(), args.adapter.len(), args.json) {
+        return stream(prompt, &base, &adapters, &options, &output);
+    }
+    let report = generate(&prompts, &base, &adapters, &options, progress)?;
+    output.result(&report, |output| text(&report, output))
+}
+
+fn prompts(args: &GenerateArgs, base: &Base) -> anyhow::Result<Vec<Prompt>> {
+    let tokenizer = &base.tokenizer;
+    if let Some(data) = &args.data {
+        let split = choose_split(data, args.split, &[Split::Test, Split::Valid])?;
+        let mut prompts = load_prompts(data, split, tokenizer)?;
+        prompts.truncate(args.limit.unwrap_or(usize::MAX));
+        return Ok(prompts);
+    }
+    let text = args.prompt.as_deref().unwrap_or_default();
+    if text.is_empty() {
+        return Err(Misuse::new("--prompt is empty, so there is nothing to continue").into());
+    }
+    if args.chat_template {
+        let mut messages: Vec<Message> = args
+            .system
+            .iter()
+            .map(|text| Message::new("system", text))
+            .collect();
+        messages.push(Message::new("user", text));
+        return Ok(vec![Prompt::from_messages(tokenizer, &messages)?]);
+    }
+    Ok(vec![Prompt::from_text(tokenizer, text)?])
+}
+
+/// One continuation, shown while it is made.
+fn stream(
+    prompt: &Prompt,
+    base: &Base,
+    adapters: &Adapters,
+    options: &GenerateOptions,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let adapter = (!adapters.names.is_empty()).then_some(0);
+    let never = AtomicBool::new(false);
+    continue_on_screen(
+        prompt.ids.clone(),
+        adapter,
+        base,
+        adapters,
+        options,
+        &never,
+        &mut |text| output.write(text),
+    )?;
+    output.write("\n")
+}
+
+/// Continues a prompt and hands the text on as it comes, until it is done or `stop` turns true.
+///
+/// # Errors
+/// Those of `show`, and of the tokenizer's decoder.
+pub fn continue_on_screen(
+    ids: Vec<u32>,
+    adapter: Option<usize>,
+    base: &Base,
+    adapters: &Adapters,
+    options: &GenerateOptions,
+    stop: &AtomicBool,
+    show: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<(String, Finish)> {
+    let mut whole = String::new();
+    let mut pieces = base.tokenizer.decode_stream(true);
+    let mut failure = None;
+    let all = adapters.all();
+    let prompt = PromptIds { ids, adapter };
+    let mut made = engine::generate(
+        &base.decoder,
+        adapter_set(&all),
+        std::slice::from_ref(&prompt),
+        options,
+        &Workspace::new(),
+        |_, id| {
+            let shown = pieces
+                .push(id)
+                .context("cannot write tokens as text")
+                .and_then(|text| {
+                    whole.push_str(&text);
+                    if text.is_empty() { Ok(()) } else { show(&text) }
+                });
+            failure = shown.err();
+            failure.is_none() && !stop.load(Ordering::Relaxed)
+        },
+    );
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let rest = pieces.finish().context("cannot write tokens as text")?;
+    if !rest.is_empty() {
+        show(&rest)?;
+        whole.push_str(&rest);
+    }
+    Ok((whole, made.pop().map_or(Finish::Length, |one| one.finish)))
+}
+
+/// Every prompt with every adapter, some at a time.
+fn generate(
+    prompts: &[Prompt],
+    base: &Base,
+    adapters: &Adapters,
+    options: &GenerateOptions,
+    progress: Mode,
+) -> anyhow::Result<GenerateReport> {
+    let choices: Vec<Option<usize>> = if adapters.names.is_empty() {
+        vec![None]
+    } else {
+        (0..adapters.names.len()).map(Some).collect()
+    };
+    let jobs: Vec<(&Prompt, Option<usize>)> = prompts
+        .iter()
+        .flat_map(|prompt| choices.iter().map(move |&adapter| (prompt, adapter)))
+        .collect();
+    let all = adapters.all();
+    let workspace = Workspace::new();
+    let bar = progress::counter(progress, jobs.len() as u64, "texts");
+    let begun = Instant::now();
+    let mut generations = Vec::with_capacity(jobs.len());
+    for (number, part) in jobs.chunks(TOGETHER).enumerate() {
+        let ids: Vec<PromptIds> = part
+            .iter()
+            .map(|(prompt, adapter)| PromptIds {
+                ids: prompt.ids.clone(),
+                adapter: *adapter,
+            })
+            .collect();
+        let mut options = options.clone();
+        // Draws differ by their place among those made together; parts differ by seed.
+        options.sampling.seed = options.sampling.seed.wrapping_add(number as u64);
+        let made = engine::generate(
+            &base.decoder,
+            adapter_set(&all),
+            &ids,
+            &options,
+            &workspace,
+            |_, _| true,
+        );
+        for ((prompt, adapter), continuation) in part.iter().zip(made) {
+            generations.push(Generation {
+                prompt: prompt.text.clone(),
+                adapter: adapter.map(|index| adapters.names[index].clone()),
+                text: base.tokenizer.decode(&continuation.ids, true)?,
+                reference: prompt.reference.clone(),
+                prompt_tokens: prompt.ids.len(),
+                new_tokens: continuation.ids.len(),
+                finish: continuation.finish,
+            });
+        }
+        bar.inc(part.len() as u64);
+    }
+    bar.finish_and_clear();
+    let new_tokens: usize = generations.iter().map(|one| one.new_tokens).sum();
+    let new_tokens_per_second = new_tokens as f64 / begun.elapsed().as_secs_f64();
+    Ok(GenerateReport {
+        generations,
+        new_tokens_per_second,
+    })
+}
+
+fn text(report: &GenerateReport, output: &Output) -> String {
+    let mut out = String::new();
+    let mut last = None;
+    for one in &report.generations {
+        if last != Some(&one.prompt) {
+            if last.is_some() {
+                out.push('\n');
+            }
+            out.push_str(&dim(&one.prompt, output.color));
+            out.push('\n');
+        }
+        last = Some(&one.prompt);
+        let name = one.adapter.as_deref().unwrap_or("base");
+        out.extend([
+            bold(&format!("{name}:"), output.color).as_str(),
+            " ",
+            one.text.trim(),
+            "
+",
+        ]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_is_checked_as_a_whole() {
+        let args = SamplingArgs {
+            max_new_tokens: 0,
+            temperature: 0.0,
+            top_k: 5,
+            top_p: 2.0,
+            seed: 1,
+        };
+        assert_eq!(args.resolve(&[]).unwrap_err().problems().len(), 3);
+        let args = SamplingArgs {
+            max_new_tokens: 4,
+            temperature: 0.7,
+            top_k: 5,
+            top_p: 0.9,
+            seed: 1,
+        };
+        let options = args.resolve(&[7]).unwrap();
+        assert_eq!(
+            (
+                options.max_new_tokens,
+                options.stop_ids,
+                options.sampling.top_k
+            ),
+            (4, vec![7], 5)
+        );
+    }
+
+    #[test]
+    fn texts_are_grouped_by_prompt() {
+        let one = |prompt: &str, adapter: Option<&str>, text: &str| Generation {
+            prompt: prompt.to_string(),
+            adapter: adapter.map(String::from),
+            text: text.to_string(),
+            reference: None,
+            prompt_tokens: 1,
+            new_tokens: 2,
+            finish: Finish::Stop,
+        };
+        let report = GenerateReport {
+            generations: vec![
+                one("Once", Some("formal"), " upon a time\n"),
+                one("Once", Some("short"), " more"),
+                one("Twice", None, " told"),
+            ],
+            new_tokens_per_second: 9.0,
+        };
+        let output = Output {
+            json: false,
+            color: false,
+            width: 80,
+        };
+        insta::assert_snapshot!(text(&report, &output), @r#"
+        Once
+        formal: upon a time
+        short: more
+
+        Twice
+        base: told
+        "#);
+    }
+}

@@ -1,0 +1,219 @@
+//! `lowrank merge`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lowrank::DType;
+use lowrank::base::Source;
+use lowrank::data::{DataOptions, Dataset, Prompt, Tokenizer};
+use lowrank::merge::{MergeReport, PASSAGES};
+use lowrank::model::{Weights, families};
+use lowrank::report::units;
+use lowrank::tuning::lora;
+use serde::Serialize;
+
+use super::common::{choose_split, set_threads, warn_of_other_base};
+use crate::output::Output;
+use crate::settings::values::{BaseDtype, Split};
+use crate::table::Facts;
+
+/// Rows of `--data` that the merge is proved on, and tokens of each.
+const PROOF_ROWS: usize = 8;
+const PROOF_TOKENS: usize = 256;
+
+/// Arguments of `lowrank merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+
+    /// The adapter to fold in, in PEFT's layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+
+    /// The folder for the merged model, which must not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// How the merged weights are stored [default: as the model's are]
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<BaseDtype>,
+
+    /// Compare logits on these rows instead of on built-in passages
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+
+    /// Keep the result even where its logits are too far off
+    #[arg(long)]
+    pub force: bool,
+
+    /// Replace a model in the output folder
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Threads to compute with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was merged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Merged {
+    /// The folder that was written.
+    pub output: PathBuf,
+    /// How the weights are stored.
+    pub dtype: BaseDtype,
+    /// The library's figures.
+    #[serde(flatten)]
+    pub report: MergeReport,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model or adapter that cannot be used, or a result that is too far off.
+pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    let merged = merge(args)?;
+    output.result(&merged, |output| text(&merged, output))
+}
+
+/// The call into the library.
+fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
+    set_threads(args.threads)?;
+    let source = Source::find(&args.model)?;
+    let config = families::read_config(&source.config()?)?;
+    let loaded = lora::load(&args.adapter, &config)?;
+    tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
+    let passages = passages(args, &source.tokenizer()?)?;
+    let stored = stored_dtype(&source)?;
+    if loaded.base_fingerprint.is_some() {
+        let weights = Weights::from_checkpoint(config, &source.checkpoint()?, stored.into())?;
+        warn_of_other_base(&args.adapter, &loaded, &weights, &source);
+    }
+    let dtype = args.dtype.unwrap_or(stored);
+    let report = lowrank::merge::merge(
+        &source,
+        &loaded.adapter,
+        &passages,
+        &args.output,
+        DType::from(dtype),
+        args.overwrite,
+        args.force,
+    )?;
+    Ok(Merged {
+        output: args.output.clone(),
+        dtype,
+        report,
+    })
+}
+
+/// f32 where any weight of the model is; f16 goes to bf16, the 16-bit type that is written here.
+fn stored_dtype(source: &Source) -> anyhow::Result<BaseDtype> {
+    let checkpoint = source.checkpoint()?;
+    let wide = checkpoint
+        .names()
+        .filter_map(|name| checkpoint.get(name))
+        .any(|entry| entry.dtype.name() == "F32");
+    Ok(if wide {
+        BaseDtype::F32
+    } else {
+        BaseDtype::Bf16
+    })
+}
+
+/// Token ids that the merge is proved on.
+fn passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
+    let Some(data) = &args.data else {
+        let ids = PASSAGES
+            .iter()
+            .map(|text| Ok(Prompt::from_text(tokenizer, text)?.ids));
+        return ids.collect();
+    };
+    let options = DataOptions {
+        max_seq_length: PROOF_TOKENS,
+        ..DataOptions::default()
+    };
+    let split = choose_split(data, None, &[Split::Test, Split::Valid, Split::Train])?;
+    let rows = Dataset::load(data, split, tokenizer, &options)?;
+    Ok(rows
+        .examples
+        .into_iter()
+        .take(PROOF_ROWS)
+        .map(|example| example.ids)
+        .collect())
+}
+
+fn text(merged: &Merged, output: &Output) -> String {
+    let report = &merged.report;
+    let dtype = match merged.dtype {
+        BaseDtype::F32 => "f32",
+        BaseDtype::Bf16 => "bf16",
+    };
+    let mut facts = Facts::default();
+    facts.add("merged modules", report.modules.to_string());
+    facts.add(
+        "weights",
+        format!("{} as {dtype}", units::bytes(report.bytes)),
+    );
+    let forced = if report.is_faithful() {
+        ""
+    } else {
+        ", kept because of --force"
+    };
+    let (difference, limit) = (report.max_logit_difference, report.limit);
+    facts.add(
+        "largest logit difference",
+        format!("{difference:.2e} (limit {limit:.2e}{forced})"),
+    );
+    if let Some(rounding) = report.rounding_difference {
+        facts.add("rounding the base alone", format!("{rounding:.2e}"));
+    }
+    facts.add(
+        "compared on",
+        format!("{} tokens", units::grouped(report.tokens as u64)),
+    );
+    facts.render(
+        &format!("written to {}", merged.output.display()),
+        output.color,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_are_shown() {
+        let merged = Merged {
+            output: "merged".into(),
+            dtype: BaseDtype::Bf16,
+            report: MergeReport {
+                modules: 60,
+                tokens: 180,
+                max_logit_difference: 0.5,
+                rounding_difference: Some(0.1),
+                limit: 0.4,
+                bytes: 269_030_016,
+            },
+        };
+        let output = Output {
+            json: false,
+            color: false,
+            width: 80,
+        };
+        insta::assert_snapshot!(text(&merged, &output), @r#"
+        written to merged
+        merged modules            60
+        weights                   256.6 MiB as bf16
+        largest logit difference  5.00e-1 (limit 4.00e-1, kept because of --force)
+        rounding the base alone   1.00e-1
+        compared on               180 tokens
+        "#);
+    }
+}

@@ -1,0 +1,36 @@
+//! One file a command: its arguments, the call into the library, and what it prints.
+
+pub mod adapter;
+pub mod chat;
+pub mod common;
+pub mod data;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod merge;
+pub mod model;
+pub mod train;
+
+use clap::ArgMatches;
+
+use crate::args::Commands;
+use crate::progress::Mode;
+
+/// Runs a command. `matches` are those of the innermost subcommand.
+///
+/// # Errors
+/// Whatever went wrong; [`failure::conclude`](crate::failure::conclude) turns it into a message and an exit code.
+pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
+    let result = match command {
+        Commands::Demo(args) => demo::run(&args, progress),
+        Commands::Train(args) => train::run(*args, matches, progress),
+        Commands::Eval(args) => eval::run(&args, progress),
+        Commands::Generate(args) => generate::run(&args, progress),
+        Commands::Chat(args) => chat::run(&args),
+        Commands::Merge(args) => merge::run(&args),
+        Commands::Model(command) => model::run(command, progress),
+        Commands::Data(command) => data::run(command),
+        Commands::Adapter(command) => adapter::run(command),
+    };
+    result.map_err(common::as_misuse)
+}

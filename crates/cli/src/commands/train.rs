@@ -1,0 +1,295 @@
+//! `lowrank train`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{ArgMatches, Args};
+use lowrank::report::units;
+use lowrank::train::{Event, Observer, Outcome, Start, TrainConfig};
+use serde_json::Value;
+
+use super::common::set_threads;
+use crate::failure::{Interrupted, Misuse};
+use crate::interrupt;
+use crate::output::Output;
+use crate::progress::{Mode, TrainProgress};
+use crate::settings::train::{Resolved, TrainSettings};
+use crate::settings::{self, File, schema};
+use crate::table::Facts;
+
+/// `lowrank train config.yaml --learning-rate 1e-4`: a flag wins over the file, and every key of the file is a flag.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
+pub struct TrainArgs {
+    /// A YAML file of settings; each key is a flag's name with _ for -, and flags win over it
+    #[arg(value_name = "CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// The same as CONFIG
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        conflicts_with = "config"
+    )]
+    pub config_flag: Option<PathBuf>,
+
+    /// Every setting
+    #[command(flatten)]
+    pub settings: TrainSettings,
+
+    /// Go on with the run in the output folder, with its own settings
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Replace an earlier run in the output folder
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+
+    /// Print the outcome as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print the settings as they would be used, as YAML, and do nothing
+    #[arg(long)]
+    pub print_config: bool,
+
+    /// Print a JSON schema of the settings file and do nothing
+    #[arg(long, conflicts_with = "print_config")]
+    pub print_schema: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Settings that cannot be used, or a training that fails.
+pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    if args.print_schema {
+        let schema = serde_json::to_string_pretty(&settings_schema()?)?;
+        return output.write(
+            &(schema
+                + "
+"),
+        );
+    }
+    let print_config = args.print_config;
+    let start = if args.resume {
+        Start::Resume
+    } else {
+        Start::Fresh {
+            overwrite: args.overwrite,
+        }
+    };
+    let resolved = resolve(args, matches)?;
+    if print_config {
+        return output.write(&serde_saphyr::to_string(&resolved.values)?);
+    }
+    let outcome = train(&resolved, start, progress)?;
+    if !outcome.interrupted {
+        return output.result(&outcome, |output| summary(&outcome, output));
+    }
+    if output.json {
+        output.result(&outcome, |_| String::new())?;
+    }
+    let message = format!(
+        "{} of {} steps are done and saved; go on with: lowrank train --output {} --resume",
+        outcome.steps,
+        outcome.total_steps,
+        outcome.output.display()
+    );
+    Err(Interrupted { message }.into())
+}
+
+/// A JSON schema of the settings file.
+///
+/// # Errors
+/// Never with the defaults as they are.
+pub fn settings_schema() -> anyhow::Result<Value> {
+    let command = TrainSettings::augment_args(clap::Command::new("train"));
+    let defaults = settings::object(&TrainSettings::defaults()).map_err(anyhow::Error::msg)?;
+    Ok(schema::schema("lowrank train", &command, &defaults))
+}
+
+/// Puts flags, file and, when resuming, the settings of the run so far together.
+fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
+    let given = args
+        .config
+        .or(args.config_flag)
+        .map(|path| File::read(&path))
+        .transpose()?;
+    let mut files = Vec::new();
+    if args.resume {
+        let named = given
+            .as_ref()
+            .and_then(|file| file.values.get("output")?.as_str().map(PathBuf::from));
+        let Some(folder) = args.settings.output.clone().or(named) else {
+            return Err(Misuse::new(
+                "--resume needs --output, the folder of the run to go on with",
+            ));
+        };
+        files.push(earlier_settings(&folder)?);
+    }
+    files.extend(given);
+    let mut resolved = TrainSettings::resolve(settings::layer(args.settings, matches, files))?;
+    if args.resume {
+        // The folder may have been moved since its config.yaml was written; where it is now is what counts.
+        resolved.values.insert(
+            "output".to_string(),
+            resolved.output.display().to_string().into(),
+        );
+    }
+    Ok(resolved)
+}
+
+fn earlier_settings(folder: &Path) -> Result<File, Misuse> {
+    let path = folder.join("config.yaml");
+    if !path.is_file() {
+        let shown = folder.display();
+        return Err(Misuse::new(format!(
+            "there is no run to resume in {shown}: it holds no config.yaml; leave --resume out"
+        )));
+    }
+    File::read(&path)
+}
+
+/// The call into the library.
+fn train(resolved: &Resolved, start: Start, progress: Mode) -> anyhow::Result<Outcome> {
+    let config: TrainConfig = serde_json::from_value(Value::Object(resolved.values.clone()))
+        .context("the settings do not fit the trainer's")?;
+    set_threads(config.threads)?;
+    let stop = interrupt::install("finishing this step and saving")?;
+    let mut watcher = Watcher::new(progress);
+    Ok(lowrank::train::train(&config, start, &mut watcher, stop)?)
+}
+
+/// Shows a run's events as they come.
+pub(super) struct Watcher {
+    progress: TrainProgress,
+}
+
+impl Watcher {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self {
+            progress: TrainProgress::new(mode),
+        }
+    }
+}
+
+impl Observer for Watcher {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Start {
+                total_steps,
+                done_steps,
+                ..
+            } => self.progress.start(*total_steps, *done_steps),
+            Event::Step(step) => self.progress.step(step),
+            Event::Eval(eval) => self.progress.eval(eval),
+            Event::Checkpoint(path) => self.progress.checkpoint(path),
+            Event::Note(text) => self.progress.note(text),
+        }
+    }
+}
+
+fn summary(outcome: &Outcome, output: &Output) -> String {
+    let mut facts = Facts::default();
+    let percent =
+        100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters.max(1) as f64;
+    let trainable = units::grouped(outcome.trainable_parameters as u64);
+    facts.add(
+        "trainable parameters",
+        format!("{trainable} ({percent:.3} %)"),
+    );
+    let early = if outcome.stopped_early {
+        ", stopped early"
+    } else {
+        ""
+    };
+    facts.add("steps", format!("{}{early}", outcome.steps));
+    if let Some(loss) = outcome.train_loss {
+        facts.add(
+            "training loss",
+            format!("{loss:.4}, mean of the last steps"),
+        );
+    }
+    match (outcome.first_eval_loss, outcome.eval_loss) {
+        (Some(before), Some(after)) => facts.add(
+            "held-out loss",
+            format!("{before:.4} before, {after:.4} after"),
+        ),
+        (None, Some(after)) => facts.add("held-out loss", format!("{after:.4}")),
+        _ => {}
+    }
+    if outcome.seconds > 0.0 {
+        let time =
+            units::duration(Duration::try_from_secs_f64(outcome.seconds).unwrap_or_default());
+        facts.add(
+            "time",
+            format!(
+                "{time}, {:.0} tokens/s",
+                outcome.tokens as f64 / outcome.seconds
+            ),
+        );
+    }
+    if outcome.peak_rss > 0 {
+        facts.add("peak memory", units::bytes(outcome.peak_rss));
+    }
+    facts.render(
+        &format!("written to {}", outcome.output.display()),
+        output.color,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_are_the_trainers() {
+        let mut defaults = TrainSettings::defaults();
+        defaults.model = Some("m".to_string());
+        defaults.data = Some("d".into());
+        defaults.output = Some("o".into());
+        defaults.learning_rate = Some(2e-4);
+        let values = settings::object(&defaults).unwrap();
+        let config: TrainConfig = serde_json::from_value(Value::Object(values.clone())).unwrap();
+        let method = config.method;
+        assert_eq!(config, TrainConfig::new(method, "m", "d", "o"));
+        let Value::Object(theirs) = serde_json::to_value(&config).unwrap() else {
+            panic!("a config is a map")
+        };
+        let sorted = |map: &serde_json::Map<String, Value>| {
+            let mut keys: Vec<String> = map.keys().cloned().collect();
+            keys.sort_unstable();
+            keys
+        };
+        assert_eq!(sorted(&values), sorted(&theirs));
+    }
+
+    #[test]
+    fn the_schema_knows_every_key() {
+        let schema = settings_schema().unwrap();
+        let properties = schema["properties"].as_object().unwrap();
+        assert_eq!(
+            properties.len(),
+            settings::object(&TrainSettings::defaults()).unwrap().len()
+        );
+        assert_eq!(properties["learning_rate"]["type"], "number");
+        assert_eq!(properties["r"]["default"], 8);
+        assert_eq!(properties["shuffle"]["default"], true);
+        assert_eq!(
+            properties["method"]["enum"],
+            serde_json::json!(["lora", "full"])
+        );
+        assert!(
+            properties
+                .values()
+                .all(|property| property["description"].is_string())
+        );
+    }
+}

@@ -1,0 +1,32 @@
+//! The `lowrank` command line: arguments become settings, settings become one command of [`commands`].
+//!
+//! The library half exists so that the binary stays one line and other tools can ask for the argument definitions
+//! ([`args::Cli`]) and the settings' schema.
+
+pub mod args;
+pub mod commands;
+pub mod failure;
+pub mod interrupt;
+pub mod logging;
+pub mod output;
+pub mod progress;
+pub mod settings;
+pub mod table;
+
+use std::process::ExitCode;
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let (cli, matches) = match args::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        // Also --help and --version, which are no failures and go to standard output.
+        Err(error) => error.exit(),
+    };
+    logging::init(if cli.quiet {
+        -1
+    } else {
+        i16::from(cli.verbose)
+    });
+    let progress = progress::Mode::detect(cli.quiet);
+    failure::conclude(commands::run(cli.command, &matches, progress))
+}

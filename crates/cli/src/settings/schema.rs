@@ -1,0 +1,77 @@
+//! A JSON schema of a settings file, for editors, from the same definition as the flags.
+
+use std::any::TypeId;
+
+use clap::Command;
+use serde_json::{Map, Value, json};
+
+/// The schema. `command` holds the arguments, `defaults` the settings' keys with their default values.
+pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> Value {
+    let properties: Map<String, Value> = defaults
+        .iter()
+        .filter_map(|(key, default)| {
+            let arg = command
+                .get_arguments()
+                .find(|arg| arg.get_id() == key.as_str())?;
+            let mut property = kind(arg, default);
+            if let Some(help) = arg.get_long_help().or(arg.get_help()) {
+                property.insert("description".to_string(), help.to_string().into());
+            }
+            if !default.is_null() {
+                property.insert("default".to_string(), default.clone());
+            }
+            Some((key.clone(), Value::Object(property)))
+        })
+        .collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+    })
+}
+
+/// The part of a property that says which values it takes.
+fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
+    let mut kind = Map::new();
+    let mut set = |key: &str, value: Value| {
+        kind.insert(key.to_string(), value);
+    };
+    let parser = arg.get_value_parser().type_id();
+    let choices: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .map(|value| value.get_name().to_string())
+        .collect();
+    if default.is_object() {
+        set("type", json!("object"));
+        set("additionalProperties", json!({"type": "number"}));
+    } else if default.is_boolean() {
+        set("type", json!("boolean"));
+    } else if !choices.is_empty() {
+        // `init_lora_weights: true` is a boolean to YAML.
+        let booleans = choices
+            .iter()
+            .filter_map(|choice| choice.parse::<bool>().ok())
+            .map(Value::Bool);
+        let all: Vec<Value> = choices
+            .iter()
+            .cloned()
+            .map(Value::String)
+            .chain(booleans)
+            .collect();
+        set("enum", all.into());
+    } else if parser == TypeId::of::<f64>() {
+        set("type", json!("number"));
+    } else if parser == TypeId::of::<u64>() || parser == TypeId::of::<usize>() {
+        set("type", json!("integer"));
+        set("minimum", json!(0));
+    } else if parser == TypeId::of::<super::values::Targets>() {
+        set("type", json!(["string", "array"]));
+        set("items", json!({"type": "string"}));
+    } else {
+        set("type", json!("string"));
+    }
+    kind
+}

@@ -1,0 +1,274 @@
+//! Checks of the training settings, alone and together.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::TrainSettings;
+use crate::failure::Misuse;
+use crate::settings::values::{Method, Targets};
+use crate::settings::{Layered, flag, object};
+
+/// Keys that mean nothing to full training.
+const LORA_KEYS: &[&str] = &[
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "use_rslora",
+    "init_adapter",
+];
+
+/// Keys that `init_adapter` decides.
+const ADAPTER_KEYS: &[&str] = &[
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+];
+
+impl Layered<TrainSettings> {
+    /// Takes over what the config of `init_adapter` says; a setting that was given and says otherwise is a problem.
+    /// A config that cannot be read is left to the trainer, whose message says why.
+    pub(super) fn adopt_adapter(&mut self, problems: &mut Misuse) {
+        let Some(folder) = &self.settings.init_adapter else {
+            return;
+        };
+        let Ok(text) = std::fs::read(folder.join("adapter_config.json")) else {
+            return;
+        };
+        let Ok(Value::Object(config)) = serde_json::from_slice(&text) else {
+            return;
+        };
+        let Ok(mut values) = object(&self.settings) else {
+            return;
+        };
+        let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
+        for key in ADAPTER_KEYS {
+            let adapters = match config.get(*key) {
+                None | Some(Value::Null) => defaults.get(*key),
+                given => given,
+            };
+            let Some(adapters) = adapters else { continue };
+            let mut candidate = values.clone();
+            candidate.insert((*key).to_string(), adapters.clone());
+            let Ok(taken) = serde_json::from_value::<TrainSettings>(Value::Object(candidate))
+            else {
+                continue;
+            };
+            let Some(adopted) = object(&taken).ok().and_then(|mut map| map.remove(*key)) else {
+                continue;
+            };
+            let ours = values.get(*key).unwrap_or(&Value::Null);
+            if self.given.contains(*key) && !same(ours, &adopted) {
+                problems.push(format!(
+                    "{} is {ours}, and the adapter to start from has {adopted}, which cannot be changed; leave it out",
+                    self.name(key)
+                ));
+            }
+            values.insert((*key).to_string(), adopted);
+        }
+        if let Ok(settings) = serde_json::from_value(Value::Object(values)) {
+            self.settings = settings;
+        }
+    }
+
+    pub(super) fn check_ranges(&self, problems: &mut Misuse) {
+        let s = &self.settings;
+        let mut number = |key: &str, value: f64, fine: bool, range: &str| {
+            problems.require(fine && value.is_finite(), || {
+                format!("{} must be {range}, not {value}", self.name(key))
+            });
+        };
+        let positive = "greater than 0";
+        number("lora_alpha", s.lora_alpha, s.lora_alpha > 0.0, positive);
+        number(
+            "lora_dropout",
+            s.lora_dropout,
+            (0.0..1.0).contains(&s.lora_dropout),
+            "at least 0 and less than 1",
+        );
+        if let Some(rate) = s.learning_rate {
+            number("learning_rate", rate, rate > 0.0, positive);
+        }
+        number(
+            "warmup_ratio",
+            s.warmup_ratio,
+            (0.0..=1.0).contains(&s.warmup_ratio),
+            "from 0 to 1",
+        );
+        number(
+            "weight_decay",
+            s.weight_decay,
+            s.weight_decay >= 0.0,
+            "0 or greater",
+        );
+        number(
+            "adam_beta1",
+            s.adam_beta1,
+            (0.0..1.0).contains(&s.adam_beta1),
+            "at least 0 and less than 1",
+        );
+        number(
+            "adam_beta2",
+            s.adam_beta2,
+            (0.0..1.0).contains(&s.adam_beta2),
+            "at least 0 and less than 1",
+        );
+        number(
+            "adam_epsilon",
+            s.adam_epsilon,
+            s.adam_epsilon > 0.0,
+            positive,
+        );
+        number(
+            "max_grad_norm",
+            s.max_grad_norm,
+            s.max_grad_norm >= 0.0,
+            "0 or greater",
+        );
+        let smoothing = s.label_smoothing_factor;
+        number(
+            "label_smoothing_factor",
+            smoothing,
+            (0.0..1.0).contains(&smoothing),
+            "at least 0 and less than 1",
+        );
+        number(
+            "num_train_epochs",
+            s.num_train_epochs,
+            s.num_train_epochs > 0.0,
+            positive,
+        );
+        for (pattern, alpha) in &s.alpha_pattern {
+            number(
+                "alpha_pattern",
+                *alpha,
+                *alpha > 0.0,
+                &format!("greater than 0 for {pattern}"),
+            );
+        }
+
+        let mut count = |key: &str, value: Option<u64>| {
+            problems.require(value != Some(0), || {
+                format!("{} must be 1 or greater, not 0", self.name(key))
+            });
+        };
+        let wide = |value: usize| Some(value as u64);
+        count("r", wide(s.r));
+        count("max_seq_length", wide(s.max_seq_length));
+        count("batch_size", wide(s.batch_size));
+        count(
+            "gradient_accumulation_steps",
+            wide(s.gradient_accumulation_steps),
+        );
+        count("max_steps", s.max_steps);
+        count("eval_steps", s.eval_steps);
+        count("save_steps", s.save_steps);
+        count("save_total_limit", s.save_total_limit.and_then(wide));
+        count(
+            "early_stopping_patience",
+            s.early_stopping_patience.and_then(wide),
+        );
+        count("threads", s.threads.and_then(wide));
+        for (_, rank) in &s.rank_pattern {
+            count("rank_pattern", wide(*rank));
+        }
+    }
+
+    pub(super) fn check_combinations(&self, problems: &mut Misuse) {
+        let s = &self.settings;
+        if s.method == Method::Full {
+            // A run's own config.yaml names every key, so only values that ask for something are refused.
+            let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
+            let values = object(s).unwrap_or_default();
+            for key in LORA_KEYS
+                .iter()
+                .filter(|key| values.get(**key) != defaults.get(**key))
+            {
+                problems.push(format!(
+                    "{} does nothing with the method full; leave it out",
+                    self.name(key)
+                ));
+            }
+        }
+        for (key, set) in [
+            ("load_best_model_at_end", s.load_best_model_at_end),
+            (
+                "early_stopping_patience",
+                s.early_stopping_patience.is_some(),
+            ),
+        ] {
+            problems.require(!set || s.eval_steps.is_some(), || {
+                format!(
+                    "{} needs {}: without it the only evaluation is at the end",
+                    self.name(key),
+                    flag("eval_steps")
+                )
+            });
+        }
+        for (key, targets) in [
+            ("target_modules", &s.target_modules),
+            ("exclude_modules", &s.exclude_modules),
+        ] {
+            let empty = match targets {
+                Some(Targets::Names(names)) => names.is_empty(),
+                Some(Targets::Pattern(pattern)) => pattern.is_empty(),
+                None => false,
+            };
+            problems.require(!empty, || format!("{} names no module", self.name(key)));
+        }
+    }
+
+    pub(super) fn check_paths(&self, problems: &mut Misuse) {
+        let s = &self.settings;
+        let missing = |key: &str, what: &str| format!("{} is missing: give {what}", flag(key));
+        let given = |text: &str| !text.trim().is_empty();
+        problems.require(s.model.as_deref().is_some_and(given), || {
+            missing(
+                "model",
+                "a model folder, an id of the Hugging Face Hub, or builtin:tiny",
+            )
+        });
+        problems.require(s.data.is_some(), || {
+            missing("data", "a folder with train.jsonl, or one file of rows")
+        });
+        problems.require(s.output.is_some(), || {
+            missing("output", "the folder to write the adapter to")
+        });
+        for (key, path) in [
+            ("data", &s.data),
+            ("valid_data", &s.valid_data),
+            ("init_adapter", &s.init_adapter),
+        ] {
+            if let Some(path) = path {
+                problems.require(exists(path), || {
+                    format!("{}: {} does not exist", self.name(key), path.display())
+                });
+            }
+        }
+    }
+}
+
+/// Whether two values mean the same; PEFT sorts lists of modules as it likes.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().all(|item| b.contains(item))
+        }
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        _ => a == b,
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    // A path that cannot be looked at is left to whoever opens it, whose message says why.
+    path.try_exists().unwrap_or(true)
+}

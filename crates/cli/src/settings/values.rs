@@ -1,0 +1,265 @@
+//! Values that several settings share: names with few choices, lists of modules, patterns.
+
+use std::convert::Infallible;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank matrices beside frozen weights
+    Lora,
+    /// Every weight of the model
+    Full,
+}
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// 32-bit floats
+    F32,
+    /// bfloat16, half the memory
+    Bf16,
+}
+
+/// The shape of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SchedulerType {
+    /// Falls linearly to zero
+    Linear,
+    /// Falls to zero along half a cosine
+    Cosine,
+    /// Stays
+    Constant,
+}
+
+/// How LoRA's A and B begin, in PEFT's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitLoraWeights {
+    /// A ~ N(0, 1/r²), B = 0
+    Gaussian,
+    /// A ~ Kaiming uniform, B = 0
+    True,
+    /// Both at random, so that the adapter changes the model from the start
+    False,
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected gaussian, true or false")]
+        enum Raw {
+            Bool(bool),
+            Text(String),
+        }
+        match Raw::deserialize(deserializer)? {
+            Raw::Bool(true) => Ok(Self::True),
+            Raw::Bool(false) => Ok(Self::False),
+            Raw::Text(text) => <Self as ValueEnum>::from_str(&text, false).map_err(|_| {
+                serde::de::Error::custom(format!(
+                    "got \"{text}\", expected gaussian, true or false"
+                ))
+            }),
+        }
+    }
+}
+
+/// What to do with a row that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadRow {
+    /// Stop and say which row and why
+    Error,
+    /// Leave the row out, and say how many were
+    Skip,
+}
+
+/// A file of a data folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// train.jsonl
+    Train,
+    /// valid.jsonl
+    Valid,
+    /// test.jsonl
+    Test,
+}
+
+/// Which modules: names, or one pattern for the whole name.
+///
+/// A text with a character that names do not hold, such as `*` or `(`, is a regular expression; `all-linear` is a
+/// pattern too; anything else is a list of names between commas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// `all-linear`, or a regular expression that matches a whole name.
+    Pattern(String),
+    /// Names: a module matches an entry that it equals or ends in, after a dot.
+    Names(Vec<String>),
+}
+
+impl FromStr for Targets {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let text = text.trim();
+        if text == "all-linear" || text.contains(|c| r"*+?()[]{}|^$\".contains(c)) {
+            return Ok(Self::Pattern(text.to_string()));
+        }
+        let names = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        Ok(Self::Names(names.map(String::from).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Targets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "expected a list of names, a regular expression or all-linear"
+        )]
+        enum Raw {
+            One(String),
+            Many(Vec<String>),
+        }
+        Ok(match Raw::deserialize(deserializer)? {
+            Raw::One(text) => text
+                .parse()
+                .unwrap_or_else(|never: Infallible| match never {}),
+            Raw::Many(names) => Self::Names(names),
+        })
+    }
+}
+
+/// Parses `PATTERN=NUMBER`. The last `=` divides, so a pattern may hold one.
+///
+/// # Errors
+/// When there is no `=`, no pattern before it, or no number behind it.
+pub fn parse_pattern<T: FromStr>(text: &str) -> Result<(String, T), String> {
+    let (pattern, value) = text.rsplit_once('=').ok_or("expected PATTERN=NUMBER")?;
+    let value = value
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{value}` is not a number of the right kind"))?;
+    if pattern.trim().is_empty() {
+        return Err("expected a pattern before the `=`".to_string());
+    }
+    Ok((pattern.trim().to_string(), value))
+}
+
+/// Patterns with their values as a map whose order is kept, for `#[serde(with)]`: the first that matches counts.
+pub mod pattern_map {
+    use std::fmt;
+    use std::marker::PhantomData;
+
+    use serde::de::{MapAccess, Visitor};
+    use serde::ser::SerializeMap;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Writes the pairs as a map.
+    ///
+    /// # Errors
+    /// The serializer's own.
+    pub fn serialize<T: Serialize, S: Serializer>(
+        pairs: &[(String, T)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(pairs.len()))?;
+        for (key, value) in pairs {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+
+    /// Reads a map as pairs.
+    ///
+    /// # Errors
+    /// When there is no map or a value is of the wrong kind.
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(String, T)>, D::Error> {
+        struct Pairs<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pairs<T> {
+            type Value = Vec<(String, T)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("lines of the form `pattern: number`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(Pairs(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_names_or_a_pattern() {
+        let names =
+            |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_string()).collect());
+        let cases = [
+            ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
+            ("q_proj, v_proj ,", names(&["q_proj", "v_proj"])),
+            ("c_attn.q", names(&["c_attn.q"])),
+            ("all-linear", Targets::Pattern("all-linear".to_string())),
+            (
+                r".*\.(q|v)_proj",
+                Targets::Pattern(r".*\.(q|v)_proj".to_string()),
+            ),
+        ];
+        for (text, targets) in cases {
+            assert_eq!(text.parse(), Ok(targets.clone()), "{text}");
+            let written = serde_json::to_value(&targets).unwrap();
+            assert_eq!(
+                serde_json::from_value::<Targets>(written).unwrap(),
+                targets,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn patterns_have_a_number() {
+        assert_eq!(
+            parse_pattern::<u64>("layers.0.*q_proj=4"),
+            Ok(("layers.0.*q_proj".to_string(), 4))
+        );
+        assert!(parse_pattern::<u64>("q_proj").is_err());
+        assert!(parse_pattern::<u64>("q_proj=x").is_err());
+        assert!(parse_pattern::<u64>("=4").is_err());
+    }
+
+    #[test]
+    fn init_is_a_word_or_a_boolean() {
+        let read = |text: &str| {
+            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("true"), Ok(InitLoraWeights::True));
+        assert_eq!(read("\"false\""), Ok(InitLoraWeights::False));
+        assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
+        assert!(
+            read("\"pissa\"")
+                .unwrap_err()
+                .contains("expected gaussian, true or false")
+        );
+    }
+}

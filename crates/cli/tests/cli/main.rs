@@ -1,0 +1,6 @@
+//! The program as its users meet it: exit codes, messages, streams and the files it leaves.
+
+mod bad_input;
+mod misuse;
+mod runs;
+mod support;

@@ -1,0 +1,358 @@
+//! What is printed where, and misuse: exit code 2 and a message that says what to do.
+
+use predicates::prelude::*;
+use predicates::str::contains;
+
+use crate::support::{lowrank, stderr_of, write};
+
+#[test]
+fn help_of_train() {
+    let assert = lowrank()
+        .args(["train", "-h"])
+        .assert()
+        .success()
+        .stderr("");
+    let help = String::from_utf8(assert.get_output().stdout.clone()).expect("help is UTF-8");
+    insta::assert_snapshot!(help, @r#"
+    Train an adapter, or a whole model, on rows of text
+
+    Usage: lowrank train [OPTIONS] [CONFIG]
+
+    Arguments:
+      [CONFIG]  A YAML file of settings; each key is a flag's name with _ for -, and flags win over it
+
+    Options:
+      -c, --config <FILE>    The same as CONFIG
+          --method <METHOD>  What is trained [default: lora] [possible values: lora, full]
+          --model <MODEL>    The base model: a folder in the Hugging Face layout, an id of the Hub, or
+                             builtin:tiny (required)
+          --output <DIR>     The run's folder, which must not exist yet (required)
+          --resume           Go on with the run in the output folder, with its own settings
+          --overwrite        Replace an earlier run in the output folder
+          --json             Print the outcome as one JSON object
+          --print-config     Print the settings as they would be used, as YAML, and do nothing
+          --print-schema     Print a JSON schema of the settings file and do nothing
+      -h, --help             Print help (see more with '--help')
+      -V, --version          Print version
+
+    Data:
+          --data <PATH>               Rows to train on: a folder with train.jsonl and maybe valid.jsonl,
+                                      or one file (required)
+          --valid-data <FILE>         Held-out rows, where they are not valid.jsonl beside the others
+          --max-seq-length <TOKENS>   Cut longer rows to so many tokens, from the end [default: 2048]
+          --train-on-prompt[=<BOOL>]  Let the loss fall on prompts too, not on completions alone
+          --on-bad-row <WHAT>         What to do with a row that cannot be used [default: error]
+                                      [possible values: error, skip]
+          --no-shuffle[=<BOOL>]       Keep the rows in the order of the file (key: shuffle)
+
+    LoRA:
+          --r <N>                      Rank of the matrices A and B [default: 8]
+          --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
+          --lora-dropout <P>           Dropout on what goes into A [default: 0]
+          --target-modules <MODULES>   Modules to adapt: names (q_proj,v_proj), a regular expression for
+                                       the whole name, or all-linear; GPT-2's fused c_attn also goes in
+                                       parts (c_attn.q,c_attn.v) [default: the family's q and v]
+          --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
+          --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
+          --alpha-pattern <PATTERN=X>  Another lora_alpha for modules that match a pattern; may be
+                                       repeated
+          --init-lora-weights <HOW>    How A and B begin [default: gaussian] [possible values: gaussian,
+                                       true, false]
+          --use-rslora[=<BOOL>]        Scale by lora_alpha / √r instead
+          --init-adapter <DIR>         Start from this adapter; r, lora_alpha and the modules are then
+                                       its own
+
+    Optimization:
+          --learning-rate <X>
+              The highest learning rate [default: 2e-4; 2e-5 with --method full]
+          --lr-scheduler-type <TYPE>
+              How the learning rate falls [default: linear] [possible values: linear, cosine, constant]
+          --warmup-steps <N>
+              Steps over which the learning rate rises from zero [default: 0]
+          --warmup-ratio <P>
+              The same as a share of all steps, used where warmup_steps is 0 [default: 0]
+          --weight-decay <X>
+              Decoupled weight decay on everything that is trained [default: 0]
+          --adam-beta1 <X>
+              AdamW's decay of the first moment [default: 0.9]
+          --adam-beta2 <X>
+              AdamW's decay of the second moment [default: 0.999]
+          --adam-epsilon <X>
+              AdamW's epsilon [default: 1e-8]
+          --max-grad-norm <X>
+              Scale gradients down to this norm; 0 turns it off [default: 1]
+          --label-smoothing-factor <P>
+              Share of the target's probability that is spread over all tokens [default: 0]
+          --batch-size <ROWS>
+              Rows computed at a time [default: 8]
+          --gradient-accumulation-steps <N>
+              Batches of an optimizer step [default: 1]
+          --num-train-epochs <X>
+              Passes over the rows [default: 3]
+          --max-steps <N>
+              Optimizer steps, instead of passes over the rows
+          --seed <N>
+              Decides the start, the order of the rows and dropout [default: 42]
+
+    Evaluation and checkpoints:
+          --eval-steps <N>
+              Evaluate the held-out rows every so many steps, not at the end alone
+          --save-steps <N>
+              Write a checkpoint every so many steps and at the end
+          --save-total-limit <N>
+              Keep only so many checkpoints, the latest
+          --load-best-model-at-end[=<BOOL>]
+              Finish with the weights whose held-out loss was the lowest
+          --early-stopping-patience <N>
+              Stop after so many evaluations without a new lowest loss
+
+    Machine:
+          --base-dtype <DTYPE>  How the frozen weights are stored [default: bf16] [possible values: f32,
+                                bf16]
+          --threads <N>         Threads to compute with [default: one a core]
+
+    Messages:
+      -v, --verbose...  Say more on standard error; twice for everything
+      -q, --quiet       Say nothing but errors on standard error, and show no progress
+    "#);
+}
+
+#[test]
+fn no_command_is_misuse() {
+    lowrank()
+        .assert()
+        .code(2)
+        .stderr(contains("Usage: lowrank"));
+    lowrank()
+        .arg("--version")
+        .assert()
+        .success()
+        .stdout(contains("lowrank 0."));
+    lowrank()
+        .arg("trian")
+        .assert()
+        .code(2)
+        .stderr(contains("'train'"));
+}
+
+#[test]
+fn flags_that_do_not_exist_are_answered() {
+    let text = stderr_of(&["train", "--iters", "10"], 2);
+    assert!(
+        text.contains("this setting is called --max-steps here"),
+        "{text}"
+    );
+    let text = stderr_of(&["train", "--per-device-train-batch-size=4"], 2);
+    assert!(
+        text.contains("this setting is called --batch-size here"),
+        "{text}"
+    );
+    let text = stderr_of(&["train", "--grad-checkpoint"], 2);
+    assert!(text.contains("there is no such setting"), "{text}");
+    let text = stderr_of(&["eval", "--adapter-path", "x"], 2);
+    assert!(
+        text.contains("this setting is called --adapter here"),
+        "{text}"
+    );
+    let text = stderr_of(&["train", "--lora-dropuot", "0.1"], 2);
+    assert!(text.contains("'--lora-dropout'"), "{text}");
+}
+
+#[test]
+fn every_wrong_setting_is_reported_at_once() {
+    let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+    let config = write(
+        folder.path(),
+        "run.yaml",
+        "model: builtin:tiny\nlora_r: 8\nmicro_batch_size: 2\nlearnig_rate: 1e-4\nlora_dropout: 1.5\n",
+    );
+    let text = stderr_of(&["train", &config, "--data", "nowhere", "--r", "0"], 2);
+    insta::assert_snapshot!(text, @r#"
+    error: 7 problems with the settings:
+      - lora_r (in run.yaml): this setting is called `r` here
+      - micro_batch_size (in run.yaml): this setting is called `batch_size` here
+      - learnig_rate (in run.yaml) is not a setting; did you mean learning_rate?
+      - lora_dropout (in run.yaml) must be at least 0 and less than 1, not 1.5
+      - --r must be 1 or greater, not 0
+      - --output is missing: give the folder to write the adapter to
+      - --data: nowhere does not exist
+    "#);
+}
+
+#[test]
+fn flags_of_the_wrong_kind_are_misuse() {
+    let text = stderr_of(&["train", "--learning-rate", "fast"], 2);
+    assert!(
+        text.contains("invalid value 'fast' for '--learning-rate <X>'"),
+        "{text}"
+    );
+    let text = stderr_of(&["train", "--method", "qlora"], 2);
+    assert!(text.contains("[possible values: lora, full]"), "{text}");
+    let text = stderr_of(&["train", "--max-steps", "1", "--num-train-epochs", "1"], 2);
+    assert!(text.contains("cannot be used with"), "{text}");
+    let text = stderr_of(
+        &[
+            "generate",
+            "--model",
+            "builtin:tiny",
+            "--prompt",
+            "x",
+            "--top-k",
+            "5",
+        ],
+        2,
+    );
+    assert!(
+        text.contains("do nothing without a --temperature above 0"),
+        "{text}"
+    );
+    let text = stderr_of(&["generate", "--model", "builtin:tiny"], 2);
+    assert!(text.contains("--prompt <TEXT>|--data <PATH>"), "{text}");
+}
+
+#[test]
+fn settings_files_that_cannot_be_read_are_misuse() {
+    let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+    let text = stderr_of(&["train", "none.yaml"], 2);
+    assert!(
+        text.contains("cannot read the settings file none.yaml"),
+        "{text}"
+    );
+    let list = write(folder.path(), "list.yaml", "- r\n");
+    assert!(
+        stderr_of(&["train", "-c", &list], 2).contains("must hold lines of the form `key: value`")
+    );
+    let text = stderr_of(&["train", "--resume"], 2);
+    assert!(text.contains("--resume needs --output"), "{text}");
+    let text = stderr_of(
+        &[
+            "train",
+            "--resume",
+            "--output",
+            &folder.path().display().to_string(),
+        ],
+        2,
+    );
+    assert!(text.contains("there is no run to resume"), "{text}");
+}
+
+#[test]
+fn models_that_do_not_exist_are_misuse() {
+    for args in [
+        &["eval", "--model", "models/none", "--data", "."][..],
+        &["generate", "--model", "models/none", "--prompt", "x"],
+        &[
+            "merge",
+            "--model",
+            "models/none",
+            "--adapter",
+            "a",
+            "--output",
+            "o",
+        ],
+        &["model", "inspect", "models/none"],
+        &["data", "preview", "--model", "models/none", "--data", "."],
+    ] {
+        let text = stderr_of(args, 2);
+        assert!(
+            text.starts_with("error: model models/none"),
+            "{args:?}: {text}"
+        );
+    }
+    let text = stderr_of(&["model", "inspect", "builtin:huge"], 2);
+    assert!(text.contains("the one there is: builtin:tiny"), "{text}");
+}
+
+#[test]
+fn the_resolved_settings_can_be_printed_and_read_again() {
+    let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+    let flags = [
+        "--model",
+        "m",
+        "--data",
+        ".",
+        "--output",
+        "o",
+        "--target-modules",
+        "all-linear",
+        "--no-shuffle",
+    ];
+    let print = |args: &[&str]| {
+        let assert = lowrank()
+            .arg("train")
+            .args(args)
+            .arg("--print-config")
+            .assert()
+            .success()
+            .stderr("");
+        String::from_utf8(assert.get_output().stdout.clone()).expect("settings are UTF-8")
+    };
+    let yaml = print(&flags);
+    for line in [
+        "learning_rate: 0.0002",
+        "target_modules: all-linear",
+        "shuffle: false",
+        "r: 8",
+        "max_steps: null",
+    ] {
+        assert!(
+            yaml.lines().any(|got| got == line),
+            "{line} is not in\n{yaml}"
+        );
+    }
+    let file = write(folder.path(), "config.yaml", &yaml);
+    assert_eq!(print(&[&file]), yaml);
+    assert!(print(&[&file, "--r", "4"]).contains("\nr: 4\n"));
+}
+
+#[test]
+fn the_schema_is_json() {
+    let assert = lowrank()
+        .args(["train", "--print-schema"])
+        .assert()
+        .success()
+        .stderr("");
+    let schema: serde_json::Value =
+        serde_json::from_slice(&assert.get_output().stdout).expect("the schema is JSON");
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(schema["properties"]["batch_size"]["type"], "integer");
+}
+
+#[test]
+fn colours_stay_off_where_there_is_no_terminal() {
+    let escape = contains("\u{1b}");
+    lowrank()
+        .args(["train"])
+        .assert()
+        .code(2)
+        .stderr(escape.clone().not());
+    lowrank()
+        .args(["train"])
+        .env("NO_COLOR", "1")
+        .env("CLICOLOR_FORCE", "0")
+        .assert()
+        .code(2)
+        .stderr(escape.not());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    use std::process::{Command, Stdio};
+    let program = assert_cmd::cargo::cargo_bin("lowrank");
+    let (reader, writer) = std::io::pipe().expect("the system has pipes");
+    drop(reader);
+    let output = Command::new(program)
+        .args(["train", "--print-schema"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the program starts");
+    assert_eq!(
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).as_ref()
+        ),
+        (Some(0), "")
+    );
+}

@@ -1,0 +1,296 @@
+//! From training to merging, on a model that fits in a test.
+
+use serde_json::Value;
+
+use crate::support::{Lab, json_of, lowrank, stderr_of, strs};
+
+fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("{value} is not a number"))
+}
+
+fn metrics(lab: &Lab, run: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(lab.path(run).join("metrics.jsonl"))
+        .expect("a run writes metrics.jsonl");
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a line of metrics is JSON"))
+        .collect()
+}
+
+#[test]
+fn train_evaluate_generate_inspect_and_merge() {
+    let lab = Lab::new();
+    let (model, data, run) = (lab.arg("model"), lab.arg("data"), lab.arg("run"));
+    let outcome = json_of(&strs(
+        &lab.train("run", &["--eval-steps", "3", "--learning-rate", "0.05"]),
+    ));
+    assert_eq!(outcome["steps"], 6);
+    assert!(
+        number(&outcome["eval_loss"]) < number(&outcome["first_eval_loss"]),
+        "{outcome}"
+    );
+    for name in [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+    ] {
+        assert!(lab.path("run").join(name).is_file(), "{name} is missing");
+    }
+    let lines = metrics(&lab, "run");
+    assert_eq!(
+        lines.iter().filter(|line| line["loss"].is_number()).count(),
+        6
+    );
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line["eval_loss"].is_number())
+            .count(),
+        3
+    );
+
+    let with = json_of(&[
+        "eval",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--data",
+        &data,
+    ]);
+    assert_eq!(with["rows"], 8);
+    assert!(
+        (number(&with["loss"]) - number(&outcome["eval_loss"])).abs() < 1e-6,
+        "{with}"
+    );
+    let without = json_of(&["eval", "--model", &model, "--data", &data]);
+    assert!(
+        (number(&without["loss"]) - number(&outcome["first_eval_loss"])).abs() < 1e-6,
+        "{without}"
+    );
+
+    let inspected = json_of(&["adapter", "inspect", &run]);
+    assert_eq!(inspected["modules"].as_array().map(Vec::len), Some(4));
+    assert_eq!(inspected["base_matches"], true);
+    assert!(number(&inspected["modules"][0]["relative_change"]) > 0.0);
+
+    let merged = lab.arg("merged");
+    let report = json_of(&[
+        "merge",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--output",
+        &merged,
+        "--data",
+        &data,
+    ]);
+    assert!(number(&report["max_logit_difference"]) <= 1e-3, "{report}");
+    assert_eq!(
+        (&report["dtype"], &report["modules"]),
+        (&Value::from("f32"), &Value::from(4))
+    );
+    let evaluate = |more: &[&str]| {
+        let args = ["eval", "--data", &data, "--base-dtype", "f32"];
+        number(&json_of(&[&args[..], more].concat())["loss"])
+    };
+    let difference =
+        evaluate(&["--model", &merged]) - evaluate(&["--model", &model, "--adapter", &run]);
+    assert!(difference.abs() < 1e-5, "{difference}");
+    let text = stderr_of(
+        &[
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            &run,
+            "--output",
+            &merged,
+        ],
+        1,
+    );
+    assert!(text.contains("already exists"), "{text}");
+}
+
+#[test]
+fn generating_to_the_screen_and_as_json_is_the_same() {
+    let lab = Lab::new();
+    lowrank().args(lab.train("run", &[])).assert().success();
+    let (model, run) = (lab.arg("model"), lab.arg("run"));
+    let args = [
+        "generate",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--prompt",
+        "Number 3 is",
+        "--max-new-tokens",
+        "5",
+    ];
+    let assert = lowrank().args(args).assert().success();
+    let shown = String::from_utf8(assert.get_output().stdout.clone()).expect("text is UTF-8");
+    let report = json_of(&args);
+    assert_eq!(
+        report["generations"][0]["text"],
+        shown.trim_end_matches('\n')
+    );
+    assert_eq!(report["generations"][0]["adapter"], "run");
+
+    let (data, second) = (lab.arg("data"), format!("other={run}"));
+    let report = json_of(&[
+        "generate",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--adapter",
+        &second,
+        "--data",
+        &data,
+        "--limit",
+        "3",
+        "--max-new-tokens",
+        "4",
+    ]);
+    let generations = report["generations"]
+        .as_array()
+        .expect("generations are a list");
+    assert_eq!(generations.len(), 6);
+    assert_eq!(generations[0]["text"], generations[1]["text"]);
+    assert_eq!(generations[1]["adapter"], "other");
+    assert!(generations[0]["reference"].is_string());
+}
+
+#[test]
+fn a_chat_reads_lines_and_swaps_adapters() {
+    let lab = Lab::new();
+    lowrank().args(lab.train("run", &[])).assert().success();
+    let talk = |input: &str| {
+        let (model, run) = (lab.arg("model"), lab.arg("run"));
+        let args = [
+            "chat",
+            "--model",
+            &model,
+            "--adapter",
+            &run,
+            "--max-new-tokens",
+            "3",
+        ];
+        let assert = lowrank().args(args).write_stdin(input).assert().success();
+        String::from_utf8(assert.get_output().stdout.clone()).expect("text is UTF-8")
+    };
+    assert_eq!(talk("hello\n").lines().count(), 1);
+    assert!(talk("/adapters\n").contains("adapters: run; in use: run"));
+    assert!(talk("/adapter none\n/adapters\n").contains("in use: none"));
+}
+
+#[test]
+fn an_earlier_run_is_kept_replaced_or_continued() {
+    let lab = Lab::new();
+    lowrank()
+        .args(lab.train("run", &["--save-steps", "2"]))
+        .assert()
+        .success();
+    let text = stderr_of(&strs(&lab.train("run", &[])), 2);
+    assert!(
+        text.contains("exists") && text.contains("--resume") && text.contains("--overwrite"),
+        "{text}"
+    );
+    let text = stderr_of(
+        &strs(&lab.train("run", &["--resume", "--learning-rate", "1"])),
+        2,
+    );
+    assert!(text.contains("learning_rate"), "{text}");
+    lowrank()
+        .args(lab.train("run", &["--overwrite", "--seed", "1"]))
+        .assert()
+        .success();
+    assert_eq!(
+        metrics(&lab, "run")
+            .iter()
+            .filter(|line| line["loss"].is_number())
+            .count(),
+        6
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    let lab = Lab::new();
+    let steps = [
+        "--max-steps=1500",
+        "--warmup-steps=3",
+        "--lora-dropout=0.1",
+        "--save-total-limit=1",
+    ];
+    let args: Vec<String> = lab
+        .train("whole", &steps)
+        .into_iter()
+        .filter(|arg| !["--max-steps", "6"].contains(&arg.as_str()))
+        .collect();
+    lowrank().args(&args).assert().success();
+
+    let stopped: Vec<String> = args
+        .iter()
+        .map(|arg| arg.replace("/whole", "/stopped"))
+        .collect();
+    let child = std::process::Command::new(assert_cmd::cargo::cargo_bin("lowrank"))
+        .args(&stopped)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let begun = Instant::now();
+    let lines = || {
+        std::fs::read_to_string(lab.path("stopped").join("metrics.jsonl"))
+            .map_or(0, |text| text.lines().count())
+    };
+    while lines() < 5 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "no step was taken within a minute"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let pid = child.id().to_string();
+    let kill = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status()
+        .expect("kill can be run");
+    assert!(kill.success());
+    let output = child.wait_with_output().expect("the program ends");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains("finishing this step") && text.contains("--resume"),
+        "{text}"
+    );
+    assert!(lines() < 1500, "the run was over before it was stopped");
+
+    lowrank()
+        .args(["train", "--resume", "--output", &lab.arg("stopped")])
+        .assert()
+        .success();
+    let read = |run: &str| {
+        std::fs::read(lab.path(run).join("adapter_model.safetensors"))
+            .expect("a run writes its adapter")
+    };
+    assert!(read("whole") == read("stopped"), "the adapters differ");
+    let losses = |run: &str| {
+        metrics(&lab, run)
+            .iter()
+            .map(|line| line["loss"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(losses("whole"), losses("stopped"));
+}

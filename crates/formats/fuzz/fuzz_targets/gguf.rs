@@ -1,0 +1,22 @@
+//! Any bytes as a GGUF file: an error or a file whose tensors hold what they say, and whose import plans without panic.
+
+#![no_main]
+
+use std::io::Write;
+
+use libfuzzer_sys::fuzz_target;
+use lowrank_formats::checkpoint::StoredDType;
+use lowrank_formats::{Gguf, gguf_llama};
+
+fuzz_target!(|data: &[u8]| {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(data).expect("space for it");
+    if let Ok(gguf) = Gguf::open(file.path()) {
+        for tensor in gguf.tensors() {
+            if let Ok(values) = gguf.dequantize(&tensor.name) {
+                assert_eq!(values.len(), tensor.len());
+            }
+        }
+        let _ = gguf_llama::hf_config_json(&gguf, StoredDType::F32);
+    }
+});

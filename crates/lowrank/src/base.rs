@@ -1,0 +1,274 @@
+//! A base model as a user names it: a folder, a Hub id that was pulled, or `builtin:tiny`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lowrank_formats::atomic;
+use lowrank_formats::checkpoint::Checkpoint;
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::DType;
+
+use crate::Error;
+use crate::data::Tokenizer;
+use crate::model::{Decoder, Weights, families};
+
+/// The name of the model inside the binary.
+pub const BUILTIN: &str = "builtin:tiny";
+
+/// The built-in model's files by name. It was pretrained by this program (`cargo dev builtin-model`).
+pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
+    ("config.json", include_bytes!("../builtin/config.json")),
+    (
+        "generation_config.json",
+        include_bytes!("../builtin/generation_config.json"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../builtin/model.safetensors"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../builtin/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../builtin/tokenizer_config.json"),
+    ),
+    (
+        "chat_template.jinja",
+        include_bytes!("../builtin/chat_template.jinja"),
+    ),
+];
+
+macro_rules! task {
+    ($name:literal) => {
+        (
+            $name,
+            &[
+                (
+                    "train.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/train.jsonl")),
+                ),
+                (
+                    "valid.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/valid.jsonl")),
+                ),
+                (
+                    "test.jsonl",
+                    include_str!(concat!("../builtin/tasks/", $name, "/test.jsonl")),
+                ),
+            ],
+        )
+    };
+}
+
+/// The files of a task by name.
+type TaskFiles = &'static [(&'static str, &'static str)];
+
+/// The built-in tasks with their rows (`cargo dev builtin-data`).
+pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
+
+/// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
+pub(crate) const SIDE_FILES: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The files of a model folder that this program writes beside the [`SIDE_FILES`].
+pub(crate) const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
+
+/// Where a model's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+    /// Inside the binary.
+    Builtin,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => write!(f, "{}", path.display()),
+            Self::Builtin => f.write_str(BUILTIN),
+        }
+    }
+}
+
+/// A model that is ready to be used.
+pub struct Base {
+    /// The network.
+    pub decoder: Arc<Decoder>,
+    /// Its tokenizer and chat template.
+    pub tokenizer: Tokenizer,
+    /// Where it came from.
+    pub source: Source,
+}
+
+impl Source {
+    /// Finds the files that a `--model` value means.
+    ///
+    /// # Errors
+    /// A name that is neither a folder, nor built in, nor a pulled Hub id.
+    pub fn find(model: &str) -> Result<Self, Error> {
+        if model == BUILTIN {
+            return Ok(Self::Builtin);
+        }
+        if let Some(other) = model.strip_prefix("builtin:") {
+            return Err(Error::Settings(format!(
+                "there is no built-in model `{other}`; the one there is: {BUILTIN}"
+            )));
+        }
+        let path = Path::new(model);
+        if path.is_dir() {
+            return Ok(Self::Folder(path.to_path_buf()));
+        }
+        if path.is_file() {
+            let mend = if path.extension().is_some_and(|e| e == "gguf") {
+                format!("import it first: lowrank model import {model} --output DIR")
+            } else {
+                "give the folder that holds config.json and model.safetensors".to_owned()
+            };
+            return Err(Error::Settings(format!(
+                "{model} is a file, and a model is a folder; {mend}"
+            )));
+        }
+        crate::hub::cached(model).map(Self::Folder).ok_or_else(|| {
+            let mend = if crate::hub::looks_like_id(model) {
+                format!("as a Hub id it has not been fetched yet: lowrank model pull {model}")
+            } else {
+                format!("give a folder, a Hub id (owner/name) or {BUILTIN}")
+            };
+            Error::Settings(format!("model {model}: there is no such folder; {mend}"))
+        })
+    }
+
+    /// The parsed `config.json`.
+    ///
+    /// # Errors
+    /// A file that is missing or not JSON.
+    pub fn config(&self) -> Result<HfConfig, Error> {
+        Ok(match self {
+            Self::Folder(folder) => HfConfig::read(folder)?,
+            Self::Builtin => HfConfig::from_map(Path::new(BUILTIN), builtin_config()),
+        })
+    }
+
+    /// The opened weights.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        Ok(match self {
+            Self::Folder(folder) => Checkpoint::open(folder)?,
+            Self::Builtin => {
+                Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?
+            }
+        })
+    }
+
+    /// The tokenizer with its chat template.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Ok(match self {
+            Self::Folder(folder) => Tokenizer::from_folder(folder)?,
+            Self::Builtin => {
+                let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
+                Tokenizer::from_parts(builtin("tokenizer.json"), Some(&template), "<|endoftext|>")?
+            }
+        })
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// Anything about its files that can't be used, by name.
+    pub fn load(self, dtype: DType) -> Result<Base, Error> {
+        let config = families::read_config(&self.config()?)?;
+        let tokenizer = self.tokenizer()?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::Settings(format!(
+                "{self}: the tokenizer has {} tokens and the model only {}; they do not belong together",
+                tokenizer.vocab_size(),
+                config.vocab_size
+            )));
+        }
+        let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
+        Ok(Base {
+            decoder: Decoder::new(weights),
+            tokenizer,
+            source: self,
+        })
+    }
+
+    /// Copies the tokenizer, the chat template and the generation settings into `folder`, byte for byte, and writes
+    /// config.json with the dtype of the weights beside it.
+    ///
+    /// # Errors
+    /// A file can't be read or written.
+    pub fn write_side_files(&self, folder: &Path, dtype: DType) -> Result<(), Error> {
+        for name in SIDE_FILES {
+            let bytes = match self {
+                Self::Folder(from) => match std::fs::read(from.join(name)) {
+                    Ok(bytes) => bytes,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(Error::io(from.join(name))(error)),
+                },
+                Self::Builtin => match BUILTIN_FILES.iter().find(|(known, _)| known == name) {
+                    Some((_, bytes)) => bytes.to_vec(),
+                    None => continue,
+                },
+            };
+            atomic::write_file(&folder.join(name), |out| out.write_all(&bytes))?;
+        }
+        let mut config = self.config()?.map().clone();
+        let name = match dtype {
+            DType::F32 => "float32",
+            DType::Bf16 => "bfloat16",
+        };
+        let key = if config.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
+        config.insert(key.to_owned(), name.into());
+        atomic::write_file(&folder.join("config.json"), |out| {
+            serde_json::to_writer_pretty(&mut *out, &config)?;
+            out.write_all(b"\n")
+        })?;
+        Ok(())
+    }
+
+    /// A short name for cards and reports: a folder's own name, never a path.
+    pub fn short_name(&self) -> String {
+        match self {
+            Self::Folder(path) => path.file_name().map_or_else(
+                || "model".into(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
+            Self::Builtin => BUILTIN.to_owned(),
+        }
+    }
+}
+
+fn builtin_config() -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_slice(builtin("config.json")).unwrap_or_default()
+}
+
+fn builtin(name: &str) -> &'static [u8] {
+    BUILTIN_FILES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or(&[], |(_, bytes)| bytes)
+}

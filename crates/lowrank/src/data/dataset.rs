@@ -1,0 +1,532 @@
+//! A file of rows as examples, and the account of what became of each row.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::error::DataError;
+use super::example::{Example, encode_row};
+use super::files::{RawRow, Rows, Split, require_split};
+use super::rows::{RowKind, RowProblem, read_row, unknown_kind};
+use super::tokenizer::Tokenizer;
+
+/// What to do with a row that cannot be learned from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadRow {
+    /// Stop and say which.
+    #[default]
+    Error,
+    /// Leave it out, and list it in the report.
+    Skip,
+}
+
+/// How rows become examples.
+#[derive(Debug, Clone)]
+pub struct DataOptions {
+    /// Tokens of an example at most; what is over is cut from its end.
+    pub max_seq_length: usize,
+    /// Let the loss fall on every token but the first.
+    pub train_on_prompt: bool,
+    /// What to do with a row that cannot be learned from.
+    pub on_bad_row: OnBadRow,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            max_seq_length: 2048,
+            train_on_prompt: false,
+            on_bad_row: OnBadRow::Error,
+        }
+    }
+}
+
+/// The examples of one file, in its order.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// One for each row that was kept.
+    pub examples: Vec<Example>,
+    /// The form of the rows.
+    pub kind: RowKind,
+    /// What became of the rows.
+    pub report: DataReport,
+}
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BadRow {
+    /// Its line, counted from 1.
+    pub line: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of a file's rows. `Display` says it in a few lines.
+#[derive(Debug, Clone, Serialize)]
+pub struct DataReport {
+    /// The file that was read.
+    pub path: PathBuf,
+    /// The form of its rows, detected from the first.
+    pub kind: RowKind,
+    /// How rows were written as text, where there was a choice.
+    pub layout: Option<String>,
+    /// Rows in the file, blank lines not counted.
+    pub rows: usize,
+    /// Rows that became examples.
+    pub kept: usize,
+    /// Examples that were cut.
+    pub truncated_rows: usize,
+    /// Tokens that were cut from them.
+    pub truncated_tokens: usize,
+    /// Examples that were not cut and yet teach none of the model's end tokens: the chat template ends a turn with
+    /// something else, so the model may not learn to stop.
+    pub rows_without_end: usize,
+    /// Rows that were left out.
+    pub skipped: Vec<BadRow>,
+    /// Fields that rows have and that were not used.
+    pub unused_fields: Vec<String>,
+    /// Tokens of all examples.
+    pub tokens: usize,
+    /// Tokens that the loss falls on.
+    pub supervised_tokens: usize,
+    /// Tokens of the longest example.
+    pub longest: usize,
+}
+
+impl Dataset {
+    /// Reads and encodes a split of `path`, a folder or a file, on all threads of rayon's pool. Examples are in the
+    /// file's order, whatever the number of threads.
+    ///
+    /// # Errors
+    /// If the file is not there or empty, if its first row is of no known kind or a later one of another kind, or, with
+    /// [`OnBadRow::Error`], for the first row that cannot be learned from.
+    pub fn load(
+        path: &Path,
+        split: Split,
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+    ) -> Result<Self, DataError> {
+        let file = require_split(path, split)?;
+        let mut rows = Rows::open(&file)?;
+        let mut loader = Loader {
+            path: &file,
+            tokenizer,
+            options,
+            kind: None,
+            unused: BTreeSet::new(),
+        };
+        let (mut examples, mut skipped, mut count) = (Vec::new(), Vec::new(), 0);
+        loop {
+            let batch = rows.next_batch(&file)?;
+            if batch.is_empty() {
+                break;
+            }
+            count += batch.len();
+            loader.add(&batch, &mut examples, &mut skipped)?;
+        }
+        let Loader { kind, unused, .. } = loader;
+        let (Some((kind, _)), false) = (kind, examples.is_empty()) else {
+            let reason = match skipped.first() {
+                None => "is empty: it holds no rows".to_owned(),
+                Some(BadRow { line, reason }) => {
+                    format!(
+                        "none of its {count} rows can be used; the first one, line {line}: {reason}"
+                    )
+                }
+            };
+            return Err(DataError::Empty { path: file, reason });
+        };
+        let layout = (kind == RowKind::Alpaca).then(|| {
+            let chosen = if tokenizer.has_chat_template() {
+                "the model's chat template"
+            } else {
+                "the Alpaca prompt"
+            };
+            chosen.to_owned()
+        });
+        let report = DataReport {
+            path: file,
+            kind,
+            layout,
+            rows: count,
+            kept: examples.len(),
+            truncated_rows: examples
+                .iter()
+                .filter(|example| example.truncated > 0)
+                .count(),
+            truncated_tokens: examples.iter().map(|example| example.truncated).sum(),
+            rows_without_end: examples
+                .iter()
+                .filter(|example| !teaches_end(example, tokenizer))
+                .count(),
+            skipped,
+            unused_fields: unused.into_iter().collect(),
+            tokens: examples.iter().map(|example| example.ids.len()).sum(),
+            supervised_tokens: examples.iter().map(Example::supervised_tokens).sum(),
+            longest: examples
+                .iter()
+                .map(|example| example.ids.len())
+                .max()
+                .unwrap_or(0),
+        };
+        Ok(Self {
+            examples,
+            kind,
+            report,
+        })
+    }
+}
+
+fn teaches_end(example: &Example, tokenizer: &Tokenizer) -> bool {
+    let mut labels = example.ids.iter().zip(&example.supervised);
+    example.truncated > 0 || labels.any(|(id, label)| *label && tokenizer.stop_ids().contains(id))
+}
+
+struct Loader<'a> {
+    path: &'a Path,
+    tokenizer: &'a Tokenizer,
+    options: &'a DataOptions,
+    /// The kind of the first row that has one, and its line.
+    kind: Option<(RowKind, usize)>,
+    unused: BTreeSet<String>,
+}
+
+type Parsed = Result<Map<String, Value>, (usize, String)>;
+
+impl Loader<'_> {
+    fn add(
+        &mut self,
+        batch: &[RawRow],
+        examples: &mut Vec<Example>,
+        skipped: &mut Vec<BadRow>,
+    ) -> Result<(), DataError> {
+        let parsed: Vec<Parsed> = batch.par_iter().map(RawRow::parse).collect();
+        self.detect(batch, &parsed);
+        let (kind, path) = (self.kind, self.path);
+        let encoded: Vec<Result<Example, (usize, RowProblem)>> = batch
+            .par_iter()
+            .zip(parsed.par_iter())
+            .map(|(raw, row)| match row {
+                Err((line, reason)) => Err((*line, RowProblem::Bad(reason.clone()))),
+                Ok(row) => self
+                    .encode(kind.map(|(kind, _)| kind), row, raw.line)
+                    .map_err(|problem| (raw.line, problem)),
+            })
+            .collect();
+        for (outcome, row) in encoded.into_iter().zip(&parsed) {
+            match outcome {
+                Ok(example) => examples.push(example),
+                Err((line, RowProblem::OtherKind(found))) => {
+                    let (expected, first_line) =
+                        kind.map_or((String::new(), 0), |(kind, at)| (kind.to_string(), at));
+                    return Err(DataError::Mixed {
+                        path: path.to_owned(),
+                        line,
+                        first_line,
+                        expected,
+                        found,
+                    });
+                }
+                Err((line, RowProblem::Bad(reason))) => match self.options.on_bad_row {
+                    OnBadRow::Error => return Err(DataError::row(path, line, reason)),
+                    OnBadRow::Skip => skipped.push(BadRow { line, reason }),
+                },
+            }
+            if let (Ok(row), Some((kind, _))) = (row, kind) {
+                for name in row.keys().filter(|name| !kind.uses(name)) {
+                    if !self.unused.contains(name) {
+                        self.unused.insert(name.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn detect(&mut self, batch: &[RawRow], parsed: &[Parsed]) {
+        if self.kind.is_none() {
+            self.kind = batch
+                .iter()
+                .zip(parsed)
+                .find_map(|(raw, row)| Some((RowKind::detect(row.as_ref().ok()?)?, raw.line)));
+        }
+    }
+
+    fn encode(
+        &self,
+        kind: Option<RowKind>,
+        row: &Map<String, Value>,
+        line: usize,
+    ) -> Result<Example, RowProblem> {
+        let Some(kind) = kind else {
+            return Err(RowProblem::Bad(unknown_kind(row)));
+        };
+        let content = read_row(kind, row)?;
+        encode_row(self.tokenizer, &content, line, self.options).map_err(RowProblem::Bad)
+    }
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} rows, {}",
+            self.path.display(),
+            self.rows,
+            self.kind
+        )?;
+        if let Some(layout) = &self.layout {
+            write!(f, ", written with {layout}")?;
+        }
+        write!(
+            f,
+            "\n  {} examples, {} tokens ({} supervised), the longest {}",
+            self.kept, self.tokens, self.supervised_tokens, self.longest
+        )?;
+        if self.truncated_rows > 0 {
+            write!(
+                f,
+                "\n  {} rows were cut at max_seq_length; {} tokens are lost",
+                self.truncated_rows, self.truncated_tokens
+            )?;
+        }
+        if self.rows_without_end > 0 {
+            write!(
+                f,
+                "\n  {} rows teach none of the model's end tokens (the chat template ends a turn with something else), \
+                 so the model may not learn to stop",
+                self.rows_without_end
+            )?;
+        }
+        if !self.unused_fields.is_empty() {
+            write!(
+                f,
+                "\n  fields that are not used: {}",
+                self.unused_fields.join(", ")
+            )?;
+        }
+        if !self.skipped.is_empty() {
+            write!(f, "\n  {} rows were skipped:", self.skipped.len())?;
+            for bad in self.skipped.iter().take(SHOWN) {
+                write!(f, "\n    line {}: {}", bad.line, bad.reason)?;
+            }
+            if self.skipped.len() > SHOWN {
+                write!(f, "\n    and {} more", self.skipped.len() - SHOWN)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Skipped rows that the report names one by one.
+const SHOWN: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::fixture;
+
+    fn load_with(text: &str, options: &DataOptions) -> Result<Dataset, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let loaded = Dataset::load(folder.path(), Split::Train, &fixture::tokenizer(), options);
+        loaded.map_err(|error| {
+            error
+                .to_string()
+                .replace(&folder.path().display().to_string(), "data")
+        })
+    }
+
+    fn load(text: &str) -> Result<Dataset, String> {
+        load_with(text, &DataOptions::default())
+    }
+
+    fn skipping() -> DataOptions {
+        DataOptions {
+            on_bad_row: OnBadRow::Skip,
+            ..DataOptions::default()
+        }
+    }
+
+    #[test]
+    fn rows_become_examples_in_order() {
+        let row = |n| format!("{{\"prompt\": \"{n}\", \"completion\": \"x\", \"id\": {n}}}");
+        let text = (0..9000).map(row).collect::<Vec<_>>().join("\n\n");
+        let data = load(&text).unwrap();
+        assert_eq!(data.kind, RowKind::PromptCompletion);
+        assert_eq!(
+            (data.report.rows, data.report.kept, data.examples.len()),
+            (9000, 9000, 9000)
+        );
+        let tokenizer = fixture::tokenizer();
+        for (n, example) in data.examples.iter().enumerate() {
+            assert_eq!(example.line, 2 * n + 1);
+            assert_eq!(
+                tokenizer.decode(&example.ids, true).unwrap(),
+                format!("{n}x")
+            );
+        }
+        assert_eq!(data.report.unused_fields, ["id"]);
+        assert_eq!(data.report.supervised_tokens, 18_000);
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        let row = |n| format!("{{\"text\": \"hello {n}\"}}");
+        let text = (0..500).map(row).collect::<Vec<_>>().join("\n");
+        let in_pool = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| load(&text).unwrap().examples)
+        };
+        assert_eq!(in_pool(1), in_pool(3));
+    }
+
+    #[test]
+    fn errors_name_file_line_and_reason() {
+        for (text, expected) in [
+            ("", "data/train.jsonl: is empty: it holds no rows"),
+            ("\n\n", "data/train.jsonl: is empty: it holds no rows"),
+            (
+                "{\"text\": \"a\"}\n\n{\"text\": 1}",
+                "data/train.jsonl, line 3: \"text\" must be a text, but is a number (1)",
+            ),
+            (
+                "{\"text\": \"a\"}\n{\"txt\": \"b\"}",
+                "data/train.jsonl, line 2: \"text\" is missing; the row has \"txt\"",
+            ),
+            (
+                "{\"a\": 1}",
+                "data/train.jsonl, line 1: the row has \"a\", which is no known kind",
+            ),
+            (
+                "{\"text\": \"a\"",
+                "data/train.jsonl, line 1: invalid JSON at column 12",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
+                "line 1: no message has the role \"assistant\"",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \"y\", \"weight\": 0}]}",
+                "line 1: no token is supervised: every assistant message has \"weight\": 0",
+            ),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mixed_file_is_an_error_even_when_bad_rows_are_skipped() {
+        let text = "{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+        for options in [DataOptions::default(), skipping()] {
+            let error = load_with(text, &options).unwrap_err();
+            assert!(
+                error.contains("data/train.jsonl, line 2: this row is prompt and completion, but the file began with text on line 1"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn skipped_rows_are_listed_with_their_reasons() {
+        let text =
+            "{\n{\"x\": 1}\n{\"text\": \"hello\"}\n{\"text\": \"\"}\n{\"text\": \"a\"}\n[]\n";
+        assert!(load(text).is_err());
+        let data = load_with(text, &skipping()).unwrap();
+        let lines: Vec<usize> = data.report.skipped.iter().map(|bad| bad.line).collect();
+        assert_eq!(lines, [1, 2, 4, 6]);
+        assert_eq!((data.report.rows, data.report.kept), (6, 2));
+        let shown = data.report.to_string();
+        assert!(
+            shown.contains("4 rows were skipped:\n    line 1: invalid JSON"),
+            "{shown}"
+        );
+        assert!(shown.contains("line 4: \"text\" is empty"), "{shown}");
+        let error = load_with("{\"text\": \"\"}\n", &skipping()).unwrap_err();
+        assert!(
+            error.contains(
+                "none of its 1 rows can be used; the first one, line 1: \"text\" is empty"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn cuts_are_reported() {
+        let options = DataOptions {
+            max_seq_length: 4,
+            ..DataOptions::default()
+        };
+        let data = load_with("{\"text\": \"abcdef\"}\n{\"text\": \"ab\"}\n", &options).unwrap();
+        assert_eq!(
+            (
+                data.report.truncated_rows,
+                data.report.truncated_tokens,
+                data.report.longest
+            ),
+            (1, 3, 4)
+        );
+        let shown = data.report.to_string();
+        assert!(
+            shown.contains(
+                "train.jsonl: 2 rows, text\n  2 examples, 7 tokens (5 supervised), the longest 4"
+            ),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("1 rows were cut at max_seq_length; 3 tokens are lost"),
+            "{shown}"
+        );
+        let error = load_with(
+            "{\"prompt\": \"abcdef\", \"completion\": \"x\"}\n",
+            &options,
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("line 1: no supervised token is left"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn alpaca_rows_state_their_layout() {
+        let data = load("{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}\n").unwrap();
+        assert!(
+            data.report
+                .to_string()
+                .contains("written with the model's chat template")
+        );
+    }
+
+    #[test]
+    fn a_template_without_an_end_token_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.jsonl");
+        let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
+        std::fs::write(&path, row).unwrap();
+        let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+        let load = |tokenizer| {
+            Dataset::load(&path, Split::File, &tokenizer, &DataOptions::default())
+                .unwrap()
+                .report
+        };
+        let report = load(fixture::with_template(Some(template)));
+        assert_eq!(report.rows_without_end, 1);
+        assert!(
+            report
+                .to_string()
+                .contains("1 rows teach none of the model's end tokens")
+        );
+        assert_eq!(load(fixture::tokenizer()).rows_without_end, 0);
+    }
+}

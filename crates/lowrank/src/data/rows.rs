@@ -1,0 +1,648 @@
+//! The kinds of rows, and the strict reading of one.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The form of a file's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// `{"messages": [{"role", "content"}, …]}`, OpenAI's form, with `weight` and `tools`.
+    Messages,
+    /// `{"conversations": [{"from", "value"}, …]}`.
+    ShareGpt,
+    /// `{"prompt", "completion"}`.
+    PromptCompletion,
+    /// `{"instruction", "input", "output"}`.
+    Alpaca,
+    /// `{"text"}`.
+    Text,
+}
+
+impl RowKind {
+    /// Every kind with the fields that it is known by and those that it may have, in the order they are tried.
+    const FIELDS: [(Self, &'static [&'static str], &'static [&'static str]); 5] = [
+        (Self::Messages, &["messages"], &["tools"]),
+        (Self::ShareGpt, &["conversations"], &["system", "tools"]),
+        (Self::PromptCompletion, &["prompt", "completion"], &[]),
+        (Self::Alpaca, &["instruction", "output"], &["input"]),
+        (Self::Text, &["text"], &[]),
+    ];
+
+    /// The kind of a row, by the fields that are there.
+    pub(super) fn detect(row: &Map<String, Value>) -> Option<Self> {
+        let has_all = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
+        Self::FIELDS
+            .iter()
+            .find(|(_, required, _)| has_all(required))
+            .map(|(kind, _, _)| *kind)
+    }
+
+    /// The fields of this kind, those it must have first.
+    fn fields(self) -> (&'static [&'static str], &'static [&'static str]) {
+        let found = Self::FIELDS.iter().find(|(kind, _, _)| *kind == self);
+        found.map_or((&[], &[]), |(_, required, optional)| (required, optional))
+    }
+
+    pub(super) fn uses(self, field: &str) -> bool {
+        let (required, optional) = self.fields();
+        required.contains(&field) || optional.contains(&field)
+    }
+}
+
+impl fmt::Display for RowKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Messages => "chat (\"messages\")",
+            Self::ShareGpt => "ShareGPT (\"conversations\")",
+            Self::PromptCompletion => "prompt and completion",
+            Self::Alpaca => "Alpaca (\"instruction\", \"input\", \"output\")",
+            Self::Text => "text",
+        })
+    }
+}
+
+/// A message of a conversation: every field as it was given, since templates may use any of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Message(Map<String, Value>);
+
+impl Message {
+    /// A message of plain text.
+    pub fn new(role: &str, content: &str) -> Self {
+        Self(Map::from_iter([
+            ("role".to_owned(), role.into()),
+            ("content".to_owned(), content.into()),
+        ]))
+    }
+
+    /// The role: `system`, `user`, `assistant` or `tool`; empty if there is none.
+    pub fn role(&self) -> &str {
+        self.0
+            .get("role")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The content where it is plain text.
+    pub fn content(&self) -> Option<&str> {
+        self.0.get("content").and_then(Value::as_str)
+    }
+
+    /// All fields.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// Whether the loss falls on it: what the assistant says, unless `weight` is 0.
+    pub fn is_supervised(&self) -> bool {
+        self.role() == "assistant" && self.0.get("weight").and_then(Value::as_f64) != Some(0.0)
+    }
+}
+
+/// What a row says, whatever its form.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Content {
+    Chat {
+        messages: Vec<Message>,
+        tools: Option<Value>,
+    },
+    Pair {
+        prompt: String,
+        completion: String,
+    },
+    Instruction {
+        instruction: String,
+        input: String,
+        output: String,
+    },
+    Text(String),
+}
+
+/// Why a row was not understood.
+#[derive(Debug, PartialEq)]
+pub(super) enum RowProblem {
+    /// It is of another kind; the text names the kind, or the fields found.
+    OtherKind(String),
+    Bad(String),
+}
+
+impl From<String> for RowProblem {
+    fn from(reason: String) -> Self {
+        Self::Bad(reason)
+    }
+}
+
+/// Reads a row of the expected kind.
+pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Content, RowProblem> {
+    let (required, _) = kind.fields();
+    if let Some(missing) = required.iter().find(|name| !row.contains_key(**name)) {
+        return Err(match RowKind::detect(row) {
+            Some(other) => RowProblem::OtherKind(other.to_string()),
+            None => RowProblem::Bad(format!(
+                "{missing:?} is missing; the row has {}",
+                names(row)
+            )),
+        });
+    }
+    Ok(match kind {
+        RowKind::Messages => Content::Chat {
+            messages: read_messages(&row["messages"])?,
+            tools: read_tools(row)?,
+        },
+        RowKind::ShareGpt => read_sharegpt(row)?,
+        RowKind::PromptCompletion => {
+            let prompt = string(row, "prompt")?;
+            let completion = string(row, "completion")?;
+            if completion.is_empty() {
+                return Err(RowProblem::Bad("\"completion\" is empty".into()));
+            }
+            Content::Pair { prompt, completion }
+        }
+        RowKind::Alpaca => {
+            let instruction = string(row, "instruction")?;
+            let input = match row.get("input") {
+                None | Some(Value::Null) => String::new(),
+                Some(_) => string(row, "input")?,
+            };
+            let output = string(row, "output")?;
+            if output.is_empty() {
+                return Err(RowProblem::Bad("\"output\" is empty".into()));
+            }
+            Content::Instruction {
+                instruction,
+                input,
+                output,
+            }
+        }
+        RowKind::Text => {
+            let text = string(row, "text")?;
+            if text.is_empty() {
+                return Err(RowProblem::Bad("\"text\" is empty".into()));
+            }
+            Content::Text(text)
+        }
+    })
+}
+
+/// Why the first row's kind cannot be told.
+pub(super) fn unknown_kind(row: &Map<String, Value>) -> String {
+    format!(
+        "the row has {}, which is no known kind; rows are {{\"messages\"}}, {{\"conversations\"}}, {{\"prompt\", \"completion\"}}, \
+         {{\"instruction\", \"output\"}} or {{\"text\"}}",
+        names(row)
+    )
+}
+
+fn read_messages(value: &Value) -> Result<Vec<Message>, String> {
+    let Value::Array(items) = value else {
+        return Err(format!(
+            "\"messages\" must be a list, but is {}",
+            type_name(value)
+        ));
+    };
+    if items.is_empty() {
+        return Err("\"messages\" is empty".into());
+    }
+    items
+        .iter()
+        .enumerate()
+        .map(|(at, item)| read_message(at, item))
+        .collect()
+}
+
+fn read_message(at: usize, item: &Value) -> Result<Message, String> {
+    let place = format!("messages[{at}]");
+    let Value::Object(fields) = item else {
+        return Err(format!(
+            "{place} must be an object, but is {}",
+            type_name(item)
+        ));
+    };
+    let role = match fields.get("role") {
+        Some(Value::String(role)) if !role.is_empty() => role.as_str(),
+        Some(other) => {
+            return Err(format!(
+                "{place}.role must be a name, but is {}",
+                shown(other)
+            ));
+        }
+        None => return Err(format!("{place} has no \"role\"; it has {}", names(fields))),
+    };
+    let other_ways = ["tool_calls", "function_call"]
+        .iter()
+        .any(|name| fields.get(*name).is_some_and(|v| !v.is_null()));
+    match fields.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => {}
+        None | Some(Value::Null) if role == "assistant" && other_ways => {}
+        None => {
+            return Err(format!(
+                "{place} has no \"content\"; it has {}",
+                names(fields)
+            ));
+        }
+        Some(other) => {
+            return Err(format!(
+                "{place}.content must be a text or a list of parts, but is {}",
+                shown(other)
+            ));
+        }
+    }
+    match fields.get("weight") {
+        None | Some(Value::Null) => {}
+        Some(Value::Number(weight)) if [Some(0.0), Some(1.0)].contains(&weight.as_f64()) => {
+            if role != "assistant" {
+                return Err(format!(
+                    "{place} has a \"weight\", but is of the role {role:?}; only the assistant's have one"
+                ));
+            }
+        }
+        Some(other) => {
+            return Err(format!(
+                "{place}.weight must be 0 or 1, but is {}",
+                shown(other)
+            ));
+        }
+    }
+    Ok(Message(fields.clone()))
+}
+
+fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
+    match row.get("tools") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(tools)) if tools.is_empty() => Ok(None),
+        Some(Value::Array(tools)) => match tools.iter().position(|tool| !tool.is_object()) {
+            Some(at) => Err(format!(
+                "tools[{at}] must be an object, but is {}",
+                type_name(&tools[at])
+            )),
+            None => Ok(Some(Value::Array(tools.clone()))),
+        },
+        Some(other) => Err(format!(
+            "\"tools\" must be a list of objects, but is {}",
+            type_name(other)
+        )),
+    }
+}
+
+fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
+    let value = &row["conversations"];
+    let Value::Array(turns) = value else {
+        return Err(format!(
+            "\"conversations\" must be a list, but is {}",
+            type_name(value)
+        ));
+    };
+    if turns.is_empty() {
+        return Err("\"conversations\" is empty".into());
+    }
+    let mut messages = Vec::with_capacity(turns.len() + 1);
+    match row.get("system") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(system)) if system.is_empty() => {}
+        Some(Value::String(system)) => messages.push(Message::new("system", system)),
+        Some(other) => {
+            return Err(format!(
+                "\"system\" must be a text, but is {}",
+                type_name(other)
+            ));
+        }
+    }
+    for (at, turn) in turns.iter().enumerate() {
+        let place = format!("conversations[{at}]");
+        let Value::Object(fields) = turn else {
+            return Err(format!(
+                "{place} must be an object, but is {}",
+                type_name(turn)
+            ));
+        };
+        let from = match fields.get("from") {
+            Some(Value::String(from)) => from.as_str(),
+            Some(other) => {
+                return Err(format!(
+                    "{place}.from must be a name, but is {}",
+                    shown(other)
+                ));
+            }
+            None if fields.contains_key("role") => {
+                return Err(format!(
+                    "{place} has \"role\" in place of \"from\"; rename \"conversations\" to \"messages\""
+                ));
+            }
+            None => return Err(format!("{place} has no \"from\"; it has {}", names(fields))),
+        };
+        let role = match from {
+            "system" => "system",
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
+            "tool" | "observation" | "function_response" => "tool",
+            other => {
+                return Err(format!(
+                    "{place}.from is {other:?}; known are system, human, user, gpt, assistant and tool"
+                ));
+            }
+        };
+        match fields.get("value") {
+            Some(Value::String(text)) => {
+                let mut message = Message::new(role, text);
+                if let Some(weight) = fields.get("weight") {
+                    message.0.insert("weight".into(), weight.clone());
+                }
+                messages.push(
+                    read_message(at, &Value::Object(message.0))
+                        .map_err(|e| e.replace("messages[", "conversations["))?,
+                );
+            }
+            Some(other) => {
+                return Err(format!(
+                    "{place}.value must be a text, but is {}",
+                    type_name(other)
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "{place} has no \"value\"; it has {}",
+                    names(fields)
+                ));
+            }
+        }
+    }
+    Ok(Content::Chat {
+        messages,
+        tools: read_tools(row)?,
+    })
+}
+
+fn string(row: &Map<String, Value>, name: &str) -> Result<String, String> {
+    match row.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(format!("{name:?} must be a text, but is {}", shown(other))),
+        None => Err(format!("{name:?} is missing; the row has {}", names(row))),
+    }
+}
+
+/// The fields of a row, for a message.
+fn names(row: &Map<String, Value>) -> String {
+    if row.is_empty() {
+        return "no field at all".into();
+    }
+    let mut list: Vec<String> = row
+        .keys()
+        .take(12)
+        .map(|name| format!("{name:?}"))
+        .collect();
+    if row.len() > list.len() {
+        list.push(format!("{} more", row.len() - list.len()));
+    }
+    list.join(", ")
+}
+
+pub(super) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A scalar as it is, anything else by its type.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Bool(_) | Value::Number(_) => format!("{} ({value})", type_name(value)),
+        Value::String(text) if text.chars().count() <= 40 => format!("{text:?}"),
+        _ => type_name(value).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: &Value) -> Result<Content, String> {
+        let row = value.as_object().unwrap();
+        let kind = RowKind::detect(row).ok_or_else(|| unknown_kind(row))?;
+        read_row(kind, row).map_err(|problem| match problem {
+            RowProblem::Bad(reason) => reason,
+            RowProblem::OtherKind(kind) => format!("other kind: {kind}"),
+        })
+    }
+
+    #[test]
+    fn kinds_are_told_by_their_fields() {
+        for (row, kind) in [
+            (json!({"messages": 1, "text": 1}), Some(RowKind::Messages)),
+            (
+                json!({"id": 1, "conversations": 1}),
+                Some(RowKind::ShareGpt),
+            ),
+            (
+                json!({"prompt": 1, "completion": 1, "text": 1}),
+                Some(RowKind::PromptCompletion),
+            ),
+            (
+                json!({"instruction": 1, "output": 1, "text": 1}),
+                Some(RowKind::Alpaca),
+            ),
+            (json!({"text": 1}), Some(RowKind::Text)),
+            (json!({"prompt": 1}), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(RowKind::detect(row.as_object().unwrap()), kind, "{row}");
+        }
+    }
+
+    #[test]
+    fn sharegpt_is_messages_by_other_names() {
+        let row = json!({"system": "S", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}, {"from": "tool", "value": "t"}]});
+        let Content::Chat {
+            messages,
+            tools: None,
+        } = read(&row).unwrap()
+        else {
+            panic!()
+        };
+        let roles: Vec<&str> = messages.iter().map(Message::role).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool"]);
+        assert_eq!(messages[1].content(), Some("q"));
+        assert!(!messages[2].is_supervised());
+    }
+
+    #[test]
+    fn messages_keep_every_field() {
+        let row = json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "x"}]}, {"role": "tool", "content": [{"type": "text", "text": "t"}], "tool_call_id": "x"}], "tools": [{"name": "f"}]});
+        let Content::Chat { messages, tools } = read(&row).unwrap() else {
+            panic!()
+        };
+        assert_eq!(tools, Some(json!([{"name": "f"}])));
+        assert_eq!(serde_json::to_value(&messages).unwrap(), row["messages"]);
+        assert_eq!(messages[1].content(), None);
+    }
+
+    #[test]
+    fn every_wrong_field_of_a_message_is_named() {
+        let message =
+            |fields: Value| json!({"messages": [{"role": "user", "content": "q"}, fields]});
+        let cases = [
+            (
+                json!({}),
+                "the row has no field at all, which is no known kind",
+            ),
+            (
+                json!({"question": "q", "answer": "a"}),
+                "the row has \"question\", \"answer\", which is no known kind",
+            ),
+            (
+                json!({"messages": "hi"}),
+                "\"messages\" must be a list, but is a text",
+            ),
+            (json!({"messages": []}), "\"messages\" is empty"),
+            (
+                message(json!("x")),
+                "messages[1] must be an object, but is a text",
+            ),
+            (
+                message(json!({"content": "x"})),
+                "messages[1] has no \"role\"; it has \"content\"",
+            ),
+            (
+                message(json!({"role": 3, "content": "x"})),
+                "messages[1].role must be a name, but is a number (3)",
+            ),
+            (
+                message(json!({"role": "user"})),
+                "messages[1] has no \"content\"; it has \"role\"",
+            ),
+            (
+                message(json!({"role": "user", "content": null})),
+                "messages[1].content must be a text or a list of parts, but is null",
+            ),
+            (
+                message(json!({"role": "assistant", "content": 5})),
+                "messages[1].content must be a text or a list of parts, but is a number (5)",
+            ),
+            (
+                message(json!({"role": "assistant", "content": "x", "weight": 0.5})),
+                "messages[1].weight must be 0 or 1, but is a number (0.5)",
+            ),
+            (
+                message(json!({"role": "assistant", "content": "x", "weight": "0"})),
+                "messages[1].weight must be 0 or 1, but is \"0\"",
+            ),
+            (
+                message(json!({"role": "user", "content": "x", "weight": 1})),
+                "messages[1] has a \"weight\", but is of the role \"user\"",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": ""}], "tools": {}}),
+                "\"tools\" must be a list of objects, but is an object",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": ""}], "tools": [1]}),
+                "tools[0] must be an object, but is a number",
+            ),
+        ];
+        assert_errors(&cases);
+    }
+
+    #[test]
+    fn every_wrong_field_of_other_rows_is_named() {
+        let turn = |fields: Value| json!({"conversations": [fields]});
+        let cases = [
+            (
+                json!({"conversations": {}}),
+                "\"conversations\" must be a list, but is an object",
+            ),
+            (json!({"conversations": []}), "\"conversations\" is empty"),
+            (
+                turn(json!([])),
+                "conversations[0] must be an object, but is a list",
+            ),
+            (
+                turn(json!({"value": "x"})),
+                "conversations[0] has no \"from\"; it has \"value\"",
+            ),
+            (
+                turn(json!({"role": "user", "content": "x"})),
+                "rename \"conversations\" to \"messages\"",
+            ),
+            (
+                turn(json!({"from": "bob", "value": "x"})),
+                "conversations[0].from is \"bob\"; known are",
+            ),
+            (
+                turn(json!({"from": null, "value": "x"})),
+                "conversations[0].from must be a name, but is null",
+            ),
+            (
+                turn(json!({"from": "gpt"})),
+                "conversations[0] has no \"value\"; it has \"from\"",
+            ),
+            (
+                turn(json!({"from": "gpt", "value": 1})),
+                "conversations[0].value must be a text, but is a number",
+            ),
+            (
+                turn(json!({"from": "human", "value": "q", "weight": 0})),
+                "conversations[0] has a \"weight\"",
+            ),
+            (
+                json!({"system": 1, "conversations": [{"from": "gpt", "value": "x"}]}),
+                "\"system\" must be a text, but is a number",
+            ),
+            (
+                json!({"prompt": 1, "completion": "x"}),
+                "\"prompt\" must be a text, but is a number (1)",
+            ),
+            (
+                json!({"prompt": "x", "completion": null}),
+                "\"completion\" must be a text, but is null",
+            ),
+            (
+                json!({"prompt": "x", "completion": ""}),
+                "\"completion\" is empty",
+            ),
+            (
+                json!({"instruction": "x", "input": [], "output": "y"}),
+                "\"input\" must be a text, but is a list",
+            ),
+            (
+                json!({"instruction": "x", "output": ""}),
+                "\"output\" is empty",
+            ),
+            (json!({"text": ""}), "\"text\" is empty"),
+            (
+                json!({"text": true}),
+                "\"text\" must be a text, but is a boolean (true)",
+            ),
+        ];
+        assert_errors(&cases);
+    }
+
+    fn assert_errors(cases: &[(Value, &str)]) {
+        for (row, expected) in cases {
+            let error = read(row).unwrap_err();
+            assert!(error.contains(expected), "{row}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_another_kind_is_told_from_one_that_lacks_a_field() {
+        let expect =
+            |row: Value| read_row(RowKind::PromptCompletion, row.as_object().unwrap()).unwrap_err();
+        assert_eq!(
+            expect(json!({"text": "x"})),
+            RowProblem::OtherKind("text".into())
+        );
+        assert_eq!(
+            expect(json!({"prompt": "x", "id": 3})),
+            RowProblem::Bad("\"completion\" is missing; the row has \"prompt\", \"id\"".into())
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! The library's error.
+
+use std::path::PathBuf;
+
+use lowrank_formats::FormatError;
+use lowrank_kernels::TensorError;
+
+use crate::data::DataError;
+
+/// What can go wrong in the library; every message names what was found, where, and the mend.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file that is damaged, missing, or says something unsupported.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Training data, a tokenizer or a chat template.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A tensor whose bytes do not fit its shape.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// Tensors of a checkpoint that do not fit the model.
+    #[error("{}: the tensors do not fit the model:\n  {}", path.display(), problems.join("\n  "))]
+    Tensors {
+        /// The folder or file.
+        path: PathBuf,
+        /// One line a tensor.
+        problems: Vec<String>,
+    },
+    /// metrics.jsonl of a run.
+    #[error(transparent)]
+    Metrics(#[from] crate::report::MetricsError),
+    /// Settings that contradict each other, the model or the data.
+    #[error("{0}")]
+    Settings(String),
+    /// Training that cannot go on.
+    #[error("{0}")]
+    Training(String),
+    /// Reading or writing a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Whether the user asked for something that cannot be (exit code 2), rather than something failing (1).
+    pub fn is_misuse(&self) -> bool {
+        matches!(self, Self::Settings(_))
+    }
+}

@@ -1,0 +1,309 @@
+//! Folding an adapter into its base: W0 + scale·B·A in f32, rounded once, proved on text before it is kept.
+//!
+//! The proof compares logits of the merged model as it would be loaded with those of the unmerged model in f32. In f32 the
+//! difference must stay under [`F32_LIMIT`]; in 16 bit it must stay under [`ROUNDING_FACTOR`] times the drift that
+//! rounding the base alone causes, since no merged model can be closer than its storage allows.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use lowrank_formats::atomic;
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
+
+use crate::Error;
+use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::model::{Batch, Decoder, LinearId, Part, WeightId, Weights, families};
+use crate::tuning::full::{is_vector, stored};
+use crate::tuning::{Adapter, AdapterSet, LowRankSite};
+
+/// Largest logit difference of a merge stored in f32.
+pub const F32_LIMIT: f32 = 1e-3;
+/// A merge stored in 16 bit may drift so many times as far as rounding the base alone.
+pub const ROUNDING_FACTOR: f32 = 4.0;
+
+/// Text that a merge is proved on where the caller gives none.
+pub const PASSAGES: &[&str] = &[
+    "The lighthouse keeper wrote down the weather every evening. On most days there was little to say: wind from the west, some rain, two ships far out.",
+    "fn main() {\n    let total: u32 = (1..=10).filter(|n| n % 2 == 0).sum();\n    println!(\"{total}\");\n}",
+    "Question: Which is heavier, a kilogram of iron or a kilogram of wool?\nAnswer: They weigh the same.",
+    "In 1903 the line was extended by 14 km; it cost £2,300 and carried 51,000 passengers in its first year.",
+];
+
+/// What a merge came to.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct MergeReport {
+    /// Linears that were changed.
+    pub modules: usize,
+    /// Tokens that the logits were compared on.
+    pub tokens: usize,
+    /// Largest difference between a logit of the merged model and of the unmerged one in f32.
+    pub max_logit_difference: f32,
+    /// The same for the base alone, rounded to the output's dtype; only where that is 16 bit.
+    pub rounding_difference: Option<f32>,
+    /// What `max_logit_difference` must not exceed.
+    pub limit: f32,
+    /// Bytes of the written weights.
+    pub bytes: u64,
+}
+
+impl MergeReport {
+    /// Whether the merged model is as close as its storage allows.
+    pub fn is_faithful(&self) -> bool {
+        self.max_logit_difference <= self.limit
+    }
+}
+
+/// Writes the merged model as a standalone folder. `passages` are token ids to prove it on.
+///
+/// # Errors
+/// No text to prove it on, an output that exists (without `overwrite`) or holds other files than a model's, a merge that drifts too far (without `force`; nothing is then left
+/// behind), files that can't be read or written.
+pub fn merge(
+    source: &Source,
+    adapter: &Adapter,
+    passages: &[Vec<u32>],
+    output: &Path,
+    dtype: DType,
+    overwrite: bool,
+    force: bool,
+) -> Result<MergeReport, Error> {
+    if adapter.low_rank.is_empty() {
+        return Err(Error::Settings(
+            "this adapter changes no linear, so there is nothing to merge".to_owned(),
+        ));
+    }
+    let config = families::read_config(&source.config()?)?;
+    let limit = config.max_position_embeddings;
+    let passages: Vec<Vec<u32>> = passages
+        .iter()
+        .filter(|ids| !ids.is_empty())
+        .map(|ids| ids[..ids.len().min(limit)].to_vec())
+        .collect();
+    if passages.is_empty() {
+        return Err(Error::Settings(
+            "there is no text to prove the merge on".to_owned(),
+        ));
+    }
+    check_output(source, output, overwrite)?;
+    let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
+    let base = Decoder::new(base);
+    atomic::write_folder(output, overwrite, |folder| {
+        write_merged(&base, adapter, folder, dtype)?;
+        source.write_side_files(folder, dtype)?;
+        let report = prove(source, &base, adapter, &passages, folder, dtype)?;
+        if report.is_faithful() || force {
+            Ok(report)
+        } else {
+            Err(Error::Training(format!(
+                "the merged model's logits differ by up to {:.3e} from the unmerged model's, over the limit of {:.3e}; nothing was written. \
+                 Merge with --dtype f32, or give --force to accept the difference",
+                report.max_logit_difference, report.limit
+            )))
+        }
+    })
+}
+
+/// A merge replaces a model folder, never one that holds anything else and never the base itself.
+fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), Error> {
+    if !overwrite || !crate::output::is_taken(output)? {
+        return Ok(());
+    }
+    if let Source::Folder(base) = source {
+        crate::output::check_apart(output, base)?;
+    }
+    crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])
+}
+
+/// W0 + Σ scale·B·A of one linear, f32, in the base's layout.
+pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
+    let base = model.weights().view(WeightId::Linear(id, Part::Weight));
+    let mut weight = Tensor::zeros(base.rows(), base.cols());
+    weight.view_mut().copy_from(base);
+    add_branches(
+        &mut weight,
+        model,
+        adapter,
+        adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
+    );
+    weight
+}
+
+/// What an adapter adds to one linear: Σ scale·B·A, f32, in the base's layout.
+pub fn delta(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
+    let base = model.weights().view(WeightId::Linear(id, Part::Weight));
+    let mut delta = Tensor::zeros(base.rows(), base.cols());
+    add_branches(
+        &mut delta,
+        model,
+        adapter,
+        adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
+    );
+    delta
+}
+
+fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: &[LowRankSite]) {
+    for site in sites {
+        let (a, b) = (adapter.params.view(site.a), adapter.params.view(site.b));
+        low_rank_delta(
+            weight.view_mut(),
+            a,
+            b,
+            site.scale,
+            model.config().layout,
+            site.out_offset,
+        );
+    }
+}
+
+fn write_merged(
+    model: &Decoder,
+    adapter: &Adapter,
+    folder: &Path,
+    dtype: DType,
+) -> Result<(), Error> {
+    let config = model.config();
+    let weights = config.weights();
+    let specs: Vec<TensorSpec> = weights
+        .iter()
+        .map(|&(id, (rows, cols))| TensorSpec {
+            name: families::tensor_name(config, id),
+            dtype: stored(dtype),
+            shape: if is_vector(id) {
+                vec![cols]
+            } else {
+                vec![rows, cols]
+            },
+        })
+        .collect();
+    write_safetensors(
+        &folder.join("model.safetensors"),
+        &specs,
+        &std::collections::BTreeMap::new(),
+        |index, out| match weights[index].0 {
+            WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
+                out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
+            }
+            id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
+        },
+    )?;
+    Ok(())
+}
+
+fn prove(
+    source: &Source,
+    base: &Arc<Decoder>,
+    adapter: &Adapter,
+    passages: &[Vec<u32>],
+    folder: &Path,
+    dtype: DType,
+) -> Result<MergeReport, Error> {
+    let merged = Decoder::new(Weights::load(folder, dtype)?);
+    let set = [adapter];
+    let with_adapter = AdapterSet::new(&set);
+    let max_logit_difference = difference(
+        passages,
+        (base, with_adapter),
+        (&merged, AdapterSet::none()),
+    );
+    let (limit, rounding_difference) = match dtype {
+        DType::F32 => (F32_LIMIT, None),
+        DType::Bf16 => {
+            let drift = rounding_drift(source, base, passages)?;
+            (ROUNDING_FACTOR * drift, Some(drift))
+        }
+    };
+    Ok(MergeReport {
+        modules: adapter.low_rank.len(),
+        tokens: passages.iter().map(Vec::len).sum(),
+        max_logit_difference,
+        rounding_difference,
+        limit,
+        bytes: merged.weights().bytes() as u64,
+    })
+}
+
+/// How far rounding the base to 16 bit moves its logits. A base that is stored in 16 bit already has nothing to round, so
+/// it is scaled by 1.001 first: the values then lie as far from 16-bit numbers as any merged ones.
+fn rounding_drift(
+    source: &Source,
+    base: &Arc<Decoder>,
+    passages: &[Vec<u32>],
+) -> Result<f32, Error> {
+    let config = base.config();
+    let rounded = Decoder::new(Weights::from_checkpoint(
+        config.clone(),
+        &source.checkpoint()?,
+        DType::Bf16,
+    )?);
+    let drift = difference(
+        passages,
+        (base, AdapterSet::none()),
+        (&rounded, AdapterSet::none()),
+    );
+    if drift > 0.0 {
+        return Ok(drift);
+    }
+    let nudged = |dtype: DType| -> Result<Arc<Decoder>, Error> {
+        let tensors: HashMap<WeightId, Tensor> = config
+            .weights()
+            .into_iter()
+            .map(|(id, (rows, cols))| {
+                let mut tensor = Tensor::zeros(rows, cols);
+                tensor.view_mut().copy_from(base.weights().view(id));
+                if matches!(id, WeightId::Linear(_, Part::Weight)) {
+                    scale(tensor.view_mut(), 1.001);
+                    tensor = Tensor::from_f32_as(rows, cols, &tensor.to_vec(), dtype);
+                }
+                (id, tensor)
+            })
+            .collect();
+        Ok(Decoder::new(Weights::from_tensors(
+            config.clone(),
+            tensors,
+            dtype,
+        )?))
+    };
+    Ok(difference(
+        passages,
+        (&*nudged(DType::F32)?, AdapterSet::none()),
+        (&*nudged(DType::Bf16)?, AdapterSet::none()),
+    ))
+}
+
+/// The largest difference between two models' logits on any token of the passages.
+pub fn difference(
+    passages: &[Vec<u32>],
+    a: (&Decoder, AdapterSet),
+    b: (&Decoder, AdapterSet),
+) -> f32 {
+    let ws = Workspace::new();
+    let logits = |(model, adapters): (&Decoder, AdapterSet), ids: &[u32]| {
+        let mut batch = Batch::default();
+        batch.push(ids, &[]);
+        if !adapters.is_empty() {
+            batch = batch.with_adapter(0);
+        }
+        let rows: Vec<u32> = (0..ids.len() as u32).collect();
+        model.logits(&batch, adapters, &rows, None, &ws)
+    };
+    passages
+        .iter()
+        .filter(|ids| !ids.is_empty())
+        .map(|ids| {
+            let (x, y) = (logits(a, ids), logits(b, ids));
+            let largest = max_abs_diff(x.view(), y.view());
+            ws.give(x);
+            ws.give(y);
+            largest
+        })
+        // `f32::max` would drop a NaN, the largest difference of all.
+        .fold(0.0, |largest: f32, x| {
+            if x > largest || x.is_nan() {
+                x
+            } else {
+                largest
+            }
+        })
+}

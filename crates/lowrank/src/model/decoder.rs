@@ -1,0 +1,307 @@
+//! The decoder: embedding, blocks, final norm, head; forward, loss and backward over one [`Batch`].
+//!
+//! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`].
+
+use std::sync::Arc;
+
+use lowrank_kernels::{
+    Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace,
+    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits,
+};
+
+use super::batch::Batch;
+use super::block::{BlockSaved, Place};
+use super::config::{ModelConfig, Position, WeightId};
+use super::pass::Pass;
+use super::weights::Weights;
+use crate::tuning::AdapterSet;
+
+/// Sums over the supervised tokens of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSum {
+    /// Σ of the tokens' losses, in nats.
+    pub loss: f64,
+    /// Tokens whose most likely prediction is the label.
+    pub correct: usize,
+    /// Number of supervised tokens.
+    pub tokens: usize,
+}
+
+impl LossSum {
+    /// Mean nats a supervised token.
+    pub fn mean(&self) -> f64 {
+        self.loss / self.tokens as f64
+    }
+
+    /// Adds another batch's sums.
+    pub fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.correct += other.correct;
+        self.tokens += other.tokens;
+    }
+}
+
+/// What the blocks do with their intermediate values.
+pub(crate) enum Keep<'a> {
+    Nothing,
+    Cache(&'a mut KvCache),
+    /// Saved by blocks `from` and above, for a backward that goes down to `from`.
+    Saved {
+        blocks: Vec<BlockSaved>,
+        from: usize,
+    },
+}
+
+/// Keys and values of earlier tokens: for each layer two matrices [capacity, KV·D]; a batch says which rows are whose.
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl KvCache {
+    /// Room for `rows` tokens in all.
+    pub fn new(config: &ModelConfig, rows: usize) -> Self {
+        let new = || Tensor::zeros(rows, config.kv_size());
+        Self {
+            layers: (0..config.num_hidden_layers)
+                .map(|_| (new(), new()))
+                .collect(),
+        }
+    }
+
+    pub(crate) fn layer(&self, layer: usize) -> (View<'_>, View<'_>) {
+        let (k, v) = &self.layers[layer];
+        (k.view(), v.view())
+    }
+
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut Tensor, &mut Tensor) {
+        let (k, v) = &mut self.layers[layer];
+        (k, v)
+    }
+}
+
+/// A base model: immutable weights and what is derived from the config.
+pub struct Decoder {
+    weights: Weights,
+    rope: Option<RopeTable>,
+}
+
+impl Decoder {
+    /// Wraps loaded weights.
+    pub fn new(weights: Weights) -> Arc<Self> {
+        let config = weights.config();
+        let rope = match &config.position {
+            Position::Rope(rope) => {
+                let frequencies = rope.inverse_frequencies(config.head_size);
+                Some(RopeTable::new(
+                    &frequencies,
+                    1.0,
+                    config.max_position_embeddings,
+                ))
+            }
+            Position::Learned => None,
+        };
+        Arc::new(Self { weights, rope })
+    }
+
+    /// The model's shapes and choices.
+    pub fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// The base's tensors.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The losses of a batch, without gradients.
+    pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+        let pass = self.pass(batch, adapters, ws, None);
+        let x = self.blocks(&pass, &mut Keep::Nothing);
+        let rows = self.gather(&pass, &x, &batch.supervised);
+        let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
+        let head = self.head(&pass);
+        let sums =
+            cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
+        pass.give([x, rows, h]);
+        pass.give_norm(saved);
+        loss_sum(sums, batch)
+    }
+
+    /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the adapter's `params`). Every
+    /// row uses adapter 0 of the set.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        grads: &mut Arena,
+        label_smoothing: f32,
+        dropout_key: Option<u64>,
+        ws: &Workspace,
+    ) -> LossSum {
+        let pass = self.pass(batch, adapters, ws, dropout_key);
+        let adapter = adapters.get(0);
+        let lowest = adapter.lowest_layer();
+        let layers = self.config().num_hidden_layers;
+        let mut keep = Keep::Saved {
+            blocks: Vec::with_capacity(layers),
+            from: lowest.unwrap_or(layers),
+        };
+        let x = self.blocks(&pass, &mut keep);
+        let Keep::Saved { mut blocks, from } = keep else {
+            unreachable!("the blocks do not change how they keep")
+        };
+
+        let rows = self.gather(&pass, &x, &batch.supervised);
+        let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
+        let mut dh = pass.take(h.rows(), h.cols());
+        let head_slot = pass.trained(self.head_id());
+        let dw = head_slot.map(|slot| grads.view_mut(slot));
+        let head = self.head(&pass);
+        let sums = cross_entropy_forward_backward(
+            Some(dh.view_mut()),
+            dw,
+            h.view(),
+            head,
+            &batch.targets,
+            label_smoothing,
+            ws,
+        );
+
+        let mut d_rows = pass.take(h.rows(), h.cols());
+        d_rows.view_mut().fill(0.0);
+        pass.norm_backward(
+            WeightId::FinalNorm,
+            d_rows.view_mut(),
+            dh.view(),
+            rows.view(),
+            &norm_saved,
+            grads,
+        );
+        let mut dx = pass.take(x.rows(), x.cols());
+        dx.view_mut().fill(0.0);
+        // rows = x[supervised]
+        embedding_backward(dx.view_mut(), &batch.supervised, d_rows.view());
+        pass.give([x, rows, h, dh, d_rows]);
+        pass.give_norm(norm_saved);
+
+        let trains_embedding = adapter.trains_embedding();
+        for layer in (from..layers).rev() {
+            let Some(saved) = blocks.pop() else { break };
+            dx = pass.block_backward(
+                self.place(layer),
+                dx,
+                saved,
+                layer == from && !trains_embedding,
+                grads,
+            );
+        }
+        self.embed_backward(&pass, dx.view(), grads);
+        ws.give(dx);
+        loss_sum(sums, batch)
+    }
+
+    /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
+    /// and its segments refer to cache rows.
+    pub fn logits(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        rows: &[u32],
+        cache: Option<&mut KvCache>,
+        ws: &Workspace,
+    ) -> Tensor {
+        let pass = self.pass(batch, adapters, ws, None);
+        let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache));
+        let gathered = self.gather(&pass, &x, rows);
+        let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
+        let mut logits = pass.take(rows.len(), self.config().vocab_size);
+        head_logits(logits.view_mut(), h.view(), self.head(&pass));
+        pass.give([x, gathered, h]);
+        pass.give_norm(saved);
+        logits
+    }
+
+    fn pass<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        ws: &'a Workspace,
+        dropout_key: Option<u64>,
+    ) -> Pass<'a> {
+        Pass {
+            weights: &self.weights,
+            batch,
+            adapters,
+            ws,
+            dropout_key,
+        }
+    }
+
+    fn place(&self, layer: usize) -> Place<'_> {
+        Place {
+            layer,
+            rope: self.rope.as_ref(),
+        }
+    }
+
+    fn blocks(&self, pass: &Pass, keep: &mut Keep) -> Tensor {
+        let config = self.config();
+        let mut x = pass.take(pass.batch.tokens(), config.hidden_size);
+        embedding_forward(
+            x.view_mut(),
+            &pass.batch.ids,
+            pass.weight(WeightId::Embedding),
+            false,
+        );
+        if config.position == Position::Learned {
+            embedding_forward(
+                x.view_mut(),
+                &pass.batch.positions,
+                pass.weight(WeightId::Positions),
+                true,
+            );
+        }
+        for layer in 0..config.num_hidden_layers {
+            x = pass.block(self.place(layer), x, keep);
+        }
+        x
+    }
+
+    fn embed_backward(&self, pass: &Pass, dx: View, grads: &mut Arena) {
+        if let Some(slot) = pass.trained(WeightId::Embedding) {
+            embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
+        }
+        if let Some(slot) = pass.trained(WeightId::Positions) {
+            embedding_backward(grads.view_mut(slot), &pass.batch.positions, dx);
+        }
+    }
+
+    fn gather(&self, pass: &Pass, x: &Tensor, rows: &[u32]) -> Tensor {
+        let mut gathered = pass.take(rows.len(), x.cols());
+        embedding_forward(gathered.view_mut(), rows, x.view(), false);
+        gathered
+    }
+
+    fn head_id(&self) -> WeightId {
+        if self.config().tie_word_embeddings {
+            WeightId::Embedding
+        } else {
+            WeightId::Head
+        }
+    }
+
+    fn head<'p>(&self, pass: &'p Pass) -> Weight<'p> {
+        Weight {
+            view: pass.weight(self.head_id()),
+            layout: lowrank_kernels::Layout::OutIn,
+        }
+    }
+}
+
+fn loss_sum(sums: CrossEntropy, batch: &Batch) -> LossSum {
+    LossSum {
+        loss: sums.loss_sum,
+        correct: sums.correct,
+        tokens: batch.targets.len(),
+    }
+}

@@ -1,0 +1,66 @@
+//! GPT-2: LayerNorm, a learned position table, GELU, and Conv1D linears ([in, out]) with q, k and v fused in `c_attn`.
+
+use lowrank_formats::FormatError;
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::Layout;
+
+use super::super::config::{
+    Biases, BlockNorm, Family, LinearKind, MlpKind, ModelConfig, NormKind, Position,
+};
+
+pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
+    let hidden_size = raw.usize("n_embd")?;
+    let heads = raw.usize("n_head")?;
+    for (field, accepted) in [
+        ("scale_attn_weights", true),
+        ("scale_attn_by_inverse_layer_idx", false),
+        ("reorder_and_upcast_attn", false),
+        ("add_cross_attention", false),
+    ] {
+        if raw.opt_bool(field)?.is_some_and(|value| value != accepted) {
+            return Err(raw.unsupported(field, if accepted { "true" } else { "false" }));
+        }
+    }
+    Ok(ModelConfig {
+        family: Family::Gpt2,
+        vocab_size: raw.usize("vocab_size")?,
+        hidden_size,
+        intermediate_size: raw.opt_usize("n_inner")?.unwrap_or(4 * hidden_size),
+        num_hidden_layers: raw.usize("n_layer")?,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_size: super::head_size(raw, hidden_size, heads, None)?,
+        max_position_embeddings: raw.opt_usize("n_positions")?.unwrap_or(1024),
+        norm: NormKind::Layer,
+        norm_eps: raw.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
+        position: Position::Learned,
+        mlp: MlpKind::Plain,
+        activation: super::activation(raw, "activation_function", "gelu_new")?,
+        biases: Biases {
+            qkv: true,
+            o: true,
+            mlp: true,
+        },
+        qk_norm: false,
+        tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(true),
+        fused_qkv: true,
+        layout: Layout::InOut,
+        sliding_window: None,
+    })
+}
+
+pub(super) fn linear(kind: LinearKind) -> &'static str {
+    match kind {
+        LinearKind::O => "attn.c_proj",
+        LinearKind::Gate | LinearKind::Up => "mlp.c_fc",
+        LinearKind::Down => "mlp.c_proj",
+        _ => "attn.c_attn",
+    }
+}
+
+pub(super) fn norm(norm: BlockNorm) -> &'static str {
+    match norm {
+        BlockNorm::Mlp => "ln_2",
+        _ => "ln_1",
+    }
+}

@@ -1,0 +1,70 @@
+//! Llama 2 and 3, SmolLM, Mistral: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+use lowrank_formats::FormatError;
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::Layout;
+
+use super::super::config::{Biases, BlockNorm, Family, LinearKind, MlpKind, ModelConfig, NormKind};
+
+pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
+    let hidden_size = raw.usize("hidden_size")?;
+    let heads = raw.usize("num_attention_heads")?;
+    let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
+    // MistralConfig's own default is a window of 4096; null switches it off.
+    let sliding_window = match family {
+        Family::Mistral if !raw.map().contains_key("sliding_window") => Some(4096),
+        Family::Mistral => raw.opt_usize("sliding_window")?,
+        _ => None,
+    };
+    if raw.opt_usize("pretraining_tp")?.is_some_and(|tp| tp > 1) {
+        return Err(raw.unsupported("pretraining_tp", "1"));
+    }
+    Ok(ModelConfig {
+        family,
+        vocab_size: raw.usize("vocab_size")?,
+        hidden_size,
+        intermediate_size: raw.usize("intermediate_size")?,
+        num_hidden_layers: raw.usize("num_hidden_layers")?,
+        num_attention_heads: heads,
+        num_key_value_heads: raw.opt_usize("num_key_value_heads")?.unwrap_or(heads),
+        head_size: super::head_size(raw, hidden_size, heads, None)?,
+        max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        norm: NormKind::Rms,
+        norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        position: super::rope(raw, 10_000.0)?,
+        mlp: MlpKind::Gated,
+        activation: super::activation(raw, "hidden_act", "silu")?,
+        biases: Biases {
+            qkv: attention_bias,
+            o: attention_bias,
+            mlp: raw.opt_bool("mlp_bias")?.unwrap_or(false),
+        },
+        qk_norm: false,
+        tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
+        fused_qkv: false,
+        layout: Layout::OutIn,
+        sliding_window,
+    })
+}
+
+pub(super) fn linear(kind: LinearKind) -> &'static str {
+    match kind {
+        LinearKind::Q => "self_attn.q_proj",
+        LinearKind::K => "self_attn.k_proj",
+        LinearKind::V => "self_attn.v_proj",
+        LinearKind::Qkv => "self_attn.qkv_proj",
+        LinearKind::O => "self_attn.o_proj",
+        LinearKind::Gate => "mlp.gate_proj",
+        LinearKind::Up => "mlp.up_proj",
+        LinearKind::Down => "mlp.down_proj",
+    }
+}
+
+pub(super) fn norm(norm: BlockNorm) -> &'static str {
+    match norm {
+        BlockNorm::Attention => "input_layernorm",
+        BlockNorm::Mlp => "post_attention_layernorm",
+        BlockNorm::Q => "self_attn.q_norm",
+        BlockNorm::K => "self_attn.k_norm",
+    }
+}

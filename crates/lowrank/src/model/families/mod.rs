@@ -1,0 +1,211 @@
+//! One file a family: how its `config.json` and its tensor names read. Nothing else differs.
+
+mod gpt2;
+mod llama;
+mod qwen;
+
+use lowrank_formats::FormatError;
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::Activation;
+
+use super::config::{
+    Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, WeightId,
+};
+
+/// Translates a `config.json`.
+///
+/// # Errors
+/// An architecture or a value that is not supported, by name; a field that is missing or impossible.
+pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
+    let config = match raw.str("model_type")? {
+        "llama" => llama::config(raw, Family::Llama),
+        "mistral" => llama::config(raw, Family::Mistral),
+        "qwen2" => qwen::config(raw, Family::Qwen2),
+        "qwen3" => qwen::config(raw, Family::Qwen3),
+        "gpt2" => gpt2::config(raw),
+        _ => Err(raw.unsupported("model_type", "llama, mistral, qwen2, qwen3, gpt2")),
+    }?;
+    check(raw, &config)?;
+    Ok(config)
+}
+
+/// The module that holds a linear, as `named_modules()` of the transformers model names it; PEFT's keys and target
+/// matching are built on it.
+pub fn linear_module(config: &ModelConfig, id: LinearId) -> String {
+    let (prefix, names) = match config.family {
+        Family::Gpt2 => ("transformer.h", gpt2::linear(id.kind)),
+        _ => ("model.layers", llama::linear(id.kind)),
+    };
+    format!("{prefix}.{}.{names}", id.layer)
+}
+
+/// The name of a tensor in `model.safetensors`.
+pub fn tensor_name(config: &ModelConfig, id: WeightId) -> String {
+    let part = |p: Part| if p == Part::Weight { "weight" } else { "bias" };
+    match id {
+        WeightId::Linear(linear, p) => format!("{}.{}", linear_module(config, linear), part(p)),
+        WeightId::Norm(layer, norm, p) => match config.family {
+            Family::Gpt2 => format!("transformer.h.{layer}.{}.{}", gpt2::norm(norm), part(p)),
+            _ => format!("model.layers.{layer}.{}.{}", llama::norm(norm), part(p)),
+        },
+        WeightId::Embedding if config.family == Family::Gpt2 => "transformer.wte.weight".into(),
+        WeightId::Embedding => "model.embed_tokens.weight".into(),
+        WeightId::Positions => "transformer.wpe.weight".into(),
+        WeightId::FinalNorm(p) if config.family == Family::Gpt2 => {
+            format!("transformer.ln_f.{}", part(p))
+        }
+        WeightId::FinalNorm(p) => format!("model.norm.{}", part(p)),
+        WeightId::Head => "lm_head.weight".into(),
+    }
+}
+
+/// The prefix that some checkpoints of a family leave off every name (a bare `GPT2Model`, `LlamaModel`).
+pub fn optional_prefix(family: Family) -> &'static str {
+    if family == Family::Gpt2 {
+        "transformer."
+    } else {
+        "model."
+    }
+}
+
+/// Tensors that checkpoints carry and no computation reads: attention masks and derived tables.
+pub fn is_derived(name: &str) -> bool {
+    name.ends_with(".attn.bias")
+        || name.ends_with(".attn.masked_bias")
+        || name.ends_with("rotary_emb.inv_freq")
+}
+
+/// PEFT's default `target_modules` of a family.
+pub fn default_targets(family: Family) -> &'static [&'static str] {
+    if family == Family::Gpt2 {
+        &["c_attn"]
+    } else {
+        &["q_proj", "v_proj"]
+    }
+}
+
+/// The suffix that names a part of a fused linear (`c_attn.q`).
+pub fn fused_part(kind: LinearKind) -> Option<&'static str> {
+    match kind {
+        LinearKind::Q => Some("q"),
+        LinearKind::K => Some("k"),
+        LinearKind::V => Some("v"),
+        _ => None,
+    }
+}
+
+fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, FormatError> {
+    Ok(match raw.opt_str(field)?.unwrap_or(default) {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        _ => return Err(raw.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, relu")),
+    })
+}
+
+/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4).
+fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
+    let field = if raw.get("rope_parameters").is_some() {
+        "rope_parameters"
+    } else {
+        "rope_scaling"
+    };
+    let nested = raw.opt_object(field)?;
+    let theta = match nested
+        .as_ref()
+        .map(|n| n.opt_f64("rope_theta"))
+        .transpose()?
+        .flatten()
+    {
+        Some(theta) => theta,
+        None => raw.opt_f64("rope_theta")?.unwrap_or(default_theta),
+    };
+    let Some(nested) = nested else {
+        return Ok(Position::Rope(Rope {
+            theta,
+            scaling: RopeScaling::None,
+        }));
+    };
+    let kind_field = if nested.get("rope_type").is_some() {
+        "rope_type"
+    } else {
+        "type"
+    };
+    let scaling = match nested.opt_str(kind_field)?.unwrap_or("default") {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear {
+            factor: nested.f64("factor")?,
+        },
+        "llama3" => RopeScaling::Llama3 {
+            factor: nested.f64("factor")?,
+            low_freq_factor: nested.f64("low_freq_factor")?,
+            high_freq_factor: nested.f64("high_freq_factor")?,
+            original_max_position_embeddings: nested.f64("original_max_position_embeddings")?,
+        },
+        _ => return Err(nested.unsupported(kind_field, "default, linear, llama3")),
+    };
+    if let Some(partial) = nested.opt_f64("partial_rotary_factor")?
+        && partial != 1.0
+    {
+        return Err(nested.unsupported("partial_rotary_factor", "1.0"));
+    }
+    Ok(Position::Rope(Rope { theta, scaling }))
+}
+
+/// Shapes that the engine's arithmetic relies on.
+fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
+    for (field, value) in [
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("num_attention_heads", config.num_attention_heads),
+        ("num_key_value_heads", config.num_key_value_heads),
+        ("head_dim", config.head_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+    ] {
+        if value == 0 {
+            return Err(raw.unsupported(field, "a whole number of at least 1"));
+        }
+    }
+    if !config
+        .num_attention_heads
+        .is_multiple_of(config.num_key_value_heads)
+    {
+        return Err(raw.unsupported("num_key_value_heads", "a divisor of num_attention_heads"));
+    }
+    if matches!(config.position, Position::Rope(_)) && config.head_size % 2 != 0 {
+        return Err(raw.unsupported(
+            "head_dim",
+            "an even number (rotary embedding pairs its columns)",
+        ));
+    }
+    Ok(())
+}
+
+fn all_full_attention(raw: &HfConfig) -> Result<(), FormatError> {
+    let Some(layers) = raw.opt_strs("layer_types")? else {
+        return Ok(());
+    };
+    if layers.iter().all(|kind| *kind == "full_attention") {
+        Ok(())
+    } else {
+        Err(raw.unsupported("layer_types", "full_attention on every layer"))
+    }
+}
+
+fn head_size(
+    raw: &HfConfig,
+    hidden_size: usize,
+    heads: usize,
+    default: Option<usize>,
+) -> Result<usize, FormatError> {
+    if let Some(size) = raw.opt_usize("head_dim")?.or(default) {
+        return Ok(size);
+    }
+    if heads == 0 || !hidden_size.is_multiple_of(heads) {
+        return Err(raw.unsupported("num_attention_heads", "a divisor of hidden_size"));
+    }
+    Ok(hidden_size / heads)
+}

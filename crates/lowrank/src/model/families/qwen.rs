@@ -1,0 +1,45 @@
+//! Qwen2 (biases on q, k and v) and Qwen3 (RMS norms on the heads of q and k, a head size of its own). Names as Llama's.
+
+use lowrank_formats::FormatError;
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::Layout;
+
+use super::super::config::{Biases, Family, MlpKind, ModelConfig, NormKind};
+
+pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
+    let hidden_size = raw.usize("hidden_size")?;
+    let heads = raw.usize("num_attention_heads")?;
+    let qwen3 = family == Family::Qwen3;
+    if raw.opt_bool("use_sliding_window")?.unwrap_or(false) {
+        return Err(raw.unsupported("use_sliding_window", "false"));
+    }
+    super::all_full_attention(raw)?;
+    let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
+    Ok(ModelConfig {
+        family,
+        vocab_size: raw.usize("vocab_size")?,
+        hidden_size,
+        intermediate_size: raw.usize("intermediate_size")?,
+        num_hidden_layers: raw.usize("num_hidden_layers")?,
+        num_attention_heads: heads,
+        num_key_value_heads: raw.opt_usize("num_key_value_heads")?.unwrap_or(heads),
+        head_size: super::head_size(raw, hidden_size, heads, qwen3.then_some(128))?,
+        max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(32_768),
+        norm: NormKind::Rms,
+        norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        position: super::rope(raw, 10_000.0)?,
+        mlp: MlpKind::Gated,
+        activation: super::activation(raw, "hidden_act", "silu")?,
+        // Qwen2's biases are fixed in its code; Qwen3's follow `attention_bias`.
+        biases: Biases {
+            qkv: !qwen3 || attention_bias,
+            o: qwen3 && attention_bias,
+            mlp: false,
+        },
+        qk_norm: qwen3,
+        tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
+        fused_qkv: false,
+        layout: Layout::OutIn,
+        sliding_window: None,
+    })
+}

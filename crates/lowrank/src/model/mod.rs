@@ -1,0 +1,21 @@
+//! The decoder and its families.
+//!
+//! One configurable block serves every family; a family is a translation of `config.json` and of tensor names.
+
+mod batch;
+mod block;
+mod config;
+mod decoder;
+pub mod families;
+mod linear;
+mod norm;
+mod pass;
+pub(crate) mod weights;
+
+pub use batch::Batch;
+pub use config::{
+    Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
+    Position, Rope, RopeScaling, WeightId,
+};
+pub use decoder::{Decoder, KvCache, LossSum};
+pub use weights::Weights;

@@ -1,0 +1,65 @@
+//! What every layer of one forward or backward pass reads: the base, the batch, the adapters and the buffers.
+
+use lowrank_kernels::{Tensor, View, Workspace};
+
+use super::batch::Batch;
+use super::config::{ModelConfig, NormKind, Part, WeightId};
+use super::weights::Weights;
+use crate::tuning::AdapterSet;
+
+/// One pass over one batch.
+pub(crate) struct Pass<'a> {
+    pub(crate) weights: &'a Weights,
+    pub(crate) batch: &'a Batch,
+    pub(crate) adapters: AdapterSet<'a>,
+    pub(crate) ws: &'a Workspace,
+    /// Key of the dropout masks; `None` outside training.
+    pub(crate) dropout_key: Option<u64>,
+}
+
+/// What a norm's backward needs of its forward.
+pub(crate) struct NormSaved {
+    pub(crate) mean: Option<Tensor>,
+    pub(crate) rstd: Tensor,
+}
+
+impl Pass<'_> {
+    pub(crate) fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// The values of a base weight, or what stands in for them.
+    pub(crate) fn weight(&self, id: WeightId) -> View<'_> {
+        self.adapters
+            .replacement(id)
+            .unwrap_or_else(|| self.weights.view(id))
+    }
+
+    /// The gradient slot of a base weight that is trained.
+    pub(crate) fn trained(&self, id: WeightId) -> Option<usize> {
+        if self.adapters.is_empty() {
+            None
+        } else {
+            self.adapters.get(0).replaced.get(&id).copied()
+        }
+    }
+
+    pub(crate) fn take(&self, rows: usize, cols: usize) -> Tensor {
+        self.ws.take(rows, cols)
+    }
+
+    pub(crate) fn give(&self, tensors: impl IntoIterator<Item = Tensor>) {
+        for tensor in tensors {
+            self.ws.give(tensor);
+        }
+    }
+
+    pub(crate) fn give_norm(&self, saved: NormSaved) {
+        self.give(saved.mean);
+        self.ws.give(saved.rstd);
+    }
+
+    pub(crate) fn norm_bias<'s>(&'s self, id: impl Fn(Part) -> WeightId) -> Option<View<'s>> {
+        (self.config().norm == NormKind::Layer).then(|| self.weight(id(Part::Bias)))
+    }
+}

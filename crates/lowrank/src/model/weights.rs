@@ -1,0 +1,205 @@
+//! The base's tensors: read from a folder, checked against the config, mapped in place where the storage fits.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry};
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::{DType, Tensor, View};
+
+use super::config::{ModelConfig, WeightId};
+use super::families;
+use crate::Error;
+
+/// Every tensor of a base model. Matrices are stored as `base_dtype`, vectors always as f32.
+pub struct Weights {
+    config: ModelConfig,
+    tensors: HashMap<WeightId, Tensor>,
+    dtype: DType,
+}
+
+impl Weights {
+    /// Reads a Hugging Face folder. A tensor whose stored type is `dtype` is used where it is mapped; another is converted,
+    /// and its file pages are given back.
+    ///
+    /// # Errors
+    /// An unsupported config, a missing or damaged file, tensors that are missing or of another shape (all of them named).
+    pub fn load(folder: &Path, dtype: DType) -> Result<Self, Error> {
+        let config = families::read_config(&HfConfig::read(folder)?)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        Self::from_checkpoint(config, &checkpoint, dtype)
+    }
+
+    /// Takes what the config asks for from an opened checkpoint.
+    ///
+    /// # Errors
+    /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes.
+    pub fn from_checkpoint(
+        config: ModelConfig,
+        checkpoint: &Checkpoint,
+        dtype: DType,
+    ) -> Result<Self, Error> {
+        let mut problems = Vec::new();
+        let mut tensors = HashMap::new();
+        let mut used = std::collections::HashSet::new();
+        let optional = families::optional_prefix(config.family);
+        for (id, shape) in config.weights() {
+            let name = families::tensor_name(&config, id);
+            let short = name.strip_prefix(optional);
+            let Some(entry) = checkpoint
+                .get(&name)
+                .or_else(|| short.and_then(|n| checkpoint.get(n)))
+            else {
+                problems.push(format!("{name}: missing (expected {})", shape_text(shape)));
+                continue;
+            };
+            used.insert(entry.name.clone());
+            if !has_shape(&entry.shape, shape) {
+                problems.push(format!(
+                    "{name}: shape {:?}, expected {}",
+                    entry.shape,
+                    shape_text(shape)
+                ));
+                continue;
+            }
+            let stored_as = if shape.0 == 1 { DType::F32 } else { dtype };
+            tensors.insert(id, to_tensor(&entry, shape, stored_as)?);
+        }
+        problems.extend(
+            checkpoint
+                .names()
+                .filter(|name| !used.contains(*name) && !families::is_derived(name))
+                .filter(|name| !(config.tie_word_embeddings && name.ends_with("lm_head.weight")))
+                .map(|name| format!("{name}: no part of this architecture reads it")),
+        );
+        if problems.is_empty() {
+            Ok(Self {
+                config,
+                tensors,
+                dtype,
+            })
+        } else {
+            Err(Error::Tensors {
+                path: checkpoint.path().to_path_buf(),
+                problems,
+            })
+        }
+    }
+
+    /// Weights from tensors that the caller made (random initialisation, tests). Shapes must be the config's.
+    ///
+    /// # Errors
+    /// Tensors that are missing or of another shape.
+    pub fn from_tensors(
+        config: ModelConfig,
+        mut given: HashMap<WeightId, Tensor>,
+        dtype: DType,
+    ) -> Result<Self, Error> {
+        let mut tensors = HashMap::new();
+        let mut problems = Vec::new();
+        for (id, (rows, cols)) in config.weights() {
+            match given.remove(&id) {
+                Some(tensor) if tensor.rows() == rows && tensor.cols() == cols => {
+                    tensors.insert(id, tensor);
+                }
+                _ => problems.push(format!(
+                    "{}: missing or of another shape",
+                    families::tensor_name(&config, id)
+                )),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self {
+                config,
+                tensors,
+                dtype,
+            })
+        } else {
+            Err(Error::Tensors {
+                path: "(in memory)".into(),
+                problems,
+            })
+        }
+    }
+
+    /// The model's shapes and choices.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How matrices are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// A tensor of the base. Every id of [`ModelConfig::weights`] is there.
+    pub fn view(&self, id: WeightId) -> View<'_> {
+        self.tensors[&id].view()
+    }
+
+    /// Bytes that the tensors take.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(Tensor::nbytes).sum()
+    }
+
+    /// A short hash of shapes and of 64 values of each tensor, rounded to bf16: the same model stored as f32 or as bf16
+    /// has the same fingerprint, another model has another.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut eat = |value: u64| {
+            for byte in value.to_le_bytes() {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for (id, (rows, cols)) in self.config.weights() {
+            eat(rows as u64);
+            eat(cols as u64);
+            let view = self.view(id);
+            let step = (rows * cols / 64).max(1);
+            for index in (0..rows * cols).step_by(step).take(64) {
+                let value = view.get(index / cols, index % cols);
+                eat(u64::from(half::bf16::from_f32(value).to_bits()));
+            }
+        }
+        format!("{hash:016x}")
+    }
+}
+
+fn has_shape(stored: &[usize], (rows, cols): (usize, usize)) -> bool {
+    match stored {
+        [n] => rows == 1 && *n == cols,
+        [r, c] => (*r, *c) == (rows, cols),
+        _ => false,
+    }
+}
+
+fn shape_text((rows, cols): (usize, usize)) -> String {
+    if rows == 1 {
+        format!("[{cols}]")
+    } else {
+        format!("[{rows}, {cols}]")
+    }
+}
+
+/// A stored tensor as f32 or bf16: in place where it is stored so and aligned, otherwise converted.
+pub(crate) fn to_tensor(
+    entry: &TensorEntry,
+    (rows, cols): (usize, usize),
+    dtype: DType,
+) -> Result<Tensor, Error> {
+    let stored = match entry.dtype {
+        StoredDType::F32 => Some(DType::F32),
+        StoredDType::BF16 => Some(DType::Bf16),
+        _ => None,
+    };
+    if stored == Some(dtype) {
+        let bytes = &entry.bytes;
+        if let Ok(tensor) = Tensor::from_shared(bytes.owner(), bytes.range(), dtype, rows, cols) {
+            return Ok(tensor);
+        }
+        return Ok(Tensor::from_le_bytes(bytes.as_ref(), dtype, rows, cols)?);
+    }
+    let tensor = Tensor::from_f32_as(rows, cols, &entry.to_f32()?, dtype);
+    entry.bytes.release();
+    Ok(tensor)
+}

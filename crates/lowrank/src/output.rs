@@ -1,0 +1,51 @@
+//! Rules for folders that are replaced: only what this program wrote, and never what it is reading.
+
+use std::path::Path;
+
+use crate::Error;
+
+/// Whether something is at `folder` that writing there would replace. An empty folder is not.
+///
+/// # Errors
+/// A file that stands in the folder's place, or a folder that can't be read.
+pub(crate) fn is_taken(folder: &Path) -> Result<bool, Error> {
+    if !folder.exists() {
+        return Ok(false);
+    }
+    if !folder.is_dir() {
+        return Err(Error::Settings(format!(
+            "output {} is a file, and a folder is written; give another --output",
+            folder.display()
+        )));
+    }
+    let mut entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    Ok(entries.next().is_some())
+}
+
+/// Refuses to replace a folder that holds anything but the `known` files: deleting it could delete a person's work.
+pub(crate) fn check_replaceable(folder: &Path, known: &[&[&str]]) -> Result<(), Error> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
+        let name = name.to_string_lossy();
+        let temporary = name.starts_with('.') && name.ends_with(".tmp");
+        if !temporary && !known.iter().any(|list| list.contains(&&*name)) {
+            return Err(Error::Settings(format!(
+                "output {} holds {name}, which this program did not write, so --overwrite does not replace the folder; move the file away or give another --output",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to replace a folder that `input` lies in.
+pub(crate) fn check_apart(folder: &Path, input: &Path) -> Result<(), Error> {
+    match (folder.canonicalize(), input.canonicalize()) {
+        (Ok(folder), Ok(found)) if found.starts_with(&folder) => Err(Error::Settings(format!(
+            "output {} is to be replaced, and {} is read from it; give another --output",
+            folder.display(),
+            input.display()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,14 @@
+//! What a run leaves behind for people: `metrics.jsonl`, `report.html` and the model card.
+//!
+//! [`metrics`] is the file's line types with a writer that survives being killed and a reader that forgives it;
+//! [`html`] and [`model_card`] are pure functions from plain data to text, so that they can be tested and reused
+//! without a run. Writing the text to disk is the caller's business.
+
+pub mod html;
+pub mod inspect;
+pub mod metrics;
+pub mod model_card;
+mod svg;
+pub mod units;
+
+pub use metrics::{EvalMetrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics};

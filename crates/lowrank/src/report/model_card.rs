@@ -1,0 +1,292 @@
+//! `README.md` of a run's folder: a model card with the front matter that the Hugging Face Hub reads.
+
+use std::fmt::Write;
+
+use super::units::grouped;
+
+/// Where the base model came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseModel<'a> {
+    /// A model of the Hub by its id, `owner/name`. Only such a base is named in the front matter, where the Hub
+    /// makes a link of it and refuses anything else.
+    Hub(&'a str),
+    /// A folder on the trainer's machine, or a built-in model. Give the folder's name: a card is published, and a
+    /// path tells readers nothing about the model and too much about the machine.
+    Local(&'a str),
+}
+
+impl<'a> BaseModel<'a> {
+    fn name(self) -> &'a str {
+        match self {
+            Self::Hub(name) | Self::Local(name) => name,
+        }
+    }
+}
+
+/// What the folder holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CardKind {
+    /// An adapter in PEFT's layout.
+    Adapter,
+    /// A whole model in the Hugging Face layout.
+    Model,
+}
+
+/// Everything the card says.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelCard<'a> {
+    /// The heading, usually the name of the folder.
+    pub name: &'a str,
+    /// What was written.
+    pub kind: CardKind,
+    /// The model that was adapted.
+    pub base: BaseModel<'a>,
+    /// The method's name in a sentence, such as "LoRA" or "full fine-tuning".
+    pub method: &'a str,
+    /// Values that were trained.
+    pub trainable_parameters: u64,
+    /// Values of the base model.
+    pub base_parameters: u64,
+    /// Optimizer steps taken.
+    pub steps: u64,
+    /// Mean training loss of the last steps, in nats a supervised token.
+    pub train_loss: Option<f64>,
+    /// Held-out loss of the base model.
+    pub eval_loss_before: Option<f64>,
+    /// Held-out loss of what was written.
+    pub eval_loss_after: Option<f64>,
+    /// Settings as (key, value), in the order shown.
+    pub settings: &'a [(String, String)],
+}
+
+/// The card as Markdown with YAML front matter.
+pub fn render(card: &ModelCard<'_>) -> String {
+    let mut text = String::from("---\n");
+    // Writing to a String cannot fail, so the results of `write!` are dropped throughout.
+    if let BaseModel::Hub(id) = card.base {
+        let _ = writeln!(text, "base_model: {}", quote(id));
+    }
+    let (library, relation) = match card.kind {
+        CardKind::Adapter => ("peft", "adapter"),
+        CardKind::Model => ("transformers", "finetune"),
+    };
+    let _ = writeln!(
+        text,
+        "library_name: {library}\npipeline_tag: text-generation\ntags:"
+    );
+    if let BaseModel::Hub(id) = card.base {
+        let _ = writeln!(text, "- {}", quote(&format!("base_model:{relation}:{id}")));
+    }
+    if card.kind == CardKind::Adapter {
+        text.push_str("- lora\n");
+    }
+    text.push_str("- lowrank\n---\n\n");
+
+    let what = match card.kind {
+        CardKind::Adapter => "An adapter for",
+        CardKind::Model => "A fine-tuned version of",
+    };
+    let base = match card.base {
+        BaseModel::Hub(id) => format!("[{id}](https://huggingface.co/{id})"),
+        BaseModel::Local(name) => format!("`{name}`"),
+    };
+    let _ = writeln!(
+        text,
+        "# {}\n\n{what} {base}, trained with {} by [lowrank](https://github.com/lowrank/lowrank) {}.\n",
+        card.name,
+        card.method,
+        env!("CARGO_PKG_VERSION")
+    );
+    figures(card, &mut text);
+    how_to_load(card, &mut text);
+    if !card.settings.is_empty() {
+        text.push_str("\n## Settings\n\n`config.yaml` in this folder holds them in the form that trains again.\n\n");
+        table(
+            &mut text,
+            ["Setting", "Value"],
+            card.settings
+                .iter()
+                .map(|(key, value)| (key.clone(), format!("`{value}`"))),
+        );
+    }
+    text
+}
+
+fn figures(card: &ModelCard<'_>, text: &mut String) {
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push((name.to_string(), value));
+    let share = 100.0 * card.trainable_parameters as f64 / card.base_parameters.max(1) as f64;
+    row(
+        "Trainable parameters",
+        format!(
+            "{} ({share:.3} % of the base's {})",
+            grouped(card.trainable_parameters),
+            grouped(card.base_parameters)
+        ),
+    );
+    row("Optimizer steps", grouped(card.steps));
+    let loss = |value: f64| format!("{value:.4} (perplexity {:.3})", value.exp());
+    if let Some(value) = card.train_loss {
+        row("Training loss, last steps", loss(value));
+    }
+    if let Some(value) = card.eval_loss_before {
+        row("Held-out loss before", loss(value));
+    }
+    if let Some(value) = card.eval_loss_after {
+        row("Held-out loss after", loss(value));
+    }
+    text.push_str("## Figures\n\nLosses are means in nats over the supervised tokens.\n\n");
+    table(text, ["Figure", "Value"], rows.into_iter());
+}
+
+fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
+    let base = card.base.name();
+    let local = matches!(card.base, BaseModel::Local(_));
+    let hint = if local {
+        "; `BASE` is the folder of the base model"
+    } else {
+        ""
+    };
+    let base = if local { "BASE" } else { base };
+    match card.kind {
+        CardKind::Adapter => {
+            let _ = write!(
+                text,
+                "\n## Use\n\n`ADAPTER` is this folder{hint}.\n\n```sh\n\
+                 lowrank generate --model {base} --adapter ADAPTER --prompt \"Hello\"\n\
+                 lowrank merge --model {base} --adapter ADAPTER --output merged\n```\n\n```python\n\
+                 from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                 tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
+                 model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+                 model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
+            );
+        }
+        CardKind::Model => text.push_str(
+            "\n## Use\n\n`MODEL` is this folder.\n\n```sh\n\
+             lowrank generate --model MODEL --prompt \"Hello\"\n```\n\n```python\n\
+             from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"MODEL\")\n\
+             model = AutoModelForCausalLM.from_pretrained(\"MODEL\")\n```\n",
+        ),
+    }
+}
+
+/// A Markdown table of two columns.
+fn table(text: &mut String, head: [&str; 2], rows: impl Iterator<Item = (String, String)>) {
+    let _ = writeln!(text, "| {} | {} |\n| --- | --- |", head[0], head[1]);
+    for (name, value) in rows {
+        let cell = |cell: String| cell.replace('|', "\\|").replace(['\n', '\r'], " ");
+        let _ = writeln!(text, "| {} | {} |", cell(name), cell(value));
+    }
+}
+
+/// A YAML scalar: plain where that is safe, otherwise as a JSON string, which YAML reads the same.
+fn quote(value: &str) -> String {
+    let plain = value.starts_with(|c: char| c.is_ascii_alphabetic())
+        && value
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
+        && !value.ends_with(':')
+        && value.contains('/');
+    if plain {
+        value.to_string()
+    } else {
+        serde_json::Value::from(value).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(kind: CardKind, base: BaseModel<'_>, settings: &[(String, String)]) -> String {
+        render(&ModelCard {
+            name: "e2e-lora",
+            kind,
+            base,
+            method: "LoRA",
+            trainable_parameters: 460_800,
+            base_parameters: 134_515_008,
+            steps: 1200,
+            train_loss: Some(1.25),
+            eval_loss_before: Some(3.0),
+            eval_loss_after: None,
+            settings,
+        })
+    }
+
+    #[test]
+    fn an_adapter_of_a_hub_model() {
+        let settings = [
+            ("r".to_string(), "8".to_string()),
+            ("target_modules".to_string(), r".*\.(q|v)_proj".to_string()),
+        ];
+        insta::assert_snapshot!(card(CardKind::Adapter, BaseModel::Hub("HuggingFaceTB/SmolLM2-135M"), &settings), @r#"
+        ---
+        base_model: HuggingFaceTB/SmolLM2-135M
+        library_name: peft
+        pipeline_tag: text-generation
+        tags:
+        - base_model:adapter:HuggingFaceTB/SmolLM2-135M
+        - lora
+        - lowrank
+        ---
+
+        # e2e-lora
+
+        An adapter for [HuggingFaceTB/SmolLM2-135M](https://huggingface.co/HuggingFaceTB/SmolLM2-135M), trained with LoRA by [lowrank](https://github.com/lowrank/lowrank) 0.1.0.
+
+        ## Figures
+
+        Losses are means in nats over the supervised tokens.
+
+        | Figure | Value |
+        | --- | --- |
+        | Trainable parameters | 460,800 (0.343 % of the base's 134,515,008) |
+        | Optimizer steps | 1,200 |
+        | Training loss, last steps | 1.2500 (perplexity 3.490) |
+        | Held-out loss before | 3.0000 (perplexity 20.086) |
+
+        ## Use
+
+        `ADAPTER` is this folder.
+
+        ```sh
+        lowrank generate --model HuggingFaceTB/SmolLM2-135M --adapter ADAPTER --prompt "Hello"
+        lowrank merge --model HuggingFaceTB/SmolLM2-135M --adapter ADAPTER --output merged
+        ```
+
+        ```python
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        model = PeftModel.from_pretrained(model, "ADAPTER")
+        ```
+
+        ## Settings
+
+        `config.yaml` in this folder holds them in the form that trains again.
+
+        | Setting | Value |
+        | --- | --- |
+        | r | `8` |
+        | target_modules | `.*\.(q\|v)_proj` |
+        "#);
+    }
+
+    #[test]
+    fn a_whole_model_from_a_folder_names_no_base_that_the_hub_would_refuse() {
+        let text = card(CardKind::Model, BaseModel::Local("tiny"), &[]);
+        assert!(text.starts_with("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- lowrank\n---\n"));
+        assert!(text.contains("A fine-tuned version of `tiny`"));
+    }
+
+    #[test]
+    fn yaml_scalars_are_quoted_where_needed() {
+        assert_eq!(quote("owner/name-1.5_b"), "owner/name-1.5_b");
+        assert_eq!(quote("gpt2"), "\"gpt2\"");
+        assert_eq!(quote("a/b #c"), "\"a/b #c\"");
+    }
+}

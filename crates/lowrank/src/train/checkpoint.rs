@@ -1,0 +1,258 @@
+//! `checkpoints/step-N/`: everything that going on needs, written whole or not at all.
+//!
+//! A checkpoint holds the adapter as PEFT reads it (LoRA), `training_state.safetensors` with every trained value and both
+//! moments of AdamW in f32, and `trainer_state.json`. The order of rows, the dropout masks and the learning rate are
+//! functions of the seed and the step, so no generator state has to be kept.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_formats::atomic;
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{Arena, DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::step::OptimizerState;
+use crate::Error;
+use crate::data::Example;
+use crate::random::mix;
+use crate::tuning::Adapter;
+
+const STATE: &str = "training_state.safetensors";
+const TRAINER: &str = "trainer_state.json";
+
+/// What a run knows beside the trained values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
+    pub base: String,
+    /// The training data.
+    pub data: DataMark,
+    /// The held-out rows.
+    pub valid: DataMark,
+    /// Held-out loss before the first step.
+    pub first_eval_loss: Option<f64>,
+    /// The lowest held-out loss and the step that had it.
+    pub best: Option<(f64, u64)>,
+    /// Evaluations since the best one.
+    pub evaluations_without_best: usize,
+}
+
+/// Enough about some examples to notice others in their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataMark {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens in all.
+    pub tokens: usize,
+    /// A hash of every id and of which of them carry loss, in order.
+    pub hash: String,
+}
+
+impl DataMark {
+    /// The mark of some examples.
+    pub fn of(examples: &[Example]) -> Self {
+        let mut hash = 0;
+        for example in examples {
+            hash = mix(hash, example.ids.len() as u64);
+            for (&id, &supervised) in example.ids.iter().zip(&example.supervised) {
+                hash = mix(hash, u64::from(id) << 1 | u64::from(supervised));
+            }
+        }
+        Self {
+            rows: examples.len(),
+            tokens: examples.iter().map(|example| example.ids.len()).sum(),
+            hash: format!("{hash:016x}"),
+        }
+    }
+}
+
+impl TrainerState {
+    /// What is of another run than `now`, in words.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let data = |name: &str, then: &DataMark, now: &DataMark| {
+            (then != now).then(|| {
+                format!(
+                    "the {name} changed since the run began ({} rows and {} tokens then, {} and {} now)",
+                    then.rows, then.tokens, now.rows, now.tokens
+                )
+            })
+        };
+        let base = (self.base != now.base).then(|| {
+            format!(
+                "the base model changed since the run began (fingerprint {} then, {} now)",
+                self.base, now.base
+            )
+        });
+        let data = [
+            data("training data", &self.data, &now.data),
+            data("held-out data", &self.valid, &now.valid),
+        ];
+        base.into_iter().chain(data.into_iter().flatten()).collect()
+    }
+}
+
+/// Writes `checkpoints/step-N`. `write_adapter` adds the method's own files.
+///
+/// # Errors
+/// A file can't be written; an earlier checkpoint is then intact.
+pub fn write(
+    run: &Path,
+    adapter: &Adapter,
+    optimizer: &OptimizerState,
+    state: &TrainerState,
+    write_adapter: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<PathBuf, Error> {
+    let checkpoints = run.join("checkpoints");
+    std::fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
+    let folder = step_folder(run, state.step);
+    atomic::write_folder(&folder, true, |temporary| -> Result<(), Error> {
+        write_adapter(temporary)?;
+        let arenas = [
+            ("param", &adapter.params),
+            ("m", &optimizer.m),
+            ("v", &optimizer.v),
+        ];
+        let specs: Vec<_> = arenas
+            .iter()
+            .flat_map(|(kind, arena)| {
+                adapter.names.iter().enumerate().map(move |(slot, name)| {
+                    let (rows, cols) = arena.shape(slot);
+                    TensorSpec {
+                        name: format!("{kind}.{name}"),
+                        dtype: StoredDType::F32,
+                        shape: vec![rows, cols],
+                    }
+                })
+            })
+            .collect();
+        let slots = adapter.names.len();
+        write_safetensors(
+            &temporary.join(STATE),
+            &specs,
+            &std::collections::BTreeMap::new(),
+            |index, out| {
+                out.write_all(
+                    &arenas[index / slots]
+                        .1
+                        .view(index % slots)
+                        .to_le_bytes(DType::F32),
+                )
+            },
+        )?;
+        atomic::write_file(&temporary.join(TRAINER), |out| {
+            Ok(serde_json::to_writer_pretty(out, state)?)
+        })?;
+        Ok(())
+    })?;
+    Ok(folder)
+}
+
+/// Reads a checkpoint back into an adapter and its optimizer state, bit for bit.
+///
+/// # Errors
+/// Files that are missing, damaged, or of another run.
+pub fn read(
+    folder: &Path,
+    adapter: &mut Adapter,
+    optimizer: &mut OptimizerState,
+) -> Result<TrainerState, Error> {
+    let path = folder.join(TRAINER);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let state: TrainerState = serde_json::from_str(&text).map_err(|error| {
+        Error::Training(format!(
+            "{}: {error}; delete this checkpoint folder to go on from an earlier one",
+            path.display()
+        ))
+    })?;
+    read_values(folder, "param", &adapter.names, &mut adapter.params)?;
+    read_values(folder, "m", &adapter.names, &mut optimizer.m)?;
+    read_values(folder, "v", &adapter.names, &mut optimizer.v)?;
+    optimizer.step = state.step;
+    Ok(state)
+}
+
+/// Reads only the trained values of a checkpoint.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_params(folder: &Path, adapter: &mut Adapter) -> Result<(), Error> {
+    read_values(folder, "param", &adapter.names, &mut adapter.params)
+}
+
+fn read_values(
+    folder: &Path,
+    kind: &str,
+    names: &[String],
+    arena: &mut Arena,
+) -> Result<(), Error> {
+    let path = folder.join(STATE);
+    let file = Checkpoint::open(&path)?;
+    let mut problems = Vec::new();
+    for (slot, name) in names.iter().enumerate() {
+        let (rows, cols) = arena.shape(slot);
+        let key = format!("{kind}.{name}");
+        match file
+            .get(&key)
+            .filter(|entry| entry.shape == [rows, cols] && entry.dtype == StoredDType::F32)
+        {
+            Some(entry) => arena
+                .view_mut(slot)
+                .copy_from(Tensor::from_f32(rows, cols, entry.to_f32()?).view()),
+            None => problems.push(format!("{key}: missing or of another shape")),
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Tensors { path, problems })
+    }
+}
+
+/// The folder of a step's checkpoint.
+pub fn step_folder(run: &Path, step: u64) -> PathBuf {
+    run.join("checkpoints").join(format!("step-{step}"))
+}
+
+/// The steps that have a checkpoint, ascending.
+pub fn steps(run: &Path) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else {
+        return Vec::new();
+    };
+    let mut steps: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("step-")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// Deletes the oldest checkpoints over `limit`, never the newest and never `keep`.
+///
+/// # Errors
+/// A folder can't be deleted.
+pub fn prune(run: &Path, limit: usize, keep: Option<u64>) -> Result<(), Error> {
+    let steps = steps(run);
+    let mut surplus = steps.len().saturating_sub(limit.max(1));
+    for step in steps.iter().take(steps.len().saturating_sub(1)) {
+        if surplus == 0 {
+            break;
+        }
+        if Some(*step) == keep {
+            continue;
+        }
+        let folder = step_folder(run, *step);
+        std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+        surplus -= 1;
+    }
+    Ok(())
+}

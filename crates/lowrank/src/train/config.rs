@@ -1,0 +1,287 @@
+//! Every setting of a run, resolved: what `config.yaml` in the run's folder holds.
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::schedule::SchedulerType;
+use crate::data::OnBadRow;
+use crate::tuning::Method;
+use crate::tuning::lora::{InitLoraWeights, Targets};
+
+/// The settings of `lowrank train`, in the words of PEFT's `LoraConfig` and of transformers' `TrainingArguments`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// What is trained.
+    pub method: Method,
+    /// The base: a folder or `builtin:tiny`.
+    pub model: String,
+    /// A folder with train.jsonl (and valid.jsonl), or one file.
+    pub data: PathBuf,
+    /// Held-out rows, where they are not `valid.jsonl` of `data`.
+    pub valid_data: Option<PathBuf>,
+    /// The run's folder.
+    pub output: PathBuf,
+    /// Rank of A and B.
+    pub r: usize,
+    /// The branch is scaled by `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Dropout on the branch's input.
+    pub lora_dropout: f64,
+    /// Modules to adapt; `None`: the family's q and v.
+    pub target_modules: Option<Targets>,
+    /// Modules to leave out.
+    pub exclude_modules: Option<Targets>,
+    /// r of modules that match a pattern.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// lora_alpha of modules that match a pattern.
+    pub alpha_pattern: IndexMap<String, f64>,
+    /// How A and B begin.
+    pub init_lora_weights: InitLoraWeights,
+    /// Scale by `lora_alpha / √r`.
+    pub use_rslora: bool,
+    /// Start from this PEFT adapter; r, alpha and targets are its own.
+    pub init_adapter: Option<PathBuf>,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// How it falls.
+    pub lr_scheduler_type: SchedulerType,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Warm-up as a share of all steps; used where `warmup_steps` is 0.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay, on everything trained.
+    pub weight_decay: f64,
+    /// AdamW's first moment decay.
+    pub adam_beta1: f64,
+    /// AdamW's second moment decay.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this norm; 0: off.
+    pub max_grad_norm: f64,
+    /// Label smoothing, as transformers' `LabelSmoother`.
+    pub label_smoothing_factor: f64,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of an optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data.
+    pub num_train_epochs: f64,
+    /// Optimizer steps; overrides `num_train_epochs`.
+    pub max_steps: Option<u64>,
+    /// Rows longer than this are cut from the end.
+    pub max_seq_length: usize,
+    /// Loss on the prompt's tokens too.
+    pub train_on_prompt: bool,
+    /// What to do with a row that can't be used.
+    pub on_bad_row: OnBadRow,
+    /// Seed of initialisation, order and dropout.
+    pub seed: u64,
+    /// Draw a new order each epoch.
+    pub shuffle: bool,
+    /// Evaluate every so many steps (and at the end).
+    pub eval_steps: Option<u64>,
+    /// Write a checkpoint every so many steps.
+    pub save_steps: Option<u64>,
+    /// Checkpoints to keep; older ones are deleted.
+    pub save_total_limit: Option<usize>,
+    /// Finish with the weights of the lowest `eval_loss`.
+    pub load_best_model_at_end: bool,
+    /// Stop after so many evaluations without a new best.
+    pub early_stopping_patience: Option<usize>,
+    /// Storage of the frozen base.
+    pub base_dtype: BaseDtype,
+    /// Threads; `None`: all the machine has.
+    pub threads: Option<usize>,
+}
+
+/// Storage of the base's matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, widened where it is used.
+    #[default]
+    Bf16,
+}
+
+impl From<BaseDtype> for lowrank_kernels::DType {
+    fn from(dtype: BaseDtype) -> Self {
+        match dtype {
+            BaseDtype::F32 => Self::F32,
+            BaseDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The defaults, for a method.
+    pub fn new(
+        method: Method,
+        model: impl Into<String>,
+        data: impl Into<PathBuf>,
+        output: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            method,
+            model: model.into(),
+            data: data.into(),
+            valid_data: None,
+            output: output.into(),
+            r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            init_lora_weights: InitLoraWeights::Gaussian,
+            use_rslora: false,
+            init_adapter: None,
+            learning_rate: if method == Method::Full { 2e-5 } else { 2e-4 },
+            lr_scheduler_type: SchedulerType::Linear,
+            warmup_steps: 0,
+            warmup_ratio: 0.0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            label_smoothing_factor: 0.0,
+            batch_size: 8,
+            gradient_accumulation_steps: 1,
+            num_train_epochs: 3.0,
+            max_steps: None,
+            max_seq_length: 2048,
+            train_on_prompt: false,
+            on_bad_row: OnBadRow::Error,
+            seed: 42,
+            shuffle: true,
+            eval_steps: None,
+            save_steps: None,
+            save_total_limit: None,
+            load_best_model_at_end: false,
+            early_stopping_patience: None,
+            base_dtype: BaseDtype::Bf16,
+            threads: None,
+        }
+    }
+
+    /// Settings that no run can have, one line each.
+    pub fn problems(&self) -> Vec<String> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let rules = [
+            ("r", self.r > 0, "at least 1"),
+            ("lora_alpha", positive(self.lora_alpha), "greater than 0"),
+            (
+                "lora_dropout",
+                share(self.lora_dropout),
+                "at least 0 and less than 1",
+            ),
+            (
+                "learning_rate",
+                positive(self.learning_rate),
+                "greater than 0",
+            ),
+            (
+                "warmup_ratio",
+                (0.0..=1.0).contains(&self.warmup_ratio),
+                "from 0 to 1",
+            ),
+            ("weight_decay", self.weight_decay >= 0.0, "0 or greater"),
+            (
+                "adam_beta1",
+                share(self.adam_beta1),
+                "at least 0 and less than 1",
+            ),
+            (
+                "adam_beta2",
+                share(self.adam_beta2),
+                "at least 0 and less than 1",
+            ),
+            (
+                "adam_epsilon",
+                positive(self.adam_epsilon),
+                "greater than 0",
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm >= 0.0,
+                "0 (off) or greater",
+            ),
+            (
+                "label_smoothing_factor",
+                share(self.label_smoothing_factor),
+                "at least 0 and less than 1",
+            ),
+            ("batch_size", self.batch_size > 0, "at least 1"),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps > 0,
+                "at least 1",
+            ),
+            (
+                "num_train_epochs",
+                positive(self.num_train_epochs),
+                "greater than 0",
+            ),
+            ("max_steps", self.max_steps != Some(0), "at least 1"),
+            ("eval_steps", self.eval_steps != Some(0), "at least 1"),
+            ("save_steps", self.save_steps != Some(0), "at least 1"),
+            (
+                "save_total_limit",
+                self.save_total_limit != Some(0),
+                "at least 1",
+            ),
+            (
+                "early_stopping_patience",
+                self.early_stopping_patience != Some(0),
+                "at least 1",
+            ),
+        ];
+        rules
+            .into_iter()
+            .filter(|(_, fine, _)| !fine)
+            .map(|(key, _, range)| format!("{key} must be {range}"))
+            .collect()
+    }
+
+    /// Rows of an optimizer step.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation_steps
+    }
+
+    /// Optimizer steps of the run over `rows` rows. The last step of an epoch takes what is left.
+    pub fn total_steps(&self, rows: usize) -> u64 {
+        self.max_steps.unwrap_or_else(|| {
+            let steps_per_epoch = rows.div_ceil(self.rows_per_step());
+            (steps_per_epoch as f64 * self.num_train_epochs).ceil() as u64
+        })
+    }
+
+    /// Keys whose value differs from `earlier` in a way that would change the result of going on.
+    pub fn changes_since(&self, earlier: &Self) -> Vec<String> {
+        let neutral: &[&str] = &["output", "threads", "save_steps", "save_total_limit"];
+        let as_map = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let (old, new) = (as_map(earlier), as_map(self));
+        new.iter()
+            .filter(|(key, value)| {
+                !neutral.contains(&key.as_str()) && old.get(*key) != Some(*value)
+            })
+            .map(|(key, value)| {
+                format!(
+                    "{key}: {} before, {value} now",
+                    old.get(key).unwrap_or(&serde_json::Value::Null)
+                )
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,55 @@
+//! The loss on held-out rows.
+
+use lowrank_kernels::Workspace;
+
+use crate::data::Example;
+use crate::model::{Batch, Decoder, LossSum};
+use crate::tuning::AdapterSet;
+
+/// Tokens that one pass of an evaluation computes at most, unless a single row is longer.
+const TOKENS_A_PASS: usize = 2048;
+
+/// Sums of the losses of `examples`. `adapter` is the index in the set that every row uses; `None`: the base alone.
+pub fn evaluate(
+    model: &Decoder,
+    adapters: AdapterSet,
+    adapter: Option<usize>,
+    examples: &[Example],
+    ws: &Workspace,
+) -> LossSum {
+    evaluate_rows(model, adapters, adapter, examples, ws, |_| {})
+}
+
+/// As [`evaluate`]; `done` is told how many rows each pass finished.
+pub fn evaluate_rows(
+    model: &Decoder,
+    adapters: AdapterSet,
+    adapter: Option<usize>,
+    examples: &[Example],
+    ws: &Workspace,
+    mut done: impl FnMut(usize),
+) -> LossSum {
+    let mut sums = LossSum::default();
+    let mut pending = Batch::default();
+    let mut rows = 0;
+    let mut run = |batch: Batch, rows: usize| {
+        let batch = if let Some(index) = adapter {
+            batch.with_adapter(index)
+        } else {
+            batch
+        };
+        sums.add(model.loss(&batch, adapters, ws));
+        done(rows);
+    };
+    for example in examples {
+        if rows > 0 && pending.tokens() + example.ids.len() > TOKENS_A_PASS {
+            run(std::mem::take(&mut pending), std::mem::take(&mut rows));
+        }
+        pending.push(&example.ids, &example.supervised);
+        rows += 1;
+    }
+    if rows > 0 {
+        run(pending, rows);
+    }
+    sums
+}

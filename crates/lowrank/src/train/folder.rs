@@ -1,0 +1,201 @@
+//! A run's folder: how it begins, and the files that a reader finds in it at the end.
+
+use std::path::Path;
+
+use lowrank_formats::atomic;
+
+use super::config::TrainConfig;
+use super::run::{Outcome, Start};
+use crate::Error;
+use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::output;
+use crate::report::{self, MetricsLine};
+use crate::tuning::Method;
+
+const CONFIG: &str = "config.yaml";
+const METRICS: &str = "metrics.jsonl";
+/// What a run writes beside a model's own files.
+const RUN_FILES: &[&str] = &[
+    CONFIG,
+    METRICS,
+    "README.md",
+    "report.html",
+    "checkpoints",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+];
+
+/// Whether a run may begin, or go on, in its output folder. Nothing is written.
+pub(super) fn check(config: &TrainConfig, start: Start) -> Result<(), Error> {
+    match start {
+        Start::Resume => check_resume(config),
+        Start::Fresh { overwrite } => check_fresh(config, overwrite),
+    }
+}
+
+/// Makes the folder of a fresh run, in place of an earlier run's where [`check`] allows it.
+pub(super) fn begin(config: &TrainConfig, start: Start) -> Result<(), Error> {
+    check(config, start)?;
+    let folder = &config.output;
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    write_config(config)
+}
+
+fn check_resume(config: &TrainConfig) -> Result<(), Error> {
+    let path = config.output.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Error::Settings(format!(
+            "{}: {error}; there is no run to resume in this folder, so leave out --resume",
+            path.display()
+        ))
+    })?;
+    let earlier: TrainConfig = serde_saphyr::from_str(&text).map_err(|error| {
+        Error::Settings(format!(
+            "{}: {error}; the run was begun by another version or the file was edited",
+            path.display()
+        ))
+    })?;
+    let changes = config.changes_since(&earlier);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output",
+        path.display(),
+        changes.join("\n  ")
+    )))
+}
+
+fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
+    let folder = &config.output;
+    if !output::is_taken(folder)? {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(Error::Settings(format!(
+            "output {} exists; give another --output, --resume to go on with the run in it, or --overwrite to replace it",
+            folder.display()
+        )));
+    }
+    if !folder.join(CONFIG).exists() {
+        return Err(Error::Settings(format!(
+            "output {} is not a folder that a run wrote (it has no {CONFIG}), so --overwrite does not replace it; give another --output",
+            folder.display()
+        )));
+    }
+    output::check_replaceable(folder, &[RUN_FILES, MODEL_FILES, SIDE_FILES])?;
+    let inputs = [
+        Some(Path::new(&config.model)),
+        Some(config.data.as_path()),
+        config.valid_data.as_deref(),
+        config.init_adapter.as_deref(),
+    ];
+    for input in inputs.into_iter().flatten() {
+        output::check_apart(folder, input)?;
+    }
+    Ok(())
+}
+
+fn write_config(config: &TrainConfig) -> Result<(), Error> {
+    let path = config.output.join(CONFIG);
+    let text = serde_saphyr::to_string(config)
+        .map_err(|error| Error::Training(format!("{}: {error}", path.display())))?;
+    Ok(atomic::write_file(&path, |out| {
+        out.write_all(text.as_bytes())
+    })?)
+}
+
+pub(super) fn metrics_path(folder: &Path) -> std::path::PathBuf {
+    folder.join(METRICS)
+}
+
+/// Settings as (key, value), those that are unset left out.
+fn settings(config: &TrainConfig) -> Vec<(String, String)> {
+    let Ok(serde_json::Value::Object(map)) = serde_json::to_value(config) else {
+        return Vec::new();
+    };
+    map.into_iter()
+        .filter(|(key, value)| {
+            let path = matches!(
+                key.as_str(),
+                "output" | "data" | "valid_data" | "model" | "init_adapter"
+            );
+            let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
+            !path && !empty
+        })
+        .map(|(key, value)| {
+            (
+                key,
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned),
+            )
+        })
+        .collect()
+}
+
+/// Writes report.html from metrics.jsonl.
+pub(super) fn write_report(
+    config: &TrainConfig,
+    summary: &str,
+    figures: &[(String, String)],
+) -> Result<(), Error> {
+    let lines: Vec<MetricsLine> = report::metrics::read(&metrics_path(&config.output))?;
+    let title = config
+        .output
+        .file_name()
+        .map_or_else(|| "run".into(), |name| name.to_string_lossy());
+    let html = report::html::render(&report::html::Report {
+        title: &title,
+        summary,
+        figures,
+        settings: &settings(config),
+        lines: &lines,
+    });
+    Ok(atomic::write_file(
+        &config.output.join("report.html"),
+        |out| out.write_all(html.as_bytes()),
+    )?)
+}
+
+/// Writes README.md, the model card.
+pub(super) fn write_card(
+    config: &TrainConfig,
+    source: &Source,
+    outcome: &Outcome,
+) -> Result<(), Error> {
+    let name = config.output.file_name().map_or_else(
+        || "adapter".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let short = source.short_name();
+    let base = if crate::hub::looks_like_id(&config.model) && !Path::new(&config.model).exists() {
+        report::model_card::BaseModel::Hub(&config.model)
+    } else {
+        report::model_card::BaseModel::Local(&short)
+    };
+    let (kind, method) = match config.method {
+        Method::Lora => (report::model_card::CardKind::Adapter, "LoRA"),
+        Method::Full => (report::model_card::CardKind::Model, "full fine-tuning"),
+    };
+    let card = report::model_card::render(&report::model_card::ModelCard {
+        name: &name,
+        kind,
+        base,
+        method,
+        trainable_parameters: outcome.trainable_parameters as u64,
+        base_parameters: outcome.base_parameters as u64,
+        steps: outcome.steps,
+        train_loss: outcome.train_loss,
+        eval_loss_before: outcome.first_eval_loss,
+        eval_loss_after: outcome.eval_loss,
+        settings: &settings(config),
+    });
+    Ok(atomic::write_file(
+        &config.output.join("README.md"),
+        |out| out.write_all(card.as_bytes()),
+    )?)
+}

@@ -1,0 +1,22 @@
+//! Training: settings, the loop, checkpoints and what a run's folder holds.
+//!
+//! A run is a function of its settings and its data: the order of the rows, the dropout masks and the learning rate
+//! depend only on the seed and the step. That makes resuming exact.
+
+pub mod checkpoint;
+mod config;
+mod evaluate;
+mod events;
+mod folder;
+mod memory;
+mod run;
+mod schedule;
+mod step;
+
+pub use config::{BaseDtype, TrainConfig};
+pub use evaluate::{evaluate, evaluate_rows};
+pub use events::{Event, Observer, Silent};
+pub use memory::peak_rss;
+pub use run::{Outcome, Start, Trained, fit, train};
+pub use schedule::{Schedule, SchedulerType};
+pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step};

@@ -1,0 +1,720 @@
+//! The run: from settings to a folder that PEFT loads.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lowrank_formats::peft::{LoraConfig, TargetModules};
+use lowrank_kernels::Workspace;
+
+use super::checkpoint::{self, DataMark, TrainerState};
+use super::config::TrainConfig;
+use super::evaluate::evaluate;
+use super::events::{Event, Observer};
+use super::folder;
+use super::memory::peak_rss;
+use super::schedule::Schedule;
+use super::step::{OptimizerState, StepOptions, optimizer_step, probable_cause};
+use crate::Error;
+use crate::base::{Base, Source};
+use crate::data::batches::epoch_order;
+use crate::data::{DataOptions, Dataset, Example, Split, split_file};
+use crate::model::families;
+use crate::random::mix;
+use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
+use crate::tuning::lora::{self, Targets};
+use crate::tuning::{Adapter, AdapterSet, Method, full};
+
+/// Steps whose losses are averaged for the final figure.
+const LAST_STEPS: usize = 20;
+
+/// How a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// In a new folder, or in place of an earlier run's.
+    Fresh {
+        /// Whether an earlier run's folder is replaced.
+        overwrite: bool,
+    },
+    /// From the newest checkpoint of the run in the output folder.
+    Resume,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// The run's folder.
+    pub output: PathBuf,
+    /// Optimizer steps taken in all.
+    pub steps: u64,
+    /// Optimizer steps planned.
+    pub total_steps: u64,
+    /// Stopped by the user before the end; a checkpoint was written.
+    pub interrupted: bool,
+    /// Stopped because the held-out loss no longer fell.
+    pub stopped_early: bool,
+    /// Values trained.
+    pub trainable_parameters: usize,
+    /// Parameters of the base.
+    pub base_parameters: usize,
+    /// Mean loss of the last steps.
+    pub train_loss: Option<f64>,
+    /// Held-out loss before the first step.
+    pub first_eval_loss: Option<f64>,
+    /// Held-out loss of what was saved.
+    pub eval_loss: Option<f64>,
+    /// Tokens computed by this process.
+    pub tokens: u64,
+    /// Seconds of this process's steps.
+    pub seconds: f64,
+    /// Largest resident memory, bytes.
+    pub peak_rss: u64,
+}
+
+/// A method's trainable values with what its files need.
+pub struct Trained {
+    /// The values.
+    pub adapter: Adapter,
+    /// The LoRA's config; `None` for full training.
+    pub lora: Option<LoraConfig>,
+}
+
+/// Runs a training from its settings and writes its folder. `stop` ends it after the step under way.
+///
+/// # Errors
+/// Settings, files or data that can't be used; a loss that is not finite; a file that can't be written.
+pub fn train(
+    config: &TrainConfig,
+    start: Start,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
+    let source = Source::find(&config.model)?;
+    check_settings(config)?;
+    folder::check(config, start)?;
+    let base = source.load(config.base_dtype.into())?;
+    let options = DataOptions {
+        max_seq_length: config.max_seq_length,
+        train_on_prompt: config.train_on_prompt,
+        on_bad_row: config.on_bad_row,
+    };
+    let data = Dataset::load(&config.data, Split::Train, &base.tokenizer, &options)?;
+    observer.event(&Event::Note(data.report.to_string()));
+    let valid = load_valid(config, &base, &options)?;
+    if let Some(valid) = &valid {
+        observer.event(&Event::Note(valid.report.to_string()));
+    }
+    check(config, &base, &data, valid.as_ref())?;
+    let trained = prepare_method(config, &base, observer)?;
+    if matches!(start, Start::Fresh { .. }) {
+        folder::begin(config, start)?;
+    }
+    let valid = valid.map(|valid| valid.examples).unwrap_or_default();
+    let outcome = fit(
+        config,
+        &base,
+        trained,
+        &data.examples,
+        &valid,
+        start,
+        observer,
+        stop,
+    )?;
+    Ok(outcome)
+}
+
+fn load_valid(
+    config: &TrainConfig,
+    base: &Base,
+    options: &DataOptions,
+) -> Result<Option<Dataset>, Error> {
+    if let Some(path) = &config.valid_data {
+        let split = if path.is_dir() {
+            Split::Valid
+        } else {
+            Split::File
+        };
+        return Ok(Some(Dataset::load(path, split, &base.tokenizer, options)?));
+    }
+    match split_file(&config.data, Split::Valid)? {
+        Some(_) => Ok(Some(Dataset::load(
+            &config.data,
+            Split::Valid,
+            &base.tokenizer,
+            options,
+        )?)),
+        None => Ok(None),
+    }
+}
+
+fn check_settings(config: &TrainConfig) -> Result<(), Error> {
+    let problems = config.problems();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Settings(problems.join("\n")))
+    }
+}
+
+fn check(
+    config: &TrainConfig,
+    base: &Base,
+    data: &Dataset,
+    valid: Option<&Dataset>,
+) -> Result<(), Error> {
+    let needs_valid = [
+        (config.eval_steps.is_some(), "eval_steps"),
+        (config.load_best_model_at_end, "load_best_model_at_end"),
+        (
+            config.early_stopping_patience.is_some(),
+            "early_stopping_patience",
+        ),
+    ];
+    if valid.is_none()
+        && let Some((_, key)) = needs_valid.iter().find(|(set, _)| *set)
+    {
+        return Err(Error::Settings(format!(
+            "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
+        )));
+    }
+    let limit = base.decoder.config().max_position_embeddings;
+    let longest = data
+        .report
+        .longest
+        .max(valid.map_or(0, |v| v.report.longest));
+    if longest > limit {
+        return Err(Error::Settings(format!(
+            "the longest row has {longest} tokens and the model was made for {limit}; set --max-seq-length {limit} to cut rows there"
+        )));
+    }
+    Ok(())
+}
+
+fn prepare_method(
+    config: &TrainConfig,
+    base: &Base,
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
+    let model = base.decoder.config();
+    match (config.method, &config.init_adapter) {
+        (Method::Full, None) => Ok(Trained { adapter: full::inject(base.decoder.weights()), lora: None }),
+        (Method::Full, Some(_)) => Err(Error::Settings("init_adapter goes with method lora; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned())),
+        (Method::Lora, Some(folder)) => {
+            let loaded = lora::load(folder, model)?;
+            note_fingerprint(&loaded, base, observer);
+            observer.event(&Event::Note(loaded.coverage.to_string()));
+            let lora = LoraConfig { lora_dropout: config.lora_dropout, base_model_name_or_path: Some(config.model.clone()), ..loaded.config };
+            let mut adapter = loaded.adapter;
+            for site in adapter.low_rank.values_mut().flatten() {
+                site.dropout = config.lora_dropout as f32;
+            }
+            Ok(Trained { adapter, lora: Some(lora) })
+        }
+        (Method::Lora, None) => {
+            let lora = lora_config(config, base);
+            let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, mix(config.seed, 1))?;
+            observer.event(&Event::Note(coverage.to_string()));
+            Ok(Trained { adapter, lora: Some(lora) })
+        }
+    }
+}
+
+fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Observer) {
+    if let Some(recorded) = &loaded.base_fingerprint
+        && *recorded != base.decoder.weights().fingerprint()
+    {
+        observer.event(&Event::Note(format!(
+            "warning: this adapter was trained on another base than {} (fingerprints {recorded} and {}); its results may be poor",
+            base.source,
+            base.decoder.weights().fingerprint()
+        )));
+    }
+}
+
+/// PEFT's config for the settings of a run.
+fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
+    let family = base.decoder.config().family;
+    let defaults = || {
+        families::default_targets(family)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    LoraConfig {
+        r: config.r,
+        lora_alpha: config.lora_alpha,
+        lora_dropout: config.lora_dropout,
+        target_modules: config.target_modules.as_ref().map_or_else(
+            || TargetModules::List(defaults()),
+            Targets::to_target_modules,
+        ),
+        exclude_modules: config
+            .exclude_modules
+            .as_ref()
+            .map(Targets::to_module_names),
+        fan_in_fan_out: base.decoder.config().layout == lowrank_kernels::Layout::InOut,
+        use_rslora: config.use_rslora,
+        init_lora_weights: config.init_lora_weights.to_json(),
+        rank_pattern: config
+            .rank_pattern
+            .iter()
+            .map(|(key, r)| (key.clone(), *r))
+            .collect(),
+        alpha_pattern: config
+            .alpha_pattern
+            .iter()
+            .map(|(key, alpha)| (key.clone(), *alpha))
+            .collect(),
+        base_model_name_or_path: Some(config.model.clone()),
+        task_type: Some("CAUSAL_LM".to_owned()),
+        ..LoraConfig::default()
+    }
+}
+
+/// The state of the loop.
+struct Loop<'a> {
+    config: &'a TrainConfig,
+    base: &'a Base,
+    lora: Option<&'a LoraConfig>,
+    valid: &'a [Example],
+    ws: Workspace,
+    state: TrainerState,
+    metrics: MetricsWriter,
+}
+
+/// Trains on examples that are already loaded, in a prepared output folder, and writes the folder's files.
+///
+/// # Errors
+/// As [`train`].
+pub fn fit(
+    config: &TrainConfig,
+    base: &Base,
+    trained: Trained,
+    examples: &[Example],
+    valid: &[Example],
+    start: Start,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
+    check_settings(config)?;
+    if examples.is_empty() {
+        return Err(Error::Settings("there is no row to train on".to_owned()));
+    }
+    let Trained { mut adapter, lora } = trained;
+    let mut optimizer = OptimizerState::new(&adapter);
+    let total_steps = config.total_steps(examples.len());
+    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
+    let mut state = TrainerState {
+        base: base.decoder.weights().fingerprint(),
+        data: DataMark::of(examples),
+        valid: DataMark::of(valid),
+        ..TrainerState::default()
+    };
+    let metrics_path = folder::metrics_path(&config.output);
+    let mut metrics = None;
+    if start == Start::Resume {
+        match checkpoint::steps(&config.output).last() {
+            Some(&step) => {
+                let folder = checkpoint::step_folder(&config.output, step);
+                let earlier = checkpoint::read(&folder, &mut adapter, &mut optimizer)?;
+                let differences = earlier.differences(&state);
+                if !differences.is_empty() {
+                    return Err(Error::Settings(format!(
+                        "{}, so it can't be resumed; give back what it began with, or start a new run with another --output",
+                        differences.join("; ")
+                    )));
+                }
+                state = earlier;
+                metrics = Some(MetricsWriter::resume(&metrics_path, state.step)?);
+                observer.event(&Event::Note(format!(
+                    "resuming after step {step} of {total_steps}"
+                )));
+            }
+            None => observer.event(&Event::Note(
+                "there is no checkpoint yet; starting from the beginning".to_owned(),
+            )),
+        }
+    }
+    let metrics = match metrics {
+        Some(resumed) => resumed,
+        None => MetricsWriter::create(&metrics_path)?,
+    };
+    let mut run = Loop {
+        config,
+        base,
+        lora: lora.as_ref(),
+        valid,
+        ws: Workspace::new(),
+        state,
+        metrics,
+    };
+    let schedule = run.schedule(total_steps);
+    let base_parameters = base.decoder.config().parameters();
+    observer.event(&Event::Start {
+        total_steps,
+        done_steps: run.state.step,
+        trainable_parameters: adapter.parameters(),
+        base_parameters,
+    });
+    if run.state.step == 0 && !valid.is_empty() {
+        let before = run.evaluate(&adapter, 0.0, observer)?;
+        run.state.first_eval_loss = Some(before);
+    }
+
+    let mut outcome = Outcome {
+        trainable_parameters: adapter.parameters(),
+        base_parameters,
+        total_steps,
+        ..Outcome::default()
+    };
+    let mut last_losses = last_losses(&metrics_path)?;
+    let mut order = (u64::MAX, Vec::new());
+    while run.state.step < total_steps {
+        let step = run.state.step;
+        let epoch = step / steps_per_epoch;
+        if order.0 != epoch {
+            order = (
+                epoch,
+                epoch_order(examples.len(), config.seed, epoch, config.shuffle),
+            );
+        }
+        let first = (step % steps_per_epoch) as usize * config.rows_per_step();
+        let rows: Vec<&Example> = order.1[first..]
+            .iter()
+            .take(config.rows_per_step())
+            .map(|&row| &examples[row])
+            .collect();
+        let begun = Instant::now();
+        let options = run.step_options(schedule.at(step));
+        let done = optimizer_step(
+            &base.decoder,
+            &mut adapter,
+            &mut optimizer,
+            &rows,
+            &options,
+            &run.ws,
+        )
+        .map_err(|error| run.with_last_good(error))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        run.state.step = step + 1;
+        let epochs = run.state.step as f64 / steps_per_epoch as f64;
+        outcome.tokens += done.tokens as u64;
+        outcome.seconds += seconds;
+        last_losses.push(done.loss);
+        if last_losses.len() > LAST_STEPS {
+            last_losses.remove(0);
+        }
+        let line = StepMetrics {
+            step: run.state.step,
+            epoch: epochs,
+            loss: done.loss,
+            learning_rate: options.learning_rate,
+            grad_norm: done.grad_norm,
+            tokens: done.tokens as u64,
+            supervised_tokens: done.supervised_tokens as u64,
+            tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
+            peak_rss: peak_rss(),
+        };
+        run.metrics.write(&line.clone().into())?;
+        observer.event(&Event::Step(line));
+
+        let last = run.state.step == total_steps;
+        if !valid.is_empty()
+            && (last
+                || config
+                    .eval_steps
+                    .is_some_and(|every| run.state.step.is_multiple_of(every)))
+        {
+            let eval_loss = run.evaluate(&adapter, epochs, observer)?;
+            let improved = run.state.best.is_none_or(|(best, _)| eval_loss < best);
+            if improved {
+                run.state.best = Some((eval_loss, run.state.step));
+                run.state.evaluations_without_best = 0;
+            } else {
+                run.state.evaluations_without_best += 1;
+            }
+            if improved && config.load_best_model_at_end {
+                run.checkpoint(&adapter, &optimizer, observer)?;
+            }
+            if config
+                .early_stopping_patience
+                .is_some_and(|patience| run.state.evaluations_without_best >= patience)
+            {
+                outcome.stopped_early = !last;
+                if outcome.stopped_early {
+                    observer.event(&Event::Note(format!(
+                        "stopping early: {} evaluations without a lower eval_loss",
+                        run.state.evaluations_without_best
+                    )));
+                    break;
+                }
+            }
+        }
+        if config
+            .save_steps
+            .is_some_and(|every| last || run.state.step.is_multiple_of(every))
+        {
+            run.checkpoint(&adapter, &optimizer, observer)?;
+        }
+        if stop.load(Ordering::Relaxed) && !last {
+            run.checkpoint(&adapter, &optimizer, observer)?;
+            outcome.interrupted = true;
+            break;
+        }
+    }
+    outcome.steps = run.state.step;
+    outcome.first_eval_loss = run.state.first_eval_loss;
+    outcome.output.clone_from(&config.output);
+    if !last_losses.is_empty() {
+        outcome.train_loss = Some(last_losses.iter().sum::<f64>() / last_losses.len() as f64);
+    }
+    if !outcome.interrupted {
+        if valid.is_empty() {
+            run.check_result(&adapter, examples)?;
+        }
+        run.finish(&mut adapter, &mut outcome, observer)?;
+    }
+    outcome.peak_rss = peak_rss();
+    let summary = run.summary(&outcome);
+    folder::write_report(config, &summary, &figures(&outcome))?;
+    Ok(outcome)
+}
+
+impl Loop<'_> {
+    fn schedule(&self, total_steps: u64) -> Schedule {
+        let config = self.config;
+        let warmup_steps = if config.warmup_steps > 0 {
+            config.warmup_steps
+        } else {
+            (config.warmup_ratio * total_steps as f64).ceil() as u64
+        };
+        Schedule {
+            kind: config.lr_scheduler_type,
+            learning_rate: config.learning_rate,
+            warmup_steps,
+            total_steps,
+        }
+    }
+
+    fn step_options(&self, learning_rate: f64) -> StepOptions {
+        let config = self.config;
+        StepOptions {
+            learning_rate,
+            betas: (config.adam_beta1, config.adam_beta2),
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+            max_grad_norm: config.max_grad_norm,
+            label_smoothing: config.label_smoothing_factor,
+            batch_size: config.batch_size,
+            seed: mix(config.seed, 2),
+        }
+    }
+
+    fn evaluate(
+        &mut self,
+        adapter: &Adapter,
+        epoch: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<f64, Error> {
+        let set = [adapter];
+        let sums = evaluate(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            self.valid,
+            &self.ws,
+        );
+        if !sums.mean().is_finite() {
+            return Err(self.not_finite("held-out loss", sums.mean()));
+        }
+        let line = EvalMetrics {
+            step: self.state.step,
+            epoch,
+            eval_loss: sums.mean(),
+            eval_accuracy: Some(sums.correct as f64 / sums.tokens as f64),
+            eval_supervised_tokens: Some(sums.tokens as u64),
+        };
+        self.metrics.write(&line.clone().into())?;
+        observer.event(&Event::Eval(line));
+        Ok(sums.mean())
+    }
+
+    fn checkpoint(
+        &self,
+        adapter: &Adapter,
+        optimizer: &OptimizerState,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let run = &self.config.output;
+        let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
+            match self.lora {
+                Some(lora) => lora::save(
+                    folder,
+                    self.base.decoder.config(),
+                    lora,
+                    adapter,
+                    &self.state.base,
+                ),
+                None => Ok(()),
+            }
+        })
+        .map_err(|error| self.with_last_good(error))?;
+        if let Some(limit) = self.config.save_total_limit {
+            let best = self
+                .state
+                .best
+                .filter(|_| self.config.load_best_model_at_end)
+                .map(|(_, step)| step);
+            checkpoint::prune(run, limit, best)?;
+        }
+        observer.event(&Event::Checkpoint(folder));
+        Ok(())
+    }
+
+    /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
+    fn check_result(&self, adapter: &Adapter, examples: &[Example]) -> Result<(), Error> {
+        let set = [adapter];
+        let rows = &examples[..examples.len().min(self.config.batch_size)];
+        let sums = evaluate(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            rows,
+            &self.ws,
+        );
+        if sums.mean().is_finite() {
+            Ok(())
+        } else {
+            Err(self.not_finite("training loss", sums.mean()))
+        }
+    }
+
+    /// The error for a loss that the weights of the current step give.
+    fn not_finite(&self, what: &str, loss: f64) -> Error {
+        let step = self.state.step;
+        let cause = probable_cause(step, self.config.learning_rate);
+        self.with_last_good(Error::Training(format!(
+            "after step {step} the {what} is {loss}: {cause}"
+        )))
+    }
+
+    /// Writes what the run was for.
+    fn finish(
+        &mut self,
+        adapter: &mut Adapter,
+        outcome: &mut Outcome,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let config = self.config;
+        if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
+            if step != self.state.step {
+                checkpoint::read_params(&checkpoint::step_folder(&config.output, step), adapter)?;
+                observer.event(&Event::Note(format!(
+                    "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
+                )));
+            }
+            outcome.eval_loss = Some(loss);
+        } else if !self.valid.is_empty() {
+            let lines = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
+            outcome.eval_loss = lines.iter().rev().find_map(|line| match line {
+                MetricsLine::Eval(eval) => Some(eval.eval_loss),
+                MetricsLine::Step(_) => None,
+            });
+        }
+        match self.lora {
+            Some(lora) => lora::save(
+                &config.output,
+                self.base.decoder.config(),
+                lora,
+                adapter,
+                &self.state.base,
+            )?,
+            None => {
+                let dtype = config.base_dtype.into();
+                full::save_weights(self.base.decoder.config(), adapter, &config.output, dtype)?;
+                self.base.source.write_side_files(&config.output, dtype)?;
+            }
+        }
+        folder::write_card(config, &self.base.source, outcome)
+    }
+
+    /// Adds which checkpoint to go back to. One of the current step holds the very values that failed.
+    /// A run that fails tells where it can be taken up again.
+    fn with_last_good(&self, error: Error) -> Error {
+        let steps = checkpoint::steps(&self.config.output);
+        let last = steps.into_iter().rfind(|step| *step < self.state.step);
+        let rescue = last.map_or_else(
+            || "no checkpoint was written before it".to_owned(),
+            |step| {
+                format!(
+                    "the last good checkpoint is {}",
+                    checkpoint::step_folder(&self.config.output, step).display()
+                )
+            },
+        );
+        Error::Training(format!("{error}; {rescue}"))
+    }
+
+    fn summary(&self, outcome: &Outcome) -> String {
+        let method = match self.config.method {
+            Method::Lora => "LoRA",
+            Method::Full => "Full fine-tuning",
+        };
+        let end = if outcome.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        };
+        format!(
+            "{method} of {}, {} of {} steps{end}",
+            self.base.source.short_name(),
+            outcome.steps,
+            outcome.total_steps
+        )
+    }
+}
+
+/// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.
+fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
+    let lines = crate::report::metrics::read(metrics)?;
+    let losses: Vec<f64> = lines
+        .iter()
+        .filter_map(|line| match line {
+            MetricsLine::Step(step) => Some(step.loss),
+            MetricsLine::Eval(_) => None,
+        })
+        .collect();
+    Ok(losses[losses.len().saturating_sub(LAST_STEPS)..].to_vec())
+}
+
+fn figures(outcome: &Outcome) -> Vec<(String, String)> {
+    let percent = 100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters as f64;
+    let mut figures = vec![
+        (
+            "trainable parameters".to_owned(),
+            format!("{} ({percent:.3} %)", outcome.trainable_parameters),
+        ),
+        ("steps".to_owned(), outcome.steps.to_string()),
+    ];
+    let mut add = |name: &str, value: Option<f64>| {
+        if let Some(value) = value {
+            figures.push((name.to_owned(), format!("{value:.4}")));
+        }
+    };
+    add("training loss, last steps", outcome.train_loss);
+    add("held-out loss before", outcome.first_eval_loss);
+    add("held-out loss after", outcome.eval_loss);
+    if outcome.seconds > 0.0 {
+        figures.push((
+            "tokens a second".to_owned(),
+            format!("{:.0}", outcome.tokens as f64 / outcome.seconds),
+        ));
+    }
+    if outcome.peak_rss > 0 {
+        figures.push((
+            "peak memory".to_owned(),
+            format!("{:.0} MiB", outcome.peak_rss as f64 / 1_048_576.0),
+        ));
+    }
+    figures
+}

@@ -1,0 +1,206 @@
+//! One optimizer step: micro-batches summed, divided once by the step's supervised tokens, clipped, applied.
+
+use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, scale, sum_squares};
+
+use crate::Error;
+use crate::data::Example;
+use crate::model::{Batch, Decoder, LossSum};
+use crate::random::mix;
+use crate::tuning::{Adapter, AdapterSet};
+
+/// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
+pub struct OptimizerState {
+    /// Gradients of the step.
+    pub grads: Arena,
+    /// First moments.
+    pub m: Arena,
+    /// Second moments.
+    pub v: Arena,
+    /// Optimizer steps taken.
+    pub step: u64,
+}
+
+/// What a step needs beside the data.
+#[derive(Clone, Copy, Debug)]
+pub struct StepOptions {
+    /// The rate of this step.
+    pub learning_rate: f64,
+    /// (beta1, beta2).
+    pub betas: (f64, f64),
+    /// AdamW's epsilon.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// 0: no clipping.
+    pub max_grad_norm: f64,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Seed of the dropout masks.
+    pub seed: u64,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug)]
+pub struct StepOutcome {
+    /// Mean loss a supervised token.
+    pub loss: f64,
+    /// Norm of the step's mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// Tokens computed, prompt and completion.
+    pub tokens: usize,
+    /// Tokens that carried loss.
+    pub supervised_tokens: usize,
+}
+
+impl OptimizerState {
+    /// Zeros for an adapter.
+    pub fn new(adapter: &Adapter) -> Self {
+        let shapes: Vec<_> = (0..adapter.params.slots())
+            .map(|slot| adapter.params.shape(slot))
+            .collect();
+        let zeros = || Arena::new(&shapes);
+        Self {
+            grads: zeros(),
+            m: zeros(),
+            v: zeros(),
+            step: 0,
+        }
+    }
+}
+
+/// The batch of some rows, using adapter 0.
+pub fn batch_of<'e>(examples: impl IntoIterator<Item = &'e Example>) -> Batch {
+    let mut batch = Batch::default();
+    for example in examples {
+        batch.push(&example.ids, &example.supervised);
+    }
+    batch.with_adapter(0)
+}
+
+/// Adds up the gradients of `rows`, a micro-batch at a time, into `grads`, which is zeroed first; nothing is divided.
+pub fn accumulate(
+    model: &Decoder,
+    adapter: &Adapter,
+    grads: &mut Arena,
+    rows: &[&Example],
+    step: u64,
+    options: &StepOptions,
+    ws: &Workspace,
+) -> (LossSum, usize) {
+    grads.zero();
+    let (mut sums, mut tokens) = (LossSum::default(), 0);
+    for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
+        let batch = batch_of(rows.iter().copied());
+        tokens += batch.tokens();
+        let key = mix(mix(options.seed, step), micro as u64);
+        let set = [adapter];
+        sums.add(model.forward_backward(
+            &batch,
+            AdapterSet::new(&set),
+            grads,
+            options.label_smoothing as f32,
+            Some(key),
+            ws,
+        ));
+    }
+    (sums, tokens)
+}
+
+/// Takes one optimizer step on `rows`.
+///
+/// # Errors
+/// A loss or gradient that is not finite; the parameters are then as before the step.
+pub fn optimizer_step(
+    model: &Decoder,
+    adapter: &mut Adapter,
+    state: &mut OptimizerState,
+    rows: &[&Example],
+    options: &StepOptions,
+    ws: &Workspace,
+) -> Result<StepOutcome, Error> {
+    let (sums, tokens) = accumulate(
+        model,
+        adapter,
+        &mut state.grads,
+        rows,
+        state.step,
+        options,
+        ws,
+    );
+    let count = sums.tokens as f64;
+    scale(state.grads.flat_mut(), (1.0 / count) as f32);
+    let grad_norm = sum_squares(state.grads.flat()).sqrt();
+    let loss = sums.mean();
+    if !loss.is_finite() || !grad_norm.is_finite() {
+        return Err(not_finite(
+            adapter,
+            state,
+            loss,
+            grad_norm,
+            options.learning_rate,
+        ));
+    }
+    if options.max_grad_norm > 0.0 {
+        // torch.nn.utils.clip_grad_norm_
+        let factor = options.max_grad_norm / (grad_norm + 1e-6);
+        if factor < 1.0 {
+            scale(state.grads.flat_mut(), factor as f32);
+        }
+    }
+    state.step += 1;
+    let adamw = AdamW {
+        lr: options.learning_rate as f32,
+        beta1: options.betas.0 as f32,
+        beta2: options.betas.1 as f32,
+        eps: options.epsilon as f32,
+        weight_decay: options.weight_decay as f32,
+        step: state.step,
+    };
+    adamw_step(
+        adapter.params.flat_mut(),
+        state.grads.flat(),
+        state.m.flat_mut(),
+        state.v.flat_mut(),
+        &adamw,
+    );
+    Ok(StepOutcome {
+        loss,
+        grad_norm,
+        tokens,
+        supervised_tokens: sums.tokens,
+    })
+}
+
+/// Why a loss is not finite after `done` steps.
+pub(super) fn probable_cause(done: u64, learning_rate: f64) -> String {
+    if done == 0 {
+        return "nothing has been trained yet, so the base model, or the adapter that the run starts from, holds values that are extreme or not finite".to_owned();
+    }
+    format!(
+        "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps"
+    )
+}
+
+fn not_finite(
+    adapter: &Adapter,
+    state: &OptimizerState,
+    loss: f64,
+    grad_norm: f64,
+    learning_rate: f64,
+) -> Error {
+    let step = state.step + 1;
+    let bad = (0..adapter.params.slots()).find(|&slot| !all_finite(state.grads.view(slot)));
+    let place = bad.map_or_else(String::new, |slot| {
+        format!("; first bad gradient: {}", adapter.names[slot])
+    });
+    let cause = if state.step > 0 && !all_finite(adapter.params.flat()) {
+        "a trained value is already not finite: the learning rate is far too high, or the checkpoint that the run started from is damaged".to_owned()
+    } else {
+        probable_cause(state.step, learning_rate)
+    };
+    Error::Training(format!(
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"
+    ))
+}

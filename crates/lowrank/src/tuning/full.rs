@@ -1,0 +1,117 @@
+//! Full fine-tuning: every weight of the base is trained; also the random start of a model that is pretrained.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use lowrank_formats::checkpoint::StoredDType;
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{Arena, DType, Tensor, fill_normal};
+
+use super::Adapter;
+use crate::Error;
+use crate::model::{ModelConfig, Part, WeightId, Weights, families};
+use crate::random::mix;
+
+/// The base's values as the trainable set.
+pub fn inject(weights: &Weights) -> Adapter {
+    let all = weights.config().weights();
+    let shapes: Vec<_> = all.iter().map(|(_, shape)| *shape).collect();
+    let mut params = Arena::new(&shapes);
+    let mut replaced = HashMap::new();
+    for (slot, (id, _)) in all.iter().enumerate() {
+        params.view_mut(slot).copy_from(weights.view(*id));
+        replaced.insert(*id, slot);
+    }
+    let names = all
+        .iter()
+        .map(|(id, _)| families::tensor_name(weights.config(), *id))
+        .collect();
+    Adapter {
+        params,
+        names,
+        low_rank: HashMap::new(),
+        replaced,
+    }
+}
+
+/// Random weights for pretraining: normal with the `initializer_range` of `config.json`, the projections into the
+/// residual stream scaled by 1/√(2L) as GPT-2 does, norms at one, biases at zero.
+///
+/// # Errors
+/// Never for shapes that come from a [`ModelConfig`].
+pub fn random_weights(
+    config: ModelConfig,
+    initializer_range: f32,
+    seed: u64,
+) -> Result<Weights, Error> {
+    use crate::model::LinearKind::{Down, O};
+    let residual = initializer_range / (2.0 * config.num_hidden_layers as f32).sqrt();
+    let mut tensors = HashMap::new();
+    for (index, (id, (rows, cols))) in config.weights().into_iter().enumerate() {
+        let mut tensor = Tensor::zeros(rows, cols);
+        let std = match id {
+            WeightId::Norm(_, _, Part::Weight) | WeightId::FinalNorm(Part::Weight) => {
+                tensor.view_mut().fill(1.0);
+                None
+            }
+            WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => None,
+            WeightId::Linear(linear, Part::Weight) if matches!(linear.kind, O | Down) => {
+                Some(residual)
+            }
+            _ => Some(initializer_range),
+        };
+        if let Some(std) = std {
+            fill_normal(tensor.view_mut(), std, mix(seed, index as u64));
+        }
+        tensors.insert(id, tensor);
+    }
+    Weights::from_tensors(config, tensors, DType::F32)
+}
+
+/// Writes the trained weights as `model.safetensors` in `folder`, rounded once to `dtype`.
+///
+/// # Errors
+/// The file can't be written.
+pub fn save_weights(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    folder: &Path,
+    dtype: DType,
+) -> Result<(), Error> {
+    let specs: Vec<TensorSpec> = config
+        .weights()
+        .into_iter()
+        .map(|(id, (rows, cols))| TensorSpec {
+            name: families::tensor_name(config, id),
+            dtype: stored(dtype),
+            shape: if is_vector(id) {
+                vec![cols]
+            } else {
+                vec![rows, cols]
+            },
+        })
+        .collect();
+    write_safetensors(
+        &folder.join("model.safetensors"),
+        &specs,
+        &std::collections::BTreeMap::new(),
+        |index, out| out.write_all(&adapter.params.view(index).to_le_bytes(dtype)),
+    )?;
+    Ok(())
+}
+
+/// Whether a tensor is stored with one dimension.
+pub(crate) fn is_vector(id: WeightId) -> bool {
+    matches!(
+        id,
+        WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias)
+    )
+}
+
+/// The stored form of a dtype.
+pub(crate) fn stored(dtype: DType) -> StoredDType {
+    match dtype {
+        DType::F32 => StoredDType::F32,
+        DType::Bf16 => StoredDType::BF16,
+    }
+}

@@ -1,0 +1,132 @@
+//! Sums of gradients do not depend on how rows are put into micro-batches, and dropout acts in training alone.
+
+use lowrank::Workspace;
+use lowrank::data::Example;
+use lowrank::model::{Decoder, LossSum};
+use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
+use lowrank::tuning::{Adapter, AdapterSet, full};
+
+use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
+
+fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
+    StepOptions {
+        learning_rate: 0.0,
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 0.0,
+        label_smoothing,
+        batch_size,
+        seed: 7,
+    }
+}
+
+fn gradients(
+    model: &Decoder,
+    adapter: &Adapter,
+    rows: &[Example],
+    step: u64,
+    options: &StepOptions,
+) -> (LossSum, Vec<Vec<f32>>) {
+    let mut state = OptimizerState::new(adapter);
+    let rows: Vec<&Example> = rows.iter().collect();
+    let ws = Workspace::new();
+    let (sums, tokens) = accumulate(model, adapter, &mut state.grads, &rows, step, options, &ws);
+    assert_eq!(tokens, rows.iter().map(|row| row.ids.len()).sum::<usize>());
+    let grads = (0..adapter.names.len())
+        .map(|slot| state.grads.view(slot).to_vec())
+        .collect();
+    (sums, grads)
+}
+
+#[test]
+fn micro_batches_sum_to_the_big_batch() {
+    for family in FAMILIES {
+        let model = decoder(family);
+        let rows = examples();
+        for trained in [
+            adapter(&model, &all_linear(), 1),
+            full::inject(model.weights()),
+        ] {
+            for smoothing in [0.0, 0.1] {
+                let (loss, whole) = gradients(&model, &trained, &rows, 0, &options(5, smoothing));
+                assert!(whole.iter().flatten().any(|g| *g != 0.0));
+                for batch_size in [1, 2, 3] {
+                    let (parts_loss, parts) =
+                        gradients(&model, &trained, &rows, 0, &options(batch_size, smoothing));
+                    assert_eq!(parts_loss.tokens, loss.tokens);
+                    let off = (parts_loss.loss - loss.loss).abs() / loss.loss;
+                    assert!(off < 1e-6, "{family}: the losses differ by {off:e}");
+                    for ((a, b), name) in parts.iter().zip(&whole).zip(&trained.names) {
+                        let off = difference(a, b);
+                        assert!(off <= 1e-5, "{family} in {batch_size}s, {name}: {off:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_rows_have_the_loss_of_each_row() {
+    for family in FAMILIES {
+        let model = decoder(family);
+        let trained = adapter(&model, &all_linear(), 1);
+        let set = [&trained];
+        let (set, ws) = (AdapterSet::new(&set), Workspace::new());
+        let rows = examples();
+        let packed = model.loss(&batch_of(&rows), set, &ws);
+        let mut alone = LossSum::default();
+        for row in &rows {
+            alone.add(model.loss(&batch_of([row]), set, &ws));
+        }
+        assert_eq!(packed.tokens, alone.tokens);
+        assert_eq!(packed.correct, alone.correct);
+        let off = (packed.loss - alone.loss).abs() / alone.loss;
+        assert!(off < 1e-6, "{family}: {off:e}");
+        let evaluated = evaluate(&model, set, Some(0), &rows, &ws);
+        assert_eq!(evaluated, packed, "{family}");
+    }
+}
+
+#[test]
+fn dropout_acts_in_training_alone_and_follows_its_key() {
+    let model = decoder("llama");
+    let rows = examples();
+    let plain = adapter(&model, &all_linear(), 1);
+    let mut config = all_linear();
+    config.lora_dropout = 0.3;
+    let dropped = adapter(&model, &config, 1);
+    let options = options(2, 0.0);
+
+    let (first, first_grads) = gradients(&model, &dropped, &rows, 3, &options);
+    let (again, again_grads) = gradients(&model, &dropped, &rows, 3, &options);
+    assert_eq!(first.loss.to_bits(), again.loss.to_bits());
+    assert_eq!(first_grads, again_grads);
+    let (other_step, _) = gradients(&model, &dropped, &rows, 4, &options);
+    assert_ne!(first.loss.to_bits(), other_step.loss.to_bits());
+    let (without, _) = gradients(&model, &plain, &rows, 3, &options);
+    assert_ne!(first.loss.to_bits(), without.loss.to_bits());
+
+    let ws = Workspace::new();
+    let loss = |adapter: &Adapter| {
+        let set = [adapter];
+        evaluate(&model, AdapterSet::new(&set), Some(0), &rows, &ws).loss
+    };
+    assert_eq!(loss(&dropped).to_bits(), loss(&plain).to_bits());
+}
+
+/// Each micro-batch must draw masks of its own, or two equal rows would lose the same inputs.
+#[test]
+fn micro_batches_draw_different_masks() {
+    let model = decoder("llama");
+    let mut config = all_linear();
+    config.lora_dropout = 0.3;
+    let dropped = adapter(&model, &config, 1);
+    let row = examples().swap_remove(0);
+    let twice = [row.clone(), row.clone()];
+    let options = options(1, 0.0);
+    let (one, _) = gradients(&model, &dropped, &twice[..1], 0, &options);
+    let (two, _) = gradients(&model, &dropped, &twice, 0, &options);
+    assert_ne!(two.loss, 2.0 * one.loss);
+}

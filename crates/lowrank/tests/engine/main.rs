@@ -1,0 +1,11 @@
+//! The engine as a library user meets it: whole runs on models of two layers, their folders, and what must be refused.
+
+mod adapters;
+mod bad_input;
+mod common;
+mod generation;
+mod gradients;
+mod merging;
+mod output;
+mod resume;
+mod training;

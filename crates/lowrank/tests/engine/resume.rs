@@ -1,0 +1,272 @@
+//! A run that was stopped or killed and goes on ends in the same bits as one that never stopped.
+
+use std::fs;
+use std::path::Path;
+
+use lowrank::DType;
+use lowrank::train::{Start, TrainConfig};
+use lowrank::tuning::{Method, full};
+use serde_json::Value;
+
+use super::common::{Place, Watch, assert_says, failure, metrics, open, run};
+
+/// The lines without what depends on the clock and on the process.
+fn timeless(run: &Path) -> Vec<Value> {
+    let mut lines = metrics(run);
+    for line in &mut lines {
+        let line = line.as_object_mut().expect("an object");
+        line.remove("tokens_per_second");
+        line.remove("peak_rss");
+    }
+    lines
+}
+
+fn assert_same_run(place: &Place, whole: &str, resumed: &str, method: Method) {
+    let files: &[&str] = match method {
+        Method::Lora => &["adapter_model.safetensors", "adapter_config.json"],
+        Method::Full => &["model.safetensors", "config.json"],
+    };
+    for name in files {
+        let read = |run: &str| fs::read(place.path(run).join(name)).expect("the file is there");
+        assert!(read(whole) == read(resumed), "{name} differs");
+    }
+    let (a, b) = (place.path(whole), place.path(resumed));
+    assert_eq!(timeless(&a), timeless(&b));
+    let figures = |run: &Path| {
+        let card = fs::read_to_string(run.join("README.md")).expect("a card");
+        let (_, figures) = card.split_once("## Figures").expect("figures");
+        let (figures, _) = figures.split_once("## Use").expect("how to use it");
+        figures.to_owned()
+    };
+    assert_eq!(figures(&a), figures(&b));
+}
+
+fn stop_and_resume(config: &TrainConfig, after: u64) {
+    let stopped = Watch::stopping_after(after)
+        .train(config, Start::Fresh { overwrite: false })
+        .expect("a run that is stopped is no failure");
+    assert!(stopped.interrupted && stopped.steps == after && stopped.total_steps == 9);
+    let finished = Watch::default()
+        .train(config, Start::Resume)
+        .expect("it goes on");
+    assert!(!finished.interrupted && finished.steps == 9);
+}
+
+#[test]
+fn a_stopped_run_goes_on_bit_for_bit() {
+    for method in [Method::Lora, Method::Full] {
+        let place = Place::new("llama");
+        let whole = run(&place.config(method, "whole")).expect("the run");
+        assert_eq!(whole.steps, 9);
+        // In the warm-up, at the end of an epoch, in the middle of the last one.
+        for after in [1, 3, 8] {
+            let name = format!("stopped{after}");
+            stop_and_resume(&place.config(method, &name), after);
+            assert_same_run(&place, "whole", &name, method);
+        }
+    }
+}
+
+#[test]
+fn a_run_stopped_twice_and_by_other_threads_ends_the_same() {
+    let place = Place::new("qwen3");
+    run(&place.config(Method::Lora, "whole")).expect("the run");
+    let mut config = place.config(Method::Lora, "twice");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    // What does not change the result may change.
+    config.save_steps = Some(4);
+    config.save_total_limit = Some(1);
+    config.threads = Some(1);
+    Watch::stopping_after(7)
+        .train(&config, Start::Resume)
+        .expect("stopped again");
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("it goes on");
+    assert_same_run(&place, "whole", "twice", Method::Lora);
+}
+
+/// Turns a stopped run into one that was killed: its last checkpoint never came to be, lines were written after the
+/// one before, the last of them torn, and a temporary folder stayed.
+fn kill(place: &Place, run: &str, last: u64) {
+    let folder = place.path(run);
+    let checkpoints = folder.join("checkpoints");
+    fs::remove_dir_all(checkpoints.join(format!("step-{last}"))).expect("the checkpoint");
+    fs::create_dir_all(checkpoints.join(".step-9.k3Xp9q.tmp")).expect("a temporary folder");
+    let path = folder.join("metrics.jsonl");
+    let mut text = fs::read_to_string(&path).expect("the lines");
+    text.push_str(r#"{"step":6,"epoch":2.0,"lo"#);
+    fs::write(&path, text).expect("the torn line");
+    fs::remove_file(folder.join("report.html")).expect("the report");
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    for method in [Method::Lora, Method::Full] {
+        let place = Place::new("gpt2");
+        run(&place.config(method, "whole")).expect("the run");
+        let mut config = place.config(method, "killed");
+        config.save_steps = Some(3);
+        Watch::stopping_after(5)
+            .train(&config, Start::Fresh { overwrite: false })
+            .expect("stopped");
+        kill(&place, "killed", 5);
+        Watch::default()
+            .train(&config, Start::Resume)
+            .expect("it goes on");
+        assert_same_run(&place, "whole", "killed", method);
+    }
+}
+
+#[test]
+fn a_run_killed_before_its_first_checkpoint_begins_again() {
+    let place = Place::new("llama");
+    run(&place.config(Method::Lora, "whole")).expect("the run");
+    let config = place.config(Method::Lora, "early");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    kill(&place, "early", 2);
+    let mut watch = Watch::default();
+    watch
+        .train(&config, Start::Resume)
+        .expect("it begins again");
+    assert_says(&watch.notes.join("\n"), &["there is no checkpoint yet"]);
+    assert_same_run(&place, "whole", "early", Method::Lora);
+}
+
+/// Early stopping and the best checkpoint survive a stop.
+#[test]
+fn the_best_step_is_remembered() {
+    let place = Place::new("llama");
+    place.write_contrary_valid();
+    let config = |name: &str| TrainConfig {
+        eval_steps: Some(1),
+        load_best_model_at_end: true,
+        early_stopping_patience: Some(2),
+        warmup_steps: 0,
+        ..place.config(Method::Lora, name)
+    };
+    let whole = run(&config("whole")).expect("the run");
+    assert!(
+        whole.stopped_early,
+        "training is meant to make it worse: {whole:?}"
+    );
+    let name = "stopped";
+    let after = whole.steps - 1;
+    Watch::stopping_after(after)
+        .train(&config(name), Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let resumed = Watch::default()
+        .train(&config(name), Start::Resume)
+        .expect("it goes on");
+    assert_eq!((resumed.steps, resumed.stopped_early), (whole.steps, true));
+    assert_eq!(resumed.eval_loss, whole.eval_loss);
+    assert_same_run(&place, "whole", name, Method::Lora);
+}
+
+type Change = (&'static str, fn(&mut TrainConfig));
+
+#[test]
+fn a_setting_that_changes_the_result_is_refused_by_name() {
+    let place = Place::new("llama");
+    let config = place.config(Method::Lora, "run");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let changes: &[Change] = &[
+        ("learning_rate: 0.01 before, 0.02 now", |c| {
+            c.learning_rate = 0.02
+        }),
+        ("batch_size: 2 before, 4 now", |c| c.batch_size = 4),
+        ("gradient_accumulation_steps", |c| {
+            c.gradient_accumulation_steps = 1
+        }),
+        ("seed: 42 before, 43 now", |c| c.seed = 43),
+        ("max_steps: null before, 20 now", |c| c.max_steps = Some(20)),
+        ("r: 4 before, 8 now", |c| c.r = 8),
+        ("method", |c| c.method = Method::Full),
+        ("lora_dropout", |c| c.lora_dropout = 0.0),
+        ("eval_steps", |c| c.eval_steps = None),
+        ("base_dtype", |c| {
+            c.base_dtype = lowrank::train::BaseDtype::Bf16
+        }),
+    ];
+    for (words, change) in changes {
+        let mut changed = config.clone();
+        change(&mut changed);
+        let text = failure(Watch::default().train(&changed, Start::Resume));
+        assert_says(&text, &["config.yaml", words]);
+    }
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("nothing was lost by asking");
+}
+
+#[test]
+fn other_data_or_another_base_is_refused() {
+    let place = Place::new("llama");
+    let config = place.config(Method::Lora, "run");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let resume = || Watch::default().train(&config, Start::Resume);
+
+    let train = place.path("data").join("train.jsonl");
+    let rows = fs::read_to_string(&train).expect("the rows");
+    // As many rows and tokens as before, in another order.
+    let mut lines: Vec<&str> = rows.lines().collect();
+    lines.swap(0, 10);
+    fs::write(&train, lines.join("\n")).expect("other rows");
+    assert_says(
+        &failure(resume()),
+        &["the training data changed", "11 rows"],
+    );
+    fs::write(&train, &rows).expect("the rows");
+
+    let valid = place.path("data").join("valid.jsonl");
+    let held_out = fs::read_to_string(&valid).expect("the rows");
+    place.write_rows("valid.jsonl", 4, 105);
+    assert_says(&failure(resume()), &["the held-out data changed"]);
+    fs::write(&valid, &held_out).expect("the rows");
+
+    let weights = place.path("model").join("model.safetensors");
+    let bytes = fs::read(&weights).expect("the model");
+    let model = open(&place.path("model"));
+    let mut other = full::inject(model.weights());
+    other.params.view_mut(1).fill(0.5);
+    full::save_weights(model.config(), &other, &place.path("model"), DType::F32).expect("another");
+    assert_says(&failure(resume()), &["the base model changed"]);
+    fs::write(&weights, bytes).expect("the model");
+    resume().expect("everything is as it was");
+}
+
+#[test]
+fn there_must_be_a_run_to_resume() {
+    let place = Place::new("llama");
+    for name in ["nowhere", "data"] {
+        let text =
+            failure(Watch::default().train(&place.config(Method::Lora, name), Start::Resume));
+        assert_says(
+            &text,
+            &["config.yaml", "no run to resume", "leave out --resume"],
+        );
+    }
+    // A damaged checkpoint is named.
+    let config = place.config(Method::Lora, "run");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let checkpoint = place.path("run").join("checkpoints/step-2");
+    let state = checkpoint.join("training_state.safetensors");
+    let bytes = fs::read(&state).expect("the state");
+    fs::write(&state, &bytes[..bytes.len() / 2]).expect("half of it");
+    let text = failure(Watch::default().train(&config, Start::Resume));
+    assert_says(&text, &["step-2", "training_state.safetensors"]);
+    fs::write(&state, &bytes).expect("the state");
+    fs::write(checkpoint.join("trainer_state.json"), "{").expect("half of it");
+    let text = failure(Watch::default().train(&config, Start::Resume));
+    assert_says(&text, &["trainer_state.json", "delete this checkpoint"]);
+}

@@ -1,0 +1,390 @@
+//! The engine against PyTorch, transformers and PEFT; `scripts/goldens.py` writes what it is compared with.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{ADAPTERS, Comparison, Golden, MODELS};
+use lowrank::DType;
+use lowrank::data::Example;
+use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::model::{Batch, Decoder, Weights};
+use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
+use lowrank::tuning::lora::{self, InitLoraWeights};
+use lowrank::tuning::{Adapter, AdapterSet, full};
+use lowrank_formats::peft::{LoraConfig, TargetModules};
+use lowrank_kernels::{Tensor, Workspace};
+
+/// The goldens cover what the list of cases says: a file that lost its gradients would pass every comparison of them.
+#[test]
+fn the_goldens_are_complete() {
+    for case in MODELS {
+        let golden = Golden::in_folder(&case.folder());
+        let weights = Golden::read(&case.folder().join("model.safetensors"));
+        let names = |file: &Golden, prefix| -> Vec<String> {
+            file.below(prefix)
+                .map(|(name, _)| name.to_owned())
+                .collect()
+        };
+        let rows = golden.rows();
+        assert_eq!(rows.len(), 3, "{}", case.name);
+        for (n, row) in rows.iter().enumerate() {
+            assert_eq!(row.ids.len(), row.labels.len());
+            assert_eq!(
+                golden.values(&format!("logits.{n}")).shape,
+                [row.ids.len(), 97]
+            );
+            assert!(!golden.greedy(n).is_empty());
+        }
+        let untied = weights.below("lm_head.").count() == 1;
+        assert_eq!(untied, !case.tied, "{}", case.name);
+        let tuned = if case.fully_tuned {
+            names(&weights, "")
+        } else {
+            Vec::new()
+        };
+        assert_eq!(names(&golden, "grad."), tuned, "{}", case.name);
+    }
+    for case in ADAPTERS {
+        let golden = Golden::in_folder(&case.folder());
+        let pefts = Golden::read(&case.folder().join("adapter_model.safetensors"));
+        let (name, prefix) = (case.name, if case.parts { "init." } else { "" });
+        let start = if case.parts { &golden } else { &pefts };
+        assert!(start.below(prefix).count() > 0, "{name}");
+        for (key, values) in start.below(prefix) {
+            assert_eq!(
+                golden.values(&format!("grad.{key}")).shape,
+                values.shape,
+                "{name}"
+            );
+            assert_eq!(
+                golden.values(&format!("final.{key}")).shape,
+                values.shape,
+                "{name}"
+            );
+        }
+        assert_eq!(
+            golden.below("grad.").count(),
+            golden.below("final.").count(),
+            "{name}"
+        );
+        assert_eq!(
+            golden.below("smoothed.grad.").count() > 0,
+            case.smoothed,
+            "{name}"
+        );
+        assert_eq!(golden.values("losses").shape, [10], "{name}");
+        assert_eq!(
+            golden.values("losses").data[0].to_bits(),
+            golden.scalar("loss").to_bits(),
+            "{name}"
+        );
+        assert_eq!(
+            golden.below("logits.").count(),
+            Golden::in_folder(&case.model_folder()).rows().len(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_comparison_passes_what_is_close_enough() {
+    let mut comparison = Comparison::new("close");
+    comparison.values("tensor", &[1.0, -2.000_1], &[1.000_1, -2.0]);
+    comparison.values("zeros", &[0.0], &[0.0]);
+    comparison.scalar("scalar", 3.0, 3.0);
+    comparison.finish();
+}
+
+#[test]
+#[should_panic(expected = "far: 4 of 5 differ")]
+fn a_comparison_lists_every_difference() {
+    let mut comparison = Comparison::new("far");
+    comparison.values("same", &[1.0], &[1.0]);
+    comparison.values("different", &[1.0, 2.001], &[1.0, 2.0]);
+    comparison.values("not a number", &[f32::NAN, 2.0], &[1.0, 2.0]);
+    comparison.values("not zero", &[1e-9], &[0.0]);
+    comparison.values("shorter", &[1.0], &[1.0, 2.0]);
+    comparison.finish();
+}
+
+#[test]
+#[should_panic(
+    expected = "grad.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: not computed"
+)]
+fn a_comparison_misses_no_tensor() {
+    let case = ADAPTERS
+        .iter()
+        .find(|case| case.name == "q_v")
+        .expect("the case is listed");
+    let golden = Golden::in_folder(&case.folder());
+    let mut comparison = Comparison::new("missing");
+    comparison.scalar("loss", golden.scalar("loss"), golden.scalar("loss"));
+    comparison.below(&golden, "grad.", |_| None);
+    comparison.finish();
+}
+
+/// A base, its examples, and an adapter with the name that the goldens give each of its slots.
+struct Case {
+    model: std::sync::Arc<Decoder>,
+    examples: Vec<Example>,
+    adapter: Adapter,
+    ws: Workspace,
+}
+
+impl Case {
+    fn new(folder: &Path, adapter: impl FnOnce(&Decoder) -> Adapter) -> Self {
+        let weights = Weights::load(folder, DType::F32).expect("the golden model loads");
+        let model = Decoder::new(weights);
+        let examples = Golden::in_folder(folder)
+            .rows()
+            .into_iter()
+            .map(|row| Example {
+                supervised: row.labels.iter().map(Option::is_some).collect(),
+                ids: row.ids,
+                line: 0,
+                truncated: 0,
+                prompt_len: 0,
+            })
+            .collect();
+        let adapter = adapter(&model);
+        Self {
+            model,
+            examples,
+            adapter,
+            ws: Workspace::new(),
+        }
+    }
+
+    fn options(&self, learning_rate: f64, label_smoothing: f64, batch_size: usize) -> StepOptions {
+        StepOptions {
+            learning_rate,
+            betas: (0.9, 0.999),
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 0.0,
+            label_smoothing,
+            batch_size,
+            seed: 0,
+        }
+    }
+
+    fn logits(&self, comparison: &mut Comparison, golden: &Golden, with_adapter: bool) {
+        let set = [&self.adapter];
+        let adapters = if with_adapter {
+            AdapterSet::new(&set)
+        } else {
+            AdapterSet::none()
+        };
+        for (n, example) in self.examples.iter().enumerate() {
+            let mut batch = Batch::default();
+            batch.push(&example.ids, &example.supervised);
+            if with_adapter {
+                batch = batch.with_adapter(0);
+            }
+            let rows: Vec<u32> = (0..example.ids.len() as u32).collect();
+            let logits = self.model.logits(&batch, adapters, &rows, None, &self.ws);
+            comparison.values(
+                &format!("logits.{n}"),
+                &logits.to_vec(),
+                &golden.values(&format!("logits.{n}")).data,
+            );
+        }
+    }
+
+    fn greedy(&self, golden: &Golden, with_adapter: bool) {
+        let set = [&self.adapter];
+        let adapters = if with_adapter {
+            AdapterSet::new(&set)
+        } else {
+            AdapterSet::none()
+        };
+        // All rows together in one batch, then each alone: the cache must not mix them.
+        let prompts: Vec<PromptIds> = self
+            .examples
+            .iter()
+            .map(|example| PromptIds {
+                ids: example.ids.clone(),
+                adapter: with_adapter.then_some(0),
+            })
+            .collect();
+        let options = GenerateOptions {
+            max_new_tokens: 12,
+            sampling: Sampling::default(),
+            stop_ids: Vec::new(),
+        };
+        let together = generate(
+            &self.model,
+            adapters,
+            &prompts,
+            &options,
+            &self.ws,
+            |_, _| true,
+        );
+        for (n, prompt) in prompts.iter().enumerate() {
+            let expected = golden.greedy(n);
+            let alone = generate(
+                &self.model,
+                adapters,
+                std::slice::from_ref(prompt),
+                &options,
+                &self.ws,
+                |_, _| true,
+            );
+            assert_eq!(
+                together[n].ids[..expected.len()],
+                expected,
+                "row {n} in a batch"
+            );
+            assert_eq!(alone[0].ids[..expected.len()], expected, "row {n} alone");
+        }
+    }
+
+    /// Loss and gradients of the mean, with the rows in micro-batches of `batch_size`.
+    fn gradients(
+        &self,
+        comparison: &mut Comparison,
+        golden: &Golden,
+        prefix: &str,
+        smoothing: f64,
+        batch_size: usize,
+    ) {
+        let mut state = OptimizerState::new(&self.adapter);
+        let rows: Vec<&Example> = self.examples.iter().collect();
+        let options = self.options(0.0, smoothing, batch_size);
+        let (sums, _) = accumulate(
+            &self.model,
+            &self.adapter,
+            &mut state.grads,
+            &rows,
+            0,
+            &options,
+            &self.ws,
+        );
+        comparison.scalar(
+            &format!("{prefix}loss"),
+            sums.mean() as f32,
+            golden.scalar(&format!("{prefix}loss")),
+        );
+        let values: BTreeMap<&str, Vec<f32>> = self
+            .adapter
+            .names
+            .iter()
+            .enumerate()
+            .map(|(slot, name)| {
+                let sum = state.grads.view(slot).to_vec();
+                (
+                    name.as_str(),
+                    sum.iter().map(|g| g / sums.tokens as f32).collect(),
+                )
+            })
+            .collect();
+        let norm = values
+            .values()
+            .flatten()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        comparison.scalar(
+            &format!("{prefix}grad_norm"),
+            norm as f32,
+            golden.scalar(&format!("{prefix}grad_norm")),
+        );
+        comparison.below(golden, &format!("{prefix}grad."), |name| {
+            values.get(name).map(Vec::as_slice)
+        });
+    }
+
+    /// Ten steps of AdamW over all rows.
+    fn train(&mut self, comparison: &mut Comparison, golden: &Golden, learning_rate: f64) {
+        let mut state = OptimizerState::new(&self.adapter);
+        let options = self.options(learning_rate, 0.0, self.examples.len());
+        let rows: Vec<&Example> = self.examples.iter().collect();
+        let losses: Vec<f32> = (0..10)
+            .map(|_| {
+                let done = optimizer_step(
+                    &self.model,
+                    &mut self.adapter,
+                    &mut state,
+                    &rows,
+                    &options,
+                    &self.ws,
+                );
+                done.expect("the step is finite").loss as f32
+            })
+            .collect();
+        comparison.values("losses", &losses, &golden.values("losses").data);
+        let values: BTreeMap<&str, Vec<f32>> = self
+            .adapter
+            .names
+            .iter()
+            .enumerate()
+            .map(|(slot, name)| (name.as_str(), self.adapter.params.view(slot).to_vec()))
+            .collect();
+        comparison.below(golden, "final.", |name| values.get(name).map(Vec::as_slice));
+    }
+}
+
+#[test]
+fn base_models_match_transformers() {
+    for case in MODELS {
+        let mut comparison = Comparison::new(case.name);
+        let golden = Golden::in_folder(&case.folder());
+        let mut run = Case::new(&case.folder(), |model| full::inject(model.weights()));
+        run.logits(&mut comparison, &golden, false);
+        run.greedy(&golden, false);
+        if case.fully_tuned {
+            run.gradients(&mut comparison, &golden, "", 0.0, 3);
+            run.gradients(&mut comparison, &golden, "", 0.0, 1);
+            run.train(&mut comparison, &golden, 1e-3);
+        }
+        comparison.finish();
+    }
+}
+
+#[test]
+fn adapters_match_peft() {
+    for case in ADAPTERS {
+        let mut comparison = Comparison::new(format!("{}/{}", case.model, case.name));
+        let golden = Golden::in_folder(&case.folder());
+        let mut run = Case::new(&case.model_folder(), |model| {
+            let loaded = lora::load(&case.folder(), model.config()).expect("PEFT's adapter loads");
+            if !case.parts {
+                return loaded.adapter;
+            }
+            // The parts that PEFT's stacked adapter was made from.
+            let r = golden
+                .below("init.")
+                .find(|(name, _)| name.ends_with("lora_A.weight"))
+                .expect("there is an A")
+                .1
+                .shape[0];
+            let parts = LoraConfig {
+                r,
+                lora_alpha: loaded.config.scale_of("transformer.h.0.attn.c_attn") * r as f64,
+                target_modules: TargetModules::List(vec!["c_attn.q".into(), "c_attn.v".into()]),
+                ..LoraConfig::default()
+            };
+            let (mut adapter, _) =
+                lora::inject(model.config(), &parts, InitLoraWeights::Gaussian, 0)
+                    .expect("the parts are there");
+            for slot in 0..adapter.names.len() {
+                let values = golden.values(&format!("init.{}", adapter.names[slot]));
+                let start = Tensor::from_f32(values.shape[0], values.shape[1], values.data.clone());
+                adapter.params.view_mut(slot).copy_from(start.view());
+            }
+            adapter
+        });
+        run.logits(&mut comparison, &golden, true);
+        run.greedy(&golden, true);
+        run.gradients(&mut comparison, &golden, "", 0.0, 3);
+        // Micro-batches of one row: the sum is the big batch's.
+        run.gradients(&mut comparison, &golden, "", 0.0, 1);
+        if case.smoothed {
+            run.gradients(&mut comparison, &golden, "smoothed.", 0.1, 2);
+        }
+        run.train(&mut comparison, &golden, 1e-2);
+        comparison.finish();
+    }
+}
