@@ -62,7 +62,10 @@ fn a_lora_run_writes_its_folder() {
         "report.html",
     ];
     assert_eq!(place.list("run"), expected);
-    assert_eq!(place.list("run/checkpoints"), ["step-4", "step-8", "step-9"]);
+    assert_eq!(
+        place.list("run/checkpoints"),
+        ["step-4", "step-8", "step-9"]
+    );
     let in_checkpoint = [
         "adapter_config.json",
         "adapter_model.safetensors",
