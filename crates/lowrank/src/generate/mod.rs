@@ -173,14 +173,12 @@ fn advance(
         .then(|| argmax_rows(logits.view()));
     for (row, &index) in active.iter().enumerate() {
         let sequence = &mut sequences[index];
-        let token = match &greedy {
-            Some(best) => best[row] as u32,
-            None => {
-                let mut values = logits.view().slice_rows(row..row + 1).to_vec();
-                options
-                    .sampling
-                    .draw(&mut values, index as u64, sequence.made.len() as u64)
-            }
+        let token = if let Some(best) = &greedy {
+            best[row] as u32
+        } else {
+            let mut values = logits.view().slice_rows(row..row + 1).to_vec();
+            let position = sequence.made.len() as u64;
+            options.sampling.draw(&mut values, index as u64, position)
         };
         if options.stop_ids.contains(&token) {
             sequence.finish = Some(Finish::Stop);

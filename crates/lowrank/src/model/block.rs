@@ -347,6 +347,49 @@ impl Pass<'_> {
             grads,
         );
 
+        let heads = self.heads_backward(place, saved, d_o.view(), grads);
+        self.ws.give(d_o);
+
+        let norm = place.norm(BlockNorm::Attention);
+        let kinds: &[LinearKind] = if config.fused_qkv {
+            &[LinearKind::Qkv]
+        } else {
+            &[LinearKind::Q, LinearKind::K, LinearKind::V]
+        };
+        let reads = kinds
+            .iter()
+            .any(|&kind| self.reads_input(place.linear(kind)));
+        let normed = reads.then(|| self.norm_again(&norm, saved.x.view(), &saved.attention_norm));
+        let n = normed.as_ref().map(Tensor::view);
+        let trains_norm =
+            self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
+        let mut dn = (!stop || trains_norm).then(|| self.take(tokens, config.hidden_size));
+        self.qkv_backward(place, &heads, n, saved, dn.as_mut(), grads);
+        if let Some(dn) = &dn {
+            self.norm_backward(
+                &norm,
+                dx.view_mut(),
+                dn.view(),
+                saved.x.view(),
+                &saved.attention_norm,
+                grads,
+            );
+        }
+        self.give(heads);
+        self.give(dn);
+        self.give(normed);
+    }
+
+    /// Gradients of q, k and v as the linears gave them, from that of the attention's output.
+    fn heads_backward(
+        &self,
+        place: Place,
+        saved: &BlockSaved,
+        d_o: View,
+        grads: &mut Arena,
+    ) -> [Tensor; 3] {
+        let config = self.config();
+        let tokens = d_o.rows();
         let HeadsSaved { q, k, v, raw } = &saved.heads;
         let mut dq = self.take(tokens, config.q_size());
         let mut dk = self.take(tokens, config.kv_size());
@@ -355,7 +398,7 @@ impl Pass<'_> {
             dq.view_mut(),
             dk.view_mut(),
             dv.view_mut(),
-            d_o.view(),
+            d_o,
             q.view(),
             k.view(),
             v.view(),
@@ -365,7 +408,6 @@ impl Pass<'_> {
             &self.attention_shape(),
             self.ws,
         );
-        self.ws.give(d_o);
         if let Some(table) = place.rope {
             rope_backward(
                 dq.view_mut(),
@@ -399,28 +441,28 @@ impl Pass<'_> {
             self.ws.give(std::mem::replace(&mut dq, dq_raw));
             self.ws.give(std::mem::replace(&mut dk, dk_raw));
         }
+        [dq, dk, dv]
+    }
 
-        let norm = place.norm(BlockNorm::Attention);
-        let kinds: &[LinearKind] = if config.fused_qkv {
-            &[LinearKind::Qkv]
-        } else {
-            &[LinearKind::Q, LinearKind::K, LinearKind::V]
-        };
-        let reads = kinds
-            .iter()
-            .any(|&kind| self.reads_input(place.linear(kind)));
-        let normed = reads.then(|| self.norm_again(&norm, saved.x.view(), &saved.attention_norm));
-        let n = normed.as_ref().map(Tensor::view);
-        let trains_norm =
-            self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
-        let mut dn = (!stop || trains_norm).then(|| self.take(tokens, config.hidden_size));
+    /// Through the linears of q, k and v: their input's gradient overwrites `dn`.
+    fn qkv_backward(
+        &self,
+        place: Place,
+        [dq, dk, dv]: &[Tensor; 3],
+        n: Option<View>,
+        saved: &BlockSaved,
+        mut dn: Option<&mut Tensor>,
+        grads: &mut Arena,
+    ) {
+        let config = self.config();
+        let parts = [
+            (LinearKind::Q, dq),
+            (LinearKind::K, dk),
+            (LinearKind::V, dv),
+        ];
         if config.fused_qkv {
-            let mut dqkv = self.take(tokens, config.fused_columns(LinearKind::Qkv).len());
-            for (kind, part) in [
-                (LinearKind::Q, &dq),
-                (LinearKind::K, &dk),
-                (LinearKind::V, &dv),
-            ] {
+            let mut dqkv = self.take(dq.rows(), config.fused_columns(LinearKind::Qkv).len());
+            for (kind, part) in parts {
                 copy_cols(
                     dqkv.view_mut(),
                     config.fused_columns(kind).start,
@@ -429,7 +471,7 @@ impl Pass<'_> {
                 );
             }
             let branches = self.branches(saved, LinearKind::Qkv);
-            let dn = dn.as_mut().map(Tensor::view_mut);
+            let dn = dn.map(Tensor::view_mut);
             self.linear_backward(
                 place.linear(LinearKind::Qkv),
                 dqkv.view(),
@@ -441,32 +483,12 @@ impl Pass<'_> {
             );
             self.ws.give(dqkv);
         } else {
-            for (i, (kind, dy)) in [
-                (LinearKind::Q, &dq),
-                (LinearKind::K, &dk),
-                (LinearKind::V, &dv),
-            ]
-            .into_iter()
-            .enumerate()
-            {
+            for (i, (kind, dy)) in parts.into_iter().enumerate() {
                 let branches = self.branches(saved, kind);
-                let dn = dn.as_mut().map(Tensor::view_mut);
+                let dn = dn.as_deref_mut().map(Tensor::view_mut);
                 self.linear_backward(place.linear(kind), dy.view(), n, branches, dn, i > 0, grads);
             }
         }
-        if let Some(dn) = &dn {
-            self.norm_backward(
-                &norm,
-                dx.view_mut(),
-                dn.view(),
-                saved.x.view(),
-                &saved.attention_norm,
-                grads,
-            );
-        }
-        self.give([dq, dk, dv]);
-        self.give(dn);
-        self.give(normed);
     }
 
     fn give_block(&self, saved: BlockSaved) {

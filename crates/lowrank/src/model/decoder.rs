@@ -117,7 +117,7 @@ impl Decoder {
     pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut Keep::Nothing);
-        let rows = self.gather(&pass, &x, &batch.supervised);
+        let rows = gather(&pass, &x, &batch.supervised);
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let head = self.head(&pass);
         let sums =
@@ -151,7 +151,7 @@ impl Decoder {
             unreachable!("the blocks do not change how they keep")
         };
 
-        let rows = self.gather(&pass, &x, &batch.supervised);
+        let rows = gather(&pass, &x, &batch.supervised);
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let mut dh = pass.take(h.rows(), h.cols());
         let head_slot = pass.trained(self.head_id());
@@ -195,7 +195,7 @@ impl Decoder {
                 grads,
             );
         }
-        self.embed_backward(&pass, dx.view(), grads);
+        embed_backward(&pass, dx.view(), grads);
         ws.give(dx);
         loss_sum(sums, batch)
     }
@@ -212,7 +212,7 @@ impl Decoder {
     ) -> Tensor {
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache));
-        let gathered = self.gather(&pass, &x, rows);
+        let gathered = gather(&pass, &x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
         let mut logits = pass.take(rows.len(), self.config().vocab_size);
         head_logits(logits.view_mut(), h.view(), self.head(&pass));
@@ -267,21 +267,6 @@ impl Decoder {
         x
     }
 
-    fn embed_backward(&self, pass: &Pass, dx: View, grads: &mut Arena) {
-        if let Some(slot) = pass.trained(WeightId::Embedding) {
-            embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
-        }
-        if let Some(slot) = pass.trained(WeightId::Positions) {
-            embedding_backward(grads.view_mut(slot), &pass.batch.positions, dx);
-        }
-    }
-
-    fn gather(&self, pass: &Pass, x: &Tensor, rows: &[u32]) -> Tensor {
-        let mut gathered = pass.take(rows.len(), x.cols());
-        embedding_forward(gathered.view_mut(), rows, x.view(), false);
-        gathered
-    }
-
     fn head_id(&self) -> WeightId {
         if self.config().tie_word_embeddings {
             WeightId::Embedding
@@ -296,6 +281,21 @@ impl Decoder {
             layout: lowrank_kernels::Layout::OutIn,
         }
     }
+}
+
+fn embed_backward(pass: &Pass, dx: View, grads: &mut Arena) {
+    if let Some(slot) = pass.trained(WeightId::Embedding) {
+        embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
+    }
+    if let Some(slot) = pass.trained(WeightId::Positions) {
+        embedding_backward(grads.view_mut(slot), &pass.batch.positions, dx);
+    }
+}
+
+fn gather(pass: &Pass, x: &Tensor, rows: &[u32]) -> Tensor {
+    let mut gathered = pass.take(rows.len(), x.cols());
+    embedding_forward(gathered.view_mut(), rows, x.view(), false);
+    gathered
 }
 
 fn loss_sum(sums: CrossEntropy, batch: &Batch) -> LossSum {

@@ -59,7 +59,7 @@ impl Pass<'_> {
         self.ws.give(saved.rstd);
     }
 
-    pub(crate) fn norm_bias<'s>(&'s self, id: impl Fn(Part) -> WeightId) -> Option<View<'s>> {
+    pub(crate) fn norm_bias(&self, id: impl Fn(Part) -> WeightId) -> Option<View<'_>> {
         (self.config().norm == NormKind::Layer).then(|| self.weight(id(Part::Bias)))
     }
 }

@@ -13,6 +13,10 @@ use crate::tuning::lora::{InitLoraWeights, Targets};
 /// The settings of `lowrank train`, in the words of PEFT's `LoraConfig` and of transformers' `TrainingArguments`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own that a person sets by name"
+)]
 pub struct TrainConfig {
     /// What is trained.
     pub method: Method,

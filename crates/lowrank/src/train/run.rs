@@ -310,35 +310,20 @@ pub fn fit(
         valid: DataMark::of(valid),
         ..TrainerState::default()
     };
+    let restored = if start == Start::Resume {
+        restore(config, &mut adapter, &mut optimizer, &state, observer)?
+    } else {
+        None
+    };
     let metrics_path = folder::metrics_path(&config.output);
-    let mut metrics = None;
-    if start == Start::Resume {
-        match checkpoint::steps(&config.output).last() {
-            Some(&step) => {
-                let folder = checkpoint::step_folder(&config.output, step);
-                let earlier = checkpoint::read(&folder, &mut adapter, &mut optimizer)?;
-                let differences = earlier.differences(&state);
-                if !differences.is_empty() {
-                    return Err(Error::Settings(format!(
-                        "{}, so it can't be resumed; give back what it began with, or start a new run with another --output",
-                        differences.join("; ")
-                    )));
-                }
-                state = earlier;
-                metrics = Some(MetricsWriter::resume(&metrics_path, state.step)?);
-                observer.event(&Event::Note(format!(
-                    "resuming after step {step} of {total_steps}"
-                )));
-            }
-            None => observer.event(&Event::Note(
-                "there is no checkpoint yet; starting from the beginning".to_owned(),
-            )),
+    let metrics = match restored {
+        Some(earlier) => {
+            state = earlier;
+            MetricsWriter::resume(&metrics_path, state.step)?
         }
-    }
-    let metrics = match metrics {
-        Some(resumed) => resumed,
         None => MetricsWriter::create(&metrics_path)?,
     };
+    let mut last_losses = last_losses(&metrics_path)?;
     let mut run = Loop {
         config,
         base,
@@ -349,25 +334,23 @@ pub fn fit(
         metrics,
     };
     let schedule = run.schedule(total_steps);
-    let base_parameters = base.decoder.config().parameters();
-    observer.event(&Event::Start {
-        total_steps,
-        done_steps: run.state.step,
-        trainable_parameters: adapter.parameters(),
-        base_parameters,
-    });
-    if run.state.step == 0 && !valid.is_empty() {
-        let before = run.evaluate(&adapter, 0.0, observer)?;
-        run.state.first_eval_loss = Some(before);
-    }
-
     let mut outcome = Outcome {
+        output: config.output.clone(),
         trainable_parameters: adapter.parameters(),
-        base_parameters,
+        base_parameters: base.decoder.config().parameters(),
         total_steps,
         ..Outcome::default()
     };
-    let mut last_losses = last_losses(&metrics_path)?;
+    observer.event(&Event::Start {
+        total_steps,
+        done_steps: run.state.step,
+        trainable_parameters: outcome.trainable_parameters,
+        base_parameters: outcome.base_parameters,
+    });
+    if run.state.step == 0 && !valid.is_empty() {
+        run.state.first_eval_loss = Some(run.evaluate(&adapter, 0.0, observer)?);
+    }
+
     let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
@@ -419,52 +402,31 @@ pub fn fit(
         observer.event(&Event::Step(line));
 
         let last = run.state.step == total_steps;
-        if !valid.is_empty()
-            && (last
-                || config
-                    .eval_steps
-                    .is_some_and(|every| run.state.step.is_multiple_of(every)))
-        {
-            let eval_loss = run.evaluate(&adapter, epochs, observer)?;
-            let improved = run.state.best.is_none_or(|(best, _)| eval_loss < best);
-            if improved {
-                run.state.best = Some((eval_loss, run.state.step));
-                run.state.evaluations_without_best = 0;
-            } else {
-                run.state.evaluations_without_best += 1;
-            }
-            if improved && config.load_best_model_at_end {
-                run.checkpoint(&adapter, &optimizer, observer)?;
-            }
-            if config
-                .early_stopping_patience
-                .is_some_and(|patience| run.state.evaluations_without_best >= patience)
-            {
-                outcome.stopped_early = !last;
-                if outcome.stopped_early {
-                    observer.event(&Event::Note(format!(
-                        "stopping early: {} evaluations without a lower eval_loss",
-                        run.state.evaluations_without_best
-                    )));
-                    break;
-                }
-            }
+        let due = |every: Option<u64>| {
+            every.is_some_and(|every| last || run.state.step.is_multiple_of(every))
+        };
+        let mut save = due(config.save_steps);
+        if !valid.is_empty() && (last || due(config.eval_steps)) {
+            let best = run.evaluate_and_compare(&adapter, epochs, observer)?;
+            save |= best && config.load_best_model_at_end;
         }
-        if config
-            .save_steps
-            .is_some_and(|every| last || run.state.step.is_multiple_of(every))
-        {
+        outcome.stopped_early = !last && run.has_no_patience();
+        outcome.interrupted = !last && !outcome.stopped_early && stop.load(Ordering::Relaxed);
+        if save || outcome.interrupted {
             run.checkpoint(&adapter, &optimizer, observer)?;
         }
-        if stop.load(Ordering::Relaxed) && !last {
-            run.checkpoint(&adapter, &optimizer, observer)?;
-            outcome.interrupted = true;
+        if outcome.stopped_early || outcome.interrupted {
             break;
         }
     }
+    if outcome.stopped_early {
+        observer.event(&Event::Note(format!(
+            "stopping early: {} evaluations without a lower eval_loss",
+            run.state.evaluations_without_best
+        )));
+    }
     outcome.steps = run.state.step;
     outcome.first_eval_loss = run.state.first_eval_loss;
-    outcome.output.clone_from(&config.output);
     if !last_losses.is_empty() {
         outcome.train_loss = Some(last_losses.iter().sum::<f64>() / last_losses.len() as f64);
     }
@@ -478,6 +440,36 @@ pub fn fit(
     let summary = run.summary(&outcome);
     folder::write_report(config, &summary, &figures(&outcome))?;
     Ok(outcome)
+}
+
+/// The newest checkpoint's values, optimizer and state; `None` where there is none yet. `now` is what the run finds today.
+fn restore(
+    config: &TrainConfig,
+    adapter: &mut Adapter,
+    optimizer: &mut OptimizerState,
+    now: &TrainerState,
+    observer: &mut dyn Observer,
+) -> Result<Option<TrainerState>, Error> {
+    let Some(&step) = checkpoint::steps(&config.output).last() else {
+        observer.event(&Event::Note(
+            "there is no checkpoint yet; starting from the beginning".to_owned(),
+        ));
+        return Ok(None);
+    };
+    let folder = checkpoint::step_folder(&config.output, step);
+    let earlier = checkpoint::read(&folder, adapter, optimizer)?;
+    let differences = earlier.differences(now);
+    if !differences.is_empty() {
+        return Err(Error::Settings(format!(
+            "{}, so it can't be resumed; give back what it began with, or start a new run with another --output",
+            differences.join("; ")
+        )));
+    }
+    observer.event(&Event::Note(format!(
+        "resuming after step {step} of {}",
+        config.total_steps(now.data.rows)
+    )));
+    Ok(Some(earlier))
 }
 
 impl Loop<'_> {
@@ -537,6 +529,30 @@ impl Loop<'_> {
         self.metrics.write(&line.clone().into())?;
         observer.event(&Event::Eval(line));
         Ok(sums.mean())
+    }
+
+    /// Evaluates after a step; whether that is the best loss so far.
+    fn evaluate_and_compare(
+        &mut self,
+        adapter: &Adapter,
+        epoch: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, Error> {
+        let loss = self.evaluate(adapter, epoch, observer)?;
+        let improved = self.state.best.is_none_or(|(best, _)| loss < best);
+        if improved {
+            self.state.best = Some((loss, self.state.step));
+            self.state.evaluations_without_best = 0;
+        } else {
+            self.state.evaluations_without_best += 1;
+        }
+        Ok(improved)
+    }
+
+    fn has_no_patience(&self) -> bool {
+        self.config
+            .early_stopping_patience
+            .is_some_and(|patience| self.state.evaluations_without_best >= patience)
     }
 
     fn checkpoint(
@@ -621,25 +637,19 @@ impl Loop<'_> {
                 MetricsLine::Step(_) => None,
             });
         }
-        match self.lora {
-            Some(lora) => lora::save(
-                &config.output,
-                self.base.decoder.config(),
-                lora,
-                adapter,
-                &self.state.base,
-            )?,
-            None => {
-                let dtype = config.base_dtype.into();
-                full::save_weights(self.base.decoder.config(), adapter, &config.output, dtype)?;
-                self.base.source.write_side_files(&config.output, dtype)?;
-            }
+        let model = self.base.decoder.config();
+        if let Some(lora) = self.lora {
+            lora::save(&config.output, model, lora, adapter, &self.state.base)?;
+        } else {
+            let dtype = config.base_dtype.into();
+            full::save_weights(model, adapter, &config.output, dtype)?;
+            self.base.source.write_side_files(&config.output, dtype)?;
         }
         folder::write_card(config, &self.base.source, outcome)
     }
 
-    /// Adds which checkpoint to go back to. One of the current step holds the very values that failed.
-    /// A run that fails tells where it can be taken up again.
+    /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the
+    /// very values that failed, or is the one that could not be written.
     fn with_last_good(&self, error: Error) -> Error {
         let steps = checkpoint::steps(&self.config.output);
         let last = steps.into_iter().rfind(|step| *step < self.state.step);

@@ -66,14 +66,14 @@ impl Place {
 
     /// Rows of 13 to 25 tokens; another `first` gives other rows.
     pub(crate) fn write_rows(&self, name: &str, count: usize, first: usize) {
-        let rows: String = (first..first + count)
+        let rows: Vec<String> = (first..first + count)
             .map(|n| {
                 let prompt = format!("say {n} {}", "x".repeat(n % 5));
                 let completion = format!("{n} and {}", "yes ".repeat(1 + n % 3));
-                format!("{}\n", json!({"prompt": prompt, "completion": completion}))
+                json!({"prompt": prompt, "completion": completion}).to_string()
             })
             .collect();
-        fs::write(self.path("data").join(name), rows).expect("the rows are written");
+        fs::write(self.path("data").join(name), rows.join("\n")).expect("the rows are written");
     }
 
     /// Held-out rows of other letters than the training rows', so that training makes them worse from its first step.

@@ -100,7 +100,8 @@ fn a_run_under_a_file_size_limit() {
     let mut config: lowrank::train::TrainConfig = serde_saphyr::from_str(&text).expect("settings");
     config.save_steps = Some(4);
     let text = failure(Watch::default().train(&config, Start::Resume));
-    println!("it failed: {text}");
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "it failed: {text}").expect("the parent listens");
 }
 
 /// A checkpoint that can't be written whole, as on a full disk, leaves the one before, and the run can go on.

@@ -62,14 +62,17 @@ fn a_lora_run_writes_its_folder() {
         "report.html",
     ];
     assert_eq!(place.list("run"), expected);
-    assert_eq!(place.list("run/checkpoints"), ["step-4", "step-8"]);
+    assert_eq!(
+        place.list("run/checkpoints"),
+        ["step-4", "step-8", "step-9"]
+    );
     let in_checkpoint = [
         "adapter_config.json",
         "adapter_model.safetensors",
         "trainer_state.json",
         "training_state.safetensors",
     ];
-    assert_eq!(place.list("run/checkpoints/step-8"), in_checkpoint);
+    assert_eq!(place.list("run/checkpoints/step-9"), in_checkpoint);
 
     let folder = place.path("run");
     let text = fs::read_to_string(folder.join("config.yaml")).expect("config.yaml");
@@ -266,7 +269,7 @@ fn old_checkpoints_go_and_the_best_stays() {
     config.save_steps = Some(2);
     config.save_total_limit = Some(2);
     run(&config).expect("the run");
-    assert_eq!(place.list("plain/checkpoints"), ["step-6", "step-8"]);
+    assert_eq!(place.list("plain/checkpoints"), ["step-8", "step-9"]);
 
     let mut config = worsening(&place, "best");
     config.save_steps = Some(1);
@@ -287,13 +290,13 @@ fn old_checkpoints_go_and_the_best_stays() {
     assert!((outcome.eval_loss.expect("an evaluation") - loss).abs() < 1e-12);
     assert_eq!(
         place.list("best/checkpoints"),
-        [format!("step-{step}"), "step-8".to_owned()]
+        [format!("step-{step}"), "step-9".to_owned()]
     );
     let read = |folder: &str| {
         fs::read(place.path(folder).join("adapter_model.safetensors")).expect("the adapter")
     };
     assert!(read("best") == read(&format!("best/checkpoints/step-{step}")));
-    assert!(read("best") != read("best/checkpoints/step-8"));
+    assert!(read("best") != read("best/checkpoints/step-9"));
     let card = fs::read_to_string(place.path("best").join("README.md")).expect("the card");
     assert_says(&card, &[&format!("{loss:.4}")]);
 }

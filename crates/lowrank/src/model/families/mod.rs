@@ -175,7 +175,7 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
     {
         return Err(raw.unsupported("num_key_value_heads", "a divisor of num_attention_heads"));
     }
-    if matches!(config.position, Position::Rope(_)) && config.head_size % 2 != 0 {
+    if matches!(config.position, Position::Rope(_)) && !config.head_size.is_multiple_of(2) {
         return Err(raw.unsupported(
             "head_dim",
             "an even number (rotary embedding pairs its columns)",

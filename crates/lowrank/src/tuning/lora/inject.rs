@@ -63,7 +63,7 @@ pub fn inject(
         let key = mix(seed, index as u64);
         match init {
             InitLoraWeights::Gaussian => {
-                fill_normal(adapter.params.view_mut(a), 1.0 / r as f32, key)
+                fill_normal(adapter.params.view_mut(a), 1.0 / r as f32, key);
             }
             InitLoraWeights::KaimingUniform | InitLoraWeights::Random => {
                 let bound = kaiming(input);
