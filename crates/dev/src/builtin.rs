@@ -35,7 +35,7 @@ pub fn files() -> Result<Vec<(PathBuf, String)>> {
             tokenizer::CHAT_TEMPLATE.into(),
         ),
     ];
-    for (task, _) in TASKS {
+    for task in TASKS {
         for (rows, (split, _)) in rows(task).iter().zip(SPLITS) {
             let lines = rows
                 .iter()

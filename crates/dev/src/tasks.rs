@@ -1,15 +1,15 @@
 //! Two small tasks that show what an adapter does, made from the words of the corpus.
 //!
-//! - `cards` is data to text: `name: Tom | animal: red fox | place: river | feeling: happy` becomes a sentence or two
-//!   that mention every field. The base has seen such lines only in lists, and goes on with another line. There are
+//! - `cards` is data to text: `name: Tom | animal: red fox | place: river | feeling: happy | text:` becomes a sentence
+//!   or two that mention every field. The base has seen such lines in lists alone, and makes a list of it. There are
 //!   three ways to say each card, so that the loss does not fall to zero, as it does not in real data; whether all
 //!   fields are there can be counted.
 //! - `report` is rewriting: `"I lost my kite," said Tom.` becomes `Tom said that he had lost his kite.` There is one
 //!   right answer, so that exact matches can be counted. It takes the pronoun of a name, a change of tense and copying,
 //!   all of which the base can do, but it has never seen reported speech of this kind, and goes on with a story.
 //!
-//! A completion begins with the white space that parts it from its prompt, so that a prompt typed on a command line
-//! needs none at its end. No prompt occurs twice, within a split or across them.
+//! A completion begins with the space that parts it from its prompt, so that a prompt typed on a command line needs none
+//! at its end, and a name is the same token in both. No prompt occurs twice, within a split or across them.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ use serde::Serialize;
 use crate::corpus::{GRAMMAR, Kind};
 use crate::random::Random;
 
-/// A task's name, and the white space before a completion.
-pub const TASKS: [(&str, &str); 2] = [("cards", "\n"), ("report", " ")];
+/// The tasks' names.
+pub const TASKS: [&str; 2] = ["cards", "report"];
 
 /// The splits and their numbers of rows.
 pub const SPLITS: [(&str, usize); 3] = [("train", 512), ("valid", 64), ("test", 64)];
@@ -41,9 +41,9 @@ pub fn rows(task: &str) -> Vec<Vec<Row>> {
         .texts(Kind::Pair)
         .filter(|text| text.name.split('/').next() == Some(task))
         .collect();
-    let Some((_, space)) = TASKS.iter().find(|(name, _)| *name == task) else {
+    if texts.is_empty() {
         return vec![];
-    };
+    }
     let mut prompts = BTreeSet::new();
     let mut index = 0;
     let mut row = || loop {
@@ -56,10 +56,7 @@ pub fn rows(task: &str) -> Vec<Vec<Row>> {
         };
         let prompt = GRAMMAR.expand(prompts_of_text.way(random), &scene, random);
         if prompts.insert(prompt.clone()) {
-            let completion = format!(
-                "{space}{}",
-                GRAMMAR.say(completions.way(random), &scene, random)
-            );
+            let completion = format!(" {}", GRAMMAR.say(completions.way(random), &scene, random));
             return Row { prompt, completion };
         }
     };
@@ -75,7 +72,7 @@ mod tests {
 
     #[test]
     fn every_task_fills_its_splits_and_holds_out_its_prompts() {
-        for (task, space) in TASKS {
+        for task in TASKS {
             let splits = rows(task);
             let mut prompts = BTreeSet::new();
             for (rows, (_, count)) in splits.iter().zip(SPLITS) {
@@ -83,7 +80,7 @@ mod tests {
                 for row in rows {
                     assert!(prompts.insert(&row.prompt), "{task}: twice: {}", row.prompt);
                     assert!(
-                        row.completion.starts_with(space) && row.completion.ends_with('.'),
+                        row.completion.starts_with(' ') && row.completion.ends_with('.'),
                         "{row:?}"
                     );
                     assert_eq!(row.prompt, row.prompt.trim());
@@ -96,7 +93,7 @@ mod tests {
     #[test]
     fn a_completion_mentions_every_field() {
         for row in rows("cards").iter().flatten() {
-            for field in row.prompt.split(" | ") {
+            for field in row.prompt.trim_end_matches(" | text:").split(" | ") {
                 let (_, value) = field.split_once(": ").expect("a field is `name: value`");
                 let found = row
                     .completion

@@ -119,30 +119,6 @@ pub const CHAT_TEMPLATE: &str = "\
 {%- endif -%}
 ";
 
-/// The corpus number `seed` as rows of `length` token ids, without end: documents follow one another, each ended by
-/// [`END_OF_TEXT`], and are cut where a row is full. A row begins with the last token of the row before it, so that
-/// every token is predicted once.
-pub fn rows(
-    tokenizer: &Tokenizer,
-    seed: u64,
-    length: usize,
-) -> impl Iterator<Item = Result<Vec<u32>>> {
-    let mut documents = corpus(seed, u64::MAX);
-    let mut ids: Vec<u32> = vec![0];
-    std::iter::from_fn(move || {
-        while ids.len() < length {
-            let document = documents.next()? + END_OF_TEXT;
-            match tokenizer.encode_fast(document, false) {
-                Ok(encoding) => ids.extend(encoding.get_ids()),
-                Err(error) => return Some(Err(anyhow!("cannot encode the corpus: {error}"))),
-            }
-        }
-        let row = ids[..length].to_vec();
-        ids.drain(..length.saturating_sub(1).max(1));
-        Some(Ok(row))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,23 +149,6 @@ mod tests {
             .encode_fast("Tom took his brown dog to the river.", false)
             .map_err(|error| anyhow!(error))?;
         assert_eq!(encoding.get_ids().len(), 9);
-        Ok(())
-    }
-
-    #[test]
-    fn rows_overlap_by_one_token_and_hold_the_whole_corpus() -> Result<()> {
-        let tokenizer = train()?;
-        let rows: Vec<_> = rows(&tokenizer, 3, 64).take(20).collect::<Result<_>>()?;
-        for pair in rows.windows(2) {
-            assert_eq!(pair[0].len(), 64);
-            assert_eq!(pair[0].last(), pair[1].first());
-        }
-        let ids: Vec<u32> = rows.iter().flat_map(|row| row[1..].to_vec()).collect();
-        let text = tokenizer
-            .decode(&ids, false)
-            .map_err(|error| anyhow!(error))?;
-        let first: Vec<_> = corpus(3, 2).collect();
-        assert!(text.starts_with(&first.join(END_OF_TEXT)));
         Ok(())
     }
 }

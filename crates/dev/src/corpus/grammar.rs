@@ -22,17 +22,20 @@ pub(crate) enum Kind {
     Bit,
     /// Turns of a user and an assistant.
     Chat,
+    /// A list of words to say again.
+    List,
     /// One line of named fields.
     Cards,
     /// A prompt and its completion, for a task.
     Pair,
 }
 
-const KINDS: [(&str, Kind); 6] = [
+const KINDS: [(&str, Kind); 7] = [
     ("story", Kind::Story),
     ("describe", Kind::Describe),
     ("bit", Kind::Bit),
     ("chat", Kind::Chat),
+    ("list", Kind::List),
     ("cards", Kind::Cards),
     ("pair", Kind::Pair),
 ];
@@ -288,9 +291,9 @@ impl Grammar {
         for beat in &text.beats {
             if !beat.optional || random.chance(50) {
                 let way = beat.way(random);
-                // A list of fields is no sentence: it begins with a small letter.
+                // A list is no sentence: it begins with a small letter.
                 told.push(match text.kind {
-                    Kind::Cards => self.expand(way, scene, random),
+                    Kind::List | Kind::Cards => self.expand(way, scene, random),
                     _ => self.say(way, scene, random),
                 });
             }
