@@ -14,7 +14,7 @@ use super::events::{Event, Observer};
 use super::folder;
 use super::memory::peak_rss;
 use super::schedule::Schedule;
-use super::step::{OptimizerState, StepOptions, optimizer_step, probable_cause};
+use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::data::batches::epoch_order;
@@ -304,26 +304,15 @@ pub fn fit(
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
     let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
-    let mut state = TrainerState {
-        base: base.decoder.weights().fingerprint(),
-        data: DataMark::of(examples),
-        valid: DataMark::of(valid),
-        ..TrainerState::default()
-    };
-    let restored = if start == Start::Resume {
-        restore(config, &mut adapter, &mut optimizer, &state, observer)?
-    } else {
-        None
-    };
-    let metrics_path = folder::metrics_path(&config.output);
-    let metrics = match restored {
-        Some(earlier) => {
-            state = earlier;
-            MetricsWriter::resume(&metrics_path, state.step)?
-        }
-        None => MetricsWriter::create(&metrics_path)?,
-    };
-    let mut last_losses = last_losses(&metrics_path)?;
+    let (state, metrics) = open_state(
+        config,
+        base,
+        (examples, valid),
+        start,
+        (&mut adapter, &mut optimizer),
+        observer,
+    )?;
+    let mut last_losses = last_losses(&folder::metrics_path(&config.output))?;
     let mut run = Loop {
         config,
         base,
@@ -354,53 +343,23 @@ pub fn fit(
     let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
-        let epoch = step / steps_per_epoch;
-        if order.0 != epoch {
-            order = (
-                epoch,
-                epoch_order(examples.len(), config.seed, epoch, config.shuffle),
-            );
-        }
-        let first = (step % steps_per_epoch) as usize * config.rows_per_step();
-        let rows: Vec<&Example> = order.1[first..]
-            .iter()
-            .take(config.rows_per_step())
-            .map(|&row| &examples[row])
-            .collect();
-        let begun = Instant::now();
+        let rows = step_rows(config, examples, step, &mut order);
         let options = run.step_options(schedule.at(step));
-        let done = optimizer_step(
-            &base.decoder,
+        let epochs = (step + 1) as f64 / steps_per_epoch as f64;
+        let (done, seconds) = run.step(
             &mut adapter,
             &mut optimizer,
             &rows,
             &options,
-            &run.ws,
-        )
-        .map_err(|error| run.with_last_good(error))?;
-        let seconds = begun.elapsed().as_secs_f64();
-        run.state.step = step + 1;
-        let epochs = run.state.step as f64 / steps_per_epoch as f64;
+            epochs,
+            observer,
+        )?;
         outcome.tokens += done.tokens as u64;
         outcome.seconds += seconds;
         last_losses.push(done.loss);
         if last_losses.len() > LAST_STEPS {
             last_losses.remove(0);
         }
-        let line = StepMetrics {
-            step: run.state.step,
-            epoch: epochs,
-            loss: done.loss,
-            learning_rate: options.learning_rate,
-            grad_norm: done.grad_norm,
-            tokens: done.tokens as u64,
-            supervised_tokens: done.supervised_tokens as u64,
-            tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
-            peak_rss: peak_rss(),
-        };
-        run.metrics.write(&line.clone().into())?;
-        observer.event(&Event::Step(line));
-
         let last = run.state.step == total_steps;
         let due = |every: Option<u64>| {
             every.is_some_and(|every| last || run.state.step.is_multiple_of(every))
@@ -427,9 +386,7 @@ pub fn fit(
     }
     outcome.steps = run.state.step;
     outcome.first_eval_loss = run.state.first_eval_loss;
-    if !last_losses.is_empty() {
-        outcome.train_loss = Some(last_losses.iter().sum::<f64>() / last_losses.len() as f64);
-    }
+    outcome.train_loss = mean(&last_losses);
     if !outcome.interrupted {
         if valid.is_empty() {
             run.check_result(&adapter, examples)?;
@@ -440,6 +397,37 @@ pub fn fit(
     let summary = run.summary(&outcome);
     folder::write_report(config, &summary, &figures(&outcome))?;
     Ok(outcome)
+}
+
+/// The state that the run begins or goes on with, and the metrics file cut to it.
+fn open_state(
+    config: &TrainConfig,
+    base: &Base,
+    (examples, valid): (&[Example], &[Example]),
+    start: Start,
+    (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
+    observer: &mut dyn Observer,
+) -> Result<(TrainerState, MetricsWriter), Error> {
+    let mut state = TrainerState {
+        base: base.decoder.weights().fingerprint(),
+        data: DataMark::of(examples),
+        valid: DataMark::of(valid),
+        ..TrainerState::default()
+    };
+    let restored = if start == Start::Resume {
+        restore(config, adapter, optimizer, &state, observer)?
+    } else {
+        None
+    };
+    let metrics_path = folder::metrics_path(&config.output);
+    let metrics = match restored {
+        Some(earlier) => {
+            state = earlier;
+            MetricsWriter::resume(&metrics_path, state.step)?
+        }
+        None => MetricsWriter::create(&metrics_path)?,
+    };
+    Ok((state, metrics))
 }
 
 /// The newest checkpoint's values, optimizer and state; `None` where there is none yet. `now` is what the run finds today.
@@ -531,6 +519,38 @@ impl Loop<'_> {
         Ok(sums.mean())
     }
 
+    /// One optimizer step with its line of metrics, and the seconds it took.
+    fn step(
+        &mut self,
+        adapter: &mut Adapter,
+        optimizer: &mut OptimizerState,
+        rows: &[&Example],
+        options: &StepOptions,
+        epoch: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<(StepOutcome, f64), Error> {
+        let begun = Instant::now();
+        let model = &self.base.decoder;
+        let done = optimizer_step(model, adapter, optimizer, rows, options, &self.ws)
+            .map_err(|error| self.with_last_good(&error))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.state.step += 1;
+        let line = StepMetrics {
+            step: self.state.step,
+            epoch,
+            loss: done.loss,
+            learning_rate: options.learning_rate,
+            grad_norm: done.grad_norm,
+            tokens: done.tokens as u64,
+            supervised_tokens: done.supervised_tokens as u64,
+            tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
+            peak_rss: peak_rss(),
+        };
+        self.metrics.write(&line.clone().into())?;
+        observer.event(&Event::Step(line));
+        Ok((done, seconds))
+    }
+
     /// Evaluates after a step; whether that is the best loss so far.
     fn evaluate_and_compare(
         &mut self,
@@ -574,7 +594,7 @@ impl Loop<'_> {
                 None => Ok(()),
             }
         })
-        .map_err(|error| self.with_last_good(error))?;
+        .map_err(|error| self.with_last_good(&error))?;
         if let Some(limit) = self.config.save_total_limit {
             let best = self
                 .state
@@ -609,7 +629,7 @@ impl Loop<'_> {
     fn not_finite(&self, what: &str, loss: f64) -> Error {
         let step = self.state.step;
         let cause = probable_cause(step, self.config.learning_rate);
-        self.with_last_good(Error::Training(format!(
+        self.with_last_good(&Error::Training(format!(
             "after step {step} the {what} is {loss}: {cause}"
         )))
     }
@@ -650,7 +670,7 @@ impl Loop<'_> {
 
     /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the
     /// very values that failed, or is the one that could not be written.
-    fn with_last_good(&self, error: Error) -> Error {
+    fn with_last_good(&self, error: &Error) -> Error {
         let steps = checkpoint::steps(&self.config.output);
         let last = steps.into_iter().rfind(|step| *step < self.state.step);
         let rescue = last.map_or_else(
@@ -684,6 +704,27 @@ impl Loop<'_> {
     }
 }
 
+/// The rows of a step. `order` keeps the epoch's order from step to step.
+fn step_rows<'e>(
+    config: &TrainConfig,
+    examples: &'e [Example],
+    step: u64,
+    order: &mut (u64, Vec<usize>),
+) -> Vec<&'e Example> {
+    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
+    let epoch = step / steps_per_epoch;
+    if order.0 != epoch {
+        let rows = epoch_order(examples.len(), config.seed, epoch, config.shuffle);
+        *order = (epoch, rows);
+    }
+    let first = (step % steps_per_epoch) as usize * config.rows_per_step();
+    order.1[first..]
+        .iter()
+        .take(config.rows_per_step())
+        .map(|&row| &examples[row])
+        .collect()
+}
+
 /// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.
 fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
     let lines = crate::report::metrics::read(metrics)?;
@@ -695,6 +736,10 @@ fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
         })
         .collect();
     Ok(losses[losses.len().saturating_sub(LAST_STEPS)..].to_vec())
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 fn figures(outcome: &Outcome) -> Vec<(String, String)> {

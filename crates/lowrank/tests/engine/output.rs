@@ -1,6 +1,7 @@
 //! What may be written where, and what a failing write leaves.
 
 use std::fs;
+use std::io::Write as _;
 
 use lowrank::train::Start;
 use lowrank::tuning::Method;
@@ -100,7 +101,6 @@ fn a_run_under_a_file_size_limit() {
     let mut config: lowrank::train::TrainConfig = serde_saphyr::from_str(&text).expect("settings");
     config.save_steps = Some(4);
     let text = failure(Watch::default().train(&config, Start::Resume));
-    use std::io::Write as _;
     writeln!(std::io::stdout(), "it failed: {text}").expect("the parent listens");
 }
 

@@ -178,11 +178,11 @@ fn a_setting_that_changes_the_result_is_refused_by_name() {
         .expect("stopped");
     let changes: &[Change] = &[
         ("learning_rate: 0.01 before, 0.02 now", |c| {
-            c.learning_rate = 0.02
+            c.learning_rate = 0.02;
         }),
         ("batch_size: 2 before, 4 now", |c| c.batch_size = 4),
         ("gradient_accumulation_steps", |c| {
-            c.gradient_accumulation_steps = 1
+            c.gradient_accumulation_steps = 1;
         }),
         ("seed: 42 before, 43 now", |c| c.seed = 43),
         ("max_steps: null before, 20 now", |c| c.max_steps = Some(20)),
@@ -191,7 +191,7 @@ fn a_setting_that_changes_the_result_is_refused_by_name() {
         ("lora_dropout", |c| c.lora_dropout = 0.0),
         ("eval_steps", |c| c.eval_steps = None),
         ("base_dtype", |c| {
-            c.base_dtype = lowrank::train::BaseDtype::Bf16
+            c.base_dtype = lowrank::train::BaseDtype::Bf16;
         }),
     ];
     for (words, change) in changes {

@@ -16,10 +16,8 @@ use super::common::{
     Place, Watch, adapter, assert_says, failure, lora_config, metrics, open, run, tensors,
 };
 
-fn names(targets: &[&str]) -> Option<Targets> {
-    Some(Targets::Names(
-        targets.iter().map(ToString::to_string).collect(),
-    ))
+fn names(targets: &[&str]) -> Targets {
+    Targets::Names(targets.iter().map(ToString::to_string).collect())
 }
 
 /// The loss on a place's held-out rows, computed apart from the run.
@@ -332,7 +330,7 @@ fn training_stops_early() {
 fn an_adapter_is_trained_further_as_it_is() {
     let place = Place::new("llama");
     let mut first = place.config(Method::Lora, "first");
-    first.target_modules = names(&["k_proj", "down_proj"]);
+    first.target_modules = Some(names(&["k_proj", "down_proj"]));
     first.lora_alpha = 6.0;
     let earlier = run(&first).expect("the run");
     let second = TrainConfig {
@@ -369,7 +367,7 @@ fn an_adapter_is_trained_further_as_it_is() {
 fn parts_of_a_fused_linear_are_trained_alone() {
     let place = Place::new("gpt2");
     let mut config = place.config(Method::Lora, "parts");
-    config.target_modules = names(&["c_attn.q", "c_attn.v"]);
+    config.target_modules = Some(names(&["c_attn.q", "c_attn.v"]));
     config.use_rslora = true;
     let mut watch = Watch::default();
     let outcome = watch
