@@ -157,7 +157,7 @@ impl Case {
         }
     }
 
-    fn options(&self, learning_rate: f64, label_smoothing: f64, batch_size: usize) -> StepOptions {
+    fn options(learning_rate: f64, label_smoothing: f64, batch_size: usize) -> StepOptions {
         StepOptions {
             learning_rate,
             betas: (0.9, 0.999),
@@ -252,7 +252,7 @@ impl Case {
     ) {
         let mut state = OptimizerState::new(&self.adapter);
         let rows: Vec<&Example> = self.examples.iter().collect();
-        let options = self.options(0.0, smoothing, batch_size);
+        let options = Self::options(0.0, smoothing, batch_size);
         let (sums, _) = accumulate(
             &self.model,
             &self.adapter,
@@ -299,7 +299,7 @@ impl Case {
     /// Ten steps of AdamW over all rows.
     fn train(&mut self, comparison: &mut Comparison, golden: &Golden, learning_rate: f64) {
         let mut state = OptimizerState::new(&self.adapter);
-        let options = self.options(learning_rate, 0.0, self.examples.len());
+        let options = Self::options(learning_rate, 0.0, self.examples.len());
         let rows: Vec<&Example> = self.examples.iter().collect();
         let losses: Vec<f32> = (0..10)
             .map(|_| {
