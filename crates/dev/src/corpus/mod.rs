@@ -3,7 +3,7 @@
 //! A model of two million parameters cannot learn English in minutes, but it can learn a small world whose sentences
 //! are few in kind and many in number: children, animals, things and places that keep their names, colors and
 //! pronouns throughout a story. The words and sentences stand in the text files beside this module; the language they
-//! are written in is described in [`grammar`].
+//! are written in is described in `grammar.rs`.
 //!
 //! A document is one of
 //! - a story in the past tense (most of them), sometimes of two stories;

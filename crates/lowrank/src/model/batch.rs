@@ -7,9 +7,9 @@ use lowrank_kernels::Segment;
 /// T tokens of one or more sequences, concatenated.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Token ids, [T].
+    /// Token ids, `[T]`.
     pub ids: Vec<u32>,
-    /// The place of each token in its own sequence, [T].
+    /// The place of each token in its own sequence, `[T]`.
     pub positions: Vec<u32>,
     /// Which rows attend to which.
     pub segments: Vec<Segment>,
