@@ -255,9 +255,13 @@ class Lowrank:
         command = ["eval", "--model", model or self.model(), *adapted, "--data", rows_path, "--base-dtype", dtype]
         return self.json(*command)["loss"]
 
-    def greedy(self, prompt):
-        command = ["generate", "--model", self.model(), "--prompt", prompt, "--raw", "--base-dtype", "f32"]
-        return self.json(*command, "--max-new-tokens", GREEDY_TOKENS, "--temperature", 0)["text"]
+    def greedy(self, prompts):
+        """The continuations of all prompts, made in one batch."""
+        path = self.work / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"prompt": x, "completion": "."}) + "\n" for x in prompts), encoding="utf-8")
+        command = ["generate", "--model", self.model(), "--data", path, "--base-dtype", "f32"]
+        made = self.json(*command, "--max-new-tokens", GREEDY_TOKENS, "--temperature", 0)["generations"]
+        return [one["text"] for one in made]
 
     def train(self, name, initial, rows_path, dtype):
         """Trains twenty steps from `initial`, unless these inputs were trained on before; the folder and the losses."""
@@ -283,8 +287,8 @@ class Lowrank:
         """The ids of each string, as the prompts of a data file."""
         path = self.work / "strings.jsonl"
         path.write_text("".join(json.dumps({"prompt": x, "completion": "."}) + "\n" for x in strings), encoding="utf-8")
-        shown = self.json("data", "preview", "--model", self.model(), "--data", path, "--limit", len(strings))
-        return [[token["id"] for token in row["tokens"] if not token["supervised"]] for row in shown["examples"]]
+        shown = self.json("data", "preview", "--model", self.model(), "--data", path, "--rows", len(strings))
+        return [[x for x, label in zip(row["ids"], row["labels"]) if label == -100] for row in shown["examples"]]
 
 
 def varied_strings(rows, count=400):
@@ -342,8 +346,7 @@ def check_greedy(report, peer, lowrank, rows):
     theirs = peer.greedy(prompts)
     if lowrank:
         examples = []
-        for prompt, expected in zip(prompts, theirs):
-            text = lowrank.greedy(prompt)
+        for text, expected in zip(lowrank.greedy(prompts), theirs, strict=True):
             if text.strip() != expected["text"].strip():
                 closest = min(expected["gaps"])
                 examples.append(f"{text!r}\n      peer, closest choice {closest:.1e}: {expected['text']!r}")

@@ -236,6 +236,22 @@ pub fn steps(run: &Path) -> Vec<u64> {
     steps
 }
 
+/// Deletes the half-written checkpoints that a killed run left behind. One that can't be deleted does no harm.
+pub fn sweep(run: &Path) {
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(".step-") && name.ends_with(".tmp"))
+        {
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
 /// Deletes the oldest checkpoints over `limit`, never the newest and never `keep`.
 ///
 /// # Errors

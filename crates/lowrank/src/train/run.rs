@@ -415,6 +415,7 @@ fn open_state(
         ..TrainerState::default()
     };
     let restored = if start == Start::Resume {
+        checkpoint::sweep(&config.output);
         restore(config, adapter, optimizer, &state, observer)?
     } else {
         None
