@@ -9,13 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_formats::atomic;
-use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
 
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::model::weights::write_model;
 use crate::model::{Batch, Decoder, LinearId, Part, WeightId, Weights, families};
-use crate::tuning::full::{is_vector, stored};
 use crate::tuning::{Adapter, AdapterSet, LowRankSite};
 
 /// Largest logit difference of a merge stored in f32.
@@ -163,32 +162,12 @@ fn write_merged(
     folder: &Path,
     dtype: DType,
 ) -> Result<(), Error> {
-    let config = model.config();
-    let weights = config.weights();
-    let specs: Vec<TensorSpec> = weights
-        .iter()
-        .map(|&(id, (rows, cols))| TensorSpec {
-            name: families::tensor_name(config, id),
-            dtype: stored(dtype),
-            shape: if is_vector(id) {
-                vec![cols]
-            } else {
-                vec![rows, cols]
-            },
-        })
-        .collect();
-    write_safetensors(
-        &folder.join("model.safetensors"),
-        &specs,
-        &std::collections::BTreeMap::new(),
-        |index, out| match weights[index].0 {
-            WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
-                out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
-            }
-            id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
-        },
-    )?;
-    Ok(())
+    write_model(model.config(), folder, dtype, |_, id, out| match id {
+        WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
+            out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
+        }
+        id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
+    })
 }
 
 fn prove(

@@ -1,13 +1,15 @@
 //! The base's tensors: read from a folder, checked against the config, mapped in place where the storage fits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry};
 use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View};
 
-use super::config::{ModelConfig, WeightId};
+use super::config::{ModelConfig, Part, WeightId};
 use super::families;
 use crate::Error;
 
@@ -163,6 +165,41 @@ impl Weights {
         }
         format!("{hash:016x}")
     }
+}
+
+/// Writes `model.safetensors` into `folder`: every tensor of a model of this config, named as its family names it.
+/// `fill(index, id, out)` writes one tensor, little-endian, as `dtype`; indices are those of [`ModelConfig::weights`].
+///
+/// # Errors
+/// The file can't be written.
+pub(crate) fn write_model(
+    config: &ModelConfig,
+    folder: &Path,
+    dtype: DType,
+    mut fill: impl FnMut(usize, WeightId, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
+    let weights = config.weights();
+    let specs: Vec<TensorSpec> = weights
+        .iter()
+        .map(|&(id, (rows, cols))| TensorSpec {
+            name: families::tensor_name(config, id),
+            dtype: match dtype {
+                DType::F32 => StoredDType::F32,
+                DType::Bf16 => StoredDType::BF16,
+            },
+            shape: match id {
+                WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => {
+                    vec![cols]
+                }
+                _ => vec![rows, cols],
+            },
+        })
+        .collect();
+    let path = folder.join("model.safetensors");
+    write_safetensors(&path, &specs, &BTreeMap::new(), |index, out| {
+        fill(index, weights[index].0, out)
+    })?;
+    Ok(())
 }
 
 fn has_shape(stored: &[usize], (rows, cols): (usize, usize)) -> bool {

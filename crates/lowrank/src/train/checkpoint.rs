@@ -243,10 +243,7 @@ pub fn sweep(run: &Path) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with(".step-") && name.ends_with(".tmp"))
-        {
+        if name.to_str().is_some_and(|name| name.starts_with(".step-")) {
             drop(std::fs::remove_dir_all(entry.path()));
         }
     }

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use lowrank_formats::checkpoint::StoredDType;
-use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{Arena, DType, Tensor, fill_normal};
 
 use super::Adapter;
 use crate::Error;
+use crate::model::weights::write_model;
 use crate::model::{ModelConfig, Part, WeightId, Weights, families};
 use crate::random::mix;
 
@@ -78,40 +77,7 @@ pub fn save_weights(
     folder: &Path,
     dtype: DType,
 ) -> Result<(), Error> {
-    let specs: Vec<TensorSpec> = config
-        .weights()
-        .into_iter()
-        .map(|(id, (rows, cols))| TensorSpec {
-            name: families::tensor_name(config, id),
-            dtype: stored(dtype),
-            shape: if is_vector(id) {
-                vec![cols]
-            } else {
-                vec![rows, cols]
-            },
-        })
-        .collect();
-    write_safetensors(
-        &folder.join("model.safetensors"),
-        &specs,
-        &std::collections::BTreeMap::new(),
-        |index, out| out.write_all(&adapter.params.view(index).to_le_bytes(dtype)),
-    )?;
-    Ok(())
-}
-
-/// Whether a tensor is stored with one dimension.
-pub(crate) fn is_vector(id: WeightId) -> bool {
-    matches!(
-        id,
-        WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias)
-    )
-}
-
-/// The stored form of a dtype.
-pub(crate) fn stored(dtype: DType) -> StoredDType {
-    match dtype {
-        DType::F32 => StoredDType::F32,
-        DType::Bf16 => StoredDType::BF16,
-    }
+    write_model(config, folder, dtype, |index, _, out| {
+        out.write_all(&adapter.params.view(index).to_le_bytes(dtype))
+    })
 }
