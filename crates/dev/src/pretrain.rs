@@ -76,7 +76,7 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
 
 fn settings(output: &Path, steps: u64) -> TrainConfig {
     TrainConfig {
-        learning_rate: 4e-3,
+        learning_rate: 2e-3,
         lr_scheduler_type: SchedulerType::Cosine,
         warmup_steps: 40,
         weight_decay: 0.1,

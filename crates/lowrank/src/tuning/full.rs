@@ -33,8 +33,11 @@ pub fn inject(weights: &Weights) -> Adapter {
     }
 }
 
-/// Random weights for pretraining: normal with the `initializer_range` of `config.json`, the projections into the
-/// residual stream scaled by 1/√(2L) as GPT-2 does, norms at one, biases at zero.
+/// Random weights for pretraining: linears normal with 1/√(inputs), tables with `initializer_range`, norms at one, biases
+/// at zero.
+///
+/// GPT-2's 0.02 everywhere suits widths near 1/0.02² and is far too small for a narrow model: q·k then starts so flat that
+/// looking back and copying is hardly ever learned.
 ///
 /// # Errors
 /// Never for shapes that come from a [`ModelConfig`].
@@ -43,8 +46,6 @@ pub fn random_weights(
     initializer_range: f32,
     seed: u64,
 ) -> Result<Weights, Error> {
-    use crate::model::LinearKind::{Down, O};
-    let residual = initializer_range / (2.0 * config.num_hidden_layers as f32).sqrt();
     let mut tensors = HashMap::new();
     for (index, (id, (rows, cols))) in config.weights().into_iter().enumerate() {
         let mut tensor = Tensor::zeros(rows, cols);
@@ -54,8 +55,8 @@ pub fn random_weights(
                 None
             }
             WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => None,
-            WeightId::Linear(linear, Part::Weight) if matches!(linear.kind, O | Down) => {
-                Some(residual)
+            WeightId::Linear(linear, Part::Weight) => {
+                Some(1.0 / (config.linear_shape(linear.kind).0 as f32).sqrt())
             }
             _ => Some(initializer_range),
         };
