@@ -94,7 +94,7 @@ fn machine_path(line: &str) -> Option<String> {
         .map(|folder| format!("/{folder}/"))
         .find(|path| {
             line.match_indices(path.as_str()).any(|(at, _)| {
-                // `docs/work/x` and `https://host/work/x` are not absolute paths of a machine.
+                // A folder of that name inside a relative path or a URL is no path of a machine.
                 let before = line[..at].chars().next_back();
                 !before.is_some_and(|c| c.is_alphanumeric() || "._-~*)}]>$".contains(c))
             })

@@ -36,8 +36,8 @@ pub fn inject(weights: &Weights) -> Adapter {
 /// Random weights for pretraining: linears normal with 1/√(inputs), tables with `initializer_range`, norms at one, biases
 /// at zero.
 ///
-/// GPT-2's 0.02 everywhere suits widths near 1/0.02² and is far too small for a narrow model: q·k then starts so flat that
-/// looking back and copying is hardly ever learned.
+/// A fixed 0.02, as GPT-2 has it, would depend on the width: this start keeps the size of a row through a linear whatever
+/// the width is.
 ///
 /// # Errors
 /// Never for shapes that come from a [`ModelConfig`].
