@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{adapter, chat, data, demo, eval, generate, merge, model, train};
+use crate::commands::{adapter, bench, chat, data, demo, eval, generate, merge, model, train};
 use crate::settings::peers;
 
 /// Train, use, compare and merge LoRA adapters of transformer models, on the CPU.
@@ -60,6 +60,9 @@ pub enum Commands {
     /// Look at an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommands),
+    /// Measure speed and memory against what this machine can do
+    #[command(subcommand)]
+    Bench(bench::BenchCommands),
 }
 
 /// Parses the command line. The matches of the chosen subcommand tell which flags were typed.

@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use crate::profile::op;
 use crate::simd::{exp, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -28,6 +29,7 @@ const BLOCK: usize = 16 * 1024;
 /// # Panics
 /// If the shapes differ.
 pub fn activation_forward(h: ViewMut<'_>, x: View<'_>, act: Activation) {
+    let _op = op("activation forward", || 0.0);
     h.assert_shape("the output of an activation", x.rows(), x.cols());
     with_function(act, Forward { h, x });
 }
@@ -37,6 +39,7 @@ pub fn activation_forward(h: ViewMut<'_>, x: View<'_>, act: Activation) {
 /// # Panics
 /// If the shapes differ.
 pub fn activation_backward(dx: ViewMut<'_>, dh: View<'_>, x: View<'_>, act: Activation) {
+    let _op = op("activation backward", || 0.0);
     dx.assert_shape("the input gradient of an activation", x.rows(), x.cols());
     dh.assert_shape("the output gradient of an activation", x.rows(), x.cols());
     with_function(act, Backward { dx, dh, x });
@@ -47,6 +50,7 @@ pub fn activation_backward(dx: ViewMut<'_>, dh: View<'_>, x: View<'_>, act: Acti
 /// # Panics
 /// If the shapes differ.
 pub fn gated_forward(h: ViewMut<'_>, gate: View<'_>, up: View<'_>, act: Activation) {
+    let _op = op("gated forward", || 0.0);
     h.assert_shape("the output of a gate", gate.rows(), gate.cols());
     up.assert_shape("the gated input", gate.rows(), gate.cols());
     with_function(act, GatedForward { h, gate, up });
@@ -64,6 +68,7 @@ pub fn gated_backward(
     up: View<'_>,
     act: Activation,
 ) {
+    let _op = op("gated backward", || 0.0);
     let (rows, cols) = (gate.rows(), gate.cols());
     dgate.assert_shape("the gradient of a gate", rows, cols);
     dup.assert_shape("the gradient of the gated input", rows, cols);

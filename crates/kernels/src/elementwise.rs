@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::parallel::rows_per_task;
+use crate::profile::op;
 use crate::simd::{self, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -16,6 +17,7 @@ const BLOCK: usize = 16 * 1024;
 /// # Panics
 /// If the shapes differ.
 pub fn add_assign(y: ViewMut<'_>, x: View<'_>) {
+    let _op = op("add", || 0.0);
     x.assert_shape("the matrix to add", y.rows(), y.cols());
     y.into_f32s()
         .par_chunks_mut(BLOCK)
@@ -32,6 +34,7 @@ pub(crate) fn set_zero(y: ViewMut<'_>) {
 
 /// y *= factor.
 pub fn scale(y: ViewMut<'_>, factor: f32) {
+    let _op = op("scale", || 0.0);
     y.into_f32s().par_chunks_mut(BLOCK).for_each(|y| {
         vectorize(
             #[inline(always)]
@@ -49,6 +52,7 @@ pub fn scale(y: ViewMut<'_>, factor: f32) {
 /// # Panics
 /// If the rows differ or the columns do not lie within the matrices.
 pub fn copy_cols(dst: ViewMut<'_>, dst_col: usize, src: View<'_>, src_cols: Range<usize>) {
+    let _op = op("copy columns", || 0.0);
     for_columns(dst, dst_col, src, src_cols, |to, from| {
         to.copy_from_slice(from);
     });
@@ -59,6 +63,7 @@ pub fn copy_cols(dst: ViewMut<'_>, dst_col: usize, src: View<'_>, src_cols: Rang
 /// # Panics
 /// If the rows differ or the columns do not lie within the matrices.
 pub fn add_cols(dst: ViewMut<'_>, dst_col: usize, src: View<'_>, src_cols: Range<usize>) {
+    let _op = op("add columns", || 0.0);
     for_columns(dst, dst_col, src, src_cols, simd::add);
 }
 

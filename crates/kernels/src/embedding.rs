@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::matmul::{ALL, for_tiles};
 use crate::parallel::rows_per_task;
+use crate::profile::op;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
 
@@ -17,6 +18,7 @@ const COLUMNS: usize = 64;
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.
 pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulate: bool) {
+    let _op = op("embedding forward", || 0.0);
     check(ids, table.rows());
     let cols = table.cols();
     y.assert_shape("the output of an embedding", ids.len(), cols);
@@ -46,6 +48,7 @@ pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulat
 /// # Panics
 /// If the shapes do not match, or an id is not in the table.
 pub fn embedding_backward(dtable: ViewMut<'_>, ids: &[u32], dy: View<'_>) {
+    let _op = op("embedding backward", || 0.0);
     check(ids, dtable.rows());
     let cols = dtable.cols();
     dy.assert_shape("the output gradient of an embedding", ids.len(), cols);

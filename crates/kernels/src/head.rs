@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
 use crate::measure::argmax;
+use crate::profile::op;
 use crate::simd::{exp, lane_max, lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
@@ -48,6 +49,7 @@ pub fn head_log_probs(
     targets: &[u32],
     ws: &Workspace,
 ) {
+    let _op = op("cross-entropy", || 0.0);
     check(h, w, targets);
     let n = h.rows();
     assert_eq!(log_prob.len(), n, "log probabilities and rows");
@@ -91,6 +93,7 @@ pub fn head_backward(
     label_smoothing: f32,
     ws: &Workspace,
 ) {
+    let _op = op("cross-entropy", || 0.0);
     check(h, w, targets);
     assert_eq!(lse.len(), h.rows(), "log-sum-exps and rows");
     assert_eq!(coef.len(), h.rows(), "coefficients and rows");
@@ -141,6 +144,7 @@ pub fn cross_entropy_forward_backward(
     label_smoothing: f32,
     ws: &Workspace,
 ) -> CrossEntropy {
+    let _op = op("cross-entropy", || 0.0);
     check(h, w, targets);
     let mut grads = Gradients { dh, dw, h, w };
     grads.check();

@@ -47,6 +47,7 @@ mod merge;
 mod norm;
 mod optimizer;
 mod parallel;
+mod profile;
 mod random;
 pub mod reference;
 mod rope;
@@ -81,6 +82,7 @@ pub use norm::{
     rms_norm_forward,
 };
 pub use optimizer::{AdamW, adamw_step};
+pub use profile::{OpCost, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};
 pub use tensor::{DType, Tensor, TensorError};

@@ -4,6 +4,7 @@
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
 use crate::matmul::{for_tiles, product};
+use crate::profile::op;
 use crate::simd;
 use crate::strips::{Start, times_columns, times_rows};
 use crate::view::{View, ViewMut};
@@ -54,6 +55,7 @@ const COLUMNS: usize = 64;
 /// # Panics
 /// If the shapes do not match.
 pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<View<'_>>) {
+    let _op = op("linear forward", || 2.0 * (x.rows() * w.view.len()) as f64);
     x.assert_shape("the input of a linear", y.rows(), w.inputs());
     y.assert_shape("the output of a linear", x.rows(), w.outputs());
     let run = |start: Start<'_>| match w.layout {
@@ -74,6 +76,9 @@ pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<V
 /// # Panics
 /// If the shapes do not match.
 pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accumulate: bool) {
+    let _op = op("linear backward, input", || {
+        2.0 * (dy.rows() * w.view.len()) as f64
+    });
     dx.assert_shape("the input gradient of a linear", dy.rows(), w.inputs());
     dy.assert_shape("the output gradient of a linear", dx.rows(), w.outputs());
     let start = if accumulate { Start::Sum } else { Start::Zero };
@@ -89,6 +94,9 @@ pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accum
 /// # Panics
 /// If the shapes do not match.
 pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout: Layout) {
+    let _op = op("linear backward, weight", || {
+        2.0 * (dy.rows() * dw.len()) as f64
+    });
     assert_eq!(dy.rows(), x.rows(), "tokens of a weight gradient");
     // y = x·Wᵀ + b, so dW += dyᵀ·x
     let (left, right) = match layout {
@@ -109,6 +117,7 @@ pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout
 /// # Panics
 /// If the shapes do not match.
 pub fn bias_backward(db: ViewMut<'_>, dy: View<'_>) {
+    let _op = op("bias backward", || 0.0);
     db.assert_shape("the bias gradient of a linear", 1, dy.cols());
     // y = x·Wᵀ + b, so db += Σ dy
     let cols = dy.cols();

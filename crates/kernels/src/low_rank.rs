@@ -9,6 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
+use crate::profile::op;
 use crate::random::drop_out;
 use crate::scratch::with_scratch;
 use crate::simd;
@@ -104,6 +105,9 @@ pub fn low_rank_forward(
     lr: &LowRank<'_>,
     _ws: &Workspace,
 ) {
+    let _op = op("low-rank forward", || {
+        2.0 * (rows.len() * (lr.a.len() + lr.b.len())) as f64
+    });
     lr.check(y.cols(), x, (u.rows(), u.cols()), &rows);
     assert_eq!(y.rows(), x.rows(), "tokens of a low-rank branch");
     let (rank, outs, y_cols) = (lr.rank(), lr.b.rows(), y.cols());
@@ -144,6 +148,11 @@ pub fn low_rank_backward(
     lr: &LowRank<'_>,
     ws: &Workspace,
 ) {
+    let _op = op("low-rank backward", || {
+        let inputs = if dx.is_some() { 2 } else { 1 };
+        let product = rows.len() * (inputs * lr.a.len() + 2 * lr.b.len());
+        2.0 * product as f64
+    });
     lr.check(dy.cols(), x, (u.rows(), u.cols()), &rows);
     assert_eq!(dy.rows(), x.rows(), "tokens of a low-rank branch");
     assert_eq!(da.is_some(), db.is_some(), "A and B are trained together");

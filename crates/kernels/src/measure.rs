@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::profile::op;
 use crate::simd::vectorize;
 use crate::view::View;
 
@@ -12,6 +13,7 @@ const LANES: usize = 8;
 
 /// Σ x², in f64 and in a fixed order.
 pub fn sum_squares(x: View<'_>) -> f64 {
+    let _op = op("sum of squares", || 0.0);
     let partial: Vec<f64> = x
         .f32s()
         .par_chunks(BLOCK)
@@ -76,6 +78,7 @@ fn chunk_is_finite(chunk: &[f32]) -> bool {
 /// # Panics
 /// If there are rows but no columns.
 pub fn argmax_rows(x: View<'_>) -> Vec<usize> {
+    let _op = op("argmax", || 0.0);
     if x.rows() == 0 {
         return Vec::new();
     }

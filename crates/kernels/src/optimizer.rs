@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::profile::op;
 use crate::simd::vectorize;
 use crate::view::{View, ViewMut};
 
@@ -36,6 +37,7 @@ pub fn adamw_step(
     v: ViewMut<'_>,
     settings: &AdamW,
 ) {
+    let _op = op("AdamW", || 0.0);
     let (rows, cols) = (values.rows(), values.cols());
     grads.assert_shape("the gradients", rows, cols);
     m.assert_shape("the first moment", rows, cols);

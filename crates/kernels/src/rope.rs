@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use crate::parallel::rows_per_task;
+use crate::profile::op;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use crate::view::ViewMut;
@@ -52,6 +53,7 @@ impl RopeTable {
 /// # Panics
 /// If the shapes do not match, or a position is not in the table.
 pub fn rope_forward(x: ViewMut<'_>, positions: &[u32], table: &RopeTable, head_size: usize) {
+    let _op = op("rope forward", || 0.0);
     rotate(x, positions, table, head_size, 1.0);
 }
 
@@ -60,6 +62,7 @@ pub fn rope_forward(x: ViewMut<'_>, positions: &[u32], table: &RopeTable, head_s
 /// # Panics
 /// If the shapes do not match, or a position is not in the table.
 pub fn rope_backward(dx: ViewMut<'_>, positions: &[u32], table: &RopeTable, head_size: usize) {
+    let _op = op("rope backward", || 0.0);
     // (a, b) -> (a·cos - b·sin, b·cos + a·sin); its transpose has the sine's sign turned
     rotate(dx, positions, table, head_size, -1.0);
 }

@@ -1,6 +1,7 @@
 //! Low-rank adaptation of pretrained transformers: training, using, comparing and exchanging adapters.
 
 pub mod base;
+pub mod bench;
 pub mod data;
 mod error;
 pub mod generate;
@@ -9,6 +10,7 @@ pub mod import;
 pub mod merge;
 pub mod model;
 mod output;
+pub mod plan;
 mod random;
 pub mod report;
 pub mod train;

@@ -12,7 +12,7 @@ use lowrank::tuning::lora::{self, Loaded};
 use lowrank::tuning::{Adapter, AdapterSet};
 
 use crate::failure::{Misuse, paragraph};
-use crate::settings::values::{BaseDtype, OnBadRow, Split};
+use crate::settings::values::{BaseDtype, Method, OnBadRow, Split};
 
 /// Which model, and how it is held.
 #[derive(Debug, Clone, Args)]
@@ -138,6 +138,15 @@ impl From<BaseDtype> for lowrank::DType {
         match dtype {
             BaseDtype::F32 => Self::F32,
             BaseDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<Method> for lowrank::tuning::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Lora => Self::Lora,
+            Method::Full => Self::Full,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One file a command: its arguments, the call into the library, and what it prints.
 
 pub mod adapter;
+pub mod bench;
 pub mod chat;
 pub mod common;
 pub mod data;
@@ -31,6 +32,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Model(command) => model::run(command, progress),
         Commands::Data(command) => data::run(command),
         Commands::Adapter(command) => adapter::run(command),
+        Commands::Bench(command) => bench::run(command),
     };
     result.map_err(common::as_misuse)
 }

@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use super::forward::finite_or_zero;
 use super::{
     AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, pack_rows, pack_transposed,
-    padded, query_tiles, unpack_transposed,
+    padded, query_tiles, seen_pairs, unpack_transposed,
 };
 use crate::elementwise::{add_assign, set_zero};
 use crate::matmul::{Mat, MatMut, Shared, product};
+use crate::profile::op;
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
 use crate::view::{View, ViewMut};
@@ -40,6 +41,7 @@ pub fn attention_backward(
     shape: &AttentionShape,
     ws: &Workspace,
 ) {
+    let _op = op("attention backward", || 10.0 * seen_pairs(segments, shape));
     check(q, k, v, segments, shape);
     let (q_rows, q_cols, k_rows, k_cols) = (q.rows(), q.cols(), k.rows(), k.cols());
     dq.assert_shape("dq", q_rows, q_cols);

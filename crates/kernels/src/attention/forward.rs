@@ -4,9 +4,10 @@ use rayon::prelude::*;
 
 use super::{
     AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_transposed, padded, query_tiles,
-    single, unpack_transposed,
+    seen_pairs, single, unpack_transposed,
 };
 use crate::matmul::{Mat, MatMut, Shared, product};
+use crate::profile::op;
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
 use crate::view::{View, ViewMut};
@@ -31,6 +32,7 @@ pub fn attention_forward(
     shape: &AttentionShape,
     _ws: &Workspace,
 ) {
+    let _op = op("attention forward", || 4.0 * seen_pairs(segments, shape));
     check(q, k, v, segments, shape);
     o.assert_shape("the output of attention", q.rows(), q.cols());
     lse.assert_shape("lse", q.rows(), shape.heads);

@@ -332,6 +332,20 @@ fn transpose(
     );
 }
 
+/// Multiplications of one product over everything that is seen: Σ keys seen, times heads, times D.
+fn seen_pairs(segments: &[Segment], shape: &AttentionShape) -> f64 {
+    let seen: usize = segments
+        .iter()
+        .map(|segment| {
+            let sight = Sight::new(segment, shape);
+            (0..segment.queries.len())
+                .map(|i| sight.keys(i).len())
+                .sum::<usize>()
+        })
+        .sum();
+    (seen * shape.heads * shape.head_size) as f64
+}
+
 /// Panics unless all shapes fit, all ranges lie within them, and no two segments share a query.
 fn check(q: View<'_>, k: View<'_>, v: View<'_>, segments: &[Segment], shape: &AttentionShape) {
     assert!(

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::COLUMNS;
 use crate::matmul::for_tiles;
 use crate::parallel::rows_per_task;
+use crate::profile::op;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -25,6 +26,7 @@ pub fn layer_norm_forward(
     bias: Option<View<'_>>,
     eps: f32,
 ) {
+    let _op = op("norm forward", || 0.0);
     let cols = check(x, weight, bias);
     y.assert_shape("the output of a norm", x.rows(), cols);
     mean.assert_shape("mean", x.rows(), 1);
@@ -66,6 +68,7 @@ pub fn layer_norm_apply(
     weight: View<'_>,
     bias: Option<View<'_>>,
 ) {
+    let _op = op("norm again", || 0.0);
     let cols = check(x, weight, bias);
     y.assert_shape("the output of a norm", x.rows(), cols);
     mean.assert_shape("mean", x.rows(), 1);
@@ -108,6 +111,7 @@ pub fn layer_norm_backward(
     weight: View<'_>,
     accumulate: bool,
 ) {
+    let _op = op("norm backward", || 0.0);
     let cols = check(x, weight, None);
     dx.assert_shape("the input gradient of a norm", x.rows(), cols);
     dy.assert_shape("the output gradient of a norm", x.rows(), cols);

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::COLUMNS;
 use crate::matmul::for_tiles;
 use crate::parallel::rows_per_task;
+use crate::profile::op;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -25,6 +26,7 @@ pub fn rms_norm_forward(
     eps: f32,
     groups: usize,
 ) {
+    let _op = op("norm forward", || 0.0);
     let size = check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
@@ -62,6 +64,7 @@ pub fn rms_norm_apply(
     weight: View<'_>,
     groups: usize,
 ) {
+    let _op = op("norm again", || 0.0);
     let size = check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
@@ -102,6 +105,7 @@ pub fn rms_norm_backward(
     groups: usize,
     accumulate: bool,
 ) {
+    let _op = op("norm backward", || 0.0);
     let size = check(x, weight, groups);
     dx.assert_shape("the input gradient of a norm", x.rows(), x.cols());
     dy.assert_shape("the output gradient of a norm", x.rows(), x.cols());

@@ -17,6 +17,6 @@ pub use config::{BaseDtype, TrainConfig};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
-pub use run::{Outcome, Start, Trained, fit, train};
+pub use run::{Outcome, Start, Trained, fit, prepare, train};
 pub use schedule::{Schedule, SchedulerType};
 pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step};

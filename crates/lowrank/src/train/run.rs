@@ -105,7 +105,7 @@ pub fn train(
         observer.event(&Event::Note(valid.report.to_string()));
     }
     check(config, &base, &data, valid.as_ref())?;
-    let trained = prepare_method(config, &base, observer)?;
+    let trained = prepare(config, &base, observer)?;
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
     }
@@ -190,7 +190,11 @@ fn check(
     Ok(())
 }
 
-fn prepare_method(
+/// The trainable values that a run begins with, and what their files need.
+///
+/// # Errors
+/// Targets that match nothing; an adapter to start from that can't be used.
+pub fn prepare(
     config: &TrainConfig,
     base: &Base,
     observer: &mut dyn Observer,

@@ -1,0 +1,292 @@
+//! `lowrank bench train`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lowrank::base::Base;
+use lowrank::bench::{self, TrainFigures, TrainOptions};
+use lowrank::data::{DataOptions, Dataset, Example};
+use lowrank::plan::{StepFlops, Work};
+use lowrank::report::units;
+use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
+use serde::Serialize;
+
+use super::random_ids;
+use crate::commands::common::{BaseArgs, check_length, choose_split};
+use crate::failure::Misuse;
+use crate::output::Output;
+use crate::settings::values::{Method, Split, Targets};
+use crate::table::{Align, Facts, Table};
+
+/// Arguments of `lowrank bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// Rows to train on, in their order; without it, random tokens that all carry loss
+    #[arg(long, value_name = "PATH", help_heading = "Work")]
+    pub data: Option<PathBuf>,
+
+    /// Tokens of a row of random tokens
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 256,
+        conflicts_with = "data",
+        help_heading = "Work"
+    )]
+    pub seq_length: usize,
+
+    /// Rows of a step
+    #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = "Work")]
+    pub batch_size: usize,
+
+    /// Steps that are timed
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Work")]
+    pub steps: usize,
+
+    /// Steps before them that are not
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
+    pub warmup: usize,
+
+    /// What is trained
+    #[arg(
+        long,
+        value_name = "METHOD",
+        default_value = "lora",
+        help_heading = "Method"
+    )]
+    pub method: Method,
+
+    /// Rank of the matrices A and B
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Method")]
+    pub r: usize,
+
+    /// Modules to adapt, as in `lowrank train` [default: the family's q and v]
+    #[arg(long, value_name = "MODULES", help_heading = "Method")]
+    pub target_modules: Option<Targets>,
+
+    /// Say where the time went, operation by operation
+    #[arg(long)]
+    pub profile: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    method: Method,
+    base_dtype: String,
+    threads: usize,
+    trainable_parameters: usize,
+    steps: usize,
+    /// Tokens of all steps, none of them padding, over the time of all steps, optimizer included.
+    tokens_per_second: f64,
+    examples_per_second: f64,
+    rows: usize,
+    seconds_per_step: f64,
+    work: Work,
+    /// What the steps needed.
+    flops: StepFlops,
+    gflops: f64,
+    /// The fastest of the step's own products alone, with f32 weights.
+    peak_gflops: f64,
+    /// All of a step's products alone, one after the other, with f32 weights.
+    products_gflops: f64,
+    efficiency: f64,
+    peak_rss: u64,
+    losses: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<OpShare>,
+}
+
+/// What an operation took of a step.
+#[derive(Debug, Serialize)]
+struct OpShare {
+    operation: &'static str,
+    calls: f64,
+    milliseconds: f64,
+    share: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gflops: Option<f64>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model or data that cannot be used.
+pub fn run(args: &BenchTrainArgs) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    let report = measure(args)?;
+    output.result(&report, |output| text(&report, output))
+}
+
+fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
+    let mut problems = Misuse::default();
+    let mut at_least_one = |value: usize, flag: &str| {
+        problems.require(value > 0, || format!("{flag} must be 1 or greater"));
+    };
+    at_least_one(args.steps, "--steps");
+    at_least_one(args.batch_size, "--batch-size");
+    at_least_one(args.r, "--r");
+    problems.require(args.seq_length > 1, || {
+        "--seq-length must be 2 or greater".to_owned()
+    });
+    problems.or(())?;
+    let base = args.base.load()?;
+    let examples = examples(args, &base)?;
+    let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+    check_length(&base, longest, "give shorter rows")?;
+    let mut config = TrainConfig::new(args.method.into(), args.base.model.as_str(), "", "");
+    config.r = args.r;
+    if let Some(targets) = &args.target_modules {
+        config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
+    }
+    let mut adapter = prepare(&config, &base, &mut Silent)?.adapter;
+    let options = TrainOptions {
+        steps: args.steps,
+        warmup: args.warmup,
+        profile: args.profile,
+        step: StepOptions {
+            learning_rate: config.learning_rate,
+            betas: (config.adam_beta1, config.adam_beta2),
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+            max_grad_norm: config.max_grad_norm,
+            label_smoothing: 0.0,
+            batch_size: args.batch_size,
+            seed: config.seed,
+        },
+    };
+    let figures = bench::train(&base.decoder, &mut adapter, &examples, &options)?;
+    let work = figures.work;
+    let mean = |total: usize| (total as f64 / args.steps as f64).round() as usize;
+    let step = (mean(work.tokens), mean(work.supervised_tokens));
+    let shapes = bench::gemm(base.decoder.config(), step, lowrank::DType::F32, 5);
+    let seconds = figures.total_seconds();
+    let gflops = figures.flops.total() / seconds / 1e9;
+    let peak = bench::peak_gflops(&shapes);
+    Ok(Report {
+        method: args.method,
+        base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
+        threads: bench::threads(),
+        trainable_parameters: adapter.parameters(),
+        steps: args.steps,
+        tokens_per_second: work.tokens as f64 / seconds,
+        rows: figures.rows,
+        examples_per_second: figures.rows as f64 / seconds,
+        seconds_per_step: seconds / args.steps as f64,
+        work,
+        flops: figures.flops,
+        gflops,
+        peak_gflops: peak,
+        products_gflops: bench::mean_gflops(&shapes),
+        efficiency: gflops / peak,
+        peak_rss: figures.peak_rss,
+        profile: shares(&figures),
+        losses: figures.losses,
+    })
+}
+
+fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> {
+    if let Some(data) = &args.data {
+        let split = choose_split(data, None, &[Split::Train])?;
+        let options = DataOptions::default();
+        return Ok(Dataset::load(data, split, &base.tokenizer, &options)?.examples);
+    }
+    let rows = (args.steps + args.warmup) * args.batch_size;
+    Ok((0..rows)
+        .map(|row| Example {
+            ids: random_ids(base, args.seq_length, row as u64),
+            supervised: (0..args.seq_length).map(|i| i > 0).collect(),
+            line: row + 1,
+            truncated: 0,
+            prompt_len: 1,
+        })
+        .collect())
+}
+
+fn shares(figures: &TrainFigures) -> Vec<OpShare> {
+    let steps = figures.seconds.len() as f64;
+    let seconds = figures.total_seconds();
+    figures
+        .profile
+        .iter()
+        .map(|op| {
+            let time = op.time.as_secs_f64();
+            OpShare {
+                operation: op.name,
+                calls: op.calls as f64 / steps,
+                milliseconds: 1e3 * time / steps,
+                share: time / seconds,
+                gflops: (op.flops > 0.0).then(|| op.flops / time / 1e9),
+            }
+        })
+        .collect()
+}
+
+fn text(report: &Report, output: &Output) -> String {
+    let mut facts = Facts::default();
+    facts.add(
+        "tokens a second",
+        format!("{:.1}", report.tokens_per_second),
+    );
+    facts.add(
+        "a step",
+        format!(
+            "{:.3} s, {} rows, {} tokens, {} of them supervised",
+            report.seconds_per_step,
+            report.rows / report.steps,
+            report.work.tokens / report.steps,
+            report.work.supervised_tokens / report.steps
+        ),
+    );
+    facts.add(
+        "needed",
+        format!(
+            "{:.1} GFLOP a step: {:.1} GFLOP/s",
+            report.flops.total() / report.steps as f64 / 1e9,
+            report.gflops
+        ),
+    );
+    facts.add(
+        "the step's products alone",
+        format!(
+            "{:.1} GFLOP/s, the fastest {:.1} (f32)",
+            report.products_gflops, report.peak_gflops
+        ),
+    );
+    facts.add(
+        "reached",
+        format!("{:.1} % of the fastest", 100.0 * report.efficiency),
+    );
+    facts.add("peak memory", units::bytes(report.peak_rss));
+    facts.add("threads", report.threads.to_string());
+    let mut text = facts.render("", output.color);
+    if !report.profile.is_empty() {
+        let mut table = Table::new([
+            ("operation", Align::Left),
+            ("calls", Align::Right),
+            ("ms a step", Align::Right),
+            ("share", Align::Right),
+            ("GFLOP/s", Align::Right),
+        ]);
+        for op in &report.profile {
+            table.row([
+                op.operation.to_owned(),
+                format!("{:.0}", op.calls),
+                format!("{:.2}", op.milliseconds),
+                format!("{:.1} %", 100.0 * op.share),
+                op.gflops.map_or_else(String::new, |g| format!("{g:.1}")),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(output.width, output.color));
+    }
+    text
+}

@@ -1,0 +1,100 @@
+//! Optimizer steps, timed.
+
+use std::time::Instant;
+
+use lowrank_kernels::{OpCost, Workspace, start_profile, stop_profile};
+
+use crate::Error;
+use crate::data::Example;
+use crate::model::Decoder;
+use crate::plan::{StepFlops, Work, step_flops};
+use crate::train::{OptimizerState, StepOptions, batch_of, optimizer_step, peak_rss};
+use crate::tuning::Adapter;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainOptions {
+    /// Steps that are measured.
+    pub steps: usize,
+    /// Steps before them that are not.
+    pub warmup: usize,
+    /// Whether to say where the time went.
+    pub profile: bool,
+    /// The steps' settings; `batch_size` rows are a step.
+    pub step: StepOptions,
+}
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct TrainFigures {
+    /// Seconds of each measured step.
+    pub seconds: Vec<f64>,
+    /// The loss of every step, warm-up included.
+    pub losses: Vec<f64>,
+    /// What all measured steps computed.
+    pub work: Work,
+    /// Rows of all measured steps.
+    pub rows: usize,
+    /// What the measured steps needed.
+    pub flops: StepFlops,
+    /// The process's largest resident memory at the end, bytes.
+    pub peak_rss: u64,
+    /// Where the time went, if asked.
+    pub profile: Vec<OpCost>,
+}
+
+impl TrainFigures {
+    /// Seconds of all measured steps.
+    pub fn total_seconds(&self) -> f64 {
+        self.seconds.iter().sum()
+    }
+}
+
+/// Trains on `examples` in their order, round and round, and times each step.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn train(
+    model: &Decoder,
+    adapter: &mut Adapter,
+    examples: &[Example],
+    options: &TrainOptions,
+) -> Result<TrainFigures, Error> {
+    let ws = Workspace::new();
+    let mut state = OptimizerState::new(adapter);
+    let mut figures = TrainFigures {
+        seconds: Vec::new(),
+        losses: Vec::new(),
+        work: Work::default(),
+        rows: 0,
+        flops: StepFlops::default(),
+        peak_rss: 0,
+        profile: Vec::new(),
+    };
+    let size = options.step.batch_size;
+    for step in 0..options.warmup + options.steps {
+        let rows: Vec<&Example> = (0..size)
+            .map(|i| &examples[(step * size + i) % examples.len()])
+            .collect();
+        if step == options.warmup && options.profile {
+            start_profile();
+        }
+        let begun = Instant::now();
+        let done = optimizer_step(model, adapter, &mut state, &rows, &options.step, &ws)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        figures.losses.push(done.loss);
+        if step >= options.warmup {
+            figures.seconds.push(seconds);
+            figures.rows += rows.len();
+            let config = model.config();
+            let batch = batch_of(rows.iter().copied());
+            figures.work.add(Work::of(&batch, config.sliding_window));
+        }
+    }
+    if options.profile {
+        figures.profile = stop_profile();
+    }
+    figures.flops = step_flops(model.config(), adapter, figures.work);
+    figures.peak_rss = peak_rss();
+    Ok(figures)
+}

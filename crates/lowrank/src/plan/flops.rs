@@ -1,0 +1,130 @@
+//! The floating-point operations that a training step needs.
+//!
+//! A multiplication and an addition count as two. What an implementation does on top, such as computing scores or
+//! activations again, padding, or a head at tokens without a label, is not needed and not counted; neither are
+//! element-wise operations, which are a few thousandths.
+
+use serde::Serialize;
+
+use crate::model::{Batch, LinearId, LinearKind, ModelConfig, Part, WeightId};
+use crate::tuning::Adapter;
+
+/// How much there is to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Work {
+    /// Tokens, prompt and completion.
+    pub tokens: usize,
+    /// Tokens that carry loss.
+    pub supervised_tokens: usize,
+    /// Σ over tokens of the keys that each sees.
+    pub seen_keys: usize,
+}
+
+impl Work {
+    /// The work of a batch without padding. `window` is the model's sliding window.
+    pub fn of(batch: &Batch, window: Option<usize>) -> Self {
+        let window = window.unwrap_or(usize::MAX);
+        let seen = batch.segments.iter().map(|segment| {
+            let keys: usize = segment.keys.iter().map(ExactSizeIterator::len).sum();
+            let queries = segment.queries.len();
+            (0..queries)
+                .map(|i| (keys + i + 1 - queries).min(window))
+                .sum::<usize>()
+        });
+        Self {
+            tokens: batch.tokens(),
+            supervised_tokens: batch.targets.len(),
+            seen_keys: seen.sum(),
+        }
+    }
+
+    /// Adds another batch's work.
+    pub fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.supervised_tokens += other.supervised_tokens;
+        self.seen_keys += other.seen_keys;
+    }
+}
+
+/// Floating-point operations of a forward and a backward, by what they are spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StepFlops {
+    /// The blocks' linears.
+    pub linears: f64,
+    /// The output head, at supervised tokens alone.
+    pub head: f64,
+    /// Scores and weighted values.
+    pub attention: f64,
+    /// The branches of an adapter.
+    pub low_rank: f64,
+}
+
+impl StepFlops {
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.linears + self.head + self.attention + self.low_rank
+    }
+}
+
+/// What a forward and a backward over `work` need when `adapter` is trained.
+///
+/// A frozen linear takes 2 a weight and token forward and 2 backward, a trained one 2 more. Below the lowest trained
+/// block nothing goes backward, and in it nothing goes back through what no trained value stands below.
+pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFlops {
+    let tokens = work.tokens as f64;
+    let lowest = adapter.lowest_layer();
+    let mut flops = StepFlops::default();
+    for id in config.linears() {
+        let (input, output) = config.linear_shape(id.kind);
+        let product = 2.0 * tokens * (input * output) as f64;
+        let backward = goes_backward(adapter, lowest, id);
+        let weight = adapter
+            .replaced
+            .contains_key(&WeightId::Linear(id, Part::Weight));
+        let products = 1 + usize::from(backward) + usize::from(weight);
+        flops.linears += products as f64 * product;
+        for site in adapter.low_rank.get(&id).into_iter().flatten() {
+            let (a, b) = (adapter.params.shape(site.a), adapter.params.shape(site.b));
+            let (a, b) = ((a.0 * a.1) as f64, (b.0 * b.1) as f64);
+            // Forward; backward to u, to B and to A; backward to x.
+            let inputs = if backward { 1.0 } else { 0.0 };
+            flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
+        }
+    }
+    let head_id = if config.tie_word_embeddings {
+        WeightId::Embedding
+    } else {
+        WeightId::Head
+    };
+    let head =
+        2.0 * work.supervised_tokens as f64 * (config.vocab_size * config.hidden_size) as f64;
+    let products = if adapter.replaced.contains_key(&head_id) {
+        3.0
+    } else {
+        2.0
+    };
+    flops.head = products * head;
+    // Two products forward; four backward, for the gradients of values, weights, queries and keys.
+    let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
+    let trained = config.num_hidden_layers - lowest.unwrap_or(config.num_hidden_layers);
+    flops.attention = product * (2 * config.num_hidden_layers + 4 * trained) as f64;
+    flops
+}
+
+/// Whether the gradient of a linear's input is needed.
+fn goes_backward(adapter: &Adapter, lowest: Option<usize>, id: LinearId) -> bool {
+    let Some(lowest) = lowest else { return false };
+    match id.layer.cmp(&lowest) {
+        std::cmp::Ordering::Less => false,
+        std::cmp::Ordering::Greater => true,
+        std::cmp::Ordering::Equal => {
+            let first = [LinearKind::Q, LinearKind::K, LinearKind::V, LinearKind::Qkv];
+            let below = adapter.trains_embedding()
+                || adapter
+                    .replaced
+                    .keys()
+                    .any(|weight| matches!(weight, WeightId::Norm(layer, ..) if *layer == lowest));
+            !first.contains(&id.kind) || below
+        }
+    }
+}
