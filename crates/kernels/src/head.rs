@@ -16,8 +16,8 @@ use crate::simd::{exp, lane_max, lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
-/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 48 MiB.
-const CHUNK: usize = 12 * 1024 * 1024;
+/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 24 MiB.
+const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;

@@ -46,6 +46,8 @@ mod measure;
 mod merge;
 mod norm;
 mod optimizer;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod parallel;
 mod profile;
 mod random;
@@ -82,6 +84,7 @@ pub use norm::{
     rms_norm_forward,
 };
 pub use optimizer::{AdamW, adamw_step};
+pub use parallel::in_pool;
 pub use profile::{OpCost, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};

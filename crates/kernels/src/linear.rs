@@ -3,10 +3,10 @@
 //! `linear_forward` overwrites y; `linear_backward_input` overwrites or accumulates as asked;
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
-use crate::matmul::{for_tiles, product};
+use crate::matmul::for_tiles;
 use crate::profile::op;
 use crate::simd;
-use crate::strips::{Start, times_columns, times_rows};
+use crate::strips::{Factor, Job, Start, Term, multiply, times_columns, times_rows};
 use crate::view::{View, ViewMut};
 
 /// How a weight lies in memory.
@@ -45,8 +45,6 @@ impl Weight<'_> {
     }
 }
 
-/// Rows and columns of a weight's gradient that a task takes.
-const TILE: (usize, usize) = (96, 256);
 /// Columns that a task takes when a sum runs over the tokens.
 const COLUMNS: usize = 64;
 
@@ -104,12 +102,15 @@ pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let (left, right) = (left.as_mat(), right.as_mat());
-    let tokens = 0..dy.rows();
-    for_tiles(dw, TILE, |tile, down, across| {
-        let left = left.block(tokens.clone(), down).t();
-        product(tile, true, 1.0, left, right.block(tokens.clone(), across));
-    });
+    let terms = &[Term {
+        a: left.as_mat().t(),
+        b: Factor::straight(right),
+    }];
+    multiply(vec![Job {
+        y: dw,
+        start: Start::Sum,
+        terms,
+    }]);
 }
 
 /// db += Σ over tokens of dy; db [1, out], dy [T, out].

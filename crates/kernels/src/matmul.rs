@@ -6,10 +6,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use gemm_common::Parallelism;
-use rayon::prelude::*;
-
+use crate::parallel::for_each_task;
 use crate::view::ViewMut;
+use gemm_common::Parallelism;
 
 /// A matrix to read, with any strides.
 #[derive(Clone, Copy)]
@@ -46,6 +45,26 @@ impl<'a> Mat<'a> {
             return 0;
         }
         (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How far a row is from the next.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// How far a column is from the next.
+    pub(crate) fn col_stride(&self) -> usize {
+        self.col_stride
     }
 
     /// The numbers from the first element on.
@@ -148,6 +167,18 @@ impl<'a> MatMut<'a> {
 }
 
 impl MatMut<'_> {
+    /// Number of columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Where an element lies, and how far its row is from the next.
+    pub(crate) fn pointer(&mut self, row: usize, col: usize) -> (*mut f32, usize) {
+        assert!(row < self.rows && col < self.cols);
+        let at = self.start.wrapping_add(row * self.row_stride + col);
+        (at, self.row_stride)
+    }
+
     /// The matrix to read; its rows must have no gaps between them.
     #[expect(unsafe_code, reason = "a mutable borrow seen as a shared one")]
     pub(crate) fn as_mat(&self) -> Mat<'_> {
@@ -231,11 +262,7 @@ pub(crate) fn for_tiles(
         let tile = unsafe { shared.block(rows.clone(), cols.clone()) };
         work(tile, rows, cols);
     };
-    if tiles == 1 {
-        run(0);
-    } else {
-        (0..tiles).into_par_iter().for_each(run);
-    }
+    for_each_task(tiles, run);
 }
 
 /// A block that is as large as a matrix can be.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lowrank_kernels::{
     Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace,
-    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits,
+    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
 use super::batch::Batch;
@@ -115,6 +115,10 @@ impl Decoder {
 
     /// The losses of a batch, without gradients.
     pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+        in_pool(|| self.loss_here(batch, adapters, ws))
+    }
+
+    fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut Keep::Nothing);
         let rows = gather(&pass, &x, &batch.supervised);
@@ -130,6 +134,20 @@ impl Decoder {
     /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the adapter's `params`). Every
     /// row uses adapter 0 of the set.
     pub fn forward_backward(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        grads: &mut Arena,
+        label_smoothing: f32,
+        dropout_key: Option<u64>,
+        ws: &Workspace,
+    ) -> LossSum {
+        in_pool(|| {
+            self.forward_backward_here(batch, adapters, grads, label_smoothing, dropout_key, ws)
+        })
+    }
+
+    fn forward_backward_here(
         &self,
         batch: &Batch,
         adapters: AdapterSet,
@@ -203,6 +221,17 @@ impl Decoder {
     /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
     /// and its segments refer to cache rows.
     pub fn logits(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        rows: &[u32],
+        cache: Option<&mut KvCache>,
+        ws: &Workspace,
+    ) -> Tensor {
+        in_pool(|| self.logits_here(batch, adapters, rows, cache, ws))
+    }
+
+    fn logits_here(
         &self,
         batch: &Batch,
         adapters: AdapterSet,
