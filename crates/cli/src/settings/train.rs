@@ -416,7 +416,10 @@ mod tests {
             &[&WHOLE[..], &["--share-prompts"]].concat(),
             "batch_size: 1\ngradient_accumulation_steps: 8\n",
         );
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(
+            text,
+            @"--share-prompts needs a --batch-size of 2 or more: a prompt is shared by rows of a batch"
+        );
         let flags = [&WHOLE[..], &["--share-prompts"]].concat();
         let resolved = TrainSettings::resolve(layered(&flags, "")).unwrap();
         assert_eq!(resolved.values["share_prompts"], true);

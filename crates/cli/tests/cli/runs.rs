@@ -225,7 +225,7 @@ fn prompts_are_shared_on_request() {
             &lab.arg("shared"),
             "--share-prompts=false",
         ],
-        1,
+        2,
     );
     assert!(
         text.contains("share_prompts: true before, false now"),

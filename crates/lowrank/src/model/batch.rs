@@ -131,14 +131,14 @@ mod tests {
         assert_eq!(batch.supervised, [0, 2, 2, 3, 3, 4, 4, 5]);
         assert_eq!(batch.targets, [2, 6, 6, 7, 7, 8, 4, 9]);
         let segments = [
-            (0..2, vec![0..2]),
-            (2..5, vec![2..5]),
-            (5..7, vec![2..5, 5..7]),
-            (7..8, vec![2..5, 7..8]),
+            (0..2, None),
+            (2..5, None),
+            (5..7, Some(2..5)),
+            (7..8, Some(2..5)),
         ];
-        let expected = segments.map(|(queries, keys)| Segment {
+        let expected = segments.map(|(queries, before)| Segment {
+            keys: before.into_iter().chain([queries.clone()]).collect(),
             queries,
-            keys,
             causal: true,
         });
         assert_eq!(batch.segments, expected);

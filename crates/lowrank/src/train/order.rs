@@ -1,13 +1,14 @@
 //! Which rows each step takes.
 
 use super::config::TrainConfig;
+use super::events::{Event, Observer};
 use crate::data::Example;
 use crate::data::batches::{epoch_order, grouped_epoch_order, prompt_groups};
 use crate::report::units::grouped;
 
 /// The rows of a run in the order of its steps. That is a function of the settings, the step and the rows alone; the
 /// order of the current epoch is kept.
-pub(super) struct Order<'a> {
+pub(super) struct StepRows<'a> {
     config: &'a TrainConfig,
     examples: &'a [Example],
     /// Rows that share a prompt, where they are to stay together.
@@ -17,7 +18,7 @@ pub(super) struct Order<'a> {
     order: Vec<usize>,
 }
 
-impl<'a> Order<'a> {
+impl<'a> StepRows<'a> {
     pub(super) fn new(config: &'a TrainConfig, examples: &'a [Example]) -> Self {
         Self {
             config,
@@ -53,8 +54,14 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// What sharing prompts comes to, where that is asked for.
-    pub(super) fn note(&self) -> Option<String> {
+    /// Says what sharing prompts comes to, where that is asked for.
+    pub(super) fn announce(&self, observer: &mut dyn Observer) {
+        if let Some(note) = self.note() {
+            observer.event(&Event::Note(note));
+        }
+    }
+
+    fn note(&self) -> Option<String> {
         let groups = self.groups.as_ref()?;
         let rows = grouped(self.examples.len() as u64);
         let prompts = grouped(groups.len() as u64);
@@ -67,7 +74,7 @@ impl<'a> Order<'a> {
             .sum();
         if saved == 0 {
             return Some(format!(
-                "warning: share_prompts saves nothing here: {rows} rows have {prompts} distinct prompts, and no batch has two rows with the same"
+                "warning: share_prompts saves nothing here: {rows} rows have {prompts} distinct prompts, and no batch has two rows of one"
             ));
         }
         Some(format!(

@@ -13,7 +13,7 @@ use super::evaluate::evaluate;
 use super::events::{Event, Observer};
 use super::folder;
 use super::memory::peak_rss;
-use super::order::Order;
+use super::order::StepRows;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
@@ -307,7 +307,7 @@ pub fn fit(
     let Trained { mut adapter, lora } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
-    let mut order = Order::new(config, examples);
+    let mut step_rows = StepRows::new(config, examples);
     let (state, metrics) = open_state(
         config,
         base,
@@ -334,9 +334,7 @@ pub fn fit(
         total_steps,
         ..Outcome::default()
     };
-    if let Some(note) = order.note() {
-        observer.event(&Event::Note(note));
-    }
+    step_rows.announce(observer);
     observer.event(&Event::Start {
         total_steps,
         done_steps: run.state.step,
@@ -349,9 +347,9 @@ pub fn fit(
 
     while run.state.step < total_steps {
         let step = run.state.step;
-        let rows = order.rows(step);
+        let rows = step_rows.rows(step);
         let options = run.step_options(schedule.at(step));
-        let epochs = (step + 1) as f64 / order.steps_per_epoch() as f64;
+        let epochs = (step + 1) as f64 / step_rows.steps_per_epoch() as f64;
         let (done, seconds) = run.step(
             &mut adapter,
             &mut optimizer,

@@ -216,7 +216,7 @@ impl Layered<TrainSettings> {
         }
         problems.require(!(s.share_prompts && s.batch_size == 1), || {
             format!(
-                "{} needs {} of 2 or more: a prompt is shared by rows of a batch",
+                "{} needs a {} of 2 or more: a prompt is shared by rows of a batch",
                 self.name("share_prompts"),
                 flag("batch_size")
             )
