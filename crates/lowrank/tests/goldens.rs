@@ -166,6 +166,7 @@ impl Case {
             max_grad_norm: 0.0,
             label_smoothing,
             batch_size,
+            share_prompts: false,
             seed: 0,
         }
     }

@@ -6,9 +6,10 @@ use lowrank_kernels::{OpCost, Workspace, start_profile, stop_profile};
 
 use crate::Error;
 use crate::data::Example;
+use crate::data::batches::prompt_groups;
 use crate::model::Decoder;
 use crate::plan::{StepFlops, Work, step_flops};
-use crate::train::{OptimizerState, StepOptions, batch_of, optimizer_step, peak_rss};
+use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 use crate::tuning::Adapter;
 
 /// What to measure.
@@ -50,7 +51,8 @@ impl TrainFigures {
     }
 }
 
-/// Trains on `examples` in their order, round and round, and times each step.
+/// Trains on `examples` in their order, round and round, and times each step. To share prompts, rows with the same one
+/// are first put together.
 ///
 /// # Errors
 /// A loss that is not finite.
@@ -72,9 +74,14 @@ pub fn train(
         profile: Vec::new(),
     };
     let size = options.step.batch_size;
+    let order = if options.step.share_prompts {
+        prompt_groups(examples).concat()
+    } else {
+        (0..examples.len()).collect()
+    };
     for step in 0..options.warmup + options.steps {
         let rows: Vec<&Example> = (0..size)
-            .map(|i| &examples[(step * size + i) % examples.len()])
+            .map(|i| &examples[order[(step * size + i) % order.len()]])
             .collect();
         if step == options.warmup && options.profile {
             start_profile();
@@ -87,7 +94,7 @@ pub fn train(
             figures.seconds.push(seconds);
             figures.rows += rows.len();
             let config = model.config();
-            let batch = batch_of(rows.iter().copied());
+            let batch = options.step.batch_of(&rows);
             figures.work.add(Work::of(&batch, config.sliding_window));
         }
     }

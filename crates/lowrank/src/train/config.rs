@@ -72,6 +72,10 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// Compute a prompt that rows of a micro-batch share once, and keep such rows together. Runs older than the setting
+    /// did not.
+    #[serde(default)]
+    pub share_prompts: bool,
     /// Passes over the data.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides `num_train_epochs`.
@@ -158,6 +162,7 @@ impl TrainConfig {
             label_smoothing_factor: 0.0,
             batch_size: 8,
             gradient_accumulation_steps: 1,
+            share_prompts: false,
             num_train_epochs: 3.0,
             max_steps: None,
             max_seq_length: 2048,
@@ -224,6 +229,11 @@ impl TrainConfig {
                 "at least 0 and less than 1",
             ),
             ("batch_size", self.batch_size > 0, "at least 1"),
+            (
+                "batch_size",
+                !(self.share_prompts && self.batch_size == 1),
+                "at least 2 with share_prompts, which acts within a batch",
+            ),
             (
                 "gradient_accumulation_steps",
                 self.gradient_accumulation_steps > 0,

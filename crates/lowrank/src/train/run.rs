@@ -13,11 +13,11 @@ use super::evaluate::evaluate;
 use super::events::{Event, Observer};
 use super::folder;
 use super::memory::peak_rss;
+use super::order::StepRows;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Source};
-use crate::data::batches::epoch_order;
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
 use crate::model::families;
 use crate::random::mix;
@@ -307,7 +307,7 @@ pub fn fit(
     let Trained { mut adapter, lora } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
-    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
+    let mut step_rows = StepRows::new(config, examples);
     let (state, metrics) = open_state(
         config,
         base,
@@ -334,6 +334,7 @@ pub fn fit(
         total_steps,
         ..Outcome::default()
     };
+    step_rows.announce(observer);
     observer.event(&Event::Start {
         total_steps,
         done_steps: run.state.step,
@@ -344,12 +345,11 @@ pub fn fit(
         run.state.first_eval_loss = Some(run.evaluate(&adapter, 0.0, observer)?);
     }
 
-    let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
-        let rows = step_rows(config, examples, step, &mut order);
+        let rows = step_rows.rows(step);
         let options = run.step_options(schedule.at(step));
-        let epochs = (step + 1) as f64 / steps_per_epoch as f64;
+        let epochs = (step + 1) as f64 / step_rows.steps_per_epoch() as f64;
         let (done, seconds) = run.step(
             &mut adapter,
             &mut optimizer,
@@ -491,6 +491,7 @@ impl Loop<'_> {
             max_grad_norm: config.max_grad_norm,
             label_smoothing: config.label_smoothing_factor,
             batch_size: config.batch_size,
+            share_prompts: config.share_prompts,
             seed: mix(config.seed, 2),
         }
     }
@@ -707,27 +708,6 @@ impl Loop<'_> {
             outcome.total_steps
         )
     }
-}
-
-/// The rows of a step. `order` keeps the epoch's order from step to step.
-fn step_rows<'e>(
-    config: &TrainConfig,
-    examples: &'e [Example],
-    step: u64,
-    order: &mut (u64, Vec<usize>),
-) -> Vec<&'e Example> {
-    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
-    let epoch = step / steps_per_epoch;
-    if order.0 != epoch {
-        let rows = epoch_order(examples.len(), config.seed, epoch, config.shuffle);
-        *order = (epoch, rows);
-    }
-    let first = (step % steps_per_epoch) as usize * config.rows_per_step();
-    order.1[first..]
-        .iter()
-        .take(config.rows_per_step())
-        .map(|&row| &examples[row])
-        .collect()
 }
 
 /// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.

@@ -17,6 +17,7 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
         max_grad_norm: 0.0,
         label_smoothing,
         batch_size,
+        share_prompts: false,
         seed: 7,
     }
 }

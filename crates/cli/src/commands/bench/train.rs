@@ -43,6 +43,10 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = "Work")]
     pub batch_size: usize,
 
+    /// Compute a prompt once for all rows of a step that have it, and put such rows side by side
+    #[arg(long, requires = "data", help_heading = "Work")]
+    pub share_prompts: bool,
+
     /// Steps that are timed
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Work")]
     pub steps: usize,
@@ -83,9 +87,10 @@ struct Report {
     method: Method,
     base_dtype: String,
     threads: usize,
+    share_prompts: bool,
     trainable_parameters: usize,
     steps: usize,
-    /// Tokens of all steps, none of them padding, over the time of all steps, optimizer included.
+    /// Tokens of all steps, none of them padding and each shared prompt once, over the time of all steps, optimizer included.
     tokens_per_second: f64,
     examples_per_second: f64,
     rows: usize,
@@ -160,6 +165,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
             max_grad_norm: config.max_grad_norm,
             label_smoothing: 0.0,
             batch_size: args.batch_size,
+            share_prompts: args.share_prompts,
             seed: config.seed,
         },
     };
@@ -175,6 +181,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
         method: args.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
         threads: bench::threads(),
+        share_prompts: args.share_prompts,
         trainable_parameters: adapter.parameters(),
         steps: args.steps,
         tokens_per_second: work.tokens as f64 / seconds,
@@ -235,6 +242,10 @@ fn text(report: &Report, output: &Output) -> String {
     facts.add(
         "tokens a second",
         format!("{:.1}", report.tokens_per_second),
+    );
+    facts.add(
+        "rows a second",
+        format!("{:.2}", report.examples_per_second),
     );
     facts.add(
         "a step",
