@@ -17,104 +17,52 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// Lanes that sums use, a multiple of every vector's.
-const LANES: usize = 16;
-
-/// A number format that products read.
-pub(crate) trait Element: Copy + Sync {
-    /// Widens a few numbers in registers.
-    fn widen(from: &[Self; LANES]) -> [f32; LANES];
-    /// Widens one number.
-    fn widen_one(self) -> f32;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
-        *from
-    }
-
-    #[inline(always)]
-    fn widen_one(self) -> f32 {
-        self
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
-        from.map(Self::widen_one)
-    }
-
-    #[inline(always)]
-    fn widen_one(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
+pub(crate) const LANES: usize = 16;
 
 /// Σ a·b.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let [[sum]] = dots([a], [b]);
-    sum
+    Arch::new().dispatch(Dot { a, b })
 }
 
-/// Products of each row of `a` with each row of `b`, all of one length.
-pub(crate) fn dots<E: Element, const I: usize, const J: usize>(
-    a: [&[f32]; I],
-    b: [&[E]; J],
-) -> [[f32; J]; I] {
-    Arch::new().dispatch(Dots { a, b })
+struct Dot<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
 }
 
-struct Dots<'a, E, const I: usize, const J: usize> {
-    a: [&'a [f32]; I],
-    b: [&'a [E]; J],
-}
-
-impl<E: Element, const I: usize, const J: usize> WithSimd for Dots<'_, E, I, J> {
-    type Output = [[f32; J]; I];
+impl WithSimd for Dot<'_> {
+    type Output = f32;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        dots_with(simd, self.a, self.b)
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let [sum] = dots_with(simd, self.a, [self.b]);
+        sum
     }
 }
 
+/// Products of a row with each of several others, all of one length.
 #[inline(always)]
-fn dots_with<S: Simd, E: Element, const I: usize, const J: usize>(
-    simd: S,
-    a: [&[f32]; I],
-    b: [&[E]; J],
-) -> [[f32; J]; I] {
-    let len = a[0].len();
-    let a = a.map(|row| row[..len].as_chunks::<LANES>());
+fn dots_with<S: Simd, const J: usize>(simd: S, a: &[f32], b: [&[f32]; J]) -> [f32; J] {
+    let len = a.len();
+    let (a, a_rest) = a.as_chunks::<LANES>();
     let b = b.map(|row| row[..len].as_chunks::<LANES>());
-    let chunks = len / LANES;
-    let a_chunks = a.map(|row| &row.0[..chunks]);
-    let b_chunks = b.map(|row| &row.0[..chunks]);
-    let mut sums = [[simd.splat_f32s(0.0); J]; I];
-    for k in 0..chunks {
+    let b_chunks = b.map(|row| &row.0[..a.len()]);
+    let mut sums = [simd.splat_f32s(0.0); J];
+    for k in 0..a.len() {
+        let (a, _) = S::as_simd_f32s(&a[k]);
         for j in 0..J {
-            let wide = E::widen(&b_chunks[j][k]);
-            let (b, _) = S::as_simd_f32s(&wide);
-            for i in 0..I {
-                let (a, _) = S::as_simd_f32s(&a_chunks[i][k]);
-                for (&a, &b) in a.iter().zip(b) {
-                    sums[i][j] = simd.mul_add_e_f32s(a, b, sums[i][j]);
-                }
+            let (b, _) = S::as_simd_f32s(&b_chunks[j][k]);
+            for (&a, &b) in a.iter().zip(b) {
+                sums[j] = simd.mul_add_e_f32s(a, b, sums[j]);
             }
         }
     }
-    let mut out = [[0.0; J]; I];
-    for i in 0..I {
-        for j in 0..J {
-            let mut sum = simd.reduce_sum_f32s(sums[i][j]);
-            for (a, b) in a[i].1.iter().zip(b[j].1) {
-                sum += a * b.widen_one();
-            }
-            out[i][j] = sum;
+    std::array::from_fn(|j| {
+        let mut sum = simd.reduce_sum_f32s(sums[j]);
+        for (a, b) in a_rest.iter().zip(b[j].1) {
+            sum += a * b;
         }
-    }
-    out
+        sum
+    })
 }
 
 /// out[k] = a · row k of `b`, whose rows start `stride` apart.
@@ -139,10 +87,10 @@ impl WithSimd for DotRows<'_> {
         let done = 4 * fours.len();
         for (i, four) in fours.iter_mut().enumerate() {
             let rows = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(row);
-            [*four] = dots_with(simd, [self.a], rows);
+            *four = dots_with(simd, self.a, rows);
         }
         for (i, out) in rest.iter_mut().enumerate() {
-            [[*out]] = dots_with(simd, [self.a], [row(done + i)]);
+            [*out] = dots_with(simd, self.a, [row(done + i)]);
         }
     }
 }
@@ -175,13 +123,19 @@ pub(crate) fn add_weighted_rows(out: &mut [f32], weights: &[f32], b: &[f32], str
     );
 }
 
+/// A bf16 is the upper half of an f32.
+#[inline(always)]
+pub(crate) fn wide(number: bf16) -> f32 {
+    f32::from_bits(u32::from(number.to_bits()) << 16)
+}
+
 /// Widens bf16 to f32.
 pub(crate) fn widen(to: &mut [f32], from: &[bf16]) {
     vectorize(
         #[inline(always)]
         || {
             for (to, from) in to.iter_mut().zip(from) {
-                *to = from.widen_one();
+                *to = wide(*from);
             }
         },
     );
@@ -194,7 +148,7 @@ pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: us
         || {
             for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
                 for (to, from) in to.iter_mut().zip(&from[..width]) {
-                    *to = from.widen_one();
+                    *to = wide(*from);
                 }
             }
         },
@@ -328,23 +282,10 @@ mod tests {
     }
 
     #[test]
-    fn products_of_rows_are_exact() {
+    fn products_are_exact() {
         for len in [0, 1, 7, 15, 16, 17, 33, 100] {
-            let a = [numbers(len, 3), numbers(len, 5), numbers(len, 7)];
-            let b = [numbers(len, 4), numbers(len, 9)];
-            let narrow = b.clone().map(|row| {
-                let row = row.into_iter().map(bf16::from_f32);
-                row.collect::<Vec<bf16>>()
-            });
-            let [a0, a1, a2] = &a;
-            let found = dots([a0, a1, a2], [&b[0], &b[1]]);
-            let found_narrow = dots([a0, a1, a2], [&narrow[0], &narrow[1]]);
-            for i in 0..3 {
-                for j in 0..2 {
-                    assert_eq!(found[i][j], exact(&a[i], &b[j]));
-                    assert_eq!(found_narrow[i][j], exact(&a[i], &b[j]));
-                }
-            }
+            let (a, b) = (numbers(len, 3), numbers(len, 4));
+            assert_eq!(dot(&a, &b), exact(&a, &b));
         }
     }
 

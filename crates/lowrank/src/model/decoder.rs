@@ -210,6 +210,18 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         ws: &Workspace,
     ) -> Tensor {
+        // Operations hand out work from within the pool, which is far cheaper than from without.
+        rayon::scope(|_| self.logits_of(batch, adapters, rows, cache, ws))
+    }
+
+    fn logits_of(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        rows: &[u32],
+        cache: Option<&mut KvCache>,
+        ws: &Workspace,
+    ) -> Tensor {
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache));
         let gathered = gather(&pass, &x, rows);
