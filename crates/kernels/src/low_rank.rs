@@ -235,7 +235,7 @@ fn down(
         return;
     };
     let mut run = |x: &[f32]| {
-        products_of_rows(a, x, |i, token, sum, more| {
+        products_of_rows(a, x, ins, |i, token, sum, more| {
             let u = &mut u.row(token)[i];
             *u = if more { *u + sum } else { sum };
         });

@@ -7,6 +7,8 @@
 //! Sums keep several lanes and add them in a fixed order, so the bits depend on the length and the
 //! kind of processor alone.
 
+use std::ops::Range;
+
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -34,93 +36,144 @@ impl WithSimd for Dot<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        let [sum] = dots_with(simd, self.a, [self.b]);
-        sum
+        dot_with(simd, self.a, self.b)
     }
 }
 
-/// Products of a row with each of several others, all of one length.
+/// Products of two rows of one length.
 #[inline(always)]
-fn dots_with<S: Simd, const J: usize>(simd: S, a: &[f32], b: [&[f32]; J]) -> [f32; J] {
-    let len = a.len();
+fn dot_with<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<LANES>();
-    let b = b.map(|row| row[..len].as_chunks::<LANES>());
-    let b_chunks = b.map(|row| &row.0[..a.len()]);
-    let mut sums = [simd.splat_f32s(0.0); J];
-    for k in 0..a.len() {
-        let (a, _) = S::as_simd_f32s(&a[k]);
-        for j in 0..J {
-            let (b, _) = S::as_simd_f32s(&b_chunks[j][k]);
-            for (&a, &b) in a.iter().zip(b) {
-                sums[j] = simd.mul_add_e_f32s(a, b, sums[j]);
-            }
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (S::as_simd_f32s(a).0, S::as_simd_f32s(b).0);
+        for (&a, &b) in a.iter().zip(b) {
+            sums = simd.mul_add_e_f32s(a, b, sums);
         }
     }
-    std::array::from_fn(|j| {
-        let mut sum = simd.reduce_sum_f32s(sums[j]);
-        for (a, b) in a_rest.iter().zip(b[j].1) {
-            sum += a * b;
-        }
-        sum
-    })
+    let mut sum = simd.reduce_sum_f32s(sums);
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
+    sum
 }
 
-/// out[k] = a · row k of `b`, whose rows start `stride` apart.
-pub(crate) fn dot_rows(out: &mut [f32], a: &[f32], b: &[f32], stride: usize) {
-    Arch::new().dispatch(DotRows { out, a, b, stride });
+/// out[h] += Σ over k of weights[h][k] · row k of `b`, for heads h of `size` numbers.
+///
+/// The rows of `b` start `stride` apart and are added in their order.
+pub(crate) fn add_weighted_rows(
+    out: &mut [f32],
+    size: usize,
+    weights: Weights<'_>,
+    b: &[f32],
+    stride: usize,
+) {
+    Arch::new().dispatch(AddWeightedRows {
+        out,
+        size,
+        weights,
+        b,
+        stride,
+    });
 }
 
-struct DotRows<'a> {
+/// Weights of some rows for several heads.
+pub(crate) struct Weights<'a> {
+    /// Those of the first head, of the second, and so on.
+    pub(crate) all: &'a [f32],
+    /// How many a head has in `all`.
+    pub(crate) of_head: usize,
+    /// Which of them are meant.
+    pub(crate) rows: Range<usize>,
+}
+
+impl Weights<'_> {
+    #[inline(always)]
+    fn head(&self, head: usize) -> &[f32] {
+        &self.all[head * self.of_head..][self.rows.clone()]
+    }
+}
+
+struct AddWeightedRows<'a> {
     out: &'a mut [f32],
-    a: &'a [f32],
+    size: usize,
+    weights: Weights<'a>,
     b: &'a [f32],
     stride: usize,
 }
 
-impl WithSimd for DotRows<'_> {
+impl WithSimd for AddWeightedRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let row = |k: usize| &self.b[k * self.stride..][..self.a.len()];
-        let (fours, rest) = self.out.as_chunks_mut::<4>();
-        let done = 4 * fours.len();
-        for (i, four) in fours.iter_mut().enumerate() {
-            let rows = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(row);
-            *four = dots_with(simd, self.a, rows);
+        let weights = &self.weights;
+        let (pairs, last) = self
+            .out
+            .split_at_mut(self.out.len() / self.size / 2 * 2 * self.size);
+        let mut head = 0;
+        for pair in pairs.chunks_exact_mut(2 * self.size) {
+            let (first, second) = pair.split_at_mut(self.size);
+            let weights = [weights.head(head), weights.head(head + 1)];
+            weighted(simd, [first, second], weights, self.b, self.stride);
+            head += 2;
         }
-        for (i, out) in rest.iter_mut().enumerate() {
-            [*out] = dots_with(simd, self.a, [row(done + i)]);
+        if !last.is_empty() {
+            weighted(simd, [last], [weights.head(head)], self.b, self.stride);
         }
     }
 }
 
-/// out += Σ over k of weights[k] · row k of `b`, whose rows start `stride` apart.
-pub(crate) fn add_weighted_rows(out: &mut [f32], weights: &[f32], b: &[f32], stride: usize) {
-    /// Numbers that stay in registers while the rows go by.
-    const WIDTH: usize = 2 * LANES;
-    vectorize(
-        #[inline(always)]
-        || {
-            let (chunks, rest) = out.as_chunks_mut::<WIDTH>();
-            let done = WIDTH * chunks.len();
-            for (i, out) in chunks.iter_mut().enumerate() {
-                let mut sums = *out;
-                for (k, &weight) in weights.iter().enumerate() {
-                    let row = &b[k * stride + i * WIDTH..][..WIDTH];
-                    for (sum, x) in sums.iter_mut().zip(row) {
-                        *sum += weight * x;
-                    }
+/// For `G` heads, whose sums stay in registers while the rows go by.
+#[inline(always)]
+fn weighted<S: Simd, const G: usize>(
+    simd: S,
+    mut out: [&mut [f32]; G],
+    weights: [&[f32]; G],
+    b: &[f32],
+    stride: usize,
+) {
+    /// Vectors of each head that are summed at once.
+    const VECTORS: usize = 4;
+    let size = out[0].len();
+    let rows = || b.chunks(stride).map(|row| &row[..size]).enumerate();
+    let lanes = S::F32_LANES;
+    let vectors = size / lanes;
+    let blocks = vectors / VECTORS;
+    for block in 0..blocks {
+        let at = block * VECTORS * lanes..(block + 1) * VECTORS * lanes;
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; G];
+        for (k, row) in rows() {
+            let row = S::as_simd_f32s(&row[at.clone()]).0;
+            let row: [S::f32s; VECTORS] = std::array::from_fn(
+                #[inline(always)]
+                |v| row[v],
+            );
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let weight = simd.splat_f32s(weights[k]);
+                for (sum, &x) in sums.iter_mut().zip(&row) {
+                    *sum = simd.mul_add_e_f32s(weight, x, *sum);
                 }
-                *out = sums;
             }
-            for (k, &weight) in weights.iter().enumerate() {
-                for (sum, x) in rest.iter_mut().zip(&b[k * stride + done..]) {
-                    *sum += weight * x;
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            let out = S::as_mut_simd_f32s(&mut out[at.clone()]).0;
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = simd.add_f32s(*out, sum);
+            }
+        }
+    }
+    let done = blocks * VECTORS * lanes;
+    if done < size {
+        for (k, row) in rows() {
+            for (out, weights) in out.iter_mut().zip(weights) {
+                for (out, x) in out[done..].iter_mut().zip(&row[done..]) {
+                    *out += weights[k] * x;
                 }
             }
-        },
-    );
+        }
+    }
 }
 
 /// A bf16 is the upper half of an f32.
@@ -290,23 +343,25 @@ mod tests {
     }
 
     #[test]
-    fn rows_with_gaps_are_multiplied_and_added() {
-        for (len, rows) in [(1, 1), (5, 3), (16, 4), (64, 9), (70, 6)] {
-            let stride = len + 3;
-            let a = numbers(len, 5);
+    fn rows_with_gaps_are_added() {
+        for (size, heads, rows) in [(1, 1, 1), (5, 2, 3), (16, 3, 4), (64, 3, 9), (70, 5, 6)] {
+            let (stride, of_head) = (size + 3, rows + 2);
+            let before = numbers(size * heads, 5);
             let b = numbers(stride * rows - 3, 7);
-            let row = |k: usize| &b[k * stride..k * stride + len];
-            let mut products = vec![9.0; rows];
-            dot_rows(&mut products, &a, &b, stride);
-            for k in 0..rows {
-                assert_eq!(products[k], exact(&a, row(k)));
-            }
-            let weights = numbers(rows, 11);
-            let mut sums = a.clone();
-            add_weighted_rows(&mut sums, &weights, &b, stride);
-            for i in 0..len {
-                let column: Vec<f32> = (0..rows).map(|k| row(k)[i]).collect();
-                assert_eq!(sums[i], a[i] + exact(&weights, &column));
+            let all = numbers(of_head * heads, 11);
+            let mut sums = before.clone();
+            let weights = Weights {
+                all: &all,
+                of_head,
+                rows: 1..1 + rows,
+            };
+            add_weighted_rows(&mut sums, size, weights, &b, stride);
+            for head in 0..heads {
+                for i in 0..size {
+                    let term = |k: usize| all[head * of_head + 1 + k] * b[k * stride + i];
+                    let at = head * size + i;
+                    assert_eq!(sums[at], before[at] + (0..rows).map(term).sum::<f32>());
+                }
             }
         }
     }

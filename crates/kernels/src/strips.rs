@@ -80,7 +80,7 @@ fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], start: Start
                 (0..tile.rows()).for_each(|row| tile.row(row).fill(0.0));
             }
             let w = &w[across.start * ins..across.end * ins];
-            products_of_rows(x, w, |token, out, sum, more| {
+            products_of_rows(x, w, ins, |token, out, sum, more| {
                 let y = &mut tile.row(token)[out];
                 *y = if accumulate || more { *y + sum } else { sum };
             });
