@@ -21,8 +21,8 @@ pub enum Activation {
     Relu,
 }
 
-/// Numbers that a task takes.
-const BLOCK: usize = 16 * 1024;
+/// Numbers that a task takes; each costs an exponential.
+const BLOCK: usize = 4 * 1024;
 
 /// h = act(x); both [T, C].
 ///

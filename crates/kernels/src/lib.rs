@@ -53,6 +53,7 @@ mod profile;
 mod random;
 pub mod reference;
 mod rope;
+mod rows;
 mod scratch;
 mod simd;
 mod storage;
@@ -76,7 +77,8 @@ pub use linear::{
 };
 pub use low_rank::{Dropout, LowRank, low_rank_backward, low_rank_forward};
 pub use measure::{
-    all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, sum_squares,
+    all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
+    sum_squares,
 };
 pub use merge::low_rank_delta;
 pub use norm::{

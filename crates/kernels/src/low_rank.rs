@@ -11,9 +11,9 @@ use rayon::prelude::*;
 use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
 use crate::profile::op;
 use crate::random::drop_out;
+use crate::rows::{Packed, products_of_rows, with_packed};
 use crate::scratch::with_scratch;
 use crate::simd;
-use crate::strips::dots_of_rows;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -116,19 +116,26 @@ pub fn low_rank_forward(
     }
     let b = lr.b.as_mat();
     let first = rows.start;
-    y.slice_rows(rows)
-        .into_f32s()
-        .par_chunks_mut(TOKENS * y_cols)
-        .zip(u.into_f32s().par_chunks_mut(TOKENS * rank))
-        .enumerate()
-        .for_each(|(i, (y, u))| {
-            let count = u.len() / rank;
-            let start = first + i * TOKENS;
-            let mut u = MatMut::new(u, count, rank);
-            down(&mut u, lr, x, start..start + count);
-            let y = MatMut::strided(&mut y[lr.out_offset..], count, outs, y_cols);
-            product(y, true, lr.scale, u.as_mat(), b.t());
-        });
+    let run = |a: Option<Packed<'_>>| {
+        y.slice_rows(rows)
+            .into_f32s()
+            .par_chunks_mut(TOKENS * y_cols)
+            .zip(u.into_f32s().par_chunks_mut(TOKENS * rank))
+            .enumerate()
+            .for_each(|(i, (y, u))| {
+                let count = u.len() / rank;
+                let start = first + i * TOKENS;
+                let mut u = MatMut::new(u, count, rank);
+                down(&mut u, lr, x, start..start + count, a);
+                let y = MatMut::strided(&mut y[lr.out_offset..], count, outs, y_cols);
+                product(y, true, lr.scale, u.as_mat(), b.t());
+            });
+    };
+    if rank < WIDE_RANK && x.cols() > 0 {
+        with_packed::<f32, _>(lr.a.f32s(), x.cols(), |a| run(Some(a)));
+    } else {
+        run(None);
+    }
 }
 
 /// The gradients of [`low_rank_forward`] for the given rows, each added to what is there.
@@ -212,23 +219,31 @@ pub fn low_rank_backward(
     ws.give(du);
 }
 
-/// u = drop(x)·Aᵀ for a block of tokens.
-fn down(u: &mut MatMut<'_>, lr: &LowRank<'_>, x: View<'_>, tokens: Range<usize>) {
+/// u = drop(x)·Aᵀ for a block of tokens; `a` holds A's rows unless the rank is wide.
+fn down(
+    u: &mut MatMut<'_>,
+    lr: &LowRank<'_>,
+    x: View<'_>,
+    tokens: Range<usize>,
+    a: Option<Packed<'_>>,
+) {
     let ins = x.cols();
-    if lr.rank() >= WIDE_RANK {
+    let Some(a) = a else {
         with_dropped(lr, x, tokens, 0..ins, |x| {
             product(u.reborrow(), false, 1.0, x, lr.a.as_mat().t());
         });
         return;
-    }
-    let a = lr.a.f32s();
-    if lr.active_dropout().is_none() {
-        let x = &x.f32s()[tokens.start * ins..tokens.end * ins];
-        dots_of_rows(u, x, a, ins, false);
-    } else {
-        with_dropped(lr, x, tokens, 0..ins, |x| {
-            dots_of_rows(u, x.data(), a, ins, false);
+    };
+    let mut run = |x: &[f32]| {
+        products_of_rows(a, x, ins, |i, token, sum, more| {
+            let u = &mut u.row(token)[i];
+            *u = if more { *u + sum } else { sum };
         });
+    };
+    if lr.active_dropout().is_none() {
+        run(&x.f32s()[tokens.start * ins..tokens.end * ins]);
+    } else {
+        with_dropped(lr, x, tokens, 0..ins, |x| run(x.data()));
     }
 }
 

@@ -1,9 +1,12 @@
 //! Numbers about a matrix: norms, finite checks, differences, the largest of each row.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use crate::profile::op;
 use crate::simd::vectorize;
+use crate::tensor::Tensor;
 use crate::view::View;
 
 /// Numbers that one partial sum covers.
@@ -36,6 +39,46 @@ pub fn sum_squares(x: View<'_>) -> f64 {
         })
         .collect();
     partial.iter().sum()
+}
+
+/// Bytes a second that all threads together read from memory, the best of `repeats` runs.
+///
+/// `bytes` must be far more than the caches hold. A weight that is used once a token cannot come
+/// faster.
+pub fn read_bandwidth(bytes: usize, repeats: usize) -> f64 {
+    let mut buffer = Tensor::zeros(1, bytes / size_of::<f32>());
+    // Memory that was never written need not be there.
+    buffer.view_mut().fill(1.0);
+    let numbers = buffer.view().f32s();
+    let piece = numbers.len().div_ceil(rayon::current_num_threads()).max(1);
+    let seconds = |_| {
+        let begun = Instant::now();
+        let sum: f32 = numbers.par_chunks(piece).map(stream).sum();
+        std::hint::black_box(sum);
+        begun.elapsed().as_secs_f64()
+    };
+    let best = (0..repeats.max(1))
+        .map(seconds)
+        .fold(f64::INFINITY, f64::min);
+    size_of_val(numbers) as f64 / best
+}
+
+/// Reads numbers in their order, with as little else as possible.
+fn stream(numbers: &[f32]) -> f32 {
+    /// Enough sums that none waits for another.
+    const SUMS: usize = 64;
+    vectorize(
+        #[inline(always)]
+        || {
+            let mut sums = [0.0_f32; SUMS];
+            for chunk in numbers.as_chunks::<SUMS>().0 {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *sum += x;
+                }
+            }
+            sums.iter().sum()
+        },
+    )
 }
 
 /// √(Σ x²).
@@ -86,15 +129,26 @@ pub fn argmax_rows(x: View<'_>) -> Vec<usize> {
     x.f32s().par_chunks(x.cols()).map(argmax).collect()
 }
 
-/// The position of the first of the largest numbers, zero if there is none.
+/// The position of the first of the largest numbers, zero if there is none; NaN is never the largest.
 pub(crate) fn argmax(row: &[f32]) -> usize {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, &x) in row.iter().enumerate() {
-        if x > best.1 {
-            best = (i, x);
-        }
-    }
-    best.0
+    /// Maxima that are kept beside each other.
+    const MAXIMA: usize = 64;
+    vectorize(
+        #[inline(always)]
+        || {
+            let larger = |a: f32, b: f32| if b > a { b } else { a };
+            let mut maxima = [f32::NEG_INFINITY; MAXIMA];
+            let (chunks, rest) = row.as_chunks::<MAXIMA>();
+            for chunk in chunks {
+                for (max, &x) in maxima.iter_mut().zip(chunk) {
+                    *max = larger(*max, x);
+                }
+            }
+            let max = maxima.iter().chain(rest).copied();
+            let max = max.fold(f32::NEG_INFINITY, larger);
+            row.iter().position(|&x| x == max).unwrap_or(0)
+        },
+    )
 }
 
 /// The largest |a - b|; NaN if a difference is.

@@ -7,6 +7,8 @@
 //! Sums keep several lanes and add them in a fixed order, so the bits depend on the length and the
 //! kind of processor alone.
 
+use std::ops::Range;
+
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -17,162 +19,167 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// Lanes that sums use, a multiple of every vector's.
-const LANES: usize = 16;
-
-/// A number format that products read.
-pub(crate) trait Element: Copy + Sync {
-    /// Widens a few numbers in registers.
-    fn widen(from: &[Self; LANES]) -> [f32; LANES];
-    /// Widens one number.
-    fn widen_one(self) -> f32;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
-        *from
-    }
-
-    #[inline(always)]
-    fn widen_one(self) -> f32 {
-        self
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(from: &[Self; LANES]) -> [f32; LANES] {
-        from.map(Self::widen_one)
-    }
-
-    #[inline(always)]
-    fn widen_one(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
+pub(crate) const LANES: usize = 16;
 
 /// Σ a·b.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let [[sum]] = dots([a], [b]);
+    Arch::new().dispatch(Dot { a, b })
+}
+
+struct Dot<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+}
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        dot_with(simd, self.a, self.b)
+    }
+}
+
+/// Products of two rows of one length.
+#[inline(always)]
+fn dot_with<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (S::as_simd_f32s(a).0, S::as_simd_f32s(b).0);
+        for (&a, &b) in a.iter().zip(b) {
+            sums = simd.mul_add_e_f32s(a, b, sums);
+        }
+    }
+    let mut sum = simd.reduce_sum_f32s(sums);
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
     sum
 }
 
-/// Products of each row of `a` with each row of `b`, all of one length.
-pub(crate) fn dots<E: Element, const I: usize, const J: usize>(
-    a: [&[f32]; I],
-    b: [&[E]; J],
-) -> [[f32; J]; I] {
-    Arch::new().dispatch(Dots { a, b })
+/// out[h] += Σ over k of weights[h][k] · row k of `b`, for heads h of `size` numbers.
+///
+/// The rows of `b` start `stride` apart and are added in their order.
+pub(crate) fn add_weighted_rows(
+    out: &mut [f32],
+    size: usize,
+    weights: Weights<'_>,
+    b: &[f32],
+    stride: usize,
+) {
+    Arch::new().dispatch(AddWeightedRows {
+        out,
+        size,
+        weights,
+        b,
+        stride,
+    });
 }
 
-struct Dots<'a, E, const I: usize, const J: usize> {
-    a: [&'a [f32]; I],
-    b: [&'a [E]; J],
+/// Weights of some rows for several heads.
+pub(crate) struct Weights<'a> {
+    /// Those of the first head, of the second, and so on.
+    pub(crate) all: &'a [f32],
+    /// How many a head has in `all`.
+    pub(crate) of_head: usize,
+    /// Which of them are meant.
+    pub(crate) rows: Range<usize>,
 }
 
-impl<E: Element, const I: usize, const J: usize> WithSimd for Dots<'_, E, I, J> {
-    type Output = [[f32; J]; I];
-
+impl Weights<'_> {
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        dots_with(simd, self.a, self.b)
+    fn head(&self, head: usize) -> &[f32] {
+        &self.all[head * self.of_head..][self.rows.clone()]
     }
 }
 
-#[inline(always)]
-fn dots_with<S: Simd, E: Element, const I: usize, const J: usize>(
-    simd: S,
-    a: [&[f32]; I],
-    b: [&[E]; J],
-) -> [[f32; J]; I] {
-    let len = a[0].len();
-    let a = a.map(|row| row[..len].as_chunks::<LANES>());
-    let b = b.map(|row| row[..len].as_chunks::<LANES>());
-    let chunks = len / LANES;
-    let a_chunks = a.map(|row| &row.0[..chunks]);
-    let b_chunks = b.map(|row| &row.0[..chunks]);
-    let mut sums = [[simd.splat_f32s(0.0); J]; I];
-    for k in 0..chunks {
-        for j in 0..J {
-            let wide = E::widen(&b_chunks[j][k]);
-            let (b, _) = S::as_simd_f32s(&wide);
-            for i in 0..I {
-                let (a, _) = S::as_simd_f32s(&a_chunks[i][k]);
-                for (&a, &b) in a.iter().zip(b) {
-                    sums[i][j] = simd.mul_add_e_f32s(a, b, sums[i][j]);
-                }
-            }
-        }
-    }
-    let mut out = [[0.0; J]; I];
-    for i in 0..I {
-        for j in 0..J {
-            let mut sum = simd.reduce_sum_f32s(sums[i][j]);
-            for (a, b) in a[i].1.iter().zip(b[j].1) {
-                sum += a * b.widen_one();
-            }
-            out[i][j] = sum;
-        }
-    }
-    out
-}
-
-/// out[k] = a · row k of `b`, whose rows start `stride` apart.
-pub(crate) fn dot_rows(out: &mut [f32], a: &[f32], b: &[f32], stride: usize) {
-    Arch::new().dispatch(DotRows { out, a, b, stride });
-}
-
-struct DotRows<'a> {
+struct AddWeightedRows<'a> {
     out: &'a mut [f32],
-    a: &'a [f32],
+    size: usize,
+    weights: Weights<'a>,
     b: &'a [f32],
     stride: usize,
 }
 
-impl WithSimd for DotRows<'_> {
+impl WithSimd for AddWeightedRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let row = |k: usize| &self.b[k * self.stride..][..self.a.len()];
-        let (fours, rest) = self.out.as_chunks_mut::<4>();
-        let done = 4 * fours.len();
-        for (i, four) in fours.iter_mut().enumerate() {
-            let rows = [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3].map(row);
-            [*four] = dots_with(simd, [self.a], rows);
+        let weights = &self.weights;
+        let (pairs, last) = self
+            .out
+            .split_at_mut(self.out.len() / self.size / 2 * 2 * self.size);
+        let mut head = 0;
+        for pair in pairs.chunks_exact_mut(2 * self.size) {
+            let (first, second) = pair.split_at_mut(self.size);
+            let weights = [weights.head(head), weights.head(head + 1)];
+            weighted(simd, [first, second], weights, self.b, self.stride);
+            head += 2;
         }
-        for (i, out) in rest.iter_mut().enumerate() {
-            [[*out]] = dots_with(simd, [self.a], [row(done + i)]);
+        if !last.is_empty() {
+            weighted(simd, [last], [weights.head(head)], self.b, self.stride);
         }
     }
 }
 
-/// out += Σ over k of weights[k] · row k of `b`, whose rows start `stride` apart.
-pub(crate) fn add_weighted_rows(out: &mut [f32], weights: &[f32], b: &[f32], stride: usize) {
-    /// Numbers that stay in registers while the rows go by.
-    const WIDTH: usize = 2 * LANES;
-    vectorize(
-        #[inline(always)]
-        || {
-            let (chunks, rest) = out.as_chunks_mut::<WIDTH>();
-            let done = WIDTH * chunks.len();
-            for (i, out) in chunks.iter_mut().enumerate() {
-                let mut sums = *out;
-                for (k, &weight) in weights.iter().enumerate() {
-                    let row = &b[k * stride + i * WIDTH..][..WIDTH];
-                    for (sum, x) in sums.iter_mut().zip(row) {
-                        *sum += weight * x;
-                    }
+/// For `G` heads, whose sums stay in registers while the rows go by.
+#[inline(always)]
+fn weighted<S: Simd, const G: usize>(
+    simd: S,
+    mut out: [&mut [f32]; G],
+    weights: [&[f32]; G],
+    b: &[f32],
+    stride: usize,
+) {
+    /// Vectors of each head that are summed at once.
+    const VECTORS: usize = 4;
+    let size = out[0].len();
+    let rows = || b.chunks(stride).map(|row| &row[..size]).enumerate();
+    let lanes = S::F32_LANES;
+    let vectors = size / lanes;
+    let blocks = vectors / VECTORS;
+    for block in 0..blocks {
+        let at = block * VECTORS * lanes..(block + 1) * VECTORS * lanes;
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; G];
+        for (k, row) in rows() {
+            let row = S::as_simd_f32s(&row[at.clone()]).0;
+            let row: [S::f32s; VECTORS] = std::array::from_fn(
+                #[inline(always)]
+                |v| row[v],
+            );
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let weight = simd.splat_f32s(weights[k]);
+                for (sum, &x) in sums.iter_mut().zip(&row) {
+                    *sum = simd.mul_add_e_f32s(weight, x, *sum);
                 }
-                *out = sums;
             }
-            for (k, &weight) in weights.iter().enumerate() {
-                for (sum, x) in rest.iter_mut().zip(&b[k * stride + done..]) {
-                    *sum += weight * x;
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            let out = S::as_mut_simd_f32s(&mut out[at.clone()]).0;
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = simd.add_f32s(*out, sum);
+            }
+        }
+    }
+    let done = blocks * VECTORS * lanes;
+    if done < size {
+        for (k, row) in rows() {
+            for (out, weights) in out.iter_mut().zip(weights) {
+                for (out, x) in out[done..].iter_mut().zip(&row[done..]) {
+                    *out += weights[k] * x;
                 }
             }
-        },
-    );
+        }
+    }
+}
+
+/// A bf16 is the upper half of an f32.
+#[inline(always)]
+pub(crate) fn wide(number: bf16) -> f32 {
+    f32::from_bits(u32::from(number.to_bits()) << 16)
 }
 
 /// Widens bf16 to f32.
@@ -181,7 +188,7 @@ pub(crate) fn widen(to: &mut [f32], from: &[bf16]) {
         #[inline(always)]
         || {
             for (to, from) in to.iter_mut().zip(from) {
-                *to = from.widen_one();
+                *to = wide(*from);
             }
         },
     );
@@ -194,7 +201,7 @@ pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: us
         || {
             for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
                 for (to, from) in to.iter_mut().zip(&from[..width]) {
-                    *to = from.widen_one();
+                    *to = wide(*from);
                 }
             }
         },
@@ -328,44 +335,33 @@ mod tests {
     }
 
     #[test]
-    fn products_of_rows_are_exact() {
+    fn products_are_exact() {
         for len in [0, 1, 7, 15, 16, 17, 33, 100] {
-            let a = [numbers(len, 3), numbers(len, 5), numbers(len, 7)];
-            let b = [numbers(len, 4), numbers(len, 9)];
-            let narrow = b.clone().map(|row| {
-                let row = row.into_iter().map(bf16::from_f32);
-                row.collect::<Vec<bf16>>()
-            });
-            let [a0, a1, a2] = &a;
-            let found = dots([a0, a1, a2], [&b[0], &b[1]]);
-            let found_narrow = dots([a0, a1, a2], [&narrow[0], &narrow[1]]);
-            for i in 0..3 {
-                for j in 0..2 {
-                    assert_eq!(found[i][j], exact(&a[i], &b[j]));
-                    assert_eq!(found_narrow[i][j], exact(&a[i], &b[j]));
-                }
-            }
+            let (a, b) = (numbers(len, 3), numbers(len, 4));
+            assert_eq!(dot(&a, &b), exact(&a, &b));
         }
     }
 
     #[test]
-    fn rows_with_gaps_are_multiplied_and_added() {
-        for (len, rows) in [(1, 1), (5, 3), (16, 4), (64, 9), (70, 6)] {
-            let stride = len + 3;
-            let a = numbers(len, 5);
+    fn rows_with_gaps_are_added() {
+        for (size, heads, rows) in [(1, 1, 1), (5, 2, 3), (16, 3, 4), (64, 3, 9), (70, 5, 6)] {
+            let (stride, of_head) = (size + 3, rows + 2);
+            let before = numbers(size * heads, 5);
             let b = numbers(stride * rows - 3, 7);
-            let row = |k: usize| &b[k * stride..k * stride + len];
-            let mut products = vec![9.0; rows];
-            dot_rows(&mut products, &a, &b, stride);
-            for k in 0..rows {
-                assert_eq!(products[k], exact(&a, row(k)));
-            }
-            let weights = numbers(rows, 11);
-            let mut sums = a.clone();
-            add_weighted_rows(&mut sums, &weights, &b, stride);
-            for i in 0..len {
-                let column: Vec<f32> = (0..rows).map(|k| row(k)[i]).collect();
-                assert_eq!(sums[i], a[i] + exact(&weights, &column));
+            let all = numbers(of_head * heads, 11);
+            let mut sums = before.clone();
+            let weights = Weights {
+                all: &all,
+                of_head,
+                rows: 1..1 + rows,
+            };
+            add_weighted_rows(&mut sums, size, weights, &b, stride);
+            for head in 0..heads {
+                for i in 0..size {
+                    let term = |k: usize| all[head * of_head + 1 + k] * b[k * stride + i];
+                    let at = head * size + i;
+                    assert_eq!(sums[at], before[at] + (0..rows).map(term).sum::<f32>());
+                }
             }
         }
     }

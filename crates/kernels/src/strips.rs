@@ -13,8 +13,9 @@ use crate::matmul::{Mat, MatMut, Shared, for_tiles, product};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
 use crate::parallel::for_each_task;
+use crate::rows::{Element, products_of_rows, with_packed};
 use crate::scratch::with_scratch;
-use crate::simd::{self, Element};
+use crate::simd;
 use crate::view::{Data, View, ViewMut};
 
 /// Widths that a strip of columns can have: multiples of a panel's 16.
@@ -266,69 +267,20 @@ pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<
 /// [`times_rows`] for few tokens, as products of rows of x with rows of w.
 fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], start: Start<'_>) {
     let ins = x.cols();
-    let x = x.f32s();
-    let block = (FEW_BLOCK / ins.max(1)).next_multiple_of(4).max(4);
-    for_tiles(y, (FEW_TOKENS, block), |mut tile, _, across| {
-        let accumulate = start.prepare(&mut tile, &across);
-        let w = &w[across.start * ins..across.end * ins];
-        dots_of_rows(&mut tile, x, w, ins, accumulate);
-    });
-}
-
-/// out (+)= x·wᵀ on one thread by products of rows; x [T, ins], w [N, ins], both without gaps.
-pub(crate) fn dots_of_rows<E: Element>(
-    out: &mut MatMut<'_>,
-    x: &[f32],
-    w: &[E],
-    ins: usize,
-    accumulate: bool,
-) {
-    let tokens = out.rows();
-    let mut token = 0;
-    while token < tokens {
-        // As many sums at once as vector registers hold.
-        let group = (tokens - token).min(4);
-        let x = &x[token * ins..];
-        match group {
-            1 => few_columns::<E, 1, 4>(out, token, x, w, ins, accumulate),
-            2 => few_columns::<E, 2, 4>(out, token, x, w, ins, accumulate),
-            3 => few_columns::<E, 3, 2>(out, token, x, w, ins, accumulate),
-            _ => few_columns::<E, 4, 2>(out, token, x, w, ins, accumulate),
-        }
-        token += group;
-    }
-}
-
-/// Rows `first..first + I` of a block of the output, `J` columns at a time.
-fn few_columns<E: Element, const I: usize, const J: usize>(
-    out: &mut MatMut<'_>,
-    first: usize,
-    x: &[f32],
-    w: &[E],
-    ins: usize,
-    accumulate: bool,
-) {
-    let outs = out.row(first).len();
-    let x: [&[f32]; I] = std::array::from_fn(|i| &x[i * ins..(i + 1) * ins]);
-    let row = |j: usize| &w[j * ins..(j + 1) * ins];
-    let mut write = |i: usize, j: usize, sum: f32| {
-        let y = &mut out.row(first + i)[j];
-        *y = if accumulate { *y + sum } else { sum };
-    };
-    let whole = outs / J * J;
-    for start in (0..whole).step_by(J) {
-        let sums = simd::dots(x, std::array::from_fn::<_, J, _>(|j| row(start + j)));
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate() {
-                write(i, start + j, sum);
+    let block = FEW_BLOCK.div_ceil(ins.max(1)).max(4);
+    with_packed::<E, _>(x.f32s(), ins, |x| {
+        for_tiles(y, (FEW_TOKENS, block), |mut tile, _, across| {
+            let accumulate = start.prepare(&mut tile, &across);
+            if !accumulate && ins == 0 {
+                (0..tile.rows()).for_each(|row| tile.row(row).fill(0.0));
             }
-        }
-    }
-    for j in whole..outs {
-        for (i, [sum]) in simd::dots(x, [row(j)]).into_iter().enumerate() {
-            write(i, j, sum);
-        }
-    }
+            let w = &w[across.start * ins..across.end * ins];
+            products_of_rows(x, w, ins, |token, out, sum, more| {
+                let y = &mut tile.row(token)[out];
+                *y = if accumulate || more { *y + sum } else { sum };
+            });
+        });
+    });
 }
 
 /// y (+)= x·w; y [T, N], x [T, K], w [K, N].

@@ -13,6 +13,9 @@ use crate::simd::{exp, vectorize};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
+/// Products of numbers below which handing work to another thread costs more than it saves.
+const SMALL: usize = 64 * 1024;
+
 /// o = softmax(scale · q·kᵀ) · v for every segment and head.
 ///
 /// o and q [Tq, H·D], lse [Tq, H] saved for the backward, k and v [Tk, KV·D]. o and lse are
@@ -46,7 +49,7 @@ pub fn attention_forward(
     };
     let tiles = query_tiles(segments, shape);
     let tasks = tiles.len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each(|i| {
+    let run = |i: usize| {
         let tile = &tiles[i / shape.kv_heads];
         let kv_head = i % shape.kv_heads;
         if tile.queries.len() * shape.group() <= single::MAX_ROWS {
@@ -54,7 +57,14 @@ pub fn attention_forward(
         } else {
             task.run(tile, kv_head);
         }
-    });
+    };
+    let pairs = |tile: &QueryTile<'_>| tile.queries.len() * tile.sight.total_keys;
+    let products = tiles.iter().map(pairs).sum::<usize>() * q.cols();
+    if products < SMALL {
+        (0..tasks).for_each(run);
+    } else {
+        (0..tasks).into_par_iter().for_each(run);
+    }
 }
 
 struct Task<'a> {

@@ -1,10 +1,13 @@
 //! The path for very few queries, which is what generating text needs: no tiles, each key and
 //! value is read once.
 
+use std::ops::Range;
+
 use super::{AttentionShape, QueryTile};
 use crate::matmul::MatMut;
+use crate::rows::{products_of_rows, with_packed};
 use crate::scratch::with_scratch;
-use crate::simd::{self, exp, lane_max, lane_sum, vectorize};
+use crate::simd::{self, Weights, exp, lane_max, lane_sum, vectorize};
 use crate::view::View;
 
 /// Queries times heads up to which this path is the faster one.
@@ -24,19 +27,26 @@ pub(super) fn forward(
     let (group, size) = (shape.group(), shape.head_size);
     let (q_width, k_width) = (q.cols(), k.cols());
     let (q, k, v) = (q.f32s(), k.f32s(), v.f32s());
+    // From the first number of the first of these rows' heads to the last of the last one's.
+    let heads = |rows: &Range<usize>| {
+        let first = rows.start * k_width + kv_head * size;
+        first..first + rows.len().saturating_sub(1) * k_width + size
+    };
     with_scratch(group * tile.sight.total_keys, |scratch| {
         for (i, row) in tile.rows().enumerate() {
             let seen = tile.sight.keys(tile.queries.start + i);
-            let scores = &mut scratch[..group * seen.len()];
+            let count = seen.len();
+            let scores = &mut scratch[..group * count];
             let query = &q[row * q_width + kv_head * group * size..][..group * size];
-            tile.sight.for_key_tiles(seen.clone(), |keys| {
-                let rows = &k[keys.rows.start * k_width + kv_head * size..];
-                let at = keys.position - seen.start..keys.position - seen.start + keys.rows.len();
-                for head in 0..group {
-                    let to = &mut scores[head * seen.len()..][at.clone()];
-                    let query = &query[head * size..(head + 1) * size];
-                    simd::dot_rows(to, query, rows, k_width);
-                }
+            with_packed::<f32, _>(query, size, |query| {
+                tile.sight.for_key_tiles(seen.clone(), |keys| {
+                    let scores = &mut scores[keys.position - seen.start..];
+                    let rows = &k[heads(&keys.rows)];
+                    products_of_rows(query, rows, k_width, |head, key, sum, more| {
+                        let score = &mut scores[head * count + key];
+                        *score = if more { *score + sum } else { sum };
+                    });
+                });
             });
             let out = o.row(i);
             out.fill(0.0);
@@ -44,17 +54,18 @@ pub(super) fn forward(
                 lse.row(i).fill(f32::NEG_INFINITY);
                 continue;
             }
-            for (scores, lse) in scores.chunks_exact_mut(seen.len()).zip(lse.row(i)) {
+            for (scores, lse) in scores.chunks_exact_mut(count).zip(lse.row(i)) {
                 *lse = softmax(scores, shape.scale);
             }
             tile.sight.for_key_tiles(seen.clone(), |keys| {
-                let rows = &v[keys.rows.start * k_width + kv_head * size..];
-                let at = keys.position - seen.start..keys.position - seen.start + keys.rows.len();
-                for head in 0..group {
-                    let weights = &scores[head * seen.len()..][at.clone()];
-                    let out = &mut out[head * size..(head + 1) * size];
-                    simd::add_weighted_rows(out, weights, rows, k_width);
-                }
+                let at = keys.position - seen.start;
+                let weights = Weights {
+                    all: scores,
+                    of_head: count,
+                    rows: at..at + keys.rows.len(),
+                };
+                let rows = &v[heads(&keys.rows)];
+                simd::add_weighted_rows(out, size, weights, rows, k_width);
             });
         }
     });

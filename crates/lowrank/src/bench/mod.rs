@@ -4,9 +4,12 @@
 //! memory, from the same run, to divide by.
 
 mod gemm;
+mod generate;
 mod train;
 
 pub use gemm::{GemmFigures, gemm, mean_gflops, peak_gflops};
+pub use generate::{GenerateFigures, generate, memory_bandwidth};
+pub use lowrank_kernels::OpCost;
 pub use train::{TrainFigures, TrainOptions, train};
 
 /// Threads that everything computes with.

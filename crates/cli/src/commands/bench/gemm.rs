@@ -39,6 +39,8 @@ struct Report {
     shapes: Vec<GemmFigures>,
     peak_gflops: f64,
     mean_gflops: f64,
+    /// Bytes a second that all threads together read from memory.
+    read_bandwidth: f64,
 }
 
 /// Runs the command.
@@ -56,6 +58,7 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
         threads: bench::threads(),
         peak_gflops: bench::peak_gflops(&shapes),
         mean_gflops: bench::mean_gflops(&shapes),
+        read_bandwidth: bench::memory_bandwidth(),
         shapes,
     };
     output.result(&report, |output| text(&report, output))
@@ -81,11 +84,12 @@ fn text(report: &Report, output: &Output) -> String {
         ]);
     }
     format!(
-        "{}\n{} weights, {} threads: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s",
+        "{}\n{} weights, {} threads: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s; memory {:.1} GB/s",
         table.render(output.width, output.color),
         report.base_dtype,
         report.threads,
         report.peak_gflops,
-        report.mean_gflops
+        report.mean_gflops,
+        report.read_bandwidth / 1e9
     )
 }

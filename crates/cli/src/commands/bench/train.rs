@@ -4,19 +4,19 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lowrank::base::Base;
-use lowrank::bench::{self, TrainFigures, TrainOptions};
+use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example};
 use lowrank::plan::{StepFlops, Work};
 use lowrank::report::units;
 use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
 use serde::Serialize;
 
-use super::random_ids;
+use super::{OpShare, profile_table, random_ids, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::{Method, Split, Targets};
-use crate::table::{Align, Facts, Table};
+use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
 #[derive(Debug, Args)]
@@ -110,17 +110,6 @@ struct Report {
     profile: Vec<OpShare>,
 }
 
-/// What an operation took of a step.
-#[derive(Debug, Serialize)]
-struct OpShare {
-    operation: &'static str,
-    calls: f64,
-    milliseconds: f64,
-    share: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gflops: Option<f64>,
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -195,7 +184,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
         products_gflops: bench::mean_gflops(&shapes),
         efficiency: gflops / peak,
         peak_rss: figures.peak_rss,
-        profile: shares(&figures),
+        profile: shares(&figures.profile, args.steps, seconds),
         losses: figures.losses,
     })
 }
@@ -216,25 +205,6 @@ fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> 
             prompt_len: 1,
         })
         .collect())
-}
-
-fn shares(figures: &TrainFigures) -> Vec<OpShare> {
-    let steps = figures.seconds.len() as f64;
-    let seconds = figures.total_seconds();
-    figures
-        .profile
-        .iter()
-        .map(|op| {
-            let time = op.time.as_secs_f64();
-            OpShare {
-                operation: op.name,
-                calls: op.calls as f64 / steps,
-                milliseconds: 1e3 * time / steps,
-                share: time / seconds,
-                gflops: (op.flops > 0.0).then(|| op.flops / time / 1e9),
-            }
-        })
-        .collect()
 }
 
 fn text(report: &Report, output: &Output) -> String {
@@ -280,24 +250,8 @@ fn text(report: &Report, output: &Output) -> String {
     facts.add("threads", report.threads.to_string());
     let mut text = facts.render("", output.color);
     if !report.profile.is_empty() {
-        let mut table = Table::new([
-            ("operation", Align::Left),
-            ("calls", Align::Right),
-            ("ms a step", Align::Right),
-            ("share", Align::Right),
-            ("GFLOP/s", Align::Right),
-        ]);
-        for op in &report.profile {
-            table.row([
-                op.operation.to_owned(),
-                format!("{:.0}", op.calls),
-                format!("{:.2}", op.milliseconds),
-                format!("{:.1} %", 100.0 * op.share),
-                op.gflops.map_or_else(String::new, |g| format!("{g:.1}")),
-            ]);
-        }
         text.push('\n');
-        text.push_str(&table.render(output.width, output.color));
+        text.push_str(&profile_table(&report.profile, "ms a step", output));
     }
     text
 }
