@@ -67,15 +67,21 @@ pub use activation::{
 };
 pub use arena::Arena;
 pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
-pub use elementwise::{add_assign, add_cols, copy_cols, scale};
+pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use head::{
-    CrossEntropy, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
+    CrossEntropy, cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs,
+    head_logits,
 };
 pub use linear::{
-    Layout, Weight, bias_backward, linear_backward_input, linear_backward_weight, linear_forward,
+    BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight, bias_backward,
+    linear_backward_input, linear_backward_weight, linear_forward, linears_backward_input,
+    linears_forward,
 };
-pub use low_rank::{Dropout, LowRank, low_rank_backward, low_rank_forward};
+pub use low_rank::{
+    Dropout, LowRank, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
+    low_rank_forward,
+};
 pub use measure::{
     all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
     sum_squares,

@@ -167,6 +167,29 @@ impl<'a> MatMut<'a> {
 }
 
 impl MatMut<'_> {
+    /// Some rows and columns, for a shorter time.
+    pub(crate) fn window(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        MatMut {
+            // Stays within the matrix, or at its end if no elements are left.
+            start: self
+                .start
+                .wrapping_add(rows.start * self.row_stride + cols.start),
+            rows: rows.len(),
+            cols: cols.len(),
+            row_stride: self.row_stride,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Sets every element to zero.
+    pub(crate) fn fill_zero(&mut self) {
+        for row in 0..self.rows {
+            self.row(row).fill(0.0);
+        }
+    }
+
     /// Number of columns.
     pub(crate) fn cols(&self) -> usize {
         self.cols

@@ -41,44 +41,36 @@ pub(crate) fn supported() -> bool {
     std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
 }
 
-/// out (+)= Σ over terms of a·b on one thread. With `accumulate` the sums are added to what is there.
+/// out (+)= a term, on one thread. With `accumulate` it is added to what is there.
 ///
 /// # Panics
 /// If the shapes do not match, or the processor is not [`supported`].
-pub(crate) fn multiply<'a>(
-    mut out: MatMut<'_>,
-    accumulate: bool,
-    terms: impl Iterator<Item = Term<'a>>,
-) {
+pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
     assert!(supported(), "a processor without AVX2 and FMA");
-    let (rows, cols) = (out.rows(), out.cols());
-    let mut add = accumulate;
-    for term in terms {
-        let inner = term.a.cols();
-        assert_eq!(term.a.rows(), rows, "rows of a product");
-        assert_eq!(term.b.cols(), cols, "columns of a product");
-        assert_eq!(term.b.rows(), inner, "inner size of a product");
-        if inner == 0 {
-            continue;
+    let (rows, cols, inner) = (out.rows(), out.cols(), term.a.cols());
+    assert_eq!(term.a.rows(), rows, "rows of a product");
+    assert_eq!(term.b.cols(), cols, "columns of a product");
+    assert_eq!(term.b.rows(), inner, "inner size of a product");
+    if inner == 0 {
+        if !accumulate {
+            out.fill_zero();
         }
-        // Parts of about one size, multiples of 8 for the sake of transposing.
-        let parts = inner.div_ceil(DEPTH);
-        let depth = inner.div_ceil(parts).next_multiple_of(8);
-        for start in (0..inner).step_by(depth) {
-            let part = start..(start + depth).min(inner);
-            let panels = cols.div_ceil(NR);
-            with_scratch(panels * NR * part.len(), |scratch| {
-                pack(scratch, term.b, part.clone(), cols);
-                let a = term.a.block(0..rows, part.clone());
-                multiply_part(&mut out, add, a, scratch);
-            });
-            add = true;
-        }
+        return;
     }
-    if !add {
-        for row in 0..rows {
-            out.row(row).fill(0.0);
-        }
+    // Parts of about one size, multiples of 8 for the sake of transposing.
+    let parts = inner.div_ceil(DEPTH);
+    let depth = inner.div_ceil(parts).next_multiple_of(8);
+    for start in (0..inner).step_by(depth) {
+        let part = start..(start + depth).min(inner);
+        let panels = cols.div_ceil(NR);
+        with_scratch(panels * NR * part.len(), |scratch| {
+            pack(scratch, term.b, part.clone(), cols);
+            if term.scale != 1.0 {
+                scratch.iter_mut().for_each(|x| *x *= term.scale);
+            }
+            let a = term.a.block(0..rows, part.clone());
+            multiply_part(&mut out, accumulate || start > 0, a, scratch);
+        });
     }
 }
 
@@ -196,7 +188,7 @@ fn sums(
                 a.data.as_ptr(),
                 a.row_stride,
                 a.col_stride,
-                b.as_ptr(),
+                (b.as_ptr(), NR),
                 start,
                 stride,
                 add,
@@ -223,7 +215,7 @@ fn sums(
 /// c (+)= a·b for `M` rows and one panel of 16 columns.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA. `a` can be read at `i·a_row + p·a_col` and `b` at `16·p + j` for
+/// The processor has AVX2 and FMA. `a` can be read at `i·a_row + p·a_col` and `b` at `p·b_row + j` for
 /// i < M, p < inner, j < 16, and `c` written at `i·c_row + j`.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx2,fma")]
@@ -232,12 +224,12 @@ unsafe fn kernel<const M: usize, const UNIT: bool>(
     a: *const f32,
     a_row: usize,
     a_col: usize,
-    b: *const f32,
+    (b, b_row): (*const f32, usize),
     c: *mut f32,
     c_row: usize,
     add: bool,
 ) {
-    let a_col = if UNIT { 1 } else { a_col };
+    let (a_col, b_row) = if UNIT { (1, NR) } else { (a_col, b_row) };
     // SAFETY: by the contract of this function.
     unsafe {
         for i in 0..M {
@@ -248,15 +240,15 @@ unsafe fn kernel<const M: usize, const UNIT: bool>(
         let (mut at, mut panel) = (a, b);
         for _ in 0..inner / 4 {
             for p in 0..4 {
-                step(&mut sums, at.add(p * a_col), a_row, panel.add(NR * p));
+                step(&mut sums, at.add(p * a_col), a_row, panel.add(p * b_row));
             }
             at = at.add(4 * a_col);
-            panel = panel.add(4 * NR);
+            panel = panel.add(4 * b_row);
         }
         for _ in 0..inner % 4 {
             step(&mut sums, at, a_row, panel);
             at = at.add(a_col);
-            panel = panel.add(NR);
+            panel = panel.add(b_row);
         }
         for (i, [mut low, mut high]) in sums.into_iter().enumerate() {
             let c = c.add(i * c_row);
@@ -291,6 +283,91 @@ unsafe fn step<const M: usize>(
             sum[0] = _mm256_fmadd_ps(a, low, sum[0]);
             sum[1] = _mm256_fmadd_ps(a, high, sum[1]);
         }
+    }
+}
+
+/// out (+)= a·b on one thread, for few rows of `a`, each used once with each number of `b`: nothing is
+/// packed.
+///
+/// # Panics
+/// If the shapes do not match, or the processor is not [`supported`].
+pub(crate) fn multiply_thin(mut out: MatMut<'_>, accumulate: bool, a: Mat<'_>, b: Mat<'_>) {
+    assert!(supported(), "a processor without AVX2 and FMA");
+    let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
+    assert_eq!(a.rows(), rows, "rows of a product");
+    assert_eq!(b.cols(), cols, "columns of a product");
+    assert_eq!(b.rows(), inner, "inner size of a product");
+    assert_eq!(
+        b.col_stride(),
+        1,
+        "rows of the right factor lie in one piece"
+    );
+    if inner == 0 {
+        if !accumulate {
+            out.fill_zero();
+        }
+        return;
+    }
+    let whole = cols / NR * NR;
+    for col in (0..whole).step_by(NR) {
+        for row in (0..rows).step_by(THIN) {
+            let height = THIN.min(rows - row);
+            thin(&mut out, (row, height), col, accumulate, a, b);
+        }
+    }
+    for row in 0..rows {
+        let out = out.row(row);
+        for col in whole..cols {
+            let sum: f32 = (0..inner)
+                .map(|p| {
+                    a.data()[row * a.row_stride() + p * a.col_stride()]
+                        * b.data()[p * b.row_stride() + col]
+                })
+                .sum();
+            out[col] = if accumulate { out[col] + sum } else { sum };
+        }
+    }
+}
+
+/// Rows of a thin product that are summed together.
+const THIN: usize = 4;
+
+/// A block of a thin product: up to 4 rows and 16 columns.
+#[expect(unsafe_code, reason = "kernels take pointers")]
+fn thin(
+    out: &mut MatMut<'_>,
+    (row, height): (usize, usize),
+    col: usize,
+    add: bool,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    let inner = a.cols();
+    let a = a.block(row..row + height, 0..inner);
+    let b = b.block(0..inner, col..col + NR);
+    assert!(row + height <= out.rows() && col + NR <= out.cols() && inner > 0);
+    assert!((height - 1) * a.row_stride() + (inner - 1) * a.col_stride() < a.data().len());
+    assert!((inner - 1) * b.row_stride() + NR <= b.data().len());
+    let kernel = match height {
+        1 => kernel::<1, false>,
+        2 => kernel::<2, false>,
+        3 => kernel::<3, false>,
+        _ => kernel::<4, false>,
+    };
+    let (start, stride) = out.pointer(row, col);
+    // SAFETY: `multiply_thin` has checked that the processor has AVX2 and FMA; the assertions above show
+    // that reads of both factors lie within their data, and that the output has 16 columns in each row.
+    unsafe {
+        kernel(
+            inner,
+            a.data().as_ptr(),
+            a.row_stride(),
+            a.col_stride(),
+            (b.data().as_ptr(), b.row_stride()),
+            start,
+            stride,
+            add,
+        );
     }
 }
 

@@ -194,6 +194,22 @@ pub(crate) fn widen(to: &mut [f32], from: &[bf16]) {
     );
 }
 
+/// Rounds f32 to the nearest bf16, ties to even; NaN stays NaN.
+pub(crate) fn narrow(to: &mut [bf16], from: &[f32]) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for (to, from) in to.iter_mut().zip(from) {
+                let bits = from.to_bits();
+                let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+                // The low bits alone could hold what makes it a NaN.
+                let nan = bits >> 16 | 0x40;
+                *to = bf16::from_bits(if from.is_nan() { nan } else { rounded } as u16);
+            }
+        },
+    );
+}
+
 /// Widens a block of a matrix: rows of `width` numbers that start `stride` apart.
 pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: usize) {
     vectorize(
@@ -378,6 +394,24 @@ mod tests {
                 x[at] = f32::NAN;
                 assert!(lane_max(&x).is_nan());
             }
+        }
+    }
+
+    #[test]
+    fn narrowing_is_that_of_the_library() {
+        let mut numbers: Vec<f32> = (0..=u16::MAX)
+            .flat_map(|high| {
+                [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| u32::from(high) << 16 | low)
+            })
+            .map(f32::from_bits)
+            .collect();
+        numbers.push(1.0);
+        let mut narrowed = vec![bf16::ZERO; numbers.len()];
+        narrow(&mut narrowed, &numbers);
+        for (found, &number) in narrowed.iter().zip(&numbers) {
+            let expected = bf16::from_f32(number);
+            let same = found.to_bits() == expected.to_bits();
+            assert!(same || found.is_nan() && number.is_nan(), "{number:e}");
         }
     }
 

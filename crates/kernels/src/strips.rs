@@ -25,7 +25,7 @@ const ROW_STEP: usize = 48;
 /// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
 /// Tokens up to which products of rows, which read each weight once and pack nothing, are faster.
-const FEW_TOKENS: usize = 32;
+pub(crate) const FEW_TOKENS: usize = 32;
 /// Weights that a task takes when there are few tokens.
 const FEW_BLOCK: usize = 32 * 1024;
 
@@ -88,11 +88,26 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// A product of a sum: a [T, K] times b [K, N].
+/// A product of a sum: scale times a [T, K] times b [K, N], added to a window of the output.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
     pub(crate) a: Mat<'a>,
     pub(crate) b: Factor<'a>,
+    pub(crate) scale: f32,
+    /// Row and column of the output where the window begins.
+    pub(crate) at: (usize, usize),
+}
+
+impl<'a> Term<'a> {
+    /// The product itself, of the whole output.
+    pub(crate) fn new(a: Mat<'a>, b: Factor<'a>) -> Self {
+        Self {
+            a,
+            b,
+            scale: 1.0,
+            at: (0, 0),
+        }
+    }
 }
 
 /// An output, what it begins with, and the products that it is the sum of.
@@ -124,14 +139,54 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         let (y, start, terms) = &jobs[*job];
         #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
         // SAFETY: no two pieces share an element of an output.
-        let mut tile = unsafe { y.block(rows.clone(), cols.clone()) };
-        let accumulate = start.prepare(&mut tile, cols);
-        let terms = terms.iter().map(|term| Term {
-            a: term.a.block(rows.clone(), 0..term.a.cols()),
-            b: term.b.block(0..term.b.rows(), cols.clone()),
-        });
-        multiply_tile(tile, accumulate, terms);
+        let tile = unsafe { y.block(rows.clone(), cols.clone()) };
+        multiply_piece(tile, (rows, cols), *start, terms);
     });
+}
+
+/// One piece of an output, on one thread.
+fn multiply_piece(
+    mut tile: MatMut<'_>,
+    (rows, cols): (&Range<usize>, &Range<usize>),
+    start: Start<'_>,
+    terms: &[Term<'_>],
+) {
+    let mut holds = start.prepare(&mut tile, cols);
+    for term in terms {
+        let (row, col) = term.at;
+        let down = overlap(rows, &(row..row + term.a.rows()));
+        let across = overlap(cols, &(col..col + term.b.cols()));
+        if down.is_empty() || across.is_empty() {
+            continue;
+        }
+        let whole = down == *rows && across == *cols;
+        if !holds && !whole {
+            tile.fill_zero();
+            holds = true;
+        }
+        let window = tile.window(
+            down.start - rows.start..down.end - rows.start,
+            across.start - cols.start..across.end - cols.start,
+        );
+        let part = Term {
+            a: term
+                .a
+                .block(down.start - row..down.end - row, 0..term.a.cols()),
+            b: term
+                .b
+                .block(0..term.b.rows(), across.start - col..across.end - col),
+            ..*term
+        };
+        multiply_term(window, holds, &part);
+        holds = true;
+    }
+    if !holds {
+        tile.fill_zero();
+    }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.max(b.start)..a.end.min(b.end)
 }
 
 /// A block of an output that one task computes.
@@ -187,38 +242,29 @@ fn cut(sizes: &[(usize, usize)], inner: usize, threads: usize) -> Vec<Piece> {
     pieces
 }
 
-/// One piece, on one thread.
-fn multiply_tile<'a>(tile: MatMut<'_>, accumulate: bool, terms: impl Iterator<Item = Term<'a>>) {
+/// out (+)= a term, on one thread.
+fn multiply_term(out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
     #[cfg(target_arch = "x86_64")]
     if panels::supported() {
-        return panels::multiply(tile, accumulate, terms);
+        return panels::multiply(out, accumulate, term);
     }
-    multiply_tile_anywhere(tile, accumulate, terms);
+    multiply_term_anywhere(out, accumulate, term);
 }
 
-/// One piece with `gemm-f32`, for processors that [`panels`] has no code for.
-fn multiply_tile_anywhere<'a>(
-    mut tile: MatMut<'_>,
-    accumulate: bool,
-    terms: impl Iterator<Item = Term<'a>>,
-) {
-    let rows = tile.rows();
-    let mut add = accumulate;
-    for Term { a, b } in terms {
-        // Summing a part of the inputs at a time, in order, keeps the strip within the cache.
-        for start in (0..b.rows()).step_by(DEPTH) {
-            let part = start..(start + DEPTH).min(b.rows());
-            let a = a.block(0..rows, part.clone());
-            with_widened(b.block(part, 0..b.cols()), |b| {
-                product(tile.reborrow(), add, 1.0, a, b);
-            });
-            add = true;
-        }
+/// [`multiply_term`] with `gemm-f32`, for processors that [`panels`] has no code for.
+fn multiply_term_anywhere(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
+    let Term { a, b, scale, .. } = *term;
+    let rows = out.rows();
+    if b.rows() == 0 && !accumulate {
+        out.fill_zero();
     }
-    if !add {
-        for row in 0..rows {
-            tile.row(row).fill(0.0);
-        }
+    // Summing a part of the inputs at a time, in order, keeps the strip within the cache.
+    for start in (0..b.rows()).step_by(DEPTH) {
+        let part = start..(start + DEPTH).min(b.rows());
+        let a = a.block(0..rows, part.clone());
+        with_widened(b.block(part, 0..b.cols()), |b| {
+            product(out.reborrow(), accumulate || start > 0, scale, a, b);
+        });
     }
 }
 
@@ -257,10 +303,7 @@ pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<
             Data::Bf16(w) => few_times_rows(y, x, w, start),
         };
     }
-    let terms = &[Term {
-        a: x.as_mat(),
-        b: Factor::turned(w),
-    }];
+    let terms = &[Term::new(x.as_mat(), Factor::turned(w))];
     multiply(vec![Job { y, start, terms }]);
 }
 
@@ -285,10 +328,7 @@ fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], start: Start
 
 /// y (+)= x·w; y [T, N], x [T, K], w [K, N].
 pub(crate) fn times_columns(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<'_>) {
-    let terms = &[Term {
-        a: x.as_mat(),
-        b: Factor::straight(w),
-    }];
+    let terms = &[Term::new(x.as_mat(), Factor::straight(w))];
     multiply(vec![Job { y, start, terms }]);
 }
 

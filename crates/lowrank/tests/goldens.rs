@@ -167,6 +167,7 @@ impl Case {
             label_smoothing,
             batch_size,
             share_prompts: false,
+            saving: lowrank::model::Saving::default(),
             seed: 0,
         }
     }

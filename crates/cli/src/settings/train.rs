@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::values::{
-    BaseDtype, InitLoraWeights, Method, OnBadRow, SchedulerType, Targets, parse_pattern,
-    pattern_map,
+    BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, Recompute, SchedulerType, Targets,
+    parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
@@ -201,6 +201,14 @@ pub struct TrainSettings {
     /// Stop after so many evaluations without a new lowest loss
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub early_stopping_patience: Option<usize>,
+
+    /// What a block computes again in the backward instead of keeping it [default: as little as the memory allows]
+    #[arg(long, value_name = "WHAT", help_heading = MACHINE)]
+    pub recompute: Option<Recompute>,
+
+    /// Memory that the run may take, such as 2GiB [default: what the machine has free]
+    #[arg(long, value_name = "SIZE", help_heading = MACHINE)]
+    pub memory_budget: Option<ByteSize>,
 
     /// How the frozen weights are stored
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = MACHINE)]

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
 use crate::model::Decoder;
-use crate::plan::{StepFlops, Work, step_flops};
+use crate::plan::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 use crate::tuning::Adapter;
 
@@ -38,6 +38,8 @@ pub struct TrainFigures {
     pub rows: usize,
     /// What the measured steps needed.
     pub flops: StepFlops,
+    /// What the memory was predicted to be for the largest step.
+    pub predicted: Memory,
     /// The process's largest resident memory at the end, bytes.
     pub peak_rss: u64,
     /// Where the time went, if asked.
@@ -70,6 +72,7 @@ pub fn train(
         work: Work::default(),
         rows: 0,
         flops: StepFlops::default(),
+        predicted: Memory::default(),
         peak_rss: 0,
         profile: Vec::new(),
     };
@@ -90,12 +93,17 @@ pub fn train(
         let done = optimizer_step(model, adapter, &mut state, &rows, &options.step, &ws)?;
         let seconds = begun.elapsed().as_secs_f64();
         figures.losses.push(done.loss);
+        let config = model.config();
+        let work = Work::of(&options.step.batch_of(&rows), config.sliding_window);
+        let (dtype, saving) = (model.weights().dtype(), options.step.saving);
+        let memory = training_memory(config, adapter, dtype, work, saving);
+        if memory.total() > figures.predicted.total() {
+            figures.predicted = memory;
+        }
         if step >= options.warmup {
             figures.seconds.push(seconds);
             figures.rows += rows.len();
-            let config = model.config();
-            let batch = options.step.batch_of(&rows);
-            figures.work.add(Work::of(&batch, config.sliding_window));
+            figures.work.add(work);
         }
     }
     if options.profile {

@@ -89,6 +89,15 @@ impl Batch {
         }
     }
 
+    /// Which adapter a range of these ascending rows uses, counted among them.
+    pub(crate) fn adapters_of(&self, rows: &[u32]) -> Vec<(Range<usize>, usize)> {
+        let before = |row: usize| rows.partition_point(|r| (*r as usize) < row);
+        self.adapters
+            .iter()
+            .map(|(range, index)| (before(range.start)..before(range.end), *index))
+            .collect()
+    }
+
     /// Lets every row use the adapter `index`.
     #[must_use]
     pub fn with_adapter(mut self, index: usize) -> Self {

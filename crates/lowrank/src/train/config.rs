@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::SchedulerType;
 use crate::data::OnBadRow;
+use crate::model::Recompute;
 use crate::tuning::Method;
 use crate::tuning::lora::{InitLoraWeights, Targets};
 
@@ -76,6 +77,12 @@ pub struct TrainConfig {
     /// did not.
     #[serde(default)]
     pub share_prompts: bool,
+    /// What the blocks compute again in the backward; `None`: as little as the memory allows.
+    #[serde(default)]
+    pub recompute: Option<Recompute>,
+    /// Bytes that the run may take; `None`: what the machine has free.
+    #[serde(default)]
+    pub memory_budget: Option<u64>,
     /// Passes over the data.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides `num_train_epochs`.
@@ -163,6 +170,8 @@ impl TrainConfig {
             batch_size: 8,
             gradient_accumulation_steps: 1,
             share_prompts: false,
+            recompute: None,
+            memory_budget: None,
             num_train_epochs: 3.0,
             max_steps: None,
             max_seq_length: 2048,
@@ -280,7 +289,13 @@ impl TrainConfig {
 
     /// Keys whose value differs from `earlier` in a way that would change the result of going on.
     pub fn changes_since(&self, earlier: &Self) -> Vec<String> {
-        let neutral: &[&str] = &["output", "threads", "save_steps", "save_total_limit"];
+        let neutral: &[&str] = &[
+            "output",
+            "threads",
+            "save_steps",
+            "save_total_limit",
+            "memory_budget",
+        ];
         let as_map = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(map)) => map,
             _ => serde_json::Map::new(),

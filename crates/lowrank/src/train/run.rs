@@ -12,14 +12,14 @@ use super::config::TrainConfig;
 use super::evaluate::evaluate;
 use super::events::{Event, Observer};
 use super::folder;
-use super::memory::peak_rss;
+use super::memory::{choose_saving, peak_rss};
 use super::order::StepRows;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::model::families;
+use crate::model::{Saving, families};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::lora::{self, Targets};
@@ -280,6 +280,7 @@ struct Loop<'a> {
     config: &'a TrainConfig,
     base: &'a Base,
     lora: Option<&'a LoraConfig>,
+    saving: Saving,
     valid: &'a [Example],
     ws: Workspace,
     state: TrainerState,
@@ -321,6 +322,7 @@ pub fn fit(
         config,
         base,
         lora: lora.as_ref(),
+        saving: choose_saving(config, base, &adapter, examples, observer)?,
         valid,
         ws: Workspace::new(),
         state,
@@ -492,6 +494,7 @@ impl Loop<'_> {
             label_smoothing: config.label_smoothing_factor,
             batch_size: config.batch_size,
             share_prompts: config.share_prompts,
+            saving: self.saving,
             seed: mix(config.seed, 2),
         }
     }

@@ -5,7 +5,7 @@ use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, scale, su
 use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
-use crate::model::{Batch, Decoder, LossSum};
+use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving};
 use crate::random::mix;
 use crate::tuning::{Adapter, AdapterSet};
 
@@ -40,6 +40,8 @@ pub struct StepOptions {
     pub batch_size: usize,
     /// Whether a micro-batch computes a prompt that several of its rows have only once.
     pub share_prompts: bool,
+    /// What the blocks keep for the backward.
+    pub saving: Saving,
     /// Seed of the dropout masks.
     pub seed: u64,
 }
@@ -129,14 +131,13 @@ pub fn accumulate(
         tokens += batch.tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
-        sums.add(model.forward_backward(
-            &batch,
-            AdapterSet::new(&set),
-            grads,
-            options.label_smoothing as f32,
-            Some(key),
-            ws,
-        ));
+        let pass = PassOptions {
+            label_smoothing: options.label_smoothing as f32,
+            dropout_key: Some(key),
+            saving: options.saving,
+        };
+        let set = AdapterSet::new(&set);
+        sums.add(model.forward_backward(&batch, set, grads, &pass, ws));
     }
     (sums, tokens)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lowrank::Workspace;
 use lowrank::data::Example;
-use lowrank::model::{Decoder, LossSum};
+use lowrank::model::{Decoder, LossSum, PassOptions};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, shared_batch_of};
 use lowrank::tuning::{Adapter, AdapterSet, Method, full};
 use serde_json::Value;
@@ -61,7 +61,11 @@ fn gradients(
     let mut grads = OptimizerState::new(trained).grads;
     let (set, ws) = ([trained], Workspace::new());
     let set = AdapterSet::new(&set);
-    let sums = model.forward_backward(&batch, set, &mut grads, smoothing, None, &ws);
+    let options = PassOptions {
+        label_smoothing: smoothing,
+        ..PassOptions::default()
+    };
+    let sums = model.forward_backward(&batch, set, &mut grads, &options, &ws);
     let evaluated = model.loss(&batch, set, &ws);
     assert_eq!(
         (evaluated.correct, evaluated.tokens),

@@ -6,7 +6,8 @@ use clap::Args;
 use lowrank::base::Base;
 use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example};
-use lowrank::plan::{StepFlops, Work};
+use lowrank::model::Saving;
+use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::report::units;
 use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
 use serde::Serialize;
@@ -15,7 +16,7 @@ use super::{OpShare, profile_table, random_ids, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::{Method, Split, Targets};
+use crate::settings::values::{BaseDtype, Method, Recompute, Split, Targets};
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -72,6 +73,19 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "MODULES", help_heading = "Method")]
     pub target_modules: Option<Targets>,
 
+    /// What a block computes again in the backward
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "none",
+        help_heading = "Work"
+    )]
+    pub recompute: Recompute,
+
+    /// How the blocks keep what the backward reads [default: as the base is stored]
+    #[arg(long, value_name = "DTYPE", help_heading = "Work")]
+    pub saved_dtype: Option<BaseDtype>,
+
     /// Say where the time went, operation by operation
     #[arg(long)]
     pub profile: bool,
@@ -105,6 +119,10 @@ struct Report {
     products_gflops: f64,
     efficiency: f64,
     peak_rss: u64,
+    recompute: Recompute,
+    /// What the memory was predicted to be for the largest step.
+    predicted: Memory,
+    predicted_total: u64,
     losses: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<OpShare>,
@@ -155,6 +173,10 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
             label_smoothing: 0.0,
             batch_size: args.batch_size,
             share_prompts: args.share_prompts,
+            saving: Saving {
+                recompute: args.recompute.into(),
+                dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
+            },
             seed: config.seed,
         },
     };
@@ -184,6 +206,9 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
         products_gflops: bench::mean_gflops(&shapes),
         efficiency: gflops / peak,
         peak_rss: figures.peak_rss,
+        recompute: args.recompute,
+        predicted_total: figures.predicted.total(),
+        predicted: figures.predicted,
         profile: shares(&figures.profile, args.steps, seconds),
         losses: figures.losses,
     })
@@ -246,7 +271,14 @@ fn text(report: &Report, output: &Output) -> String {
         "reached",
         format!("{:.1} % of the fastest", 100.0 * report.efficiency),
     );
-    facts.add("peak memory", units::bytes(report.peak_rss));
+    facts.add(
+        "peak memory",
+        format!(
+            "{}, predicted {}",
+            units::bytes(report.peak_rss),
+            units::bytes(report.predicted_total)
+        ),
+    );
     facts.add("threads", report.threads.to_string());
     let mut text = facts.render("", output.color);
     if !report.profile.is_empty() {
