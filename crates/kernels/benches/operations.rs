@@ -244,7 +244,6 @@ mod attention {
                 q.view(),
                 k.view(),
                 v.view(),
-                o.view(),
                 lse.view(),
                 &segments,
                 &SHAPE,

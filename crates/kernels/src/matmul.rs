@@ -1,11 +1,13 @@
-//! Matrix products: the one place that calls `gemm-f32`.
+//! Matrices with strides, and their product: the one place that calls `gemm-f32`.
 //!
-//! Each call runs on one thread; operations cut their output into pieces and call [`product`] for
+//! Each product runs on one thread; operations cut their output into pieces and call [`product`] for
 //! each, so that the pieces, and with them the bits, do not depend on the number of threads.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
 use crate::parallel::for_each_task;
 use crate::view::ViewMut;
 use gemm_common::Parallelism;
@@ -291,13 +293,28 @@ pub(crate) fn for_tiles(
 /// A block that is as large as a matrix can be.
 pub(crate) const ALL: usize = usize::MAX / 2;
 
-/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n].
+/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n], on one thread.
+pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        return panels::multiply_mats(out, accumulate, alpha, a, b);
+    }
+    product_anywhere(out, accumulate, alpha, a, b);
+}
+
+/// [`product`] with `gemm-f32`, for processors that [`panels`] has no code for.
 #[expect(unsafe_code, reason = "gemm takes pointers and strides")]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "a borrow of the output that ends here"
 )]
-pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+pub(crate) fn product_anywhere(
+    out: MatMut<'_>,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
     assert_eq!(a.rows, out.rows, "rows of a product");
     assert_eq!(b.cols, out.cols, "columns of a product");
     assert_eq!(a.cols, b.rows, "inner size of a product");

@@ -57,19 +57,74 @@ pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
         }
         return;
     }
+    for_parts(&mut out, accumulate, term.a, term.scale, |panels, part| {
+        pack(panels, term.b, part, cols);
+    });
+}
+
+/// out (+)= alpha·a·b on one thread, for two matrices in f32.
+///
+/// # Panics
+/// If the shapes do not match, or the processor is not [`supported`].
+pub(crate) fn multiply_mats(
+    mut out: MatMut<'_>,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    assert!(supported(), "a processor without AVX2 and FMA");
+    let (cols, inner) = (out.cols(), a.cols());
+    assert_eq!(a.rows(), out.rows(), "rows of a product");
+    assert_eq!(b.cols(), cols, "columns of a product");
+    assert_eq!(b.rows(), inner, "inner size of a product");
+    if inner == 0 {
+        if !accumulate {
+            out.fill_zero();
+        }
+        return;
+    }
+    for_parts(&mut out, accumulate, a, alpha, |panels, part| {
+        let b = b.block(part.clone(), 0..cols);
+        let (data, inner) = (b.data(), part.len());
+        if b.col_stride() == 1 {
+            return pack_straight(panels, data, b.row_stride(), cols, inner);
+        }
+        assert_eq!(
+            b.row_stride(),
+            1,
+            "a matrix that lies in rows or in columns"
+        );
+        for (panel, to) in panels.chunks_exact_mut(NR * inner).enumerate() {
+            let width = NR.min(cols - panel * NR);
+            let from = &data[panel * NR * b.col_stride()..];
+            pack_turned(to, from, b.col_stride(), width, inner);
+        }
+    });
+}
+
+/// Multiplies a part of the inner index at a time with what `pack` makes of that part.
+fn for_parts(
+    out: &mut MatMut<'_>,
+    accumulate: bool,
+    a: Mat<'_>,
+    scale: f32,
+    pack: impl Fn(&mut [f32], std::ops::Range<usize>),
+) {
+    let (rows, inner) = (a.rows(), a.cols());
+    let panels = out.cols().div_ceil(NR);
     // Parts of about one size, multiples of 8 for the sake of transposing.
     let parts = inner.div_ceil(DEPTH);
     let depth = inner.div_ceil(parts).next_multiple_of(8);
     for start in (0..inner).step_by(depth) {
         let part = start..(start + depth).min(inner);
-        let panels = cols.div_ceil(NR);
         with_scratch(panels * NR * part.len(), |scratch| {
-            pack(scratch, term.b, part.clone(), cols);
-            if term.scale != 1.0 {
-                scratch.iter_mut().for_each(|x| *x *= term.scale);
+            pack(scratch, part.clone());
+            if scale != 1.0 {
+                scratch.iter_mut().for_each(|x| *x *= scale);
             }
-            let a = term.a.block(0..rows, part.clone());
-            multiply_part(&mut out, accumulate || start > 0, a, scratch);
+            let a = a.block(0..rows, part);
+            multiply_part(out, accumulate || start > 0, a, scratch);
         });
     }
 }

@@ -21,44 +21,6 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
 /// Lanes that sums use, a multiple of every vector's.
 pub(crate) const LANES: usize = 16;
 
-/// Σ a·b.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    Arch::new().dispatch(Dot { a, b })
-}
-
-struct Dot<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-}
-
-impl WithSimd for Dot<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        dot_with(simd, self.a, self.b)
-    }
-}
-
-/// Products of two rows of one length.
-#[inline(always)]
-fn dot_with<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = simd.splat_f32s(0.0);
-    for (a, b) in a.iter().zip(b) {
-        let (a, b) = (S::as_simd_f32s(a).0, S::as_simd_f32s(b).0);
-        for (&a, &b) in a.iter().zip(b) {
-            sums = simd.mul_add_e_f32s(a, b, sums);
-        }
-    }
-    let mut sum = simd.reduce_sum_f32s(sums);
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        sum += a * b;
-    }
-    sum
-}
-
 /// out[h] += Σ over k of weights[h][k] · row k of `b`, for heads h of `size` numbers.
 ///
 /// The rows of `b` start `stride` apart and are added in their order.
@@ -348,14 +310,6 @@ mod tests {
     /// Products of small integers are exact in whatever order they are added.
     fn exact(a: &[f32], b: &[f32]) -> f32 {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
-    }
-
-    #[test]
-    fn products_are_exact() {
-        for len in [0, 1, 7, 15, 16, 17, 33, 100] {
-            let (a, b) = (numbers(len, 3), numbers(len, 4));
-            assert_eq!(dot(&a, &b), exact(&a, &b));
-        }
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::matmul::{Mat, MatMut, Shared, for_tiles, product};
+use crate::matmul::{Mat, MatMut, Shared, for_tiles, product_anywhere};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
 use crate::parallel::for_each_task;
@@ -263,7 +263,7 @@ fn multiply_term_anywhere(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>
         let part = start..(start + DEPTH).min(b.rows());
         let a = a.block(0..rows, part.clone());
         with_widened(b.block(part, 0..b.cols()), |b| {
-            product(out.reborrow(), accumulate || start > 0, scale, a, b);
+            product_anywhere(out.reborrow(), accumulate || start > 0, scale, a, b);
         });
     }
 }

@@ -38,7 +38,8 @@ pub(crate) struct Values {
     x: Tensor,
     attention_norm: NormSaved,
     heads: HeadsSaved,
-    o: Tensor,
+    /// Attention's output, where the gradients of trained values read it; attention's own backward does without.
+    o: Option<Tensor>,
     lse: Tensor,
     x_mid: Tensor,
     mlp_norm: NormSaved,
@@ -172,6 +173,12 @@ impl Pass<'_> {
         add_assign(x_mid.view_mut(), x_rows.view());
         self.give_widened(x_rows);
         self.give_widened(o_rows);
+        let o = if pass.reads_input(place.linear(LinearKind::O)) {
+            Some(o)
+        } else {
+            self.ws.give(o);
+            None
+        };
 
         let (normed, mlp_norm) = pass.norm(place.norm(BlockNorm::Mlp), x_mid.view());
         let (mlp, b) = pass.mlp_inputs(place, normed.view());
@@ -260,12 +267,14 @@ impl Pass<'_> {
             x: keep(x),
             attention_norm,
             heads: HeadsSaved {
-                q: keep(heads.q),
-                k: keep(heads.k),
-                v: keep(heads.v),
+                // The gradients of scores are small differences of large numbers: rounding what they are computed from
+                // again costs several times as much precision as rounding everything else.
+                q: heads.q,
+                k: heads.k,
+                v: heads.v,
                 raw,
             },
-            o: keep(o),
+            o: o.map(keep),
             lse,
             x_mid: keep(x_mid),
             mlp_norm,
@@ -496,8 +505,8 @@ impl Pass<'_> {
         let id = place.linear(LinearKind::O);
         let mut d_o = self.take(dx.rows(), self.config().q_size());
         let linears = [self.back(id, dx, saved)];
-        if self.reads_input(id) {
-            let o = self.widened(&saved.o);
+        if let Some(o) = &saved.o {
+            let o = self.widened(o);
             let o_rows = self.wanted(place, &o);
             self.linears_backward(&linears, Some(o_rows.view()), Some(d_o.view_mut()), grads);
             self.give_widened(o_rows);
@@ -577,7 +586,6 @@ impl Pass<'_> {
         let mut dq = self.take(tokens, config.q_size());
         let mut dk = self.take(tokens, config.kv_size());
         let mut dv = self.take(tokens, config.kv_size());
-        let [q, k, v, o] = [q, k, v, &saved.o].map(|kept| self.widened(kept));
         attention_backward(
             dq.view_mut(),
             dk.view_mut(),
@@ -586,15 +594,11 @@ impl Pass<'_> {
             q.view(),
             k.view(),
             v.view(),
-            o.view(),
             saved.lse.view(),
             &self.batch.segments,
             &self.attention_shape(),
             self.ws,
         );
-        for kept in [q, k, v, o] {
-            self.give_widened(kept);
-        }
         if let Some(table) = place.rope {
             for dx in [&mut dq, &mut dk] {
                 let positions = &self.batch.positions;
@@ -665,7 +669,8 @@ impl Pass<'_> {
             mlp,
             branches,
         } = values;
-        self.give([o, lse, x_mid, heads.q, heads.k, heads.v]);
+        self.give([lse, x_mid, heads.q, heads.k, heads.v]);
+        self.give(o);
         if let Some(MlpSaved { gate, up }) = mlp {
             self.give(gate);
             self.ws.give(up);

@@ -3,7 +3,7 @@
 use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use crate::Error;
-use crate::base::Base;
+use crate::base::Network;
 use crate::data::Example;
 use crate::model::{Recompute, Saving};
 use crate::plan::{Memory, Work, training_memory};
@@ -58,7 +58,7 @@ fn largest_batch(examples: &[Example], batch_size: usize) -> Work {
 /// A memory budget that nothing fits in.
 pub(super) fn choose_saving(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     adapter: &Adapter,
     examples: &[Example],
     observer: &mut dyn Observer,

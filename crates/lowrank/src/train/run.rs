@@ -17,7 +17,7 @@ use super::order::StepRows;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
-use crate::base::{Base, Source};
+use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
 use crate::model::{Saving, families};
 use crate::random::mix;
@@ -105,14 +105,16 @@ pub fn train(
         observer.event(&Event::Note(valid.report.to_string()));
     }
     check(config, &base, &data, valid.as_ref())?;
-    let trained = prepare(config, &base, observer)?;
+    let network = base.network();
+    drop(base);
+    let trained = prepare(config, &network, observer)?;
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
     }
     let valid = valid.map(|valid| valid.examples).unwrap_or_default();
     let outcome = fit(
         config,
-        &base,
+        &network,
         trained,
         &data.examples,
         &valid,
@@ -196,7 +198,7 @@ fn check(
 /// Targets that match nothing; an adapter to start from that can't be used.
 pub fn prepare(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     let model = base.decoder.config();
@@ -223,7 +225,7 @@ pub fn prepare(
     }
 }
 
-fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Observer) {
+fn note_fingerprint(loaded: &lora::Loaded, base: &Network, observer: &mut dyn Observer) {
     if let Some(recorded) = &loaded.base_fingerprint
         && *recorded != base.decoder.weights().fingerprint()
     {
@@ -236,7 +238,7 @@ fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Obser
 }
 
 /// PEFT's config for the settings of a run.
-fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
+fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
     let family = base.decoder.config().family;
     let defaults = || {
         families::default_targets(family)
@@ -278,7 +280,7 @@ fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
 /// The state of the loop.
 struct Loop<'a> {
     config: &'a TrainConfig,
-    base: &'a Base,
+    base: &'a Network,
     lora: Option<&'a LoraConfig>,
     saving: Saving,
     valid: &'a [Example],
@@ -293,7 +295,7 @@ struct Loop<'a> {
 /// As [`train`].
 pub fn fit(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     trained: Trained,
     examples: &[Example],
     valid: &[Example],
@@ -408,7 +410,7 @@ pub fn fit(
 /// The state that the run begins or goes on with, and the metrics file cut to it.
 fn open_state(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     (examples, valid): (&[Example], &[Example]),
     start: Start,
     (adapter, optimizer): (&mut Adapter, &mut OptimizerState),

@@ -159,7 +159,9 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
     if let Some(targets) = &args.target_modules {
         config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
     }
-    let mut adapter = prepare(&config, &base, &mut Silent)?.adapter;
+    let network = base.network();
+    drop(base); // a run that trains has no tokenizer any more either
+    let mut adapter = prepare(&config, &network, &mut Silent)?.adapter;
     let options = TrainOptions {
         steps: args.steps,
         warmup: args.warmup,
@@ -180,11 +182,11 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
             seed: config.seed,
         },
     };
-    let figures = bench::train(&base.decoder, &mut adapter, &examples, &options)?;
+    let figures = bench::train(&network.decoder, &mut adapter, &examples, &options)?;
     let work = figures.work;
     let mean = |total: usize| (total as f64 / args.steps as f64).round() as usize;
     let step = (mean(work.tokens), mean(work.supervised_tokens));
-    let shapes = bench::gemm(base.decoder.config(), step, lowrank::DType::F32, 5);
+    let shapes = bench::gemm(network.decoder.config(), step, lowrank::DType::F32, 5);
     let seconds = figures.total_seconds();
     let gflops = figures.flops.total() / seconds / 1e9;
     let peak = bench::peak_gflops(&shapes);
