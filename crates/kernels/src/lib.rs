@@ -38,6 +38,7 @@ mod arena;
 mod attention;
 mod elementwise;
 mod embedding;
+mod few;
 mod head;
 mod linear;
 mod low_rank;
@@ -72,6 +73,7 @@ pub use head::{
 };
 pub use linear::{
     Layout, Weight, bias_backward, linear_backward_input, linear_backward_weight, linear_forward,
+    linear_forward_each,
 };
 pub use low_rank::{Dropout, LowRank, low_rank_backward, low_rank_forward};
 pub use measure::{

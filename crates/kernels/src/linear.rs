@@ -3,10 +3,12 @@
 //! `linear_forward` overwrites y; `linear_backward_input` overwrites or accumulates as asked;
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
+use crate::few::{FEW_TOKENS, few_times_rows};
 use crate::matmul::{for_tiles, product};
 use crate::profile::op;
 use crate::simd;
 use crate::strips::{Start, times_columns, times_rows};
+use crate::tensor::DType;
 use crate::view::{View, ViewMut};
 
 /// How a weight lies in memory.
@@ -69,6 +71,41 @@ pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<V
             bias.with_f32s(|bias| run(Start::Row(bias)));
         }
     }
+}
+
+/// y = x·Wᵀ + b for several linears of one input, as [`linear_forward`] does each; with few tokens
+/// they are computed together.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn linear_forward_each<const N: usize>(
+    ys: [ViewMut<'_>; N],
+    x: View<'_>,
+    ws: [Weight<'_>; N],
+    biases: [Option<View<'_>>; N],
+) {
+    let together = x.rows() <= FEW_TOKENS
+        && ws.iter().all(|w| w.layout == Layout::OutIn)
+        && biases.iter().flatten().all(|b| b.dtype() == DType::F32);
+    if !together {
+        for ((y, w), bias) in ys.into_iter().zip(ws).zip(biases) {
+            linear_forward(y, x, w, bias);
+        }
+        return;
+    }
+    let _op = op("linear forward", || {
+        let weights: usize = ws.iter().map(|w| w.view.len()).sum();
+        2.0 * (x.rows() * weights) as f64
+    });
+    for ((y, w), bias) in ys.iter().zip(&ws).zip(&biases) {
+        x.assert_shape("the input of a linear", y.rows(), w.inputs());
+        y.assert_shape("the output of a linear", x.rows(), w.outputs());
+        if let Some(bias) = bias {
+            bias.assert_shape("the bias of a linear", 1, w.outputs());
+        }
+    }
+    let starts = biases.map(|bias| bias.map_or(Start::Zero, |bias| Start::Row(bias.f32s())));
+    few_times_rows(ys, x, ws.map(|w| w.view), starts);
 }
 
 /// dx = dy·W, or dx += dy·W if `accumulate`; dx [T, in], dy [T, out].

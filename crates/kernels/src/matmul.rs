@@ -148,6 +148,19 @@ impl<'a> MatMut<'a> {
 }
 
 impl MatMut<'_> {
+    /// Writes numbers into a column from a row on, or adds them.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "one check for all rows, in an inner loop")]
+    pub(crate) fn put_column(&mut self, row: usize, col: usize, from: &[f32], add: bool) {
+        assert!(row + from.len() <= self.rows && col < self.cols);
+        for (i, &x) in from.iter().enumerate() {
+            // SAFETY: the row and the column lie within the matrix by the assertion above, whose
+            // elements the constructors have checked to lie within the borrowed data.
+            let y = unsafe { &mut *self.start.add((row + i) * self.row_stride + col) };
+            *y = if add { *y + x } else { x };
+        }
+    }
+
     /// The matrix to read; its rows must have no gaps between them.
     #[expect(unsafe_code, reason = "a mutable borrow seen as a shared one")]
     pub(crate) fn as_mat(&self) -> Mat<'_> {

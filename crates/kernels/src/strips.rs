@@ -1,13 +1,13 @@
 //! Products with a weight in f32 or bf16, a strip of it at a time.
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip, widens it into scratch memory
-//! of its thread, and multiplies a block of tokens with it; with few tokens it is widened in
-//! registers.
+//! of its thread, and multiplies a block of tokens with it; for few tokens see
+//! [`few`](crate::few).
 
 use std::ops::Range;
 
+use crate::few::{FEW_TOKENS, few_times_rows};
 use crate::matmul::{Mat, MatMut, for_tiles, product};
-use crate::rows::{Element, products_of_rows, with_packed};
 use crate::scratch::with_scratch;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
@@ -18,11 +18,6 @@ const STRIP: usize = 96;
 const TOKENS: usize = 256;
 /// Terms of a sum that are widened at once; with `STRIP` f32 columns they fill 192 KiB.
 const DEPTH: usize = 512;
-/// Tokens up to which products of rows, which read each weight once and pack nothing, are faster.
-const FEW_TOKENS: usize = 32;
-/// Weights that a task takes when there are few tokens.
-const FEW_BLOCK: usize = 32 * 1024;
-
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {
@@ -36,7 +31,7 @@ pub(crate) enum Start<'a> {
 
 impl Start<'_> {
     /// Puts into a tile what the product is added to; whether there is anything.
-    fn prepare(self, tile: &mut MatMut<'_>, columns: &Range<usize>) -> bool {
+    pub(crate) fn prepare(self, tile: &mut MatMut<'_>, columns: &Range<usize>) -> bool {
         match self {
             Self::Zero => false,
             Self::Sum => true,
@@ -54,10 +49,7 @@ impl Start<'_> {
 pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<'_>) {
     let ins = x.cols();
     if x.rows() <= FEW_TOKENS {
-        return match w.data() {
-            Data::F32(w) => few_times_rows(y, x, w, start),
-            Data::Bf16(w) => few_times_rows(y, x, w, start),
-        };
+        return few_times_rows([y], x, [w], [start]);
     }
     let x = x.as_mat();
     for_tiles(y, (TOKENS, STRIP), |mut tile, down, across| {
@@ -65,25 +57,6 @@ pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<
         let x = x.block(down, 0..ins);
         with_widened(w, across, 0..ins, |strip| {
             product(tile, accumulate, 1.0, x, strip.t());
-        });
-    });
-}
-
-/// [`times_rows`] for few tokens, as products of rows of x with rows of w.
-fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], start: Start<'_>) {
-    let ins = x.cols();
-    let block = FEW_BLOCK.div_ceil(ins.max(1)).max(4);
-    with_packed::<E, _>(x.f32s(), ins, |x| {
-        for_tiles(y, (FEW_TOKENS, block), |mut tile, _, across| {
-            let accumulate = start.prepare(&mut tile, &across);
-            if !accumulate && ins == 0 {
-                (0..tile.rows()).for_each(|row| tile.row(row).fill(0.0));
-            }
-            let w = &w[across.start * ins..across.end * ins];
-            products_of_rows(x, w, ins, |token, out, sum, more| {
-                let y = &mut tile.row(token)[out];
-                *y = if accumulate || more { *y + sum } else { sum };
-            });
         });
     });
 }

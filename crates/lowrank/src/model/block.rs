@@ -119,12 +119,16 @@ impl Pass<'_> {
         add_assign(x_mid.view_mut(), x.view());
 
         let (normed, mlp_norm) = self.norm(place.norm(BlockNorm::Mlp), x_mid.view());
-        let gate = config.linear_kinds().contains(&LinearKind::Gate).then(|| {
-            let (gate, b) = self.linear(place.linear(LinearKind::Gate), normed.view());
+        let gated = config.linear_kinds().contains(&LinearKind::Gate);
+        let up = place.linear(LinearKind::Up);
+        let (gate, (up, b)) = if gated {
+            let ids = [place.linear(LinearKind::Gate), up];
+            let [(gate, b), up] = self.linears(ids, normed.view());
             branches.push(b);
-            gate
-        });
-        let (up, b) = self.linear(place.linear(LinearKind::Up), normed.view());
+            (Some(gate), up)
+        } else {
+            (None, self.linear(up, normed.view()))
+        };
         branches.push(b);
         self.ws.give(normed);
         let h = self.mlp_activation(gate.as_ref(), &up);
@@ -167,9 +171,9 @@ impl Pass<'_> {
             self.ws.give(qkv);
             parts.into()
         } else {
-            [LinearKind::Q, LinearKind::K, LinearKind::V]
-                .map(|kind| {
-                    let (y, b) = self.linear(place.linear(kind), normed);
+            let kinds = [LinearKind::Q, LinearKind::K, LinearKind::V];
+            self.linears(kinds.map(|kind| place.linear(kind)), normed)
+                .map(|(y, b)| {
                     branches.push(b);
                     y
                 })

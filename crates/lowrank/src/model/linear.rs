@@ -8,7 +8,7 @@
 
 use lowrank_kernels::{
     Arena, Dropout, LowRank, Tensor, View, ViewMut, Weight, bias_backward, linear_backward_input,
-    linear_backward_weight, linear_forward, low_rank_backward, low_rank_forward,
+    linear_backward_weight, linear_forward_each, low_rank_backward, low_rank_forward,
 };
 
 use super::config::{LinearId, Part, WeightId};
@@ -27,20 +27,35 @@ impl Pass<'_> {
 
     /// Output [T, out] and, for each branch, `x Aᵀ` [rows, r], which its backward needs.
     pub(crate) fn linear(&self, id: LinearId, x: View) -> (Tensor, Vec<Tensor>) {
-        let (_, out) = self.config().linear_shape(id.kind);
-        let mut y = self.ws.take(x.rows(), out);
-        let bias = self
-            .config()
-            .linear_bias(id.kind)
-            .then(|| self.weight(WeightId::Linear(id, Part::Bias)));
-        linear_forward(y.view_mut(), x, self.linear_weight(id), bias);
-        let mut branches = Vec::new();
-        self.each_branch(id, |rows, branch, _| {
-            let mut u = self.ws.take(rows.len(), branch.a.rows());
-            low_rank_forward(y.view_mut(), u.view_mut(), x, rows, &branch, self.ws);
-            branches.push(u);
+        let [output] = self.linears([id], x);
+        output
+    }
+
+    /// The same for several linears of one input.
+    pub(crate) fn linears<const N: usize>(
+        &self,
+        ids: [LinearId; N],
+        x: View,
+    ) -> [(Tensor, Vec<Tensor>); N] {
+        let config = self.config();
+        let mut ys = ids.map(|id| self.ws.take(x.rows(), config.linear_shape(id.kind).1));
+        let weights = ids.map(|id| self.linear_weight(id));
+        let biases = ids.map(|id| {
+            let has_bias = config.linear_bias(id.kind);
+            has_bias.then(|| self.weight(WeightId::Linear(id, Part::Bias)))
         });
-        (y, branches)
+        linear_forward_each(ys.each_mut().map(Tensor::view_mut), x, weights, biases);
+        let mut index = 0;
+        ys.map(|mut y| {
+            let mut branches = Vec::new();
+            self.each_branch(ids[index], |rows, branch, _| {
+                let mut u = self.ws.take(rows.len(), branch.a.rows());
+                low_rank_forward(y.view_mut(), u.view_mut(), x, rows, &branch, self.ws);
+                branches.push(u);
+            });
+            index += 1;
+            (y, branches)
+        })
     }
 
     /// Adds dy's share to `dx` (or overwrites it where `accumulate` is false) and to the gradients of what is trained.
