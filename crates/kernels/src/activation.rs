@@ -23,7 +23,7 @@ pub enum Activation {
 }
 
 /// Numbers that a task takes; each costs an exponential.
-const BLOCK: usize = 4 * 1024;
+const BLOCK: usize = 2 * 1024;
 
 /// h = act(x); both [T, C].
 ///

@@ -38,6 +38,7 @@ mod arena;
 mod attention;
 mod elementwise;
 mod embedding;
+mod few;
 mod head;
 mod linear;
 mod low_rank;

@@ -5,11 +5,13 @@
 
 use std::ops::Range;
 
+use crate::few::{FEW_TOKENS, few_times_rows};
 use crate::low_rank::{LowRank, low_rank_down, low_rank_forward};
 use crate::matmul::for_tiles;
 use crate::profile::op;
 use crate::simd;
-use crate::strips::{FEW_TOKENS, Factor, Job, Start, Term, multiply, times_columns, times_rows};
+use crate::strips::{Factor, Job, Start, Term, multiply, times_columns, times_rows};
+use crate::tensor::DType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -80,14 +82,7 @@ pub struct BranchOutput<'a> {
 /// If the shapes do not match.
 pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
     if x.rows() <= FEW_TOKENS {
-        for output in outputs {
-            let mut y = output.y;
-            linear_forward(y.reborrow(), x, output.w, output.bias);
-            for BranchOutput { u, rows, branch } in output.branches {
-                low_rank_forward(y.reborrow(), u, x, rows, &branch, ws);
-            }
-        }
-        return;
+        return few_linears_forward(x, outputs, ws);
     }
     let (mut ys, mut rest) = (Vec::new(), Vec::new());
     for mut output in outputs {
@@ -138,6 +133,41 @@ pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspa
         terms,
     });
     multiply(jobs.collect());
+}
+
+/// [`linears_forward`] for few tokens: the weights together, then each branch.
+fn few_linears_forward(x: View<'_>, mut outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
+    let together = outputs.iter().all(|output| {
+        let bias = output.bias.is_none_or(|bias| bias.dtype() == DType::F32);
+        output.w.layout == Layout::OutIn && bias
+    });
+    if together {
+        let _op = op("linear forward", || {
+            let weights: usize = outputs.iter().map(|output| output.w.view.len()).sum();
+            2.0 * (x.rows() * weights) as f64
+        });
+        let jobs = outputs.iter_mut().map(|output| {
+            let LinearOutput { y, w, bias, .. } = output;
+            x.assert_shape("the input of a linear", y.rows(), w.inputs());
+            y.assert_shape("the output of a linear", x.rows(), w.outputs());
+            if let Some(bias) = bias {
+                bias.assert_shape("the bias of a linear", 1, w.outputs());
+            }
+            let start = bias.map_or(Start::Zero, |bias| Start::Row(bias.f32s()));
+            (y.reborrow(), w.view, start)
+        });
+        few_times_rows(x, jobs.collect());
+    } else {
+        for LinearOutput { y, w, bias, .. } in &mut outputs {
+            linear_forward(y.reborrow(), x, *w, *bias);
+        }
+    }
+    for output in outputs {
+        let mut y = output.y;
+        for BranchOutput { u, rows, branch } in output.branches {
+            low_rank_forward(y.reborrow(), u, x, rows, &branch, ws);
+        }
+    }
 }
 
 /// The gradient of a linear's output, on its way to the input.

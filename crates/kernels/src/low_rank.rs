@@ -334,9 +334,13 @@ fn down(
         return;
     };
     let mut run = |x: &[f32]| {
-        products_of_rows(a, x, ins, |i, token, sum, more| {
-            let u = &mut u.row(token)[i];
-            *u = if more { *u + sum } else { sum };
+        products_of_rows(a, x, ins, |first, token, sums, more| {
+            let u = &mut u.row(token)[first..first + sums.len()];
+            if more {
+                simd::add(u, sums);
+            } else {
+                u.copy_from_slice(sums);
+            }
         });
     };
     if lr.active_dropout().is_none() {

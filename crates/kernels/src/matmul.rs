@@ -8,7 +8,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
-use crate::parallel::for_each_task;
+use crate::parallel::for_runs;
 use crate::view::ViewMut;
 use gemm_common::Parallelism;
 
@@ -169,6 +169,19 @@ impl<'a> MatMut<'a> {
 }
 
 impl MatMut<'_> {
+    /// Writes numbers into a column from a row on, or adds them.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "one check for all rows, in an inner loop")]
+    pub(crate) fn put_column(&mut self, row: usize, col: usize, from: &[f32], add: bool) {
+        assert!(row + from.len() <= self.rows && col < self.cols);
+        for (i, &x) in from.iter().enumerate() {
+            // SAFETY: the row and the column lie within the matrix by the assertion above, whose
+            // elements the constructors have checked to lie within the borrowed data.
+            let y = unsafe { &mut *self.start.add((row + i) * self.row_stride + col) };
+            *y = if add { *y + x } else { x };
+        }
+    }
+
     /// Some rows and columns, for a shorter time.
     pub(crate) fn window(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
@@ -287,7 +300,7 @@ pub(crate) fn for_tiles(
         let tile = unsafe { shared.block(rows.clone(), cols.clone()) };
         work(tile, rows, cols);
     };
-    for_each_task(tiles, run);
+    for_runs(tiles, run);
 }
 
 /// A block that is as large as a matrix can be.

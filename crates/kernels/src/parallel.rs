@@ -1,9 +1,11 @@
-//! Handing tasks to threads, and how much an element-wise task takes.
+//! How work is cut into tasks, and how threads share them.
 //!
-//! The latter depends on the sizes of the data alone, so the result does not depend on the number of
-//! threads.
+//! What a task takes depends on the sizes of the data alone, so the result does not depend on the
+//! number of threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
 
 /// Rows a task of an element-wise operation takes: about 16 thousand numbers, which is long enough
 /// to pay for the hand-over to another thread.
@@ -17,29 +19,45 @@ pub fn in_pool<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| pass())
 }
 
-/// Calls `work` with 0..`tasks`, in parallel.
+/// Calls `run` with each number below `count`, on all threads.
 ///
-/// Each thread takes the next task when it has done one, in order: tasks that follow each other
-/// and share data run close together, and threads that are slowed down get less.
-pub(crate) fn for_each_task(tasks: usize, work: impl Fn(usize) + Sync) {
-    let threads = rayon::current_num_threads().min(tasks);
-    if threads <= 1 {
-        return (0..tasks).for_each(work);
+/// Each thread goes through a run of neighbours, and then helps the others with theirs, so that
+/// memory is read in order and nobody waits for more than one task.
+pub(crate) fn for_runs(count: usize, run: impl Fn(usize) + Sync) {
+    /// More threads than this share runs.
+    const RUNS: usize = 64;
+    let runs = rayon::current_num_threads().min(RUNS).min(count);
+    if runs <= 1 {
+        return (0..count).for_each(run);
     }
-    let next = AtomicUsize::new(0);
-    let run = || {
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
+    let bound = |i: usize| count * i / runs;
+    let next: [AtomicUsize; RUNS] = std::array::from_fn(|i| AtomicUsize::new(bound(i)));
+    (0..runs).into_par_iter().with_max_len(1).for_each(|own| {
+        for i in (own..runs).chain(0..own) {
+            let end = bound(i + 1);
+            loop {
+                let task = next[i].fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                run(task);
             }
-            work(task);
         }
-    };
-    rayon::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| run());
-        }
-        run();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for count in [0, 1, 2, 3, 7, 64, 1000] {
+            let ran: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            for_runs(count, |i| {
+                ran[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1));
+        }
+    }
 }

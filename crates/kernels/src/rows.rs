@@ -13,15 +13,16 @@ use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::scratch::with_scratch;
-use crate::simd::{LANES, vectorize};
+use crate::simd::{LANES, fetch, vectorize};
 
 /// Packed rows whose sums stay in registers while a row goes by.
 const TOGETHER: usize = 8;
-/// Packed numbers that stay in the L1 cache while the rows go by: 19 KiB, which leaves room for them.
-const NEAR: usize = 4864;
+/// Packed numbers that stay in the L1 cache while the rows go by: 24 KiB. A smaller part of longer
+/// rows breaks the stream into shorter pieces, which costs more than the room gains.
+const NEAR: usize = 6 * 1024;
 /// Bytes that come from memory at once.
 const CACHE_LINE: usize = 64;
-/// Bytes ahead of the stream that are asked for; measured, far less and far more are slower.
+/// How many bytes ahead of what is read memory is asked for; measured.
 const AHEAD: usize = 1024;
 
 /// A number format that products read.
@@ -128,7 +129,7 @@ fn ordered(from: &[f32; LANES], even_first: bool) -> [f32; LANES] {
     }
 }
 
-/// Calls `write(i, j, sum, more)` with the products of each packed row i and each row j of `w`, on
+/// Calls `write(i, j, sums, more)` with the products of the packed rows from i on and row j of `w`, on
 /// one thread. Sums of long rows come in parts; with `more` a part is to be added to those before.
 ///
 /// The rows of w start `stride` apart and are as long as the packed ones, which were packed for `E`.
@@ -136,7 +137,7 @@ pub(crate) fn products_of_rows<E: Element>(
     packed: Packed<'_>,
     w: &[E],
     stride: usize,
-    mut write: impl FnMut(usize, usize, f32, bool),
+    mut write: impl FnMut(usize, usize, &[f32], bool),
 ) {
     let Packed { data, rows, cols } = packed;
     if cols == 0 {
@@ -155,7 +156,9 @@ pub(crate) fn products_of_rows<E: Element>(
                 w,
                 stride,
                 columns: start..(start + depth).min(cols),
-                write: |i, j, sum| write(first + i, j, sum, start > 0),
+                first,
+                more: start > 0,
+                write: &mut write,
             };
             // As many sums for each row as hide the latency of an addition.
             match count {
@@ -178,10 +181,12 @@ struct Part<'a, E, F> {
     w: &'a [E],
     stride: usize,
     columns: Range<usize>,
-    write: F,
+    first: usize,
+    more: bool,
+    write: &'a mut F,
 }
 
-impl<E: Element, F: FnMut(usize, usize, f32)> Part<'_, E, F> {
+impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> Part<'_, E, F> {
     /// For a group of `I` rows, with `A` sums for each.
     fn with<const I: usize, const A: usize>(self) {
         Arch::new().dispatch(Run::<E, F, I, A>(self));
@@ -190,7 +195,7 @@ impl<E: Element, F: FnMut(usize, usize, f32)> Part<'_, E, F> {
 
 struct Run<'a, E, F, const I: usize, const A: usize>(Part<'a, E, F>);
 
-impl<E: Element, F: FnMut(usize, usize, f32), const I: usize, const A: usize> WithSimd
+impl<E: Element, F: FnMut(usize, usize, &[f32], bool), const I: usize, const A: usize> WithSimd
     for Run<'_, E, F, I, A>
 {
     type Output = ();
@@ -202,21 +207,20 @@ impl<E: Element, F: FnMut(usize, usize, f32), const I: usize, const A: usize> Wi
             w,
             stride,
             columns,
-            mut write,
+            first,
+            more,
+            write,
         } = self.0;
         let (x, _) = x.as_chunks::<LANES>();
         let (x, _) = x.as_chunks::<I>();
-        // A part of a row is followed by the same part of the next one.
-        let ahead = if columns.len() < stride {
-            stride
-        } else {
+        let ahead = if columns.len() == stride {
             AHEAD / size_of::<E>()
+        } else {
+            AHEAD.div_ceil(columns.len() * size_of::<E>()) * stride
         };
         for (j, row) in w.chunks(stride).enumerate() {
             let sums = sums::<S, E, I, A>(simd, x, &row[columns.clone()], ahead);
-            for (i, sum) in sums.into_iter().enumerate() {
-                write(i, j, sum);
-            }
+            write(first, j, &sums, more);
         }
     }
 }
@@ -284,22 +288,6 @@ fn add_chunk<S: Simd, E: Element, const I: usize, const A: usize>(
     );
 }
 
-/// Asks for a cache line that will be read soon; there need not be anything at the address.
-#[inline(always)]
-fn fetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        #[expect(unsafe_code, reason = "a hint to the processor")]
-        // SAFETY: a prefetch reads nothing, and has no effect on memory whatever the address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(address.cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,12 +300,13 @@ mod tests {
     fn check<E: Element>(rows: usize, outs: usize, cols: usize, narrow: impl Fn(f32) -> E) {
         let (x, w) = (numbers(rows * cols, 5), numbers(outs * cols, 7));
         let narrow: Vec<E> = w.iter().map(|&w| narrow(w)).collect();
-        let mut found = vec![0.0; rows * outs];
+        let mut found = vec![if cols == 0 { 0.0 } else { f32::NAN }; rows * outs];
         with_packed::<E, _>(&x, cols, |packed| {
-            products_of_rows(packed, &narrow, cols, |i, j, sum, more| {
-                let before = found[i * outs + j];
-                assert_eq!(before != 0.0, more && before != 0.0);
-                found[i * outs + j] = before + sum;
+            products_of_rows(packed, &narrow, cols, |first, j, sums, more| {
+                for (i, sum) in (first..).zip(sums) {
+                    let y = &mut found[i * outs + j];
+                    *y = if more { *y + sum } else { *sum };
+                }
             });
         });
         for i in 0..rows {
@@ -355,7 +344,11 @@ mod tests {
         let (x, w) = (numbers(3 * 20, 5), numbers(4 * 50 - 30, 7));
         let mut found = [[0.0; 4]; 3];
         with_packed::<f32, _>(&x, 20, |packed| {
-            products_of_rows(packed, &w, 50, |i, j, sum, _| found[i][j] = sum);
+            products_of_rows(packed, &w, 50, |first, j, sums, _| {
+                for (i, sum) in (first..).zip(sums) {
+                    found[i][j] = *sum;
+                }
+            });
         });
         for (i, found) in found.iter().enumerate() {
             for (j, found) in found.iter().enumerate() {

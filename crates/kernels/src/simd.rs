@@ -21,6 +21,22 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
 /// Lanes that sums use, a multiple of every vector's.
 pub(crate) const LANES: usize = 16;
 
+/// Asks for a cache line that will be read soon; there need not be anything at the address.
+#[inline(always)]
+pub(crate) fn fetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        #[expect(unsafe_code, reason = "a hint to the processor")]
+        // SAFETY: a prefetch reads nothing, and has no effect on memory whatever the address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// out[h] += Σ over k of weights[h][k] · row k of `b`, for heads h of `size` numbers.
 ///
 /// The rows of `b` start `stride` apart and are added in their order.

@@ -2,18 +2,18 @@
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
 //! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
-//! tokens with it; with few tokens it is widened in registers.
+//! tokens with it; for few tokens see [`few`](crate::few).
 //!
 //! Several outputs can be computed at once, so that threads meet once and not after each of them, and
 //! an output can be a sum of products, so that it is written once.
 
 use std::ops::Range;
 
-use crate::matmul::{Mat, MatMut, Shared, for_tiles, product_anywhere};
+use crate::few::{FEW_TOKENS, few_times_rows};
+use crate::matmul::{Mat, MatMut, Shared, product_anywhere};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
-use crate::parallel::for_each_task;
-use crate::rows::{Element, products_of_rows, with_packed};
+use crate::parallel::for_runs;
 use crate::scratch::with_scratch;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
@@ -24,10 +24,6 @@ const STRIPS: [usize; 9] = [288, 192, 144, 128, 96, 64, 48, 32, 16];
 const ROW_STEP: usize = 48;
 /// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
-/// Tokens up to which products of rows, which read each weight once and pack nothing, are faster.
-pub(crate) const FEW_TOKENS: usize = 32;
-/// Weights that a task takes when there are few tokens.
-const FEW_BLOCK: usize = 32 * 1024;
 
 /// The right factor of a product, [K, N]: a window of a weight, or of its transpose.
 #[derive(Clone, Copy)]
@@ -134,7 +130,7 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
         .collect();
-    for_each_task(pieces.len(), |i| {
+    for_runs(pieces.len(), |i| {
         let Piece { job, rows, cols } = &pieces[i];
         let (y, start, terms) = &jobs[*job];
         #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
@@ -281,7 +277,7 @@ pub(crate) enum Start<'a> {
 
 impl Start<'_> {
     /// Puts into a tile what the product is added to; whether there is anything.
-    fn prepare(self, tile: &mut MatMut<'_>, columns: &Range<usize>) -> bool {
+    pub(crate) fn prepare(self, tile: &mut MatMut<'_>, columns: &Range<usize>) -> bool {
         match self {
             Self::Zero => false,
             Self::Sum => true,
@@ -298,32 +294,10 @@ impl Start<'_> {
 /// y (+)= x·wᵀ; y [T, N], x [T, K], w [N, K].
 pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<'_>) {
     if x.rows() <= FEW_TOKENS {
-        return match w.data() {
-            Data::F32(w) => few_times_rows(y, x, w, start),
-            Data::Bf16(w) => few_times_rows(y, x, w, start),
-        };
+        return few_times_rows(x, vec![(y, w, start)]);
     }
     let terms = &[Term::new(x.as_mat(), Factor::turned(w))];
     multiply(vec![Job { y, start, terms }]);
-}
-
-/// [`times_rows`] for few tokens, as products of rows of x with rows of w.
-fn few_times_rows<E: Element>(y: ViewMut<'_>, x: View<'_>, w: &[E], start: Start<'_>) {
-    let ins = x.cols();
-    let block = FEW_BLOCK.div_ceil(ins.max(1)).max(4);
-    with_packed::<E, _>(x.f32s(), ins, |x| {
-        for_tiles(y, (FEW_TOKENS, block), |mut tile, _, across| {
-            let accumulate = start.prepare(&mut tile, &across);
-            if !accumulate && ins == 0 {
-                (0..tile.rows()).for_each(|row| tile.row(row).fill(0.0));
-            }
-            let w = &w[across.start * ins..across.end * ins];
-            products_of_rows(x, w, ins, |token, out, sum, more| {
-                let y = &mut tile.row(token)[out];
-                *y = if accumulate || more { *y + sum } else { sum };
-            });
-        });
-    });
 }
 
 /// y (+)= x·w; y [T, N], x [T, K], w [K, N].

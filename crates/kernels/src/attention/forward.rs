@@ -1,12 +1,11 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
-use rayon::prelude::*;
-
 use super::{
     AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_transposed, padded, query_tiles,
     seen_pairs, single, unpack_transposed,
 };
 use crate::matmul::{Mat, MatMut, Shared, product};
+use crate::parallel::for_runs;
 use crate::profile::op;
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
@@ -14,7 +13,7 @@ use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
 /// Products of numbers below which handing work to another thread costs more than it saves.
-const SMALL: usize = 64 * 1024;
+const SMALL: usize = 32 * 1024;
 
 /// o = softmax(scale · q·kᵀ) · v for every segment and head.
 ///
@@ -63,7 +62,7 @@ pub fn attention_forward(
     if products < SMALL {
         (0..tasks).for_each(run);
     } else {
-        (0..tasks).into_par_iter().for_each(run);
+        for_runs(tasks, run);
     }
 }
 

@@ -7,7 +7,7 @@ use super::{AttentionShape, QueryTile};
 use crate::matmul::MatMut;
 use crate::rows::{products_of_rows, with_packed};
 use crate::scratch::with_scratch;
-use crate::simd::{self, Weights, exp, lane_max, lane_sum, vectorize};
+use crate::simd::{self, LANES, Weights, exp, fetch, lane_max, lane_sum, vectorize};
 use crate::view::View;
 
 /// Queries times heads up to which this path is the faster one.
@@ -41,10 +41,17 @@ pub(super) fn forward(
             with_packed::<f32, _>(query, size, |query| {
                 tile.sight.for_key_tiles(seen.clone(), |keys| {
                     let scores = &mut scores[keys.position - seen.start..];
-                    let rows = &k[heads(&keys.rows)];
-                    products_of_rows(query, rows, k_width, |head, key, sum, more| {
-                        let score = &mut scores[head * count + key];
-                        *score = if more { *score + sum } else { sum };
+                    let (rows, values) = (&k[heads(&keys.rows)], &v[heads(&keys.rows)]);
+                    products_of_rows(query, rows, k_width, |first, key, sums, more| {
+                        let scores = scores[first * count + key..].iter_mut();
+                        for (score, sum) in scores.step_by(count).zip(sums) {
+                            *score = if more { *score + sum } else { *sum };
+                        }
+                        // Keys and values come from memory at the same time.
+                        let value = &values[key * k_width..][..size];
+                        for line in value.chunks(LANES) {
+                            fetch(line.as_ptr());
+                        }
                     });
                 });
             });

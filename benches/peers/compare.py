@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Compares training by lowrank with training by PyTorch + PEFT on this machine, and prints a table of ratios.
+
+For each setting the two run in turn, `--pairs` times. A pair gives one ratio of speed and one of peak memory, ours over
+theirs; the table has the smallest, the median and the largest of them beside the target. Only ratios are printed: what
+a machine does in a second says nothing about another one.
+
+    python3 compare.py --lowrank ../../target/release/lowrank --peer-python VENV/bin/python \\
+        --model-bf16 DIR --model-f32 DIR --data rows.jsonl
+
+Needs nothing but Python; README.md beside this file says how to install the peer. Exit status: 0 if every median
+reaches its target, 1 if one does not or a command fails, 2 for misuse.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PEER_SCRIPT = Path(__file__).resolve().parent / "peft_train.py"
+PEER_PACKAGES = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One job for both sides, and what the ratios of speed (at least) and memory (at most) should be."""
+
+    name: str
+    title: str
+    speed_target: float
+    memory_target: float
+    batch_size: int
+    # Tokens of a random row; None: rows of --data.
+    seq_length: int | None = None
+    method: tuple[str, ...] = ("--method", "lora", "--r", "4", "--target-modules", "q_proj,v_proj")
+    # The steps in which lowrank computes each prompt once; then examples are what is counted.
+    share_prompts: bool = False
+
+    @property
+    def unit(self):
+        return "examples_per_second" if self.share_prompts else "tokens_per_second"
+
+    def work(self, rows, steps):
+        """The arguments that both sides understand."""
+        source = ["--data", str(rows)] if self.seq_length is None else ["--seq-length", str(self.seq_length)]
+        return [*source, "--batch-size", str(self.batch_size), "--steps", str(steps), *self.method]
+
+
+ALL_LINEAR = ("--method", "lora", "--r", "8", "--target-modules", "all-linear")
+SETTINGS = (
+    Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", 2.0, 0.5, 8),
+    Setting("e2e-all", "E2E rows, LoRA all-linear, r 8, batch 8", 2.0, 0.5, 8, method=ALL_LINEAR),
+    Setting("random-256", "random tokens, LoRA q and v, r 4, batch 4 x 256", 1.5, 0.5, 4, seq_length=256),
+    Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", 1.5, 0.5, 2, seq_length=1024),
+    Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", 1.2, 1.0, 8, method=("--method", "full")),
+    Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", 3.0, 0.5, 16, share_prompts=True),
+)
+
+
+class Failure(Exception):
+    """Something that the person who runs this has to mend."""
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lowrank", required=True, type=Path, help="the binary, built with --release")
+    parser.add_argument("--peer-python", required=True, type=Path, help="a Python that has torch, transformers and peft")
+    parser.add_argument("--model-bf16", required=True, type=Path, help="the model for lowrank, stored in bf16")
+    parser.add_argument("--model-f32", required=True, type=Path, help="the same model for the peer, stored in f32")
+    parser.add_argument("--data", type=Path, help="JSONL of {prompt, completion}, or lines of meaning||text")
+    parser.add_argument("--only", action="append", choices=[setting.name for setting in SETTINGS], metavar="SETTING",
+                        help="one of " + ", ".join(setting.name for setting in SETTINGS) + "; may be repeated")
+    parser.add_argument("--pairs", type=positive, default=5, help="how often the two take turns [5]")
+    parser.add_argument("--steps", type=positive, default=10, help="steps of a run that are counted [10]")
+    parser.add_argument("--threads", type=positive, help="of both sides [each side's own choice]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every run here")
+    return parser.parse_args()
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or greater")
+    return value
+
+
+def check_peer(python):
+    """Refuses a Python that lacks a package, and says how to install them."""
+    install = "install them as benches/peers/README.md says"
+    code = f"import importlib.util as u; print(*[n for n in {PEER_PACKAGES!r} if u.find_spec(n) is None])"
+    try:
+        missing = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failure(f"--peer-python {python} does not run ({error}); {install}") from None
+    if missing:
+        raise Failure(f"{python} has no {', '.join(missing)}; {install}")
+
+
+def read_rows(path):
+    """The rows of a file: prompt and completion each."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("{"):
+            row = json.loads(line)
+            if not {"prompt", "completion"} <= row.keys():
+                raise Failure(f"{path}:{number} has no prompt and completion")
+            rows.append({"prompt": row["prompt"], "completion": row["completion"]})
+        elif "||" in line:
+            meaning, text = line.split("||", 1)
+            rows.append({"prompt": meaning.strip() + "\n", "completion": text.strip()})
+        else:
+            raise Failure(f"{path}:{number} is neither JSON nor meaning||text")
+    return rows
+
+
+def write_rows(rows, setting, steps, folder):
+    """The rows that a setting's steps take, in their order, as a file."""
+    if setting.share_prompts:
+        rows = sorted(rows, key=lambda row: row["prompt"])
+    path = folder / f"{setting.name}.jsonl"
+    wanted = rows[: (steps + 1) * setting.batch_size]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wanted), encoding="utf-8")
+    return path
+
+
+def run(command):
+    """The JSON object that a command prints."""
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    except OSError as error:
+        raise Failure(f"{command[0]} does not run: {error}") from None
+    if done.returncode != 0:
+        raise Failure(f"this failed with status {done.returncode}:\n{' '.join(map(str, command))}\n{done.stderr.strip()}")
+    # A library may have printed something before.
+    return json.loads(done.stdout[done.stdout.index("{"):])
+
+
+def measure(setting, arguments, rows):
+    """One dict a pair: what ours and the peer printed, and the ratios."""
+    work = setting.work(rows, arguments.steps)
+    threads = ["--threads", str(arguments.threads)] if arguments.threads else []
+    ours = [arguments.lowrank, "bench", "train", "--model", arguments.model_bf16, *work, "--warmup", "1", *threads, "--json"]
+    if setting.share_prompts:
+        ours.append("--share-prompts")
+    theirs = [arguments.peer_python, PEER_SCRIPT, "--model", arguments.model_f32, *work, *threads]
+    pairs = []
+    for number in range(1, arguments.pairs + 1):
+        pair = {"ours": run(ours), "theirs": run(theirs)}
+        pair["speed"] = pair["ours"][setting.unit] / pair["theirs"][setting.unit]
+        pair["memory"] = pair["ours"]["peak_rss"] / pair["theirs"]["peak_rss"]
+        say(f"{setting.name}, pair {number} of {arguments.pairs}: speed {pair['speed']:.2f}, memory {pair['memory']:.2f}")
+        pairs.append(pair)
+    check_same_work(setting, pairs[0])
+    return pairs
+
+
+def check_same_work(setting, pair):
+    """Says so where the two did not train on as many tokens, or not on as many parameters."""
+    ours, theirs = pair["ours"], pair["theirs"]
+    figures = {"trainable parameters": (ours["trainable_parameters"], theirs["trainable_parameters"])}
+    if not setting.share_prompts:
+        figures["tokens"] = (ours["work"]["tokens"], theirs["tokens"])
+    for what, (our, their) in figures.items():
+        if abs(our - their) > 0.01 * their:
+            say(f"warning: {setting.name}: lowrank had {our} {what}, the peer {their}; the ratios compare different work")
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread(values):
+    """Smallest, median, largest."""
+    return min(values), statistics.median(values), max(values)
+
+
+def table(results):
+    """The Markdown table."""
+    lines = [
+        "| Setting | Speed, ours / theirs: min, median, max | target | Peak memory, ours / theirs: min, median, max | target |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for setting, pairs in results:
+        speed = spread([pair["speed"] for pair in pairs])
+        memory = spread([pair["memory"] for pair in pairs])
+        cells = [
+            setting.title,
+            " / ".join(f"{value:.2f}" for value in speed),
+            f"≥ {setting.speed_target:.2f}{mark(speed[1] >= setting.speed_target)}",
+            " / ".join(f"{value:.2f}" for value in memory),
+            f"≤ {setting.memory_target:.2f}{mark(memory[1] <= setting.memory_target)}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mark(reached):
+    return "" if reached else " (missed)"
+
+
+def reached(setting, pairs):
+    speed = statistics.median(pair["speed"] for pair in pairs)
+    memory = statistics.median(pair["memory"] for pair in pairs)
+    return speed >= setting.speed_target and memory <= setting.memory_target
+
+
+def as_json(results, arguments):
+    return {
+        "pairs": arguments.pairs,
+        "steps": arguments.steps,
+        "settings": [
+            {
+                "name": setting.name,
+                "title": setting.title,
+                "unit": setting.unit,
+                "speed": dict(zip(("min", "median", "max"), spread([pair["speed"] for pair in pairs]))),
+                "speed_target": setting.speed_target,
+                "memory": dict(zip(("min", "median", "max"), spread([pair["memory"] for pair in pairs]))),
+                "memory_target": setting.memory_target,
+                "runs": pairs,
+            }
+            for setting, pairs in results
+        ],
+    }
+
+
+def main():
+    arguments = parse_arguments()
+    settings = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
+    try:
+        needs_data = [setting.name for setting in settings if setting.seq_length is None]
+        if needs_data and not arguments.data:
+            say(f"{', '.join(needs_data)}: give --data, or choose others with --only")
+            return 2
+        for folder in (arguments.model_bf16, arguments.model_f32):
+            if not (folder / "config.json").is_file():
+                say(f"{folder} is no model folder: it has no config.json")
+                return 2
+        check_peer(arguments.peer_python)
+        rows = read_rows(arguments.data) if needs_data else []
+        results = []
+        with tempfile.TemporaryDirectory() as folder:
+            for setting in settings:
+                path = write_rows(rows, setting, arguments.steps, Path(folder)) if setting.seq_length is None else None
+                results.append((setting, measure(setting, arguments, path)))
+    except (Failure, OSError, ValueError, KeyError) as error:
+        say(str(error) if isinstance(error, (Failure, OSError)) else f"unexpected output: {error!r}")
+        return 1
+    print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_json(results, arguments), indent=2) + "\n", encoding="utf-8")
+    return 0 if all(reached(setting, pairs) for setting, pairs in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Trains with PyTorch, transformers and PEFT on the CPU, the way their users do, and prints one JSON object.
+
+Float32 weights, AdamW over what is trained, gradients clipped to norm 1, and each batch padded to its longest row. Rows are
+taken in file order, round and round. The first step is run but not counted: it pays for warming up.
+
+    python peft_train.py --model DIR --data rows.jsonl --method lora --r 4 --target-modules q_proj,v_proj
+    python peft_train.py --model DIR --seq-length 256 --batch-size 4 --method full
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+NO_LOSS = -100
+LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder in the Hugging Face layout, in float32")
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--data", help="JSONL of {prompt, completion}")
+    work.add_argument("--seq-length", type=int, help="random tokens, so many a row, that all carry loss")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10, help="steps that are counted, after one that is not")
+    parser.add_argument("--method", choices=sorted(LEARNING_RATES), default="lora")
+    parser.add_argument("--r", type=int, default=8)
+    parser.add_argument("--target-modules", default="q_proj,v_proj", help="names with commas between, or all-linear")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
+    return parser.parse_args()
+
+
+def read_examples(path, tokenizer, end):
+    """(ids, labels) of every row: prompt, completion and end token, with loss on the last two."""
+    examples = []
+    with open(path, encoding="utf-8") as lines:
+        for line in filter(str.strip, lines):
+            row = json.loads(line)
+            prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+            completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [end]
+            examples.append((prompt + completion, [NO_LOSS] * len(prompt) + completion))
+    return examples
+
+
+def random_examples(torch, vocabulary, rows, length):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (rows, length), generator=generator).tolist()
+    return [(row, row) for row in ids]
+
+
+def collate(torch, examples, padding):
+    """Ids, attention mask and labels, padded on the right to the longest row."""
+    longest = max(len(ids) for ids, _ in examples)
+    fill = lambda values, with_what: values + [with_what] * (longest - len(values))
+    return {
+        "input_ids": torch.tensor([fill(ids, padding) for ids, _ in examples]),
+        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in examples]),
+        "labels": torch.tensor([fill(labels, NO_LOSS) for _, labels in examples]),
+    }
+
+
+def first(value):
+    return value[0] if isinstance(value, list) else value
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        import peft
+        import torch
+        import transformers
+    except ImportError as error:
+        sys.exit(f"{error.name} is not installed in {sys.executable}; README.md beside this file says how")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    transformers.utils.logging.set_verbosity_error()
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    model.config.use_cache = False
+    end = first(model.config.eos_token_id)
+    if arguments.data:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+        examples = read_examples(arguments.data, tokenizer, end)
+    else:
+        rows = (arguments.steps + 1) * arguments.batch_size
+        examples = random_examples(torch, model.config.vocab_size, rows, arguments.seq_length)
+    if arguments.method == "lora":
+        targets = arguments.target_modules
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=arguments.r,
+            lora_alpha=16,
+            lora_dropout=0.0,
+            target_modules=targets if targets == "all-linear" else targets.split(","),
+        )
+        model = peft.get_peft_model(model, config)
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATES[arguments.method], weight_decay=0.0)
+
+    losses, tokens, supervised, seconds = [], 0, 0, 0.0
+    for step in range(arguments.steps + 1):
+        start = step * arguments.batch_size
+        rows = [examples[(start + i) % len(examples)] for i in range(arguments.batch_size)]
+        begun = time.perf_counter()
+        loss = model(**collate(torch, rows, end)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if step > 0:
+            seconds += time.perf_counter() - begun
+            tokens += sum(len(ids) for ids, _ in rows)
+            # The first token of a row has nothing before it that could predict it.
+            supervised += sum(label != NO_LOSS for _, labels in rows for label in labels[1:])
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+        "threads": torch.get_num_threads(),
+        "trainable_parameters": sum(parameter.numel() for parameter in trained),
+        "steps": arguments.steps,
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "tokens_per_second": tokens / seconds,
+        "examples_per_second": arguments.steps * arguments.batch_size / seconds,
+        "seconds_per_step": seconds / arguments.steps,
+        # Linux counts in KiB, macOS in bytes.
+        "peak_rss": peak if sys.platform == "darwin" else peak * 1024,
+        "losses": losses,
+    }))
+
+
+if __name__ == "__main__":
+    main()
