@@ -97,6 +97,7 @@ pub use parallel::in_pool;
 pub use profile::{OpCost, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};
+pub use storage::release_freed_memory;
 pub use tensor::{DType, Tensor, TensorError};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

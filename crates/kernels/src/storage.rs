@@ -82,3 +82,18 @@ fn pages(bytes: usize) -> Option<MmapMut> {
     let _ = pages.advise(memmap2::Advice::HugePage); // a system without them answers with an error
     Some(pages)
 }
+
+/// Gives memory that was freed back to the system: what a dropped tokenizer leaves behind lies in
+/// pieces between what is still in use, and an allocator keeps that.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "a call of the C library")]
+pub fn release_freed_memory() {
+    // SAFETY: the function takes no pointers, and changes nothing that is allocated.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Gives memory that was freed back to the system, where there is a way to ask for it.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn release_freed_memory() {}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowrank_formats::atomic;
 use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::DType;
+use lowrank_kernels::{DType, release_freed_memory};
 
 use crate::Error;
 use crate::data::Tokenizer;
@@ -131,6 +131,14 @@ impl Base {
             decoder: Arc::clone(&self.decoder),
             source: self.source.clone(),
         }
+    }
+
+    /// Drops the tokenizer, and gives its memory back to the system.
+    pub fn into_network(self) -> Network {
+        let network = self.network();
+        drop(self);
+        release_freed_memory();
+        network
     }
 }
 

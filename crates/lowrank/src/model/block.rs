@@ -29,7 +29,7 @@ use super::saving::Recompute;
 pub(crate) enum BlockSaved {
     /// Everything that is not cheap.
     Values(Box<Values>),
-    /// The input [T, C] alone.
+    /// The input [T, C] alone, in f32.
     Input(Tensor),
 }
 
@@ -233,7 +233,7 @@ impl Pass<'_> {
     /// What is kept of a block's values until its backward.
     fn save(&self, values: Values, recompute: Recompute, dtype: DType) -> BlockSaved {
         if recompute == Recompute::Full {
-            return BlockSaved::Input(self.keep(self.give_all_but_input(values), dtype));
+            return BlockSaved::Input(self.give_all_but_input(values));
         }
         let keep = |tensor| self.keep(tensor, dtype);
         let Values {
@@ -276,7 +276,12 @@ impl Pass<'_> {
             },
             o: o.map(keep),
             lse,
-            x_mid: keep(x_mid),
+            // What the MLP is computed from again.
+            x_mid: if recompute == Recompute::Selective {
+                x_mid
+            } else {
+                keep(x_mid)
+            },
             mlp_norm,
             mlp,
             branches,
@@ -372,7 +377,6 @@ impl Pass<'_> {
         let values = match saved {
             BlockSaved::Values(values) => *values,
             BlockSaved::Input(x) => {
-                let x = self.keep(x, DType::F32);
                 let (values, x_out) = self.block_values(place, x, None, false);
                 self.give(x_out);
                 values

@@ -36,7 +36,8 @@ impl fmt::Display for Recompute {
 pub struct Saving {
     /// What is computed again.
     pub recompute: Recompute,
-    /// How the rest is kept: bf16 halves it, and rounds what gradients are computed from.
+    /// How most of the rest is kept: bf16 halves it, and rounds what gradients are computed from. What attention reads,
+    /// and what is computed from again, stays f32.
     pub dtype: DType,
 }
 

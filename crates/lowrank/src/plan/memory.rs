@@ -9,7 +9,9 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use super::Work;
-use crate::model::{LinearId, MlpKind, ModelConfig, NormKind, Recompute, Saving};
+use crate::model::{
+    LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
+};
 use crate::tuning::Adapter;
 
 /// Bytes of a run, by what they are for.
@@ -106,17 +108,25 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
         .map(|layer| {
             let tokens = work.tokens as u64;
             if saving.recompute == Recompute::Full {
-                return tokens * (size * c) as u64;
+                return tokens * (4 * c) as u64;
             }
             let heads = if config.qk_norm { q + kv } else { 0 };
-            let before =
-                size * (c + 2 * q + 2 * kv + heads) + 4 * (config.num_attention_heads + statistics);
-            let mlp = if saving.recompute == Recompute::Selective {
-                0
-            } else {
-                mlp_width(config)
+            // Attention's output is kept where gradients of its projection read it.
+            let id = LinearId {
+                layer,
+                kind: LinearKind::O,
             };
-            let behind = size * (c + mlp) + 4 * statistics;
+            let weight = WeightId::Linear(id, Part::Weight);
+            let reads_o =
+                adapter.low_rank.contains_key(&id) || adapter.replaced.contains_key(&weight);
+            let o = if reads_o { q } else { 0 };
+            let before =
+                size * (c + o + heads) + 4 * (q + 2 * kv + config.num_attention_heads + statistics);
+            let behind = if saving.recompute == Recompute::Selective {
+                4 * c
+            } else {
+                size * (c + mlp_width(config))
+            } + 4 * statistics;
             let ranks: usize = config
                 .linear_kinds()
                 .iter()
@@ -162,7 +172,7 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let hidden = if adapter
         .low_rank
         .keys()
-        .any(|id| id.kind == crate::model::LinearKind::Down)
+        .any(|id| id.kind == LinearKind::Down)
         || !adapter.replaced.is_empty()
     {
         f
@@ -170,7 +180,7 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
         0
     };
     let mlp_backward = c + widened + hidden + f + mlp + again;
-    let attention_backward = c + 2 * q + 2 * kv + (q + 2 * kv + q) + 2 * c;
+    let attention_backward = c + 2 * q + 2 * kv + 2 * c + widened;
     let tokens = work.tokens as u64;
     let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
     let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(work.supervised_tokens);

@@ -105,8 +105,7 @@ pub fn train(
         observer.event(&Event::Note(valid.report.to_string()));
     }
     check(config, &base, &data, valid.as_ref())?;
-    let network = base.network();
-    drop(base);
+    let network = base.into_network();
     let trained = prepare(config, &network, observer)?;
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;

@@ -159,8 +159,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
     if let Some(targets) = &args.target_modules {
         config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
     }
-    let network = base.network();
-    drop(base); // a run that trains has no tokenizer any more either
+    let network = base.into_network();
     let mut adapter = prepare(&config, &network, &mut Silent)?.adapter;
     let options = TrainOptions {
         steps: args.steps,
