@@ -52,12 +52,12 @@ class Setting:
 
 ALL_LINEAR = ("--method", "lora", "--r", "8", "--target-modules", "all-linear")
 SETTINGS = (
-    Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", 2.0, 0.5, 8),
-    Setting("e2e-all", "E2E rows, LoRA all-linear, r 8, batch 8", 2.0, 0.5, 8, method=ALL_LINEAR),
-    Setting("random-256", "random tokens, LoRA q and v, r 4, batch 4 x 256", 1.5, 0.5, 4, seq_length=256),
-    Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", 1.5, 0.5, 2, seq_length=1024),
-    Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", 1.2, 1.0, 8, method=("--method", "full")),
-    Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", 3.0, 0.5, 16, share_prompts=True),
+    Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", 2.3, 1 / 6, 8),
+    Setting("e2e-all", "E2E rows, LoRA all-linear, r 8, batch 8", 2.5, 1 / 6, 8, method=ALL_LINEAR),
+    Setting("random-256", "random tokens, LoRA q and v, r 4, batch 4 x 256", 1.5, 1 / 5, 4, seq_length=256),
+    Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", 1.4, 1 / 5, 2, seq_length=1024),
+    Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", 1.8, 0.6, 8, method=("--method", "full")),
+    Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", 4.0, 0.5, 16, share_prompts=True),
 )
 
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
-use crate::parallel::for_runs;
+use crate::parallel::for_each_task;
 use crate::view::ViewMut;
 use gemm_common::Parallelism;
 
@@ -300,7 +300,7 @@ pub(crate) fn for_tiles(
         let tile = unsafe { shared.block(rows.clone(), cols.clone()) };
         work(tile, rows, cols);
     };
-    for_runs(tiles, run);
+    for_each_task(tiles, run);
 }
 
 /// A block that is as large as a matrix can be.

@@ -19,7 +19,32 @@ pub fn in_pool<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| pass())
 }
 
-/// Calls `run` with each number below `count`, on all threads.
+/// Calls `work` with each number below `tasks`, on all threads: each takes the next one when it has
+/// done one. For tasks that take long, and not equally long.
+pub(crate) fn for_each_task(tasks: usize, work: impl Fn(usize) + Sync) {
+    let threads = rayon::current_num_threads().min(tasks);
+    if threads <= 1 {
+        return (0..tasks).for_each(work);
+    }
+    let next = AtomicUsize::new(0);
+    let run = || {
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            work(task);
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| run());
+        }
+        run();
+    });
+}
+
+/// Calls `run` with each number below `count`, on all threads. For many short tasks.
 ///
 /// Each thread goes through a run of neighbours, and then helps the others with theirs, so that
 /// memory is read in order and nobody waits for more than one task.
@@ -54,10 +79,12 @@ mod tests {
     fn every_task_runs_once() {
         for count in [0, 1, 2, 3, 7, 64, 1000] {
             let ran: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-            for_runs(count, |i| {
+            let count_in = |i: usize| {
                 ran[i].fetch_add(1, Ordering::Relaxed);
-            });
-            assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1));
+            };
+            for_runs(count, count_in);
+            for_each_task(count, count_in);
+            assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 2));
         }
     }
 }

@@ -323,11 +323,6 @@ mod tests {
         (0..len).map(small).collect()
     }
 
-    /// Products of small integers are exact in whatever order they are added.
-    fn exact(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| a * b).sum()
-    }
-
     #[test]
     fn rows_with_gaps_are_added() {
         for (size, heads, rows) in [(1, 1, 1), (5, 2, 3), (16, 3, 4), (64, 3, 9), (70, 5, 6)] {

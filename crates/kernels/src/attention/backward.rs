@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::forward::finite_or_zero;
 use super::{
-    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, pack_rows, pack_transposed,
-    padded, query_tiles, seen_pairs, unpack_transposed,
+    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, pack_rows, padded, query_tiles,
+    seen_pairs, unpack_transposed,
 };
 use crate::elementwise::{add_assign, set_zero};
 use crate::matmul::{Mat, MatMut, Shared, product};
@@ -196,11 +196,9 @@ struct Task<'a> {
 
 /// The packed inputs and the temporaries of a tile of queries.
 struct Buffers<'a> {
-    /// scale·q and do, [D, width] and [width, D].
+    /// scale·q and do, [width, D].
     queries: &'a mut [f32],
-    queries_by_row: &'a mut [f32],
     grads: &'a mut [f32],
-    grads_by_row: &'a mut [f32],
     /// [D, width].
     query_grads: &'a mut [f32],
     /// p and then ds of up to `kept` tiles, each [keys, width].
@@ -213,23 +211,19 @@ struct Buffers<'a> {
 
 impl<'a> Buffers<'a> {
     fn len(size: usize, width: usize, kept: usize) -> usize {
-        (5 * size + 2 * kept * TILE_KEYS + 2) * width
+        (3 * size + 2 * kept * TILE_KEYS + 2) * width
     }
 
     fn new(scratch: &'a mut [f32], size: usize, width: usize, kept: usize) -> Self {
         let (queries, scratch) = scratch.split_at_mut(size * width);
-        let (queries_by_row, scratch) = scratch.split_at_mut(size * width);
         let (grads, scratch) = scratch.split_at_mut(size * width);
-        let (grads_by_row, scratch) = scratch.split_at_mut(size * width);
         let (query_grads, scratch) = scratch.split_at_mut(size * width);
         let (scores, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
         let (score_grads, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
         let (lse, delta) = scratch.split_at_mut(width);
         Self {
             queries,
-            queries_by_row,
             grads,
-            grads_by_row,
             query_grads,
             scores,
             score_grads,
@@ -265,24 +259,8 @@ impl Task<'_> {
         let width = buffers.delta.len();
         let first = kv_head * group;
         let (shape, scale) = (self.shape, self.shape.scale);
-        pack_transposed(buffers.queries, self.q, tile.rows(), first, shape, scale);
-        pack_transposed(buffers.grads, self.do_, tile.rows(), first, shape, 1.0);
-        pack_rows(
-            buffers.queries_by_row,
-            self.q,
-            tile.rows(),
-            first,
-            shape,
-            scale,
-        );
-        pack_rows(
-            buffers.grads_by_row,
-            self.do_,
-            tile.rows(),
-            first,
-            shape,
-            1.0,
-        );
+        pack_rows(buffers.queries, self.q, tile.rows(), first, shape, scale);
+        pack_rows(buffers.grads, self.do_, tile.rows(), first, shape, 1.0);
         buffers.query_grads.fill(0.0);
         self.pack_lse(tile, kv_head, buffers.lse);
         buffers.delta.fill(0.0);
@@ -358,7 +336,7 @@ impl Task<'_> {
             false,
             1.0,
             keys,
-            Mat::new(buffers.queries, size, width),
+            Mat::new(buffers.queries, width, size).t(),
         );
         tile.sight
             .mask(scores, width, key_tile, &tile.queries, self.shape.group());
@@ -368,7 +346,7 @@ impl Task<'_> {
             false,
             1.0,
             values,
-            Mat::new(buffers.grads, size, width),
+            Mat::new(buffers.grads, width, size).t(),
         );
         exp_scores(scores, buffers.lse);
     }
@@ -410,7 +388,7 @@ impl Task<'_> {
             true,
             1.0,
             Mat::new(scores, count, width),
-            Mat::new(buffers.grads_by_row, width, size),
+            Mat::new(buffers.grads, width, size),
         );
         // p = exp(s - lse), so ds = p · (dp - δ)
         softmax_backward(scores, score_grads, buffers.delta);
@@ -420,7 +398,7 @@ impl Task<'_> {
             true,
             1.0,
             Mat::new(scores, count, width),
-            Mat::new(buffers.queries_by_row, width, size),
+            Mat::new(buffers.queries, width, size),
         );
         product(
             MatMut::new(buffers.query_grads, size, width),

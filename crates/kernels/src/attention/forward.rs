@@ -1,7 +1,7 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
 use super::{
-    AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_transposed, padded, query_tiles,
+    AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_rows, padded, query_tiles,
     seen_pairs, single, unpack_transposed,
 };
 use crate::matmul::{Mat, MatMut, Shared, product};
@@ -111,7 +111,7 @@ impl Task<'_> {
             let (scores, scratch) = scratch.split_at_mut(TILE_KEYS * width);
             let (max, scratch) = scratch.split_at_mut(width);
             let (sum, shrink) = scratch.split_at_mut(width);
-            pack_transposed(
+            pack_rows(
                 queries,
                 self.q,
                 tile.rows(),
@@ -122,7 +122,7 @@ impl Task<'_> {
             out.fill(0.0);
             max.fill(f32::NEG_INFINITY);
             sum.fill(0.0);
-            let query_mat = Mat::new(queries, size, width);
+            let query_mat = Mat::new(queries, width, size).t();
             tile.sight
                 .for_key_tiles(tile.sight.span(&tile.queries), |key_tile| {
                     let rows = key_tile.rows.clone();

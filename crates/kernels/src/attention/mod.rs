@@ -218,38 +218,8 @@ fn padded(queries: usize, shape: &AttentionShape) -> usize {
     (queries * shape.group()).next_multiple_of(PAD)
 }
 
-/// Copies rows of the heads `first..first + group` to a transposed tile [D, width]: column
-/// `head · queries + query`. Columns past the last are zero.
-fn pack_transposed(
-    to: &mut [f32],
-    from: View<'_>,
-    rows: Range<usize>,
-    first: usize,
-    shape: &AttentionShape,
-    factor: f32,
-) {
-    let (size, group, count) = (shape.head_size, shape.group(), rows.len());
-    let width = padded(count, shape);
-    let from_width = from.cols();
-    let from = from.f32s();
-    let mut tile = MatMut::new(to, size, width);
-    for head in 0..group {
-        let from = &from[rows.start * from_width + (first + head) * size..];
-        transpose(
-            &mut tile,
-            head * count,
-            from,
-            from_width,
-            (count, size),
-            factor,
-        );
-    }
-    for row in to.chunks_exact_mut(width).take(size) {
-        row[group * count..].fill(0.0);
-    }
-}
-
-/// The same as rows [width, D]: row `head · queries + query`.
+/// Copies rows of the heads `first..first + group` to rows [width, D]: row `head · queries + query`. Rows
+/// past the last are zero.
 fn pack_rows(
     to: &mut [f32],
     from: View<'_>,
@@ -273,7 +243,7 @@ fn pack_rows(
     to[group * count * size..].fill(0.0);
 }
 
-/// The way back from [`pack_transposed`]: rows of one block of heads.
+/// Rows of one block of heads from a transposed tile [D, width]: column `head · queries + query`.
 fn unpack_transposed(to: &mut MatMut<'_>, from: &[f32], shape: &AttentionShape, factor: f32) {
     let (size, group, count) = (shape.head_size, shape.group(), to.rows());
     let width = padded(count, shape);

@@ -2,8 +2,8 @@
 //!
 //! What is predicted is the largest resident memory of the process: the pages of the mapped weights that are touched
 //! (all of them), what is trained with its gradient and moments, what the blocks keep until the backward, and the
-//! working space of the moment that needs most. What the process and the tokenizer take is not known from shapes; it was
-//! measured on one machine and is named below.
+//! working space of the moment that needs most. What the process takes is not known from shapes; it was measured on one
+//! machine and is named below.
 
 use lowrank_kernels::DType;
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub struct Memory {
     pub activations: u64,
     /// Temporaries of the moment that needs most.
     pub working: u64,
-    /// The program and the tokenizer.
+    /// The program; training has dropped the tokenizer.
     pub process: u64,
 }
 
@@ -46,10 +46,8 @@ impl Memory {
     }
 }
 
-/// The program with its threads and their scratch memory, as measured.
-const PROGRAM: u64 = 16 * 1024 * 1024;
-/// The tokenizer, a token of its vocabulary, as measured.
-const TOKENIZER: u64 = 900;
+/// The program with its threads, their scratch memory and the rows, as measured.
+const PROGRAM: u64 = 18 * 1024 * 1024;
 
 /// Bytes of the base's weights: matrices as `dtype`, vectors as f32.
 pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> u64 {
@@ -91,7 +89,7 @@ pub fn training_memory(
         optimizer: 2 * trained,
         activations: activation_bytes(config, adapter, work, saving),
         working: working_bytes(config, adapter, work, saving),
-        process: PROGRAM + TOKENIZER * config.vocab_size as u64,
+        process: PROGRAM,
     }
 }
 
