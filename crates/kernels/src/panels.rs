@@ -28,9 +28,9 @@ const MR: usize = 6;
 /// Columns of a panel: two vectors.
 const NR: usize = 16;
 /// Inner indices of a panel, at most: with 16 columns 20 KiB of the L1 cache's 32.
-const DEPTH: usize = 320;
+const DEPTH: usize = 576;
 /// Rows of `a` that pass by a panel before the next panel's turn, so that they stay in the L2 cache.
-const ROWS: usize = 16 * MR;
+const ROWS: usize = 8 * MR;
 
 /// Rows of `a` that are a multiple of so many numbers apart would all lie in the same few places of the
 /// caches; they are copied.
