@@ -131,22 +131,34 @@ pub fn argmax_rows(x: View<'_>) -> Vec<usize> {
 
 /// The position of the first of the largest numbers, zero if there is none; NaN is never the largest.
 pub(crate) fn argmax(row: &[f32]) -> usize {
-    /// Maxima that are kept beside each other.
-    const MAXIMA: usize = 64;
+    /// Numbers that are looked at together.
+    const TOGETHER: usize = 32;
     vectorize(
         #[inline(always)]
         || {
             let larger = |a: f32, b: f32| if b > a { b } else { a };
-            let mut maxima = [f32::NEG_INFINITY; MAXIMA];
-            let (chunks, rest) = row.as_chunks::<MAXIMA>();
+            let mut maxima = [f32::NEG_INFINITY; TOGETHER];
+            let (chunks, rest) = row.as_chunks::<TOGETHER>();
             for chunk in chunks {
-                for (max, &x) in maxima.iter_mut().zip(chunk) {
-                    *max = larger(*max, x);
+                for i in 0..TOGETHER {
+                    maxima[i] = larger(maxima[i], chunk[i]);
                 }
             }
             let max = maxima.iter().chain(rest).copied();
             let max = max.fold(f32::NEG_INFINITY, larger);
-            row.iter().position(|&x| x == max).unwrap_or(0)
+            let mut start = 0;
+            for chunk in chunks {
+                let mut found = false;
+                for &x in chunk {
+                    found |= x == max;
+                }
+                if found {
+                    break;
+                }
+                start += TOGETHER;
+            }
+            let within = row[start..].iter().position(|&x| x == max);
+            within.map_or(0, |within| start + within)
         },
     )
 }
