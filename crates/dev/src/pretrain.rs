@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
-use lowrank::base::{Base, Source};
+use lowrank::base::{Network, Source};
 use lowrank::data::Example;
 use lowrank::model::{Decoder, families};
 use lowrank::train::{BaseDtype, Event, Observer, SchedulerType, Start, TrainConfig, Trained, fit};
@@ -37,9 +37,8 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     let (held_out, rows) = rows.split_at(HELD_OUT);
     let weights = full::random_weights(config, 0.02, SEED)?;
     let adapter = full::inject(&weights);
-    let base = Base {
+    let network = Network {
         decoder: Decoder::new(weights),
-        tokenizer,
         source,
     };
     let settings = settings(output, steps);
@@ -55,7 +54,7 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     };
     let outcome = fit(
         &settings,
-        &base,
+        &network,
         trained,
         rows,
         held_out,

@@ -18,8 +18,9 @@ use lowrank_kernels::{
     Activation, AdamW, AttentionShape, DType, Layout, LowRank, RopeTable, Segment, Tensor, Weight,
     Workspace, activation_forward, adamw_step, attention_backward, attention_forward,
     cross_entropy_forward_backward, fill_normal, gated_backward, gated_forward, head_logits,
-    linear_backward_input, linear_forward, low_rank_backward, low_rank_forward, reference,
-    rms_norm_backward, rms_norm_forward, rope_forward,
+    linear_backward_input, linear_forward, low_rank_backward_hidden, low_rank_backward_input,
+    low_rank_backward_weights, low_rank_forward, reference, rms_norm_backward, rms_norm_forward,
+    rope_forward,
 };
 
 const HIDDEN: usize = 576;
@@ -155,19 +156,13 @@ mod low_rank {
             Tensor::zeros(RANK, HIDDEN),
             Tensor::zeros(HIDDEN, RANK),
         );
-        let ws = Workspace::new();
+        let mut du = random(tokens, RANK);
         bencher.counter(flops(2 * tokens * FLOPS)).bench_local(|| {
-            low_rank_backward(
-                Some(dx.view_mut()),
-                Some(da.view_mut()),
-                Some(db.view_mut()),
-                dy.view(),
-                x.view(),
-                u.view(),
-                0..tokens,
-                &branch(&a, &b),
-                &ws,
-            );
+            let (lr, rows) = (branch(&a, &b), 0..tokens);
+            low_rank_backward_hidden(du.view_mut(), dy.view(), rows.clone(), &lr);
+            low_rank_backward_input(dx.view_mut(), du.view(), rows.clone(), &lr);
+            let (da, db, saved) = (da.view_mut(), db.view_mut(), (u.view(), du.view()));
+            low_rank_backward_weights(da, db, dy.view(), x.view(), saved, rows, &lr);
         });
     }
 
@@ -249,7 +244,6 @@ mod attention {
                 q.view(),
                 k.view(),
                 v.view(),
-                o.view(),
                 lse.view(),
                 &segments,
                 &SHAPE,

@@ -1,6 +1,7 @@
 //! Element-wise activations, plain and gated.
 //!
-//! Everything here overwrites.
+//! Everything here overwrites. What the forward of a linear saved, the inputs of these functions, may
+//! be bf16.
 
 use rayon::prelude::*;
 
@@ -114,11 +115,10 @@ struct Forward<'a> {
 
 impl Loop for Forward<'_> {
     fn run<F: Function>(self) {
-        self.h
-            .into_f32s()
-            .par_chunks_mut(BLOCK)
-            .zip(self.x.f32s().par_chunks(BLOCK))
-            .for_each(|(h, x)| {
+        let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
+        chunks.for_each(|(i, h)| {
+            let part = i * BLOCK..i * BLOCK + h.len();
+            self.x.with_part(part, |x| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -128,6 +128,7 @@ impl Loop for Forward<'_> {
                     },
                 );
             });
+        });
     }
 }
 
@@ -140,12 +141,11 @@ struct Backward<'a> {
 impl Loop for Backward<'_> {
     fn run<F: Function>(self) {
         // h = act(x)
-        self.dx
-            .into_f32s()
-            .par_chunks_mut(BLOCK)
-            .zip(self.dh.f32s().par_chunks(BLOCK))
-            .zip(self.x.f32s().par_chunks(BLOCK))
-            .for_each(|((dx, dh), x)| {
+        let chunks = self.dx.into_f32s().par_chunks_mut(BLOCK);
+        let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
+        chunks.for_each(|(i, (dx, dh))| {
+            let part = i * BLOCK..i * BLOCK + dx.len();
+            self.x.with_part(part, |x| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -155,6 +155,7 @@ impl Loop for Backward<'_> {
                     },
                 );
             });
+        });
     }
 }
 
@@ -166,21 +167,22 @@ struct GatedForward<'a> {
 
 impl Loop for GatedForward<'_> {
     fn run<F: Function>(self) {
-        self.h
-            .into_f32s()
-            .par_chunks_mut(BLOCK)
-            .zip(self.gate.f32s().par_chunks(BLOCK))
-            .zip(self.up.f32s().par_chunks(BLOCK))
-            .for_each(|((h, gate), up)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((h, &gate), up) in h.iter_mut().zip(gate).zip(up) {
-                            *h = F::value(gate) * up;
-                        }
-                    },
-                );
+        let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
+        chunks.for_each(|(i, h)| {
+            let part = i * BLOCK..i * BLOCK + h.len();
+            self.gate.with_part(part.clone(), |gate| {
+                self.up.with_part(part, |up| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            for ((h, &gate), up) in h.iter_mut().zip(gate).zip(up) {
+                                *h = F::value(gate) * up;
+                            }
+                        },
+                    );
+                });
             });
+        });
     }
 }
 
@@ -195,28 +197,29 @@ struct GatedBackward<'a> {
 impl Loop for GatedBackward<'_> {
     fn run<F: Function>(self) {
         // h = act(gate) · up
-        self.dgate
-            .into_f32s()
-            .par_chunks_mut(BLOCK)
-            .zip(self.dup.into_f32s().par_chunks_mut(BLOCK))
-            .zip(self.dh.f32s().par_chunks(BLOCK))
-            .zip(self.gate.f32s().par_chunks(BLOCK))
-            .zip(self.up.f32s().par_chunks(BLOCK))
-            .for_each(|((((dgate, dup), dh), gate), up)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let grads = dgate.iter_mut().zip(dup);
-                        for (((dgate, dup), dh), (&gate, up)) in
-                            grads.zip(dh).zip(gate.iter().zip(up))
-                        {
-                            let (value, slope) = F::both(gate);
-                            *dgate = dh * up * slope;
-                            *dup = dh * value;
-                        }
-                    },
-                );
+        let chunks = self.dgate.into_f32s().par_chunks_mut(BLOCK);
+        let chunks = chunks.zip(self.dup.into_f32s().par_chunks_mut(BLOCK));
+        let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
+        chunks.for_each(|(i, ((dgate, dup), dh))| {
+            let part = i * BLOCK..i * BLOCK + dh.len();
+            self.gate.with_part(part.clone(), |gate| {
+                self.up.with_part(part, |up| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let grads = dgate.iter_mut().zip(dup);
+                            for (((dgate, dup), dh), (&gate, up)) in
+                                grads.zip(dh).zip(gate.iter().zip(up))
+                            {
+                                let (value, slope) = F::both(gate);
+                                *dgate = dh * up * slope;
+                                *dup = dh * value;
+                            }
+                        },
+                    );
+                });
             });
+        });
     }
 }
 

@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use crate::parallel::rows_per_task;
 use crate::profile::op;
 use crate::simd::{self, vectorize};
-use crate::view::{View, ViewMut};
+use crate::tensor::{DType, Tensor};
+use crate::view::{Data, View, ViewMut};
 
 /// Numbers that a task takes.
 const BLOCK: usize = 16 * 1024;
@@ -23,6 +24,34 @@ pub fn add_assign(y: ViewMut<'_>, x: View<'_>) {
         .par_chunks_mut(BLOCK)
         .zip(x.f32s().par_chunks(BLOCK))
         .for_each(|(y, x)| simd::add(y, x));
+}
+
+/// Copies a matrix into one of the same shape and another number format, rounding to nearest.
+///
+/// # Panics
+/// If the shapes differ or the target's memory is shared.
+pub fn convert(to: &mut Tensor, from: View<'_>) {
+    let _op = op("convert", || 0.0);
+    from.assert_shape("the matrix to convert", to.rows(), to.cols());
+    if to.dtype() == DType::F32 {
+        let chunks = to.view_mut().into_f32s().par_chunks_mut(BLOCK).enumerate();
+        chunks.for_each(|(i, to)| {
+            let part = i * BLOCK..i * BLOCK + to.len();
+            match from.data() {
+                Data::F32(from) => to.copy_from_slice(&from[part]),
+                Data::Bf16(from) => simd::widen(to, &from[part]),
+            }
+        });
+    } else {
+        let chunks = to.bf16s_mut().par_chunks_mut(BLOCK).enumerate();
+        chunks.for_each(|(i, to)| {
+            let part = i * BLOCK..i * BLOCK + to.len();
+            match from.data() {
+                Data::F32(from) => simd::narrow(to, &from[part]),
+                Data::Bf16(from) => to.copy_from_slice(&from[part]),
+            }
+        });
+    }
 }
 
 /// y = 0.

@@ -25,22 +25,16 @@ struct Job<'a> {
     start: Start<'a>,
 }
 
-/// y (+)= x·wᵀ for each weight; y [T, N], x [T, K], w [N, K].
-pub(crate) fn few_times_rows<const N: usize>(
-    ys: [ViewMut<'_>; N],
-    x: View<'_>,
-    ws: [View<'_>; N],
-    starts: [Start<'_>; N],
-) {
-    let mut i = 0;
-    let jobs = ys.map(|y| {
-        i += 1;
-        Job {
+/// y (+)= x·wᵀ for each (y, w, start); y [T, N], x [T, K], w [N, K].
+pub(crate) fn few_times_rows(x: View<'_>, outputs: Vec<(ViewMut<'_>, View<'_>, Start<'_>)>) {
+    let jobs: Vec<Job<'_>> = outputs
+        .into_iter()
+        .map(|(y, w, start)| Job {
             y: Shared::from(y),
-            w: ws[i - 1],
-            start: starts[i - 1],
-        }
-    });
+            w,
+            start,
+        })
+        .collect();
     let (tokens, ins) = (x.rows(), x.cols());
     let rows = BLOCK.div_ceil(ins.max(1)).max(ROWS);
     let tasks = |job: &Job<'_>| job.w.rows().div_ceil(rows);

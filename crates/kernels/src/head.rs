@@ -16,8 +16,8 @@ use crate::simd::{exp, lane_max, lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
-/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 48 MiB.
-const CHUNK: usize = 12 * 1024 * 1024;
+/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 24 MiB.
+const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
@@ -193,6 +193,11 @@ fn check(h: View<'_>, w: Weight<'_>, targets: &[u32]) {
     }
 }
 
+/// Rows whose logits exist at the same time, at most.
+pub fn head_chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+}
+
 /// Calls `work` with the logits of each chunk of rows, one chunk after the other.
 fn for_chunks(
     h: View<'_>,
@@ -201,8 +206,7 @@ fn for_chunks(
     mut work: impl FnMut(Range<usize>, ViewMut<'_>),
 ) {
     let vocabulary = w.outputs();
-    let step = (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
-    let step = step.min(h.rows());
+    let step = head_chunk_rows(vocabulary).min(h.rows());
     if step == 0 {
         return;
     }

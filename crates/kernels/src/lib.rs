@@ -47,6 +47,8 @@ mod measure;
 mod merge;
 mod norm;
 mod optimizer;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod parallel;
 mod profile;
 mod random;
@@ -66,16 +68,21 @@ pub use activation::{
 };
 pub use arena::Arena;
 pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
-pub use elementwise::{add_assign, add_cols, copy_cols, scale};
+pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use head::{
-    CrossEntropy, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
+    CrossEntropy, cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs,
+    head_logits,
 };
 pub use linear::{
-    Layout, Weight, bias_backward, linear_backward_input, linear_backward_weight, linear_forward,
-    linear_forward_each,
+    BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight, bias_backward,
+    linear_backward_input, linear_backward_weight, linear_forward, linears_backward_input,
+    linears_forward,
 };
-pub use low_rank::{Dropout, LowRank, low_rank_backward, low_rank_forward};
+pub use low_rank::{
+    Dropout, LowRank, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
+    low_rank_forward,
+};
 pub use measure::{
     all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
     sum_squares,
@@ -86,6 +93,7 @@ pub use norm::{
     rms_norm_forward,
 };
 pub use optimizer::{AdamW, adamw_step};
+pub use parallel::in_pool;
 pub use profile::{OpCost, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};

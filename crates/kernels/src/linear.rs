@@ -3,13 +3,17 @@
 //! `linear_forward` overwrites y; `linear_backward_input` overwrites or accumulates as asked;
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
+use std::ops::Range;
+
 use crate::few::{FEW_TOKENS, few_times_rows};
-use crate::matmul::{for_tiles, product};
+use crate::low_rank::{LowRank, low_rank_down, low_rank_forward};
+use crate::matmul::for_tiles;
 use crate::profile::op;
 use crate::simd;
-use crate::strips::{Start, times_columns, times_rows};
+use crate::strips::{Factor, Job, Start, Term, multiply, times_columns, times_rows};
 use crate::tensor::DType;
 use crate::view::{View, ViewMut};
+use crate::workspace::Workspace;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +51,184 @@ impl Weight<'_> {
     }
 }
 
-/// Rows and columns of a weight's gradient that a task takes.
-const TILE: (usize, usize) = (96, 256);
 /// Columns that a task takes when a sum runs over the tokens.
 const COLUMNS: usize = 64;
+
+/// One of several linears that read the same input.
+pub struct LinearOutput<'a> {
+    /// [T, out], overwritten.
+    pub y: ViewMut<'a>,
+    /// The weight.
+    pub w: Weight<'a>,
+    /// [1, out].
+    pub bias: Option<View<'a>>,
+    /// What is added beside it.
+    pub branches: Vec<BranchOutput<'a>>,
+}
+
+/// A low-rank branch beside a linear.
+pub struct BranchOutput<'a> {
+    /// drop(x)·Aᵀ [rows, r], overwritten and saved for the backward.
+    pub u: ViewMut<'a>,
+    /// The rows of the input that it applies to.
+    pub rows: Range<usize>,
+    /// Its factors.
+    pub branch: LowRank<'a>,
+}
+
+/// y = x·Wᵀ + b, plus s·u·Bᵀ with u = drop(x)·Aᵀ for each branch; for several linears at once. x [T, in].
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
+    if x.rows() <= FEW_TOKENS {
+        return few_linears_forward(x, outputs, ws);
+    }
+    let (mut ys, mut rest) = (Vec::new(), Vec::new());
+    for mut output in outputs {
+        for BranchOutput { u, rows, branch } in &mut output.branches {
+            branch.check(output.y.cols(), x, (u.rows(), u.cols()), rows);
+            low_rank_down(u.reborrow(), x, rows.clone(), branch);
+        }
+        let shape = (x.rows(), output.w.outputs());
+        output
+            .y
+            .assert_shape("the output of a linear", shape.0, shape.1);
+        x.assert_shape("the input of a linear", x.rows(), output.w.inputs());
+        if let Some(bias) = output.bias {
+            bias.assert_shape("the bias of a linear", 1, shape.1);
+        }
+        ys.push(output.y);
+        rest.push((output.w, output.bias.map(|b| b.to_vec()), output.branches));
+    }
+    let _op = op("linear forward", || {
+        let products = rest.iter().map(|(w, _, branches)| {
+            let branches = branches.iter().map(|b| b.rows.len() * b.branch.b.len());
+            x.rows() * w.view.len() + branches.sum::<usize>()
+        });
+        2.0 * products.sum::<usize>() as f64
+    });
+    let terms: Vec<Vec<Term<'_>>> = rest
+        .iter()
+        .map(|(w, _, branches)| {
+            let w = match w.layout {
+                Layout::OutIn => Factor::turned(w.view),
+                Layout::InOut => Factor::straight(w.view),
+            };
+            let branches = branches.iter().map(|b| Term {
+                a: b.u.as_view().as_mat(),
+                b: Factor::turned(b.branch.b),
+                scale: b.branch.scale,
+                at: (b.rows.start, b.branch.out_offset),
+            });
+            std::iter::once(Term::new(x.as_mat(), w))
+                .chain(branches)
+                .collect()
+        })
+        .collect();
+    let jobs = ys.into_iter().zip(&terms).zip(&rest);
+    let jobs = jobs.map(|((y, terms), (_, bias, _))| Job {
+        y,
+        start: bias.as_deref().map_or(Start::Zero, Start::Row),
+        terms,
+    });
+    multiply(jobs.collect());
+}
+
+/// [`linears_forward`] for few tokens: the weights together, then each branch.
+fn few_linears_forward(x: View<'_>, mut outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
+    let together = outputs.iter().all(|output| {
+        let bias = output.bias.is_none_or(|bias| bias.dtype() == DType::F32);
+        output.w.layout == Layout::OutIn && bias
+    });
+    if together {
+        let _op = op("linear forward", || {
+            let weights: usize = outputs.iter().map(|output| output.w.view.len()).sum();
+            2.0 * (x.rows() * weights) as f64
+        });
+        let jobs = outputs.iter_mut().map(|output| {
+            let LinearOutput { y, w, bias, .. } = output;
+            x.assert_shape("the input of a linear", y.rows(), w.inputs());
+            y.assert_shape("the output of a linear", x.rows(), w.outputs());
+            if let Some(bias) = bias {
+                bias.assert_shape("the bias of a linear", 1, w.outputs());
+            }
+            let start = bias.map_or(Start::Zero, |bias| Start::Row(bias.f32s()));
+            (y.reborrow(), w.view, start)
+        });
+        few_times_rows(x, jobs.collect());
+    } else {
+        for LinearOutput { y, w, bias, .. } in &mut outputs {
+            linear_forward(y.reborrow(), x, *w, *bias);
+        }
+    }
+    for output in outputs {
+        let mut y = output.y;
+        for BranchOutput { u, rows, branch } in output.branches {
+            low_rank_forward(y.reborrow(), u, x, rows, &branch, ws);
+        }
+    }
+}
+
+/// The gradient of a linear's output, on its way to the input.
+pub struct LinearGradient<'a> {
+    /// [T, out].
+    pub dy: View<'a>,
+    /// The weight.
+    pub w: Weight<'a>,
+    /// Of its branches that drop nothing.
+    pub branches: Vec<BranchGradient<'a>>,
+}
+
+/// The gradient of a low-rank branch's inner rows.
+pub struct BranchGradient<'a> {
+    /// s·dy·B [rows, r], as [`low_rank_backward_hidden`](crate::low_rank_backward_hidden) gives it.
+    pub du: View<'a>,
+    /// The rows of the input that the branch applies to.
+    pub rows: Range<usize>,
+    /// A [r, in].
+    pub a: View<'a>,
+}
+
+/// dx = Σ over linears of dy·W + Σ over their branches of du·A, or added to dx if `accumulate`; dx [T, in].
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>], accumulate: bool) {
+    let _op = op("linear backward, input", || {
+        let products = gradients.iter().map(|linear| {
+            let branches = linear.branches.iter().map(|b| b.rows.len() * b.a.len());
+            linear.dy.rows() * linear.w.view.len() + branches.sum::<usize>()
+        });
+        2.0 * products.sum::<usize>() as f64
+    });
+    let mut terms = Vec::new();
+    for LinearGradient { dy, w, branches } in gradients {
+        dx.assert_shape("the input gradient of a linear", dy.rows(), w.inputs());
+        dy.assert_shape("the output gradient of a linear", dx.rows(), w.outputs());
+        // y = x·Wᵀ + b, so dx = dy·W
+        let w = match w.layout {
+            Layout::OutIn => Factor::straight(w.view),
+            Layout::InOut => Factor::turned(w.view),
+        };
+        terms.push(Term::new(dy.as_mat(), w));
+        for BranchGradient { du, rows, a } in branches {
+            a.assert_shape("A", du.cols(), dx.cols());
+            assert!(rows.len() == du.rows() && rows.end <= dx.rows());
+            // u = x·Aᵀ, so dx += du·A
+            terms.push(Term {
+                at: (rows.start, 0),
+                ..Term::new(du.as_mat(), Factor::straight(*a))
+            });
+        }
+    }
+    let start = if accumulate { Start::Sum } else { Start::Zero };
+    multiply(vec![Job {
+        y: dx,
+        start,
+        terms: &terms,
+    }]);
+}
 
 /// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
 ///
@@ -71,41 +249,6 @@ pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<V
             bias.with_f32s(|bias| run(Start::Row(bias)));
         }
     }
-}
-
-/// y = x·Wᵀ + b for several linears of one input, as [`linear_forward`] does each; with few tokens
-/// they are computed together.
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn linear_forward_each<const N: usize>(
-    ys: [ViewMut<'_>; N],
-    x: View<'_>,
-    ws: [Weight<'_>; N],
-    biases: [Option<View<'_>>; N],
-) {
-    let together = x.rows() <= FEW_TOKENS
-        && ws.iter().all(|w| w.layout == Layout::OutIn)
-        && biases.iter().flatten().all(|b| b.dtype() == DType::F32);
-    if !together {
-        for ((y, w), bias) in ys.into_iter().zip(ws).zip(biases) {
-            linear_forward(y, x, w, bias);
-        }
-        return;
-    }
-    let _op = op("linear forward", || {
-        let weights: usize = ws.iter().map(|w| w.view.len()).sum();
-        2.0 * (x.rows() * weights) as f64
-    });
-    for ((y, w), bias) in ys.iter().zip(&ws).zip(&biases) {
-        x.assert_shape("the input of a linear", y.rows(), w.inputs());
-        y.assert_shape("the output of a linear", x.rows(), w.outputs());
-        if let Some(bias) = bias {
-            bias.assert_shape("the bias of a linear", 1, w.outputs());
-        }
-    }
-    let starts = biases.map(|bias| bias.map_or(Start::Zero, |bias| Start::Row(bias.f32s())));
-    few_times_rows(ys, x, ws.map(|w| w.view), starts);
 }
 
 /// dx = dy·W, or dx += dy·W if `accumulate`; dx [T, in], dy [T, out].
@@ -141,12 +284,12 @@ pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let (left, right) = (left.as_mat(), right.as_mat());
-    let tokens = 0..dy.rows();
-    for_tiles(dw, TILE, |tile, down, across| {
-        let left = left.block(tokens.clone(), down).t();
-        product(tile, true, 1.0, left, right.block(tokens.clone(), across));
-    });
+    let terms = &[Term::new(left.as_mat().t(), Factor::straight(right))];
+    multiply(vec![Job {
+        y: dw,
+        start: Start::Sum,
+        terms,
+    }]);
 }
 
 /// db += Σ over tokens of dy; db [1, out], dy [T, out].

@@ -9,11 +9,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
 use crate::profile::op;
 use crate::random::drop_out;
 use crate::rows::{Packed, products_of_rows, with_packed};
 use crate::scratch::with_scratch;
 use crate::simd;
+use crate::strips::{Factor, Job, Start, Term, multiply};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -55,11 +58,16 @@ impl LowRank<'_> {
         self.a.rows()
     }
 
+    /// Whether elements of the input are dropped.
+    pub fn drops(&self) -> bool {
+        self.active_dropout().is_some()
+    }
+
     fn active_dropout(&self) -> Option<Dropout> {
         self.dropout.filter(|dropout| dropout.p > 0.0)
     }
 
-    fn check(&self, y_cols: usize, x: View<'_>, u: (usize, usize), rows: &Range<usize>) {
+    pub(crate) fn check(&self, y_cols: usize, x: View<'_>, u: (usize, usize), rows: &Range<usize>) {
         self.b.assert_shape("B", self.b.rows(), self.rank());
         self.a.assert_shape("A", self.rank(), x.cols());
         assert!(
@@ -87,6 +95,8 @@ const DEPTH: usize = 512;
 const TOKENS: usize = 64;
 /// Rank from which a general product is faster than products of rows.
 const WIDE_RANK: usize = 16;
+/// Rank from which a product in panels, of which every one has 16 columns, is faster.
+const PANEL_RANK: usize = 8;
 /// Columns that a task takes when a sum runs over the tokens.
 const COLUMNS: usize = 64;
 
@@ -138,85 +148,174 @@ pub fn low_rank_forward(
     }
 }
 
-/// The gradients of [`low_rank_forward`] for the given rows, each added to what is there.
-///
-/// dx [T, in], da [r, in], db [n_out, r], dy [T, out], x [T, in], u [rows, r] as the forward saved it.
+/// u = drop(x)·Aᵀ for the given rows; u [rows, r] overwritten, x [T, in].
 ///
 /// # Panics
-/// If the shapes do not match, or if one of `da` and `db` is given without the other.
-pub fn low_rank_backward(
-    dx: Option<ViewMut<'_>>,
-    da: Option<ViewMut<'_>>,
-    db: Option<ViewMut<'_>>,
+/// If the shapes do not match.
+pub(crate) fn low_rank_down(u: ViewMut<'_>, x: View<'_>, rows: Range<usize>, lr: &LowRank<'_>) {
+    let _op = op("low-rank forward", || {
+        2.0 * (rows.len() * lr.a.len()) as f64
+    });
+    let rank = lr.rank();
+    if rank == 0 || rows.is_empty() {
+        return;
+    }
+    if rank >= PANEL_RANK && lr.active_dropout().is_none() {
+        let a = x.slice_rows(rows).as_mat();
+        let terms = &[Term::new(a, Factor::turned(lr.a))];
+        return multiply(vec![Job {
+            y: u,
+            start: Start::Zero,
+            terms,
+        }]);
+    }
+    let first = rows.start;
+    let run = |a: Option<Packed<'_>>| {
+        let blocks = u.into_f32s().par_chunks_mut(TOKENS * rank).enumerate();
+        blocks.for_each(|(i, u)| {
+            let count = u.len() / rank;
+            let start = first + i * TOKENS;
+            let mut u = MatMut::new(u, count, rank);
+            down(&mut u, lr, x, start..start + count, a);
+        });
+    };
+    if rank < WIDE_RANK && x.cols() > 0 {
+        with_packed::<f32, _>(lr.a.f32s(), x.cols(), |a| run(Some(a)));
+    } else {
+        run(None);
+    }
+}
+
+/// The gradient of the inner rows: du = s·dy·B for the given rows; du [rows, r] overwritten, dy [T, out].
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn low_rank_backward_hidden(
+    du: ViewMut<'_>,
     dy: View<'_>,
-    x: View<'_>,
-    u: View<'_>,
     rows: Range<usize>,
     lr: &LowRank<'_>,
-    ws: &Workspace,
 ) {
     let _op = op("low-rank backward", || {
-        let inputs = if dx.is_some() { 2 } else { 1 };
-        let product = rows.len() * (inputs * lr.a.len() + 2 * lr.b.len());
-        2.0 * product as f64
+        2.0 * (rows.len() * lr.b.len()) as f64
+    });
+    du.assert_shape("the gradient of x·Aᵀ", rows.len(), lr.rank());
+    let columns = lr.out_offset..lr.out_offset + lr.b.rows();
+    // y += s·u·Bᵀ, so du = s·dy·B
+    let terms = &[Term {
+        scale: lr.scale,
+        ..Term::new(dy.as_mat().block(rows, columns), Factor::straight(lr.b))
+    }];
+    multiply(vec![Job {
+        y: du,
+        start: Start::Zero,
+        terms,
+    }]);
+}
+
+/// The gradients of A and B for the given rows, added to what is there.
+///
+/// da [r, in], db [n_out, r], dy [T, out], x [T, in], u and du [rows, r] as
+/// [`linears_forward`](crate::linears_forward) and [`low_rank_backward_hidden`] gave them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn low_rank_backward_weights(
+    da: ViewMut<'_>,
+    db: ViewMut<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+    (u, du): (View<'_>, View<'_>),
+    rows: Range<usize>,
+    lr: &LowRank<'_>,
+) {
+    let _op = op("low-rank backward", || {
+        2.0 * (rows.len() * (lr.a.len() + lr.b.len())) as f64
     });
     lr.check(dy.cols(), x, (u.rows(), u.cols()), &rows);
     assert_eq!(dy.rows(), x.rows(), "tokens of a low-rank branch");
-    assert_eq!(da.is_some(), db.is_some(), "A and B are trained together");
     let (ins, rank, outs) = (x.cols(), lr.rank(), lr.b.rows());
+    da.assert_shape("the gradient of A", rank, ins);
+    db.assert_shape("the gradient of B", outs, rank);
+    du.assert_shape("the gradient of x·Aᵀ", rows.len(), rank);
     let columns = lr.out_offset..lr.out_offset + outs;
     let dy = dy.as_mat().block(rows.clone(), columns);
-    let (a, b) = (lr.a.as_mat(), lr.b.as_mat());
-
-    // y += s·u·Bᵀ, so du = s·dy·B
-    let mut du = ws.take(rows.len(), rank);
-    for_tiles(du.view_mut(), (TOKENS, ALL), |du, block, _| {
-        product(du, false, lr.scale, dy.block(block, 0..outs), b);
-    });
-    let du_mat = du.view().as_mat();
-
-    if let (Some(da), Some(db)) = (da, db) {
-        da.assert_shape("the gradient of A", rank, ins);
-        db.assert_shape("the gradient of B", outs, rank);
-        // y += s·u·Bᵀ, so dB += s·dyᵀ·u
-        let u = u.as_mat();
-        for_tiles(db, (COLUMNS, ALL), |db, block, _| {
-            product(db, true, lr.scale, dy.block(0..rows.len(), block).t(), u);
-        });
-        // u = drop(x)·Aᵀ, so dA += duᵀ·drop(x)
-        for_tiles(da, (ALL, COLUMNS), |mut da, _, block| {
-            for start in (0..rows.len()).step_by(DEPTH) {
-                let part = start..(start + DEPTH).min(rows.len());
-                let du = du_mat.block(part.clone(), 0..rank).t();
-                let tokens = rows.start + part.start..rows.start + part.end;
-                with_dropped(lr, x, tokens, block.clone(), |x| {
-                    product(da.reborrow(), true, 1.0, du, x);
-                });
+    let (u, du) = (u.as_mat(), du.as_mat());
+    // y += s·u·Bᵀ, so dBᵀ += s·uᵀ·dy
+    for_tiles(db, (COLUMNS, ALL), |mut db, block, _| {
+        with_scratch(rank * block.len(), |scratch| {
+            let dy = dy.block(0..rows.len(), block.clone());
+            thin_product(MatMut::new(scratch, rank, block.len()), u.t(), dy, false);
+            for j in 0..block.len() {
+                let db = db.row(j);
+                for (i, db) in db.iter_mut().enumerate() {
+                    *db += lr.scale * scratch[i * block.len() + j];
+                }
             }
         });
-    }
-
-    if let Some(dx) = dx {
-        // u = drop(x)·Aᵀ, so dx += drop(du·A) with the same mask
-        dx.assert_shape("the input gradient of a low-rank branch", x.rows(), ins);
-        let dx = dx.slice_rows(rows.clone());
-        for_tiles(dx, (TOKENS, ALL), |mut dx, block, _| {
-            let du = du_mat.block(block.clone(), 0..rank);
-            let Some(dropout) = lr.active_dropout() else {
-                return product(dx, true, 1.0, du, a);
-            };
-            with_scratch((block.len() + 1) * ins, |scratch| {
-                let (grads, dropped) = scratch.split_at_mut(block.len() * ins);
-                product(MatMut::new(grads, block.len(), ins), false, 1.0, du, a);
-                for (i, grads) in grads.chunks_exact(ins.max(1)).enumerate() {
-                    let row = rows.start + block.start + i;
-                    drop_out(dropped, grads, dropout.p, dropout.key, row, 0);
-                    simd::add(dx.row(i), dropped);
-                }
+    });
+    // u = drop(x)·Aᵀ, so dA += duᵀ·drop(x)
+    for_tiles(da, (ALL, COLUMNS), |mut da, _, block| {
+        if lr.active_dropout().is_none() {
+            let x = x.as_mat().block(rows.clone(), block);
+            return thin_product(da, du.t(), x, true);
+        }
+        for start in (0..rows.len()).step_by(DEPTH) {
+            let part = start..(start + DEPTH).min(rows.len());
+            let du = du.block(part.clone(), 0..rank).t();
+            let tokens = rows.start + part.start..rows.start + part.end;
+            with_dropped(lr, x, tokens, block.clone(), |x| {
+                thin_product(da.reborrow(), du, x, true);
             });
-        });
+        }
+    });
+}
+
+/// out (+)= a·b on one thread, where `a` has few rows and `b` is read once, where it lies.
+fn thin_product(out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        return panels::multiply_thin(out, accumulate, a, b);
     }
-    ws.give(du);
+    product(out, accumulate, 1.0, a, b);
+}
+
+/// The gradient of a branch's input, added to dx: drop(du·A) with the mask of the forward.
+///
+/// dx [T, in], du [rows, r] as [`low_rank_backward_hidden`] gave it. Branches that drop nothing go with
+/// their linears through [`linears_backward_input`](crate::linears_backward_input).
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn low_rank_backward_input(
+    dx: ViewMut<'_>,
+    du: View<'_>,
+    rows: Range<usize>,
+    lr: &LowRank<'_>,
+) {
+    let _op = op("low-rank backward", || {
+        2.0 * (rows.len() * lr.a.len()) as f64
+    });
+    let (ins, rank) = (lr.a.cols(), lr.rank());
+    dx.assert_shape("the input gradient of a low-rank branch", dx.rows(), ins);
+    du.assert_shape("the gradient of x·Aᵀ", rows.len(), rank);
+    let (a, du) = (lr.a.as_mat(), du.as_mat());
+    let dx = dx.slice_rows(rows.clone());
+    for_tiles(dx, (TOKENS, ALL), |mut dx, block, _| {
+        let du = du.block(block.clone(), 0..rank);
+        let Some(dropout) = lr.active_dropout() else {
+            return product(dx, true, 1.0, du, a);
+        };
+        with_scratch((block.len() + 1) * ins, |scratch| {
+            let (grads, dropped) = scratch.split_at_mut(block.len() * ins);
+            product(MatMut::new(grads, block.len(), ins), false, 1.0, du, a);
+            for (i, grads) in grads.chunks_exact(ins.max(1)).enumerate() {
+                let row = rows.start + block.start + i;
+                drop_out(dropped, grads, dropout.p, dropout.key, row, 0);
+                simd::add(dx.row(i), dropped);
+            }
+        });
+    });
 }
 
 /// u = drop(x)·Aᵀ for a block of tokens; `a` holds A's rows unless the rank is wide.

@@ -1,15 +1,16 @@
-//! Matrix products: the one place that calls `gemm-f32`.
+//! Matrices with strides, and their product: the one place that calls `gemm-f32`.
 //!
-//! Each call runs on one thread; operations cut their output into pieces and call [`product`] for
+//! Each product runs on one thread; operations cut their output into pieces and call [`product`] for
 //! each, so that the pieces, and with them the bits, do not depend on the number of threads.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use gemm_common::Parallelism;
-use rayon::prelude::*;
-
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
+use crate::parallel::for_runs;
 use crate::view::ViewMut;
+use gemm_common::Parallelism;
 
 /// A matrix to read, with any strides.
 #[derive(Clone, Copy)]
@@ -46,6 +47,26 @@ impl<'a> Mat<'a> {
             return 0;
         }
         (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How far a row is from the next.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// How far a column is from the next.
+    pub(crate) fn col_stride(&self) -> usize {
+        self.col_stride
     }
 
     /// The numbers from the first element on.
@@ -161,6 +182,41 @@ impl MatMut<'_> {
         }
     }
 
+    /// Some rows and columns, for a shorter time.
+    pub(crate) fn window(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        MatMut {
+            // Stays within the matrix, or at its end if no elements are left.
+            start: self
+                .start
+                .wrapping_add(rows.start * self.row_stride + cols.start),
+            rows: rows.len(),
+            cols: cols.len(),
+            row_stride: self.row_stride,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Sets every element to zero.
+    pub(crate) fn fill_zero(&mut self) {
+        for row in 0..self.rows {
+            self.row(row).fill(0.0);
+        }
+    }
+
+    /// Number of columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Where an element lies, and how far its row is from the next.
+    pub(crate) fn pointer(&mut self, row: usize, col: usize) -> (*mut f32, usize) {
+        assert!(row < self.rows && col < self.cols);
+        let at = self.start.wrapping_add(row * self.row_stride + col);
+        (at, self.row_stride)
+    }
+
     /// The matrix to read; its rows must have no gaps between them.
     #[expect(unsafe_code, reason = "a mutable borrow seen as a shared one")]
     pub(crate) fn as_mat(&self) -> Mat<'_> {
@@ -244,23 +300,34 @@ pub(crate) fn for_tiles(
         let tile = unsafe { shared.block(rows.clone(), cols.clone()) };
         work(tile, rows, cols);
     };
-    if tiles == 1 {
-        run(0);
-    } else {
-        (0..tiles).into_par_iter().for_each(run);
-    }
+    for_runs(tiles, run);
 }
 
 /// A block that is as large as a matrix can be.
 pub(crate) const ALL: usize = usize::MAX / 2;
 
-/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n].
+/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n], on one thread.
+pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        return panels::multiply_mats(out, accumulate, alpha, a, b);
+    }
+    product_anywhere(out, accumulate, alpha, a, b);
+}
+
+/// [`product`] with `gemm-f32`, for processors that [`panels`] has no code for.
 #[expect(unsafe_code, reason = "gemm takes pointers and strides")]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "a borrow of the output that ends here"
 )]
-pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
+pub(crate) fn product_anywhere(
+    out: MatMut<'_>,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
     assert_eq!(a.rows, out.rows, "rows of a product");
     assert_eq!(b.cols, out.cols, "columns of a product");
     assert_eq!(a.cols, b.rows, "inner size of a product");

@@ -13,6 +13,12 @@ pub(crate) fn rows_per_task(cols: usize) -> usize {
     (16 * 1024 / cols.max(1)).max(1)
 }
 
+/// Runs a pass on a thread of the pool. Its operations then hand tasks out from there, which is
+/// cheaper than waking the pool for each of them and sleeping meanwhile.
+pub fn in_pool<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| pass())
+}
+
 /// Calls `run` with each number below `count`, on all threads.
 ///
 /// Each thread goes through a run of neighbours, and then helps the others with theirs, so that

@@ -1,23 +1,269 @@
 //! Products with a weight in f32 or bf16, a strip of it at a time.
 //!
-//! A bf16 weight is never widened as a whole. A task takes a strip, widens it into scratch memory
-//! of its thread, and multiplies a block of tokens with it; for few tokens see
-//! [`few`](crate::few).
+//! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
+//! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
+//! tokens with it; for few tokens see [`few`](crate::few).
+//!
+//! Several outputs can be computed at once, so that threads meet once and not after each of them, and
+//! an output can be a sum of products, so that it is written once.
 
 use std::ops::Range;
 
 use crate::few::{FEW_TOKENS, few_times_rows};
-use crate::matmul::{Mat, MatMut, for_tiles, product};
+use crate::matmul::{Mat, MatMut, Shared, product_anywhere};
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
+use crate::parallel::for_runs;
 use crate::scratch::with_scratch;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
 
-/// Outputs that a task takes.
-const STRIP: usize = 96;
-/// Tokens that a task takes.
-const TOKENS: usize = 256;
-/// Terms of a sum that are widened at once; with `STRIP` f32 columns they fill 192 KiB.
+/// Widths that a strip of columns can have: multiples of a panel's 16.
+const STRIPS: [usize; 9] = [288, 192, 144, 128, 96, 64, 48, 32, 16];
+/// Rows of a block are a multiple of this, except in the last one.
+const ROW_STEP: usize = 48;
+/// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
+
+/// The right factor of a product, [K, N]: a window of a weight, or of its transpose.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    pub(crate) view: View<'a>,
+    /// Whether the factor is the transpose of the view.
+    pub(crate) transposed: bool,
+    /// Where the window begins.
+    pub(crate) first_row: usize,
+    pub(crate) first_col: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Factor<'a> {
+    /// The matrix as it is.
+    pub(crate) fn straight(view: View<'a>) -> Self {
+        Self {
+            view,
+            transposed: false,
+            first_row: 0,
+            first_col: 0,
+            rows: view.rows(),
+            cols: view.cols(),
+        }
+    }
+
+    /// The transpose of a matrix.
+    pub(crate) fn turned(view: View<'a>) -> Self {
+        Self {
+            transposed: true,
+            rows: view.cols(),
+            cols: view.rows(),
+            ..Self::straight(view)
+        }
+    }
+
+    /// K, the inner size.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// N, the columns of the output.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Some of the rows and columns.
+    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols);
+        Self {
+            first_row: self.first_row + rows.start,
+            first_col: self.first_col + cols.start,
+            rows: rows.len(),
+            cols: cols.len(),
+            ..self
+        }
+    }
+}
+
+/// A product of a sum: scale times a [T, K] times b [K, N], added to a window of the output.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    pub(crate) a: Mat<'a>,
+    pub(crate) b: Factor<'a>,
+    pub(crate) scale: f32,
+    /// Row and column of the output where the window begins.
+    pub(crate) at: (usize, usize),
+}
+
+impl<'a> Term<'a> {
+    /// The product itself, of the whole output.
+    pub(crate) fn new(a: Mat<'a>, b: Factor<'a>) -> Self {
+        Self {
+            a,
+            b,
+            scale: 1.0,
+            at: (0, 0),
+        }
+    }
+}
+
+/// An output, what it begins with, and the products that it is the sum of.
+pub(crate) struct Job<'a> {
+    /// [T, N].
+    pub(crate) y: ViewMut<'a>,
+    pub(crate) start: Start<'a>,
+    pub(crate) terms: &'a [Term<'a>],
+}
+
+/// Computes all of these outputs.
+pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
+    let sizes: Vec<(usize, usize)> = jobs
+        .iter()
+        .map(|job| (job.y.rows(), job.y.cols()))
+        .collect();
+    let inner = jobs
+        .iter()
+        .map(|job| job.terms.iter().map(|term| term.b.rows()).sum())
+        .max()
+        .unwrap_or(0);
+    let pieces = cut(&sizes, inner, rayon::current_num_threads());
+    let jobs: Vec<(Shared<'_>, Start<'_>, &[Term<'_>])> = jobs
+        .into_iter()
+        .map(|job| (Shared::from(job.y), job.start, job.terms))
+        .collect();
+    for_runs(pieces.len(), |i| {
+        let Piece { job, rows, cols } = &pieces[i];
+        let (y, start, terms) = &jobs[*job];
+        #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+        // SAFETY: no two pieces share an element of an output.
+        let tile = unsafe { y.block(rows.clone(), cols.clone()) };
+        multiply_piece(tile, (rows, cols), *start, terms);
+    });
+}
+
+/// One piece of an output, on one thread.
+fn multiply_piece(
+    mut tile: MatMut<'_>,
+    (rows, cols): (&Range<usize>, &Range<usize>),
+    start: Start<'_>,
+    terms: &[Term<'_>],
+) {
+    let mut holds = start.prepare(&mut tile, cols);
+    for term in terms {
+        let (row, col) = term.at;
+        let down = overlap(rows, &(row..row + term.a.rows()));
+        let across = overlap(cols, &(col..col + term.b.cols()));
+        if down.is_empty() || across.is_empty() {
+            continue;
+        }
+        let whole = down == *rows && across == *cols;
+        if !holds && !whole {
+            tile.fill_zero();
+            holds = true;
+        }
+        let window = tile.window(
+            down.start - rows.start..down.end - rows.start,
+            across.start - cols.start..across.end - cols.start,
+        );
+        let part = Term {
+            a: term
+                .a
+                .block(down.start - row..down.end - row, 0..term.a.cols()),
+            b: term
+                .b
+                .block(0..term.b.rows(), across.start - col..across.end - col),
+            ..*term
+        };
+        multiply_term(window, holds, &part);
+        holds = true;
+    }
+    if !holds {
+        tile.fill_zero();
+    }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.max(b.start)..a.end.min(b.end)
+}
+
+/// A block of an output that one task computes.
+struct Piece {
+    job: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+/// Bytes of a left factor from which reading it again comes from memory and not from a cache.
+const CACHED_BYTES: usize = 8 * 1024 * 1024;
+
+/// Cuts outputs into pieces for so many threads. How they are cut doesn't change a bit of the result.
+///
+/// `inner` is K. What a piece costs is counted in cycles for each of them, roughly: a product of 16
+/// columns takes one a row; a strip of the right factor is packed, and the rows of the left one read.
+fn cut(sizes: &[(usize, usize)], inner: usize, threads: usize) -> Vec<Piece> {
+    const PACK: f64 = 0.5;
+    let rows = sizes.iter().map(|size| size.0).max().unwrap_or(0);
+    let read = if rows * inner * size_of::<f32>() > CACHED_BYTES {
+        1.0
+    } else {
+        0.25
+    };
+    let mut best = (f64::INFINITY, STRIPS[0], rows.max(1));
+    for strip in STRIPS {
+        let strips: usize = sizes.iter().map(|size| size.1.div_ceil(strip)).sum();
+        for chunks in 1..=threads {
+            let block = rows.div_ceil(chunks).next_multiple_of(ROW_STEP).max(1);
+            let tasks = strips * rows.div_ceil(block);
+            let (down, across) = (block.min(rows) as f64, strip as f64);
+            let task = down * across / 16.0 + across * PACK + down * read;
+            // The last task of another thread is waited for.
+            let time = (tasks.div_ceil(threads) as f64 + 0.1) * task;
+            if time < best.0 {
+                best = (time, strip, block);
+            }
+        }
+    }
+    let (_, strip, block) = best;
+    let mut pieces = Vec::new();
+    for (job, &(rows, cols)) in sizes.iter().enumerate() {
+        for col in (0..cols).step_by(strip) {
+            for row in (0..rows).step_by(block) {
+                pieces.push(Piece {
+                    job,
+                    rows: row..(row + block).min(rows),
+                    cols: col..(col + strip).min(cols),
+                });
+            }
+        }
+    }
+    pieces
+}
+
+/// out (+)= a term, on one thread.
+fn multiply_term(out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        return panels::multiply(out, accumulate, term);
+    }
+    multiply_term_anywhere(out, accumulate, term);
+}
+
+/// [`multiply_term`] with `gemm-f32`, for processors that [`panels`] has no code for.
+fn multiply_term_anywhere(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
+    let Term { a, b, scale, .. } = *term;
+    let rows = out.rows();
+    if b.rows() == 0 && !accumulate {
+        out.fill_zero();
+    }
+    // Summing a part of the inputs at a time, in order, keeps the strip within the cache.
+    for start in (0..b.rows()).step_by(DEPTH) {
+        let part = start..(start + DEPTH).min(b.rows());
+        let a = a.block(0..rows, part.clone());
+        with_widened(b.block(part, 0..b.cols()), |b| {
+            product_anywhere(out.reborrow(), accumulate || start > 0, scale, a, b);
+        });
+    }
+}
+
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {
@@ -47,47 +293,50 @@ impl Start<'_> {
 
 /// y (+)= x·wᵀ; y [T, N], x [T, K], w [N, K].
 pub(crate) fn times_rows(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<'_>) {
-    let ins = x.cols();
     if x.rows() <= FEW_TOKENS {
-        return few_times_rows([y], x, [w], [start]);
+        return few_times_rows(x, vec![(y, w, start)]);
     }
-    let x = x.as_mat();
-    for_tiles(y, (TOKENS, STRIP), |mut tile, down, across| {
-        let accumulate = start.prepare(&mut tile, &across);
-        let x = x.block(down, 0..ins);
-        with_widened(w, across, 0..ins, |strip| {
-            product(tile, accumulate, 1.0, x, strip.t());
-        });
-    });
+    let terms = &[Term::new(x.as_mat(), Factor::turned(w))];
+    multiply(vec![Job { y, start, terms }]);
 }
 
 /// y (+)= x·w; y [T, N], x [T, K], w [K, N].
 pub(crate) fn times_columns(y: ViewMut<'_>, x: View<'_>, w: View<'_>, start: Start<'_>) {
-    let ins = x.cols();
-    let x = x.as_mat();
-    for_tiles(y, (TOKENS, STRIP), |mut tile, down, across| {
-        let accumulate = start.prepare(&mut tile, &across);
-        // Summing a part of the inputs at a time, in order, keeps the strip within the cache.
-        for first in (0..ins.max(1)).step_by(DEPTH) {
-            let part = first..(first + DEPTH).min(ins);
-            let x = x.block(down.clone(), part.clone());
-            with_widened(w, part, across.clone(), |strip| {
-                product(tile.reborrow(), accumulate || first > 0, 1.0, x, strip);
-            });
-        }
-    });
+    let terms = &[Term::new(x.as_mat(), Factor::straight(w))];
+    multiply(vec![Job { y, start, terms }]);
 }
 
-/// Calls `work` with a block of a weight in f32: in place if it is f32, else widened into scratch.
-fn with_widened(w: View<'_>, rows: Range<usize>, cols: Range<usize>, work: impl FnOnce(Mat<'_>)) {
-    match w.data() {
-        Data::F32(data) => work(Mat::new(data, w.rows(), w.cols()).block(rows, cols)),
-        Data::Bf16(data) => with_scratch(rows.len() * cols.len(), |scratch| {
-            let from = &data[rows.start * w.cols()..rows.end * w.cols()];
+/// Calls `work` with a factor in f32: in place if it is f32, else widened into scratch.
+fn with_widened(b: Factor<'_>, work: impl FnOnce(Mat<'_>)) {
+    let (rows, cols) = (
+        b.first_row..b.first_row + b.rows(),
+        b.first_col..b.first_col + b.cols(),
+    );
+    let (down, across) = if b.transposed {
+        (cols, rows)
+    } else {
+        (rows, cols)
+    };
+    let turned = b.transposed;
+    let view = b.view;
+    match view.data() {
+        Data::F32(data) => {
+            let mat = Mat::new(data, view.rows(), view.cols());
+            work(turned_if(mat.block(down, across), turned));
+        }
+        Data::Bf16(data) => with_scratch(down.len() * across.len(), |scratch| {
+            let from = &data[down.start * view.cols()..down.end * view.cols()];
             if !scratch.is_empty() {
-                simd::widen_rows(scratch, cols.len(), &from[cols.start..], w.cols());
+                simd::widen_rows(scratch, across.len(), &from[across.start..], view.cols());
             }
-            work(Mat::new(scratch, rows.len(), cols.len()));
+            work(turned_if(
+                Mat::new(scratch, down.len(), across.len()),
+                turned,
+            ));
         }),
     }
+}
+
+fn turned_if(mat: Mat<'_>, turned: bool) -> Mat<'_> {
+    if turned { mat.t() } else { mat }
 }

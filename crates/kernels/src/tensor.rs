@@ -111,7 +111,8 @@ pub struct Tensor {
 impl Tensor {
     /// An f32 matrix of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self::from_buffer(Buffer::zeroed(rows * cols * size_of::<f32>()), rows, cols)
+        let buffer = Buffer::zeroed(rows * cols * size_of::<f32>());
+        Self::owned(buffer, DType::F32, rows, cols)
     }
 
     /// An f32 matrix with these numbers.
@@ -199,9 +200,19 @@ impl Tensor {
         Ok(Self::owned(buffer, dtype, rows, cols))
     }
 
-    /// An f32 matrix in the first bytes of a buffer that may be larger.
-    pub(crate) fn from_buffer(buffer: Buffer, rows: usize, cols: usize) -> Self {
-        Self::owned(buffer, DType::F32, rows, cols)
+    /// A matrix in the first bytes of a buffer that may be larger.
+    pub(crate) fn from_buffer(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
+        Self::owned(buffer, dtype, rows, cols)
+    }
+
+    /// The elements of an owned bf16 matrix, to write.
+    pub(crate) fn bf16s_mut(&mut self) -> &mut [bf16] {
+        assert_eq!(self.dtype, DType::Bf16, "a matrix of bf16");
+        let len = self.len();
+        match &mut self.storage {
+            Storage::Owned(buffer) => &mut buffer.as_mut_slice()[..len],
+            Storage::Shared { .. } => panic!("shared memory is never written to"),
+        }
     }
 
     fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {

@@ -163,6 +163,18 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Calls `work` with some of the elements, in row order, widened into scratch memory if they are
+    /// bf16.
+    pub(crate) fn with_part<R>(&self, part: Range<usize>, work: impl FnOnce(&[f32]) -> R) -> R {
+        match self.data {
+            Data::F32(x) => work(&x[part]),
+            Data::Bf16(x) => with_scratch(part.len(), |scratch| {
+                simd::widen(scratch, &x[part]);
+                work(scratch)
+            }),
+        }
+    }
+
     pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
         assert_shape(name, (self.rows, self.cols), (rows, cols));
     }

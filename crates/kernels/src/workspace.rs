@@ -8,7 +8,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::storage::Buffer;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A request this small may take any buffer up to this size.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -21,8 +21,8 @@ pub struct Workspace {
 
 #[derive(Default)]
 struct State {
-    /// Buffers that nobody holds, the longest unused first.
-    idle: Vec<Buffer>,
+    /// Buffers that nobody holds, the longest unused first, with the number format they were used for.
+    idle: Vec<(DType, Buffer)>,
     /// Bytes of idle buffers.
     idle_bytes: usize,
     /// Bytes of buffers that are handed out.
@@ -41,21 +41,27 @@ impl Workspace {
     ///
     /// It reuses the smallest idle buffer that fits, and allocates if there is none.
     pub fn take(&self, rows: usize, cols: usize) -> Tensor {
-        let bytes = rows * cols * size_of::<f32>();
-        let reused = self.lock().reuse(bytes);
+        self.take_as(rows, cols, DType::F32)
+    }
+
+    /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
+    pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let bytes = rows * cols * dtype.size_of();
+        let reused = self.lock().reuse(dtype, bytes);
         // Allocating happens outside the lock: zeroing fresh memory takes a while.
         let buffer = reused.unwrap_or_else(|| {
             let buffer = Buffer::zeroed(bytes);
             self.lock().count_new(buffer.capacity());
             buffer
         });
-        Tensor::from_buffer(buffer, rows, cols)
+        Tensor::from_buffer(buffer, dtype, rows, cols)
     }
 
     /// Takes a matrix back. Any owned matrix will do; a shared one is dropped.
     pub fn give(&self, tensor: Tensor) {
+        let dtype = tensor.dtype();
         if let Some(buffer) = tensor.into_buffer() {
-            self.lock().give(buffer);
+            self.lock().give(dtype, buffer);
         }
     }
 
@@ -72,17 +78,19 @@ impl Workspace {
 }
 
 impl State {
-    fn reuse(&mut self, bytes: usize) -> Option<Buffer> {
+    /// A buffer of the same number format: a matrix that is kept as bf16 must not sit in the memory of one in f32.
+    fn reuse(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
         let limit = (2 * bytes).max(SMALL_BYTES);
         let (best, _) = self
             .idle
             .iter()
-            .map(Buffer::capacity)
             .enumerate()
-            .filter(|&(_, capacity)| (bytes..=limit).contains(&capacity))
-            .min_by_key(|&(_, capacity)| capacity)?;
+            .filter(|(_, (idle, _))| *idle == dtype)
+            .map(|(i, (_, buffer))| (i, buffer.capacity()))
+            .filter(|(_, capacity)| (bytes..=limit).contains(capacity))
+            .min_by_key(|(_, capacity)| *capacity)?;
         // Keeps the order of the others, which is the order in which they were given back.
-        let buffer = self.idle.remove(best);
+        let (_, buffer) = self.idle.remove(best);
         self.idle_bytes -= buffer.capacity();
         self.hold(buffer.capacity());
         Some(buffer)
@@ -93,7 +101,7 @@ impl State {
         // A quarter more than the peak leaves room for sizes that alternate within a step.
         let limit = self.peak_bytes + self.peak_bytes / 4;
         while self.held_bytes + self.idle_bytes > limit && !self.idle.is_empty() {
-            self.idle_bytes -= self.idle.remove(0).capacity();
+            self.idle_bytes -= self.idle.remove(0).1.capacity();
         }
     }
 
@@ -102,11 +110,11 @@ impl State {
         self.peak_bytes = self.peak_bytes.max(self.held_bytes);
     }
 
-    fn give(&mut self, buffer: Buffer) {
+    fn give(&mut self, dtype: DType, buffer: Buffer) {
         // A tensor that was made elsewhere was never counted as held.
         self.held_bytes = self.held_bytes.saturating_sub(buffer.capacity());
         self.idle_bytes += buffer.capacity();
-        self.idle.push(buffer);
+        self.idle.push((dtype, buffer));
     }
 }
 

@@ -114,6 +114,26 @@ pub struct Base {
     pub source: Source,
 }
 
+/// A model without its tokenizer: all that training needs once the rows are tokens. The tokenizer of a large vocabulary
+/// takes tens of megabytes.
+#[derive(Clone)]
+pub struct Network {
+    /// The network.
+    pub decoder: Arc<Decoder>,
+    /// Where it came from.
+    pub source: Source,
+}
+
+impl Base {
+    /// The model without its tokenizer; the weights are shared.
+    pub fn network(&self) -> Network {
+        Network {
+            decoder: Arc::clone(&self.decoder),
+            source: self.source.clone(),
+        }
+    }
+}
+
 impl Source {
     /// Finds the files that a `--model` value means.
     ///

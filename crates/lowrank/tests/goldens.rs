@@ -166,6 +166,8 @@ impl Case {
             max_grad_norm: 0.0,
             label_smoothing,
             batch_size,
+            share_prompts: false,
+            saving: lowrank::model::Saving::default(),
             seed: 0,
         }
     }

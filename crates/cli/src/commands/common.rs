@@ -12,7 +12,7 @@ use lowrank::tuning::lora::{self, Loaded};
 use lowrank::tuning::{Adapter, AdapterSet};
 
 use crate::failure::{Misuse, paragraph};
-use crate::settings::values::{BaseDtype, Method, OnBadRow, Split};
+use crate::settings::values::{BaseDtype, Method, OnBadRow, Recompute, Split};
 
 /// Which model, and how it is held.
 #[derive(Debug, Clone, Args)]
@@ -147,6 +147,16 @@ impl From<Method> for lowrank::tuning::Method {
         match method {
             Method::Lora => Self::Lora,
             Method::Full => Self::Full,
+        }
+    }
+}
+
+impl From<Recompute> for lowrank::model::Recompute {
+    fn from(what: Recompute) -> Self {
+        match what {
+            Recompute::None => Self::None,
+            Recompute::Selective => Self::Selective,
+            Recompute::Full => Self::Full,
         }
     }
 }

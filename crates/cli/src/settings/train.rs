@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::values::{
-    BaseDtype, InitLoraWeights, Method, OnBadRow, SchedulerType, Targets, parse_pattern,
-    pattern_map,
+    BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, Recompute, SchedulerType, Targets,
+    parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
@@ -162,6 +162,12 @@ pub struct TrainSettings {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = OPTIMIZATION)]
     pub gradient_accumulation_steps: usize,
 
+    /// Compute a prompt once for all rows of a batch that have it, and put such rows side by side
+    #[arg(long, value_name = "BOOL", help_heading = OPTIMIZATION, action = ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true,
+        hide_possible_values = true)]
+    pub share_prompts: bool,
+
     /// Passes over the rows
     #[arg(long, value_name = "X", default_value_t = 3.0, help_heading = OPTIMIZATION)]
     pub num_train_epochs: f64,
@@ -195,6 +201,14 @@ pub struct TrainSettings {
     /// Stop after so many evaluations without a new lowest loss
     #[arg(long, value_name = "N", help_heading = SAVING)]
     pub early_stopping_patience: Option<usize>,
+
+    /// What a block computes again in the backward instead of keeping it [default: as little as the memory allows]
+    #[arg(long, value_name = "WHAT", help_heading = MACHINE)]
+    pub recompute: Option<Recompute>,
+
+    /// Memory that the run may take, such as 2GiB [default: what the machine has free]
+    #[arg(long, value_name = "SIZE", help_heading = MACHINE)]
+    pub memory_budget: Option<ByteSize>,
 
     /// How the frozen weights are stored
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = MACHINE)]
@@ -402,6 +416,21 @@ mod tests {
           - --r does nothing with the method full; leave it out
           - lora_alpha (in run.yaml) does nothing with the method full; leave it out
         "#);
+    }
+
+    #[test]
+    fn prompts_are_shared_within_a_batch() {
+        let text = problems(
+            &[&WHOLE[..], &["--share-prompts"]].concat(),
+            "batch_size: 1\ngradient_accumulation_steps: 8\n",
+        );
+        insta::assert_snapshot!(
+            text,
+            @"--share-prompts needs a --batch-size of 2 or more: a prompt is shared by rows of a batch"
+        );
+        let flags = [&WHOLE[..], &["--share-prompts"]].concat();
+        let resolved = TrainSettings::resolve(layered(&flags, "")).unwrap();
+        assert_eq!(resolved.values["share_prompts"], true);
     }
 
     #[test]

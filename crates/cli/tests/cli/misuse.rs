@@ -6,6 +6,7 @@ use predicates::str::contains;
 use crate::support::{lowrank, stderr_of, write};
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "the help is as long as it is")]
 fn help_of_train() {
     let assert = lowrank()
         .args(["train", "-h"])
@@ -87,6 +88,8 @@ fn help_of_train() {
               Rows computed at a time [default: 8]
           --gradient-accumulation-steps <N>
               Batches of an optimizer step [default: 1]
+          --share-prompts[=<BOOL>]
+              Compute a prompt once for all rows of a batch that have it, and put such rows side by side
           --num-train-epochs <X>
               Passes over the rows [default: 3]
           --max-steps <N>

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Lab, json_of, lowrank, stderr_of, strs};
+use crate::support::{Lab, json_of, lowrank, stderr_of, strs, write};
 
 fn number(value: &Value) -> f64 {
     value
@@ -188,6 +188,66 @@ fn a_chat_reads_lines_and_swaps_adapters() {
     assert_eq!(talk("hello\n").lines().count(), 1);
     assert!(talk("/adapters\n").contains("adapters: run; in use: run"));
     assert!(talk("/adapter none\n/adapters\n").contains("in use: none"));
+}
+
+#[test]
+fn prompts_are_shared_on_request() {
+    let lab = Lab::new();
+    let row = |number: usize| {
+        let prompt = format!("Name a number below {} and say why", 10 + number % 4);
+        serde_json::json!({"prompt": prompt, "completion": format!(" {number}")}).to_string() + "\n"
+    };
+    let rows: String = (0..32).map(row).collect();
+    write(&lab.path("data"), "train.jsonl", rows);
+    let train = |run: &str, more: &[&str]| {
+        let assert = lowrank().args(lab.train(run, more)).assert().success();
+        let text = String::from_utf8(assert.get_output().stderr.clone()).expect("UTF-8");
+        let tokens = metrics(&lab, run);
+        let tokens = tokens.iter().filter_map(|line| line["tokens"].as_u64());
+        (text, tokens.sum::<u64>())
+    };
+    let (quiet, alone) = train("alone", &[]);
+    assert!(!quiet.contains("sharing prompts"), "{quiet}");
+    let (said, shared) = train("shared", &["--share-prompts", "--save-steps", "3"]);
+    assert!(
+        said.contains("sharing prompts: 32 rows have 4 distinct prompts"),
+        "{said}"
+    );
+    assert!(2 * shared < alone, "{shared} of {alone} tokens");
+    let config = std::fs::read_to_string(lab.path("shared").join("config.yaml"))
+        .expect("a run writes config.yaml");
+    assert!(config.contains("share_prompts: true"), "{config}");
+    let text = stderr_of(
+        &[
+            "train",
+            "--resume",
+            "--output",
+            &lab.arg("shared"),
+            "--share-prompts=false",
+        ],
+        2,
+    );
+    assert!(
+        text.contains("share_prompts: true before, false now"),
+        "{text}"
+    );
+
+    let (model, data) = (lab.arg("model"), lab.arg("data"));
+    let bench = [
+        "bench", "train", "--model", &model, "--steps", "2", "--warmup", "0",
+    ];
+    let bench = [&bench[..], &["--data", &data]].concat();
+    let alone = json_of(&bench);
+    let shared = json_of(&[&bench[..], &["--share-prompts"]].concat());
+    assert_eq!(shared["rows"], alone["rows"]);
+    assert_eq!(
+        (&alone["share_prompts"], &shared["share_prompts"]),
+        (&false.into(), &true.into())
+    );
+    let tokens = |report: &Value| number(&report["work"]["tokens"]);
+    assert!(2.0 * tokens(&shared) < tokens(&alone), "{shared}");
+    let random = ["bench", "train", "--model", &model, "--share-prompts"];
+    assert!(stderr_of(&random, 2).contains("--data"));
 }
 
 #[test]

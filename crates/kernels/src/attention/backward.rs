@@ -1,7 +1,10 @@
 //! The backward pass, a task for each part of a group of segments and key/value head.
 //!
 //! With p = exp(s - lse), the gradient of the scores is ds = p · (dp - δ), where dp = do·vᵀ and
-//! δ = Σ do·o for each query. The scores are computed again, tile by tile.
+//! δ = Σ p·dp over the keys of a query. The scores are computed again, tile by tile.
+//!
+//! δ is also Σ do·o, which needs the output but no sum over the keys first. The sum is taken all the
+//! same: it belongs to the very p and dp that it is subtracted from, and nothing has to keep o.
 
 use std::ops::Range;
 
@@ -22,7 +25,7 @@ use crate::workspace::Workspace;
 
 /// The gradients of [`attention_forward`](super::attention_forward); all three are overwritten.
 ///
-/// dq, do_, q and o [Tq, H·D], dk, dv, k and v [Tk, KV·D], lse [Tq, H] as the forward saved it.
+/// dq, do_ and q [Tq, H·D], dk, dv, k and v [Tk, KV·D], lse [Tq, H] as the forward saved it.
 /// Rows of no segment get zeros.
 ///
 /// # Panics
@@ -35,7 +38,6 @@ pub fn attention_backward(
     q: View<'_>,
     k: View<'_>,
     v: View<'_>,
-    o: View<'_>,
     lse: View<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
@@ -48,7 +50,6 @@ pub fn attention_backward(
     dk.assert_shape("dk", k_rows, k_cols);
     dv.assert_shape("dv", k_rows, k_cols);
     do_.assert_shape("the output gradient of attention", q_rows, q_cols);
-    o.assert_shape("the output of attention", q_rows, q_cols);
     lse.assert_shape("lse", q_rows, shape.heads);
     let groups = groups_that_share_keys(segments);
     let tiles: Vec<Vec<QueryTile<'_>>> = groups
@@ -85,7 +86,6 @@ pub fn attention_backward(
             q,
             k,
             v,
-            o,
             lse,
             shape,
         };
@@ -113,6 +113,8 @@ pub fn attention_backward(
 const ENOUGH_TASKS: usize = 16;
 /// Parts that a group is cut in, at most: each but the first needs memory like dk and dv.
 const PARTS: usize = 4;
+/// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 512 KiB.
+const KEPT_TILES: usize = 4;
 /// Tiles of queries of a part, at least.
 const PART_TILES: usize = 4;
 
@@ -188,7 +190,6 @@ struct Task<'a> {
     q: View<'a>,
     k: View<'a>,
     v: View<'a>,
-    o: View<'a>,
     lse: View<'a>,
     shape: &'a AttentionShape,
 }
@@ -202,27 +203,27 @@ struct Buffers<'a> {
     grads_by_row: &'a mut [f32],
     /// [D, width].
     query_grads: &'a mut [f32],
-    /// p and then ds, [keys, width].
+    /// p and then ds of up to `kept` tiles, each [keys, width].
     scores: &'a mut [f32],
-    /// dp, [keys, width].
+    /// dp, likewise.
     score_grads: &'a mut [f32],
     lse: &'a mut [f32],
     delta: &'a mut [f32],
 }
 
 impl<'a> Buffers<'a> {
-    fn len(size: usize, width: usize) -> usize {
-        (5 * size + 2 * TILE_KEYS + 2) * width
+    fn len(size: usize, width: usize, kept: usize) -> usize {
+        (5 * size + 2 * kept * TILE_KEYS + 2) * width
     }
 
-    fn new(scratch: &'a mut [f32], size: usize, width: usize) -> Self {
+    fn new(scratch: &'a mut [f32], size: usize, width: usize, kept: usize) -> Self {
         let (queries, scratch) = scratch.split_at_mut(size * width);
         let (queries_by_row, scratch) = scratch.split_at_mut(size * width);
         let (grads, scratch) = scratch.split_at_mut(size * width);
         let (grads_by_row, scratch) = scratch.split_at_mut(size * width);
         let (query_grads, scratch) = scratch.split_at_mut(size * width);
-        let (scores, scratch) = scratch.split_at_mut(TILE_KEYS * width);
-        let (score_grads, scratch) = scratch.split_at_mut(TILE_KEYS * width);
+        let (scores, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
+        let (score_grads, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
         let (lse, delta) = scratch.split_at_mut(width);
         Self {
             queries,
@@ -242,14 +243,26 @@ impl Task<'_> {
     fn run(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize) {
         let width = padded(tile.queries.len(), self.shape);
         let size = self.shape.head_size;
-        with_scratch(Buffers::len(size, width), |scratch| {
-            let buffers = Buffers::new(scratch, size, width);
-            self.run_with(tile, kv_head, sum, buffers);
+        let mut keys = Vec::new();
+        let span = tile.sight.span(&tile.queries);
+        tile.sight.for_key_tiles(span, |tile| keys.push(tile));
+        let kept = keys.len().clamp(1, KEPT_TILES);
+        with_scratch(Buffers::len(size, width, kept), |scratch| {
+            let buffers = Buffers::new(scratch, size, width, kept);
+            self.run_with(tile, &keys, kv_head, sum, buffers);
         });
     }
 
-    fn run_with(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize, mut buffers: Buffers<'_>) {
+    fn run_with(
+        &self,
+        tile: &QueryTile<'_>,
+        keys: &[KeyTile],
+        kv_head: usize,
+        sum: usize,
+        mut buffers: Buffers<'_>,
+    ) {
         let (group, size) = (self.shape.group(), self.shape.head_size);
+        let width = buffers.delta.len();
         let first = kv_head * group;
         let (shape, scale) = (self.shape, self.shape.scale);
         pack_transposed(buffers.queries, self.q, tile.rows(), first, shape, scale);
@@ -271,11 +284,28 @@ impl Task<'_> {
             1.0,
         );
         buffers.query_grads.fill(0.0);
-        self.pack_statistics(tile, kv_head, buffers.lse, buffers.delta);
-        tile.sight
-            .for_key_tiles(tile.sight.span(&tile.queries), |keys| {
-                self.run_keys(tile, &keys, kv_head, sum, &mut buffers);
-            });
+        self.pack_lse(tile, kv_head, buffers.lse);
+        buffers.delta.fill(0.0);
+        // Where not all tiles can be kept until δ is known, they are computed once more.
+        let all_kept = keys.len() <= KEPT_TILES;
+        for (i, key_tile) in keys.iter().enumerate() {
+            let slot = if all_kept { i } else { 0 };
+            self.weights(tile, key_tile, kv_head, slot, &mut buffers);
+            let (scores, grads) = slot_of(
+                (&mut *buffers.scores, &mut *buffers.score_grads),
+                slot,
+                key_tile.rows.len(),
+                width,
+            );
+            add_products(buffers.delta, scores, grads);
+        }
+        for (i, key_tile) in keys.iter().enumerate() {
+            let slot = if all_kept { i } else { 0 };
+            if !all_kept {
+                self.weights(tile, key_tile, kv_head, slot, &mut buffers);
+            }
+            self.run_keys(key_tile, kv_head, sum, slot, &mut buffers);
+        }
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dq")]
         // SAFETY: each task has other tiles of queries or another key/value head; tiles do not
         // overlap because `check` found that segments share no queries.
@@ -287,47 +317,41 @@ impl Task<'_> {
         unpack_transposed(&mut dq, buffers.query_grads, self.shape, self.shape.scale);
     }
 
-    /// lse and δ = Σ do·o of each query and head.
-    fn pack_statistics(
-        &self,
-        tile: &QueryTile<'_>,
-        kv_head: usize,
-        lse: &mut [f32],
-        delta: &mut [f32],
-    ) {
-        let (group, size) = (self.shape.group(), self.shape.head_size);
-        let (heads, cols) = (self.shape.heads, self.q.cols());
+    /// lse of each query and head.
+    fn pack_lse(&self, tile: &QueryTile<'_>, kv_head: usize, lse: &mut [f32]) {
+        let (group, heads) = (self.shape.group(), self.shape.heads);
         let count = tile.queries.len();
-        let (o, do_, saved) = (self.o.f32s(), self.do_.f32s(), self.lse.f32s());
+        let saved = self.lse.f32s();
         lse.fill(0.0);
-        delta.fill(0.0);
         for (i, row) in tile.rows().enumerate() {
             for head in 0..group {
                 let h = kv_head * group + head;
-                let at = row * cols + h * size;
                 lse[head * count + i] = finite_or_zero(saved[row * heads + h]);
-                delta[head * count + i] = crate::simd::dot(&o[at..at + size], &do_[at..at + size]);
             }
         }
     }
 
-    fn run_keys(
+    /// p and dp of a tile of keys.
+    fn weights(
         &self,
         tile: &QueryTile<'_>,
         key_tile: &KeyTile,
         kv_head: usize,
-        sum: usize,
+        slot: usize,
         buffers: &mut Buffers<'_>,
     ) {
         let size = self.shape.head_size;
-        let width = padded(tile.queries.len(), self.shape);
         let columns = kv_head * size..(kv_head + 1) * size;
         let rows = key_tile.rows.clone();
-        let count = rows.len();
+        let (count, width) = (rows.len(), buffers.delta.len());
         let keys = self.k.as_mat().block(rows.clone(), columns.clone());
-        let values = self.v.as_mat().block(rows.clone(), columns.clone());
-        let scores = &mut buffers.scores[..count * width];
-        let score_grads = &mut buffers.score_grads[..count * width];
+        let values = self.v.as_mat().block(rows, columns);
+        let (scores, score_grads) = slot_of(
+            (&mut *buffers.scores, &mut *buffers.score_grads),
+            slot,
+            count,
+            width,
+        );
         // s = (scale·q)·kᵀ
         product(
             MatMut::new(scores, count, width),
@@ -338,7 +362,7 @@ impl Task<'_> {
         );
         tile.sight
             .mask(scores, width, key_tile, &tile.queries, self.shape.group());
-        // o = p·v, so dp = do·vᵀ and dv += pᵀ·do
+        // o = p·v, so dp = do·vᵀ
         product(
             MatMut::new(score_grads, count, width),
             false,
@@ -347,6 +371,28 @@ impl Task<'_> {
             Mat::new(buffers.grads, size, width),
         );
         exp_scores(scores, buffers.lse);
+    }
+
+    /// What a tile of keys adds to all gradients, from its p and dp.
+    fn run_keys(
+        &self,
+        key_tile: &KeyTile,
+        kv_head: usize,
+        sum: usize,
+        slot: usize,
+        buffers: &mut Buffers<'_>,
+    ) {
+        let size = self.shape.head_size;
+        let columns = kv_head * size..(kv_head + 1) * size;
+        let rows = key_tile.rows.clone();
+        let (count, width) = (rows.len(), buffers.delta.len());
+        let keys = self.k.as_mat().block(rows.clone(), columns.clone());
+        let (scores, score_grads) = slot_of(
+            (&mut *buffers.scores, &mut *buffers.score_grads),
+            slot,
+            count,
+            width,
+        );
         let (dk, dv) = &self.sums[sum];
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dk and dv")]
         // SAFETY: a task has its key/value head to itself; of the tasks with the same head, no two
@@ -358,6 +404,7 @@ impl Task<'_> {
                 dv.block(rows, columns),
             )
         };
+        // o = p·v, so dv += pᵀ·do
         product(
             dv,
             true,
@@ -383,6 +430,34 @@ impl Task<'_> {
             Mat::new(scores, count, width),
         );
     }
+}
+
+/// Scores and their gradients of one of the tiles that are kept.
+fn slot_of<'a>(
+    (scores, grads): (&'a mut [f32], &'a mut [f32]),
+    slot: usize,
+    count: usize,
+    width: usize,
+) -> (&'a mut [f32], &'a mut [f32]) {
+    let start = slot * TILE_KEYS * width;
+    let part = start..start + count * width;
+    (&mut scores[part.clone()], &mut grads[part])
+}
+
+/// δ += Σ over the keys of p · dp; both [keys, width], δ [width].
+fn add_products(delta: &mut [f32], scores: &[f32], grads: &[f32]) {
+    let width = delta.len();
+    vectorize(
+        #[inline(always)]
+        || {
+            let rows = scores.chunks_exact(width).zip(grads.chunks_exact(width));
+            for (scores, grads) in rows {
+                for ((delta, score), grad) in delta.iter_mut().zip(scores).zip(grads) {
+                    *delta += score * grad;
+                }
+            }
+        },
+    );
 }
 
 /// p = exp(s - lse) in place; scores [keys, width], lse [width].

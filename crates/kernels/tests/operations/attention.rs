@@ -198,7 +198,6 @@ impl Values {
             self.q.view(),
             self.k.view(),
             self.v.view(),
-            o.view(),
             lse.view(),
             &case.segments,
             &case.shape,

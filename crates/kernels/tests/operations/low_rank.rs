@@ -1,7 +1,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Dropout, LowRank, Tensor, Workspace, low_rank_backward, low_rank_forward, reference,
+    Dropout, LowRank, Tensor, Workspace, low_rank_backward_hidden, low_rank_backward_input,
+    low_rank_backward_weights, low_rank_forward, reference,
 };
 
 use crate::common::{assert_close, check_gradient, dot, random, same_bits_on_any_threads, wide};
@@ -98,17 +99,14 @@ impl Values {
         let mut dx = Tensor::zeros(case.tokens, case.inputs);
         let mut da = Tensor::zeros(case.rank, case.inputs);
         let mut db = Tensor::zeros(case.outputs, case.rank);
-        low_rank_backward(
-            Some(dx.view_mut()),
-            Some(da.view_mut()),
-            Some(db.view_mut()),
-            self.dy.view(),
-            self.x.view(),
-            u.view(),
-            case.rows.clone(),
-            &self.branch(case),
-            &Workspace::new(),
-        );
+        let (rows, branch) = (case.rows.clone(), self.branch(case));
+        let (dy, x) = (self.dy.view(), self.x.view());
+        let mut du = random(case.rows.len(), case.rank, 7);
+        low_rank_backward_hidden(du.view_mut(), dy, rows.clone(), &branch);
+        low_rank_backward_input(dx.view_mut(), du.view(), rows.clone(), &branch);
+        let (da_out, db_out) = (da.view_mut(), db.view_mut());
+        let saved = (u.view(), du.view());
+        low_rank_backward_weights(da_out, db_out, dy, x, saved, rows, &branch);
         [dx, da, db]
     }
 }
@@ -199,13 +197,13 @@ fn gradients_accumulate_and_each_is_optional() {
         let (_, u) = values.forward(&case);
         let [dx, da, db] = values.backward(&case, &u);
         let (mut dx2, mut da2, mut db2) = (dx.clone(), da.clone(), db.clone());
-        let ws = Workspace::new();
         let lr = values.branch(&case);
         let (dy, x, rows) = (values.dy.view(), values.x.view(), case.rows.clone());
-        let dx_only = Some(dx2.view_mut());
-        low_rank_backward(dx_only, None, None, dy, x, u.view(), rows.clone(), &lr, &ws);
-        let (da_only, db_only) = (Some(da2.view_mut()), Some(db2.view_mut()));
-        low_rank_backward(None, da_only, db_only, dy, x, u.view(), rows, &lr, &ws);
+        let mut du = random(case.rows.len(), case.rank, 8);
+        low_rank_backward_hidden(du.view_mut(), dy, rows.clone(), &lr);
+        low_rank_backward_input(dx2.view_mut(), du.view(), rows.clone(), &lr);
+        let (da_out, db_out) = (da2.view_mut(), db2.view_mut());
+        low_rank_backward_weights(da_out, db_out, dy, x, (u.view(), du.view()), rows, &lr);
         for (once, twice) in [(&dx, &dx2), (&da, &da2), (&db, &db2)] {
             let doubled: Vec<f64> = wide(once).iter().map(|x| 2.0 * x).collect();
             assert_close("twice the gradient", twice, &doubled, 1e-6);

@@ -71,7 +71,7 @@ pub fn gemm(
         all.push(figures);
     }
     // The head goes over its rows in chunks.
-    let rows = supervised.min(256);
+    let rows = supervised.min(128);
     if rows > 0 {
         let shape = (rows, config.hidden_size, config.vocab_size);
         let mut head = measure("head", shape, Layout::OutIn, dtype, repeats);

@@ -6,9 +6,10 @@ use lowrank_kernels::{OpCost, Workspace, start_profile, stop_profile};
 
 use crate::Error;
 use crate::data::Example;
+use crate::data::batches::prompt_groups;
 use crate::model::Decoder;
-use crate::plan::{StepFlops, Work, step_flops};
-use crate::train::{OptimizerState, StepOptions, batch_of, optimizer_step, peak_rss};
+use crate::plan::{Memory, StepFlops, Work, step_flops, training_memory};
+use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 use crate::tuning::Adapter;
 
 /// What to measure.
@@ -37,6 +38,8 @@ pub struct TrainFigures {
     pub rows: usize,
     /// What the measured steps needed.
     pub flops: StepFlops,
+    /// What the memory was predicted to be for the largest step.
+    pub predicted: Memory,
     /// The process's largest resident memory at the end, bytes.
     pub peak_rss: u64,
     /// Where the time went, if asked.
@@ -50,7 +53,8 @@ impl TrainFigures {
     }
 }
 
-/// Trains on `examples` in their order, round and round, and times each step.
+/// Trains on `examples` in their order, round and round, and times each step. To share prompts, rows with the same one
+/// are first put together.
 ///
 /// # Errors
 /// A loss that is not finite.
@@ -68,13 +72,19 @@ pub fn train(
         work: Work::default(),
         rows: 0,
         flops: StepFlops::default(),
+        predicted: Memory::default(),
         peak_rss: 0,
         profile: Vec::new(),
     };
     let size = options.step.batch_size;
+    let order = if options.step.share_prompts {
+        prompt_groups(examples).concat()
+    } else {
+        (0..examples.len()).collect()
+    };
     for step in 0..options.warmup + options.steps {
         let rows: Vec<&Example> = (0..size)
-            .map(|i| &examples[(step * size + i) % examples.len()])
+            .map(|i| &examples[order[(step * size + i) % order.len()]])
             .collect();
         if step == options.warmup && options.profile {
             start_profile();
@@ -83,12 +93,17 @@ pub fn train(
         let done = optimizer_step(model, adapter, &mut state, &rows, &options.step, &ws)?;
         let seconds = begun.elapsed().as_secs_f64();
         figures.losses.push(done.loss);
+        let config = model.config();
+        let work = Work::of(&options.step.batch_of(&rows), config.sliding_window);
+        let (dtype, saving) = (model.weights().dtype(), options.step.saving);
+        let memory = training_memory(config, adapter, dtype, work, saving);
+        if memory.total() > figures.predicted.total() {
+            figures.predicted = memory;
+        }
         if step >= options.warmup {
             figures.seconds.push(seconds);
             figures.rows += rows.len();
-            let config = model.config();
-            let batch = batch_of(rows.iter().copied());
-            figures.work.add(Work::of(&batch, config.sliding_window));
+            figures.work.add(work);
         }
     }
     if options.profile {

@@ -31,6 +31,11 @@ impl Example {
     pub fn supervised_tokens(&self) -> usize {
         self.supervised.iter().filter(|label| **label).count()
     }
+
+    /// The tokens before the first that the row asks to learn.
+    pub fn prompt(&self) -> &[u32] {
+        &self.ids[..self.prompt_len.min(self.ids.len())]
+    }
 }
 
 /// A row's tokens, or why it cannot be learned from.

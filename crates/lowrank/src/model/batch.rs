@@ -13,7 +13,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Which rows attend to which.
     pub segments: Vec<Segment>,
-    /// Rows whose output is scored, ascending; row `t` predicts `targets` of the same index.
+    /// Rows whose output is scored, in ascending order; row `t` predicts `targets` of the same index. A row that several
+    /// sequences share comes once for each label that it predicts.
     pub supervised: Vec<u32>,
     /// The token that each supervised row must predict.
     pub targets: Vec<u32>,
@@ -32,19 +33,69 @@ impl Batch {
     /// Adds a whole sequence that sees only itself. `supervised[i]` says that token `i` is a label, so that row `i - 1`
     /// is scored; the first token never is.
     pub fn push(&mut self, ids: &[u32], supervised: &[bool]) {
-        let start = self.ids.len();
-        let rows = start..start + ids.len();
-        self.ids.extend_from_slice(ids);
-        self.positions.extend(0..ids.len() as u32);
-        for (i, _) in supervised.iter().enumerate().skip(1).filter(|(_, s)| **s) {
-            self.supervised.push((start + i - 1) as u32);
-            self.targets.push(ids[i]);
+        self.push_shared(0, &[(ids, supervised)]);
+    }
+
+    /// Adds sequences, given as for [`push`](Self::push), whose first `prefix` tokens are the same. These are rows of the
+    /// batch once; what follows them in a sequence sees them and itself. Labels are scored for every sequence that has
+    /// them, so losses and gradients are those of the sequences pushed one by one, up to rounding.
+    ///
+    /// # Panics
+    /// If a sequence is shorter than `prefix`.
+    pub fn push_shared(&mut self, prefix: usize, sequences: &[(&[u32], &[bool])]) {
+        let Some((first, _)) = sequences.first() else {
+            return;
+        };
+        let shared = self.append(0..0, &first[..prefix]);
+        // The last shared row predicts what each sequence goes on with.
+        for i in 1..=prefix {
+            for (ids, supervised) in sequences {
+                self.score(shared.start + i - 1, i, ids, supervised);
+            }
         }
+        for (ids, supervised) in sequences {
+            debug_assert_eq!(ids[..prefix], first[..prefix], "the prefix is the same");
+            let own = self.append(shared.clone(), &ids[prefix..]);
+            for i in prefix + 1..ids.len() {
+                self.score(own.start + i - prefix - 1, i, ids, supervised);
+            }
+        }
+    }
+
+    /// Adds rows that go on after the rows `before`, and see these and themselves.
+    fn append(&mut self, before: Range<usize>, ids: &[u32]) -> Range<usize> {
+        let rows = self.ids.len()..self.ids.len() + ids.len();
+        if rows.is_empty() {
+            return rows;
+        }
+        let position = before.len() as u32;
+        self.ids.extend_from_slice(ids);
+        self.positions.extend(position..position + ids.len() as u32);
+        let mut keys = vec![before, rows.clone()];
+        keys.retain(|keys| !keys.is_empty());
         self.segments.push(Segment {
             queries: rows.clone(),
-            keys: vec![rows],
+            keys,
             causal: true,
         });
+        rows
+    }
+
+    /// Scores `row` on token `i` of a sequence, if that is a label.
+    fn score(&mut self, row: usize, i: usize, ids: &[u32], supervised: &[bool]) {
+        if supervised.get(i) == Some(&true) {
+            self.supervised.push(row as u32);
+            self.targets.push(ids[i]);
+        }
+    }
+
+    /// Which adapter a range of these ascending rows uses, counted among them.
+    pub(crate) fn adapters_of(&self, rows: &[u32]) -> Vec<(Range<usize>, usize)> {
+        let before = |row: usize| rows.partition_point(|r| (*r as usize) < row);
+        self.adapters
+            .iter()
+            .map(|(range, index)| (before(range.start)..before(range.end), *index))
+            .collect()
     }
 
     /// Lets every row use the adapter `index`.
@@ -68,5 +119,37 @@ mod tests {
         assert_eq!(batch.targets, [7, 9]);
         assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
         assert_eq!(batch.segments[1].queries, 3..5);
+    }
+
+    #[test]
+    fn a_shared_prefix_is_there_once_and_scored_for_each_sequence() {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2], &[false, true]);
+        let mask = [false, true, true, true, true];
+        // The second sequence has nothing of its own, and the third has no label in the prefix.
+        batch.push_shared(
+            3,
+            &[
+                (&[5, 6, 7, 8, 9], &mask),
+                (&[5, 6, 7], &mask[..3]),
+                (&[5, 6, 7, 4], &[false, false, false, true]),
+            ],
+        );
+        assert_eq!(batch.ids, [1, 2, 5, 6, 7, 8, 9, 4]);
+        assert_eq!(batch.positions, [0, 1, 0, 1, 2, 3, 4, 3]);
+        assert_eq!(batch.supervised, [0, 2, 2, 3, 3, 4, 4, 5]);
+        assert_eq!(batch.targets, [2, 6, 6, 7, 7, 8, 4, 9]);
+        let segments = [
+            (0..2, None),
+            (2..5, None),
+            (5..7, Some(2..5)),
+            (7..8, Some(2..5)),
+        ];
+        let expected = segments.map(|(queries, before)| Segment {
+            keys: before.into_iter().chain([queries.clone()]).collect(),
+            queries,
+            causal: true,
+        });
+        assert_eq!(batch.segments, expected);
     }
 }

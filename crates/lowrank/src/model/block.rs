@@ -5,31 +5,54 @@
 //! x_out = x_mid + mlp(norm(x_mid))
 //! ```
 //! The forward saves what the backward needs and nothing that it can cheaply compute again: the norms' outputs and the
-//! MLP's hidden activation are recomputed.
+//! MLP's hidden activation are recomputed, and more where [`Recompute`] says so.
+//!
+//! In the last block only some rows are wanted: those that are scored. Behind its attention the block then goes on with
+//! these alone.
+
+use std::borrow::Cow;
 
 use lowrank_kernels::{
-    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, activation_backward,
+    Arena, AttentionShape, DType, RopeTable, Tensor, View, ViewMut, activation_backward,
     activation_forward, add_assign, attention_backward, attention_forward, copy_cols,
-    gated_backward, gated_forward, rope_backward, rope_forward,
+    embedding_backward, embedding_forward, gated_backward, gated_forward, rope_backward,
+    rope_forward,
 };
 
-use super::config::{BlockNorm, LinearId, LinearKind, Part, WeightId};
+use super::config::{BlockNorm, LinearId, LinearKind, MlpKind, Part, WeightId};
 use super::decoder::{Keep, KvCache};
+use super::linear::LinearBack;
 use super::pass::{NormSaved, Pass};
+use super::saving::Recompute;
 
 /// What one block saves for its backward.
-pub(crate) struct BlockSaved {
+pub(crate) enum BlockSaved {
+    /// Everything that is not cheap.
+    Values(Box<Values>),
+    /// The input [T, C] alone.
+    Input(Tensor),
+}
+
+/// The values of a block's forward. Matrices may be kept as bf16.
+pub(crate) struct Values {
     x: Tensor,
     attention_norm: NormSaved,
     heads: HeadsSaved,
-    o: Tensor,
+    /// Attention's output, where the gradients of trained values read it; attention's own backward does without.
+    o: Option<Tensor>,
     lse: Tensor,
     x_mid: Tensor,
     mlp_norm: NormSaved,
-    gate: Option<Tensor>,
-    up: Tensor,
+    /// Outputs of the MLP's first linears, unless they are computed again.
+    mlp: Option<MlpSaved>,
     /// `x Aᵀ` of the branches at each linear, in [`ModelConfig::linear_kinds`](super::ModelConfig::linear_kinds)' order.
     branches: Vec<Vec<Tensor>>,
+}
+
+/// The MLP before its activation.
+struct MlpSaved {
+    gate: Option<Tensor>,
+    up: Tensor,
 }
 
 /// q and k as attention reads them, v, and what the head norms read.
@@ -47,11 +70,21 @@ struct RawHeads {
     k_rstd: Tensor,
 }
 
-/// The index of a block and the rotary table.
+/// The index of a block, the rotary table, and the rows that are wanted of its output.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) layer: usize,
     pub(crate) rope: Option<&'a RopeTable>,
+    /// Ascending; `None`: all.
+    pub(crate) wanted: Option<Wanted<'a>>,
+}
+
+/// Some of the rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) rows: &'a [u32],
+    /// Which adapter a range of them uses.
+    pub(crate) adapters: &'a [(std::ops::Range<usize>, usize)],
 }
 
 impl Place<'_> {
@@ -79,8 +112,33 @@ impl Pass<'_> {
         }
     }
 
-    /// x_out [T, C] of a block; consumes x.
+    /// The output [T, C] of a block, or its wanted rows; consumes x.
     pub(crate) fn block(&self, place: Place, x: Tensor, keep: &mut Keep) -> Tensor {
+        let (values, x_out) = match keep {
+            Keep::Cache(cache) => self.block_values(place, x, Some(cache), true),
+            _ => self.block_values(place, x, None, true),
+        };
+        match keep {
+            Keep::Saved {
+                blocks,
+                from,
+                saving,
+            } if place.layer >= *from => {
+                blocks.push(self.save(values, saving.recompute, saving.dtype));
+            }
+            _ => self.give_values(values),
+        }
+        x_out.unwrap_or_else(|| self.take(0, 0))
+    }
+
+    /// What a block computes, and its output unless it is computed again for the backward's sake.
+    fn block_values(
+        &self,
+        place: Place,
+        x: Tensor,
+        cache: Option<&mut KvCache>,
+        finish: bool,
+    ) -> (Values, Option<Tensor>) {
         let tokens = x.rows();
         let config = self.config();
         let mut branches = Vec::new();
@@ -90,54 +148,53 @@ impl Pass<'_> {
 
         let mut o = self.take(tokens, config.q_size());
         let mut lse = self.take(tokens, config.num_attention_heads);
-        let shape = &self.attention_shape();
-        let (o_out, lse_out, q) = (o.view_mut(), lse.view_mut(), heads.q.view());
-        let segments = &self.batch.segments;
-        if let Keep::Cache(cache) = keep {
-            cache.append(
-                place.layer,
-                heads.k.view(),
-                heads.v.view(),
-                &self.batch.appends,
-            );
-            let (k, v) = cache.layer(place.layer);
-            attention_forward(o_out, lse_out, q, k, v, segments, shape, self.ws);
+        let (k, v) = if let Some(cache) = cache {
+            let (k, v) = (heads.k.view(), heads.v.view());
+            cache.append(place.layer, k, v, &self.batch.appends);
+            cache.layer(place.layer)
         } else {
-            attention_forward(
-                o_out,
-                lse_out,
-                q,
-                heads.k.view(),
-                heads.v.view(),
-                segments,
-                shape,
-                self.ws,
-            );
-        }
-        let (mut x_mid, b) = self.linear(place.linear(LinearKind::O), o.view());
-        branches.push(b);
-        add_assign(x_mid.view_mut(), x.view());
-
-        let (normed, mlp_norm) = self.norm(place.norm(BlockNorm::Mlp), x_mid.view());
-        let gated = config.linear_kinds().contains(&LinearKind::Gate);
-        let up = place.linear(LinearKind::Up);
-        let (gate, (up, b)) = if gated {
-            let ids = [place.linear(LinearKind::Gate), up];
-            let [(gate, b), up] = self.linears(ids, normed.view());
-            branches.push(b);
-            (Some(gate), up)
-        } else {
-            (None, self.linear(up, normed.view()))
+            (heads.k.view(), heads.v.view())
         };
-        branches.push(b);
-        self.ws.give(normed);
-        let h = self.mlp_activation(gate.as_ref(), &up);
-        let (mut x_out, b) = self.linear(place.linear(LinearKind::Down), h.view());
-        branches.push(b);
-        self.ws.give(h);
-        add_assign(x_out.view_mut(), x_mid.view());
+        attention_forward(
+            o.view_mut(),
+            lse.view_mut(),
+            heads.q.view(),
+            k,
+            v,
+            &self.batch.segments,
+            &self.attention_shape(),
+            self.ws,
+        );
 
-        let saved = BlockSaved {
+        let pass = behind_attention(self, place);
+        let (x_rows, o_rows) = (pass.wanted(place, &x), pass.wanted(place, &o));
+        let (mut x_mid, b) = pass.linear(place.linear(LinearKind::O), o_rows.view());
+        branches.push(b);
+        add_assign(x_mid.view_mut(), x_rows.view());
+        self.give_widened(x_rows);
+        self.give_widened(o_rows);
+        let o = if pass.reads_input(place.linear(LinearKind::O)) {
+            Some(o)
+        } else {
+            self.ws.give(o);
+            None
+        };
+
+        let (normed, mlp_norm) = pass.norm(place.norm(BlockNorm::Mlp), x_mid.view());
+        let (mlp, b) = pass.mlp_inputs(place, normed.view());
+        branches.extend(b);
+        self.ws.give(normed);
+        // What the branches beside the last linear read is saved with the rest.
+        let finish = finish || pass.reads_input(place.linear(LinearKind::Down));
+        let x_out = finish.then(|| {
+            let h = pass.mlp_activation(&mlp);
+            let (mut x_out, b) = pass.linear(place.linear(LinearKind::Down), h.view());
+            branches.push(b);
+            self.ws.give(h);
+            add_assign(x_out.view_mut(), x_mid.view());
+            x_out
+        });
+        let values = Values {
             x,
             attention_norm,
             heads,
@@ -145,15 +202,99 @@ impl Pass<'_> {
             lse,
             x_mid,
             mlp_norm,
-            gate,
-            up,
+            mlp: Some(mlp),
             branches,
         };
-        match keep {
-            Keep::Saved { blocks, from } if place.layer >= *from => blocks.push(saved),
-            _ => self.give_block(saved),
+        (values, x_out)
+    }
+
+    /// Rows of a matrix that the block goes on with behind its attention.
+    fn wanted<'t>(&self, place: Place, x: &'t Tensor) -> Cow<'t, Tensor> {
+        let Some(Wanted { rows, .. }) = place.wanted else {
+            return Cow::Borrowed(x);
+        };
+        let mut gathered = self.take(rows.len(), x.cols());
+        embedding_forward(gathered.view_mut(), rows, x.view(), false);
+        Cow::Owned(gathered)
+    }
+
+    /// The gradient of all rows from that of the wanted ones.
+    fn spread(&self, place: Place, dx: Tensor) -> Tensor {
+        let Some(Wanted { rows, .. }) = place.wanted else {
+            return dx;
+        };
+        let mut all = self.take(self.batch.tokens(), dx.cols());
+        all.view_mut().fill(0.0);
+        embedding_backward(all.view_mut(), rows, dx.view());
+        self.ws.give(dx);
+        all
+    }
+
+    /// What is kept of a block's values until its backward.
+    fn save(&self, values: Values, recompute: Recompute, dtype: DType) -> BlockSaved {
+        if recompute == Recompute::Full {
+            return BlockSaved::Input(self.keep(self.give_all_but_input(values), dtype));
         }
-        x_out
+        let keep = |tensor| self.keep(tensor, dtype);
+        let Values {
+            x,
+            attention_norm,
+            heads,
+            o,
+            lse,
+            x_mid,
+            mlp_norm,
+            mlp,
+            branches,
+        } = values;
+        let mlp = mlp.and_then(|MlpSaved { gate, up }| {
+            if recompute == Recompute::Selective {
+                self.give(gate);
+                self.ws.give(up);
+                return None;
+            }
+            Some(MlpSaved {
+                gate: gate.map(keep),
+                up: keep(up),
+            })
+        });
+        let raw = heads.raw.map(|raw| RawHeads {
+            q: keep(raw.q),
+            k: keep(raw.k),
+            ..raw
+        });
+        BlockSaved::Values(Box::new(Values {
+            x: keep(x),
+            attention_norm,
+            heads: HeadsSaved {
+                // The gradients of scores are small differences of large numbers: rounding what they are computed from
+                // again costs several times as much precision as rounding everything else.
+                q: heads.q,
+                k: heads.k,
+                v: heads.v,
+                raw,
+            },
+            o: o.map(keep),
+            lse,
+            x_mid: keep(x_mid),
+            mlp_norm,
+            mlp,
+            branches,
+        }))
+    }
+
+    /// Gate and up of the normalised rows, and their branches'.
+    fn mlp_inputs(&self, place: Place, normed: View) -> (MlpSaved, Vec<Vec<Tensor>>) {
+        let up = place.linear(LinearKind::Up);
+        if self.config().mlp == MlpKind::Gated {
+            let gate = place.linear(LinearKind::Gate);
+            let [(gate, of_gate), (up, of_up)] = self.linears([gate, up], normed);
+            let gate = Some(gate);
+            (MlpSaved { gate, up }, vec![of_gate, of_up])
+        } else {
+            let (up, branches) = self.linear(up, normed);
+            (MlpSaved { gate: None, up }, vec![branches])
+        }
     }
 
     /// q, k and v of the normalised rows, as attention reads them.
@@ -171,8 +312,8 @@ impl Pass<'_> {
             self.ws.give(qkv);
             parts.into()
         } else {
-            let kinds = [LinearKind::Q, LinearKind::K, LinearKind::V];
-            self.linears(kinds.map(|kind| place.linear(kind)), normed)
+            let ids = [LinearKind::Q, LinearKind::K, LinearKind::V].map(|kind| place.linear(kind));
+            self.linears(ids, normed)
                 .map(|(y, b)| {
                     branches.push(b);
                     y
@@ -208,22 +349,18 @@ impl Pass<'_> {
         HeadsSaved { q, k, v, raw }
     }
 
-    fn mlp_activation(&self, gate: Option<&Tensor>, up: &Tensor) -> Tensor {
+    fn mlp_activation(&self, mlp: &MlpSaved) -> Tensor {
+        let (up, activation) = (&mlp.up, self.config().activation);
         let mut h = self.take(up.rows(), up.cols());
-        match gate {
-            Some(gate) => gated_forward(
-                h.view_mut(),
-                gate.view(),
-                up.view(),
-                self.config().activation,
-            ),
-            None => activation_forward(h.view_mut(), up.view(), self.config().activation),
+        match &mlp.gate {
+            Some(gate) => gated_forward(h.view_mut(), gate.view(), up.view(), activation),
+            None => activation_forward(h.view_mut(), up.view(), activation),
         }
         h
     }
 
-    /// dx of the block's input from the gradient of its output, in place; consumes what was saved. With `stop` the block
-    /// is the lowest that trains anything, and `dx` is not worth finishing.
+    /// dx of the block's input from the gradient of its output; consumes what was saved. With `stop` the block is the
+    /// lowest that trains anything, and the result is not worth finishing.
     pub(crate) fn block_backward(
         &self,
         place: Place,
@@ -232,99 +369,152 @@ impl Pass<'_> {
         stop: bool,
         grads: &mut Arena,
     ) -> Tensor {
-        self.mlp_backward(place, &mut dx, &saved, grads);
-        self.attention_part_backward(place, &mut dx, &saved, stop, grads);
-        self.give_block(saved);
+        let values = match saved {
+            BlockSaved::Values(values) => *values,
+            BlockSaved::Input(x) => {
+                let x = self.keep(x, DType::F32);
+                let (values, x_out) = self.block_values(place, x, None, false);
+                self.give(x_out);
+                values
+            }
+        };
+        let pass = behind_attention(self, place);
+        pass.mlp_backward(place, &mut dx, &values, grads);
+        let d_o = pass.output_backward(place, &dx, &values, grads);
+        let (mut dx, d_o) = (self.spread(place, dx), self.spread(place, d_o));
+        self.attention_part_backward(place, &mut dx, d_o, &values, stop, grads);
+        self.give_values(values);
         dx
     }
 
-    fn branches<'s>(&self, saved: &'s BlockSaved, kind: LinearKind) -> &'s [Tensor] {
+    fn branches<'s>(&self, saved: &'s Values, kind: LinearKind) -> &'s [Tensor] {
         let index = self.config().linear_kinds().iter().position(|k| *k == kind);
-        index.map_or(&[], |i| &saved.branches[i])
+        index
+            .and_then(|i| saved.branches.get(i))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// A linear of the block on the way back.
+    fn back<'s>(&self, id: LinearId, dy: &'s Tensor, saved: &'s Values) -> LinearBack<'s> {
+        LinearBack {
+            id,
+            dy: dy.view(),
+            branches: self.branches(saved, id.kind),
+        }
     }
 
     /// x_out = x_mid + down(act(gate(n), up(n))), n = norm(x_mid)
-    fn mlp_backward(&self, place: Place, dx: &mut Tensor, saved: &BlockSaved, grads: &mut Arena) {
+    fn mlp_backward(&self, place: Place, dx: &mut Tensor, saved: &Values, grads: &mut Arena) {
         let config = self.config();
         let (tokens, width) = (dx.rows(), config.intermediate_size);
-        let down = place.linear(LinearKind::Down);
-        let h = self
-            .reads_input(down)
-            .then(|| self.mlp_activation(saved.gate.as_ref(), &saved.up));
-        let mut dh = self.take(tokens, width);
-        self.linear_backward(
-            down,
-            dx.view(),
-            h.as_ref().map(Tensor::view),
-            self.branches(saved, LinearKind::Down),
-            Some(dh.view_mut()),
-            false,
-            grads,
-        );
-        self.give(h);
-
-        let mut dup = self.take(tokens, width);
-        let dgate = if let Some(gate) = &saved.gate {
-            let mut dgate = self.take(tokens, width);
-            let (g, u) = (gate.view(), saved.up.view());
-            gated_backward(
-                dgate.view_mut(),
-                dup.view_mut(),
-                dh.view(),
-                g,
-                u,
-                config.activation,
-            );
-            Some(dgate)
-        } else {
-            activation_backward(
-                dup.view_mut(),
-                dh.view(),
-                saved.up.view(),
-                config.activation,
-            );
-            None
-        };
-        self.ws.give(dh);
-
         let norm = place.norm(BlockNorm::Mlp);
         let (up, gate) = (place.linear(LinearKind::Up), place.linear(LinearKind::Gate));
-        let reads = self.reads_input(up) || (dgate.is_some() && self.reads_input(gate));
-        let normed = reads.then(|| self.norm_again(&norm, saved.x_mid.view(), &saved.mlp_norm));
-        let n = normed.as_ref().map(Tensor::view);
-        let mut dn = self.take(tokens, config.hidden_size);
-        self.linear_backward(
-            up,
-            dup.view(),
-            n,
-            self.branches(saved, LinearKind::Up),
-            Some(dn.view_mut()),
-            false,
-            grads,
-        );
-        if let Some(dgate) = &dgate {
-            let branches = self.branches(saved, LinearKind::Gate);
-            self.linear_backward(
-                gate,
-                dgate.view(),
-                n,
-                branches,
-                Some(dn.view_mut()),
-                true,
-                grads,
-            );
+        let down = place.linear(LinearKind::Down);
+        let x_mid = self.widened(&saved.x_mid);
+        let gated = config.mlp == MlpKind::Gated;
+        let reads = self.reads_input(up) || (gated && self.reads_input(gate));
+        let mut normed = None;
+        let again = saved.mlp.is_none().then(|| {
+            let n = normed.insert(self.norm_again(&norm, x_mid.view(), &saved.mlp_norm));
+            let (mlp, branches) = self.mlp_inputs(place, n.view());
+            self.give(branches.into_iter().flatten());
+            mlp
+        });
+        if !reads {
+            self.give(normed.take());
         }
+        let dmlp = match again.as_ref().or(saved.mlp.as_ref()) {
+            Some(mlp) => {
+                let h = self.reads_input(down).then(|| self.mlp_activation(mlp));
+                let mut dh = self.take(tokens, width);
+                self.linears_backward(
+                    &[self.back(down, dx, saved)],
+                    h.as_ref().map(Tensor::view),
+                    Some(dh.view_mut()),
+                    grads,
+                );
+                self.give(h);
+                let dmlp = self.activation_backward(&dh, mlp);
+                self.ws.give(dh);
+                dmlp
+            }
+            None => unreachable!("computed above where it was not saved"),
+        };
+        if let Some(MlpSaved { gate, up }) = again {
+            self.give(gate);
+            self.ws.give(up);
+        }
+
+        if reads && normed.is_none() {
+            normed = Some(self.norm_again(&norm, x_mid.view(), &saved.mlp_norm));
+        }
+        let mut linears = vec![self.back(up, &dmlp.up, saved)];
+        if let Some(dgate) = &dmlp.gate {
+            linears.insert(0, self.back(gate, dgate, saved));
+        }
+        let mut dn = self.take(tokens, config.hidden_size);
+        let n = normed.as_ref().map(Tensor::view);
+        self.linears_backward(&linears, n, Some(dn.view_mut()), grads);
         self.norm_backward(
             &norm,
             dx.view_mut(),
             dn.view(),
-            saved.x_mid.view(),
+            x_mid.view(),
             &saved.mlp_norm,
             grads,
         );
-        self.give([dup, dn]);
-        self.give(dgate);
+        self.give_widened(x_mid);
+        self.give([dmlp.up, dn]);
+        self.give(dmlp.gate);
         self.give(normed);
+    }
+
+    /// The gradients of gate and up from that of the hidden activation.
+    fn activation_backward(&self, dh: &Tensor, mlp: &MlpSaved) -> MlpSaved {
+        let activation = self.config().activation;
+        let mut dup = self.take(dh.rows(), dh.cols());
+        let dgate = if let Some(gate) = &mlp.gate {
+            let mut dgate = self.take(dh.rows(), dh.cols());
+            gated_backward(
+                dgate.view_mut(),
+                dup.view_mut(),
+                dh.view(),
+                gate.view(),
+                mlp.up.view(),
+                activation,
+            );
+            Some(dgate)
+        } else {
+            activation_backward(dup.view_mut(), dh.view(), mlp.up.view(), activation);
+            None
+        };
+        MlpSaved {
+            gate: dgate,
+            up: dup,
+        }
+    }
+
+    /// The gradient of the attention's output, of the rows that are left behind it.
+    fn output_backward(
+        &self,
+        place: Place,
+        dx: &Tensor,
+        saved: &Values,
+        grads: &mut Arena,
+    ) -> Tensor {
+        let id = place.linear(LinearKind::O);
+        let mut d_o = self.take(dx.rows(), self.config().q_size());
+        let linears = [self.back(id, dx, saved)];
+        if let Some(o) = &saved.o {
+            let o = self.widened(o);
+            let o_rows = self.wanted(place, &o);
+            self.linears_backward(&linears, Some(o_rows.view()), Some(d_o.view_mut()), grads);
+            self.give_widened(o_rows);
+            self.give_widened(o);
+        } else {
+            self.linears_backward(&linears, None, Some(d_o.view_mut()), grads);
+        }
+        d_o
     }
 
     /// x_mid = x + o(attention(q, k, v)), q, k, v of norm(x)
@@ -332,25 +522,13 @@ impl Pass<'_> {
         &self,
         place: Place,
         dx: &mut Tensor,
-        saved: &BlockSaved,
+        d_o: Tensor,
+        saved: &Values,
         stop: bool,
         grads: &mut Arena,
     ) {
         let config = self.config();
         let tokens = dx.rows();
-        let mut d_o = self.take(tokens, config.q_size());
-        let o_branches = self.branches(saved, LinearKind::O);
-        let o_id = place.linear(LinearKind::O);
-        self.linear_backward(
-            o_id,
-            dx.view(),
-            Some(saved.o.view()),
-            o_branches,
-            Some(d_o.view_mut()),
-            false,
-            grads,
-        );
-
         let heads = self.heads_backward(place, saved, d_o.view(), grads);
         self.ws.give(d_o);
 
@@ -363,22 +541,32 @@ impl Pass<'_> {
         let reads = kinds
             .iter()
             .any(|&kind| self.reads_input(place.linear(kind)));
-        let normed = reads.then(|| self.norm_again(&norm, saved.x.view(), &saved.attention_norm));
-        let n = normed.as_ref().map(Tensor::view);
         let trains_norm =
             self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
-        let mut dn = (!stop || trains_norm).then(|| self.take(tokens, config.hidden_size));
-        self.qkv_backward(place, &heads, n, saved, dn.as_mut(), grads);
-        if let Some(dn) = &dn {
+        let finish = !stop || trains_norm;
+        let x = (reads || finish).then(|| self.widened(&saved.x));
+        let normed = x
+            .as_ref()
+            .filter(|_| reads)
+            .map(|x| self.norm_again(&norm, x.view(), &saved.attention_norm));
+        let n = normed.as_ref().map(Tensor::view);
+        let mut dn = finish.then(|| self.take(tokens, config.hidden_size));
+        let dn_out = dn.as_mut().map(Tensor::view_mut);
+        self.qkv_backward(place, &heads, n, saved, dn_out, grads);
+        if let (Some(dn), Some(x)) = (&dn, &x) {
             self.norm_backward(
                 &norm,
                 dx.view_mut(),
                 dn.view(),
-                saved.x.view(),
+                x.view(),
                 &saved.attention_norm,
                 grads,
             );
         }
+        self.give(x.and_then(|x| match x {
+            Cow::Owned(x) => Some(x),
+            Cow::Borrowed(_) => None,
+        }));
         self.give(heads);
         self.give(dn);
         self.give(normed);
@@ -388,7 +576,7 @@ impl Pass<'_> {
     fn heads_backward(
         &self,
         place: Place,
-        saved: &BlockSaved,
+        saved: &Values,
         d_o: View,
         grads: &mut Arena,
     ) -> [Tensor; 3] {
@@ -406,42 +594,27 @@ impl Pass<'_> {
             q.view(),
             k.view(),
             v.view(),
-            saved.o.view(),
             saved.lse.view(),
             &self.batch.segments,
             &self.attention_shape(),
             self.ws,
         );
         if let Some(table) = place.rope {
-            rope_backward(
-                dq.view_mut(),
-                &self.batch.positions,
-                table,
-                config.head_size,
-            );
-            rope_backward(
-                dk.view_mut(),
-                &self.batch.positions,
-                table,
-                config.head_size,
-            );
+            for dx in [&mut dq, &mut dk] {
+                let positions = &self.batch.positions;
+                rope_backward(dx.view_mut(), positions, table, config.head_size);
+            }
         }
         if let Some(raw) = raw {
             let id = |norm| WeightId::Norm(place.layer, norm, Part::Weight);
-            let dq_raw = self.head_norm_backward(
-                id(BlockNorm::Q),
-                dq.view(),
-                raw.q.view(),
-                raw.q_rstd.view(),
-                grads,
-            );
-            let dk_raw = self.head_norm_backward(
-                id(BlockNorm::K),
-                dk.view(),
-                raw.k.view(),
-                raw.k_rstd.view(),
-                grads,
-            );
+            let (q, k) = (self.widened(&raw.q), self.widened(&raw.k));
+            let (q_rstd, k_rstd) = (raw.q_rstd.view(), raw.k_rstd.view());
+            let dq_raw =
+                self.head_norm_backward(id(BlockNorm::Q), dq.view(), q.view(), q_rstd, grads);
+            let dk_raw =
+                self.head_norm_backward(id(BlockNorm::K), dk.view(), k.view(), k_rstd, grads);
+            self.give_widened(q);
+            self.give_widened(k);
             self.ws.give(std::mem::replace(&mut dq, dq_raw));
             self.ws.give(std::mem::replace(&mut dk, dk_raw));
         }
@@ -454,8 +627,8 @@ impl Pass<'_> {
         place: Place,
         [dq, dk, dv]: &[Tensor; 3],
         n: Option<View>,
-        saved: &BlockSaved,
-        mut dn: Option<&mut Tensor>,
+        saved: &Values,
+        dn: Option<ViewMut>,
         grads: &mut Arena,
     ) {
         let config = self.config();
@@ -474,29 +647,18 @@ impl Pass<'_> {
                     0..part.cols(),
                 );
             }
-            let branches = self.branches(saved, LinearKind::Qkv);
-            let dn = dn.map(Tensor::view_mut);
-            self.linear_backward(
-                place.linear(LinearKind::Qkv),
-                dqkv.view(),
-                n,
-                branches,
-                dn,
-                false,
-                grads,
-            );
+            let linear = self.back(place.linear(LinearKind::Qkv), &dqkv, saved);
+            self.linears_backward(&[linear], n, dn, grads);
             self.ws.give(dqkv);
         } else {
-            for (i, (kind, dy)) in parts.into_iter().enumerate() {
-                let branches = self.branches(saved, kind);
-                let dn = dn.as_deref_mut().map(Tensor::view_mut);
-                self.linear_backward(place.linear(kind), dy.view(), n, branches, dn, i > 0, grads);
-            }
+            let linears = parts.map(|(kind, dy)| self.back(place.linear(kind), dy, saved));
+            self.linears_backward(&linears, n, dn, grads);
         }
     }
 
-    fn give_block(&self, saved: BlockSaved) {
-        let BlockSaved {
+    /// Gives back everything but the block's input.
+    fn give_all_but_input(&self, values: Values) -> Tensor {
+        let Values {
             x,
             attention_norm,
             heads,
@@ -504,18 +666,38 @@ impl Pass<'_> {
             lse,
             x_mid,
             mlp_norm,
-            gate,
-            up,
+            mlp,
             branches,
-        } = saved;
-        self.give([x, o, lse, x_mid, up, heads.q, heads.k, heads.v]);
-        self.give(gate);
+        } = values;
+        self.give([lse, x_mid, heads.q, heads.k, heads.v]);
+        self.give(o);
+        if let Some(MlpSaved { gate, up }) = mlp {
+            self.give(gate);
+            self.ws.give(up);
+        }
         self.give(branches.into_iter().flatten());
         self.give_norm(attention_norm);
         self.give_norm(mlp_norm);
         if let Some(raw) = heads.raw {
             self.give([raw.q, raw.q_rstd, raw.k, raw.k_rstd]);
         }
+        x
+    }
+
+    fn give_values(&self, values: Values) {
+        let x = self.give_all_but_input(values);
+        self.ws.give(x);
+    }
+}
+
+/// The pass over the rows that are left behind a block's attention.
+fn behind_attention<'p>(pass: &Pass<'p>, place: Place<'p>) -> Pass<'p> {
+    match place.wanted {
+        None => *pass,
+        Some(Wanted { adapters, .. }) => Pass {
+            rows_of_adapters: adapters,
+            ..*pass
+        },
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{
     Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace,
-    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits,
+    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
 use super::batch::Batch;
-use super::block::{BlockSaved, Place};
+use super::block::{BlockSaved, Place, Wanted};
 use super::config::{ModelConfig, Position, WeightId};
 use super::pass::Pass;
+use super::saving::Saving;
 use super::weights::Weights;
 use crate::tuning::AdapterSet;
 
@@ -49,7 +51,19 @@ pub(crate) enum Keep<'a> {
     Saved {
         blocks: Vec<BlockSaved>,
         from: usize,
+        saving: Saving,
     },
+}
+
+/// What a pass with gradients is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassOptions {
+    /// Share of a target's probability that is spread over all tokens.
+    pub label_smoothing: f32,
+    /// Key of the dropout masks; `None`: nothing is dropped.
+    pub dropout_key: Option<u64>,
+    /// What the blocks keep for the backward.
+    pub saving: Saving,
 }
 
 /// Keys and values of earlier tokens: for each layer two matrices [capacity, KV·D]; a batch says which rows are whose.
@@ -115,14 +129,23 @@ impl Decoder {
 
     /// The losses of a batch, without gradients.
     pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+        in_pool(|| self.loss_here(batch, adapters, ws))
+    }
+
+    fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         let pass = self.pass(batch, adapters, ws, None);
-        let x = self.blocks(&pass, &mut Keep::Nothing);
-        let rows = gather(&pass, &x, &batch.supervised);
+        let adapter_rows = batch.adapters_of(&batch.supervised);
+        let wanted = self.wanted(batch, &adapter_rows);
+        let x = self.blocks(&pass, &mut Keep::Nothing, wanted);
+        let rows = match wanted {
+            Some(_) => x,
+            None => gather(&pass, x, &batch.supervised),
+        };
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let head = self.head(&pass);
         let sums =
             cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
-        pass.give([x, rows, h]);
+        pass.give([rows, h]);
         pass.give_norm(saved);
         loss_sum(sums, batch)
     }
@@ -134,24 +157,43 @@ impl Decoder {
         batch: &Batch,
         adapters: AdapterSet,
         grads: &mut Arena,
-        label_smoothing: f32,
-        dropout_key: Option<u64>,
+        options: &PassOptions,
         ws: &Workspace,
     ) -> LossSum {
-        let pass = self.pass(batch, adapters, ws, dropout_key);
+        in_pool(|| self.forward_backward_here(batch, adapters, grads, options, ws))
+    }
+
+    fn forward_backward_here(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        grads: &mut Arena,
+        options: &PassOptions,
+        ws: &Workspace,
+    ) -> LossSum {
+        let pass = self.pass(batch, adapters, ws, options.dropout_key);
         let adapter = adapters.get(0);
         let lowest = adapter.lowest_layer();
         let layers = self.config().num_hidden_layers;
         let mut keep = Keep::Saved {
             blocks: Vec::with_capacity(layers),
             from: lowest.unwrap_or(layers),
+            saving: options.saving,
         };
-        let x = self.blocks(&pass, &mut keep);
-        let Keep::Saved { mut blocks, from } = keep else {
+        let adapter_rows = batch.adapters_of(&batch.supervised);
+        let wanted = self.wanted(batch, &adapter_rows);
+        let x = self.blocks(&pass, &mut keep, wanted);
+        let Keep::Saved {
+            mut blocks, from, ..
+        } = keep
+        else {
             unreachable!("the blocks do not change how they keep")
         };
 
-        let rows = gather(&pass, &x, &batch.supervised);
+        let rows = match wanted {
+            Some(_) => x,
+            None => gather(&pass, x, &batch.supervised),
+        };
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let mut dh = pass.take(h.rows(), h.cols());
         let head_slot = pass.trained(self.head_id());
@@ -163,7 +205,7 @@ impl Decoder {
             h.view(),
             head,
             &batch.targets,
-            label_smoothing,
+            options.label_smoothing,
             ws,
         );
 
@@ -177,18 +219,24 @@ impl Decoder {
             &norm_saved,
             grads,
         );
-        let mut dx = pass.take(x.rows(), x.cols());
-        dx.view_mut().fill(0.0);
-        // rows = x[supervised]
-        embedding_backward(dx.view_mut(), &batch.supervised, d_rows.view());
-        pass.give([x, rows, h, dh, d_rows]);
+        pass.give([rows, h, dh]);
         pass.give_norm(norm_saved);
+        let mut dx = if wanted.is_some() {
+            d_rows
+        } else {
+            let mut dx = pass.take(batch.tokens(), d_rows.cols());
+            dx.view_mut().fill(0.0);
+            // rows = x[supervised]
+            embedding_backward(dx.view_mut(), &batch.supervised, d_rows.view());
+            ws.give(d_rows);
+            dx
+        };
 
         let trains_embedding = adapter.trains_embedding();
         for layer in (from..layers).rev() {
             let Some(saved) = blocks.pop() else { break };
             dx = pass.block_backward(
-                self.place(layer),
+                self.place(layer, wanted),
                 dx,
                 saved,
                 layer == from && !trains_embedding,
@@ -210,11 +258,10 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         ws: &Workspace,
     ) -> Tensor {
-        // Operations hand out work from within the pool, which is far cheaper than from without.
-        rayon::scope(|_| self.logits_of(batch, adapters, rows, cache, ws))
+        in_pool(|| self.logits_here(batch, adapters, rows, cache, ws))
     }
 
-    fn logits_of(
+    fn logits_here(
         &self,
         batch: &Batch,
         adapters: AdapterSet,
@@ -223,12 +270,12 @@ impl Decoder {
         ws: &Workspace,
     ) -> Tensor {
         let pass = self.pass(batch, adapters, ws, None);
-        let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache));
-        let gathered = gather(&pass, &x, rows);
+        let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
+        let gathered = gather(&pass, x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
         let mut logits = pass.take(rows.len(), self.config().vocab_size);
         head_logits(logits.view_mut(), h.view(), self.head(&pass));
-        pass.give([x, gathered, h]);
+        pass.give([gathered, h]);
         pass.give_norm(saved);
         logits
     }
@@ -244,19 +291,35 @@ impl Decoder {
             weights: &self.weights,
             batch,
             adapters,
+            rows_of_adapters: &batch.adapters,
             ws,
             dropout_key,
         }
     }
 
-    fn place(&self, layer: usize) -> Place<'_> {
+    /// The place of a block; of the last one only the wanted rows are computed to the end.
+    fn place<'a>(&'a self, layer: usize, wanted: Option<Wanted<'a>>) -> Place<'a> {
         Place {
             layer,
             rope: self.rope.as_ref(),
+            wanted: wanted.filter(|_| layer + 1 == self.config().num_hidden_layers),
         }
     }
 
-    fn blocks(&self, pass: &Pass, keep: &mut Keep) -> Tensor {
+    /// The scored rows, where they are so few that going on with them alone pays for picking them out.
+    fn wanted<'b>(
+        &self,
+        batch: &'b Batch,
+        adapters: &'b [(Range<usize>, usize)],
+    ) -> Option<Wanted<'b>> {
+        let few = 10 * batch.supervised.len() < 9 * batch.tokens();
+        (few && self.config().num_hidden_layers > 0).then_some(Wanted {
+            rows: &batch.supervised,
+            adapters,
+        })
+    }
+
+    fn blocks(&self, pass: &Pass, keep: &mut Keep, wanted: Option<Wanted>) -> Tensor {
         let config = self.config();
         let mut x = pass.take(pass.batch.tokens(), config.hidden_size);
         embedding_forward(
@@ -274,7 +337,7 @@ impl Decoder {
             );
         }
         for layer in 0..config.num_hidden_layers {
-            x = pass.block(self.place(layer), x, keep);
+            x = pass.block(self.place(layer, wanted), x, keep);
         }
         x
     }
@@ -304,9 +367,11 @@ fn embed_backward(pass: &Pass, dx: View, grads: &mut Arena) {
     }
 }
 
-fn gather(pass: &Pass, x: &Tensor, rows: &[u32]) -> Tensor {
+/// Some rows of x, which is given back.
+fn gather(pass: &Pass, x: Tensor, rows: &[u32]) -> Tensor {
     let mut gathered = pass.take(rows.len(), x.cols());
     embedding_forward(gathered.view_mut(), rows, x.view(), false);
+    pass.ws.give(x);
     gathered
 }
 

@@ -1,20 +1,38 @@
-//! The linear hook: a frozen (or trained) linear and the low-rank branches beside it.
+//! The linear hook: frozen (or trained) linears and the low-rank branches beside them.
 //!
 //! ```text
 //! y = x Wᵀ (+ b)                                   x [T, in], y [T, out]
 //! y[rows, cols] += scale · (dropout(x[rows]) Aᵀ) Bᵀ     for every branch
 //! ```
-//! Gradients of parameters accumulate; no gradient is computed for what is frozen.
+//! Linears that read the same input go together: threads meet once for all of them, and the gradient of the input is
+//! written once. Gradients of parameters accumulate; no gradient is computed for what is frozen.
+
+use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, Dropout, LowRank, Tensor, View, ViewMut, Weight, bias_backward, linear_backward_input,
-    linear_backward_weight, linear_forward_each, low_rank_backward, low_rank_forward,
+    Arena, BranchGradient, BranchOutput, Dropout, LinearGradient, LinearOutput, LowRank, Tensor,
+    View, ViewMut, Weight, bias_backward, linear_backward_weight, linears_backward_input,
+    linears_forward, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
 };
 
 use super::config::{LinearId, Part, WeightId};
 use super::pass::Pass;
 use crate::random::mix;
 use crate::tuning::LowRankSite;
+
+/// A branch of the batch's adapters at a linear.
+struct BranchAt<'a> {
+    rows: Range<usize>,
+    branch: LowRank<'a>,
+    site: &'a LowRankSite,
+}
+
+/// A linear on the way back: the gradient of its output, and `x Aᵀ` of its branches.
+pub(crate) struct LinearBack<'a> {
+    pub(crate) id: LinearId,
+    pub(crate) dy: View<'a>,
+    pub(crate) branches: &'a [Tensor],
+}
 
 impl Pass<'_> {
     /// The weight of a linear in the base's layout, or what stands in for it.
@@ -31,94 +49,120 @@ impl Pass<'_> {
         output
     }
 
-    /// The same for several linears of one input.
+    /// [`linear`](Self::linear) for several that read the same input.
     pub(crate) fn linears<const N: usize>(
         &self,
         ids: [LinearId; N],
         x: View,
     ) -> [(Tensor, Vec<Tensor>); N] {
-        let config = self.config();
-        let mut ys = ids.map(|id| self.ws.take(x.rows(), config.linear_shape(id.kind).1));
-        let weights = ids.map(|id| self.linear_weight(id));
-        let biases = ids.map(|id| {
-            let has_bias = config.linear_bias(id.kind);
-            has_bias.then(|| self.weight(WeightId::Linear(id, Part::Bias)))
+        let branches = ids.map(|id| self.branches_at(id));
+        let mut outputs = std::array::from_fn(|i| {
+            let (_, out) = self.config().linear_shape(ids[i].kind);
+            let hidden = branches[i]
+                .iter()
+                .map(|at| self.take(at.rows.len(), at.branch.a.rows()));
+            (self.take(x.rows(), out), hidden.collect::<Vec<_>>())
         });
-        linear_forward_each(ys.each_mut().map(Tensor::view_mut), x, weights, biases);
-        let mut index = 0;
-        ys.map(|mut y| {
-            let mut branches = Vec::new();
-            self.each_branch(ids[index], |rows, branch, _| {
-                let mut u = self.ws.take(rows.len(), branch.a.rows());
-                low_rank_forward(y.view_mut(), u.view_mut(), x, rows, &branch, self.ws);
-                branches.push(u);
-            });
-            index += 1;
-            (y, branches)
-        })
+        let jobs = ids.iter().zip(&branches).zip(&mut outputs);
+        let jobs = jobs.map(|((&id, branches), (y, hidden))| LinearOutput {
+            y: y.view_mut(),
+            w: self.linear_weight(id),
+            bias: (self.config().linear_bias(id.kind))
+                .then(|| self.weight(WeightId::Linear(id, Part::Bias))),
+            branches: branches
+                .iter()
+                .zip(hidden)
+                .map(|(at, u)| BranchOutput {
+                    u: u.view_mut(),
+                    rows: at.rows.clone(),
+                    branch: at.branch,
+                })
+                .collect(),
+        });
+        linears_forward(x, jobs.collect(), self.ws);
+        outputs
     }
 
-    /// Adds dy's share to `dx` (or overwrites it where `accumulate` is false) and to the gradients of what is trained.
-    /// `x` is only read where [`Pass::reads_input`] says so. With `dx` absent only parameters get gradients.
-    pub(crate) fn linear_backward(
+    /// Goes back through linears that read the same input `x`: adds to the gradients of what is trained, and overwrites
+    /// `dx`. `x` is only read where [`Pass::reads_input`] says so. With `dx` absent only parameters get gradients.
+    pub(crate) fn linears_backward(
         &self,
-        id: LinearId,
-        dy: View,
+        linears: &[LinearBack],
         x: Option<View>,
-        branches: &[Tensor],
         mut dx: Option<ViewMut>,
-        accumulate: bool,
         grads: &mut Arena,
     ) {
+        let branches: Vec<Vec<BranchAt>> = linears.iter().map(|l| self.branches_at(l.id)).collect();
+        let hidden: Vec<Vec<Tensor>> = linears
+            .iter()
+            .zip(&branches)
+            .map(|(linear, branches)| {
+                let hidden = branches.iter().map(|at| {
+                    let mut du = self.take(at.rows.len(), at.branch.a.rows());
+                    low_rank_backward_hidden(du.view_mut(), linear.dy, at.rows.clone(), &at.branch);
+                    du
+                });
+                hidden.collect()
+            })
+            .collect();
         if let Some(dx) = dx.as_mut() {
-            // y = x Wᵀ
-            linear_backward_input(dx.reborrow(), dy, self.linear_weight(id), accumulate);
+            let back = linears.iter().zip(&branches).zip(&hidden);
+            let back = back.map(|((linear, branches), hidden)| LinearGradient {
+                dy: linear.dy,
+                w: self.linear_weight(linear.id),
+                branches: branches
+                    .iter()
+                    .zip(hidden)
+                    .filter(|(at, _)| !at.branch.drops())
+                    .map(|(at, du)| BranchGradient {
+                        du: du.view(),
+                        rows: at.rows.clone(),
+                        a: at.branch.a,
+                    })
+                    .collect(),
+            });
+            linears_backward_input(dx.reborrow(), &back.collect::<Vec<_>>(), false);
         }
-        if let Some(slot) = self.trained(WeightId::Linear(id, Part::Weight))
+        for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
+            self.parameters_backward(linear, x, grads);
+            for ((at, du), u) in branches.iter().zip(hidden).zip(linear.branches) {
+                let Some(x) = x else { continue };
+                let rows = at.rows.clone();
+                if let Some(dx) = dx.as_mut().filter(|_| at.branch.drops()) {
+                    low_rank_backward_input(dx.reborrow(), du.view(), rows.clone(), &at.branch);
+                }
+                let (da, db) = grads.pair_mut(at.site.a, at.site.b);
+                let saved = (u.view(), du.view());
+                low_rank_backward_weights(da, db, linear.dy, x, saved, rows, &at.branch);
+            }
+        }
+        self.give(hidden.into_iter().flatten());
+    }
+
+    /// The gradients of a linear's own weight and bias, where they are trained.
+    fn parameters_backward(&self, linear: &LinearBack, x: Option<View>, grads: &mut Arena) {
+        if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Weight))
             && let Some(x) = x
         {
-            linear_backward_weight(grads.view_mut(slot), dy, x, self.config().layout);
+            linear_backward_weight(grads.view_mut(slot), linear.dy, x, self.config().layout);
         }
-        if let Some(slot) = self.trained(WeightId::Linear(id, Part::Bias)) {
-            bias_backward(grads.view_mut(slot), dy);
+        if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Bias)) {
+            bias_backward(grads.view_mut(slot), linear.dy);
         }
-        let Some(x) = x else { return };
-        let mut index = 0;
-        self.each_branch(id, |rows, branch, site| {
-            // y += scale · u Bᵀ, u = x Aᵀ
-            let (da, db) = grads.pair_mut(site.a, site.b);
-            let dx = dx.as_mut().map(ViewMut::reborrow);
-            low_rank_backward(
-                dx,
-                Some(da),
-                Some(db),
-                dy,
-                x,
-                branches[index].view(),
-                rows,
-                &branch,
-                self.ws,
-            );
-            index += 1;
-        });
     }
 
     /// Whether the backward of a linear reads its input.
     pub(crate) fn reads_input(&self, id: LinearId) -> bool {
         self.trained(WeightId::Linear(id, Part::Weight)).is_some()
             || self
-                .batch
-                .adapters
+                .rows_of_adapters
                 .iter()
                 .any(|(_, a)| self.adapters.get(*a).low_rank.contains_key(&id))
     }
 
-    fn each_branch(
-        &self,
-        id: LinearId,
-        mut f: impl FnMut(std::ops::Range<usize>, LowRank, &LowRankSite),
-    ) {
-        for (rows, index) in &self.batch.adapters {
+    fn branches_at(&self, id: LinearId) -> Vec<BranchAt<'_>> {
+        let mut branches = Vec::new();
+        for (rows, index) in self.rows_of_adapters {
             let adapter = self.adapters.get(*index);
             for (i, site) in adapter.low_rank.get(&id).into_iter().flatten().enumerate() {
                 let place = ((id.layer as u64) << 16) | ((id.kind as u64) << 8) | i as u64;
@@ -129,15 +173,19 @@ impl Pass<'_> {
                         p: site.dropout,
                         key: mix(key, place),
                     });
-                let branch = LowRank {
-                    a: adapter.params.view(site.a),
-                    b: adapter.params.view(site.b),
-                    scale: site.scale,
-                    out_offset: site.out_offset,
-                    dropout,
-                };
-                f(rows.clone(), branch, site);
+                branches.push(BranchAt {
+                    rows: rows.clone(),
+                    branch: LowRank {
+                        a: adapter.params.view(site.a),
+                        b: adapter.params.view(site.b),
+                        scale: site.scale,
+                        out_offset: site.out_offset,
+                        dropout,
+                    },
+                    site,
+                });
             }
         }
+        branches
     }
 }

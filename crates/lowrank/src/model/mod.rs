@@ -10,6 +10,7 @@ pub mod families;
 mod linear;
 mod norm;
 mod pass;
+mod saving;
 pub(crate) mod weights;
 
 pub use batch::Batch;
@@ -17,5 +18,6 @@ pub use config::{
     Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
     Position, Rope, RopeScaling, WeightId,
 };
-pub use decoder::{Decoder, KvCache, LossSum};
+pub use decoder::{Decoder, KvCache, LossSum, PassOptions};
+pub use saving::{Recompute, Saving};
 pub use weights::Weights;

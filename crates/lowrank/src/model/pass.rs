@@ -1,5 +1,7 @@
 //! What every layer of one forward or backward pass reads: the base, the batch, the adapters and the buffers.
 
+use std::ops::Range;
+
 use lowrank_kernels::{Tensor, View, Workspace};
 
 use super::batch::Batch;
@@ -8,10 +10,13 @@ use super::weights::Weights;
 use crate::tuning::AdapterSet;
 
 /// One pass over one batch.
+#[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub(crate) weights: &'a Weights,
     pub(crate) batch: &'a Batch,
     pub(crate) adapters: AdapterSet<'a>,
+    /// Which adapter a range of the rows uses that the pass computes now: the batch's, or those that are left of them.
+    pub(crate) rows_of_adapters: &'a [(Range<usize>, usize)],
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,

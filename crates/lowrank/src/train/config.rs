@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::SchedulerType;
 use crate::data::OnBadRow;
+use crate::model::Recompute;
 use crate::tuning::Method;
 use crate::tuning::lora::{InitLoraWeights, Targets};
 
@@ -72,6 +73,16 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// Compute a prompt that rows of a micro-batch share once, and keep such rows together. Runs older than the setting
+    /// did not.
+    #[serde(default)]
+    pub share_prompts: bool,
+    /// What the blocks compute again in the backward; `None`: as little as the memory allows.
+    #[serde(default)]
+    pub recompute: Option<Recompute>,
+    /// Bytes that the run may take; `None`: what the machine has free.
+    #[serde(default)]
+    pub memory_budget: Option<u64>,
     /// Passes over the data.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides `num_train_epochs`.
@@ -158,6 +169,9 @@ impl TrainConfig {
             label_smoothing_factor: 0.0,
             batch_size: 8,
             gradient_accumulation_steps: 1,
+            share_prompts: false,
+            recompute: None,
+            memory_budget: None,
             num_train_epochs: 3.0,
             max_steps: None,
             max_seq_length: 2048,
@@ -225,6 +239,11 @@ impl TrainConfig {
             ),
             ("batch_size", self.batch_size > 0, "at least 1"),
             (
+                "batch_size",
+                !(self.share_prompts && self.batch_size == 1),
+                "at least 2 with share_prompts, which acts within a batch",
+            ),
+            (
                 "gradient_accumulation_steps",
                 self.gradient_accumulation_steps > 0,
                 "at least 1",
@@ -270,7 +289,13 @@ impl TrainConfig {
 
     /// Keys whose value differs from `earlier` in a way that would change the result of going on.
     pub fn changes_since(&self, earlier: &Self) -> Vec<String> {
-        let neutral: &[&str] = &["output", "threads", "save_steps", "save_total_limit"];
+        let neutral: &[&str] = &[
+            "output",
+            "threads",
+            "save_steps",
+            "save_total_limit",
+            "memory_budget",
+        ];
         let as_map = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(map)) => map,
             _ => serde_json::Map::new(),

@@ -1,4 +1,14 @@
-//! The process's memory, as the system counts it.
+//! The process's memory as the system counts it, and what a run keeps so that it fits.
+
+use super::config::TrainConfig;
+use super::events::{Event, Observer};
+use crate::Error;
+use crate::base::Network;
+use crate::data::Example;
+use crate::model::{Recompute, Saving};
+use crate::plan::{Memory, Work, training_memory};
+use crate::report::units;
+use crate::tuning::Adapter;
 
 /// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
 pub fn peak_rss() -> u64 {
@@ -18,4 +28,102 @@ fn status_field(name: &str) -> u64 {
             .ok()
     });
     kib.unwrap_or(0) * 1024
+}
+
+/// Bytes that the system could give to programs now; `None` where it doesn't tell.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| {
+        let value = line.strip_prefix("MemAvailable:")?.trim();
+        value.strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    })?;
+    Some(kib * 1024)
+}
+
+/// The work of the largest micro-batch that these rows can make.
+fn largest_batch(examples: &[Example], batch_size: usize) -> Work {
+    let mut rows: Vec<&Example> = examples.iter().collect();
+    rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
+    let mut work = Work::default();
+    for row in rows.into_iter().take(batch_size) {
+        work.tokens += row.ids.len();
+        work.supervised_tokens += row.supervised_tokens();
+    }
+    work
+}
+
+/// What the blocks keep: what the settings ask for, or as much as the memory allows, which is the fastest.
+///
+/// # Errors
+/// A memory budget that nothing fits in.
+pub(super) fn choose_saving(
+    config: &TrainConfig,
+    base: &Network,
+    adapter: &Adapter,
+    examples: &[Example],
+    observer: &mut dyn Observer,
+) -> Result<Saving, Error> {
+    let base_dtype = config.base_dtype.into();
+    let work = largest_batch(examples, config.batch_size);
+    let model = base.decoder.config();
+    let needs = |recompute| {
+        let saving = Saving {
+            recompute,
+            dtype: base_dtype,
+        };
+        (
+            saving,
+            training_memory(model, adapter, base_dtype, work, saving),
+        )
+    };
+    // What the process holds already is part of what is predicted.
+    let available = available_memory().map(|free| free + resident());
+    let budget = config.memory_budget.or(available);
+    let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
+    let asked = all
+        .iter()
+        .find(|(s, _)| Some(s.recompute) == config.recompute);
+    let fits = |memory: &Memory| budget.is_none_or(|budget| memory.total() <= budget);
+    let (saving, memory) = match asked {
+        Some(asked) => asked,
+        None => all
+            .iter()
+            .find(|(_, memory)| fits(memory))
+            .unwrap_or(&all[2]),
+    };
+    if !fits(memory) {
+        let needed = format!(
+            "about {} for rows of up to {} tokens a batch (recompute {})",
+            units::bytes(memory.total()),
+            work.tokens,
+            saving.recompute
+        );
+        let mend =
+            "lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length";
+        if let Some(budget) = config.memory_budget {
+            return Err(Error::Settings(format!(
+                "memory_budget is {}, and the run takes {needed}; {mend}",
+                units::bytes(budget)
+            )));
+        }
+        observer.event(&Event::Note(format!(
+            "warning: the run takes {needed}, and the machine has {} free; {mend}",
+            units::bytes(budget.unwrap_or(0))
+        )));
+    }
+    observer.event(&Event::Note(format!(
+        "memory: up to about {} (weights {}, trained {}, activations {} in {}, recompute {})",
+        units::bytes(memory.total()),
+        units::bytes(memory.weights),
+        units::bytes(memory.trained + memory.gradients + memory.optimizer),
+        units::bytes(memory.activations),
+        saving.dtype,
+        saving.recompute,
+    )));
+    Ok(*saving)
+}
+
+/// Resident memory of this process now, bytes.
+fn resident() -> u64 {
+    status_field("VmRSS:")
 }

@@ -9,6 +9,7 @@ mod evaluate;
 mod events;
 mod folder;
 mod memory;
+mod order;
 mod run;
 mod schedule;
 mod step;
@@ -19,4 +20,6 @@ pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
 pub use run::{Outcome, Start, Trained, fit, prepare, train};
 pub use schedule::{Schedule, SchedulerType};
-pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step};
+pub use step::{
+    OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step, shared_batch_of,
+};

@@ -12,14 +12,14 @@ use super::config::TrainConfig;
 use super::evaluate::evaluate;
 use super::events::{Event, Observer};
 use super::folder;
-use super::memory::peak_rss;
+use super::memory::{choose_saving, peak_rss};
+use super::order::StepRows;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
-use crate::base::{Base, Source};
-use crate::data::batches::epoch_order;
+use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::model::families;
+use crate::model::{Saving, families};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::lora::{self, Targets};
@@ -105,14 +105,16 @@ pub fn train(
         observer.event(&Event::Note(valid.report.to_string()));
     }
     check(config, &base, &data, valid.as_ref())?;
-    let trained = prepare(config, &base, observer)?;
+    let network = base.network();
+    drop(base);
+    let trained = prepare(config, &network, observer)?;
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
     }
     let valid = valid.map(|valid| valid.examples).unwrap_or_default();
     let outcome = fit(
         config,
-        &base,
+        &network,
         trained,
         &data.examples,
         &valid,
@@ -196,7 +198,7 @@ fn check(
 /// Targets that match nothing; an adapter to start from that can't be used.
 pub fn prepare(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     let model = base.decoder.config();
@@ -223,7 +225,7 @@ pub fn prepare(
     }
 }
 
-fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Observer) {
+fn note_fingerprint(loaded: &lora::Loaded, base: &Network, observer: &mut dyn Observer) {
     if let Some(recorded) = &loaded.base_fingerprint
         && *recorded != base.decoder.weights().fingerprint()
     {
@@ -236,7 +238,7 @@ fn note_fingerprint(loaded: &lora::Loaded, base: &Base, observer: &mut dyn Obser
 }
 
 /// PEFT's config for the settings of a run.
-fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
+fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
     let family = base.decoder.config().family;
     let defaults = || {
         families::default_targets(family)
@@ -278,8 +280,9 @@ fn lora_config(config: &TrainConfig, base: &Base) -> LoraConfig {
 /// The state of the loop.
 struct Loop<'a> {
     config: &'a TrainConfig,
-    base: &'a Base,
+    base: &'a Network,
     lora: Option<&'a LoraConfig>,
+    saving: Saving,
     valid: &'a [Example],
     ws: Workspace,
     state: TrainerState,
@@ -292,7 +295,7 @@ struct Loop<'a> {
 /// As [`train`].
 pub fn fit(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     trained: Trained,
     examples: &[Example],
     valid: &[Example],
@@ -307,7 +310,7 @@ pub fn fit(
     let Trained { mut adapter, lora } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
-    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
+    let mut step_rows = StepRows::new(config, examples);
     let (state, metrics) = open_state(
         config,
         base,
@@ -321,6 +324,7 @@ pub fn fit(
         config,
         base,
         lora: lora.as_ref(),
+        saving: choose_saving(config, base, &adapter, examples, observer)?,
         valid,
         ws: Workspace::new(),
         state,
@@ -334,6 +338,7 @@ pub fn fit(
         total_steps,
         ..Outcome::default()
     };
+    step_rows.announce(observer);
     observer.event(&Event::Start {
         total_steps,
         done_steps: run.state.step,
@@ -344,12 +349,11 @@ pub fn fit(
         run.state.first_eval_loss = Some(run.evaluate(&adapter, 0.0, observer)?);
     }
 
-    let mut order = (u64::MAX, Vec::new());
     while run.state.step < total_steps {
         let step = run.state.step;
-        let rows = step_rows(config, examples, step, &mut order);
+        let rows = step_rows.rows(step);
         let options = run.step_options(schedule.at(step));
-        let epochs = (step + 1) as f64 / steps_per_epoch as f64;
+        let epochs = (step + 1) as f64 / step_rows.steps_per_epoch() as f64;
         let (done, seconds) = run.step(
             &mut adapter,
             &mut optimizer,
@@ -406,7 +410,7 @@ pub fn fit(
 /// The state that the run begins or goes on with, and the metrics file cut to it.
 fn open_state(
     config: &TrainConfig,
-    base: &Base,
+    base: &Network,
     (examples, valid): (&[Example], &[Example]),
     start: Start,
     (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
@@ -491,6 +495,8 @@ impl Loop<'_> {
             max_grad_norm: config.max_grad_norm,
             label_smoothing: config.label_smoothing_factor,
             batch_size: config.batch_size,
+            share_prompts: config.share_prompts,
+            saving: self.saving,
             seed: mix(config.seed, 2),
         }
     }
@@ -707,27 +713,6 @@ impl Loop<'_> {
             outcome.total_steps
         )
     }
-}
-
-/// The rows of a step. `order` keeps the epoch's order from step to step.
-fn step_rows<'e>(
-    config: &TrainConfig,
-    examples: &'e [Example],
-    step: u64,
-    order: &mut (u64, Vec<usize>),
-) -> Vec<&'e Example> {
-    let steps_per_epoch = examples.len().div_ceil(config.rows_per_step()) as u64;
-    let epoch = step / steps_per_epoch;
-    if order.0 != epoch {
-        let rows = epoch_order(examples.len(), config.seed, epoch, config.shuffle);
-        *order = (epoch, rows);
-    }
-    let first = (step % steps_per_epoch) as usize * config.rows_per_step();
-    order.1[first..]
-        .iter()
-        .take(config.rows_per_step())
-        .map(|&row| &examples[row])
-        .collect()
 }
 
 /// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.

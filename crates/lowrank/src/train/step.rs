@@ -4,7 +4,8 @@ use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, scale, su
 
 use crate::Error;
 use crate::data::Example;
-use crate::model::{Batch, Decoder, LossSum};
+use crate::data::batches::prompt_groups;
+use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving};
 use crate::random::mix;
 use crate::tuning::{Adapter, AdapterSet};
 
@@ -37,8 +38,23 @@ pub struct StepOptions {
     pub label_smoothing: f64,
     /// Rows of a micro-batch.
     pub batch_size: usize,
+    /// Whether a micro-batch computes a prompt that several of its rows have only once.
+    pub share_prompts: bool,
+    /// What the blocks keep for the backward.
+    pub saving: Saving,
     /// Seed of the dropout masks.
     pub seed: u64,
+}
+
+impl StepOptions {
+    /// The batch of a micro-batch's rows.
+    pub fn batch_of(&self, rows: &[&Example]) -> Batch {
+        if self.share_prompts {
+            shared_batch_of(rows)
+        } else {
+            batch_of(rows.iter().copied())
+        }
+    }
 }
 
 /// What a step did.
@@ -48,9 +64,9 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Norm of the step's mean gradient, before clipping.
     pub grad_norm: f64,
-    /// Tokens computed, prompt and completion.
+    /// Tokens computed, prompt and completion; a shared prompt counts once.
     pub tokens: usize,
-    /// Tokens that carried loss.
+    /// Tokens that carried loss, of all rows.
     pub supervised_tokens: usize,
 }
 
@@ -79,6 +95,25 @@ pub fn batch_of<'e>(examples: impl IntoIterator<Item = &'e Example>) -> Batch {
     batch.with_adapter(0)
 }
 
+/// The same where rows with the same prompt share its rows of the batch. Without dropout, losses and gradients are those
+/// of [`batch_of`] up to rounding; a mask belongs to a row of the batch, so with dropout they are of other masks.
+pub fn shared_batch_of(examples: &[&Example]) -> Batch {
+    let mut batch = Batch::default();
+    for group in prompt_groups(examples.iter().copied()) {
+        let sequences: Vec<(&[u32], &[bool])> = group
+            .iter()
+            .map(|&i| (&examples[i].ids[..], &examples[i].supervised[..]))
+            .collect();
+        let prefix = if sequences.len() > 1 {
+            examples[group[0]].prompt().len()
+        } else {
+            0
+        };
+        batch.push_shared(prefix, &sequences);
+    }
+    batch.with_adapter(0)
+}
+
 /// Adds up the gradients of `rows`, a micro-batch at a time, into `grads`, which is zeroed first; nothing is divided.
 pub fn accumulate(
     model: &Decoder,
@@ -92,18 +127,17 @@ pub fn accumulate(
     grads.zero();
     let (mut sums, mut tokens) = (LossSum::default(), 0);
     for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
-        let batch = batch_of(rows.iter().copied());
+        let batch = options.batch_of(rows);
         tokens += batch.tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
-        sums.add(model.forward_backward(
-            &batch,
-            AdapterSet::new(&set),
-            grads,
-            options.label_smoothing as f32,
-            Some(key),
-            ws,
-        ));
+        let pass = PassOptions {
+            label_smoothing: options.label_smoothing as f32,
+            dropout_key: Some(key),
+            saving: options.saving,
+        };
+        let set = AdapterSet::new(&set);
+        sums.add(model.forward_backward(&batch, set, grads, &pass, ws));
     }
     (sums, tokens)
 }

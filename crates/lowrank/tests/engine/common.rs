@@ -76,6 +76,18 @@ impl Place {
         fs::write(self.path("data").join(name), rows.join("\n")).expect("the rows are written");
     }
 
+    /// Training rows of 15 to 23 tokens that take turns with `prompts` prompts.
+    pub(crate) fn write_rows_with_prompts(&self, count: usize, prompts: usize) {
+        let rows: Vec<String> = (0..count)
+            .map(|n| {
+                let prompt = format!("name a thing {}", n % prompts);
+                let completion = format!("{n}{}", "!".repeat(n % 7));
+                json!({"prompt": prompt, "completion": completion}).to_string()
+            })
+            .collect();
+        fs::write(self.path("data").join("train.jsonl"), rows.join("\n")).expect("the rows");
+    }
+
     /// Held-out rows of other letters than the training rows', so that training makes them worse from its first step.
     pub(crate) fn write_contrary_valid(&self) {
         let row = json!({"prompt": "say 1", "completion": "ZQXJ KVWY ZZQQ"});

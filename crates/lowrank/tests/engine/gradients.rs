@@ -1,10 +1,10 @@
 //! Sums of gradients do not depend on how rows are put into micro-batches, and dropout acts in training alone.
 
-use lowrank::Workspace;
 use lowrank::data::Example;
-use lowrank::model::{Decoder, LossSum};
+use lowrank::model::{Decoder, LossSum, Recompute, Saving};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
 use lowrank::tuning::{Adapter, AdapterSet, full};
+use lowrank::{DType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
 
@@ -17,6 +17,8 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
         max_grad_norm: 0.0,
         label_smoothing,
         batch_size,
+        share_prompts: false,
+        saving: Saving::default(),
         seed: 7,
     }
 }
@@ -61,6 +63,65 @@ fn micro_batches_sum_to_the_big_batch() {
                         let off = difference(a, b);
                         assert!(off <= 1e-5, "{family} in {batch_size}s, {name}: {off:e}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Gradients with what the blocks keep left to `saving`.
+fn gradients_saving(
+    model: &Decoder,
+    adapter: &Adapter,
+    recompute: Recompute,
+    dtype: DType,
+) -> Vec<Vec<f32>> {
+    let mut options = options(5, 0.0);
+    options.saving = Saving { recompute, dtype };
+    gradients(model, adapter, &examples(), 0, &options).1
+}
+
+#[test]
+fn what_is_computed_again_is_what_was_kept() {
+    for family in FAMILIES {
+        let model = decoder(family);
+        let mut dropping = all_linear();
+        dropping.lora_dropout = 0.2;
+        for trained in [
+            adapter(&model, &all_linear(), 1),
+            adapter(&model, &dropping, 2),
+            full::inject(model.weights()),
+        ] {
+            let kept = gradients_saving(&model, &trained, Recompute::None, DType::F32);
+            for recompute in [Recompute::Selective, Recompute::Full] {
+                let again = gradients_saving(&model, &trained, recompute, DType::F32);
+                assert_eq!(again, kept, "{family}, {recompute}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_kept_as_bf16_change_gradients_little() {
+    for family in FAMILIES {
+        let model = decoder(family);
+        for trained in [
+            adapter(&model, &all_linear(), 1),
+            full::inject(model.weights()),
+        ] {
+            let exact = gradients_saving(&model, &trained, Recompute::None, DType::F32);
+            for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
+                let kept = gradients_saving(&model, &trained, recompute, DType::Bf16);
+                assert_ne!(kept, exact, "nothing was rounded");
+                for ((kept, exact), name) in kept.iter().zip(&exact).zip(&trained.names) {
+                    let square = |x: f32| f64::from(x) * f64::from(x);
+                    let norm = exact.iter().map(|&x| square(x)).sum::<f64>().sqrt();
+                    let off = kept.iter().zip(exact).map(|(a, b)| square(a - b));
+                    let off = off.sum::<f64>().sqrt();
+                    assert!(
+                        off <= 1e-2 * norm + 1e-7,
+                        "{family}, {recompute}, {name}: {off:e} of {norm:e}"
+                    );
                 }
             }
         }

@@ -8,4 +8,5 @@ mod gradients;
 mod merging;
 mod output;
 mod resume;
+mod sharing;
 mod training;

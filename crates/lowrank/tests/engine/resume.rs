@@ -68,6 +68,51 @@ fn a_stopped_run_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_run_with_shared_prompts_goes_on_bit_for_bit() {
+    for method in [Method::Lora, Method::Full] {
+        let place = Place::new("llama");
+        place.write_rows_with_prompts(11, 3);
+        let config = |name: &str| TrainConfig {
+            share_prompts: true,
+            batch_size: 4,
+            gradient_accumulation_steps: 1,
+            ..place.config(method, name)
+        };
+        run(&config("whole")).expect("the run");
+        // In the middle of an epoch, and so of a prompt's rows, and at the end of one.
+        for after in [1, 6, 8] {
+            let name = format!("stopped{after}");
+            stop_and_resume(&config(&name), after);
+            assert_same_run(&place, "whole", &name, method);
+        }
+    }
+}
+
+#[test]
+fn a_run_older_than_a_setting_goes_on() {
+    let place = Place::new("llama");
+    run(&place.config(Method::Lora, "whole")).expect("the run");
+    let mut config = place.config(Method::Lora, "old");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let path = place.path("old").join("config.yaml");
+    let text = fs::read_to_string(&path).expect("config.yaml");
+    let without = text.replacen("share_prompts: false\n", "", 1);
+    assert_ne!(without, text);
+    fs::write(&path, without).expect("the file of an older version");
+
+    config.share_prompts = true;
+    let text = failure(Watch::default().train(&config, Start::Resume));
+    assert_says(&text, &["share_prompts: false before, true now"]);
+    config.share_prompts = false;
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("it goes on");
+    assert_same_run(&place, "whole", "old", Method::Lora);
+}
+
+#[test]
 fn a_run_stopped_twice_and_by_other_threads_ends_the_same() {
     let place = Place::new("qwen3");
     run(&place.config(Method::Lora, "whole")).expect("the run");

@@ -6,7 +6,8 @@ use clap::Args;
 use lowrank::base::Base;
 use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example};
-use lowrank::plan::{StepFlops, Work};
+use lowrank::model::Saving;
+use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::report::units;
 use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
 use serde::Serialize;
@@ -15,7 +16,7 @@ use super::{OpShare, profile_table, random_ids, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::{Method, Split, Targets};
+use crate::settings::values::{BaseDtype, Method, Recompute, Split, Targets};
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -43,6 +44,10 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = "Work")]
     pub batch_size: usize,
 
+    /// Compute a prompt once for all rows of a step that have it, and put such rows side by side
+    #[arg(long, requires = "data", help_heading = "Work")]
+    pub share_prompts: bool,
+
     /// Steps that are timed
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Work")]
     pub steps: usize,
@@ -68,6 +73,19 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "MODULES", help_heading = "Method")]
     pub target_modules: Option<Targets>,
 
+    /// What a block computes again in the backward
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "none",
+        help_heading = "Work"
+    )]
+    pub recompute: Recompute,
+
+    /// How the blocks keep what the backward reads [default: as the base is stored]
+    #[arg(long, value_name = "DTYPE", help_heading = "Work")]
+    pub saved_dtype: Option<BaseDtype>,
+
     /// Say where the time went, operation by operation
     #[arg(long)]
     pub profile: bool,
@@ -83,9 +101,10 @@ struct Report {
     method: Method,
     base_dtype: String,
     threads: usize,
+    share_prompts: bool,
     trainable_parameters: usize,
     steps: usize,
-    /// Tokens of all steps, none of them padding, over the time of all steps, optimizer included.
+    /// Tokens of all steps, none of them padding and each shared prompt once, over the time of all steps, optimizer included.
     tokens_per_second: f64,
     examples_per_second: f64,
     rows: usize,
@@ -100,6 +119,10 @@ struct Report {
     products_gflops: f64,
     efficiency: f64,
     peak_rss: u64,
+    recompute: Recompute,
+    /// What the memory was predicted to be for the largest step.
+    predicted: Memory,
+    predicted_total: u64,
     losses: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<OpShare>,
@@ -136,7 +159,9 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
     if let Some(targets) = &args.target_modules {
         config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
     }
-    let mut adapter = prepare(&config, &base, &mut Silent)?.adapter;
+    let network = base.network();
+    drop(base); // a run that trains has no tokenizer any more either
+    let mut adapter = prepare(&config, &network, &mut Silent)?.adapter;
     let options = TrainOptions {
         steps: args.steps,
         warmup: args.warmup,
@@ -149,14 +174,19 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
             max_grad_norm: config.max_grad_norm,
             label_smoothing: 0.0,
             batch_size: args.batch_size,
+            share_prompts: args.share_prompts,
+            saving: Saving {
+                recompute: args.recompute.into(),
+                dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
+            },
             seed: config.seed,
         },
     };
-    let figures = bench::train(&base.decoder, &mut adapter, &examples, &options)?;
+    let figures = bench::train(&network.decoder, &mut adapter, &examples, &options)?;
     let work = figures.work;
     let mean = |total: usize| (total as f64 / args.steps as f64).round() as usize;
     let step = (mean(work.tokens), mean(work.supervised_tokens));
-    let shapes = bench::gemm(base.decoder.config(), step, lowrank::DType::F32, 5);
+    let shapes = bench::gemm(network.decoder.config(), step, lowrank::DType::F32, 5);
     let seconds = figures.total_seconds();
     let gflops = figures.flops.total() / seconds / 1e9;
     let peak = bench::peak_gflops(&shapes);
@@ -164,6 +194,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
         method: args.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
         threads: bench::threads(),
+        share_prompts: args.share_prompts,
         trainable_parameters: adapter.parameters(),
         steps: args.steps,
         tokens_per_second: work.tokens as f64 / seconds,
@@ -177,6 +208,9 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
         products_gflops: bench::mean_gflops(&shapes),
         efficiency: gflops / peak,
         peak_rss: figures.peak_rss,
+        recompute: args.recompute,
+        predicted_total: figures.predicted.total(),
+        predicted: figures.predicted,
         profile: shares(&figures.profile, args.steps, seconds),
         losses: figures.losses,
     })
@@ -207,6 +241,10 @@ fn text(report: &Report, output: &Output) -> String {
         format!("{:.1}", report.tokens_per_second),
     );
     facts.add(
+        "rows a second",
+        format!("{:.2}", report.examples_per_second),
+    );
+    facts.add(
         "a step",
         format!(
             "{:.3} s, {} rows, {} tokens, {} of them supervised",
@@ -235,7 +273,14 @@ fn text(report: &Report, output: &Output) -> String {
         "reached",
         format!("{:.1} % of the fastest", 100.0 * report.efficiency),
     );
-    facts.add("peak memory", units::bytes(report.peak_rss));
+    facts.add(
+        "peak memory",
+        format!(
+            "{}, predicted {}",
+            units::bytes(report.peak_rss),
+            units::bytes(report.predicted_total)
+        ),
+    );
     facts.add("threads", report.threads.to_string());
     let mut text = facts.render("", output.color);
     if !report.profile.is_empty() {

@@ -214,6 +214,13 @@ impl Layered<TrainSettings> {
                 )
             });
         }
+        problems.require(!(s.share_prompts && s.batch_size == 1), || {
+            format!(
+                "{} needs a {} of 2 or more: a prompt is shared by rows of a batch",
+                self.name("share_prompts"),
+                flag("batch_size")
+            )
+        });
         for (key, targets) in [
             ("target_modules", &s.target_modules),
             ("exclude_modules", &s.exclude_modules),

@@ -1,0 +1,180 @@
+//! The memory that training takes, from shapes alone.
+//!
+//! What is predicted is the largest resident memory of the process: the pages of the mapped weights that are touched
+//! (all of them), what is trained with its gradient and moments, what the blocks keep until the backward, and the
+//! working space of the moment that needs most. What the process and the tokenizer take is not known from shapes; it was
+//! measured on one machine and is named below.
+
+use lowrank_kernels::DType;
+use serde::Serialize;
+
+use super::Work;
+use crate::model::{LinearId, MlpKind, ModelConfig, NormKind, Recompute, Saving};
+use crate::tuning::Adapter;
+
+/// Bytes of a run, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The base's weights.
+    pub weights: u64,
+    /// Trained values in f32.
+    pub trained: u64,
+    /// Their gradients in f32.
+    pub gradients: u64,
+    /// AdamW's two moments in f32.
+    pub optimizer: u64,
+    /// What the blocks keep for the backward.
+    pub activations: u64,
+    /// Temporaries of the moment that needs most.
+    pub working: u64,
+    /// The program and the tokenizer.
+    pub process: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights
+            + self.trained
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.working
+            + self.process
+    }
+}
+
+/// The program with its threads and their scratch memory, as measured.
+const PROGRAM: u64 = 16 * 1024 * 1024;
+/// The tokenizer, a token of its vocabulary, as measured.
+const TOKENIZER: u64 = 900;
+
+/// Bytes of the base's weights: matrices as `dtype`, vectors as f32.
+pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> u64 {
+    let bytes = |(rows, cols): (usize, usize)| {
+        let each = if rows == 1 { 4 } else { dtype.size_of() };
+        (rows * cols * each) as u64
+    };
+    config
+        .weights()
+        .iter()
+        .map(|(_, shape)| bytes(*shape))
+        .sum()
+}
+
+/// What a step over `work` takes at its peak, when `adapter` is trained on a base stored as `base_dtype`.
+pub fn training_memory(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    base_dtype: DType,
+    work: Work,
+    saving: Saving,
+) -> Memory {
+    let trained = 4 * adapter.parameters() as u64;
+    // Values that stand in for all weights leave the base's own untouched, and their pages are given back.
+    let replaced: usize = adapter
+        .replaced
+        .values()
+        .map(|&slot| adapter.params.view(slot).len())
+        .sum();
+    let weights = if replaced == config.parameters() {
+        0
+    } else {
+        weight_bytes(config, base_dtype)
+    };
+    Memory {
+        weights,
+        trained,
+        gradients: trained,
+        optimizer: 2 * trained,
+        activations: activation_bytes(config, adapter, work, saving),
+        working: working_bytes(config, adapter, work, saving),
+        process: PROGRAM + TOKENIZER * config.vocab_size as u64,
+    }
+}
+
+/// What all blocks keep.
+fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Saving) -> u64 {
+    let layers = config.num_hidden_layers;
+    let Some(lowest) = adapter.lowest_layer() else {
+        return 0;
+    };
+    let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+    let size = saving.dtype.size_of();
+    let statistics = if config.norm == NormKind::Layer { 2 } else { 1 };
+    (lowest..layers)
+        .map(|layer| {
+            let tokens = work.tokens as u64;
+            if saving.recompute == Recompute::Full {
+                return tokens * (size * c) as u64;
+            }
+            let heads = if config.qk_norm { q + kv } else { 0 };
+            let before =
+                size * (c + 2 * q + 2 * kv + heads) + 4 * (config.num_attention_heads + statistics);
+            let mlp = if saving.recompute == Recompute::Selective {
+                0
+            } else {
+                mlp_width(config)
+            };
+            let behind = size * (c + mlp) + 4 * statistics;
+            let ranks: usize = config
+                .linear_kinds()
+                .iter()
+                .flat_map(|&kind| adapter.low_rank.get(&LinearId { layer, kind }))
+                .flatten()
+                .map(|site| adapter.params.shape(site.a).0)
+                .sum();
+            let rows = rows_behind(layer + 1 == layers, work);
+            tokens * (before + 4 * ranks) as u64 + rows * behind as u64
+        })
+        .sum()
+}
+
+/// Rows that a block goes on with behind its attention.
+fn rows_behind(last: bool, work: Work) -> u64 {
+    if last && 10 * work.supervised_tokens < 9 * work.tokens {
+        work.supervised_tokens as u64
+    } else {
+        work.tokens as u64
+    }
+}
+
+fn mlp_width(config: &ModelConfig) -> usize {
+    match config.mlp {
+        MlpKind::Gated => 2 * config.intermediate_size,
+        MlpKind::Plain => config.intermediate_size,
+    }
+}
+
+/// The temporaries of the moment that needs most.
+fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Saving) -> u64 {
+    let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+    let (f, mlp) = (config.intermediate_size, mlp_width(config));
+    // A block's own values in f32, while it is computed.
+    let values = c + 2 * q + 2 * kv + c + mlp;
+    let forward = values + f + c;
+    let again = match saving.recompute {
+        Recompute::None => 0,
+        Recompute::Selective => mlp + c,
+        Recompute::Full => values,
+    };
+    let widened = if saving.dtype == DType::F32 { 0 } else { c };
+    let hidden = if adapter
+        .low_rank
+        .keys()
+        .any(|id| id.kind == crate::model::LinearKind::Down)
+        || !adapter.replaced.is_empty()
+    {
+        f
+    } else {
+        0
+    };
+    let mlp_backward = c + widened + hidden + f + mlp + again;
+    let attention_backward = c + 2 * q + 2 * kv + (q + 2 * kv + q) + 2 * c;
+    let tokens = work.tokens as u64;
+    let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
+    let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(work.supervised_tokens);
+    let head = 4 * (rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
+    // The buffers of the blocks stay at hand while the head is computed.
+    blocks + head
+}
