@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    DType, Layout, Tensor, Weight, bias_backward, linear_backward_input, linear_backward_weight,
-    linear_forward, linear_forward_each, low_rank_delta, reference,
+    DType, Layout, LinearOutput, Tensor, Weight, Workspace, bias_backward, linear_backward_input,
+    linear_backward_weight, linear_forward, linears_forward, low_rank_delta, reference,
 };
 
 use crate::common::{
@@ -81,8 +81,14 @@ fn several_linears_are_each_alone() {
                 let bias = random_as(1, outputs[1], 3, bias_dtype);
                 let biases = [None, Some(bias.view()), None];
                 let mut found = outputs.map(|n| random(tokens, n, 4));
-                let ys = found.each_mut().map(Tensor::view_mut);
-                linear_forward_each(ys, x.view(), weights, biases);
+                let together = found.iter_mut().zip(weights).zip(biases);
+                let together = together.map(|((y, w), bias)| LinearOutput {
+                    y: y.view_mut(),
+                    w,
+                    bias,
+                    branches: Vec::new(),
+                });
+                linears_forward(x.view(), together.collect(), &Workspace::new());
                 for i in 0..3 {
                     let mut alone = random(tokens, outputs[i], 5);
                     linear_forward(alone.view_mut(), x.view(), weights[i], biases[i]);
