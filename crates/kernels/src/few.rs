@@ -57,14 +57,24 @@ pub(crate) fn few_times_rows(x: View<'_>, outputs: Vec<(ViewMut<'_>, View<'_>, S
         }
         let numbers = outs.start * ins..outs.end * ins;
         match job.w.data() {
-            Data::F32(w) => products_of_rows(wide, &w[numbers], ins, |token, out, sums, more| {
-                tile.put_column(token, out, sums, add || more);
-            }),
-            Data::Bf16(w) => {
-                products_of_rows(narrow, &w[numbers], ins, |token, out, sums, more| {
+            Data::F32(w) => products_of_rows(
+                wide,
+                &w[numbers],
+                ins,
+                #[inline(always)]
+                |token, out, sums, more| {
                     tile.put_column(token, out, sums, add || more);
-                })
-            }
+                },
+            ),
+            Data::Bf16(w) => products_of_rows(
+                narrow,
+                &w[numbers],
+                ins,
+                #[inline(always)]
+                |token, out, sums, more| {
+                    tile.put_column(token, out, sums, add || more);
+                },
+            ),
         }
     };
     let count = jobs.iter().map(tasks).sum();

@@ -334,14 +334,20 @@ fn down(
         return;
     };
     let mut run = |x: &[f32]| {
-        products_of_rows(a, x, ins, |first, token, sums, more| {
-            let u = &mut u.row(token)[first..first + sums.len()];
-            if more {
-                simd::add(u, sums);
-            } else {
-                u.copy_from_slice(sums);
-            }
-        });
+        products_of_rows(
+            a,
+            x,
+            ins,
+            #[inline(always)]
+            |first, token, sums, more| {
+                let u = &mut u.row(token)[first..first + sums.len()];
+                if more {
+                    simd::add(u, sums);
+                } else {
+                    u.copy_from_slice(sums);
+                }
+            },
+        );
     };
     if lr.active_dropout().is_none() {
         run(&x.f32s()[tokens.start * ins..tokens.end * ins]);

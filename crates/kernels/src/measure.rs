@@ -131,22 +131,34 @@ pub fn argmax_rows(x: View<'_>) -> Vec<usize> {
 
 /// The position of the first of the largest numbers, zero if there is none; NaN is never the largest.
 pub(crate) fn argmax(row: &[f32]) -> usize {
-    /// Maxima that are kept beside each other.
-    const MAXIMA: usize = 64;
+    /// Numbers that are looked at together.
+    const TOGETHER: usize = 32;
     vectorize(
         #[inline(always)]
         || {
             let larger = |a: f32, b: f32| if b > a { b } else { a };
-            let mut maxima = [f32::NEG_INFINITY; MAXIMA];
-            let (chunks, rest) = row.as_chunks::<MAXIMA>();
+            let mut maxima = [f32::NEG_INFINITY; TOGETHER];
+            let (chunks, rest) = row.as_chunks::<TOGETHER>();
             for chunk in chunks {
-                for (max, &x) in maxima.iter_mut().zip(chunk) {
-                    *max = larger(*max, x);
+                for i in 0..TOGETHER {
+                    maxima[i] = larger(maxima[i], chunk[i]);
                 }
             }
             let max = maxima.iter().chain(rest).copied();
             let max = max.fold(f32::NEG_INFINITY, larger);
-            row.iter().position(|&x| x == max).unwrap_or(0)
+            let mut start = 0;
+            for chunk in chunks {
+                let mut found = false;
+                for &x in chunk {
+                    found |= x == max;
+                }
+                if found {
+                    break;
+                }
+                start += TOGETHER;
+            }
+            let within = row[start..].iter().position(|&x| x == max);
+            within.map_or(0, |within| start + within)
         },
     )
 }
@@ -166,4 +178,35 @@ pub fn max_abs_diff(a: View<'_>, b: View<'_>) -> f32 {
             largest
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_largest_is_found() {
+        for len in [1, 5, 32, 33, 100] {
+            let mut row: Vec<f32> = (0..len).map(|i| -((i % 7) as f32)).collect();
+            assert_eq!(argmax(&row), 0);
+            for at in 0..len {
+                let before = std::mem::replace(&mut row[at], 2.0);
+                row[len - 1] = 2.0;
+                assert_eq!(argmax(&row), at);
+                row[len - 1] = -1.0;
+                row[at] = before;
+            }
+        }
+        assert_eq!(
+            argmax(&[f32::NAN, f32::NEG_INFINITY, 3.0, f32::NAN, 3.0]),
+            2
+        );
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 1);
+        assert_eq!(argmax(&[f32::NAN]), 0);
+    }
+
+    #[test]
+    fn memory_is_read_at_some_rate() {
+        assert!(read_bandwidth(1 << 20, 2) > 0.0);
+    }
 }

@@ -121,7 +121,9 @@ fn for_parts(
         with_scratch(panels * NR * part.len(), |scratch| {
             pack(scratch, part.clone());
             if scale != 1.0 {
-                scratch.iter_mut().for_each(|x| *x *= scale);
+                for x in scratch.iter_mut() {
+                    *x *= scale;
+                }
             }
             let a = a.block(0..rows, part);
             multiply_part(out, accumulate || start > 0, a, scratch);

@@ -42,17 +42,23 @@ pub(super) fn forward(
                 tile.sight.for_key_tiles(seen.clone(), |keys| {
                     let scores = &mut scores[keys.position - seen.start..];
                     let (rows, values) = (&k[heads(&keys.rows)], &v[heads(&keys.rows)]);
-                    products_of_rows(query, rows, k_width, |first, key, sums, more| {
-                        let scores = scores[first * count + key..].iter_mut();
-                        for (score, sum) in scores.step_by(count).zip(sums) {
-                            *score = if more { *score + sum } else { *sum };
-                        }
-                        // Keys and values come from memory at the same time.
-                        let value = &values[key * k_width..][..size];
-                        for line in value.chunks(LANES) {
-                            fetch(line.as_ptr());
-                        }
-                    });
+                    products_of_rows(
+                        query,
+                        rows,
+                        k_width,
+                        #[inline(always)]
+                        |first, key, sums, more| {
+                            for (head, sum) in (first..).zip(sums) {
+                                let score = &mut scores[head * count + key];
+                                *score = if more { *score + sum } else { *sum };
+                            }
+                            // Keys and values come from memory at the same time.
+                            let value = &values[key * k_width..][..size];
+                            for line in value.chunks(LANES) {
+                                fetch(line.as_ptr());
+                            }
+                        },
+                    );
                 });
             });
             let out = o.row(i);

@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    DType, Layout, Tensor, Weight, bias_backward, linear_backward_input, linear_backward_weight,
-    linear_forward, low_rank_delta, reference,
+    DType, Layout, LinearOutput, Tensor, Weight, Workspace, bias_backward, linear_backward_input,
+    linear_backward_weight, linear_forward, linears_forward, low_rank_delta, reference,
 };
 
 use crate::common::{
@@ -63,6 +63,40 @@ fn forward_is_the_reference() {
             assert_close(&name, &y, &expected, 3e-6);
         }
     });
+}
+
+#[test]
+fn several_linears_are_each_alone() {
+    let outputs = [70, 33, 5];
+    let dtypes = [DType::Bf16, DType::F32, DType::Bf16];
+    for tokens in [1, 3, 8, 11, 40] {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            for bias_dtype in [DType::F32, DType::Bf16] {
+                let x = random(tokens, 50, 1);
+                let weights = [0, 1, 2].map(|i| weight(layout, 50, outputs[i], dtypes[i]));
+                let weights = weights.each_ref().map(|w| Weight {
+                    view: w.view(),
+                    layout,
+                });
+                let bias = random_as(1, outputs[1], 3, bias_dtype);
+                let biases = [None, Some(bias.view()), None];
+                let mut found = outputs.map(|n| random(tokens, n, 4));
+                let together = found.iter_mut().zip(weights).zip(biases);
+                let together = together.map(|((y, w), bias)| LinearOutput {
+                    y: y.view_mut(),
+                    w,
+                    bias,
+                    branches: Vec::new(),
+                });
+                linears_forward(x.view(), together.collect(), &Workspace::new());
+                for i in 0..3 {
+                    let mut alone = random(tokens, outputs[i], 5);
+                    linear_forward(alone.view_mut(), x.view(), weights[i], biases[i]);
+                    assert_eq!(found[i].to_vec(), alone.to_vec());
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             let ranks: usize = config
                 .linear_kinds()
                 .iter()
-                .flat_map(|&kind| adapter.low_rank.get(&LinearId { layer, kind }))
+                .filter_map(|&kind| adapter.low_rank.get(&LinearId { layer, kind }))
                 .flatten()
                 .map(|site| adapter.params.shape(site.a).0)
                 .sum();

@@ -10,7 +10,7 @@ use lowrank_kernels::Workspace;
 use super::checkpoint::{self, DataMark, TrainerState};
 use super::config::TrainConfig;
 use super::evaluate::evaluate;
-use super::events::{Event, Observer};
+use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::{choose_saving, peak_rss};
 use super::order::StepRows;
@@ -71,6 +71,19 @@ pub struct Outcome {
     pub peak_rss: u64,
 }
 
+impl Outcome {
+    /// What is known before the first step.
+    fn planned(config: &TrainConfig, base: &Network, adapter: &Adapter, total_steps: u64) -> Self {
+        Self {
+            output: config.output.clone(),
+            trainable_parameters: adapter.parameters(),
+            base_parameters: base.decoder.config().parameters(),
+            total_steps,
+            ..Self::default()
+        }
+    }
+}
+
 /// A method's trainable values with what its files need.
 pub struct Trained {
     /// The values.
@@ -107,6 +120,14 @@ pub fn train(
     check(config, &base, &data, valid.as_ref())?;
     let network = base.into_network();
     let trained = prepare(config, &network, observer)?;
+    // A run that cannot fit leaves no folder behind.
+    choose_saving(
+        config,
+        &network,
+        &trained.adapter,
+        &data.examples,
+        &mut Silent,
+    )?;
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
     }
@@ -330,13 +351,7 @@ pub fn fit(
         metrics,
     };
     let schedule = run.schedule(total_steps);
-    let mut outcome = Outcome {
-        output: config.output.clone(),
-        trainable_parameters: adapter.parameters(),
-        base_parameters: base.decoder.config().parameters(),
-        total_steps,
-        ..Outcome::default()
-    };
+    let mut outcome = Outcome::planned(config, base, &adapter, total_steps);
     step_rows.announce(observer);
     observer.event(&Event::Start {
         total_steps,
