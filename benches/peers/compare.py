@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def parse_arguments():
                         help="one of " + ", ".join(setting.name for setting in SETTINGS) + "; may be repeated")
     parser.add_argument("--pairs", type=positive, default=5, help="how often the two take turns [5]")
     parser.add_argument("--steps", type=positive, default=10, help="steps of a run that are counted [10]")
+    parser.add_argument("--pause", type=float, default=10, help="seconds of rest before each run [10]")
     parser.add_argument("--threads", type=positive, help="of both sides [each side's own choice]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every run here")
     return parser.parse_args()
@@ -151,7 +153,11 @@ def measure(setting, arguments, rows):
     theirs = [arguments.peer_python, PEER_SCRIPT, "--model", arguments.model_f32, *work, *threads]
     pairs = []
     for number in range(1, arguments.pairs + 1):
-        pair = {"ours": run(ours), "theirs": run(theirs)}
+        pair = {}
+        for side, command in (("ours", ours), ("theirs", theirs)):
+            # The system goes on clearing gigabytes for a while after the peer has ended.
+            time.sleep(arguments.pause)
+            pair[side] = run(command)
         pair["speed"] = pair["ours"][setting.unit] / pair["theirs"][setting.unit]
         pair["memory"] = pair["ours"]["peak_rss"] / pair["theirs"]["peak_rss"]
         say(f"{setting.name}, pair {number} of {arguments.pairs}: speed {pair['speed']:.2f}, memory {pair['memory']:.2f}")

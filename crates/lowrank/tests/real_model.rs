@@ -14,7 +14,7 @@ use lowrank::{DType, Workspace};
 
 fn model() -> Option<Base> {
     let Some(folder) = std::env::var_os("LOWRANK_TEST_MODEL") else {
-        println!("skipped: LOWRANK_TEST_MODEL names no model folder");
+        eprintln!("skipped: LOWRANK_TEST_MODEL names no model folder");
         return None;
     };
     let source = Source::find(&folder.to_string_lossy()).expect("a model");
@@ -101,7 +101,7 @@ fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
                 worst = (off, name);
             }
         }
-        println!("{recompute}: at most {:.2e}, {}", worst.0, worst.1);
+        eprintln!("{recompute}: at most {:.2e}, {}", worst.0, worst.1);
         assert!(worst.0 <= 1e-2, "{recompute}, {}: {:e}", worst.1, worst.0);
     }
 }

@@ -279,6 +279,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sizes_have_units() {
+        let bytes = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
+        assert_eq!(bytes("1073741824"), Ok(1 << 30));
+        assert_eq!(bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(bytes("1.5 g"), Ok(3 << 29));
+        assert_eq!(bytes("500MB"), Ok(500_000_000));
+        for wrong in ["", "GiB", "-1", "0", "2 parsecs", "1e3", "1.2.3"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+        let read = |json: &str| {
+            serde_json::from_str::<ByteSize>(json)
+                .map(|size| size.0)
+                .ok()
+        };
+        assert_eq!((read("7"), read("\"7 KiB\"")), (Some(7), Some(7168)));
+        assert_eq!((read("-7"), read("true")), (None, None));
+    }
+
+    #[test]
     fn targets_are_names_or_a_pattern() {
         let names =
             |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_string()).collect());

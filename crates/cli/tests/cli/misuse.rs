@@ -110,9 +110,14 @@ fn help_of_train() {
               Stop after so many evaluations without a new lowest loss
 
     Machine:
-          --base-dtype <DTYPE>  How the frozen weights are stored [default: bf16] [possible values: f32,
-                                bf16]
-          --threads <N>         Threads to compute with [default: one a core]
+          --recompute <WHAT>      What a block computes again in the backward instead of keeping it
+                                  [default: as little as the memory allows] [possible values: none,
+                                  selective, full]
+          --memory-budget <SIZE>  Memory that the run may take, such as 2GiB [default: what the machine
+                                  has free]
+          --base-dtype <DTYPE>    How the frozen weights are stored [default: bf16] [possible values:
+                                  f32, bf16]
+          --threads <N>           Threads to compute with [default: one a core]
 
     Messages:
       -v, --verbose...  Say more on standard error; twice for everything

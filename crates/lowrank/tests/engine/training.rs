@@ -514,6 +514,26 @@ fn an_adapter_of_extreme_values_is_not_blamed_on_the_rate() {
 }
 
 #[test]
+fn a_memory_budget_decides_what_is_computed_again() {
+    let place = Place::new("llama");
+    let train_within = |budget: Option<u64>, name: &str| {
+        let config = TrainConfig {
+            memory_budget: budget,
+            max_steps: Some(1),
+            ..place.config(Method::Lora, name)
+        };
+        run(&config).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(train_within(None, "free"), Ok(()));
+    assert_eq!(train_within(Some(1 << 40), "much"), Ok(()));
+    let error = train_within(Some(1 << 20), "little").unwrap_err();
+    for word in ["memory_budget is 1.0 MiB", "--batch-size", "recompute full"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert!(!place.path("little").exists());
+}
+
+#[test]
 fn impossible_settings_are_named_together() {
     let place = Place::new("llama");
     let config = TrainConfig {
