@@ -190,11 +190,11 @@ pub struct BranchGradient<'a> {
     pub a: View<'a>,
 }
 
-/// dx = Σ over linears of dy·W + Σ over their branches of du·A, or added to dx if `accumulate`; dx [T, in].
+/// dx = Σ over linears of dy·W + Σ over their branches of du·A; dx [T, in] is overwritten.
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>], accumulate: bool) {
+pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>]) {
     let _op = op("linear backward, input", || {
         let products = gradients.iter().map(|linear| {
             let branches = linear.branches.iter().map(|b| b.rows.len() * b.a.len());
@@ -222,10 +222,9 @@ pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>],
             });
         }
     }
-    let start = if accumulate { Start::Sum } else { Start::Zero };
     multiply(vec![Job {
         y: dx,
-        start,
+        start: Start::Zero,
         terms: &terms,
     }]);
 }

@@ -141,11 +141,7 @@ pub fn low_rank_forward(
                 product(y, true, lr.scale, u.as_mat(), b.t());
             });
     };
-    if rank < WIDE_RANK && x.cols() > 0 {
-        with_packed::<f32, _>(lr.a.f32s(), x.cols(), |a| run(Some(a)));
-    } else {
-        run(None);
-    }
+    with_rows_of_a(lr, run);
 }
 
 /// u = drop(x)·Aᵀ for the given rows; u [rows, r] overwritten, x [T, in].
@@ -179,11 +175,7 @@ pub(crate) fn low_rank_down(u: ViewMut<'_>, x: View<'_>, rows: Range<usize>, lr:
             down(&mut u, lr, x, start..start + count, a);
         });
     };
-    if rank < WIDE_RANK && x.cols() > 0 {
-        with_packed::<f32, _>(lr.a.f32s(), x.cols(), |a| run(Some(a)));
-    } else {
-        run(None);
-    }
+    with_rows_of_a(lr, run);
 }
 
 /// The gradient of the inner rows: du = s·dy·B for the given rows; du [rows, r] overwritten, dy [T, out].
@@ -316,6 +308,15 @@ pub fn low_rank_backward_input(
             }
         });
     });
+}
+
+/// Calls `work` with A's rows packed, unless the rank is so wide that a general product is faster.
+fn with_rows_of_a(lr: &LowRank<'_>, work: impl FnOnce(Option<Packed<'_>>)) {
+    if lr.rank() < WIDE_RANK && lr.a.cols() > 0 {
+        with_packed::<f32, _>(lr.a.f32s(), lr.a.cols(), |a| work(Some(a)));
+    } else {
+        work(None);
+    }
 }
 
 /// u = drop(x)·Aᵀ for a block of tokens; `a` holds A's rows unless the rank is wide.

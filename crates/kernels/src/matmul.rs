@@ -1,7 +1,7 @@
 //! Matrices with strides, and their product: the one place that calls `gemm-f32`.
 //!
 //! Each product runs on one thread; operations cut their output into pieces and call [`product`] for
-//! each, so that the pieces, and with them the bits, do not depend on the number of threads.
+//! each.
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,8 +1,8 @@
-//! The product under every linear: a tile of y (+)= Σ a·b on one thread, for AVX2 with FMA.
+//! The product under every linear and under attention: a tile of y (+)= Σ a·b on one thread, for AVX2 with FMA.
 //!
 //! `gemm-f32` reads two f32 matrices and packs both for every call. Here one factor is a frozen
 //! weight, often bf16, and the other is read where it lies: a strip of b is widened once into panels of
-//! 16 columns, the panel stays in the L1 cache while blocks of rows of a pass by, and a block of
+//! 16 columns, blocks of rows of a pass by one panel before the next one's turn, and a block of
 //! 6 × 16 sums stays in registers (Goto and van de Geijn, "Anatomy of High-Performance Matrix
 //! Multiplication", 2008).
 //!
@@ -27,7 +27,8 @@ use crate::view::Data;
 const MR: usize = 6;
 /// Columns of a panel: two vectors.
 const NR: usize = 16;
-/// Inner indices of a panel, at most: with 16 columns 20 KiB of the L1 cache's 32.
+/// Inner indices of a panel, at most: with 16 columns 36 KiB. More than the L1 cache holds, but it is read in
+/// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
 const DEPTH: usize = 576;
 /// Rows of `a` that pass by a panel before the next panel's turn, so that they stay in the L2 cache.
 const ROWS: usize = 8 * MR;

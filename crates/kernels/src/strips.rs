@@ -125,7 +125,7 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         .map(|job| job.terms.iter().map(|term| term.b.rows()).sum())
         .max()
         .unwrap_or(0);
-    let pieces = cut(&sizes, inner, rayon::current_num_threads());
+    let pieces = cut(&sizes, inner, threads_to_cut_for());
     let jobs: Vec<(Shared<'_>, Start<'_>, &[Term<'_>])> = jobs
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
@@ -138,6 +138,16 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         let tile = unsafe { y.block(rows.clone(), cols.clone()) };
         multiply_piece(tile, (rows, cols), *start, terms);
     });
+}
+
+/// For how many threads outputs are cut. Panels sum in one order whatever the piece; `gemm-f32` takes
+/// its own view of a piece's size, so it must not depend on the machine.
+fn threads_to_cut_for() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        return rayon::current_num_threads();
+    }
+    8
 }
 
 /// One piece of an output, on one thread.
@@ -195,7 +205,7 @@ struct Piece {
 /// Bytes of a left factor from which reading it again comes from memory and not from a cache.
 const CACHED_BYTES: usize = 8 * 1024 * 1024;
 
-/// Cuts outputs into pieces for so many threads. How they are cut doesn't change a bit of the result.
+/// Cuts outputs into pieces for so many threads.
 ///
 /// `inner` is K. What a piece costs is counted in cycles for each of them, roughly: a product of 16
 /// columns takes one a row; a strip of the right factor is packed, and the rows of the left one read.
@@ -339,4 +349,81 @@ fn with_widened(b: Factor<'_>, work: impl FnOnce(Mat<'_>)) {
 
 fn turned_if(mat: Mat<'_>, turned: bool) -> Mat<'_> {
     if turned { mat.t() } else { mat }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::fill_uniform;
+    use crate::tensor::{DType, Tensor};
+
+    fn random(rows: usize, cols: usize, key: u64) -> Tensor {
+        let mut tensor = Tensor::zeros(rows, cols);
+        fill_uniform(tensor.view_mut(), -1.0, 1.0, key);
+        tensor
+    }
+
+    /// What other processors run must be right, too, though the tests' own seldom runs it.
+    #[test]
+    fn a_term_is_the_same_on_any_processor() {
+        for (rows, inner, cols) in [(1, 1, 1), (7, 30, 17), (50, 600, 33), (97, 1100, 16)] {
+            let a = random(rows, inner, 1);
+            for turned in [false, true] {
+                for dtype in [DType::F32, DType::Bf16] {
+                    let shape = if turned { (cols, inner) } else { (inner, cols) };
+                    let b = random(shape.0, shape.1, 2).to_vec();
+                    let b = Tensor::from_f32_as(shape.0, shape.1, &b, dtype);
+                    let factor = if turned {
+                        Factor::turned(b.view())
+                    } else {
+                        Factor::straight(b.view())
+                    };
+                    let term = Term {
+                        scale: 1.5,
+                        ..Term::new(a.view().as_mat(), factor)
+                    };
+                    for accumulate in [false, true] {
+                        let (mut here, mut anywhere) =
+                            (random(rows, cols, 3), random(rows, cols, 3));
+                        let tile = |y: &mut Tensor, work: &dyn Fn(MatMut<'_>)| {
+                            work(MatMut::new(y.view_mut().into_f32s(), rows, cols));
+                        };
+                        tile(&mut here, &|out| multiply_term(out, accumulate, &term));
+                        tile(&mut anywhere, &|out| {
+                            multiply_term_anywhere(out, accumulate, &term);
+                        });
+                        let off = crate::measure::max_abs_diff(here.view(), anywhere.view());
+                        assert!(off < 1e-4, "{rows}x{inner}x{cols}: {off}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_cover_each_output_once() {
+        for threads in [1, 2, 3, 16, 64] {
+            for sizes in [
+                vec![(472, 576), (472, 192)],
+                vec![(33, 49_152)],
+                vec![(5, 7), (1, 1)],
+            ] {
+                let mut seen: Vec<Vec<bool>> =
+                    sizes.iter().map(|s| vec![false; s.0 * s.1]).collect();
+                for piece in cut(&sizes, 576, threads) {
+                    for row in piece.rows {
+                        for col in piece.cols.clone() {
+                            let place = &mut seen[piece.job][row * sizes[piece.job].1 + col];
+                            assert!(!*place, "twice");
+                            *place = true;
+                        }
+                    }
+                }
+                assert!(
+                    seen.iter().flatten().all(|seen| *seen),
+                    "{sizes:?} on {threads}"
+                );
+            }
+        }
+    }
 }

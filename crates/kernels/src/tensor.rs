@@ -200,11 +200,6 @@ impl Tensor {
         Ok(Self::owned(buffer, dtype, rows, cols))
     }
 
-    /// A matrix in the first bytes of a buffer that may be larger.
-    pub(crate) fn from_buffer(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
-        Self::owned(buffer, dtype, rows, cols)
-    }
-
     /// The elements of an owned bf16 matrix, to write.
     pub(crate) fn bf16s_mut(&mut self) -> &mut [bf16] {
         assert_eq!(self.dtype, DType::Bf16, "a matrix of bf16");
@@ -215,7 +210,8 @@ impl Tensor {
         }
     }
 
-    fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
+    /// A matrix in the first bytes of a buffer that may be larger.
+    pub(crate) fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
         debug_assert!(buffer.capacity() >= rows * cols * dtype.size_of());
         Self {
             storage: Storage::Owned(buffer),

@@ -54,7 +54,7 @@ impl Workspace {
             self.lock().count_new(buffer.capacity());
             buffer
         });
-        Tensor::from_buffer(buffer, dtype, rows, cols)
+        Tensor::owned(buffer, dtype, rows, cols)
     }
 
     /// Takes a matrix back. Any owned matrix will do; a shared one is dropped.

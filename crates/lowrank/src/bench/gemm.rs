@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    DType, Layout, Tensor, Weight, fill_normal, linear_backward_input, linear_forward,
+    DType, Layout, Tensor, Weight, fill_normal, head_chunk_rows, linear_backward_input,
+    linear_forward,
 };
 use serde::Serialize;
 
@@ -71,7 +72,7 @@ pub fn gemm(
         all.push(figures);
     }
     // The head goes over its rows in chunks.
-    let rows = supervised.min(128);
+    let rows = supervised.min(head_chunk_rows(config.vocab_size));
     if rows > 0 {
         let shape = (rows, config.hidden_size, config.vocab_size);
         let mut head = measure("head", shape, Layout::OutIn, dtype, repeats);

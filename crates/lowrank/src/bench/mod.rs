@@ -3,6 +3,8 @@
 //! Times mean nothing alone. Each function therefore returns the rate of the machine's own matrix product, or of its
 //! memory, from the same run, to divide by.
 
+use lowrank_kernels::CounterRng;
+
 mod gemm;
 mod generate;
 mod train;
@@ -15,4 +17,12 @@ pub use train::{TrainFigures, TrainOptions, train};
 /// Threads that everything computes with.
 pub fn threads() -> usize {
     rayon::current_num_threads()
+}
+
+/// Tokens that no text has in this order: every id is as likely.
+pub fn random_ids(vocab_size: usize, count: usize, seed: u64) -> Vec<u32> {
+    let mut random = CounterRng::new(seed);
+    (0..count)
+        .map(|_| random.below(vocab_size as u64) as u32)
+        .collect()
 }

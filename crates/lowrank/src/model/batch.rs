@@ -89,6 +89,11 @@ impl Batch {
         }
     }
 
+    /// Whether so few rows are scored that the last block goes on with these alone: picking them out must pay off.
+    pub(crate) fn goes_on_with(scored: usize, tokens: usize) -> bool {
+        10 * scored < 9 * tokens
+    }
+
     /// Which adapter a range of these ascending rows uses, counted among them.
     pub(crate) fn adapters_of(&self, rows: &[u32]) -> Vec<(Range<usize>, usize)> {
         let before = |row: usize| rows.partition_point(|r| (*r as usize) < row);

@@ -114,10 +114,11 @@ impl Pass<'_> {
 
     /// The output [T, C] of a block, or its wanted rows; consumes x.
     pub(crate) fn block(&self, place: Place, x: Tensor, keep: &mut Keep) -> Tensor {
-        let (values, x_out) = match keep {
-            Keep::Cache(cache) => self.block_values(place, x, Some(cache), true),
-            _ => self.block_values(place, x, None, true),
+        let mut values = match keep {
+            Keep::Cache(cache) => self.block_values(place, x, Some(cache)),
+            _ => self.block_values(place, x, None),
         };
+        let x_out = self.block_output(place, &mut values);
         match keep {
             Keep::Saved {
                 blocks,
@@ -128,17 +129,11 @@ impl Pass<'_> {
             }
             _ => self.give_values(values),
         }
-        x_out.unwrap_or_else(|| self.take(0, 0))
+        x_out
     }
 
-    /// What a block computes, and its output unless it is computed again for the backward's sake.
-    fn block_values(
-        &self,
-        place: Place,
-        x: Tensor,
-        cache: Option<&mut KvCache>,
-        finish: bool,
-    ) -> (Values, Option<Tensor>) {
+    /// What a block computes before its last linear.
+    fn block_values(&self, place: Place, x: Tensor, cache: Option<&mut KvCache>) -> Values {
         let tokens = x.rows();
         let config = self.config();
         let mut branches = Vec::new();
@@ -184,17 +179,7 @@ impl Pass<'_> {
         let (mlp, b) = pass.mlp_inputs(place, normed.view());
         branches.extend(b);
         self.ws.give(normed);
-        // What the branches beside the last linear read is saved with the rest.
-        let finish = finish || pass.reads_input(place.linear(LinearKind::Down));
-        let x_out = finish.then(|| {
-            let h = pass.mlp_activation(&mlp);
-            let (mut x_out, b) = pass.linear(place.linear(LinearKind::Down), h.view());
-            branches.push(b);
-            self.ws.give(h);
-            add_assign(x_out.view_mut(), x_mid.view());
-            x_out
-        });
-        let values = Values {
+        Values {
             x,
             attention_norm,
             heads,
@@ -204,8 +189,21 @@ impl Pass<'_> {
             mlp_norm,
             mlp: Some(mlp),
             branches,
+        }
+    }
+
+    /// The block's output from its values, to which the last linear's branches are added.
+    fn block_output(&self, place: Place, values: &mut Values) -> Tensor {
+        let Some(mlp) = &values.mlp else {
+            unreachable!("values that were just computed are whole")
         };
-        (values, x_out)
+        let pass = behind_attention(self, place);
+        let h = pass.mlp_activation(mlp);
+        let (mut x_out, branches) = pass.linear(place.linear(LinearKind::Down), h.view());
+        self.ws.give(h);
+        values.branches.push(branches);
+        add_assign(x_out.view_mut(), values.x_mid.view());
+        x_out
     }
 
     /// Rows of a matrix that the block goes on with behind its attention.
@@ -377,8 +375,12 @@ impl Pass<'_> {
         let values = match saved {
             BlockSaved::Values(values) => *values,
             BlockSaved::Input(x) => {
-                let (values, x_out) = self.block_values(place, x, None, false);
-                self.give(x_out);
+                let mut values = self.block_values(place, x, None);
+                if self.reads_input(place.linear(LinearKind::Down)) {
+                    // Its branches' inner rows are read.
+                    let x_out = self.block_output(place, &mut values);
+                    self.ws.give(x_out);
+                }
                 values
             }
         };
@@ -567,10 +569,9 @@ impl Pass<'_> {
                 grads,
             );
         }
-        self.give(x.and_then(|x| match x {
-            Cow::Owned(x) => Some(x),
-            Cow::Borrowed(_) => None,
-        }));
+        if let Some(x) = x {
+            self.give_widened(x);
+        }
         self.give(heads);
         self.give(dn);
         self.give(normed);

@@ -312,7 +312,7 @@ impl Decoder {
         batch: &'b Batch,
         adapters: &'b [(Range<usize>, usize)],
     ) -> Option<Wanted<'b>> {
-        let few = 10 * batch.supervised.len() < 9 * batch.tokens();
+        let few = Batch::goes_on_with(batch.supervised.len(), batch.tokens());
         (few && self.config().num_hidden_layers > 0).then_some(Wanted {
             rows: &batch.supervised,
             adapters,

@@ -121,7 +121,7 @@ impl Pass<'_> {
                     })
                     .collect(),
             });
-            linears_backward_input(dx.reborrow(), &back.collect::<Vec<_>>(), false);
+            linears_backward_input(dx.reborrow(), &back.collect::<Vec<_>>());
         }
         for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
             self.parameters_backward(linear, x, grads);

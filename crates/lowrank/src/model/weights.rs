@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
 
+use lowrank_formats::SharedBytes;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
@@ -18,6 +19,8 @@ pub struct Weights {
     config: ModelConfig,
     tensors: HashMap<WeightId, Tensor>,
     dtype: DType,
+    /// Where in a mapped file tensors lie.
+    mapped: Vec<SharedBytes>,
 }
 
 impl Weights {
@@ -43,6 +46,7 @@ impl Weights {
     ) -> Result<Self, Error> {
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
+        let mut mapped = Vec::new();
         let mut used = std::collections::HashSet::new();
         let optional = families::optional_prefix(config.family);
         for (id, shape) in config.weights() {
@@ -65,7 +69,11 @@ impl Weights {
                 continue;
             }
             let stored_as = if shape.0 == 1 { DType::F32 } else { dtype };
-            tensors.insert(id, to_tensor(&entry, shape, stored_as)?);
+            let tensor = to_tensor(&entry, shape, stored_as)?;
+            if tensor.is_shared() {
+                mapped.push(entry.bytes.clone());
+            }
+            tensors.insert(id, tensor);
         }
         problems.extend(
             checkpoint
@@ -79,6 +87,7 @@ impl Weights {
                 config,
                 tensors,
                 dtype,
+                mapped,
             })
         } else {
             Err(Error::Tensors {
@@ -115,6 +124,7 @@ impl Weights {
                 config,
                 tensors,
                 dtype,
+                mapped: Vec::new(),
             })
         } else {
             Err(Error::Tensors {
@@ -137,6 +147,12 @@ impl Weights {
     /// A tensor of the base. Every id of [`ModelConfig::weights`] is there.
     pub fn view(&self, id: WeightId) -> View<'_> {
         self.tensors[&id].view()
+    }
+
+    /// Gives the memory of tensors that lie in a mapped file back to the system, where other values stand in for them.
+    /// They stay readable: the next access reads the file again.
+    pub fn release_pages(&self) {
+        self.mapped.iter().for_each(SharedBytes::release);
     }
 
     /// Bytes that the tensors take.

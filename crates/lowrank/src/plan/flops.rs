@@ -76,6 +76,13 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
     let mut flops = StepFlops::default();
     for id in config.linears() {
         let (input, output) = config.linear_shape(id.kind);
+        // Behind the last attention only scored rows matter.
+        let all = id.layer + 1 < config.num_hidden_layers || is_before_attention(id.kind);
+        let tokens = if all {
+            tokens
+        } else {
+            tokens.min(work.supervised_tokens as f64)
+        };
         let product = 2.0 * tokens * (input * output) as f64;
         let backward = goes_backward(adapter, lowest, id);
         let weight = adapter
@@ -111,6 +118,14 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
     flops
 }
 
+/// Whether a linear stands before a block's attention.
+fn is_before_attention(kind: LinearKind) -> bool {
+    matches!(
+        kind,
+        LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv
+    )
+}
+
 /// Whether the gradient of a linear's input is needed.
 fn goes_backward(adapter: &Adapter, lowest: Option<usize>, id: LinearId) -> bool {
     let Some(lowest) = lowest else { return false };
@@ -118,13 +133,12 @@ fn goes_backward(adapter: &Adapter, lowest: Option<usize>, id: LinearId) -> bool
         std::cmp::Ordering::Less => false,
         std::cmp::Ordering::Greater => true,
         std::cmp::Ordering::Equal => {
-            let first = [LinearKind::Q, LinearKind::K, LinearKind::V, LinearKind::Qkv];
             let below = adapter.trains_embedding()
                 || adapter
                     .replaced
                     .keys()
                     .any(|weight| matches!(weight, WeightId::Norm(layer, ..) if *layer == lowest));
-            !first.contains(&id.kind) || below
+            !is_before_attention(id.kind) || below
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
+    Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
 };
 use crate::tuning::Adapter;
 
@@ -140,7 +140,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
 
 /// Rows that a block goes on with behind its attention.
 fn rows_behind(last: bool, work: Work) -> u64 {
-    if last && 10 * work.supervised_tokens < 9 * work.tokens {
+    if last && Batch::goes_on_with(work.supervised_tokens, work.tokens) {
         work.supervised_tokens as u64
     } else {
         work.tokens as u64

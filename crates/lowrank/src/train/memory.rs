@@ -80,18 +80,8 @@ pub(super) fn choose_saving(
     let available = available_memory().map(|free| free + resident());
     let budget = config.memory_budget.or(available);
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
-    let asked = all
-        .iter()
-        .find(|(s, _)| Some(s.recompute) == config.recompute);
-    let fits = |memory: &Memory| budget.is_none_or(|budget| memory.total() <= budget);
-    let (saving, memory) = match asked {
-        Some(asked) => asked,
-        None => all
-            .iter()
-            .find(|(_, memory)| fits(memory))
-            .unwrap_or(&all[2]),
-    };
-    if !fits(memory) {
+    let (saving, memory) = choose(&all, config.recompute, budget);
+    if budget.is_some_and(|budget| memory.total() > budget) {
         let needed = format!(
             "about {} for rows of up to {} tokens a batch (recompute {})",
             units::bytes(memory.total()),
@@ -120,10 +110,58 @@ pub(super) fn choose_saving(
         saving.dtype,
         saving.recompute,
     )));
-    Ok(*saving)
+    Ok(saving)
+}
+
+/// What is asked for; else the first that fits, where they come in the order of their speed; else the last.
+fn choose(
+    all: &[(Saving, Memory); 3],
+    asked: Option<Recompute>,
+    budget: Option<u64>,
+) -> (Saving, Memory) {
+    let fits = |memory: &Memory| budget.is_none_or(|budget| memory.total() <= budget);
+    let chosen = match asked {
+        Some(asked) => all.iter().find(|(saving, _)| saving.recompute == asked),
+        None => all.iter().find(|(_, memory)| fits(memory)),
+    };
+    *chosen.unwrap_or(&all[2])
 }
 
 /// Resident memory of this process now, bytes.
 fn resident() -> u64 {
     status_field("VmRSS:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_that_fits_is_chosen() {
+        let all = [
+            (Recompute::None, 300),
+            (Recompute::Selective, 200),
+            (Recompute::Full, 100),
+        ]
+        .map(|(recompute, activations)| {
+            let saving = Saving {
+                recompute,
+                ..Saving::default()
+            };
+            let memory = Memory {
+                weights: 1000,
+                activations,
+                ..Memory::default()
+            };
+            (saving, memory)
+        });
+        let chosen = |asked, budget| choose(&all, asked, budget).0.recompute;
+        assert_eq!(chosen(None, None), Recompute::None);
+        assert_eq!(chosen(None, Some(1300)), Recompute::None);
+        assert_eq!(chosen(None, Some(1299)), Recompute::Selective);
+        assert_eq!(chosen(None, Some(1199)), Recompute::Full);
+        assert_eq!(chosen(None, Some(1)), Recompute::Full);
+        assert_eq!(chosen(Some(Recompute::None), Some(1)), Recompute::None);
+        assert_eq!(chosen(Some(Recompute::Full), None), Recompute::Full);
+    }
 }

@@ -223,7 +223,12 @@ pub fn prepare(
 ) -> Result<Trained, Error> {
     let model = base.decoder.config();
     match (config.method, &config.init_adapter) {
-        (Method::Full, None) => Ok(Trained { adapter: full::inject(base.decoder.weights()), lora: None }),
+        (Method::Full, None) => {
+            let weights = base.decoder.weights();
+            let adapter = full::inject(weights);
+            weights.release_pages();
+            Ok(Trained { adapter, lora: None })
+        }
         (Method::Full, Some(_)) => Err(Error::Settings("init_adapter goes with method lora; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned())),
         (Method::Lora, Some(folder)) => {
             let loaded = lora::load(folder, model)?;

@@ -514,7 +514,7 @@ fn an_adapter_of_extreme_values_is_not_blamed_on_the_rate() {
 }
 
 #[test]
-fn a_memory_budget_decides_what_is_computed_again() {
+fn a_run_that_no_budget_fits_is_refused_and_leaves_nothing() {
     let place = Place::new("llama");
     let train_within = |budget: Option<u64>, name: &str| {
         let config = TrainConfig {

@@ -8,7 +8,7 @@ use lowrank::report::units;
 use lowrank::train::peak_rss;
 use serde::Serialize;
 
-use super::{OpShare, profile_table, random_ids, shares};
+use super::{OpShare, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, load_adapter};
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -117,7 +117,13 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
         .iter()
         .map(|&size| {
             let prompts: Vec<Vec<u32>> = (0..size)
-                .map(|row| random_ids(&base, args.prompt_tokens, row as u64))
+                .map(|row| {
+                    bench::random_ids(
+                        base.decoder.config().vocab_size,
+                        args.prompt_tokens,
+                        row as u64,
+                    )
+                })
                 .collect();
             let profile = args.profile && size == args.batch_size;
             bench::generate(&base.decoder, adapter, &prompts, args.new_tokens, profile)

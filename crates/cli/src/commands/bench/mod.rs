@@ -5,7 +5,6 @@ pub mod generate;
 pub mod train;
 
 use clap::Subcommand;
-use lowrank::base::Base;
 use lowrank::bench::OpCost;
 use serde::Serialize;
 
@@ -33,21 +32,6 @@ pub fn run(command: BenchCommands) -> anyhow::Result<()> {
         BenchCommands::Generate(args) => generate::run(&args),
         BenchCommands::Gemm(args) => gemm::run(&args),
     }
-}
-
-/// Tokens that no text has in this order: every id is as likely.
-fn random_ids(base: &Base, count: usize, seed: u64) -> Vec<u32> {
-    let vocabulary = base.decoder.config().vocab_size as u64;
-    let mut state = seed;
-    (0..count)
-        .map(|_| {
-            // Steele, Lea and Flood's SplitMix64.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((mixed ^ (mixed >> 31)) % vocabulary) as u32
-        })
-        .collect()
 }
 
 /// What an operation took of a round: of a step, or of a pass.

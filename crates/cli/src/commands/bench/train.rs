@@ -12,7 +12,7 @@ use lowrank::report::units;
 use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
 use serde::Serialize;
 
-use super::{OpShare, profile_table, random_ids, shares};
+use super::{OpShare, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -224,7 +224,11 @@ fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> 
     let rows = (args.steps + args.warmup) * args.batch_size;
     Ok((0..rows)
         .map(|row| Example {
-            ids: random_ids(base, args.seq_length, row as u64),
+            ids: bench::random_ids(
+                base.decoder.config().vocab_size,
+                args.seq_length,
+                row as u64,
+            ),
             supervised: (0..args.seq_length).map(|i| i > 0).collect(),
             line: row + 1,
             truncated: 0,
