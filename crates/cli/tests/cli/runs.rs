@@ -251,6 +251,48 @@ fn prompts_are_shared_on_request() {
 }
 
 #[test]
+fn every_bench_measures_something() {
+    let lab = Lab::new();
+    let (model, out) = (lab.arg("model"), lab.arg("tuned"));
+    let gemm = json_of(&[
+        "bench",
+        "gemm",
+        "--model",
+        &model,
+        "--tokens",
+        "40",
+        "--repeats",
+        "1",
+    ]);
+    assert!(number(&gemm["peak_gflops"]) >= number(&gemm["mean_gflops"]));
+    assert!(number(&gemm["mean_gflops"]) > 0.0 && number(&gemm["read_bandwidth"]) > 0.0);
+    lowrank().args(lab.train("tuned", &[])).assert().success();
+    let generate = json_of(&[
+        "bench",
+        "generate",
+        "--model",
+        &model,
+        "--prompt-tokens",
+        "4",
+        "--new-tokens",
+        "4",
+        "--batch-size",
+        "2",
+        "--adapter",
+        &out,
+        "--profile",
+    ]);
+    assert_eq!(generate["adapter"], true);
+    assert!(number(&generate["batch_gain"]) > 0.0);
+    let operations = generate["profile"].as_array().expect("a profile");
+    assert!(
+        operations
+            .iter()
+            .any(|op| op["operation"] == "low-rank forward")
+    );
+}
+
+#[test]
 fn an_earlier_run_is_kept_replaced_or_continued() {
     let lab = Lab::new();
     lowrank()
