@@ -38,6 +38,7 @@ compile_error!(
 mod activation;
 mod arena;
 mod attention;
+mod blocks;
 mod elementwise;
 mod embedding;
 mod few;

@@ -18,15 +18,12 @@ use std::arch::x86_64::{
 
 use half::bf16;
 
+use crate::blocks::{Left, MR, NR, add_block, pack_rows};
 use crate::matmul::{Mat, MatMut};
 use crate::scratch::with_scratch;
 use crate::strips::{Factor, Term};
 use crate::view::Data;
 
-/// Rows of a block of sums.
-const MR: usize = 6;
-/// Columns of a panel: two vectors.
-const NR: usize = 16;
 /// Inner indices of a panel, at most: with 16 columns 36 KiB. More than the L1 cache holds, but it is read in
 /// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
 const DEPTH: usize = 576;
@@ -242,17 +239,6 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
     }
 }
 
-/// A block of rows of the left factor, or of a part of it.
-///
-/// In [`multiply_block`] element (i, p) is at i · `row_stride` + p if `COL` is 1; else 6 rows lie side by side, and it is at
-/// ⌊i / 6⌋ · 6 · `row_stride` + 6 · p + i mod 6.
-#[derive(Clone, Copy)]
-struct Left<'a> {
-    data: &'a [f32],
-    row_stride: usize,
-    inner: usize,
-}
-
 /// The rows `block` of out (+)= Σ lefts · their share of the panels.
 fn multiply_block<const COL: usize>(
     out: &mut MatMut<'_>,
@@ -265,26 +251,27 @@ fn multiply_block<const COL: usize>(
     let inner: usize = lefts.iter().map(|left| left.inner).sum();
     assert!(block.end <= out.rows() && inner > 0);
     for left in lefts {
-        let last = if COL == 1 {
-            (rows - 1) * left.row_stride + left.inner
-        } else {
-            rows.next_multiple_of(MR) * left.row_stride
-        };
-        assert!(last <= left.data.len(), "rows reach past their data");
+        left.check::<COL>(rows);
     }
     for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
         for i in (0..rows).step_by(MR) {
             let height = MR.min(rows - i);
-            sums::<COL>(out, block.start + i, height, panel * NR, add, lefts, i, b);
+            add_block::<COL>(out, block.start + i, height, panel * NR, add, lefts, i, b);
         }
     }
 }
 
-/// A block of sums: `height` rows from `row` on, which are those from `first` on of the left factors, and up to 16 columns
-/// from `col` on.
+/// Up to 6 rows from `row` on, and 16 columns from `col` on, of out (+)= Σ lefts · panel; the rows from `first` on of the
+/// left factors.
+///
+/// # Safety
+/// The processor is [`supported`].
+///
+/// # Panics
+/// If a left factor or the output is too small, or the panel too short.
 #[expect(unsafe_code, reason = "kernels take pointers")]
 #[inline]
-fn sums<const COL: usize>(
+pub(crate) unsafe fn block<const COL: usize>(
     out: &mut MatMut<'_>,
     row: usize,
     height: usize,
@@ -294,36 +281,25 @@ fn sums<const COL: usize>(
     first: usize,
     b: &[f32],
 ) {
-    let width = NR.min(out.cols() - col);
-    let run = |start: *mut f32, stride: usize| {
-        let kernel = match height {
-            1 => kernel::<1, COL>,
-            2 => kernel::<2, COL>,
-            3 => kernel::<3, COL>,
-            4 => kernel::<4, COL>,
-            5 => kernel::<5, COL>,
-            _ => kernel::<6, COL>,
-        };
-        // SAFETY: `multiply` has checked that the processor has AVX2 and FMA. `multiply_block` has checked that the
-        // rows of the left factors lie within their data, and hands over a panel of as many rows of 16 as they have
-        // inner indices; the output has 16 columns in each of `height` rows.
-        unsafe { kernel(lefts, first, b.as_ptr(), start, stride, add) }
+    let inner: usize = lefts.iter().map(|left| left.inner).sum();
+    assert!((1..=MR).contains(&height) && row + height <= out.rows() && col + NR <= out.cols());
+    assert!(b.len() >= inner * NR);
+    for left in lefts {
+        left.check::<COL>(first + height);
+    }
+    let kernel = match height {
+        1 => kernel::<1, COL>,
+        2 => kernel::<2, COL>,
+        3 => kernel::<3, COL>,
+        4 => kernel::<4, COL>,
+        5 => kernel::<5, COL>,
+        _ => kernel::<6, COL>,
     };
-    if width == NR {
-        let (start, stride) = out.pointer(row, col);
-        run(start, stride);
-        return;
-    }
-    let mut tile = [0.0_f32; MR * NR];
-    if add {
-        for (i, tile) in tile.chunks_exact_mut(NR).take(height).enumerate() {
-            tile[..width].copy_from_slice(&out.row(row + i)[col..]);
-        }
-    }
-    run(tile.as_mut_ptr(), NR);
-    for (i, tile) in tile.chunks_exact(NR).take(height).enumerate() {
-        out.row(row + i)[col..].copy_from_slice(&tile[..width]);
-    }
+    let (start, stride) = out.pointer(row, col);
+    // SAFETY: the processor has AVX2 and FMA by the contract of this function. The assertions show that the rows of the left
+    // factors lie within their data, that the panel has as many rows of 16 as these have inner indices, and that the output
+    // has 16 columns in each of `height` rows.
+    unsafe { kernel(lefts, first, b.as_ptr(), start, stride, add) }
 }
 
 /// c (+)= Σ lefts · b for `M` rows and one panel of 16 columns.
@@ -547,31 +523,6 @@ fn thin(
             stride,
             add,
         );
-    }
-}
-
-/// Rows of left factors, one after the other, 6 side by side: [rows / 6][inner][6]; rows past the last are zero.
-fn pack_rows<'a>(to: &mut [f32], lefts: impl Iterator<Item = Mat<'a>> + Clone, inner: usize) {
-    for (block, mut to) in to.chunks_exact_mut(MR * inner).enumerate() {
-        for a in lefts.clone() {
-            let (part, rest) = to.split_at_mut(MR * a.cols());
-            to = rest;
-            let height = MR.min(a.rows() - block * MR);
-            let a = a.block(block * MR..block * MR + height, 0..a.cols());
-            let (data, row_stride, col_stride) = (a.data(), a.row_stride(), a.col_stride());
-            if row_stride == 1 && height == MR {
-                for (p, to) in part.as_chunks_mut::<MR>().0.iter_mut().enumerate() {
-                    to.copy_from_slice(&data[p * col_stride..][..MR]);
-                }
-                continue;
-            }
-            for (p, to) in part.chunks_exact_mut(MR).enumerate() {
-                to[height..].fill(0.0);
-                for (i, to) in to[..height].iter_mut().enumerate() {
-                    *to = data[i * row_stride + p * col_stride];
-                }
-            }
-        }
     }
 }
 

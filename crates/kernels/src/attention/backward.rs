@@ -10,13 +10,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::columns::Columns;
 use super::forward::finite_or_zero;
 use super::{
-    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, pack_rows, padded, query_tiles,
-    seen_pairs, unpack_transposed,
+    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, query_tiles, seen_pairs,
 };
+use crate::blocks::{Left, MR, NR, add_rows, pack_rows};
 use crate::elementwise::{add_assign, set_zero};
-use crate::matmul::{Mat, MatMut, Shared, product};
+use crate::matmul::{Mat, MatMut, Shared};
 use crate::profile::op;
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
@@ -194,55 +195,88 @@ struct Task<'a> {
     shape: &'a AttentionShape,
 }
 
-/// The packed inputs and the temporaries of a tile of queries.
+/// The packed inputs and the temporaries of a tile of queries and a key/value head.
 struct Buffers<'a> {
-    /// scale·q and do, [width, D].
+    columns: Columns,
+    /// scale·q and do as panels [panels][D][16].
     queries: &'a mut [f32],
     grads: &'a mut [f32],
-    /// [D, width].
+    /// The same as panels [⌈D / 16⌉][columns][16].
+    query_rows: &'a mut [f32],
+    grad_rows: &'a mut [f32],
+    /// d(scale·q), panels [panels][D][16].
     query_grads: &'a mut [f32],
-    /// p and then ds of up to `kept` tiles, each [keys, width].
-    scores: &'a mut [f32],
-    /// dp, likewise.
+    /// p of up to `kept` tiles, each [panels][keys][16].
+    weights: &'a mut [f32],
+    /// dp and then ds, likewise.
     score_grads: &'a mut [f32],
+    /// kᵀ of a tile, as [`pack_rows`] lays it.
+    keys: &'a mut [f32],
     lse: &'a mut [f32],
     delta: &'a mut [f32],
 }
 
 impl<'a> Buffers<'a> {
-    fn len(size: usize, width: usize, kept: usize) -> usize {
-        (3 * size + 2 * kept * TILE_KEYS + 2) * width
+    /// Numbers of a part of each kind.
+    fn lens(columns: &Columns, size: usize, kept: usize) -> [usize; 10] {
+        let width = columns.panels() * NR;
+        let (turned, straight) = (width * size, width * size.next_multiple_of(NR));
+        let scores = kept * TILE_KEYS * width;
+        let keys = size.next_multiple_of(MR) * TILE_KEYS;
+        [
+            turned, turned, straight, straight, turned, scores, scores, keys, width, width,
+        ]
     }
 
-    fn new(scratch: &'a mut [f32], size: usize, width: usize, kept: usize) -> Self {
-        let (queries, scratch) = scratch.split_at_mut(size * width);
-        let (grads, scratch) = scratch.split_at_mut(size * width);
-        let (query_grads, scratch) = scratch.split_at_mut(size * width);
-        let (scores, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
-        let (score_grads, scratch) = scratch.split_at_mut(kept * TILE_KEYS * width);
-        let (lse, delta) = scratch.split_at_mut(width);
-        Self {
+    fn new(mut scratch: &'a mut [f32], columns: Columns, lens: [usize; 10]) -> Self {
+        let [
             queries,
             grads,
+            query_rows,
+            grad_rows,
             query_grads,
-            scores,
+            weights,
             score_grads,
+            keys,
+            lse,
+            delta,
+        ] = lens.map(|len| {
+            let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
+            scratch = rest;
+            part
+        });
+        Self {
+            columns,
+            queries,
+            grads,
+            query_rows,
+            grad_rows,
+            query_grads,
+            weights,
+            score_grads,
+            keys,
             lse,
             delta,
         }
+    }
+
+    /// Where p and dp of a panel lie, for tile number `slot` of those that are kept.
+    fn scores(&self, slot: usize, panel: usize) -> std::ops::RangeFrom<usize> {
+        ((slot * self.columns.panels() + panel) * TILE_KEYS * NR)..
     }
 }
 
 impl Task<'_> {
     fn run(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize) {
-        let width = padded(tile.queries.len(), self.shape);
         let size = self.shape.head_size;
+        let columns = Columns::new(tile, kv_head, self.shape);
         let mut keys = Vec::new();
         let span = tile.sight.span(&tile.queries);
         tile.sight.for_key_tiles(span, |tile| keys.push(tile));
         let kept = keys.len().clamp(1, KEPT_TILES);
-        with_scratch(Buffers::len(size, width, kept), |scratch| {
-            let buffers = Buffers::new(scratch, size, width, kept);
+        let lens = Buffers::lens(&columns, size, kept);
+        with_scratch(lens.iter().sum(), |scratch| {
+            let buffers = Buffers::new(scratch, columns, lens);
             self.run_with(tile, &keys, kv_head, sum, buffers);
         });
     }
@@ -256,60 +290,61 @@ impl Task<'_> {
         mut buffers: Buffers<'_>,
     ) {
         let (group, size) = (self.shape.group(), self.shape.head_size);
-        let width = buffers.delta.len();
-        let first = kv_head * group;
-        let (shape, scale) = (self.shape, self.shape.scale);
-        pack_rows(buffers.queries, self.q, tile.rows(), first, shape, scale);
-        pack_rows(buffers.grads, self.do_, tile.rows(), first, shape, 1.0);
+        let (columns, rows, scale) = (buffers.columns, tile.rows(), self.shape.scale);
+        columns.pack_turned(buffers.queries, self.q, &rows, scale);
+        columns.pack_turned(buffers.grads, self.do_, &rows, 1.0);
+        columns.pack_straight(buffers.query_rows, self.q, &rows, scale);
+        columns.pack_straight(buffers.grad_rows, self.do_, &rows, 1.0);
         buffers.query_grads.fill(0.0);
-        self.pack_lse(tile, kv_head, buffers.lse);
+        self.pack_lse(tile, kv_head, &mut buffers);
         buffers.delta.fill(0.0);
         // Where not all tiles can be kept until δ is known, they are computed once more.
         let all_kept = keys.len() <= KEPT_TILES;
         for (i, key_tile) in keys.iter().enumerate() {
             let slot = if all_kept { i } else { 0 };
             self.weights(tile, key_tile, kv_head, slot, &mut buffers);
-            let (scores, grads) = slot_of(
-                (&mut *buffers.scores, &mut *buffers.score_grads),
-                slot,
-                key_tile.rows.len(),
-                width,
-            );
-            add_products(buffers.delta, scores, grads);
+            for panel in 0..columns.panels() {
+                let seen = columns.sees(panel, tile, key_tile).all;
+                let part = buffers.scores(slot, panel);
+                add_products(
+                    &mut buffers.delta[panel * NR..][..NR],
+                    &buffers.weights[part.clone()][..seen.len() * NR],
+                    &buffers.score_grads[part][..seen.len() * NR],
+                );
+            }
         }
         for (i, key_tile) in keys.iter().enumerate() {
             let slot = if all_kept { i } else { 0 };
             if !all_kept {
                 self.weights(tile, key_tile, kv_head, slot, &mut buffers);
             }
-            self.run_keys(key_tile, kv_head, sum, slot, &mut buffers);
+            self.run_keys(tile, key_tile, kv_head, sum, slot, &mut buffers);
         }
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dq")]
         // SAFETY: each task has other tiles of queries or another key/value head; tiles do not
         // overlap because `check` found that segments share no queries.
         let mut dq = unsafe {
-            self.dq
-                .block(tile.rows(), first * size..(first + group) * size)
+            let first = kv_head * group;
+            self.dq.block(rows, first * size..(first + group) * size)
         };
         // The scores were (scale·q)·kᵀ, so dq = scale·ds·k
-        unpack_transposed(&mut dq, buffers.query_grads, self.shape, self.shape.scale);
+        buffers.delta.fill(scale);
+        columns.unpack(&mut dq, buffers.query_grads, buffers.delta);
     }
 
-    /// lse of each query and head.
-    fn pack_lse(&self, tile: &QueryTile<'_>, kv_head: usize, lse: &mut [f32]) {
-        let (group, heads) = (self.shape.group(), self.shape.heads);
-        let count = tile.queries.len();
+    /// lse of each column.
+    fn pack_lse(&self, tile: &QueryTile<'_>, kv_head: usize, buffers: &mut Buffers<'_>) {
+        let heads = self.shape.heads;
         let saved = self.lse.f32s();
-        lse.fill(0.0);
-        for (i, row) in tile.rows().enumerate() {
-            for head in 0..group {
-                let h = kv_head * group + head;
-                lse[head * count + i] = finite_or_zero(saved[row * heads + h]);
-            }
+        let first = kv_head * self.shape.group();
+        buffers.lse.fill(0.0);
+        for (column, lse) in buffers.lse[..buffers.columns.len()].iter_mut().enumerate() {
+            let (query, head) = buffers.columns.at(column);
+            *lse = finite_or_zero(saved[(tile.rows().start + query) * heads + first + head]);
         }
     }
 
-    /// p and dp of a tile of keys.
+    /// p and dp of a tile of keys: for each panel those that it sees.
     fn weights(
         &self,
         tile: &QueryTile<'_>,
@@ -319,41 +354,36 @@ impl Task<'_> {
         buffers: &mut Buffers<'_>,
     ) {
         let size = self.shape.head_size;
-        let columns = kv_head * size..(kv_head + 1) * size;
-        let rows = key_tile.rows.clone();
-        let (count, width) = (rows.len(), buffers.delta.len());
-        let keys = self.k.as_mat().block(rows.clone(), columns.clone());
-        let values = self.v.as_mat().block(rows, columns);
-        let (scores, score_grads) = slot_of(
-            (&mut *buffers.scores, &mut *buffers.score_grads),
-            slot,
-            count,
-            width,
-        );
-        // s = (scale·q)·kᵀ
-        product(
-            MatMut::new(scores, count, width),
-            false,
-            1.0,
-            keys,
-            Mat::new(buffers.queries, width, size).t(),
-        );
-        tile.sight
-            .mask(scores, width, key_tile, &tile.queries, self.shape.group());
-        // o = p·v, so dp = do·vᵀ
-        product(
-            MatMut::new(score_grads, count, width),
-            false,
-            1.0,
-            values,
-            Mat::new(buffers.grads, width, size).t(),
-        );
-        exp_scores(scores, buffers.lse);
+        let across = kv_head * size..(kv_head + 1) * size;
+        let keys = self.k.as_mat().block(key_tile.rows.clone(), across.clone());
+        let values = self.v.as_mat().block(key_tile.rows.clone(), across);
+        for panel in 0..buffers.columns.panels() {
+            let seen = buffers.columns.sees(panel, tile, key_tile);
+            let (count, part) = (seen.all.len(), buffers.scores(slot, panel));
+            let weights = &mut buffers.weights[part.clone()][..count * NR];
+            let grads = &mut buffers.score_grads[part][..count * NR];
+            let packed = panel * size * NR..(panel + 1) * size * NR;
+            let times = |to: &mut [f32], left: Mat<'_>, panel: &[f32]| {
+                let left = Left::in_place(left.block(seen.all.clone(), 0..size));
+                let mut to = MatMut::new(to, count, NR);
+                add_rows::<1>(&mut to, 0, count, 0, false, &[left], panel);
+            };
+            if count == 0 {
+                continue;
+            }
+            // s = (scale·q)·kᵀ
+            times(weights, keys, &buffers.queries[packed.clone()]);
+            seen.mask(weights.as_chunks_mut().0);
+            // o = p·v, so dp = do·vᵀ
+            times(grads, values, &buffers.grads[packed]);
+            exp_scores(weights, &buffers.lse[panel * NR..][..NR]);
+        }
     }
 
     /// What a tile of keys adds to all gradients, from its p and dp.
     fn run_keys(
         &self,
+        tile: &QueryTile<'_>,
         key_tile: &KeyTile,
         kv_head: usize,
         sum: usize,
@@ -361,90 +391,107 @@ impl Task<'_> {
         buffers: &mut Buffers<'_>,
     ) {
         let size = self.shape.head_size;
-        let columns = kv_head * size..(kv_head + 1) * size;
+        let across = kv_head * size..(kv_head + 1) * size;
         let rows = key_tile.rows.clone();
-        let (count, width) = (rows.len(), buffers.delta.len());
-        let keys = self.k.as_mat().block(rows.clone(), columns.clone());
-        let (scores, score_grads) = slot_of(
-            (&mut *buffers.scores, &mut *buffers.score_grads),
-            slot,
-            count,
-            width,
-        );
+        let count = rows.len();
         let (dk, dv) = &self.sums[sum];
         #[expect(unsafe_code, reason = "tasks write disjoint blocks of dk and dv")]
         // SAFETY: a task has its key/value head to itself; of the tasks with the same head, no two
         // of one group have the same sum, and groups share no keys; a task's tiles come one after
         // the other.
-        let (dk, dv) = unsafe {
+        let (mut dk, mut dv) = unsafe {
             (
-                dk.block(rows.clone(), columns.clone()),
-                dv.block(rows, columns),
+                dk.block(rows.clone(), across.clone()),
+                dv.block(rows.clone(), across.clone()),
             )
         };
-        // o = p·v, so dv += pᵀ·do
-        product(
-            dv,
-            true,
-            1.0,
-            Mat::new(scores, count, width),
-            Mat::new(buffers.grads, width, size),
-        );
-        // p = exp(s - lse), so ds = p · (dp - δ)
-        softmax_backward(scores, score_grads, buffers.delta);
-        // s = (scale·q)·kᵀ, so dk += dsᵀ·(scale·q) and d(scale·q) += ds·k
-        product(
-            dk,
-            true,
-            1.0,
-            Mat::new(scores, count, width),
-            Mat::new(buffers.queries, width, size),
-        );
-        product(
-            MatMut::new(buffers.query_grads, size, width),
-            true,
-            1.0,
-            keys.t(),
-            Mat::new(scores, count, width),
-        );
+        let panels = buffers.columns.panels();
+        let seen: Vec<Range<usize>> = (0..panels)
+            .map(|panel| buffers.columns.sees(panel, tile, key_tile).all)
+            .collect();
+        let keys = self.k.as_mat().block(rows, across);
+        let packed = &mut buffers.keys[..size.next_multiple_of(MR) * count];
+        pack_rows(packed, std::iter::once(keys.t()), count);
+        for (panel, seen) in seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
+            let part = ((slot * panels + panel) * TILE_KEYS * NR)..;
+            let grads = &mut buffers.score_grads[part.clone()][..seen.len() * NR];
+            let weights = &buffers.weights[part][..seen.len() * NR];
+            // p = exp(s - lse), so ds = p · (dp - δ)
+            softmax_backward(grads, weights, &buffers.delta[panel * NR..][..NR]);
+            // s = (scale·q)·kᵀ, so d(scale·q) += ds·k
+            let left = Left {
+                data: &packed[seen.start * MR..],
+                row_stride: count,
+                inner: seen.len(),
+            };
+            let to = &mut buffers.query_grads[panel * size * NR..][..size * NR];
+            let mut to = MatMut::new(to, size, NR);
+            add_rows::<MR>(&mut to, 0, size, 0, true, &[left], grads);
+        }
+        // o = p·v, so dv += pᵀ·do, and s = (scale·q)·kᵀ, so dk += dsᵀ·(scale·q)
+        let mut lefts = Vec::with_capacity(panels);
+        for (to, scores, grads) in [
+            (&mut dv, &*buffers.weights, &*buffers.grad_rows),
+            (&mut dk, &*buffers.score_grads, &*buffers.query_rows),
+        ] {
+            let mut first = 0;
+            while first < count {
+                // Rows that the same panels see.
+                let sees = |seen: &Range<usize>| seen.contains(&first);
+                let Some(from) = seen.iter().position(sees) else {
+                    first += 1;
+                    continue;
+                };
+                let some = seen[from..].iter().take_while(|seen| sees(seen)).count();
+                let edges = seen.iter().flat_map(|seen| [seen.start, seen.end]);
+                let end = edges.filter(|edge| *edge > first).min().unwrap_or(count);
+                lefts.clear();
+                lefts.extend((from..from + some).map(|panel| {
+                    let start = (slot * panels + panel) * TILE_KEYS + first - seen[panel].start;
+                    Left {
+                        data: &scores[start * NR..],
+                        row_stride: NR,
+                        inner: NR,
+                    }
+                }));
+                for (block, col) in (0..size).step_by(NR).enumerate() {
+                    let b = &grads[(block * panels + from) * NR * NR..][..some * NR * NR];
+                    add_rows::<1>(to, first, end - first, col, true, &lefts, b);
+                }
+                first = end;
+            }
+        }
     }
 }
 
-/// Scores and their gradients of one of the tiles that are kept.
-fn slot_of<'a>(
-    (scores, grads): (&'a mut [f32], &'a mut [f32]),
-    slot: usize,
-    count: usize,
-    width: usize,
-) -> (&'a mut [f32], &'a mut [f32]) {
-    let start = slot * TILE_KEYS * width;
-    let part = start..start + count * width;
-    (&mut scores[part.clone()], &mut grads[part])
-}
-
-/// δ += Σ over the keys of p · dp; both [keys, width], δ [width].
-fn add_products(delta: &mut [f32], scores: &[f32], grads: &[f32]) {
-    let width = delta.len();
+/// δ += Σ over the keys of p · dp; both [keys, 16].
+fn add_products(delta: &mut [f32], weights: &[f32], grads: &[f32]) {
     vectorize(
         #[inline(always)]
         || {
-            let rows = scores.chunks_exact(width).zip(grads.chunks_exact(width));
-            for (scores, grads) in rows {
-                for ((delta, score), grad) in delta.iter_mut().zip(scores).zip(grads) {
-                    *delta += score * grad;
+            let mut sums = [0.0; NR];
+            let rows = weights.as_chunks::<NR>().0.iter();
+            for (weights, grads) in rows.zip(grads.as_chunks::<NR>().0) {
+                for ((sum, weight), grad) in sums.iter_mut().zip(weights).zip(grads) {
+                    *sum += weight * grad;
                 }
+            }
+            for (delta, sum) in delta.iter_mut().zip(sums) {
+                *delta += sum;
             }
         },
     );
 }
 
-/// p = exp(s - lse) in place; scores [keys, width], lse [width].
+/// p = exp(s - lse) in place; scores [keys, 16].
 fn exp_scores(scores: &mut [f32], lse: &[f32]) {
     vectorize(
         #[inline(always)]
         || {
-            for row in scores.chunks_exact_mut(lse.len()) {
-                for (score, lse) in row.iter_mut().zip(lse) {
+            let mut base = [0.0; NR];
+            base.copy_from_slice(lse);
+            for row in scores.as_chunks_mut::<NR>().0 {
+                for (score, lse) in row.iter_mut().zip(&base) {
                     *score = exp(*score - lse);
                 }
             }
@@ -452,18 +499,17 @@ fn exp_scores(scores: &mut [f32], lse: &[f32]) {
     );
 }
 
-/// p becomes p · (dp - δ); both [keys, width], δ [width].
-fn softmax_backward(scores: &mut [f32], score_grads: &[f32], delta: &[f32]) {
-    let width = delta.len();
+/// dp becomes ds = p · (dp - δ); both [keys, 16].
+fn softmax_backward(grads: &mut [f32], weights: &[f32], delta: &[f32]) {
     vectorize(
         #[inline(always)]
         || {
-            let rows = scores
-                .chunks_exact_mut(width)
-                .zip(score_grads.chunks_exact(width));
-            for (scores, grads) in rows {
-                for ((score, grad), delta) in scores.iter_mut().zip(grads).zip(delta) {
-                    *score *= grad - delta;
+            let mut deltas = [0.0; NR];
+            deltas.copy_from_slice(delta);
+            let rows = grads.as_chunks_mut::<NR>().0.iter_mut();
+            for (grads, weights) in rows.zip(weights.as_chunks::<NR>().0) {
+                for ((grad, weight), delta) in grads.iter_mut().zip(weights).zip(&deltas) {
+                    *grad = weight * (*grad - delta);
                 }
             }
         },

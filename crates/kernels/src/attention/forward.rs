@@ -1,10 +1,11 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
+use super::columns::Columns;
 use super::{
-    AttentionShape, QueryTile, Segment, TILE_KEYS, check, pack_rows, padded, query_tiles,
-    seen_pairs, single, unpack_transposed,
+    AttentionShape, QueryTile, Segment, TILE_KEYS, check, query_tiles, seen_pairs, single,
 };
-use crate::matmul::{Mat, MatMut, Shared, product};
+use crate::blocks::{Left, MR, NR, add_rows, pack_rows};
+use crate::matmul::{MatMut, Shared};
 use crate::parallel::for_runs;
 use crate::profile::op;
 use crate::scratch::with_scratch;
@@ -100,95 +101,121 @@ impl Task<'_> {
     }
 
     fn run(&self, tile: &QueryTile<'_>, kv_head: usize) {
-        let (group, size) = (self.shape.group(), self.shape.head_size);
-        let count = tile.queries.len();
-        let width = padded(count, self.shape);
-        let columns = kv_head * size..(kv_head + 1) * size;
+        let size = self.shape.head_size;
+        let columns = Columns::new(tile, kv_head, self.shape);
+        let panels = columns.panels();
+        let across = kv_head * size..(kv_head + 1) * size;
         let (keys, values) = (self.k.as_mat(), self.v.as_mat());
-        with_scratch((2 * size + TILE_KEYS + 3) * width, |scratch| {
-            let (queries, scratch) = scratch.split_at_mut(size * width);
-            let (out, scratch) = scratch.split_at_mut(size * width);
-            let (scores, scratch) = scratch.split_at_mut(TILE_KEYS * width);
-            let (max, scratch) = scratch.split_at_mut(width);
-            let (sum, shrink) = scratch.split_at_mut(width);
-            pack_rows(
-                queries,
-                self.q,
-                tile.rows(),
-                kv_head * group,
-                self.shape,
-                self.shape.scale,
-            );
-            out.fill(0.0);
+        let packed = size.next_multiple_of(MR) * TILE_KEYS;
+        let len = panels * (2 * size + 2) * NR + TILE_KEYS * NR + packed;
+        with_scratch(len, |scratch| {
+            let (queries, scratch) = scratch.split_at_mut(panels * size * NR);
+            let (out, scratch) = scratch.split_at_mut(panels * size * NR);
+            let (max, scratch) = scratch.split_at_mut(panels * NR);
+            let (sum, scratch) = scratch.split_at_mut(panels * NR);
+            let (scores, packed) = scratch.split_at_mut(TILE_KEYS * NR);
+            columns.pack_turned(queries, self.q, &tile.rows(), self.shape.scale);
             max.fill(f32::NEG_INFINITY);
             sum.fill(0.0);
-            let query_mat = Mat::new(queries, width, size).t();
+            let mut begun = vec![false; panels];
             tile.sight
                 .for_key_tiles(tile.sight.span(&tile.queries), |key_tile| {
                     let rows = key_tile.rows.clone();
-                    let scores = &mut scores[..rows.len() * width];
-                    product(
-                        MatMut::new(scores, rows.len(), width),
-                        false,
-                        1.0,
-                        keys.block(rows.clone(), columns.clone()),
-                        query_mat,
-                    );
-                    tile.sight
-                        .mask(scores, width, &key_tile, &tile.queries, group);
-                    online_softmax(scores, max, sum, shrink);
-                    scale_columns(out, shrink);
-                    product(
-                        MatMut::new(out, size, width),
-                        true,
-                        1.0,
-                        values.block(rows.clone(), columns.clone()).t(),
-                        Mat::new(scores, rows.len(), width),
-                    );
+                    let count = rows.len();
+                    let keys = keys.block(rows.clone(), across.clone());
+                    let values = values.block(rows, across.clone());
+                    let packed = &mut packed[..size.next_multiple_of(MR) * count];
+                    pack_rows(packed, std::iter::once(values.t()), count);
+                    for (panel, begun) in begun.iter_mut().enumerate() {
+                        let seen = columns.sees(panel, tile, &key_tile);
+                        if seen.all.is_empty() {
+                            continue;
+                        }
+                        let part = panel * size * NR..(panel + 1) * size * NR;
+                        let stats = panel * NR..(panel + 1) * NR;
+                        // s = (scale·q)·kᵀ
+                        let count_seen = seen.all.len();
+                        let scores = &mut scores[..count_seen * NR];
+                        let left = Left::in_place(keys.block(seen.all.clone(), 0..size));
+                        add_rows::<1>(
+                            &mut MatMut::new(scores, count_seen, NR),
+                            0,
+                            count_seen,
+                            0,
+                            false,
+                            &[left],
+                            &queries[part.clone()],
+                        );
+                        seen.mask(scores.as_chunks_mut().0);
+                        let shrink =
+                            online_softmax(scores, &mut max[stats.clone()], &mut sum[stats]);
+                        let out = &mut out[part];
+                        if *begun {
+                            scale_columns(out, &shrink);
+                        }
+                        // o += p·v
+                        let left = Left {
+                            data: &packed[seen.all.start * MR..],
+                            row_stride: count,
+                            inner: count_seen,
+                        };
+                        let mut out = MatMut::new(out, size, NR);
+                        add_rows::<MR>(&mut out, 0, size, 0, *begun, &[left], scores);
+                        *begun = true;
+                    }
                 });
+            for (panel, _) in begun.iter().enumerate().filter(|(_, begun)| !**begun) {
+                out[panel * size * NR..][..size * NR].fill(0.0);
+            }
             let (mut o, mut lse) = self.outputs(tile, kv_head);
-            for i in 0..count {
-                for (head, lse) in lse.row(i).iter_mut().enumerate() {
-                    let column = head * count + i;
-                    *lse = max[column] + sum[column].ln();
-                }
+            for column in 0..columns.len() {
+                let (query, head) = columns.at(column);
+                lse.row(query)[head] = max[column] + sum[column].ln();
             }
             for sum in sum.iter_mut() {
                 // Zero if no key was seen.
                 *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum };
             }
-            scale_columns(out, sum);
-            unpack_transposed(&mut o, out, self.shape, 1.0);
+            columns.unpack(&mut o, out, sum);
         });
     }
 }
 
-/// Turns scores [keys, width] into exp(score - max) with the maximum so far, and updates the
-/// maximum and the sum of each column; `shrink` is what earlier results are to be multiplied by.
-fn online_softmax(scores: &mut [f32], max: &mut [f32], sum: &mut [f32], shrink: &mut [f32]) {
-    let width = max.len();
+/// Turns scores [keys, 16] into exp(score - max) with the maximum so far, and updates the maximum and the sum of each column;
+/// gives what earlier results are to be multiplied by.
+fn online_softmax(scores: &mut [f32], max: &mut [f32], sum: &mut [f32]) -> [f32; NR] {
+    let mut shrink = [0.0; NR];
     vectorize(
         #[inline(always)]
         || {
-            shrink.copy_from_slice(max);
-            for row in scores.chunks_exact(width) {
-                for (max, &score) in max.iter_mut().zip(row) {
+            let scores = scores.as_chunks_mut::<NR>().0;
+            let mut largest = [0.0; NR];
+            largest.copy_from_slice(max);
+            for row in scores.iter() {
+                for (max, &score) in largest.iter_mut().zip(row) {
                     // The other way round from `max`, so that NaN goes through.
                     *max = if score <= *max { *max } else { score };
                 }
             }
-            for ((shrink, &max), sum) in shrink.iter_mut().zip(&*max).zip(&mut *sum) {
-                *shrink = exp(*shrink - finite_or_zero(max));
-                *sum *= *shrink;
+            let mut base = [0.0; NR];
+            for (base, &max) in base.iter_mut().zip(&largest) {
+                *base = finite_or_zero(max);
             }
-            for row in scores.chunks_exact_mut(width) {
-                for ((score, &max), sum) in row.iter_mut().zip(&*max).zip(&mut *sum) {
-                    *score = exp(*score - finite_or_zero(max));
+            let mut sums = [0.0; NR];
+            for row in scores.iter_mut() {
+                for ((score, &base), sum) in row.iter_mut().zip(&base).zip(&mut sums) {
+                    *score = exp(*score - base);
                     *sum += *score;
                 }
             }
+            for j in 0..NR {
+                shrink[j] = exp(max[j] - base[j]);
+                sum[j] = sum[j] * shrink[j] + sums[j];
+                max[j] = largest[j];
+            }
         },
     );
+    shrink
 }
 
 /// Where nothing has been seen the maximum is -∞, and -∞ - -∞ is NaN.
@@ -197,12 +224,12 @@ pub(super) fn finite_or_zero(x: f32) -> f32 {
     if x == f32::NEG_INFINITY { 0.0 } else { x }
 }
 
-/// Multiplies each column of a matrix by a factor.
-fn scale_columns(matrix: &mut [f32], factors: &[f32]) {
+/// Multiplies each column of a panel by a factor.
+fn scale_columns(panel: &mut [f32], factors: &[f32; NR]) {
     vectorize(
         #[inline(always)]
         || {
-            for row in matrix.chunks_exact_mut(factors.len()) {
+            for row in panel.as_chunks_mut::<NR>().0 {
                 for (x, factor) in row.iter_mut().zip(factors) {
                     *x *= factor;
                 }

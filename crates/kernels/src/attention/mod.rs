@@ -4,13 +4,15 @@
 //! query sees. The work is cut into tiles of queries × keys, with the softmax taken as the tiles
 //! come (Dao et al., "FlashAttention", 2022); only the log-sum-exp of each query and head is saved.
 //!
-//! All queries of the heads that share a key/value head are put side by side, so that one product
-//! serves them all. Tiles lie transposed, [keys, queries]: the maximum and the sum over the keys
-//! are then plain vector operations, and a mask is a prefix or a suffix of a row.
+//! All queries of the heads that share a key/value head are put side by side, as columns of panels
+//! (see [`blocks`](crate::blocks)), and a panel goes through all it sees of a tile of keys at once:
+//! its scores are [keys, 16], so the maximum and the sum over the keys are plain vector operations, and
+//! products read them where they lie.
 //!
 //! Everything here overwrites.
 
 mod backward;
+mod columns;
 mod forward;
 mod single;
 
@@ -19,8 +21,7 @@ use std::ops::Range;
 pub use backward::attention_backward;
 pub use forward::attention_forward;
 
-use crate::matmul::MatMut;
-use crate::simd::vectorize;
+use crate::blocks::NR;
 use crate::view::View;
 
 /// Queries that see the same list of keys.
@@ -63,14 +64,10 @@ impl AttentionShape {
     }
 }
 
-/// Queries times heads of a tile, at most.
-const TILE_ROWS: usize = 128;
-/// Queries of a tile, at most: a causal tile computes half of its square in vain.
-const TILE_QUERIES: usize = 64;
+/// Queries times heads of a tile, at most, where a query has fewer heads.
+const TILE_COLUMNS: usize = 144;
 /// Keys of a tile.
 const TILE_KEYS: usize = 128;
-/// Tiles are padded to whole vectors.
-const PAD: usize = 16;
 
 /// What a segment's queries see.
 #[derive(Clone, Copy)]
@@ -127,50 +124,6 @@ impl<'a> Sight<'a> {
             at += range.len();
         }
     }
-
-    /// Sets the scores of keys that a query does not see to -∞.
-    ///
-    /// `scores` is [keys, row_width]; queries of the tile come once for each of `group` heads.
-    fn mask(
-        &self,
-        scores: &mut [f32],
-        row_width: usize,
-        tile: &KeyTile,
-        queries: &Range<usize>,
-        group: usize,
-    ) {
-        let count = queries.len();
-        let sights_all = self.keys(queries.start).start <= tile.position
-            && self.keys(queries.end - 1).start <= tile.position
-            && self.keys(queries.start).end >= tile.position + tile.rows.len();
-        if sights_all {
-            return;
-        }
-        for (row, position) in scores.chunks_exact_mut(row_width).zip(tile.position..) {
-            // Both ends of what a query sees move on with the query, so the ones that see this key
-            // are a run.
-            let seen_from = partition(queries, |i| self.keys(i).end <= position);
-            let seen_to = partition(queries, |i| self.keys(i).start <= position);
-            for head in row.chunks_exact_mut(count).take(group) {
-                head[..seen_from].fill(f32::NEG_INFINITY);
-                head[seen_to.max(seen_from)..].fill(f32::NEG_INFINITY);
-            }
-        }
-    }
-}
-
-/// How many of the first queries of a range fulfil a condition that later ones do not.
-fn partition(queries: &Range<usize>, condition: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (queries.start, queries.end);
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        if condition(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low - queries.start
 }
 
 /// A run of rows of k and v.
@@ -195,12 +148,19 @@ impl QueryTile<'_> {
     }
 }
 
+/// Queries of a tile: whole panels where that is possible.
+fn tile_queries(group: usize) -> usize {
+    let most = (TILE_COLUMNS / group).max(1);
+    let whole = (1..=most).rev().find(|n| (n * group).is_multiple_of(NR));
+    whole.unwrap_or(most)
+}
+
 /// Cuts segments into tiles of queries.
 fn query_tiles<'a>(
     segments: impl IntoIterator<Item = &'a Segment>,
     shape: &AttentionShape,
 ) -> Vec<QueryTile<'a>> {
-    let step = (TILE_ROWS / shape.group()).clamp(1, TILE_QUERIES);
+    let step = tile_queries(shape.group());
     let mut tiles = Vec::new();
     for segment in segments {
         let count = segment.queries.len();
@@ -211,95 +171,6 @@ fn query_tiles<'a>(
         }));
     }
     tiles
-}
-
-/// Columns of a transposed tile: queries times heads, padded to whole vectors.
-fn padded(queries: usize, shape: &AttentionShape) -> usize {
-    (queries * shape.group()).next_multiple_of(PAD)
-}
-
-/// Copies rows of the heads `first..first + group` to rows [width, D]: row `head · queries + query`. Rows
-/// past the last are zero.
-fn pack_rows(
-    to: &mut [f32],
-    from: View<'_>,
-    rows: Range<usize>,
-    first: usize,
-    shape: &AttentionShape,
-    factor: f32,
-) {
-    let (size, group, count) = (shape.head_size, shape.group(), rows.len());
-    let from_width = from.cols();
-    let from = from.f32s();
-    for head in 0..group {
-        let to = &mut to[head * count * size..];
-        for (row, to) in rows.clone().zip(to.chunks_exact_mut(size)) {
-            let from = &from[row * from_width + (first + head) * size..][..size];
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = factor * from;
-            }
-        }
-    }
-    to[group * count * size..].fill(0.0);
-}
-
-/// Rows of one block of heads from a transposed tile [D, width]: column `head · queries + query`.
-fn unpack_transposed(to: &mut MatMut<'_>, from: &[f32], shape: &AttentionShape, factor: f32) {
-    let (size, group, count) = (shape.head_size, shape.group(), to.rows());
-    let width = padded(count, shape);
-    for head in 0..group {
-        transpose(
-            to,
-            head * size,
-            &from[head * count..],
-            width,
-            (size, count),
-            factor,
-        );
-    }
-}
-
-/// The columns of `to` from `first` on = factor · fromᵀ.
-///
-/// `from` has this many rows and columns; its rows start `stride` apart.
-fn transpose(
-    to: &mut MatMut<'_>,
-    first: usize,
-    from: &[f32],
-    stride: usize,
-    (rows, cols): (usize, usize),
-    factor: f32,
-) {
-    /// A square of this side is turned in registers.
-    const SIDE: usize = 8;
-    vectorize(
-        #[inline(always)]
-        || {
-            for i in (0..rows).step_by(SIDE) {
-                for j in (0..cols).step_by(SIDE) {
-                    let (height, width) = (SIDE.min(rows - i), SIDE.min(cols - j));
-                    if (height, width) == (SIDE, SIDE) {
-                        let mut square = [[0.0; SIDE]; SIDE];
-                        for (row, to) in square.iter_mut().enumerate() {
-                            to.copy_from_slice(&from[(i + row) * stride + j..][..SIDE]);
-                        }
-                        for col in 0..SIDE {
-                            let turned: [f32; SIDE] =
-                                std::array::from_fn(|row| factor * square[row][col]);
-                            to.row(j + col)[first + i..][..SIDE].copy_from_slice(&turned);
-                        }
-                        continue;
-                    }
-                    for col in j..j + width {
-                        let to = &mut to.row(col)[first + i..][..height];
-                        for (row, to) in to.iter_mut().enumerate() {
-                            *to = factor * from[(i + row) * stride + col];
-                        }
-                    }
-                }
-            }
-        },
-    );
 }
 
 /// Multiplications of one product over everything that is seen: Σ keys seen, times heads, times D.

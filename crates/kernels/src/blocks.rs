@@ -1,0 +1,248 @@
+//! Sums of products a block of 6 × 16 at a time, from factors that lie as the block reads them.
+//!
+//! The right factor is a panel: for each inner index the 16 numbers of its columns, one after the other. What makes panels, for
+//! a linear or for attention, calls [`add_block`]; on processors with AVX2 and FMA the block stays in registers.
+
+use crate::matmul::{Mat, MatMut};
+#[cfg(target_arch = "x86_64")]
+use crate::panels;
+use crate::simd::vectorize;
+
+/// Rows of a block of sums.
+pub(crate) const MR: usize = 6;
+/// Columns of a panel: two vectors.
+pub(crate) const NR: usize = 16;
+
+/// Rows of a left factor, or of a part of its inner index.
+///
+/// Element (i, p) is at i · `row_stride` + p where rows lie in one piece, which is called `COL` 1. Where `COL` is [`MR`],
+/// 6 rows lie side by side, and it is at ⌊i / 6⌋ · 6 · `row_stride` + 6 · p + i mod 6.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) inner: usize,
+}
+
+impl<'a> Left<'a> {
+    /// A matrix whose rows lie in one piece each.
+    pub(crate) fn in_place(a: Mat<'a>) -> Self {
+        debug_assert_eq!(a.col_stride(), 1, "rows in one piece");
+        Self {
+            data: a.data(),
+            row_stride: a.row_stride(),
+            inner: a.cols(),
+        }
+    }
+
+    /// Panics unless this many rows lie within the data.
+    pub(crate) fn check<const COL: usize>(&self, rows: usize) {
+        let reach = if COL == 1 {
+            (rows.max(1) - 1) * self.row_stride + self.inner
+        } else {
+            (rows.div_ceil(MR).max(1) - 1) * MR * self.row_stride + MR * self.inner
+        };
+        assert!(reach <= self.data.len(), "rows reach past their data");
+    }
+}
+
+/// Some rows of out, in 16 columns from `col` on (or as many as there are), (+)= Σ lefts · panel.
+///
+/// Row 0 is the first row of the left factors, row `row` of the output. `b` holds the inner indices of the left factors one
+/// after the other.
+///
+/// # Panics
+/// If a shape does not fit.
+pub(crate) fn add_rows<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    rows: usize,
+    col: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    b: &[f32],
+) {
+    for left in lefts {
+        left.check::<COL>(rows);
+    }
+    assert!(row + rows <= out.rows() && col < out.cols());
+    for first in (0..rows).step_by(MR) {
+        let height = MR.min(rows - first);
+        add_block::<COL>(out, row + first, height, col, add, lefts, first, b);
+    }
+}
+
+/// One block of [`add_rows`], of up to 6 rows, which are those from `first` on of the left factors. The caller has
+/// [checked](Left::check) these.
+#[inline]
+pub(crate) fn add_block<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    height: usize,
+    col: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    first: usize,
+    b: &[f32],
+) {
+    let inner: usize = lefts.iter().map(|left| left.inner).sum();
+    assert!(b.len() >= inner * NR, "a panel that is too short");
+    let width = NR.min(out.cols() - col);
+    if width == NR {
+        return whole_block::<COL>(out, row, height, col, add, lefts, first, b);
+    }
+    let mut tile = [0.0_f32; MR * NR];
+    if add {
+        for (i, tile) in tile.chunks_exact_mut(NR).take(height).enumerate() {
+            tile[..width].copy_from_slice(&out.row(row + i)[col..]);
+        }
+    }
+    let mut whole = MatMut::new(&mut tile, MR, NR);
+    whole_block::<COL>(&mut whole, 0, height, 0, add, lefts, first, b);
+    for (i, tile) in tile.chunks_exact(NR).take(height).enumerate() {
+        out.row(row + i)[col..].copy_from_slice(&tile[..width]);
+    }
+}
+
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "code for one kind of processor")
+)]
+#[inline]
+fn whole_block<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    height: usize,
+    col: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    first: usize,
+    b: &[f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if panels::supported() {
+        // SAFETY: it is supported.
+        return unsafe { panels::block::<COL>(out, row, height, col, add, lefts, first, b) };
+    }
+    block_anywhere::<COL>(out, row, height, col, add, lefts, first, b);
+}
+
+/// [`panels::block`] for processors that it has no code for.
+fn block_anywhere<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    height: usize,
+    col: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    first: usize,
+    b: &[f32],
+) {
+    let mut sums = [[0.0_f32; NR]; MR];
+    let mut panel = b.as_chunks::<NR>().0;
+    for left in lefts {
+        let (own, rest) = panel.split_at(left.inner);
+        panel = rest;
+        for (i, sums) in sums.iter_mut().enumerate().take(height) {
+            let start = if COL == 1 {
+                (first + i) * left.row_stride
+            } else {
+                first * left.row_stride + i
+            };
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (p, b) in own.iter().enumerate() {
+                        let a = left.data[start + p * COL];
+                        for (sum, b) in sums.iter_mut().zip(b) {
+                            *sum = a.mul_add(*b, *sum);
+                        }
+                    }
+                },
+            );
+        }
+    }
+    for (i, sums) in sums.iter().enumerate().take(height) {
+        let out = &mut out.row(row + i)[col..][..NR];
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if add { *out + sum } else { *sum };
+        }
+    }
+}
+
+/// Rows of left factors, their inner indices one after the other, 6 rows side by side: [rows / 6][inner][6]; rows past the last
+/// are zero. A block of it is a [`Left`] with `COL` 6 and a row stride of `inner`.
+pub(crate) fn pack_rows<'a>(
+    to: &mut [f32],
+    lefts: impl Iterator<Item = Mat<'a>> + Clone,
+    inner: usize,
+) {
+    for (block, mut to) in to.chunks_exact_mut(MR * inner).enumerate() {
+        for a in lefts.clone() {
+            let (part, rest) = to.split_at_mut(MR * a.cols());
+            to = rest;
+            let height = MR.min(a.rows() - block * MR);
+            let a = a.block(block * MR..block * MR + height, 0..a.cols());
+            let (data, row_stride, col_stride) = (a.data(), a.row_stride(), a.col_stride());
+            if row_stride == 1 && height == MR {
+                for (p, to) in part.as_chunks_mut::<MR>().0.iter_mut().enumerate() {
+                    to.copy_from_slice(&data[p * col_stride..][..MR]);
+                }
+                continue;
+            }
+            for (p, to) in part.chunks_exact_mut(MR).enumerate() {
+                to[height..].fill(0.0);
+                for (i, to) in to[..height].iter_mut().enumerate() {
+                    *to = data[i * row_stride + p * col_stride];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| (i * seed % 17) as f32 - 8.0).collect()
+    }
+
+    /// What other processors run must be right, too.
+    #[test]
+    fn a_block_is_the_same_on_any_processor() {
+        let a = numbers(6 * 40, 5);
+        let b = numbers(40 * NR, 7);
+        for height in 1..=MR {
+            let parts = |row_stride, split, col| {
+                [
+                    Left {
+                        data: &a[..],
+                        row_stride,
+                        inner: split,
+                    },
+                    Left {
+                        data: &a[split * col..],
+                        row_stride,
+                        inner: 9,
+                    },
+                ]
+            };
+            for add in [false, true] {
+                let (mut here, mut anywhere) = (numbers(MR * NR, 3), numbers(MR * NR, 3));
+                let lefts = parts(20, 11, 1);
+                let mut out = MatMut::new(&mut here, MR, NR);
+                add_block::<1>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                let mut out = MatMut::new(&mut anywhere, MR, NR);
+                block_anywhere::<1>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                assert_eq!(here, anywhere);
+                let lefts = parts(20, 11, MR);
+                let mut out = MatMut::new(&mut here, MR, NR);
+                add_block::<MR>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                let mut out = MatMut::new(&mut anywhere, MR, NR);
+                block_anywhere::<MR>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                assert_eq!(here, anywhere);
+            }
+        }
+    }
+}
