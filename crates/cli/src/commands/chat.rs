@@ -22,7 +22,7 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout, with a name if wanted; may be repeated, and the first is in use at the start
+    /// An adapter's folder, with a name if wanted; may be repeated, and the first is in use at the start
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<AdapterArg>,
 

@@ -22,7 +22,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout
+    /// An adapter's folder
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 

@@ -14,6 +14,26 @@ pub enum Method {
     Lora,
     /// Every weight of the model
     Full,
+    /// The last blocks, or the output projection alone
+    Top,
+    /// Biases alone; zeros are added where the model has none
+    Bitfit,
+    /// New layers of a small width between the frozen ones
+    Adapter,
+    /// Keys and values before every sequence
+    Prefix,
+}
+
+/// Where adapter layers stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// Behind attention and feed-forward (Houlsby et al., 2019)
+    Houlsby,
+    /// Behind the feed-forward, with a layer norm of its own (Lin et al., 2020)
+    Lin,
+    /// Behind the feed-forward (Pfeiffer et al., 2021)
+    Pfeiffer,
 }
 
 /// How numbers are stored.

@@ -196,7 +196,7 @@ impl Decoder {
         };
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let mut dh = pass.take(h.rows(), h.cols());
-        let head_slot = pass.trained(self.head_id());
+        let head_slot = pass.trained(pass.head_id());
         let dw = head_slot.map(|slot| grads.view_mut(slot));
         let head = self.head(&pass);
         let sums = cross_entropy_forward_backward(
@@ -342,17 +342,9 @@ impl Decoder {
         x
     }
 
-    fn head_id(&self) -> WeightId {
-        if self.config().tie_word_embeddings {
-            WeightId::Embedding
-        } else {
-            WeightId::Head
-        }
-    }
-
     fn head<'p>(&self, pass: &'p Pass) -> Weight<'p> {
         Weight {
-            view: pass.weight(self.head_id()),
+            view: pass.weight(pass.head_id()),
             layout: lowrank_kernels::Layout::OutIn,
         }
     }

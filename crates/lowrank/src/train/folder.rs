@@ -124,7 +124,7 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
                 "output" | "data" | "valid_data" | "model" | "init_adapter"
             );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
-            !path && !empty
+            !path && !empty && config.method.reads(key)
         })
         .map(|(key, value)| {
             (
@@ -177,15 +177,15 @@ pub(super) fn write_card(
     } else {
         report::model_card::BaseModel::Local(&short)
     };
-    let (kind, method) = match config.method {
-        Method::Lora => (report::model_card::CardKind::Adapter, "LoRA"),
-        Method::Full => (report::model_card::CardKind::Model, "full fine-tuning"),
+    let kind = match config.method {
+        Method::Full => report::model_card::CardKind::Model,
+        method => report::model_card::CardKind::Adapter(method),
     };
     let card = report::model_card::render(&report::model_card::ModelCard {
         name: &name,
         kind,
         base,
-        method,
+        method: config.method.title(),
         trainable_parameters: outcome.trainable_parameters as u64,
         base_parameters: outcome.base_parameters as u64,
         steps: outcome.steps,

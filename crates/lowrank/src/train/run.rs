@@ -23,7 +23,9 @@ use crate::model::{Saving, families};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::lora::{self, Targets};
-use crate::tuning::{Adapter, AdapterSet, Method, full};
+use crate::tuning::{
+    self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method, adapter, bitfit, full, top,
+};
 
 /// Steps whose losses are averaged for the final figure.
 const LAST_STEPS: usize = 20;
@@ -88,8 +90,8 @@ impl Outcome {
 pub struct Trained {
     /// The values.
     pub adapter: Adapter,
-    /// The LoRA's config; `None` for full training.
-    pub lora: Option<LoraConfig>,
+    /// What the adapter's files say; `None` for full training, which writes a whole model.
+    pub config: Option<AdapterConfig>,
 }
 
 /// Runs a training from its settings and writes its folder. `stop` ends it after the step under way.
@@ -221,36 +223,91 @@ pub fn prepare(
     base: &Network,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
-    let model = base.decoder.config();
-    match (config.method, &config.init_adapter) {
-        (Method::Full, None) => {
-            let weights = base.decoder.weights();
+    if let Some(folder) = &config.init_adapter {
+        return start_from(config, folder, base, observer);
+    }
+    let (model, weights) = (base.decoder.config(), base.decoder.weights());
+    let seed = mix(config.seed, 1);
+    let (adapter, coverage, trained) = match config.method {
+        Method::Full => {
             let adapter = full::inject(weights);
             weights.release_pages();
-            Ok(Trained { adapter, lora: None })
+            return Ok(Trained {
+                adapter,
+                config: None,
+            });
         }
-        (Method::Full, Some(_)) => Err(Error::Settings("init_adapter goes with method lora; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned())),
-        (Method::Lora, Some(folder)) => {
-            let loaded = lora::load(folder, model)?;
-            note_fingerprint(&loaded, base, observer);
-            observer.event(&Event::Note(loaded.coverage.to_string()));
-            let lora = LoraConfig { lora_dropout: config.lora_dropout, base_model_name_or_path: Some(config.model.clone()), ..loaded.config };
-            let mut adapter = loaded.adapter;
-            for site in adapter.low_rank.values_mut().flatten() {
-                site.dropout = config.lora_dropout as f32;
-            }
-            Ok(Trained { adapter, lora: Some(lora) })
-        }
-        (Method::Lora, None) => {
+        Method::Lora => {
             let lora = lora_config(config, base);
-            let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, mix(config.seed, 1))?;
-            observer.event(&Event::Note(coverage.to_string()));
-            Ok(Trained { adapter, lora: Some(lora) })
+            let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, seed)?;
+            let trained = AdapterConfig::Lora(Box::new(lora));
+            (adapter, coverage.to_string(), trained)
         }
-    }
+        Method::Top => {
+            let options = config.top_options();
+            let adapter = top::inject(weights, options)?;
+            let coverage = top::coverage(model, options);
+            (adapter, coverage, AdapterConfig::Top(options))
+        }
+        Method::Bitfit => {
+            let adapter = bitfit::inject(weights);
+            (adapter, bitfit::coverage(model), AdapterConfig::Bitfit)
+        }
+        Method::Adapter => {
+            let options = config.adapter_options();
+            let adapter = adapter::inject(model, options, seed)?;
+            let coverage = adapter::coverage(model, options);
+            (adapter, coverage, AdapterConfig::Adapter(options))
+        }
+        Method::Prefix => {
+            return Err(Error::Settings(
+                "the method prefix cannot be trained".to_owned(),
+            ));
+        }
+    };
+    observer.event(&Event::Note(coverage));
+    Ok(Trained {
+        adapter,
+        config: Some(trained),
+    })
 }
 
-fn note_fingerprint(loaded: &lora::Loaded, base: &Network, observer: &mut dyn Observer) {
+/// An adapter of an earlier run, whose options are its own.
+fn start_from(
+    config: &TrainConfig,
+    folder: &Path,
+    base: &Network,
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
+    if config.method == Method::Full {
+        return Err(Error::Settings("init_adapter goes with every method but full; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned()));
+    }
+    let loaded = tuning::load(folder, base.decoder.config())?;
+    if loaded.config.method() != config.method {
+        return Err(Error::Settings(format!(
+            "init_adapter {} was trained with {}, and the method of this run is {}; give the same method",
+            folder.display(),
+            loaded.config.method().title(),
+            config.method.title()
+        )));
+    }
+    note_fingerprint(&loaded, base, observer);
+    observer.event(&Event::Note(loaded.coverage));
+    let (mut adapter, mut trained) = (loaded.adapter, loaded.config);
+    if let AdapterConfig::Lora(lora) = &mut trained {
+        lora.lora_dropout = config.lora_dropout;
+        lora.base_model_name_or_path = Some(config.model.clone());
+        for site in adapter.low_rank.values_mut().flatten() {
+            site.dropout = config.lora_dropout as f32;
+        }
+    }
+    Ok(Trained {
+        adapter,
+        config: Some(trained),
+    })
+}
+
+fn note_fingerprint(loaded: &tuning::Loaded, base: &Network, observer: &mut dyn Observer) {
     if let Some(recorded) = &loaded.base_fingerprint
         && *recorded != base.decoder.weights().fingerprint()
     {
@@ -306,7 +363,7 @@ fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
 struct Loop<'a> {
     config: &'a TrainConfig,
     base: &'a Network,
-    lora: Option<&'a LoraConfig>,
+    adapter_config: Option<&'a AdapterConfig>,
     saving: Saving,
     valid: &'a [Example],
     ws: Workspace,
@@ -332,7 +389,10 @@ pub fn fit(
     if examples.is_empty() {
         return Err(Error::Settings("there is no row to train on".to_owned()));
     }
-    let Trained { mut adapter, lora } = trained;
+    let Trained {
+        mut adapter,
+        config: adapter_config,
+    } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
     let mut step_rows = StepRows::new(config, examples);
@@ -348,7 +408,7 @@ pub fn fit(
     let mut run = Loop {
         config,
         base,
-        lora: lora.as_ref(),
+        adapter_config: adapter_config.as_ref(),
         saving: choose_saving(config, base, &adapter, examples, observer)?,
         valid,
         ws: Workspace::new(),
@@ -613,16 +673,7 @@ impl Loop<'_> {
     ) -> Result<(), Error> {
         let run = &self.config.output;
         let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
-            match self.lora {
-                Some(lora) => lora::save(
-                    folder,
-                    self.base.decoder.config(),
-                    lora,
-                    adapter,
-                    &self.state.base,
-                ),
-                None => Ok(()),
-            }
+            self.save_adapter(folder, adapter)
         })
         .map_err(|error| self.with_last_good(&error))?;
         if let Some(limit) = self.config.save_total_limit {
@@ -635,6 +686,18 @@ impl Loop<'_> {
         }
         observer.event(&Event::Checkpoint(folder));
         Ok(())
+    }
+
+    /// Writes the adapter's files; full training has none.
+    fn save_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), Error> {
+        let Some(config) = self.adapter_config else {
+            return Ok(());
+        };
+        let base = BaseMark {
+            name: &self.config.model,
+            fingerprint: &self.state.base,
+        };
+        tuning::save(folder, self.base.decoder.config(), config, adapter, base)
     }
 
     /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
@@ -687,11 +750,10 @@ impl Loop<'_> {
                 MetricsLine::Step(_) => None,
             });
         }
-        let model = self.base.decoder.config();
-        if let Some(lora) = self.lora {
-            lora::save(&config.output, model, lora, adapter, &self.state.base)?;
+        if self.adapter_config.is_some() {
+            self.save_adapter(&config.output, adapter)?;
         } else {
-            let dtype = config.base_dtype.into();
+            let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
             full::save_weights(model, adapter, &config.output, dtype)?;
             self.base.source.write_side_files(&config.output, dtype)?;
         }
@@ -716,15 +778,13 @@ impl Loop<'_> {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let method = match self.config.method {
-            Method::Lora => "LoRA",
-            Method::Full => "Full fine-tuning",
-        };
         let end = if outcome.interrupted {
             ", interrupted"
         } else {
             ""
         };
+        let title = self.config.method.title();
+        let method = title[..1].to_uppercase() + &title[1..];
         format!(
             "{method} of {}, {} of {} steps{end}",
             self.base.source.short_name(),
