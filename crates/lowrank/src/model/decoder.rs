@@ -12,7 +12,7 @@ use lowrank_kernels::{
 
 use super::batch::Batch;
 use super::block::{BlockSaved, Place, Wanted};
-use super::config::{ModelConfig, Position, WeightId};
+use super::config::{ModelConfig, Part, Position, WeightId};
 use super::pass::Pass;
 use super::saving::Saving;
 use super::weights::Weights;
@@ -195,12 +195,17 @@ impl Decoder {
             None => gather(&pass, x, &batch.supervised),
         };
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        let mut dh = pass.take(h.rows(), h.cols());
+        // A head that is trained alone needs no gradient of what it reads.
+        let trains_below = from < layers
+            || [Part::Weight, Part::Bias]
+                .into_iter()
+                .any(|part| pass.trained(WeightId::FinalNorm(part)).is_some());
+        let mut dh = trains_below.then(|| pass.take(h.rows(), h.cols()));
         let head_slot = pass.trained(pass.head_id());
         let dw = head_slot.map(|slot| grads.view_mut(slot));
         let head = self.head(&pass);
         let sums = cross_entropy_forward_backward(
-            Some(dh.view_mut()),
+            dh.as_mut().map(Tensor::view_mut),
             dw,
             h.view(),
             head,
@@ -208,6 +213,12 @@ impl Decoder {
             options.label_smoothing,
             ws,
         );
+
+        let Some(dh) = dh else {
+            pass.give([rows, h]);
+            pass.give_norm(norm_saved);
+            return loss_sum(sums, batch);
+        };
 
         let mut d_rows = pass.take(h.rows(), h.cols());
         d_rows.view_mut().fill(0.0);
@@ -232,14 +243,13 @@ impl Decoder {
             dx
         };
 
-        let trains_embedding = adapter.trains_embedding();
         for layer in (from..layers).rev() {
             let Some(saved) = blocks.pop() else { break };
             dx = pass.block_backward(
                 self.place(layer, wanted),
                 dx,
                 saved,
-                layer == from && !trains_embedding,
+                adapter.reach(layer),
                 grads,
             );
         }

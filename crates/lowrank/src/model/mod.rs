@@ -4,6 +4,7 @@
 
 mod batch;
 mod block;
+mod bottleneck;
 mod config;
 mod decoder;
 pub mod families;
