@@ -5,14 +5,14 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{ADAPTERS, Comparison, Golden, MODELS};
+use common::{ADAPTERS, Comparison, Golden, METHODS, MODELS, method_folder};
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::model::{Batch, Decoder, Weights};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
 use lowrank::tuning::lora::{self, InitLoraWeights};
-use lowrank::tuning::{Adapter, AdapterSet, full};
+use lowrank::tuning::{self, Adapter, AdapterSet, full};
 use lowrank_formats::peft::{LoraConfig, TargetModules};
 use lowrank_kernels::{Tensor, Workspace};
 
@@ -388,5 +388,36 @@ fn adapters_match_peft() {
         }
         run.train(&mut comparison, &golden, 1e-2);
         comparison.finish();
+    }
+}
+
+/// `scripts/goldens_methods.py` wrote each method out in PyTorch.
+#[test]
+fn other_methods_match_pytorch() {
+    for model in MODELS
+        .iter()
+        .filter(|case| ["llama", "gpt2"].contains(&case.name))
+    {
+        for (method, learning_rate) in METHODS {
+            let folder = method_folder(model.name, method);
+            let golden = Golden::in_folder(&folder);
+            let mut comparison = Comparison::new(format!("{}/{method}", model.name));
+            let mut run = Case::new(&model.folder(), |model| {
+                let loaded = tuning::load(&folder, model.config()).expect("the adapter loads");
+                loaded.adapter
+            });
+            assert_eq!(
+                golden.below("grad.").count(),
+                run.adapter.names.len(),
+                "every gradient of {}/{method}",
+                model.name
+            );
+            run.logits(&mut comparison, &golden, true);
+            run.greedy(&golden, true);
+            run.gradients(&mut comparison, &golden, "", 0.0, 3);
+            run.gradients(&mut comparison, &golden, "", 0.0, 1);
+            run.train(&mut comparison, &golden, learning_rate);
+            comparison.finish();
+        }
     }
 }

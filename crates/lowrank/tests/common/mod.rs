@@ -100,6 +100,24 @@ pub(crate) const ADAPTERS: [AdapterCase; 9] = [
     },
 ];
 
+/// The methods of `scripts/goldens_methods.py` with their learning rates, for llama and gpt2.
+pub(crate) const METHODS: [(&str, f64); 6] = [
+    ("top", 1e-3),
+    ("head", 1e-3),
+    ("bitfit", 1e-2),
+    ("houlsby", 1e-2),
+    ("lin", 1e-2),
+    ("pfeiffer", 1e-2),
+];
+
+/// The folder of a method's adapter of a model, with its golden.
+pub(crate) fn method_folder(model: &str, method: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/goldens_methods")
+        .join(model)
+        .join(method)
+}
+
 impl ModelCase {
     /// The folder that holds the model.
     pub(crate) fn folder(&self) -> PathBuf {
