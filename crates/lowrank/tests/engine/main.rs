@@ -6,6 +6,7 @@ mod common;
 mod generation;
 mod gradients;
 mod merging;
+mod methods;
 mod output;
 mod resume;
 mod sharing;
