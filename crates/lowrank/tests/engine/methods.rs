@@ -423,12 +423,7 @@ fn damaged_folders_name_the_file_and_the_field() {
             "other".into(),
             &["`adapter_kind`", "houlsby, lin, pfeiffer"],
         ),
-        (
-            4,
-            "adapter_kind",
-            Value::Null,
-            &["`adapter_kind` is null"],
-        ),
+        (4, "adapter_kind", Value::Null, &["`adapter_kind` is null"]),
         (
             4,
             "bottleneck",
