@@ -68,8 +68,8 @@ pub fn head_log_probs(
             .zip(&mut correct[rows])
             .for_each(|(((((row, &target), log_prob), lse), mean), correct)| {
                 let stats = RowStats::of(row, target);
-                *log_prob = stats.target - stats.lse;
-                *lse = stats.lse;
+                *lse = stats.lse(sum_of_exps(row, stats.max));
+                *log_prob = stats.target - *lse;
                 *mean = stats.mean;
                 *correct = stats.correct;
             });
@@ -163,10 +163,12 @@ pub fn cross_entropy_forward_backward(
             .zip(&targets[rows.clone()])
             .map(|(row, &target)| {
                 let stats = RowStats::of(row, target);
-                let loss = (1.0 - smoothing) * (stats.lse - stats.target)
-                    + smoothing * (stats.lse - stats.mean);
+                let exps = exponentiate(row, stats.max);
+                let lse = stats.lse(exps);
+                let loss =
+                    (1.0 - smoothing) * (lse - stats.target) + smoothing * (lse - stats.mean);
                 if wanted {
-                    loss_gradient(row, target, stats.lse, 1.0, label_smoothing);
+                    loss_gradient_of_exps(row, target, exps, label_smoothing);
                 }
                 (loss, stats.correct)
             })
@@ -256,8 +258,9 @@ impl Gradients<'_> {
     }
 }
 
+/// What the loss of a row needs of its logits, next to the sum of their exponentials.
 struct RowStats {
-    lse: f64,
+    max: f32,
     mean: f64,
     target: f64,
     correct: bool,
@@ -265,26 +268,74 @@ struct RowStats {
 
 impl RowStats {
     fn of(row: &[f32], target: u32) -> Self {
-        vectorize(
+        let (max, sum) = vectorize(
             #[inline(always)]
             || {
-                let max = lane_max(row);
-                let (mut exps, mut sum) = (0.0_f64, 0.0_f64);
+                let mut sum = 0.0;
                 for part in row.chunks(SUM) {
-                    exps += f64::from(lane_sum(part.len(), |i| exp(part[i] - max)));
-                    sum += f64::from(lane_sum(part.len(), |i| part[i]));
+                    sum += f64::from(lane_sum([part], |[x]| x));
                 }
-                let logit = row[target as usize];
-                Self {
-                    lse: f64::from(max) + exps.ln(),
-                    mean: sum / row.len() as f64,
-                    target: f64::from(logit),
-                    // Only a row whose target has the largest logit needs the search for equals.
-                    correct: logit >= max && argmax(row) == target as usize,
-                }
+                (lane_max(row), sum)
             },
-        )
+        );
+        let logit = row[target as usize];
+        Self {
+            max,
+            mean: sum / row.len() as f64,
+            target: f64::from(logit),
+            // Only a row whose target has the largest logit needs the search for equals.
+            correct: logit >= max && argmax(row) == target as usize,
+        }
     }
+
+    /// The log-sum-exp from the sum of exp(logit - max).
+    fn lse(&self, exps: f64) -> f64 {
+        f64::from(self.max) + exps.ln()
+    }
+}
+
+/// Σ exp(logit - max) of a row.
+fn sum_of_exps(row: &[f32], max: f32) -> f64 {
+    let mut part = [0.0; SUM];
+    let parts = row.chunks(SUM).map(|logits| {
+        let part = &mut part[..logits.len()];
+        part.copy_from_slice(logits);
+        exponentiate(part, max)
+    });
+    parts.sum()
+}
+
+/// Replaces logits by exp(logit - max) and gives their sum.
+fn exponentiate(row: &mut [f32], max: f32) -> f64 {
+    vectorize(
+        #[inline(always)]
+        || {
+            let mut sum = 0.0;
+            for part in row.chunks_mut(SUM) {
+                for x in &mut *part {
+                    *x = exp(*x - max);
+                }
+                sum += f64::from(lane_sum([part], |[x]| x));
+            }
+            sum
+        },
+    )
+}
+
+/// Replaces exp(logit - max) of a row, whose sum is `exps`, by the gradient of the loss.
+fn loss_gradient_of_exps(row: &mut [f32], target: u32, exps: f64, label_smoothing: f32) {
+    // As in `loss_gradient`, with softmax = exp(logit - max) / Σ.
+    let uniform = label_smoothing / row.len() as f32;
+    let factor = (1.0 / exps) as f32;
+    vectorize(
+        #[inline(always)]
+        || {
+            for x in row.iter_mut() {
+                *x = *x * factor - uniform;
+            }
+        },
+    );
+    row[target as usize] -= 1.0 - label_smoothing;
 }
 
 /// Replaces the logits of a row by the gradient of coef · loss.

@@ -42,24 +42,26 @@ pub(crate) fn supported() -> bool {
     std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
 }
 
-/// out (+)= a term, on one thread. With `accumulate` it is added to what is there.
+/// Inner indices that panels may hold on top of [`DEPTH`], so that a low-rank branch goes with its linear.
+const SLACK: usize = 64;
+
+/// out (+)= Σ terms, each of the size of `out`, on one thread. With `accumulate` they are added to what is there.
 ///
 /// # Panics
 /// If the shapes do not match, or the processor is not [`supported`].
-pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
+pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
     assert!(supported(), "a processor without AVX2 and FMA");
-    let (rows, cols, inner) = (out.rows(), out.cols(), term.a.cols());
-    assert_eq!(term.a.rows(), rows, "rows of a product");
-    assert_eq!(term.b.cols(), cols, "columns of a product");
-    assert_eq!(term.b.rows(), inner, "inner size of a product");
-    if inner == 0 {
-        if !accumulate {
-            out.fill_zero();
-        }
-        return;
+    let cols = out.cols();
+    for term in terms {
+        assert_eq!(term.a.rows(), out.rows(), "rows of a product");
+        assert_eq!(term.b.cols(), cols, "columns of a product");
+        assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
     }
-    for_parts(&mut out, accumulate, term.a, term.scale, |panels, part| {
-        pack(panels, term.b, part, cols);
+    let lefts: Vec<Mat<'_>> = terms.iter().map(|term| term.a).collect();
+    for_runs(&mut out, accumulate, &lefts, |panels, i, part| {
+        let Term { b, scale, .. } = terms[i];
+        pack(panels, b, part, cols);
+        panels.scale(cols, scale);
     });
 }
 
@@ -79,179 +81,233 @@ pub(crate) fn multiply_mats(
     assert_eq!(a.rows(), out.rows(), "rows of a product");
     assert_eq!(b.cols(), cols, "columns of a product");
     assert_eq!(b.rows(), inner, "inner size of a product");
-    if inner == 0 {
-        if !accumulate {
-            out.fill_zero();
-        }
-        return;
-    }
-    for_parts(&mut out, accumulate, a, alpha, |panels, part| {
-        let b = b.block(part.clone(), 0..cols);
-        let (data, inner) = (b.data(), part.len());
+    for_runs(&mut out, accumulate, &[a], |panels, _, part| {
+        let b = b.block(part, 0..cols);
         if b.col_stride() == 1 {
-            return pack_straight(panels, data, b.row_stride(), cols, inner);
+            pack_straight(panels, b.data(), b.row_stride(), cols);
+        } else {
+            assert_eq!(
+                b.row_stride(),
+                1,
+                "a matrix that lies in rows or in columns"
+            );
+            pack_turned(panels, b.data(), b.col_stride(), cols);
         }
-        assert_eq!(
-            b.row_stride(),
-            1,
-            "a matrix that lies in rows or in columns"
-        );
-        for (panel, to) in panels.chunks_exact_mut(NR * inner).enumerate() {
-            let width = NR.min(cols - panel * NR);
-            let from = &data[panel * NR * b.col_stride()..];
-            pack_turned(to, from, b.col_stride(), width, inner);
-        }
+        panels.scale(cols, alpha);
     });
 }
 
-/// Multiplies a part of the inner index at a time with what `pack` makes of that part.
-fn for_parts(
+/// Some inner indices of a term that share panels with others.
+struct Part {
+    term: usize,
+    range: std::ops::Range<usize>,
+}
+
+/// Cuts the inner indices of terms of these sizes into runs, whose panels exist at the same time.
+fn runs(sizes: &[usize]) -> Vec<Vec<Part>> {
+    let mut runs: Vec<Vec<Part>> = Vec::new();
+    let mut room = 0;
+    for (term, &inner) in sizes.iter().enumerate() {
+        // Parts of about one size, multiples of 8 for the sake of transposing.
+        let depth = inner
+            .div_ceil(inner.div_ceil(DEPTH).max(1))
+            .next_multiple_of(8);
+        for start in (0..inner).step_by(depth.max(1)) {
+            let range = start..(start + depth).min(inner);
+            if range.len() > room {
+                runs.push(Vec::new());
+                room = DEPTH + SLACK;
+            }
+            room -= range.len();
+            if let Some(run) = runs.last_mut() {
+                run.push(Part { term, range });
+            }
+        }
+    }
+    runs
+}
+
+/// Multiplies a run after the other with what `pack` makes of each of its parts.
+fn for_runs(
     out: &mut MatMut<'_>,
     accumulate: bool,
-    a: Mat<'_>,
-    scale: f32,
-    pack: impl Fn(&mut [f32], std::ops::Range<usize>),
+    lefts: &[Mat<'_>],
+    pack: impl Fn(&mut Panels<'_>, usize, std::ops::Range<usize>),
 ) {
-    let (rows, inner) = (a.rows(), a.cols());
+    let rows = out.rows();
     let panels = out.cols().div_ceil(NR);
-    // Parts of about one size, multiples of 8 for the sake of transposing.
-    let parts = inner.div_ceil(DEPTH);
-    let depth = inner.div_ceil(parts).next_multiple_of(8);
-    for start in (0..inner).step_by(depth) {
-        let part = start..(start + depth).min(inner);
-        with_scratch(panels * NR * part.len(), |scratch| {
-            pack(scratch, part.clone());
-            if scale != 1.0 {
-                for x in scratch.iter_mut() {
-                    *x *= scale;
-                }
+    let sizes: Vec<usize> = lefts.iter().map(Mat::cols).collect();
+    let mut add = accumulate;
+    for run in runs(&sizes) {
+        let inner: usize = run.iter().map(|part| part.range.len()).sum();
+        with_scratch(panels * NR * inner, |scratch| {
+            let mut first = 0;
+            for Part { term, range } in &run {
+                let mut panels = Panels {
+                    numbers: &mut *scratch,
+                    inner,
+                    part: first..first + range.len(),
+                };
+                pack(&mut panels, *term, range.clone());
+                first += range.len();
             }
-            let a = a.block(0..rows, part);
-            multiply_part(out, accumulate || start > 0, a, scratch);
+            let lefts: Vec<Mat<'_>> = run
+                .iter()
+                .map(|part| lefts[part.term].block(0..rows, part.range.clone()))
+                .collect();
+            multiply_run(out, add, &lefts, inner, scratch);
         });
+        add = true;
+    }
+    if !add {
+        out.fill_zero();
     }
 }
 
-/// One part of the inner index; `panels` hold b.
-fn multiply_part(out: &mut MatMut<'_>, add: bool, a: Mat<'_>, panels: &[f32]) {
-    let (rows, inner) = (out.rows(), a.cols());
-    for start in (0..rows).step_by(ROWS) {
-        let block = start..(start + ROWS).min(rows);
-        let a = a.block(block.clone(), 0..inner);
-        if a.col_stride() == 1 && !a.row_stride().is_multiple_of(CONFLICT) {
-            multiply_block(out, start, add, a, panels);
-        } else if a.col_stride() == 1 {
-            let stride = inner.next_multiple_of(NR) + NR;
-            with_scratch(block.len() * stride, |scratch| {
-                for (i, to) in scratch.chunks_exact_mut(stride).enumerate() {
-                    to[..inner].copy_from_slice(&a.data()[i * a.row_stride()..][..inner]);
-                }
-                let a = Mat::strided(scratch, block.len(), inner, stride);
-                multiply_block(out, start, add, a, panels);
-            });
-        } else {
-            // Rows that do not lie in one piece are copied: 6 at a time side by side.
-            with_scratch(block.len().next_multiple_of(MR) * inner, |scratch| {
-                pack_rows(scratch, a);
-                multiply_packed(out, start, block.len(), add, inner, scratch, panels);
-            });
+/// Panels that are being filled: [cols / 16][inner][16], of which a part of the inner indices is meant.
+struct Panels<'a> {
+    numbers: &'a mut [f32],
+    inner: usize,
+    part: std::ops::Range<usize>,
+}
+
+impl Panels<'_> {
+    /// The part of a panel: rows of 16.
+    fn panel(&mut self, index: usize) -> &mut [f32] {
+        let start = (index * self.inner + self.part.start) * NR;
+        &mut self.numbers[start..][..self.part.len() * NR]
+    }
+
+    fn scale(&mut self, cols: usize, factor: f32) {
+        if factor == 1.0 {
+            return;
+        }
+        for panel in 0..cols.div_ceil(NR) {
+            for x in self.panel(panel) {
+                *x *= factor;
+            }
         }
     }
 }
 
-fn multiply_block(out: &mut MatMut<'_>, first: usize, add: bool, a: Mat<'_>, panels: &[f32]) {
-    let (rows, inner) = (a.rows(), a.cols());
+/// One run of inner indices, of `inner` in all; `panels` hold its right factors.
+fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize, panels: &[f32]) {
+    let rows = out.rows();
+    let mut in_place = Vec::with_capacity(lefts.len());
+    for start in (0..rows).step_by(ROWS) {
+        let block = start..(start + ROWS).min(rows);
+        let count = block.len();
+        let lefts = (lefts.iter()).map(|a| a.block(start..start + count, 0..a.cols()));
+        if lefts.clone().any(|a| a.col_stride() != 1) {
+            // Rows that do not lie in one piece are copied: 6 at a time side by side.
+            with_scratch(count.next_multiple_of(MR) * inner, |scratch| {
+                pack_rows(scratch, lefts, inner);
+                let left = Left {
+                    data: scratch,
+                    row_stride: inner,
+                    inner,
+                };
+                multiply_block::<MR>(out, block, add, &[left], panels);
+            });
+        } else if lefts
+            .clone()
+            .any(|a| a.row_stride().is_multiple_of(CONFLICT))
+        {
+            let stride = inner.next_multiple_of(NR) + NR;
+            with_scratch(count * stride, |scratch| {
+                let mut first = 0;
+                for a in lefts {
+                    for (i, to) in scratch.chunks_exact_mut(stride).enumerate() {
+                        to[first..first + a.cols()]
+                            .copy_from_slice(&a.data()[i * a.row_stride()..][..a.cols()]);
+                    }
+                    first += a.cols();
+                }
+                let left = Left {
+                    data: scratch,
+                    row_stride: stride,
+                    inner,
+                };
+                multiply_block::<1>(out, block, add, &[left], panels);
+            });
+        } else {
+            in_place.clear();
+            in_place.extend(lefts.map(|a| Left {
+                data: a.data(),
+                row_stride: a.row_stride(),
+                inner: a.cols(),
+            }));
+            multiply_block::<1>(out, block, add, &in_place, panels);
+        }
+    }
+}
+
+/// A block of rows of the left factor, or of a part of it.
+///
+/// In [`multiply_block`] element (i, p) is at i · `row_stride` + p if `COL` is 1; else 6 rows lie side by side, and it is at
+/// ⌊i / 6⌋ · 6 · `row_stride` + 6 · p + i mod 6.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+    inner: usize,
+}
+
+/// The rows `block` of out (+)= Σ lefts · their share of the panels.
+fn multiply_block<const COL: usize>(
+    out: &mut MatMut<'_>,
+    block: std::ops::Range<usize>,
+    add: bool,
+    lefts: &[Left<'_>],
+    panels: &[f32],
+) {
+    let rows = block.len();
+    let inner: usize = lefts.iter().map(|left| left.inner).sum();
+    assert!(block.end <= out.rows() && inner > 0);
+    for left in lefts {
+        let last = if COL == 1 {
+            (rows - 1) * left.row_stride + left.inner
+        } else {
+            rows.next_multiple_of(MR) * left.row_stride
+        };
+        assert!(last <= left.data.len(), "rows reach past their data");
+    }
     for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
         for i in (0..rows).step_by(MR) {
             let height = MR.min(rows - i);
-            let block = a.block(i..i + height, 0..inner);
-            let a = Rows {
-                data: block.data(),
-                row_stride: block.row_stride(),
-                col_stride: 1,
-            };
-            sums(out, first + i, height, panel * NR, add, inner, a, b);
+            sums::<COL>(out, block.start + i, height, panel * NR, add, lefts, i, b);
         }
     }
 }
 
-fn multiply_packed(
-    out: &mut MatMut<'_>,
-    first: usize,
-    rows: usize,
-    add: bool,
-    inner: usize,
-    packed: &[f32],
-    panels: &[f32],
-) {
-    for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
-        for (i, block) in packed.chunks_exact(MR * inner).enumerate() {
-            let height = MR.min(rows - i * MR);
-            let a = Rows {
-                data: block,
-                row_stride: 1,
-                col_stride: MR,
-            };
-            sums(out, first + i * MR, height, panel * NR, add, inner, a, b);
-        }
-    }
-}
-
-/// Up to 6 rows of the left factor.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    data: &'a [f32],
-    row_stride: usize,
-    col_stride: usize,
-}
-
-/// A block of sums: `height` rows from `row` on and up to 16 columns from `col` on.
+/// A block of sums: `height` rows from `row` on, which are those from `first` on of the left factors, and up to 16 columns
+/// from `col` on.
 #[expect(unsafe_code, reason = "kernels take pointers")]
-fn sums(
+#[inline]
+fn sums<const COL: usize>(
     out: &mut MatMut<'_>,
     row: usize,
     height: usize,
     col: usize,
     add: bool,
-    inner: usize,
-    a: Rows<'_>,
+    lefts: &[Left<'_>],
+    first: usize,
     b: &[f32],
 ) {
     let width = NR.min(out.cols() - col);
-    assert!(height <= MR && row + height <= out.rows());
-    assert!(b.len() >= inner * NR && inner > 0 && height > 0);
-    let last = (height - 1) * a.row_stride + (inner - 1) * a.col_stride;
-    assert!(last < a.data.len(), "rows reach past their data");
-    let kernel = match (height, a.col_stride) {
-        (1, 1) => kernel::<1, true>,
-        (2, 1) => kernel::<2, true>,
-        (3, 1) => kernel::<3, true>,
-        (4, 1) => kernel::<4, true>,
-        (5, 1) => kernel::<5, true>,
-        (6, 1) => kernel::<6, true>,
-        (1, _) => kernel::<1, false>,
-        (2, _) => kernel::<2, false>,
-        (3, _) => kernel::<3, false>,
-        (4, _) => kernel::<4, false>,
-        (5, _) => kernel::<5, false>,
-        _ => kernel::<6, false>,
-    };
     let run = |start: *mut f32, stride: usize| {
-        // SAFETY: `multiply` has checked that the processor has AVX2 and FMA. The assertions above
-        // show that the kernel's reads of `a` and `b` lie within their data; the caller gives 16
-        // columns of each of `height` rows to write.
-        unsafe {
-            kernel(
-                inner,
-                a.data.as_ptr(),
-                a.row_stride,
-                a.col_stride,
-                (b.as_ptr(), NR),
-                start,
-                stride,
-                add,
-            );
-        }
+        let kernel = match height {
+            1 => kernel::<1, COL>,
+            2 => kernel::<2, COL>,
+            3 => kernel::<3, COL>,
+            4 => kernel::<4, COL>,
+            5 => kernel::<5, COL>,
+            _ => kernel::<6, COL>,
+        };
+        // SAFETY: `multiply` has checked that the processor has AVX2 and FMA. `multiply_block` has checked that the
+        // rows of the left factors lie within their data, and hands over a panel of as many rows of 16 as they have
+        // inner indices; the output has 16 columns in each of `height` rows.
+        unsafe { kernel(lefts, first, b.as_ptr(), start, stride, add) }
     };
     if width == NR {
         let (start, stride) = out.pointer(row, col);
@@ -270,44 +326,110 @@ fn sums(
     }
 }
 
-/// c (+)= a·b for `M` rows and one panel of 16 columns.
+/// c (+)= Σ lefts · b for `M` rows and one panel of 16 columns.
+///
+/// # Safety
+/// The processor has AVX2 and FMA. The rows `first..first + M` of each left factor lie within its data, as [`Left`] says
+/// for `COL`; `b` has as many rows of 16 as they have inner indices; 16 numbers of c can be written at `i·c_row` for i < M.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn kernel<const M: usize, const COL: usize>(
+    lefts: &[Left<'_>],
+    first: usize,
+    mut b: *const f32,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        fetch::<M>(c, c_row);
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        for left in lefts {
+            let a = left.data.as_ptr().add(first * left.row_stride);
+            let a_row = if COL == 1 { left.row_stride } else { 1 };
+            b = add_products(&mut sums, left.inner, a, (a_row, COL), (b, NR));
+        }
+        store(sums, c, c_row, add);
+    }
+}
+
+/// c (+)= a·b for `M` rows and 16 columns, with any strides.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA. `a` can be read at `i·a_row + p·a_col` and `b` at `p·b_row + j` for
 /// i < M, p < inner, j < 16, and `c` written at `i·c_row + j`.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn kernel<const M: usize, const UNIT: bool>(
+unsafe fn thin_kernel<const M: usize>(
     inner: usize,
     a: *const f32,
-    a_row: usize,
-    a_col: usize,
-    (b, b_row): (*const f32, usize),
+    a_strides: (usize, usize),
+    b: (*const f32, usize),
     c: *mut f32,
     c_row: usize,
     add: bool,
 ) {
-    let (a_col, b_row) = if UNIT { (1, NR) } else { (a_col, b_row) };
     // SAFETY: by the contract of this function.
     unsafe {
-        for i in 0..M {
-            _mm_prefetch::<_MM_HINT_T0>(c.add(i * c_row).cast());
-            _mm_prefetch::<_MM_HINT_T0>(c.add(i * c_row + NR - 1).cast());
-        }
+        fetch::<M>(c, c_row);
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        let (mut at, mut panel) = (a, b);
+        add_products(&mut sums, inner, a, a_strides, b);
+        store(sums, c, c_row, add);
+    }
+}
+
+/// Asks for `M` rows of 16 numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn fetch<const M: usize>(c: *const f32, c_row: usize) {
+    for i in 0..M {
+        let row = c.wrapping_add(i * c_row);
+        _mm_prefetch::<_MM_HINT_T0>(row.cast());
+        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(NR - 1).cast());
+    }
+}
+
+/// sums += a·b; gives the place behind b.
+///
+/// # Safety
+/// As [`thin_kernel`].
+#[expect(unsafe_code, reason = "vector loads take pointers")]
+#[inline(always)] // Else the sums would go through memory.
+unsafe fn add_products<const M: usize>(
+    sums: &mut [[__m256; 2]; M],
+    inner: usize,
+    mut a: *const f32,
+    (a_row, a_col): (usize, usize),
+    (mut b, b_row): (*const f32, usize),
+) -> *const f32 {
+    // SAFETY: by the contract of this function.
+    unsafe {
         for _ in 0..inner / 4 {
             for p in 0..4 {
-                step(&mut sums, at.add(p * a_col), a_row, panel.add(p * b_row));
+                step(sums, a.add(p * a_col), a_row, b.add(p * b_row));
             }
-            at = at.add(4 * a_col);
-            panel = panel.add(4 * b_row);
+            a = a.add(4 * a_col);
+            b = b.add(4 * b_row);
         }
         for _ in 0..inner % 4 {
-            step(&mut sums, at, a_row, panel);
-            at = at.add(a_col);
-            panel = panel.add(b_row);
+            step(sums, a, a_row, b);
+            a = a.add(a_col);
+            b = b.add(b_row);
         }
+    }
+    b
+}
+
+/// c (+)= sums.
+///
+/// # Safety
+/// The processor has AVX2 and FMA; 16 numbers of c can be written at `i·c_row` for i < M.
+#[expect(unsafe_code, reason = "vector stores take pointers")]
+#[inline(always)]
+unsafe fn store<const M: usize>(sums: [[__m256; 2]; M], c: *mut f32, c_row: usize, add: bool) {
+    // SAFETY: by the contract of this function.
+    unsafe {
         for (i, [mut low, mut high]) in sums.into_iter().enumerate() {
             let c = c.add(i * c_row);
             if add {
@@ -323,7 +445,7 @@ unsafe fn kernel<const M: usize, const UNIT: bool>(
 /// One inner index.
 ///
 /// # Safety
-/// As [`kernel`].
+/// As [`thin_kernel`].
 #[expect(unsafe_code, reason = "vector loads take pointers")]
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -333,7 +455,7 @@ unsafe fn step<const M: usize>(
     a_row: usize,
     b: *const f32,
 ) {
-    // SAFETY: by the contract of `kernel`.
+    // SAFETY: by the contract of this function.
     unsafe {
         let (low, high) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -407,10 +529,10 @@ fn thin(
     assert!((height - 1) * a.row_stride() + (inner - 1) * a.col_stride() < a.data().len());
     assert!((inner - 1) * b.row_stride() + NR <= b.data().len());
     let kernel = match height {
-        1 => kernel::<1, false>,
-        2 => kernel::<2, false>,
-        3 => kernel::<3, false>,
-        _ => kernel::<4, false>,
+        1 => thin_kernel::<1>,
+        2 => thin_kernel::<2>,
+        3 => thin_kernel::<3>,
+        _ => thin_kernel::<4>,
     };
     let (start, stride) = out.pointer(row, col);
     // SAFETY: `multiply_thin` has checked that the processor has AVX2 and FMA; the assertions above show
@@ -419,8 +541,7 @@ fn thin(
         kernel(
             inner,
             a.data().as_ptr(),
-            a.row_stride(),
-            a.col_stride(),
+            (a.row_stride(), a.col_stride()),
             (b.data().as_ptr(), b.row_stride()),
             start,
             stride,
@@ -429,30 +550,33 @@ fn thin(
     }
 }
 
-/// Rows of `a`, 6 side by side: [rows / 6][inner][6]; rows past the last are zero.
-fn pack_rows(to: &mut [f32], a: Mat<'_>) {
-    let (rows, inner) = (a.rows(), a.cols());
-    for (block, to) in to.chunks_exact_mut(MR * inner).enumerate() {
-        let height = MR.min(rows - block * MR);
-        let a = a.block(block * MR..block * MR + height, 0..inner);
-        let (data, row_stride, col_stride) = (a.data(), a.row_stride(), a.col_stride());
-        if row_stride == 1 && height == MR {
-            for (p, to) in to.as_chunks_mut::<MR>().0.iter_mut().enumerate() {
-                to.copy_from_slice(&data[p * col_stride..][..MR]);
+/// Rows of left factors, one after the other, 6 side by side: [rows / 6][inner][6]; rows past the last are zero.
+fn pack_rows<'a>(to: &mut [f32], lefts: impl Iterator<Item = Mat<'a>> + Clone, inner: usize) {
+    for (block, mut to) in to.chunks_exact_mut(MR * inner).enumerate() {
+        for a in lefts.clone() {
+            let (part, rest) = to.split_at_mut(MR * a.cols());
+            to = rest;
+            let height = MR.min(a.rows() - block * MR);
+            let a = a.block(block * MR..block * MR + height, 0..a.cols());
+            let (data, row_stride, col_stride) = (a.data(), a.row_stride(), a.col_stride());
+            if row_stride == 1 && height == MR {
+                for (p, to) in part.as_chunks_mut::<MR>().0.iter_mut().enumerate() {
+                    to.copy_from_slice(&data[p * col_stride..][..MR]);
+                }
+                continue;
             }
-            continue;
-        }
-        for (p, to) in to.chunks_exact_mut(MR).enumerate() {
-            to[height..].fill(0.0);
-            for (i, to) in to[..height].iter_mut().enumerate() {
-                *to = data[i * row_stride + p * col_stride];
+            for (p, to) in part.chunks_exact_mut(MR).enumerate() {
+                to[height..].fill(0.0);
+                for (i, to) in to[..height].iter_mut().enumerate() {
+                    *to = data[i * row_stride + p * col_stride];
+                }
             }
         }
     }
 }
 
-/// Rows `part` of b in panels of 16 columns: [cols / 16][part][16]; columns past the last are zero.
-fn pack(to: &mut [f32], b: Factor<'_>, part: std::ops::Range<usize>, cols: usize) {
+/// Rows `part` of b in panels of 16 columns; columns past the last are zero.
+fn pack(to: &mut Panels<'_>, b: Factor<'_>, part: std::ops::Range<usize>, cols: usize) {
     match b.view.data() {
         Data::F32(data) => pack_numbers(to, data, b, part, cols),
         Data::Bf16(data) => pack_numbers(to, data, b, part, cols),
@@ -460,23 +584,19 @@ fn pack(to: &mut [f32], b: Factor<'_>, part: std::ops::Range<usize>, cols: usize
 }
 
 fn pack_numbers<N: Number>(
-    to: &mut [f32],
+    to: &mut Panels<'_>,
     data: &[N],
     b: Factor<'_>,
     part: std::ops::Range<usize>,
     cols: usize,
 ) {
-    let inner = part.len();
     let stride = b.view.cols();
-    if !b.transposed {
+    if b.transposed {
+        let start = b.first_col * stride + b.first_row + part.start;
+        pack_turned(to, &data[start..], stride, cols);
+    } else {
         let start = (b.first_row + part.start) * stride + b.first_col;
-        return pack_straight(to, &data[start..], stride, cols, inner);
-    }
-    for (panel, to) in to.chunks_exact_mut(NR * inner).enumerate() {
-        let first = b.first_col + panel * NR;
-        let start = first * stride + b.first_row + part.start;
-        let width = NR.min(cols - panel * NR);
-        pack_turned(to, &data[start..], stride, width, inner);
+        pack_straight(to, &data[start..], stride, cols);
     }
 }
 
@@ -523,18 +643,22 @@ impl Number for bf16 {
 
 /// Panels of b as it lies: its rows start `stride` apart.
 #[expect(unsafe_code, reason = "vector code")]
-fn pack_straight<N: Number>(to: &mut [f32], from: &[N], stride: usize, cols: usize, inner: usize) {
-    let whole = cols / NR;
+fn pack_straight<N: Number>(to: &mut Panels<'_>, from: &[N], stride: usize, cols: usize) {
+    let (whole, inner) = (cols / NR, to.part.len());
+    if inner == 0 {
+        return;
+    }
     if whole > 0 {
         assert!((inner - 1) * stride + whole * NR <= from.len());
-        assert!(to.len() >= whole * inner * NR);
+        assert!(to.part.end <= to.inner && to.numbers.len() >= whole * to.inner * NR);
+        let start = &raw mut to.numbers[to.part.start * NR];
         // SAFETY: `multiply` has checked the processor; the assertions show that `inner` rows of
         // `whole` times 16 numbers lie within `from`, and that `to` has room for them.
-        unsafe { straight(to.as_mut_ptr(), from.as_ptr(), stride, whole, inner) }
+        unsafe { straight(start, to.inner, from.as_ptr(), stride, whole, inner) }
     }
-    if let Some(to) = to.chunks_exact_mut(NR * inner).nth(whole) {
-        let width = cols - whole * NR;
-        for (p, to) in to.chunks_exact_mut(NR).enumerate() {
+    let width = cols - whole * NR;
+    if width > 0 {
+        for (p, to) in to.panel(whole).chunks_exact_mut(NR).enumerate() {
             to[width..].fill(0.0);
             let from = &from[p * stride + whole * NR..][..width];
             for (to, from) in to.iter_mut().zip(from) {
@@ -548,12 +672,13 @@ fn pack_straight<N: Number>(to: &mut [f32], from: &[N], stride: usize, cols: usi
 const AHEAD: usize = 8;
 
 /// # Safety
-/// The processor has AVX2; `inner` rows of `panels` times 16 numbers can be read, and `panels` times
-/// `inner` rows of 16 written.
+/// The processor has AVX2; `inner` rows of `panels` times 16 numbers can be read, and as many rows of 16 written to
+/// each panel; those start `depth` rows apart.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx2")]
 unsafe fn straight<N: Number>(
     to: *mut f32,
+    depth: usize,
     from: *const N,
     stride: usize,
     panels: usize,
@@ -569,7 +694,7 @@ unsafe fn straight<N: Number>(
             }
             for panel in 0..panels {
                 let from = from.add(panel * NR);
-                let to = to.add((panel * inner + p) * NR);
+                let to = to.add((panel * depth + p) * NR);
                 _mm256_storeu_ps(to, N::load(from));
                 _mm256_storeu_ps(to.add(8), N::load(from.add(8)));
             }
@@ -577,20 +702,26 @@ unsafe fn straight<N: Number>(
     }
 }
 
-/// A panel of b from its transpose: row j of `from` becomes column j; rows start `stride` apart.
+/// Panels of b from its transpose: row j of `from` becomes column j; rows start `stride` apart.
 #[expect(unsafe_code, reason = "vector code")]
-fn pack_turned<N: Number>(to: &mut [f32], from: &[N], stride: usize, width: usize, inner: usize) {
-    let whole = if width == NR { inner / 8 * 8 } else { 0 };
-    if whole > 0 {
-        assert!((NR - 1) * stride + inner <= from.len() && to.len() >= inner * NR);
-        // SAFETY: `multiply` has checked the processor; the assertion shows that 16 rows of `inner`
-        // numbers lie within `from`, and that `to` holds `inner` rows of 16.
-        unsafe { turned(to.as_mut_ptr(), from.as_ptr(), stride, whole) }
-    }
-    for (p, to) in to.chunks_exact_mut(NR).enumerate().skip(whole) {
-        to[width..].fill(0.0);
-        for (j, to) in to[..width].iter_mut().enumerate() {
-            *to = from[j * stride + p].wide();
+fn pack_turned<N: Number>(to: &mut Panels<'_>, from: &[N], stride: usize, cols: usize) {
+    let inner = to.part.len();
+    for panel in 0..cols.div_ceil(NR) {
+        let from = &from[panel * NR * stride..];
+        let width = NR.min(cols - panel * NR);
+        let to = to.panel(panel);
+        let whole = if width == NR { inner / 8 * 8 } else { 0 };
+        if whole > 0 {
+            assert!((NR - 1) * stride + inner <= from.len() && to.len() >= inner * NR);
+            // SAFETY: `multiply` has checked the processor; the assertion shows that 16 rows of `inner`
+            // numbers lie within `from`, and that `to` holds `inner` rows of 16.
+            unsafe { turned(to.as_mut_ptr(), from.as_ptr(), stride, whole) }
+        }
+        for (p, to) in to.chunks_exact_mut(NR).enumerate().skip(whole) {
+            to[width..].fill(0.0);
+            for (j, to) in to[..width].iter_mut().enumerate() {
+                *to = from[j * stride + p].wide();
+            }
         }
     }
 }

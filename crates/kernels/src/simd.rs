@@ -202,14 +202,25 @@ pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: us
     );
 }
 
-/// Adds in lanes, then the lanes pairwise, then what is left over.
+/// Σ term(x, y, …) over the numbers of rows of one length: added in lanes, then the lanes pairwise, then what is left over.
 #[inline(always)]
-pub(crate) fn lane_sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn lane_sum<const N: usize>(rows: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = rows[0].len();
+    let rows = rows.map(
+        #[inline(always)]
+        |row| row[..len].as_chunks::<LANES>(),
+    );
     let mut lanes = [0.0_f32; LANES];
-    let whole = len / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
+    for block in 0..len / LANES {
+        let blocks: [&[f32; LANES]; N] = std::array::from_fn(
+            #[inline(always)]
+            |n| &rows[n].0[block],
+        );
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+            *sum += term(std::array::from_fn(
+                #[inline(always)]
+                |n| blocks[n][lane],
+            ));
         }
     }
     let mut width = LANES / 2;
@@ -220,8 +231,11 @@ pub(crate) fn lane_sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
         width /= 2;
     }
     let mut sum = lanes[0];
-    for i in whole..len {
-        sum += term(i);
+    for i in 0..len % LANES {
+        sum += term(std::array::from_fn(
+            #[inline(always)]
+            |n| rows[n].1[i],
+        ));
     }
     sum
 }
@@ -351,7 +365,7 @@ mod tests {
     fn sums_and_maxima_cover_every_element() {
         for len in [0, 1, 15, 16, 17, 40] {
             let x: Vec<f32> = (0..len).map(|i| (i * 7 % 5) as f32 - 9.0).collect();
-            assert_eq!(lane_sum(len, |i| x[i]), x.iter().sum::<f32>());
+            assert_eq!(lane_sum([&x[..len]], |[x]| x), x.iter().sum::<f32>());
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(lane_max(&x), max);
             for at in 0..len {

@@ -136,7 +136,7 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
         // SAFETY: no two pieces share an element of an output.
         let tile = unsafe { y.block(rows.clone(), cols.clone()) };
-        multiply_piece(tile, (rows, cols), *start, terms);
+        multiply_piece(tile, sizes[*job], (rows, cols), *start, terms);
     });
 }
 
@@ -150,23 +150,41 @@ fn threads_to_cut_for() -> usize {
     8
 }
 
-/// One piece of an output, on one thread.
+/// One piece of an output of this size, on one thread.
 fn multiply_piece(
     mut tile: MatMut<'_>,
+    size: (usize, usize),
     (rows, cols): (&Range<usize>, &Range<usize>),
     start: Start<'_>,
     terms: &[Term<'_>],
 ) {
     let mut holds = start.prepare(&mut tile, cols);
-    for term in terms {
+    let whole = |term: &Term<'_>| term.at == (0, 0) && (term.a.rows(), term.b.cols()) == size;
+    let mut rest = terms;
+    while let Some(term) = rest.first() {
+        // Neighbours that write the whole output are one sum. That they do does not depend on the piece, and so the order
+        // of additions does not.
+        let together = rest.iter().take_while(|term| whole(term)).count();
+        if together > 0 {
+            let parts = rest[..together].iter().map(|term| Term {
+                a: term.a.block(rows.clone(), 0..term.a.cols()),
+                b: term.b.block(0..term.b.rows(), cols.clone()),
+                ..*term
+            });
+            let parts: Vec<Term<'_>> = parts.collect();
+            multiply_terms(tile.reborrow(), holds, &parts);
+            holds = true;
+            rest = &rest[together..];
+            continue;
+        }
+        rest = &rest[1..];
         let (row, col) = term.at;
         let down = overlap(rows, &(row..row + term.a.rows()));
         let across = overlap(cols, &(col..col + term.b.cols()));
         if down.is_empty() || across.is_empty() {
             continue;
         }
-        let whole = down == *rows && across == *cols;
-        if !holds && !whole {
+        if !holds {
             tile.fill_zero();
             holds = true;
         }
@@ -183,8 +201,7 @@ fn multiply_piece(
                 .block(0..term.b.rows(), across.start - col..across.end - col),
             ..*term
         };
-        multiply_term(window, holds, &part);
-        holds = true;
+        multiply_terms(window, true, &[part]);
     }
     if !holds {
         tile.fill_zero();
@@ -248,16 +265,18 @@ fn cut(sizes: &[(usize, usize)], inner: usize, threads: usize) -> Vec<Piece> {
     pieces
 }
 
-/// out (+)= a term, on one thread.
-fn multiply_term(out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
+/// out (+)= Σ terms, each of the size of `out`, on one thread.
+fn multiply_terms(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
     #[cfg(target_arch = "x86_64")]
     if panels::supported() {
-        return panels::multiply(out, accumulate, term);
+        return panels::multiply(out, accumulate, terms);
     }
-    multiply_term_anywhere(out, accumulate, term);
+    for (i, term) in terms.iter().enumerate() {
+        multiply_term_anywhere(out.reborrow(), accumulate || i > 0, term);
+    }
 }
 
-/// [`multiply_term`] with `gemm-f32`, for processors that [`panels`] has no code for.
+/// [`multiply_terms`] of one with `gemm-f32`, for processors that [`panels`] has no code for.
 fn multiply_term_anywhere(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
     let Term { a, b, scale, .. } = *term;
     let rows = out.rows();
@@ -388,7 +407,9 @@ mod tests {
                         let tile = |y: &mut Tensor, work: &dyn Fn(MatMut<'_>)| {
                             work(MatMut::new(y.view_mut().into_f32s(), rows, cols));
                         };
-                        tile(&mut here, &|out| multiply_term(out, accumulate, &term));
+                        tile(&mut here, &|out| {
+                            multiply_terms(out, accumulate, std::slice::from_ref(&term));
+                        });
                         tile(&mut anywhere, &|out| {
                             multiply_term_anywhere(out, accumulate, &term);
                         });

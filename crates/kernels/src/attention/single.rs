@@ -96,7 +96,7 @@ fn softmax(scores: &mut [f32], scale: f32) -> f32 {
             for score in scores.iter_mut() {
                 *score = exp(*score - max);
             }
-            let sum = lane_sum(scores.len(), |i| scores[i]);
+            let sum = lane_sum([scores], |[x]| x);
             let factor = 1.0 / sum;
             for score in scores.iter_mut() {
                 *score *= factor;

@@ -44,8 +44,8 @@ pub fn layer_norm_forward(
                     || {
                         let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
                         for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                            let m = lane_sum(cols, |i| x[i]) / cols as f32;
-                            let squares = lane_sum(cols, |i| (x[i] - m) * (x[i] - m));
+                            let m = lane_sum([x], |[x]| x) / cols as f32;
+                            let squares = lane_sum([x], |[x]| (x - m) * (x - m));
                             *mean = m;
                             *rstd = 1.0 / (squares / cols as f32 + eps).sqrt();
                             apply_row(y, x, m, *rstd, weight, bias);
@@ -160,15 +160,14 @@ pub fn layer_norm_backward(
                             rows.zip(x.chunks_exact(cols)).zip(stats)
                         {
                             let n = cols as f32;
-                            let sum = lane_sum(cols, |i| dy[i] * weight[i]) / n;
+                            let sum = lane_sum([dy, weight], |[dy, w]| dy * w) / n;
                             let along =
-                                lane_sum(cols, |i| dy[i] * weight[i] * (x[i] - m) * rstd) / n;
-                            if !accumulate {
-                                dx.fill(0.0);
-                            }
-                            for i in 0..cols {
-                                let normed = (x[i] - m) * rstd;
-                                dx[i] += rstd * (dy[i] * weight[i] - sum - normed * along);
+                                lane_sum([dy, weight, x], |[dy, w, x]| dy * w * (x - m) * rstd) / n;
+                            let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
+                            for (((dx, dy), x), w) in values {
+                                let before = if accumulate { *dx } else { 0.0 };
+                                let normed = (x - m) * rstd;
+                                *dx = before + rstd * (dy * w - sum - normed * along);
                             }
                         }
                     },

@@ -43,7 +43,7 @@ pub fn rms_norm_forward(
                     || {
                         let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
                         for ((y, x), rstd) in pieces.zip(rstd) {
-                            let squares = lane_sum(size, |i| x[i] * x[i]);
+                            let squares = lane_sum([x], |[x]| x * x);
                             *rstd = 1.0 / (squares / size as f32 + eps).sqrt();
                             scale_piece(y, x, *rstd, weight);
                         }
@@ -146,13 +146,12 @@ pub fn rms_norm_backward(
                     || {
                         let pieces = dx.chunks_exact_mut(size).zip(dy.chunks_exact(size));
                         for (((dx, dy), x), &rstd) in pieces.zip(x.chunks_exact(size)).zip(rstd) {
-                            let sum = lane_sum(size, |i| dy[i] * weight[i] * x[i]);
+                            let sum = lane_sum([dy, weight, x], |[dy, w, x]| dy * w * x);
                             let mean = sum / size as f32 * rstd * rstd;
-                            if !accumulate {
-                                dx.fill(0.0);
-                            }
-                            for i in 0..size {
-                                dx[i] += rstd * (dy[i] * weight[i] - x[i] * mean);
+                            let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
+                            for (((dx, dy), x), w) in values {
+                                let before = if accumulate { *dx } else { 0.0 };
+                                *dx = before + rstd * (dy * w - x * mean);
                             }
                         }
                     },
