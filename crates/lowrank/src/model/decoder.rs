@@ -16,7 +16,7 @@ use super::config::{ModelConfig, Part, Position, WeightId};
 use super::pass::Pass;
 use super::saving::Saving;
 use super::weights::Weights;
-use crate::tuning::AdapterSet;
+use crate::tuning::{Adapter, AdapterSet};
 
 /// Sums over the supervised tokens of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -79,6 +79,18 @@ impl KvCache {
             layers: (0..config.num_hidden_layers)
                 .map(|_| (new(), new()))
                 .collect(),
+        }
+    }
+
+    /// Writes an adapter's trained keys and values to the rows from `at` on.
+    pub(crate) fn write_prefix(&mut self, adapter: &Adapter, at: usize) {
+        for (layer, &(k, v)) in adapter.virtual_tokens.key_values.iter().enumerate() {
+            let (cache_k, cache_v) = self.layer_mut(layer);
+            for (cache, slot) in [(cache_k, k), (cache_v, v)] {
+                let values = adapter.params.view(slot);
+                let mut rows = cache.view_mut().slice_rows(at..at + values.rows());
+                rows.copy_from(values);
+            }
         }
     }
 
@@ -338,6 +350,7 @@ impl Decoder {
             pass.weight(WeightId::Embedding),
             false,
         );
+        pass.embed_virtual(&mut x);
         if config.position == Position::Learned {
             embedding_forward(
                 x.view_mut(),
@@ -361,6 +374,7 @@ impl Decoder {
 }
 
 fn embed_backward(pass: &Pass, dx: View, grads: &mut Arena) {
+    pass.embed_virtual_backward(dx, grads);
     if let Some(slot) = pass.trained(WeightId::Embedding) {
         embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
     }

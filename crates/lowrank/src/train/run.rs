@@ -24,7 +24,7 @@ use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::lora::{self, Targets};
 use crate::tuning::{
-    self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method, adapter, bitfit, full, top,
+    self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method, adapter, bitfit, full, prefix, top,
 };
 
 /// Steps whose losses are averaged for the final figure.
@@ -119,9 +119,14 @@ pub fn train(
     if let Some(valid) = &valid {
         observer.event(&Event::Note(valid.report.to_string()));
     }
-    check(config, &base, &data, valid.as_ref())?;
+    check(config, valid.as_ref())?;
     let network = base.into_network();
-    let trained = prepare(config, &network, observer)?;
+    let trained = prepare(config, &network, &data.examples, observer)?;
+    let longest = data
+        .report
+        .longest
+        .max(valid.as_ref().map_or(0, |v| v.report.longest));
+    check_length(&network, &trained.adapter, longest)?;
     // A run that cannot fit leaves no folder behind.
     choose_saving(
         config,
@@ -180,12 +185,7 @@ fn check_settings(config: &TrainConfig) -> Result<(), Error> {
     }
 }
 
-fn check(
-    config: &TrainConfig,
-    base: &Base,
-    data: &Dataset,
-    valid: Option<&Dataset>,
-) -> Result<(), Error> {
+fn check(config: &TrainConfig, valid: Option<&Dataset>) -> Result<(), Error> {
     let needs_valid = [
         (config.eval_steps.is_some(), "eval_steps"),
         (config.load_best_model_at_end, "load_best_model_at_end"),
@@ -201,17 +201,24 @@ fn check(
             "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
         )));
     }
-    let limit = base.decoder.config().max_position_embeddings;
-    let longest = data
-        .report
-        .longest
-        .max(valid.map_or(0, |v| v.report.longest));
-    if longest > limit {
-        return Err(Error::Settings(format!(
-            "the longest row has {longest} tokens and the model was made for {limit}; set --max-seq-length {limit} to cut rows there"
-        )));
-    }
     Ok(())
+}
+
+/// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.
+fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(), Error> {
+    let taken = adapter.virtual_tokens().total();
+    let limit = base.decoder.config().max_position_embeddings;
+    let room = limit.saturating_sub(taken);
+    if longest <= room {
+        return Ok(());
+    }
+    let of_them = match taken {
+        0 => String::new(),
+        _ => format!(", {taken} of them virtual"),
+    };
+    Err(Error::Settings(format!(
+        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set --max-seq-length {room} to cut rows there"
+    )))
 }
 
 /// The trainable values that a run begins with, and what their files need.
@@ -221,6 +228,7 @@ fn check(
 pub fn prepare(
     config: &TrainConfig,
     base: &Network,
+    examples: &[Example],
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     if let Some(folder) = &config.init_adapter {
@@ -260,9 +268,12 @@ pub fn prepare(
             (adapter, coverage, AdapterConfig::Adapter(options))
         }
         Method::Prefix => {
-            return Err(Error::Settings(
-                "the method prefix cannot be trained".to_owned(),
-            ));
+            let options = config.prefix_options();
+            let (text, note) = first_text(config, examples);
+            let adapter =
+                prefix::inject(&base.decoder, options, config.prefix_init, &text, seed)?;
+            let coverage = format!("{}, {note}", prefix::coverage(model, options));
+            (adapter, coverage, AdapterConfig::Prefix(options))
         }
     };
     observer.event(&Event::Note(coverage));
@@ -270,6 +281,35 @@ pub fn prepare(
         adapter,
         config: Some(trained),
     })
+}
+
+/// The tokens that virtual ones may begin as, those of the first prompts, and in words what they do begin as.
+fn first_text(config: &TrainConfig, examples: &[Example]) -> (Vec<u32>, String) {
+    let options = config.prefix_options();
+    let needed = options.prefix.saturating_add(options.infix);
+    let rows = |prompts: bool| {
+        let mut text = Vec::new();
+        for row in examples {
+            if text.len() >= needed {
+                break;
+            }
+            text.extend_from_slice(if prompts { row.prompt() } else { &row.ids });
+        }
+        text
+    };
+    let mut text = rows(true);
+    let mut source = "prompts";
+    if text.is_empty() {
+        (text, source) = (rows(false), "rows");
+    }
+    let found = text.len().min(needed);
+    let note = match config.prefix_init {
+        prefix::Init::Text => format!("which begin as the first {found} tokens of the {source}"),
+        prefix::Init::Vocab => "which begin as tokens drawn from the vocabulary".to_owned(),
+        prefix::Init::Random => "which begin at random".to_owned(),
+        prefix::Init::Zero => "which begin at zero".to_owned(),
+    };
+    (text, note)
 }
 
 /// An adapter of an earlier run, whose options are its own.
