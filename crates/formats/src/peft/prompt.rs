@@ -268,7 +268,10 @@ mod tests {
         assert!(with("").is_ok());
         assert!(with(r#","modules_to_save":[],"encoder_hidden_size":8"#).is_ok());
         for (more, words) in [
-            (r#","prefix_projection":true"#, "`prefix_projection` is true"),
+            (
+                r#","prefix_projection":true"#,
+                "`prefix_projection` is true",
+            ),
             (r#","prefix_projection":1"#, "`prefix_projection` is 1"),
             (
                 r#","num_transformer_submodules":2"#,

@@ -140,11 +140,15 @@ impl Decoder {
     }
 
     /// The losses of a batch, without gradients.
+    ///
+    /// # Panics
+    /// If the batch has not the virtual tokens of its rows' adapters.
     pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         in_pool(|| self.loss_here(batch, adapters, ws))
     }
 
     fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+        check_virtual(batch, adapters);
         let pass = self.pass(batch, adapters, ws, None);
         let adapter_rows = batch.adapters_of(&batch.supervised);
         let wanted = self.wanted(batch, &adapter_rows);
@@ -164,6 +168,9 @@ impl Decoder {
 
     /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the adapter's `params`). Every
     /// row uses adapter 0 of the set.
+    ///
+    /// # Panics
+    /// As [`loss`](Self::loss).
     pub fn forward_backward(
         &self,
         batch: &Batch,
@@ -183,6 +190,7 @@ impl Decoder {
         options: &PassOptions,
         ws: &Workspace,
     ) -> LossSum {
+        check_virtual(batch, adapters);
         let pass = self.pass(batch, adapters, ws, options.dropout_key);
         let adapter = adapters.get(0);
         let lowest = adapter.lowest_layer();
@@ -272,6 +280,9 @@ impl Decoder {
 
     /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
     /// and its segments refer to cache rows.
+    ///
+    /// # Panics
+    /// Without a cache as [`loss`](Self::loss).
     pub fn logits(
         &self,
         batch: &Batch,
@@ -291,6 +302,9 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         ws: &Workspace,
     ) -> Tensor {
+        if cache.is_none() {
+            check_virtual(batch, adapters);
+        }
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
         let gathered = gather(&pass, x, rows);
@@ -370,6 +384,17 @@ impl Decoder {
             view: pass.weight(pass.head_id()),
             layout: lowrank_kernels::Layout::OutIn,
         }
+    }
+}
+
+/// Panics unless the batch was laid out for the adapters that its rows use.
+fn check_virtual(batch: &Batch, adapters: AdapterSet) {
+    for (_, index) in &batch.adapters {
+        assert_eq!(
+            adapters.get(*index).virtual_tokens(),
+            batch.virtual_tokens,
+            "a batch begins with the virtual tokens of its adapter"
+        );
     }
 }
 

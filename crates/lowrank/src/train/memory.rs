@@ -41,11 +41,7 @@ fn available_memory() -> Option<u64> {
 }
 
 /// The work of the largest micro-batch that these rows can make.
-fn largest_batch(
-    examples: &[Example],
-    batch_size: usize,
-    virtual_tokens: VirtualTokens,
-) -> Work {
+fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: VirtualTokens) -> Work {
     let mut rows: Vec<&Example> = examples.iter().collect();
     rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
     let mut work = Work {

@@ -270,8 +270,7 @@ pub fn prepare(
         Method::Prefix => {
             let options = config.prefix_options();
             let (text, note) = first_text(config, examples);
-            let adapter =
-                prefix::inject(&base.decoder, options, config.prefix_init, &text, seed)?;
+            let adapter = prefix::inject(&base.decoder, options, config.prefix_init, &text, seed)?;
             let coverage = format!("{}, {note}", prefix::coverage(model, options));
             (adapter, coverage, AdapterConfig::Prefix(options))
         }
@@ -797,7 +796,8 @@ impl Loop<'_> {
             full::save_weights(model, adapter, &config.output, dtype)?;
             self.base.source.write_side_files(&config.output, dtype)?;
         }
-        folder::write_card(config, &self.base.source, outcome)
+        let pefts = self.adapter_config.is_some_and(AdapterConfig::is_pefts);
+        folder::write_card(config, &self.base.source, outcome, pefts)
     }
 
     /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the

@@ -273,11 +273,11 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
 /// A field that is missing, out of range, or of another model.
 pub(super) fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, Error> {
     if raw.str("peft_type")? == PEFT_TYPE {
-        check_keys(
-            raw,
-            &["infix_tokens", "num_virtual_tokens", "prefix_kind"],
-        )?;
-        if raw.opt_str("prefix_kind")?.is_some_and(|k| k != "embedding") {
+        check_keys(raw, &["infix_tokens", "num_virtual_tokens", "prefix_kind"])?;
+        if raw
+            .opt_str("prefix_kind")?
+            .is_some_and(|k| k != "embedding")
+        {
             return Err(raw.unsupported("prefix_kind", "\"embedding\"").into());
         }
         let options = Options {
@@ -378,13 +378,15 @@ pub(super) fn save(
             dtype: StoredDType::F32,
             shape: vec![n, slots * width],
         };
-        let metadata =
-            BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base.fingerprint.to_owned())]);
+        let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base.fingerprint.to_owned())]);
         let values = Tensor::from_f32(n, slots * width, join_prefix(&parts, n));
         let bytes = values.to_le_bytes(lowrank_kernels::DType::F32);
-        write_safetensors(&folder.join(ADAPTER_WEIGHTS), &[spec], &metadata, |_, out| {
-            out.write_all(&bytes)
-        })?;
+        write_safetensors(
+            &folder.join(ADAPTER_WEIGHTS),
+            &[spec],
+            &metadata,
+            |_, out| out.write_all(&bytes),
+        )?;
     } else {
         super::files::write_values(folder, adapter, base.fingerprint)?;
     }
