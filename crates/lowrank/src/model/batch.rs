@@ -111,7 +111,7 @@ impl Batch {
             return;
         };
         let before = 0..self.virtual_tokens.prefix;
-        let shared = self.append(&[before.clone()], &first[..prefix]);
+        let shared = self.append(std::slice::from_ref(&before), &first[..prefix]);
         let infix = self.append_virtual(&[before.clone(), shared.clone()], VirtualPart::Infix);
         // The last shared row predicts what each sequence goes on with.
         for i in 1..=prefix {

@@ -23,8 +23,8 @@ fn timeless(run: &Path) -> Vec<Value> {
 
 fn assert_same_run(place: &Place, whole: &str, resumed: &str, method: Method) {
     let files: &[&str] = match method {
-        Method::Lora => &["adapter_model.safetensors", "adapter_config.json"],
         Method::Full => &["model.safetensors", "config.json"],
+        _ => &["adapter_model.safetensors", "adapter_config.json"],
     };
     for name in files {
         let read = |run: &str| fs::read(place.path(run).join(name)).expect("the file is there");

@@ -220,10 +220,7 @@ impl Layered<TrainSettings> {
             )
         });
         problems.require(s.num_virtual_tokens > 0 || s.infix_tokens > 0, || {
-            format!(
-                "{} must be 1 or greater",
-                self.name("num_virtual_tokens")
-            )
+            format!("{} must be 1 or greater", self.name("num_virtual_tokens"))
         });
         for (key, set) in [
             ("load_best_model_at_end", s.load_best_model_at_end),
