@@ -85,7 +85,7 @@ fn virtual_tokens_are_trained_used_and_not_merged() {
             "--method=prefix",
             "--init-adapter",
             &lab.arg("prompt"),
-            "--max-steps=1",
+           
         ],
     );
     lowrank().args(&next).assert().success();
