@@ -81,12 +81,7 @@ fn virtual_tokens_are_trained_used_and_not_merged() {
     // What begins from an adapter takes its kind and numbers.
     let next = lab.train(
         "next",
-        &[
-            "--method=prefix",
-            "--init-adapter",
-            &lab.arg("prompt"),
-           
-        ],
+        &["--method=prefix", "--init-adapter", &lab.arg("prompt")],
     );
     lowrank().args(&next).assert().success();
     let yaml = std::fs::read_to_string(lab.path("next").join("config.yaml")).expect("settings");

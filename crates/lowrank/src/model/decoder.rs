@@ -158,7 +158,7 @@ impl Decoder {
             None => gather(&pass, x, &batch.supervised),
         };
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        let head = self.head(&pass);
+        let head = head(&pass);
         let sums =
             cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
         pass.give([rows, h]);
@@ -223,7 +223,7 @@ impl Decoder {
         let mut dh = trains_below.then(|| pass.take(h.rows(), h.cols()));
         let head_slot = pass.trained(pass.head_id());
         let dw = head_slot.map(|slot| grads.view_mut(slot));
-        let head = self.head(&pass);
+        let head = head(&pass);
         let sums = cross_entropy_forward_backward(
             dh.as_mut().map(Tensor::view_mut),
             dw,
@@ -310,7 +310,7 @@ impl Decoder {
         let gathered = gather(&pass, x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
         let mut logits = pass.take(rows.len(), self.config().vocab_size);
-        head_logits(logits.view_mut(), h.view(), self.head(&pass));
+        head_logits(logits.view_mut(), h.view(), head(&pass));
         pass.give([gathered, h]);
         pass.give_norm(saved);
         logits
@@ -378,12 +378,12 @@ impl Decoder {
         }
         x
     }
+}
 
-    fn head<'p>(&self, pass: &'p Pass) -> Weight<'p> {
-        Weight {
-            view: pass.weight(pass.head_id()),
-            layout: lowrank_kernels::Layout::OutIn,
-        }
+fn head<'p>(pass: &'p Pass) -> Weight<'p> {
+    Weight {
+        view: pass.weight(pass.head_id()),
+        layout: lowrank_kernels::Layout::OutIn,
     }
 }
 

@@ -159,6 +159,12 @@ impl Layered<TrainSettings> {
             );
         }
 
+        self.check_counts(problems);
+    }
+
+    /// Numbers that are at least one.
+    fn check_counts(&self, problems: &mut Misuse) {
+        let s = &self.settings;
         let mut count = |key: &str, value: Option<u64>| {
             problems.require(value != Some(0), || {
                 format!("{} must be 1 or greater, not 0", self.name(key))
