@@ -211,7 +211,10 @@ fn flags_of_the_wrong_kind_are_misuse() {
         "{text}"
     );
     let text = stderr_of(&["train", "--method", "qlora"], 2);
-    assert!(text.contains("[possible values: lora, full]"), "{text}");
+    assert!(
+        text.contains("[possible values: lora, full, top, bitfit, adapter, prefix]"),
+        "{text}"
+    );
     let text = stderr_of(&["train", "--max-steps", "1", "--num-train-epochs", "1"], 2);
     assert!(text.contains("cannot be used with"), "{text}");
     let text = stderr_of(
