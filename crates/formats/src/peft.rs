@@ -12,9 +12,11 @@ use crate::hf_config::HfConfig;
 use crate::json::read_object;
 use crate::{FormatError, atomic};
 
+mod prompt;
 mod read;
 mod target;
 
+pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
 pub use target::{LoraPart, ModuleNames, TargetModules, lora_key, parse_lora_key};
 
 /// The name of the configuration in an adapter's folder.

@@ -161,8 +161,11 @@ mod tests {
         insta::assert_snapshot!(text(&report, &output), @r#"
         runs/e2e
         base            models/smollm2, but it was trained on another
-        LoRA            r 8, lora_alpha 16
+        method          LoRA
+        r               8
+        lora_alpha      16.0
         target_modules  q_proj, v_proj
+        use_rslora      false
         parameters      460,800
         files           1.8 MiB
 

@@ -314,15 +314,26 @@ pub fn adapter_set<'a>(adapters: &'a [&'a Adapter]) -> AdapterSet<'a> {
     }
 }
 
-/// Refuses rows and prompts that are longer than the model can take.
+/// Refuses rows and prompts that are longer than the model can take beside the virtual tokens of any of the adapters.
 ///
 /// # Errors
 /// When `longest` tokens are too many.
-pub fn check_length(base: &Base, longest: usize, mend: &str) -> Result<(), Misuse> {
+pub fn check_length(
+    base: &Base,
+    adapters: &[&Adapter],
+    longest: usize,
+    mend: &str,
+) -> Result<(), Misuse> {
     let limit = base.decoder.config().max_position_embeddings;
-    if longest > limit {
+    let taken = adapters.iter().map(|one| one.virtual_tokens().total());
+    let taken = taken.max().unwrap_or(0);
+    if longest > limit.saturating_sub(taken) {
+        let virtual_tokens = match taken {
+            0 => String::new(),
+            _ => format!(", {taken} of them the adapter's"),
+        };
         return Err(Misuse::new(format!(
-            "{longest} tokens are too many for {}, which was made for {limit}; {mend}",
+            "{longest} tokens are too many for {}, which was made for {limit}{virtual_tokens}; {mend}",
             base.source
         )));
     }

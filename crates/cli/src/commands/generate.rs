@@ -179,7 +179,7 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         .map(|prompt| prompt.ids.len())
         .max()
         .unwrap_or(0);
-    check_length(&base, longest + 1, "shorten the prompt")?;
+    check_length(&base, &adapters.all(), longest + 1, "shorten the prompt")?;
     if let ([prompt], ..=1, false) = (prompts.as_slice(), args.adapter.len(), args.json) {
         return stream(prompt, &base, &adapters, &options, &output);
     }

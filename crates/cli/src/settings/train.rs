@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::values::{
-    AdapterKind, BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, Recompute, SchedulerType,
-    Targets, parse_pattern, pattern_map,
+    AdapterKind, BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, PrefixInit, PrefixKind,
+    Recompute, SchedulerType, Targets, parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
@@ -132,6 +132,22 @@ pub struct TrainSettings {
     /// Width of adapter layers
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
     pub bottleneck: usize,
+
+    /// What virtual tokens are (method prefix)
+    #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
+    pub prefix_kind: PrefixKind,
+
+    /// Virtual tokens before every sequence
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
+    pub num_virtual_tokens: usize,
+
+    /// Virtual tokens between prompt and completion, with the kind embedding
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OTHERS)]
+    pub infix_tokens: usize,
+
+    /// What virtual tokens begin as
+    #[arg(long, value_name = "INIT", default_value = "text", help_heading = OTHERS)]
+    pub prefix_init: PrefixInit,
 
     /// The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3, prefix 1e-2]
     #[arg(long, value_name = "X", help_heading = OPTIMIZATION)]

@@ -20,8 +20,32 @@ pub enum Method {
     Bitfit,
     /// New layers of a small width between the frozen ones
     Adapter,
-    /// Keys and values before every sequence
+    /// Virtual tokens before every sequence
     Prefix,
+}
+
+/// What virtual tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixKind {
+    /// Keys and values in every block: PEFT's prefix tuning
+    Layer,
+    /// Token embeddings: PEFT's prompt tuning
+    Embedding,
+}
+
+/// What virtual tokens begin as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixInit {
+    /// The tokens of the first prompts
+    Text,
+    /// Tokens drawn from the vocabulary
+    Vocab,
+    /// Normal with standard deviation 1
+    Random,
+    /// Zeros
+    Zero,
 }
 
 /// Where adapter layers stand.

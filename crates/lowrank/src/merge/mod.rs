@@ -119,6 +119,11 @@ impl MergedConfig {
                 "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter with --adapter, or train LoRA, which merges",
             );
         }
+        if adapter.virtual_tokens().total() > 0 {
+            return refuse(
+                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
+            );
+        }
         if adapter.low_rank.is_empty() && adapter.replaced.is_empty() {
             return refuse("this adapter changes no weight, so there is nothing to merge");
         }

@@ -362,6 +362,7 @@ impl Pass<'_> {
             rope_forward(q.view_mut(), &self.batch.positions, table, config.head_size);
             rope_forward(k.view_mut(), &self.batch.positions, table, config.head_size);
         }
+        let (k, v) = self.with_trained_keys(place.layer, k, v);
         HeadsSaved { q, k, v, raw }
     }
 
@@ -644,8 +645,8 @@ impl Pass<'_> {
         let tokens = d_o.rows();
         let HeadsSaved { q, k, v, raw } = &saved.heads;
         let mut dq = self.take(tokens, config.q_size());
-        let mut dk = self.take(tokens, config.kv_size());
-        let mut dv = self.take(tokens, config.kv_size());
+        let mut dk = self.take(k.rows(), config.kv_size());
+        let mut dv = self.take(v.rows(), config.kv_size());
         attention_backward(
             dq.view_mut(),
             dk.view_mut(),
@@ -659,6 +660,7 @@ impl Pass<'_> {
             &self.attention_shape(),
             self.ws,
         );
+        let (mut dk, dv) = self.trained_keys_backward(place.layer, dk, dv, grads);
         if let Some(table) = place.rope {
             for dx in [&mut dq, &mut dk] {
                 let positions = &self.batch.positions;

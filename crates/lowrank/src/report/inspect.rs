@@ -216,5 +216,19 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
             parameters: site.slots().map(size).sum(),
             relative_change: None,
         });
-    linears.chain(replaced).chain(bottlenecks).collect()
+    let sites = &adapter.virtual_tokens;
+    let keys = sites.key_values.iter().flat_map(|(k, v)| [*k, *v]);
+    let virtual_tokens = keys.chain(sites.prefix).chain(sites.infix);
+    let virtual_tokens = virtual_tokens.map(|slot| ModuleReport {
+        module: adapter.names[slot].clone(),
+        r: None,
+        scale: None,
+        parameters: size(slot),
+        relative_change: None,
+    });
+    linears
+        .chain(replaced)
+        .chain(bottlenecks)
+        .chain(virtual_tokens)
+        .collect()
 }

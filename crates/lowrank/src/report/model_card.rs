@@ -40,6 +40,8 @@ pub struct ModelCard<'a> {
     pub name: &'a str,
     /// What was written.
     pub kind: CardKind,
+    /// Whether PEFT loads the folder.
+    pub pefts: bool,
     /// The model that was adapted.
     pub base: BaseModel<'a>,
     /// The method's name in a sentence, such as "LoRA" or "full fine-tuning".
@@ -68,7 +70,7 @@ pub fn render(card: &ModelCard<'_>) -> String {
         let _ = writeln!(text, "base_model: {}", quote(id));
     }
     let (library, relation) = match card.kind {
-        CardKind::Adapter(method) if is_pefts(method) => ("peft", "adapter"),
+        CardKind::Adapter(_) if card.pefts => ("peft", "adapter"),
         // No library of the Hub reads the files of the other methods.
         CardKind::Adapter(_) => ("lowrank", "adapter"),
         CardKind::Model => ("transformers", "finetune"),
@@ -165,7 +167,7 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
                 );
             }
             text.push_str("```\n");
-            if is_pefts(method) {
+            if card.pefts {
                 let _ = write!(
                     text,
                     "\n```python\n\
@@ -184,11 +186,6 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
              model = AutoModelForCausalLM.from_pretrained(\"MODEL\")\n```\n",
         ),
     }
-}
-
-/// Whether PEFT loads what the method writes.
-fn is_pefts(method: Method) -> bool {
-    matches!(method, Method::Lora | Method::Prefix)
 }
 
 /// A Markdown table of two columns.
@@ -223,6 +220,7 @@ mod tests {
         render(&ModelCard {
             name: "e2e-lora",
             kind,
+            pefts: matches!(kind, CardKind::Adapter(Method::Lora)),
             base,
             method: "LoRA",
             trainable_parameters: 460_800,

@@ -9,7 +9,7 @@ use super::schedule::SchedulerType;
 use crate::data::OnBadRow;
 use crate::model::Recompute;
 use crate::tuning::lora::{InitLoraWeights, Targets};
-use crate::tuning::{Method, adapter, top};
+use crate::tuning::{Method, adapter, prefix, top};
 
 /// The settings of `lowrank train`, in the words of PEFT's `LoraConfig` and of transformers' `TrainingArguments`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,18 @@ pub struct TrainConfig {
     /// Width of adapter layers.
     #[serde(default = "default_bottleneck")]
     pub bottleneck: usize,
+    /// What virtual tokens are: embeddings, or keys and values.
+    #[serde(default)]
+    pub prefix_kind: prefix::Kind,
+    /// Virtual tokens before every sequence.
+    #[serde(default = "default_virtual_tokens")]
+    pub num_virtual_tokens: usize,
+    /// Virtual tokens between prompt and completion.
+    #[serde(default)]
+    pub infix_tokens: usize,
+    /// What virtual tokens begin as.
+    #[serde(default)]
+    pub prefix_init: prefix::Init,
     /// Start from this adapter; the method's options are its own.
     pub init_adapter: Option<PathBuf>,
     /// The highest learning rate.
@@ -129,6 +141,10 @@ fn default_bottleneck() -> usize {
     adapter::DEFAULT_BOTTLENECK
 }
 
+fn default_virtual_tokens() -> usize {
+    prefix::DEFAULT_VIRTUAL_TOKENS
+}
+
 /// Storage of the base's matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -176,6 +192,10 @@ impl TrainConfig {
             head_only: false,
             adapter_kind: adapter::Kind::default(),
             bottleneck: default_bottleneck(),
+            prefix_kind: prefix::Kind::default(),
+            num_virtual_tokens: default_virtual_tokens(),
+            infix_tokens: 0,
+            prefix_init: prefix::Init::default(),
             init_adapter: None,
             learning_rate: method.learning_rate(),
             lr_scheduler_type: SchedulerType::Linear,
@@ -228,6 +248,16 @@ impl TrainConfig {
                 "left out with head_only",
             ),
             ("bottleneck", self.bottleneck > 0, "at least 1"),
+            (
+                "num_virtual_tokens",
+                self.num_virtual_tokens > 0 || self.infix_tokens > 0,
+                "at least 1",
+            ),
+            (
+                "infix_tokens",
+                self.infix_tokens == 0 || self.prefix_kind == prefix::Kind::Embedding,
+                "left out with prefix_kind layer",
+            ),
             (
                 "learning_rate",
                 positive(self.learning_rate),
@@ -315,6 +345,15 @@ impl TrainConfig {
         adapter::Options {
             kind: self.adapter_kind,
             bottleneck: self.bottleneck,
+        }
+    }
+
+    /// Which virtual tokens the method prefix trains.
+    pub fn prefix_options(&self) -> prefix::Options {
+        prefix::Options {
+            kind: self.prefix_kind,
+            prefix: self.num_virtual_tokens,
+            infix: self.infix_tokens,
         }
     }
 

@@ -161,11 +161,12 @@ pub(super) fn write_report(
     )?)
 }
 
-/// Writes README.md, the model card.
+/// Writes README.md, the model card. `pefts`: PEFT loads the folder.
 pub(super) fn write_card(
     config: &TrainConfig,
     source: &Source,
     outcome: &Outcome,
+    pefts: bool,
 ) -> Result<(), Error> {
     let name = config.output.file_name().map_or_else(
         || "adapter".into(),
@@ -184,6 +185,7 @@ pub(super) fn write_card(
     let card = report::model_card::render(&report::model_card::ModelCard {
         name: &name,
         kind,
+        pefts,
         base,
         method: config.method.title(),
         trainable_parameters: outcome.trainable_parameters as u64,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lowrank_formats::peft::{LoraConfig, TargetModules};
 use lowrank_kernels::Workspace;
 
 use super::checkpoint::{self, DataMark, TrainerState};
@@ -14,18 +13,16 @@ use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::{choose_saving, peak_rss};
 use super::order::StepRows;
+use super::prepare::{Trained, prepare};
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::model::{Saving, families};
+use crate::model::Saving;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
-use crate::tuning::lora::{self, Targets};
-use crate::tuning::{
-    self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method, adapter, bitfit, full, top,
-};
+use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};
 
 /// Steps whose losses are averaged for the final figure.
 const LAST_STEPS: usize = 20;
@@ -86,14 +83,6 @@ impl Outcome {
     }
 }
 
-/// A method's trainable values with what its files need.
-pub struct Trained {
-    /// The values.
-    pub adapter: Adapter,
-    /// What the adapter's files say; `None` for full training, which writes a whole model.
-    pub config: Option<AdapterConfig>,
-}
-
 /// Runs a training from its settings and writes its folder. `stop` ends it after the step under way.
 ///
 /// # Errors
@@ -119,9 +108,14 @@ pub fn train(
     if let Some(valid) = &valid {
         observer.event(&Event::Note(valid.report.to_string()));
     }
-    check(config, &base, &data, valid.as_ref())?;
+    check(config, valid.as_ref())?;
     let network = base.into_network();
-    let trained = prepare(config, &network, observer)?;
+    let trained = prepare(config, &network, &data.examples, observer)?;
+    let longest = data
+        .report
+        .longest
+        .max(valid.as_ref().map_or(0, |v| v.report.longest));
+    check_length(&network, &trained.adapter, longest)?;
     // A run that cannot fit leaves no folder behind.
     choose_saving(
         config,
@@ -180,12 +174,7 @@ fn check_settings(config: &TrainConfig) -> Result<(), Error> {
     }
 }
 
-fn check(
-    config: &TrainConfig,
-    base: &Base,
-    data: &Dataset,
-    valid: Option<&Dataset>,
-) -> Result<(), Error> {
+fn check(config: &TrainConfig, valid: Option<&Dataset>) -> Result<(), Error> {
     let needs_valid = [
         (config.eval_steps.is_some(), "eval_steps"),
         (config.load_best_model_at_end, "load_best_model_at_end"),
@@ -201,162 +190,24 @@ fn check(
             "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
         )));
     }
-    let limit = base.decoder.config().max_position_embeddings;
-    let longest = data
-        .report
-        .longest
-        .max(valid.map_or(0, |v| v.report.longest));
-    if longest > limit {
-        return Err(Error::Settings(format!(
-            "the longest row has {longest} tokens and the model was made for {limit}; set --max-seq-length {limit} to cut rows there"
-        )));
-    }
     Ok(())
 }
 
-/// The trainable values that a run begins with, and what their files need.
-///
-/// # Errors
-/// Targets that match nothing; an adapter to start from that can't be used.
-pub fn prepare(
-    config: &TrainConfig,
-    base: &Network,
-    observer: &mut dyn Observer,
-) -> Result<Trained, Error> {
-    if let Some(folder) = &config.init_adapter {
-        return start_from(config, folder, base, observer);
+/// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.
+fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(), Error> {
+    let taken = adapter.virtual_tokens().total();
+    let limit = base.decoder.config().max_position_embeddings;
+    let room = limit.saturating_sub(taken);
+    if longest <= room {
+        return Ok(());
     }
-    let (model, weights) = (base.decoder.config(), base.decoder.weights());
-    let seed = mix(config.seed, 1);
-    let (adapter, coverage, trained) = match config.method {
-        Method::Full => {
-            let adapter = full::inject(weights);
-            weights.release_pages();
-            return Ok(Trained {
-                adapter,
-                config: None,
-            });
-        }
-        Method::Lora => {
-            let lora = lora_config(config, base);
-            let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, seed)?;
-            let trained = AdapterConfig::Lora(Box::new(lora));
-            (adapter, coverage.to_string(), trained)
-        }
-        Method::Top => {
-            let options = config.top_options();
-            let adapter = top::inject(weights, options)?;
-            let coverage = top::coverage(model, options);
-            (adapter, coverage, AdapterConfig::Top(options))
-        }
-        Method::Bitfit => {
-            let adapter = bitfit::inject(weights);
-            (adapter, bitfit::coverage(model), AdapterConfig::Bitfit)
-        }
-        Method::Adapter => {
-            let options = config.adapter_options();
-            let adapter = adapter::inject(model, options, seed)?;
-            let coverage = adapter::coverage(model, options);
-            (adapter, coverage, AdapterConfig::Adapter(options))
-        }
-        Method::Prefix => {
-            return Err(Error::Settings(
-                "the method prefix cannot be trained".to_owned(),
-            ));
-        }
+    let of_them = match taken {
+        0 => String::new(),
+        _ => format!(", {taken} of them virtual"),
     };
-    observer.event(&Event::Note(coverage));
-    Ok(Trained {
-        adapter,
-        config: Some(trained),
-    })
-}
-
-/// An adapter of an earlier run, whose options are its own.
-fn start_from(
-    config: &TrainConfig,
-    folder: &Path,
-    base: &Network,
-    observer: &mut dyn Observer,
-) -> Result<Trained, Error> {
-    if config.method == Method::Full {
-        return Err(Error::Settings("init_adapter goes with every method but full; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned()));
-    }
-    let loaded = tuning::load(folder, base.decoder.config())?;
-    if loaded.config.method() != config.method {
-        return Err(Error::Settings(format!(
-            "init_adapter {} was trained with {}, and the method of this run is {}; give the same method",
-            folder.display(),
-            loaded.config.method().title(),
-            config.method.title()
-        )));
-    }
-    note_fingerprint(&loaded, base, observer);
-    observer.event(&Event::Note(loaded.coverage));
-    let (mut adapter, mut trained) = (loaded.adapter, loaded.config);
-    if let AdapterConfig::Lora(lora) = &mut trained {
-        lora.lora_dropout = config.lora_dropout;
-        lora.base_model_name_or_path = Some(config.model.clone());
-        for site in adapter.low_rank.values_mut().flatten() {
-            site.dropout = config.lora_dropout as f32;
-        }
-    }
-    Ok(Trained {
-        adapter,
-        config: Some(trained),
-    })
-}
-
-fn note_fingerprint(loaded: &tuning::Loaded, base: &Network, observer: &mut dyn Observer) {
-    if let Some(recorded) = &loaded.base_fingerprint
-        && *recorded != base.decoder.weights().fingerprint()
-    {
-        observer.event(&Event::Note(format!(
-            "warning: this adapter was trained on another base than {} (fingerprints {recorded} and {}); its results may be poor",
-            base.source,
-            base.decoder.weights().fingerprint()
-        )));
-    }
-}
-
-/// PEFT's config for the settings of a run.
-fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
-    let family = base.decoder.config().family;
-    let defaults = || {
-        families::default_targets(family)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
-    };
-    LoraConfig {
-        r: config.r,
-        lora_alpha: config.lora_alpha,
-        lora_dropout: config.lora_dropout,
-        target_modules: config.target_modules.as_ref().map_or_else(
-            || TargetModules::List(defaults()),
-            Targets::to_target_modules,
-        ),
-        exclude_modules: config
-            .exclude_modules
-            .as_ref()
-            .map(Targets::to_module_names),
-        fan_in_fan_out: base.decoder.config().layout == lowrank_kernels::Layout::InOut,
-        use_rslora: config.use_rslora,
-        init_lora_weights: config.init_lora_weights.to_json(),
-        rank_pattern: config
-            .rank_pattern
-            .iter()
-            .map(|(key, r)| (key.clone(), *r))
-            .collect(),
-        alpha_pattern: config
-            .alpha_pattern
-            .iter()
-            .map(|(key, alpha)| (key.clone(), *alpha))
-            .collect(),
-        base_model_name_or_path: Some(config.model.clone()),
-        task_type: Some("CAUSAL_LM".to_owned()),
-        ..LoraConfig::default()
-    }
+    Err(Error::Settings(format!(
+        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set --max-seq-length {room} to cut rows there"
+    )))
 }
 
 /// The state of the loop.
@@ -757,7 +608,8 @@ impl Loop<'_> {
             full::save_weights(model, adapter, &config.output, dtype)?;
             self.base.source.write_side_files(&config.output, dtype)?;
         }
-        folder::write_card(config, &self.base.source, outcome)
+        let pefts = self.adapter_config.is_some_and(AdapterConfig::is_pefts);
+        folder::write_card(config, &self.base.source, outcome, pefts)
     }
 
     /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the

@@ -1,7 +1,7 @@
 //! The folder of any adapter: `adapter_config.json`, whose `peft_type` says which method wrote it, and
 //! `adapter_model.safetensors`.
 //!
-//! LoRA's are PEFT's own files. The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
+//! LoRA's and prefix tuning's are PEFT's own files. The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
 //! named as in model.safetensors where they stand in for a model's own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,13 +11,13 @@ use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, LoraConfig, read_adapter_config, write_adapter_config,
+    ADAPTER_WEIGHTS, LoraConfig, PromptKind, read_adapter_config, write_adapter_config,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::{Adapter, Method, adapter, bitfit, lora, top};
+use super::{Adapter, Method, adapter, bitfit, lora, prefix, top};
 use crate::Error;
 use crate::model::ModelConfig;
 
@@ -43,6 +43,8 @@ pub enum AdapterConfig {
     Bitfit,
     /// `LOWRANK_ADAPTER`.
     Adapter(adapter::Options),
+    /// PEFT's `PREFIX_TUNING` or `PROMPT_TUNING`, or `LOWRANK_PREFIX_INFIX`.
+    Prefix(prefix::Options),
 }
 
 impl AdapterConfig {
@@ -53,6 +55,16 @@ impl AdapterConfig {
             Self::Top(_) => Method::Top,
             Self::Bitfit => Method::Bitfit,
             Self::Adapter(_) => Method::Adapter,
+            Self::Prefix(_) => Method::Prefix,
+        }
+    }
+
+    /// Whether PEFT loads the files.
+    pub fn is_pefts(&self) -> bool {
+        match self {
+            Self::Lora(_) => true,
+            Self::Prefix(options) => options.is_pefts(),
+            Self::Top(_) | Self::Bitfit | Self::Adapter(_) => false,
         }
     }
 
@@ -68,6 +80,7 @@ impl AdapterConfig {
             Self::Top(options) => options.to_json(),
             Self::Bitfit => Vec::new(),
             Self::Adapter(options) => options.to_json(),
+            Self::Prefix(options) => options.to_json(),
         };
         let named = options.into_iter();
         named.map(|(key, value)| (key.to_owned(), value)).collect()
@@ -121,6 +134,12 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
             let coverage = adapter::coverage(model, options);
             finish(folder, laid_out, AdapterConfig::Adapter(options), coverage)
         }
+        name if name == prefix::PEFT_TYPE || PromptKind::from_peft_type(name).is_some() => {
+            let options = prefix::read(&raw, model)?;
+            let laid_out = prefix::lay_out(model, options)?;
+            let coverage = prefix::coverage(model, options);
+            finish(folder, laid_out, AdapterConfig::Prefix(options), coverage)
+        }
         // Whatever else it is, LoRA's reader says what is wrong with it.
         _ => {
             let loaded = lora::load(folder, model)?;
@@ -142,7 +161,11 @@ fn finish(
     coverage: String,
 ) -> Result<Loaded, Error> {
     let weights = Checkpoint::open(&folder.join(ADAPTER_WEIGHTS))?;
-    read_values(&weights, &mut adapter)?;
+    if adapter.virtual_tokens.key_values.is_empty() {
+        read_values(&weights, &mut adapter)?;
+    } else {
+        prefix::read_layers(&weights, &mut adapter)?;
+    }
     Ok(Loaded {
         adapter,
         config,
@@ -165,6 +188,9 @@ pub fn save(
     let (peft_type, options) = match config {
         AdapterConfig::Lora(config) => {
             return lora::save(folder, model, config, adapter, base.fingerprint);
+        }
+        AdapterConfig::Prefix(options) => {
+            return prefix::save(folder, model, *options, adapter, base);
         }
         AdapterConfig::Top(options) => (top::PEFT_TYPE, options.to_json()),
         AdapterConfig::Bitfit => (bitfit::PEFT_TYPE, Vec::new()),

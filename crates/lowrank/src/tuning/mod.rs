@@ -6,7 +6,8 @@
 //! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
 //!   that the base does not have (a bias, the head of tied embeddings);
-//! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP.
+//! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP;
+//! - `virtual_tokens`: embeddings, or keys and values in every block, that stand where tokens would.
 //!
 //! A new method is a module here that fills the table, a [`Method`] entry, a variant of [`AdapterConfig`] with its lines in
 //! [`load`] and [`save`], and, where it acts at a point that no method has used before, a new kind of hook.
@@ -16,6 +17,7 @@ pub mod bitfit;
 mod files;
 pub mod full;
 pub mod lora;
+pub mod prefix;
 pub mod top;
 
 use std::collections::{HashMap, HashSet};
@@ -24,7 +26,10 @@ use lowrank_kernels::{Activation, Arena, View};
 
 pub use files::{AdapterConfig, BaseMark, Loaded, base_of, load, save};
 
-use crate::model::{BlockNorm, LinearId, LinearKind, ModelConfig, WeightId, Weights, families};
+use crate::model::{
+    BlockNorm, LinearId, LinearKind, ModelConfig, VirtualPart, VirtualTokens, WeightId, Weights,
+    families,
+};
 
 /// A way to adapt a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,7 +45,7 @@ pub enum Method {
     Bitfit,
     /// Bottleneck layers between frozen ones (Houlsby et al., 2019).
     Adapter,
-    /// Trained keys and values before every sequence (Li and Liang, 2021).
+    /// Trained virtual tokens: embeddings, or keys and values (Li and Liang, 2021).
     Prefix,
 }
 
@@ -83,7 +88,13 @@ impl Method {
             ],
             Self::Top => &["top_layers", "head_only"],
             Self::Adapter => &["adapter_kind", "bottleneck"],
-            Self::Full | Self::Bitfit | Self::Prefix => &[],
+            Self::Prefix => &[
+                "prefix_kind",
+                "num_virtual_tokens",
+                "infix_tokens",
+                "prefix_init",
+            ],
+            Self::Full | Self::Bitfit => &[],
         }
     }
 
@@ -179,6 +190,27 @@ pub enum Reach {
     Input,
 }
 
+/// Trained rows that stand where tokens would.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VirtualSites {
+    /// Slots of keys and values [n, KV·D] before every sequence, for each block; empty: none.
+    pub key_values: Vec<(usize, usize)>,
+    /// Slot of embeddings [n, C] before every sequence.
+    pub prefix: Option<usize>,
+    /// Slot of embeddings [n, C] between prompt and completion.
+    pub infix: Option<usize>,
+}
+
+impl VirtualSites {
+    /// Slot of some of the embeddings.
+    pub(crate) fn embedding(&self, part: VirtualPart) -> Option<usize> {
+        match part {
+            VirtualPart::Prefix => self.prefix,
+            VirtualPart::Infix => self.infix,
+        }
+    }
+}
+
 /// Trainable values and where in the model they act.
 pub struct Adapter {
     /// The values, f32.
@@ -191,6 +223,8 @@ pub struct Adapter {
     pub replaced: HashMap<WeightId, usize>,
     /// Bottlenecks by block and place.
     pub bottleneck: HashMap<(usize, Sublayer), BottleneckSite>,
+    /// Rows that stand where tokens would.
+    pub virtual_tokens: VirtualSites,
 }
 
 impl Adapter {
@@ -203,6 +237,7 @@ impl Adapter {
             low_rank: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
+            virtual_tokens: VirtualSites::default(),
         }
     }
 
@@ -267,7 +302,15 @@ impl Adapter {
             };
             (*layer, reach)
         });
-        branches.chain(weights).chain(bottlenecks)
+        let sites = &self.virtual_tokens;
+        let keys = (0..sites.key_values.len()).map(|layer| (layer, Reach::Attention));
+        let embeds = sites.prefix.is_some() || sites.infix.is_some();
+        let embeddings = embeds.then_some((0, Reach::Input));
+        branches
+            .chain(weights)
+            .chain(bottlenecks)
+            .chain(keys)
+            .chain(embeddings)
     }
 
     /// Slots whose matrix of one row is a vector, which files hold with one dimension.
@@ -287,6 +330,19 @@ impl Adapter {
     pub fn trains_embedding(&self) -> bool {
         self.replaced.contains_key(&WeightId::Embedding)
             || self.replaced.contains_key(&WeightId::Positions)
+            || self.virtual_tokens.prefix.is_some()
+            || self.virtual_tokens.infix.is_some()
+    }
+
+    /// What it puts before and between the tokens of its sequences.
+    pub fn virtual_tokens(&self) -> VirtualTokens {
+        let rows = |slot: usize| self.params.shape(slot).0;
+        let sites = &self.virtual_tokens;
+        VirtualTokens {
+            keys: sites.key_values.first().map_or(0, |(k, _)| rows(*k)),
+            prefix: sites.prefix.map_or(0, rows),
+            infix: sites.infix.map_or(0, rows),
+        }
     }
 
     /// Whether other adapters, or rows without one, may be in the same batch: replaced weights act on every row.

@@ -81,6 +81,15 @@ const fn adapter(model: &'static str, name: &'static str) -> AdapterCase {
     }
 }
 
+/// Folders of PEFT's prefix and prompt tuning below the models', trained with learning rate 1e-2.
+pub(crate) const PROMPT_ADAPTERS: [AdapterCase; 5] = [
+    adapter("llama", "prefix"),
+    adapter("llama", "prompt"),
+    adapter("qwen3", "prefix"),
+    adapter("gpt2", "prefix"),
+    adapter("gpt2", "prompt"),
+];
+
 /// The adapters.
 pub(crate) const ADAPTERS: [AdapterCase; 9] = [
     AdapterCase {

@@ -11,3 +11,4 @@ mod output;
 mod resume;
 mod sharing;
 mod training;
+mod virtual_tokens;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::TrainSettings;
 use crate::failure::Misuse;
-use crate::settings::values::Targets;
+use crate::settings::values::{PrefixKind, Targets};
 use crate::settings::{Layered, flag, object};
 
 /// Keys that `init_adapter` decides.
@@ -22,6 +22,9 @@ const ADAPTER_KEYS: &[&str] = &[
     "head_only",
     "adapter_kind",
     "bottleneck",
+    "prefix_kind",
+    "num_virtual_tokens",
+    "infix_tokens",
 ];
 
 impl Layered<TrainSettings> {
@@ -34,9 +37,18 @@ impl Layered<TrainSettings> {
         let Ok(text) = std::fs::read(folder.join("adapter_config.json")) else {
             return;
         };
-        let Ok(Value::Object(config)) = serde_json::from_slice(&text) else {
+        let Ok(Value::Object(mut config)) = serde_json::from_slice(&text) else {
             return;
         };
+        // PEFT's files say it with their type.
+        let kind = match config.get("peft_type").and_then(Value::as_str) {
+            Some("PREFIX_TUNING") => Some("layer"),
+            Some("PROMPT_TUNING") => Some("embedding"),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            config.insert("prefix_kind".to_owned(), kind.into());
+        }
         let Ok(mut values) = object(&self.settings) else {
             return;
         };
@@ -147,6 +159,12 @@ impl Layered<TrainSettings> {
             );
         }
 
+        self.check_counts(problems);
+    }
+
+    /// Numbers that are at least one.
+    fn check_counts(&self, problems: &mut Misuse) {
+        let s = &self.settings;
         let mut count = |key: &str, value: Option<u64>| {
             problems.require(value != Some(0), || {
                 format!("{} must be 1 or greater, not 0", self.name(key))
@@ -198,6 +216,17 @@ impl Layered<TrainSettings> {
                 self.name("head_only"),
                 self.name("top_layers")
             )
+        });
+        let layer = s.prefix_kind == PrefixKind::Layer;
+        problems.require(!layer || s.infix_tokens == 0, || {
+            format!(
+                "{} goes with {} embedding",
+                self.name("infix_tokens"),
+                self.name("prefix_kind")
+            )
+        });
+        problems.require(s.num_virtual_tokens > 0 || s.infix_tokens > 0, || {
+            format!("{} must be 1 or greater", self.name("num_virtual_tokens"))
         });
         for (key, set) in [
             ("load_best_model_at_end", s.load_best_model_at_end),
