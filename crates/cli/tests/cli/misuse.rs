@@ -383,3 +383,41 @@ fn a_reader_that_goes_away_is_no_failure() {
         (Some(0), "")
     );
 }
+
+#[test]
+fn options_of_another_method_are_refused() {
+    let refused = |flags: &[&str], words: &[&str]| {
+        let train = [
+            "train",
+            "--model",
+            "builtin:tiny",
+            "--data",
+            ".",
+            "--output",
+            "x",
+        ];
+        let text = stderr_of(&[&train[..], flags].concat(), 2);
+        for word in words {
+            assert!(text.contains(word), "`{word}` is not in: {text}");
+        }
+    };
+    refused(
+        &["--bottleneck=8"],
+        &["--bottleneck does nothing with the method lora"],
+    );
+    refused(
+        &["--method=bitfit", "--r=4", "--top-layers=1"],
+        &[
+            "--r does nothing with the method bitfit",
+            "--top-layers does nothing",
+        ],
+    );
+    refused(
+        &["--method=top", "--top-layers=1", "--head-only"],
+        &["--head-only trains the output projection alone, so leave --top-layers out"],
+    );
+    refused(
+        &["--method=adapter", "--bottleneck=0"],
+        &["--bottleneck must be 1 or greater"],
+    );
+}

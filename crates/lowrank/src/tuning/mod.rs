@@ -326,14 +326,6 @@ impl Adapter {
         replaced.chain(bottlenecks).collect()
     }
 
-    /// Whether the gradient must reach the embedding tables.
-    pub fn trains_embedding(&self) -> bool {
-        self.replaced.contains_key(&WeightId::Embedding)
-            || self.replaced.contains_key(&WeightId::Positions)
-            || self.virtual_tokens.prefix.is_some()
-            || self.virtual_tokens.infix.is_some()
-    }
-
     /// What it puts before and between the tokens of its sequences.
     pub fn virtual_tokens(&self) -> VirtualTokens {
         let rows = |slot: usize| self.params.shape(slot).0;
