@@ -31,6 +31,9 @@ above under the adapter, and:
     final.KEY          f32          the tensor after the ten steps
     smoothed.loss, smoothed.grad.KEY, smoothed.grad_norm      the same with label smoothing 0.1, in one case
 
+The folders of `PROMPT_ADAPTERS` are the same for PEFT's prefix and prompt tuning; their one tensor is `prompt_embeddings`,
+and the logits are those of the text alone, without the virtual tokens.
+
 `gpt2/q_v_parts` adapts the query and the value part of the fused c_attn separately, as the LoRA paper does. Its keys
 are PEFT's with the part's name after the module's (`...attn.c_attn.q.lora_A.weight`), the tensors before training are
 `init.KEY`, and its adapter folder holds the same change as one PEFT adapter of twice the rank: A stacked, B block
@@ -48,7 +51,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -100,6 +103,13 @@ ADAPTERS = {
     "gpt2/c_attn": dict(r=4, lora_alpha=10, target_modules=["c_attn"], fan_in_fan_out=True),
     "gpt2/all_linear": dict(r=3, lora_alpha=7, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
 }
+PROMPT_ADAPTERS = {
+    "llama/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "llama/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
+    "qwen3/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "gpt2/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    "gpt2/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
 SMOOTHED_ADAPTER = "llama/all_linear"
 PARTS_CASE, PARTS_RANK, PARTS_ALPHA = "gpt2/q_v_parts", 2, 5
 
@@ -138,8 +148,8 @@ def make_rows(name):
 
 
 def row_logits(model, rows):
-    """Logits [T, V] a row; each row runs alone, so nothing is padded or masked."""
-    return [model(input_ids=ids[None], use_cache=False).logits[0] for ids, _ in rows]
+    """Logits [T, V] a row; each row runs alone, so nothing is padded or masked. Those of virtual tokens are left out."""
+    return [model(input_ids=ids[None], use_cache=False).logits[0, -len(ids):] for ids, _ in rows]
 
 
 def mean_loss(model, rows, smoothing=0.0):
@@ -234,7 +244,7 @@ def save_adapter(peft_model, folder):
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    if isinstance(config["target_modules"], list):
+    if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
@@ -264,6 +274,18 @@ def write_adapter(folder, name):
     save_adapter(model, folder)
     smoothing = 0.1 if name == SMOOTHED_ADAPTER else 0.0
     write_tensors(folder / "golden.safetensors", lora_golden(model, rows, parameters, smoothing))
+
+
+def write_prompt_adapter(folder, name):
+    """The folder of a prefix or prompt tuning, and what PEFT computes with it."""
+    family = name.split("/")[0]
+    model = get_peft_model(make_model(family), PROMPT_ADAPTERS[name]).eval()
+    parameters = {"prompt_embeddings": model.prompt_encoder["default"].embedding.weight}
+    with torch.no_grad():
+        for value in parameters.values():
+            value.copy_(0.5 * torch.randn(value.shape, generator=generator(name)))
+    save_adapter(model, folder)
+    write_tensors(folder / "golden.safetensors", lora_golden(model, make_rows(family), parameters))
 
 
 class PartsLinear(nn.Module):
@@ -323,6 +345,8 @@ def write_all(folder):
         write_model(folder / name, name)
     for name in ADAPTERS:
         write_adapter(folder / name, name)
+    for name in PROMPT_ADAPTERS:
+        write_prompt_adapter(folder / name, name)
     write_parts(folder / PARTS_CASE)
 
 

@@ -50,7 +50,7 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
     let trained = Trained {
         adapter,
-        lora: None,
+        config: None,
     };
     let outcome = fit(
         &settings,

@@ -8,12 +8,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::hf_config::HfConfig;
 use crate::json::read_object;
 use crate::{FormatError, atomic};
 
+mod prompt;
 mod read;
 mod target;
 
+pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
 pub use target::{LoraPart, ModuleNames, TargetModules, lora_key, parse_lora_key};
 
 /// The name of the configuration in an adapter's folder.
@@ -92,6 +95,38 @@ impl Default for LoraConfig {
     }
 }
 
+/// Reads the `adapter_config.json` of any method, unchecked; `path` is the adapter's folder or the file itself.
+///
+/// # Errors
+/// The file is not there, too large, or not a JSON object.
+pub fn read_adapter_config(path: &Path) -> Result<HfConfig, FormatError> {
+    let file = if path.is_dir() {
+        path.join(ADAPTER_CONFIG)
+    } else {
+        path.to_path_buf()
+    };
+    if !file.exists() {
+        return Err(FormatError::Missing {
+            path: file,
+            problem: format!(
+                "is missing; an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+            ),
+        });
+    }
+    let map = read_object(&file, FILE_CAP)?;
+    Ok(HfConfig::from_map(&file, map))
+}
+
+/// Writes `adapter_config.json` into `folder`: indented, keys sorted where the map sorts them.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_adapter_config(folder: &Path, map: &Map<String, Value>) -> Result<(), FormatError> {
+    atomic::write_file(&folder.join(ADAPTER_CONFIG), |out| {
+        serde_json::to_writer_pretty(&mut *out, map).map_err(std::io::Error::from)
+    })
+}
+
 impl LoraConfig {
     /// Reads and checks `adapter_config.json`; `path` is the adapter's folder or the file itself.
     ///
@@ -99,21 +134,9 @@ impl LoraConfig {
     /// The file is not there, not a JSON object, not LoRA's, or asks for something that is not supported. All problems
     /// are listed at once, each with its key and value.
     pub fn read(path: &Path) -> Result<LoraConfig, FormatError> {
-        let file = if path.is_dir() {
-            path.join(ADAPTER_CONFIG)
-        } else {
-            path.to_path_buf()
-        };
-        if !file.exists() {
-            return Err(FormatError::Missing {
-                path: file,
-                problem: format!(
-                    "is missing; an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
-                ),
-            });
-        }
-        let map = read_object(&file, FILE_CAP)?;
-        LoraConfig::from_json(&map).map_err(|problems| FormatError::Problems {
+        let raw = read_adapter_config(path)?;
+        let (file, map) = (raw.path().to_path_buf(), raw.map());
+        LoraConfig::from_json(map).map_err(|problems| FormatError::Problems {
             path: file,
             problems,
         })
@@ -192,9 +215,7 @@ impl LoraConfig {
         if let Err(problems) = LoraConfig::from_json(&map) {
             return Err(FormatError::Problems { path, problems });
         }
-        atomic::write_file(&path, |out| {
-            serde_json::to_writer_pretty(&mut *out, &map).map_err(std::io::Error::from)
-        })
+        write_adapter_config(folder, &map)
     }
 }
 

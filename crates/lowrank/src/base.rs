@@ -246,6 +246,19 @@ impl Source {
     /// # Errors
     /// A file can't be read or written.
     pub fn write_side_files(&self, folder: &Path, dtype: DType) -> Result<(), Error> {
+        self.write_changed_side_files(folder, dtype, &[])
+    }
+
+    /// [`write_side_files`](Self::write_side_files), with some keys of config.json set to another value.
+    ///
+    /// # Errors
+    /// A file can't be read or written.
+    pub(crate) fn write_changed_side_files(
+        &self,
+        folder: &Path,
+        dtype: DType,
+        changes: &[(&str, serde_json::Value)],
+    ) -> Result<(), Error> {
         for name in SIDE_FILES {
             let bytes = match self {
                 Self::Folder(from) => match std::fs::read(from.join(name)) {
@@ -271,6 +284,9 @@ impl Source {
             "torch_dtype"
         };
         config.insert(key.to_owned(), name.into());
+        for (key, value) in changes {
+            config.insert((*key).to_owned(), value.clone());
+        }
         atomic::write_file(&folder.join("config.json"), |out| {
             serde_json::to_writer_pretty(&mut *out, &config)?;
             out.write_all(b"\n")

@@ -5,16 +5,16 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{ADAPTERS, Comparison, Golden, MODELS};
+use common::{ADAPTERS, Comparison, Golden, METHODS, MODELS, PROMPT_ADAPTERS, method_folder};
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::model::{Batch, Decoder, Weights};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
 use lowrank::tuning::lora::{self, InitLoraWeights};
-use lowrank::tuning::{Adapter, AdapterSet, full};
-use lowrank_formats::peft::{LoraConfig, TargetModules};
-use lowrank_kernels::{Tensor, Workspace};
+use lowrank::tuning::{self, Adapter, AdapterSet, full};
+use lowrank_formats::peft::{LoraConfig, PROMPT_EMBEDDINGS, TargetModules, join_prefix};
+use lowrank_kernels::{Arena, Tensor, Workspace};
 
 /// The goldens cover what the list of cases says: a file that lost its gradients would pass every comparison of them.
 #[test]
@@ -46,7 +46,7 @@ fn the_goldens_are_complete() {
         };
         assert_eq!(names(&golden, "grad."), tuned, "{}", case.name);
     }
-    for case in ADAPTERS {
+    for case in ADAPTERS.into_iter().chain(PROMPT_ADAPTERS) {
         let golden = Golden::in_folder(&case.folder());
         let pefts = Golden::read(&case.folder().join("adapter_model.safetensors"));
         let (name, prefix) = (case.name, if case.parts { "init." } else { "" });
@@ -181,11 +181,15 @@ impl Case {
         };
         for (n, example) in self.examples.iter().enumerate() {
             let mut batch = Batch::default();
+            if with_adapter {
+                batch = Batch::with_virtual(self.adapter.virtual_tokens());
+            }
             batch.push(&example.ids, &example.supervised);
             if with_adapter {
                 batch = batch.with_adapter(0);
             }
-            let rows: Vec<u32> = (0..example.ids.len() as u32).collect();
+            let first = batch.tokens() - example.ids.len();
+            let rows: Vec<u32> = (first as u32..batch.tokens() as u32).collect();
             let logits = self.model.logits(&batch, adapters, &rows, None, &self.ws);
             comparison.values(
                 &format!("logits.{n}"),
@@ -269,19 +273,10 @@ impl Case {
             sums.mean() as f32,
             golden.scalar(&format!("{prefix}loss")),
         );
-        let values: BTreeMap<&str, Vec<f32>> = self
-            .adapter
-            .names
-            .iter()
-            .enumerate()
-            .map(|(slot, name)| {
-                let sum = state.grads.view(slot).to_vec();
-                (
-                    name.as_str(),
-                    sum.iter().map(|g| g / sums.tokens as f32).collect(),
-                )
-            })
-            .collect();
+        let mut values = self.tensors(&state.grads);
+        for value in values.values_mut().flatten() {
+            *value /= sums.tokens as f32;
+        }
         let norm = values
             .values()
             .flatten()
@@ -296,6 +291,17 @@ impl Case {
         comparison.below(golden, &format!("{prefix}grad."), |name| {
             values.get(name).map(Vec::as_slice)
         });
+    }
+
+    /// An arena's slots under the names that PEFT saves them with: keys and values of a prefix are one tensor.
+    fn tensors(&self, arena: &Arena) -> BTreeMap<String, Vec<f32>> {
+        let slots = (0..arena.slots()).map(|slot| arena.view(slot).to_vec());
+        if self.adapter.virtual_tokens().keys > 0 {
+            let parts: Vec<_> = slots.collect();
+            let joined = join_prefix(&parts, arena.shape(0).0);
+            return BTreeMap::from([(PROMPT_EMBEDDINGS.to_owned(), joined)]);
+        }
+        self.adapter.names.iter().cloned().zip(slots).collect()
     }
 
     /// Ten steps of AdamW over all rows.
@@ -317,13 +323,7 @@ impl Case {
             })
             .collect();
         comparison.values("losses", &losses, &golden.values("losses").data);
-        let values: BTreeMap<&str, Vec<f32>> = self
-            .adapter
-            .names
-            .iter()
-            .enumerate()
-            .map(|(slot, name)| (name.as_str(), self.adapter.params.view(slot).to_vec()))
-            .collect();
+        let values = self.tensors(&self.adapter.params);
         comparison.below(golden, "final.", |name| values.get(name).map(Vec::as_slice));
     }
 }
@@ -386,6 +386,55 @@ fn adapters_match_peft() {
         if case.smoothed {
             run.gradients(&mut comparison, &golden, "smoothed.", 0.1, 2);
         }
+        run.train(&mut comparison, &golden, 1e-2);
+        comparison.finish();
+    }
+}
+
+/// `scripts/goldens_methods.py` wrote each method out in PyTorch.
+#[test]
+fn other_methods_match_pytorch() {
+    for model in MODELS
+        .iter()
+        .filter(|case| ["llama", "gpt2"].contains(&case.name))
+    {
+        for (method, learning_rate) in METHODS {
+            let folder = method_folder(model.name, method);
+            let golden = Golden::in_folder(&folder);
+            let mut comparison = Comparison::new(format!("{}/{method}", model.name));
+            let mut run = Case::new(&model.folder(), |model| {
+                let loaded = tuning::load(&folder, model.config()).expect("the adapter loads");
+                loaded.adapter
+            });
+            assert_eq!(
+                golden.below("grad.").count(),
+                run.adapter.names.len(),
+                "every gradient of {}/{method}",
+                model.name
+            );
+            run.logits(&mut comparison, &golden, true);
+            run.greedy(&golden, true);
+            run.gradients(&mut comparison, &golden, "", 0.0, 3);
+            run.gradients(&mut comparison, &golden, "", 0.0, 1);
+            run.train(&mut comparison, &golden, learning_rate);
+            comparison.finish();
+        }
+    }
+}
+
+#[test]
+fn prefix_and_prompt_tuning_match_peft() {
+    for case in PROMPT_ADAPTERS {
+        let mut comparison = Comparison::new(format!("{}/{}", case.model, case.name));
+        let golden = Golden::in_folder(&case.folder());
+        let mut run = Case::new(&case.model_folder(), |model| {
+            let loaded = tuning::load(&case.folder(), model.config());
+            loaded.expect("PEFT's adapter loads").adapter
+        });
+        run.logits(&mut comparison, &golden, true);
+        run.greedy(&golden, true);
+        run.gradients(&mut comparison, &golden, "", 0.0, 3);
+        run.gradients(&mut comparison, &golden, "", 0.0, 1);
         run.train(&mut comparison, &golden, 1e-2);
         comparison.finish();
     }

@@ -72,7 +72,7 @@ fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
     let rows = rows(&base, folder.path());
     let mut config = TrainConfig::new(Method::Lora, "", "", "");
     config.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
-    let mut adapter = prepare(&config, &base.network(), &mut Silent)
+    let mut adapter = prepare(&config, &base.network(), &[], &mut Silent)
         .expect("an adapter")
         .adapter;
     // B ≠ 0, or A would have no gradient.

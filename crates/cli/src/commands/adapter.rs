@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use lowrank::base::Source;
 use lowrank::report::inspect::{self, AdapterReport};
 use lowrank::report::units;
+use lowrank::tuning;
 
 use super::common::{load_adapter, set_threads};
 use crate::failure::Misuse;
@@ -56,7 +57,7 @@ fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
     set_threads(args.threads)?;
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => inspect::base_of(&args.adapter)?.ok_or_else(|| {
+        None => tuning::base_of(&args.adapter)?.ok_or_else(|| {
             let shown = args.adapter.display();
             Misuse::new(format!(
                 "{shown}/adapter_config.json names no base model; give it with --model"
@@ -82,16 +83,13 @@ fn text(report: &AdapterReport, output: &Output) -> String {
         None => report.model.clone(),
     };
     facts.add("base", base);
-    let rslora = if report.use_rslora {
-        ", scaled by 1/√r"
-    } else {
-        ""
-    };
-    facts.add(
-        "LoRA",
-        format!("r {}, lora_alpha {}{rslora}", report.r, report.lora_alpha),
-    );
-    facts.add("target_modules", report.target_modules.as_str());
+    facts.add("method", report.method.title());
+    for (key, value) in &report.options {
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        facts.add(key, text);
+    }
     facts.add("parameters", units::grouped(report.parameters));
     facts.add("files", units::bytes(report.bytes));
     let mut table = Table::new([
@@ -104,22 +102,27 @@ fn text(report: &AdapterReport, output: &Output) -> String {
     for module in &report.modules {
         table.row([
             module.module.clone(),
-            module.r.to_string(),
-            format!("{:.4}", module.scale)
-                .trim_end_matches('0')
-                .trim_end_matches('.')
-                .to_string(),
+            or_dash(module.r, |r| r.to_string()),
+            or_dash(module.scale, |scale| {
+                let text = format!("{scale:.4}");
+                text.trim_end_matches('0').trim_end_matches('.').to_string()
+            }),
             units::grouped(module.parameters),
-            format!("{:.4}", module.relative_change),
+            or_dash(module.relative_change, |change| format!("{change:.4}")),
         ]);
     }
     let facts = facts.render(&report.adapter, output.color);
     format!("{facts}\n{}", table.render(output.width, output.color))
 }
 
+fn or_dash<T>(value: Option<T>, text: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "–".to_string(), text)
+}
+
 #[cfg(test)]
 mod tests {
     use lowrank::report::inspect::ModuleReport;
+    use lowrank::tuning::Method;
 
     use super::*;
 
@@ -127,18 +130,21 @@ mod tests {
     fn modules_are_listed() {
         let module = |name: &str, relative_change| ModuleReport {
             module: name.to_string(),
-            r: 8,
-            scale: 2.0,
+            r: Some(8),
+            scale: Some(2.0),
             parameters: 9216,
-            relative_change,
+            relative_change: Some(relative_change),
         };
         let report = AdapterReport {
             adapter: "runs/e2e".to_string(),
             model: "models/smollm2".to_string(),
-            r: 8,
-            lora_alpha: 16.0,
-            target_modules: "q_proj, v_proj".to_string(),
-            use_rslora: false,
+            method: Method::Lora,
+            options: serde_json::Map::from_iter([
+                ("r".to_string(), 8.into()),
+                ("lora_alpha".to_string(), 16.0.into()),
+                ("target_modules".to_string(), "q_proj, v_proj".into()),
+                ("use_rslora".to_string(), false.into()),
+            ]),
             parameters: 460_800,
             bytes: 1_848_000,
             base_matches: Some(false),
@@ -155,8 +161,11 @@ mod tests {
         insta::assert_snapshot!(text(&report, &output), @r#"
         runs/e2e
         base            models/smollm2, but it was trained on another
-        LoRA            r 8, lora_alpha 16
+        method          LoRA
+        r               8
+        lora_alpha      16.0
         target_modules  q_proj, v_proj
+        use_rslora      false
         parameters      460,800
         files           1.8 MiB
 

@@ -22,7 +22,7 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout, with a name if wanted; may be repeated, and the first is in use at the start
+    /// An adapter's folder, with a name if wanted; may be repeated, and the first is in use at the start
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<AdapterArg>,
 
@@ -155,7 +155,11 @@ impl Answer for Model<'_> {
     ) -> anyhow::Result<(String, Finish)> {
         let prompt = Prompt::from_messages(&self.base.tokenizer, messages)?;
         let limit = self.base.decoder.config().max_position_embeddings;
-        if prompt.ids.len() >= limit {
+        let taken = adapter.map_or(0, |index| {
+            let all = self.adapters.all();
+            all[index].virtual_tokens().total()
+        });
+        if prompt.ids.len() + taken >= limit {
             show("the conversation is longer than the model can take; start over with /reset")?;
             return Ok((String::new(), Finish::ContextFull));
         }

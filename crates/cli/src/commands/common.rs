@@ -8,8 +8,7 @@ use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Tokenizer, split_file};
 use lowrank::model::Weights;
-use lowrank::tuning::lora::{self, Loaded};
-use lowrank::tuning::{Adapter, AdapterSet};
+use lowrank::tuning::{self, Adapter, AdapterSet, Loaded};
 
 use crate::failure::{Misuse, paragraph};
 use crate::settings::values::{BaseDtype, Method, OnBadRow, Recompute, Split};
@@ -147,6 +146,10 @@ impl From<Method> for lowrank::tuning::Method {
         match method {
             Method::Lora => Self::Lora,
             Method::Full => Self::Full,
+            Method::Top => Self::Top,
+            Method::Bitfit => Self::Bitfit,
+            Method::Adapter => Self::Adapter,
+            Method::Prefix => Self::Prefix,
         }
     }
 }
@@ -248,7 +251,18 @@ impl Adapters {
         let loaded = args
             .iter()
             .map(|arg| load_adapter(&arg.path, base))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        let alone = loaded
+            .iter()
+            .position(|one| !one.adapter.goes_with_others());
+        if let (Some(index), 2..) = (alone, loaded.len()) {
+            return Err(Misuse::new(format!(
+                "{} replaces weights of the model ({}), so it cannot be used beside another adapter; give it alone, or merge it first (lowrank merge)",
+                names[index],
+                loaded[index].config.method().title()
+            ))
+            .into());
+        }
         Ok(Self { names, loaded })
     }
 
@@ -270,7 +284,7 @@ pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
         ))
         .into());
     }
-    let loaded = lora::load(folder, base.decoder.config())?;
+    let loaded = tuning::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);
     warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
     Ok(loaded)
@@ -300,15 +314,26 @@ pub fn adapter_set<'a>(adapters: &'a [&'a Adapter]) -> AdapterSet<'a> {
     }
 }
 
-/// Refuses rows and prompts that are longer than the model can take.
+/// Refuses rows and prompts that are longer than the model can take beside the virtual tokens of any of the adapters.
 ///
 /// # Errors
 /// When `longest` tokens are too many.
-pub fn check_length(base: &Base, longest: usize, mend: &str) -> Result<(), Misuse> {
+pub fn check_length(
+    base: &Base,
+    adapters: &[&Adapter],
+    longest: usize,
+    mend: &str,
+) -> Result<(), Misuse> {
     let limit = base.decoder.config().max_position_embeddings;
-    if longest > limit {
+    let taken = adapters.iter().map(|one| one.virtual_tokens().total());
+    let taken = taken.max().unwrap_or(0);
+    if longest > limit.saturating_sub(taken) {
+        let virtual_tokens = match taken {
+            0 => String::new(),
+            _ => format!(", {taken} of them the adapter's"),
+        };
         return Err(Misuse::new(format!(
-            "{longest} tokens are too many for {}, which was made for {limit}; {mend}",
+            "{longest} tokens are too many for {}, which was made for {limit}{virtual_tokens}; {mend}",
             base.source
         )));
     }

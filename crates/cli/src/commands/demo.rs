@@ -12,7 +12,8 @@ use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::merge::{PASSAGES, merge};
 use lowrank::report::units;
 use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
-use lowrank::tuning::lora::{self, Loaded, Targets};
+use lowrank::tuning::lora::Targets;
+use lowrank::tuning::{self, Loaded};
 use lowrank::tuning::{AdapterSet, Method};
 use lowrank::{DType, Workspace};
 use serde::Serialize;
@@ -168,7 +169,7 @@ fn measure(
     let data = folder.join("data").join(name);
     let adapter_folder = folder.join(name);
     let begun = Instant::now();
-    let loaded = lora::load(&adapter_folder, base.decoder.config())?;
+    let loaded = tuning::load(&adapter_folder, base.decoder.config())?;
     let swap_seconds = begun.elapsed().as_secs_f64();
     let set = [&loaded.adapter];
     let adapters = AdapterSet::new(&set);

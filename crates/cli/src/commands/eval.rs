@@ -22,7 +22,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout
+    /// An adapter's folder
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
@@ -80,8 +80,9 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
         .rows
         .load(&base.tokenizer, &[Split::Test, Split::Valid])?;
     tracing::info!("{}", data.report);
-    check_length(&base, data.report.longest, "cut rows with --max-seq-length")?;
     let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
+    let mend = "cut rows with --max-seq-length";
+    check_length(&base, &adapters, data.report.longest, mend)?;
     let bar = progress::counter(progress, data.examples.len() as u64, "rows");
     let begun = Instant::now();
     let sums = evaluate_rows(

@@ -30,7 +30,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout, with a name if wanted; may be repeated, and every prompt is continued with each
+    /// An adapter's folder, with a name if wanted; may be repeated, and every prompt is continued with each
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<AdapterArg>,
 
@@ -179,7 +179,7 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         .map(|prompt| prompt.ids.len())
         .max()
         .unwrap_or(0);
-    check_length(&base, longest + 1, "shorten the prompt")?;
+    check_length(&base, &adapters.all(), longest + 1, "shorten the prompt")?;
     if let ([prompt], ..=1, false) = (prompts.as_slice(), args.adapter.len(), args.json) {
         return stream(prompt, &base, &adapters, &options, &output);
     }
@@ -249,7 +249,8 @@ pub fn continue_on_screen(
     let mut whole = String::new();
     let mut pieces = base.tokenizer.decode_stream(true);
     let mut failure = None;
-    let all = adapters.all();
+    // Without an adapter the set is empty: replaced weights would act on every row.
+    let all = adapter.map_or_else(Vec::new, |_| adapters.all());
     let prompt = PromptIds { ids, adapter };
     let mut made = engine::generate(
         &base.decoder,

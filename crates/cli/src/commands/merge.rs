@@ -9,7 +9,7 @@ use lowrank::data::{DataOptions, Dataset, Prompt, Tokenizer};
 use lowrank::merge::{MergeReport, PASSAGES};
 use lowrank::model::{Weights, families};
 use lowrank::report::units;
-use lowrank::tuning::lora;
+use lowrank::tuning;
 use serde::Serialize;
 
 use super::common::{choose_split, set_threads, warn_of_other_base};
@@ -28,7 +28,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
 
-    /// The adapter to fold in, in PEFT's layout
+    /// The adapter to fold in
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
 
@@ -88,7 +88,7 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
     set_threads(args.threads)?;
     let source = Source::find(&args.model)?;
     let config = families::read_config(&source.config()?)?;
-    let loaded = lora::load(&args.adapter, &config)?;
+    let loaded = tuning::load(&args.adapter, &config)?;
     tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
     let passages = passages(args, &source.tokenizer()?)?;
     let stored = stored_dtype(&source)?;

@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(properties["shuffle"]["default"], true);
         assert_eq!(
             properties["method"]["enum"],
-            serde_json::json!(["lora", "full"])
+            serde_json::json!(["lora", "full", "top", "bitfit", "adapter", "prefix"])
         );
         assert!(
             properties

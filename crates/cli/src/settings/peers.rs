@@ -72,7 +72,9 @@ const PEERS: &[(&str, Advice)] = &[
     ("adam_eps", Key("adam_epsilon")),
     (
         "adapter",
-        Say("method is `lora` or `full`; to start from an existing adapter give init_adapter"),
+        Say(
+            "method is `lora`, `full`, `top`, `bitfit`, `adapter` or `prefix`; to start from an existing adapter give init_adapter",
+        ),
     ),
     ("adapter_file", Key("init_adapter")),
     ("adapter_name_or_path", Key("init_adapter")),

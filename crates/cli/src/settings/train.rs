@@ -13,14 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::values::{
-    BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, Recompute, SchedulerType, Targets,
-    parse_pattern, pattern_map,
+    AdapterKind, BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, PrefixInit, PrefixKind,
+    Recompute, SchedulerType, Targets, parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
 
 const DATA: &str = "Data";
 const LORA: &str = "LoRA";
+const OTHERS: &str = "Other methods";
 const OPTIMIZATION: &str = "Optimization";
 const SAVING: &str = "Evaluation and checkpoints";
 const MACHINE: &str = "Machine";
@@ -40,6 +41,10 @@ pub struct TrainSettings {
     /// The run's folder, which must not exist yet (required)
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+
+    /// Start from this adapter of an earlier run; the method's options are then its own
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
 
     /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file (required)
     #[arg(long, value_name = "PATH", help_heading = DATA)]
@@ -110,11 +115,41 @@ pub struct TrainSettings {
         hide_possible_values = true)]
     pub use_rslora: bool,
 
-    /// Start from this adapter; r, lora_alpha and the modules are then its own
-    #[arg(long, value_name = "DIR", help_heading = LORA)]
-    pub init_adapter: Option<PathBuf>,
+    /// Train so many of the last blocks, and the final norm [default: 2]
+    #[arg(long, value_name = "N", help_heading = OTHERS)]
+    pub top_layers: Option<usize>,
 
-    /// The highest learning rate [default: 2e-4; 2e-5 with --method full]
+    /// Train the output projection alone; a tied one is untied (method top)
+    #[arg(long, value_name = "BOOL", help_heading = OTHERS, action = ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true,
+        hide_possible_values = true)]
+    pub head_only: bool,
+
+    /// Where adapter layers stand
+    #[arg(long, value_name = "KIND", default_value = "houlsby", help_heading = OTHERS)]
+    pub adapter_kind: AdapterKind,
+
+    /// Width of adapter layers
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
+    pub bottleneck: usize,
+
+    /// What virtual tokens are (method prefix)
+    #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
+    pub prefix_kind: PrefixKind,
+
+    /// Virtual tokens before every sequence
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
+    pub num_virtual_tokens: usize,
+
+    /// Virtual tokens between prompt and completion, with the kind embedding
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OTHERS)]
+    pub infix_tokens: usize,
+
+    /// What virtual tokens begin as
+    #[arg(long, value_name = "INIT", default_value = "text", help_heading = OTHERS)]
+    pub prefix_init: PrefixInit,
+
+    /// The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3, prefix 1e-2]
     #[arg(long, value_name = "X", help_heading = OPTIMIZATION)]
     pub learning_rate: Option<f64>,
 
@@ -262,10 +297,8 @@ impl TrainSettings {
         layered.check_combinations(&mut problems);
         layered.check_paths(&mut problems);
         let mut settings = layered.settings;
-        settings.learning_rate.get_or_insert(match settings.method {
-            Method::Lora => 2e-4,
-            Method::Full => 2e-5,
-        });
+        let method = lowrank::tuning::Method::from(settings.method);
+        settings.learning_rate.get_or_insert(method.learning_rate());
         let values = object(&settings).unwrap_or_else(|problem| {
             problems.push(problem);
             Map::new()

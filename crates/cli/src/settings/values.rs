@@ -14,6 +14,50 @@ pub enum Method {
     Lora,
     /// Every weight of the model
     Full,
+    /// The last blocks, or the output projection alone
+    Top,
+    /// Biases alone; zeros are added where the model has none
+    Bitfit,
+    /// New layers of a small width between the frozen ones
+    Adapter,
+    /// Virtual tokens before every sequence
+    Prefix,
+}
+
+/// What virtual tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixKind {
+    /// Keys and values in every block: PEFT's prefix tuning
+    Layer,
+    /// Token embeddings: PEFT's prompt tuning
+    Embedding,
+}
+
+/// What virtual tokens begin as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixInit {
+    /// The tokens of the first prompts
+    Text,
+    /// Tokens drawn from the vocabulary
+    Vocab,
+    /// Normal with standard deviation 1
+    Random,
+    /// Zeros
+    Zero,
+}
+
+/// Where adapter layers stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// Behind attention and feed-forward (Houlsby et al., 2019)
+    Houlsby,
+    /// Behind the feed-forward, with a layer norm of its own (Lin et al., 2020)
+    Lin,
+    /// Behind the feed-forward (Pfeiffer et al., 2021)
+    Pfeiffer,
 }
 
 /// How numbers are stored.

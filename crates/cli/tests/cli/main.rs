@@ -5,3 +5,4 @@ mod hub;
 mod misuse;
 mod runs;
 mod support;
+mod virtual_tokens;

@@ -23,18 +23,21 @@ fn help_of_train() {
       [CONFIG]  A YAML file of settings; each key is a flag's name with _ for -, and flags win over it
 
     Options:
-      -c, --config <FILE>    The same as CONFIG
-          --method <METHOD>  What is trained [default: lora] [possible values: lora, full]
-          --model <MODEL>    The base model: a folder in the Hugging Face layout, an id of the Hub, or
-                             builtin:tiny (required)
-          --output <DIR>     The run's folder, which must not exist yet (required)
-          --resume           Go on with the run in the output folder, with its own settings
-          --overwrite        Replace an earlier run in the output folder
-          --json             Print the outcome as one JSON object
-          --print-config     Print the settings as they would be used, as YAML, and do nothing
-          --print-schema     Print a JSON schema of the settings file and do nothing
-      -h, --help             Print help (see more with '--help')
-      -V, --version          Print version
+      -c, --config <FILE>       The same as CONFIG
+          --method <METHOD>     What is trained [default: lora] [possible values: lora, full, top,
+                                bitfit, adapter, prefix]
+          --model <MODEL>       The base model: a folder in the Hugging Face layout, an id of the Hub,
+                                or builtin:tiny (required)
+          --output <DIR>        The run's folder, which must not exist yet (required)
+          --init-adapter <DIR>  Start from this adapter of an earlier run; the method's options are then
+                                its own
+          --resume              Go on with the run in the output folder, with its own settings
+          --overwrite           Replace an earlier run in the output folder
+          --json                Print the outcome as one JSON object
+          --print-config        Print the settings as they would be used, as YAML, and do nothing
+          --print-schema        Print a JSON schema of the settings file and do nothing
+      -h, --help                Print help (see more with '--help')
+      -V, --version             Print version
 
     Data:
           --data <PATH>               Rows to train on: a folder with train.jsonl and maybe valid.jsonl,
@@ -60,12 +63,25 @@ fn help_of_train() {
           --init-lora-weights <HOW>    How A and B begin [default: gaussian] [possible values: gaussian,
                                        true, false]
           --use-rslora[=<BOOL>]        Scale by lora_alpha / √r instead
-          --init-adapter <DIR>         Start from this adapter; r, lora_alpha and the modules are then
-                                       its own
+
+    Other methods:
+          --top-layers <N>          Train so many of the last blocks, and the final norm [default: 2]
+          --head-only[=<BOOL>]      Train the output projection alone; a tied one is untied (method top)
+          --adapter-kind <KIND>     Where adapter layers stand [default: houlsby] [possible values:
+                                    houlsby, lin, pfeiffer]
+          --bottleneck <N>          Width of adapter layers [default: 64]
+          --prefix-kind <KIND>      What virtual tokens are (method prefix) [default: layer] [possible
+                                    values: layer, embedding]
+          --num-virtual-tokens <N>  Virtual tokens before every sequence [default: 20]
+          --infix-tokens <N>        Virtual tokens between prompt and completion, with the kind
+                                    embedding [default: 0]
+          --prefix-init <INIT>      What virtual tokens begin as [default: text] [possible values: text,
+                                    vocab, random, zero]
 
     Optimization:
           --learning-rate <X>
-              The highest learning rate [default: 2e-4; 2e-5 with --method full]
+              The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3,
+              prefix 1e-2]
           --lr-scheduler-type <TYPE>
               How the learning rate falls [default: linear] [possible values: linear, cosine, constant]
           --warmup-steps <N>
@@ -195,7 +211,10 @@ fn flags_of_the_wrong_kind_are_misuse() {
         "{text}"
     );
     let text = stderr_of(&["train", "--method", "qlora"], 2);
-    assert!(text.contains("[possible values: lora, full]"), "{text}");
+    assert!(
+        text.contains("[possible values: lora, full, top, bitfit, adapter, prefix]"),
+        "{text}"
+    );
     let text = stderr_of(&["train", "--max-steps", "1", "--num-train-epochs", "1"], 2);
     assert!(text.contains("cannot be used with"), "{text}");
     let text = stderr_of(
@@ -362,5 +381,43 @@ fn a_reader_that_goes_away_is_no_failure() {
             String::from_utf8_lossy(&output.stderr).as_ref()
         ),
         (Some(0), "")
+    );
+}
+
+#[test]
+fn options_of_another_method_are_refused() {
+    let refused = |flags: &[&str], words: &[&str]| {
+        let train = [
+            "train",
+            "--model",
+            "builtin:tiny",
+            "--data",
+            ".",
+            "--output",
+            "x",
+        ];
+        let text = stderr_of(&[&train[..], flags].concat(), 2);
+        for word in words {
+            assert!(text.contains(word), "`{word}` is not in: {text}");
+        }
+    };
+    refused(
+        &["--bottleneck=8"],
+        &["--bottleneck does nothing with the method lora"],
+    );
+    refused(
+        &["--method=bitfit", "--r=4", "--top-layers=1"],
+        &[
+            "--r does nothing with the method bitfit",
+            "--top-layers does nothing",
+        ],
+    );
+    refused(
+        &["--method=top", "--top-layers=1", "--head-only"],
+        &["--head-only trains the output projection alone, so leave --top-layers out"],
+    );
+    refused(
+        &["--method=adapter", "--bottleneck=0"],
+        &["--bottleneck must be 1 or greater"],
     );
 }

@@ -396,3 +396,90 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
     };
     assert_eq!(losses("whole"), losses("stopped"));
 }
+
+#[test]
+fn every_other_method_goes_from_training_to_merging() {
+    let lab = Lab::new();
+    let (model, data) = (lab.arg("model"), lab.arg("data"));
+    let methods: [(&str, &[&str], bool); 4] = [
+        ("top", &["--method=top", "--top-layers=1"], true),
+        ("head", &["--method=top", "--head-only"], true),
+        ("bitfit", &["--method=bitfit"], true),
+        (
+            "adapter",
+            &["--method=adapter", "--adapter-kind=lin", "--bottleneck=4"],
+            false,
+        ),
+    ];
+    for (name, flags, merges) in methods {
+        let run = lab.arg(name);
+        let outcome = json_of(&strs(&lab.train(
+            name,
+            &[flags, &["--eval-steps=6", "--learning-rate=0.01"]].concat(),
+        )));
+        assert!(
+            number(&outcome["eval_loss"]) < number(&outcome["first_eval_loss"]),
+            "{name}: {outcome}"
+        );
+        let with = json_of(&[
+            "eval",
+            "--model",
+            &model,
+            "--adapter",
+            &run,
+            "--data",
+            &data,
+        ]);
+        let off = number(&with["loss"]) - number(&outcome["eval_loss"]);
+        assert!(off.abs() < 1e-6, "{name}: {with}");
+        let inspected = json_of(&["adapter", "inspect", &run]);
+        assert_eq!(inspected["parameters"], outcome["trainable_parameters"]);
+        let generate = [
+            "generate",
+            "--model",
+            &model,
+            "--adapter",
+            &run,
+            "--prompt",
+            "Number 3 is",
+        ];
+        json_of(&[&generate[..], &["--max-new-tokens", "3"]].concat());
+
+        let merged = lab.arg(&format!("{name}-merged"));
+        let merge = [
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            &run,
+            "--output",
+            &merged,
+        ];
+        if !merges {
+            let text = stderr_of(&merge, 2);
+            assert!(text.contains("cannot be merged"), "{text}");
+            continue;
+        }
+        json_of(&merge);
+        // The trained values are f32; with a bf16 base the merged ones would be rounded.
+        let exact = |model: &str, more: &[&str]| {
+            let eval = [
+                "eval",
+                "--model",
+                model,
+                "--data",
+                &data,
+                "--base-dtype=f32",
+            ];
+            number(&json_of(&[&eval[..], more].concat())["loss"])
+        };
+        let off = exact(&merged, &[]) - exact(&model, &["--adapter", &run]);
+        assert!(off.abs() < 1e-5, "{name}: {off:e}");
+    }
+    // Replaced weights act on every row.
+    let (top, layers) = (lab.arg("top"), lab.arg("adapter"));
+    let both = ["--adapter", &top, "--adapter", &layers];
+    let generate = ["generate", "--model", &model, "--prompt", "x"];
+    let text = stderr_of(&[&generate[..], &both].concat(), 2);
+    assert!(text.contains("beside another adapter"), "{text}");
+}

@@ -99,7 +99,8 @@ pub fn generate(
 /// the adapter's values, and the keys and values of the tokens before.
 fn pass_bytes(model: &Decoder, adapter: Option<&Adapter>, cached: usize) -> f64 {
     let config = model.config();
-    let head = if config.tie_word_embeddings {
+    let has_head = |adapter: &Adapter| adapter.replaced.contains_key(&WeightId::Head);
+    let head = if config.tie_word_embeddings && !adapter.is_some_and(has_head) {
         WeightId::Embedding
     } else {
         WeightId::Head

@@ -94,7 +94,10 @@ pub fn train(
         let seconds = begun.elapsed().as_secs_f64();
         figures.losses.push(done.loss);
         let config = model.config();
-        let work = Work::of(&options.step.batch_of(&rows), config.sliding_window);
+        let work = Work::of(
+            &options.step.batch_of(&rows, adapter.virtual_tokens()),
+            config.sliding_window,
+        );
         let (dtype, saving) = (model.weights().dtype(), options.step.saving);
         let memory = training_memory(config, adapter, dtype, work, saving);
         if memory.total() > figures.predicted.total() {

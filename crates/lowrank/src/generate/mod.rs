@@ -8,7 +8,7 @@ use lowrank_kernels::{Segment, Workspace, argmax_rows};
 
 pub use sampling::Sampling;
 
-use crate::model::{Batch, Decoder, KvCache};
+use crate::model::{Batch, Decoder, KvCache, VirtualPart};
 use crate::tuning::AdapterSet;
 
 /// How a continuation is made.
@@ -39,6 +39,10 @@ pub enum Finish {
 /// One sequence under way: its rows of the cache and its adapter.
 struct Sequence {
     rows: Range<usize>,
+    /// Rows of the cache before its own: trained keys and values, or those of trained embeddings.
+    before: Range<usize>,
+    /// Trained embeddings behind the prompt.
+    infix: usize,
     filled: usize,
     adapter: Option<usize>,
     next: Vec<u32>,
@@ -74,17 +78,23 @@ pub fn generate(
     ws: &Workspace,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Vec<Continuation> {
-    let limit = model.config().max_position_embeddings;
+    let context = model.config().max_position_embeddings;
     let mut sequences = Vec::with_capacity(prompts.len());
-    let mut rows = 0;
+    let (prefixes, mut rows) = prefixes_of(adapters, prompts);
     for prompt in prompts {
+        let before = prompt.adapter.and_then(|adapter| {
+            let of_adapter = prefixes.iter().find(|prefix| prefix.adapter == adapter);
+            of_adapter.map(|prefix| prefix.rows.clone())
+        });
+        let before = before.unwrap_or(0..0);
+        let infix = prompt
+            .adapter
+            .map_or(0, |adapter| adapters.get(adapter).virtual_tokens().infix);
+        let limit = context.saturating_sub(before.len() + infix);
         let fits = (1..=limit).contains(&prompt.ids.len());
         let capacity = if fits {
-            prompt
-                .ids
-                .len()
-                .saturating_add(options.max_new_tokens)
-                .min(limit)
+            let new = prompt.ids.len().saturating_add(options.max_new_tokens);
+            infix + new.min(limit)
         } else {
             0
         };
@@ -96,6 +106,8 @@ pub fn generate(
         let next = prompt.ids.clone();
         sequences.push(Sequence {
             rows: rows..rows + capacity,
+            before,
+            infix,
             filled: 0,
             adapter: prompt.adapter,
             next,
@@ -105,11 +117,17 @@ pub fn generate(
         rows += capacity;
     }
     let mut cache = KvCache::new(model.config(), rows);
+    for prefix in prefixes.iter().filter(|prefix| !prefix.embedded) {
+        cache.write_prefix(adapters.get(prefix.adapter), prefix.rows.start);
+    }
+    // The rows of trained embeddings go with the prompts of the first pass.
+    let mut first: Vec<Prefix> = prefixes.into_iter().filter(|p| p.embedded).collect();
     while sequences.iter().any(|s| s.finish.is_none()) {
         advance(
             model,
             adapters,
             &mut sequences,
+            &std::mem::take(&mut first),
             &mut cache,
             options,
             ws,
@@ -125,11 +143,39 @@ pub fn generate(
         .collect()
 }
 
+/// The rows of the cache that sequences of one adapter have before their own.
+struct Prefix {
+    adapter: usize,
+    rows: Range<usize>,
+    /// Whether they are those of trained embeddings, which a pass computes.
+    embedded: bool,
+}
+
+/// Room for what the prompts' adapters put before them, once each, and the first row behind it.
+fn prefixes_of(adapters: AdapterSet, prompts: &[PromptIds]) -> (Vec<Prefix>, usize) {
+    let mut prefixes: Vec<Prefix> = Vec::new();
+    let mut rows = 0;
+    for adapter in prompts.iter().filter_map(|prompt| prompt.adapter) {
+        let tokens = adapters.get(adapter).virtual_tokens();
+        let count = tokens.keys + tokens.prefix;
+        if count > 0 && prefixes.iter().all(|prefix| prefix.adapter != adapter) {
+            prefixes.push(Prefix {
+                adapter,
+                rows: rows..rows + count,
+                embedded: tokens.keys == 0,
+            });
+            rows += count;
+        }
+    }
+    (prefixes, rows)
+}
+
 /// One pass over the new tokens of every sequence that goes on, and one drawn token each.
 fn advance(
     model: &Decoder,
     adapters: AdapterSet,
     sequences: &mut [Sequence],
+    prefixes: &[Prefix],
     cache: &mut KvCache,
     options: &GenerateOptions,
     ws: &Workspace,
@@ -138,26 +184,46 @@ fn advance(
     let mut batch = Batch::default();
     let mut last_rows = Vec::new();
     let mut active = Vec::new();
+    for prefix in prefixes {
+        let rows = batch.tokens()..batch.tokens() + prefix.rows.len();
+        batch.ids.resize(rows.end, 0);
+        batch.positions.extend(0..rows.len() as u32);
+        batch.appends.push((rows.clone(), prefix.rows.start));
+        batch.embedded.push((rows.clone(), VirtualPart::Prefix));
+        batch.adapters.push((rows.clone(), prefix.adapter));
+        batch.segments.push(Segment {
+            queries: rows,
+            keys: vec![prefix.rows.clone()],
+            causal: true,
+        });
+    }
     for (index, sequence) in sequences
         .iter_mut()
         .enumerate()
         .filter(|(_, s)| s.finish.is_none())
     {
         let start = batch.tokens();
-        let new = std::mem::take(&mut sequence.next);
-        let rows = start..start + new.len();
-        batch
-            .positions
-            .extend((sequence.filled..sequence.filled + new.len()).map(|p| p as u32));
-        batch.ids.extend(new);
+        batch.ids.append(&mut sequence.next);
+        let infix = std::mem::take(&mut sequence.infix);
+        if infix > 0 {
+            let rows = batch.tokens()..batch.tokens() + infix;
+            batch.ids.resize(rows.end, 0);
+            batch.embedded.push((rows, VirtualPart::Infix));
+        }
+        let rows = start..batch.tokens();
+        let position = sequence.before.len() + sequence.filled;
+        let positions = (position..position + rows.len()).map(|p| p as u32);
+        batch.positions.extend(positions);
         batch
             .appends
             .push((rows.clone(), sequence.rows.start + sequence.filled));
         sequence.filled += rows.len();
         let keys = sequence.rows.start..sequence.rows.start + sequence.filled;
+        let mut keys = vec![sequence.before.clone(), keys];
+        keys.retain(|keys| !keys.is_empty());
         batch.segments.push(Segment {
             queries: rows.clone(),
-            keys: vec![keys],
+            keys,
             causal: true,
         });
         last_rows.push((rows.end - 1) as u32);

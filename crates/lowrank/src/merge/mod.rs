@@ -14,7 +14,9 @@ use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, sc
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, Source};
 use crate::model::weights::write_model;
-use crate::model::{Batch, Decoder, LinearId, Part, WeightId, Weights, families};
+use crate::model::{
+    Batch, Biases, Decoder, LinearId, ModelConfig, Part, WeightId, Weights, families,
+};
 use crate::tuning::{Adapter, AdapterSet, LowRankSite};
 
 /// Largest logit difference of a merge stored in f32.
@@ -33,7 +35,7 @@ pub const PASSAGES: &[&str] = &[
 /// What a merge came to.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct MergeReport {
-    /// Linears that were changed.
+    /// Linears with branches folded in, and tensors that were replaced or added.
     pub modules: usize,
     /// Tokens that the logits were compared on.
     pub tokens: usize,
@@ -68,12 +70,8 @@ pub fn merge(
     overwrite: bool,
     force: bool,
 ) -> Result<MergeReport, Error> {
-    if adapter.low_rank.is_empty() {
-        return Err(Error::Settings(
-            "this adapter changes no linear, so there is nothing to merge".to_owned(),
-        ));
-    }
     let config = families::read_config(&source.config()?)?;
+    let merged = MergedConfig::of(&config, adapter)?;
     let limit = config.max_position_embeddings;
     let passages: Vec<Vec<u32>> = passages
         .iter()
@@ -89,8 +87,8 @@ pub fn merge(
     let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
     let base = Decoder::new(base);
     atomic::write_folder(output, overwrite, |folder| {
-        write_merged(&base, adapter, folder, dtype)?;
-        source.write_side_files(folder, dtype)?;
+        write_merged(&base, adapter, &merged.config, folder, dtype)?;
+        source.write_changed_side_files(folder, dtype, &merged.changes)?;
         let report = prove(source, &base, adapter, &passages, folder, dtype)?;
         if report.is_faithful() || force {
             Ok(report)
@@ -102,6 +100,58 @@ pub fn merge(
             )))
         }
     })
+}
+
+/// The config of the merged model.
+struct MergedConfig {
+    config: ModelConfig,
+    /// Keys of config.json that say otherwise than the base's.
+    changes: Vec<(&'static str, serde_json::Value)>,
+}
+
+impl MergedConfig {
+    /// # Errors
+    /// What the architecture has no place for.
+    fn of(base: &ModelConfig, adapter: &Adapter) -> Result<Self, Error> {
+        let refuse = |text: &str| Err(Error::Settings(text.to_owned()));
+        if !adapter.bottleneck.is_empty() {
+            return refuse(
+                "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter with --adapter, or train LoRA, which merges",
+            );
+        }
+        if adapter.virtual_tokens().total() > 0 {
+            return refuse(
+                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
+            );
+        }
+        if adapter.low_rank.is_empty() && adapter.replaced.is_empty() {
+            return refuse("this adapter changes no weight, so there is nothing to merge");
+        }
+        let (mut config, mut changes) = (base.clone(), Vec::new());
+        if base.tie_word_embeddings && adapter.replaced.contains_key(&WeightId::Head) {
+            config.tie_word_embeddings = false;
+            changes.push(("tie_word_embeddings", false.into()));
+        }
+        let adds_bias = |id: &WeightId| match id {
+            WeightId::Linear(linear, Part::Bias) => !base.linear_bias(linear.kind),
+            _ => false,
+        };
+        if adapter.replaced.keys().any(adds_bias) {
+            let Some(keys) = families::bias_switches(base.family) else {
+                return refuse(&format!(
+                    "the added biases cannot be merged: a {} model has no place for them; use the adapter with --adapter",
+                    base.family.model_type()
+                ));
+            };
+            config.biases = Biases {
+                qkv: true,
+                o: true,
+                mlp: true,
+            };
+            changes.extend(keys.iter().map(|key| (*key, true.into())));
+        }
+        Ok(Self { config, changes })
+    }
 }
 
 /// A merge replaces a model folder, never one that holds anything else and never the base itself.
@@ -159,10 +209,15 @@ fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: 
 fn write_merged(
     model: &Decoder,
     adapter: &Adapter,
+    config: &ModelConfig,
     folder: &Path,
     dtype: DType,
 ) -> Result<(), Error> {
-    write_model(model.config(), folder, dtype, |_, id, out| match id {
+    write_model(config, folder, dtype, |_, id, out| match id {
+        id if adapter.replaced.contains_key(&id) => {
+            let slot = adapter.replaced[&id];
+            out.write_all(&adapter.params.view(slot).to_le_bytes(dtype))
+        }
         WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
             out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
         }
@@ -194,7 +249,7 @@ fn prove(
         }
     };
     Ok(MergeReport {
-        modules: adapter.low_rank.len(),
+        modules: adapter.low_rank.len() + adapter.replaced.len(),
         tokens: passages.iter().map(Vec::len).sum(),
         max_logit_difference,
         rounding_difference,

@@ -4,10 +4,41 @@ use std::ops::Range;
 
 use lowrank_kernels::Segment;
 
+/// What an adapter puts where tokens would stand. A sequence is then: trained keys and values, prefix, prompt, infix,
+/// completion, and its positions count all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualTokens {
+    /// Trained keys and values before every sequence, in each block.
+    pub keys: usize,
+    /// Trained embeddings before every sequence.
+    pub prefix: usize,
+    /// Trained embeddings between a sequence's prompt and what follows.
+    pub infix: usize,
+}
+
+impl VirtualTokens {
+    /// Positions that a sequence has less for its own tokens.
+    pub fn total(self) -> usize {
+        self.keys + self.prefix + self.infix
+    }
+}
+
+/// Which trained embeddings a row stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VirtualPart {
+    /// Those before a sequence.
+    Prefix,
+    /// Those behind a prompt.
+    Infix,
+}
+
 /// T tokens of one or more sequences, concatenated.
+///
+/// Where the batch begins with [virtual tokens](Self::with_virtual), its sequences share the rows of the prefix, and the
+/// keys and values that attention reads are `virtual_tokens.keys` trained rows with the batch's own rows behind them.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// Token ids, `[T]`.
+    /// Token ids, `[T]`; 0 where a trained embedding stands.
     pub ids: Vec<u32>,
     /// The place of each token in its own sequence, `[T]`.
     pub positions: Vec<u32>,
@@ -22,12 +53,32 @@ pub struct Batch {
     pub adapters: Vec<(Range<usize>, usize)>,
     /// With a KV cache: rows of this batch and the cache row that the first of them is written to.
     pub appends: Vec<(Range<usize>, usize)>,
+    /// What the adapter of these rows puts before and between their tokens.
+    pub virtual_tokens: VirtualTokens,
+    /// Rows whose embeddings are the adapter's.
+    pub embedded: Vec<(Range<usize>, VirtualPart)>,
 }
 
 impl Batch {
-    /// Number of tokens T.
+    /// A batch whose sequences all have these virtual tokens. The rows of the prefix come first.
+    pub fn with_virtual(virtual_tokens: VirtualTokens) -> Self {
+        let mut batch = Self {
+            virtual_tokens,
+            ..Self::default()
+        };
+        batch.append_virtual(&[], VirtualPart::Prefix);
+        batch
+    }
+
+    /// Number of rows T.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Rows that are tokens, the virtual ones left out.
+    pub fn real_tokens(&self) -> usize {
+        let embedded = self.embedded.iter().map(|(rows, _)| rows.len());
+        self.tokens() - embedded.sum::<usize>()
     }
 
     /// Adds a whole sequence that sees only itself. `supervised[i]` says that token `i` is a label, so that row `i - 1`
@@ -36,9 +87,22 @@ impl Batch {
         self.push_shared(0, &[(ids, supervised)]);
     }
 
+    /// Adds a whole sequence whose first `prompt` tokens are its prompt: an infix stands behind them.
+    ///
+    /// # Panics
+    /// If the sequence is shorter than `prompt`.
+    pub fn push_with_prompt(&mut self, prompt: usize, ids: &[u32], supervised: &[bool]) {
+        if self.virtual_tokens.infix > 0 {
+            self.push_shared(prompt, &[(ids, supervised)]);
+        } else {
+            self.push(ids, supervised);
+        }
+    }
+
     /// Adds sequences, given as for [`push`](Self::push), whose first `prefix` tokens are the same. These are rows of the
     /// batch once; what follows them in a sequence sees them and itself. Labels are scored for every sequence that has
-    /// them, so losses and gradients are those of the sequences pushed one by one, up to rounding.
+    /// them, so losses and gradients are those of the sequences pushed one by one, up to rounding. An infix stands behind
+    /// the shared tokens and is shared with them.
     ///
     /// # Panics
     /// If a sequence is shorter than `prefix`.
@@ -46,32 +110,57 @@ impl Batch {
         let Some((first, _)) = sequences.first() else {
             return;
         };
-        let shared = self.append(0..0, &first[..prefix]);
+        let before = 0..self.virtual_tokens.prefix;
+        let shared = self.append(std::slice::from_ref(&before), &first[..prefix]);
+        let infix = self.append_virtual(&[before.clone(), shared.clone()], VirtualPart::Infix);
         // The last shared row predicts what each sequence goes on with.
         for i in 1..=prefix {
+            let row = if i == prefix && !infix.is_empty() {
+                infix.end - 1
+            } else {
+                shared.start + i - 1
+            };
             for (ids, supervised) in sequences {
-                self.score(shared.start + i - 1, i, ids, supervised);
+                self.score(row, i, ids, supervised);
             }
         }
         for (ids, supervised) in sequences {
             debug_assert_eq!(ids[..prefix], first[..prefix], "the prefix is the same");
-            let own = self.append(shared.clone(), &ids[prefix..]);
+            let before = [before.clone(), shared.start..infix.end];
+            let own = self.append(&before, &ids[prefix..]);
             for i in prefix + 1..ids.len() {
                 self.score(own.start + i - prefix - 1, i, ids, supervised);
             }
         }
     }
 
-    /// Adds rows that go on after the rows `before`, and see these and themselves.
-    fn append(&mut self, before: Range<usize>, ids: &[u32]) -> Range<usize> {
+    /// Adds the rows of trained embeddings that go on after the rows `before`.
+    fn append_virtual(&mut self, before: &[Range<usize>], part: VirtualPart) -> Range<usize> {
+        let count = match part {
+            VirtualPart::Prefix => self.virtual_tokens.prefix,
+            VirtualPart::Infix => self.virtual_tokens.infix,
+        };
+        let rows = self.append(before, &vec![0; count]);
+        if !rows.is_empty() {
+            self.embedded.push((rows.clone(), part));
+        }
+        rows
+    }
+
+    /// Adds rows that go on after the rows `before`, and see the trained keys, these and themselves.
+    fn append(&mut self, before: &[Range<usize>], ids: &[u32]) -> Range<usize> {
         let rows = self.ids.len()..self.ids.len() + ids.len();
         if rows.is_empty() {
             return rows;
         }
-        let position = before.len() as u32;
+        let first = self.virtual_tokens.keys;
+        let seen = before.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let position = (first + seen) as u32;
         self.ids.extend_from_slice(ids);
         self.positions.extend(position..position + ids.len() as u32);
-        let mut keys = vec![before, rows.clone()];
+        let own = before.iter().chain([&rows]);
+        let keys = own.map(|keys| keys.start + first..keys.end + first);
+        let mut keys: Vec<_> = std::iter::once(0..first).chain(keys).collect();
         keys.retain(|keys| !keys.is_empty());
         self.segments.push(Segment {
             queries: rows.clone(),
@@ -103,6 +192,12 @@ impl Batch {
             .collect()
     }
 
+    /// The adapter that a row uses.
+    pub(crate) fn adapter_of(&self, row: usize) -> Option<usize> {
+        let mut of = self.adapters.iter();
+        of.find(|(rows, _)| rows.contains(&row)).map(|(_, a)| *a)
+    }
+
     /// Lets every row use the adapter `index`.
     #[must_use]
     pub fn with_adapter(mut self, index: usize) -> Self {
@@ -124,6 +219,48 @@ mod tests {
         assert_eq!(batch.targets, [7, 9]);
         assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
         assert_eq!(batch.segments[1].queries, 3..5);
+    }
+
+    #[test]
+    fn virtual_tokens_stand_before_and_between() {
+        let mut batch = Batch::with_virtual(VirtualTokens {
+            keys: 0,
+            prefix: 2,
+            infix: 1,
+        });
+        batch.push_with_prompt(2, &[5, 6, 7], &[true, true, true]);
+        batch.push(&[8, 9], &[false, true]);
+        assert_eq!(batch.ids, [0, 0, 5, 6, 0, 7, 0, 8, 9]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 5, 2, 3, 4]);
+        let parts = [
+            (0..2, VirtualPart::Prefix),
+            (4..5, VirtualPart::Infix),
+            (6..7, VirtualPart::Infix),
+        ];
+        assert_eq!(batch.embedded, parts);
+        assert_eq!(batch.real_tokens(), 5);
+        // The infix predicts what comes behind it, and a first token is never scored.
+        assert_eq!(batch.supervised, [2, 4, 7]);
+        assert_eq!(batch.targets, [6, 7, 9]);
+        let keys: Vec<_> = batch.segments.iter().map(|s| s.keys.clone()).collect();
+        assert_eq!((keys[0].len(), &keys[0][0]), (1, &(0..2)));
+        assert_eq!(keys[3], [0..2, 2..5, 5..6]);
+        assert_eq!(keys[5], [0..2, 6..7, 7..9]);
+    }
+
+    #[test]
+    fn trained_keys_come_before_every_row() {
+        let mut batch = Batch::with_virtual(VirtualTokens {
+            keys: 3,
+            ..VirtualTokens::default()
+        });
+        batch.push(&[5, 6], &[false, true]);
+        batch.push_shared(1, &[(&[7, 8], &[false, true]), (&[7, 9], &[false, true])]);
+        assert_eq!(batch.positions, [3, 4, 3, 4, 4]);
+        let keys: Vec<_> = batch.segments.iter().map(|s| s.keys.clone()).collect();
+        assert_eq!(keys[0], [0..3, 3..5]);
+        assert_eq!(keys[3], [0..3, 5..6, 7..8]);
+        assert_eq!(batch.supervised, [0, 2, 2]);
     }
 
     #[test]

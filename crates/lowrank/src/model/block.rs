@@ -4,6 +4,7 @@
 //! x_mid = x     + o(attention(rope(q), rope(k), v)),   q, k, v of norm(x)
 //! x_out = x_mid + mlp(norm(x_mid))
 //! ```
+//! Adapter layers stand where the residual stream is added (`bottleneck`).
 //! The forward saves what the backward needs and nothing that it can cheaply compute again: the norms' outputs and the
 //! MLP's hidden activation are recomputed, and more where [`Recompute`] says so.
 //!
@@ -14,16 +15,17 @@ use std::borrow::Cow;
 
 use lowrank_kernels::{
     Arena, AttentionShape, DType, RopeTable, Tensor, View, ViewMut, activation_backward,
-    activation_forward, add_assign, attention_backward, attention_forward, copy_cols,
-    embedding_backward, embedding_forward, gated_backward, gated_forward, rope_backward,
-    rope_forward,
+    activation_forward, attention_backward, attention_forward, copy_cols, embedding_backward,
+    embedding_forward, gated_backward, gated_forward, rope_backward, rope_forward,
 };
 
+use super::bottleneck::BottleneckSaved;
 use super::config::{BlockNorm, LinearId, LinearKind, MlpKind, Part, WeightId};
 use super::decoder::{Keep, KvCache};
 use super::linear::LinearBack;
 use super::pass::{NormSaved, Pass};
 use super::saving::Recompute;
+use crate::tuning::{Reach, Sublayer};
 
 /// What one block saves for its backward.
 pub(crate) enum BlockSaved {
@@ -45,6 +47,9 @@ pub(crate) struct Values {
     mlp_norm: NormSaved,
     /// Outputs of the MLP's first linears, unless they are computed again.
     mlp: Option<MlpSaved>,
+    /// Of the adapter layers behind attention and MLP.
+    attention_bottlenecks: Vec<BottleneckSaved>,
+    mlp_bottlenecks: Vec<BottleneckSaved>,
     /// `x Aᵀ` of the branches at each linear, in [`ModelConfig::linear_kinds`](super::ModelConfig::linear_kinds)' order.
     branches: Vec<Vec<Tensor>>,
 }
@@ -165,7 +170,8 @@ impl Pass<'_> {
         let (x_rows, o_rows) = (pass.wanted(place, &x), pass.wanted(place, &o));
         let (mut x_mid, b) = pass.linear(place.linear(LinearKind::O), o_rows.view());
         branches.push(b);
-        add_assign(x_mid.view_mut(), x_rows.view());
+        let attention_bottlenecks =
+            pass.join_stream(place.layer, Sublayer::Attention, &mut x_mid, x_rows.view());
         self.give_widened(x_rows);
         self.give_widened(o_rows);
         let o = if pass.reads_input(place.linear(LinearKind::O)) {
@@ -188,11 +194,13 @@ impl Pass<'_> {
             x_mid,
             mlp_norm,
             mlp: Some(mlp),
+            attention_bottlenecks,
+            mlp_bottlenecks: Vec::new(),
             branches,
         }
     }
 
-    /// The block's output from its values, to which the last linear's branches are added.
+    /// The block's output from its values, to which those of the last linear and of what stands behind it are added.
     fn block_output(&self, place: Place, values: &mut Values) -> Tensor {
         let Some(mlp) = &values.mlp else {
             unreachable!("values that were just computed are whole")
@@ -202,7 +210,8 @@ impl Pass<'_> {
         let (mut x_out, branches) = pass.linear(place.linear(LinearKind::Down), h.view());
         self.ws.give(h);
         values.branches.push(branches);
-        add_assign(x_out.view_mut(), values.x_mid.view());
+        values.mlp_bottlenecks =
+            pass.join_stream(place.layer, Sublayer::Mlp, &mut x_out, values.x_mid.view());
         x_out
     }
 
@@ -243,6 +252,8 @@ impl Pass<'_> {
             x_mid,
             mlp_norm,
             mlp,
+            attention_bottlenecks,
+            mlp_bottlenecks,
             branches,
         } = values;
         let mlp = mlp.and_then(|MlpSaved { gate, up }| {
@@ -282,6 +293,8 @@ impl Pass<'_> {
             },
             mlp_norm,
             mlp,
+            attention_bottlenecks: self.keep_bottlenecks(attention_bottlenecks, dtype),
+            mlp_bottlenecks: self.keep_bottlenecks(mlp_bottlenecks, dtype),
             branches,
         }))
     }
@@ -349,6 +362,7 @@ impl Pass<'_> {
             rope_forward(q.view_mut(), &self.batch.positions, table, config.head_size);
             rope_forward(k.view_mut(), &self.batch.positions, table, config.head_size);
         }
+        let (k, v) = self.with_trained_keys(place.layer, k, v);
         HeadsSaved { q, k, v, raw }
     }
 
@@ -362,22 +376,24 @@ impl Pass<'_> {
         h
     }
 
-    /// dx of the block's input from the gradient of its output; consumes what was saved. With `stop` the block is the
-    /// lowest that trains anything, and the result is not worth finishing.
+    /// dx of the block's input from the gradient of its output; consumes what was saved. A `reach` short of the input says
+    /// that the block is the lowest that trains anything, and how far back that is; the result is then not finished.
     pub(crate) fn block_backward(
         &self,
         place: Place,
         mut dx: Tensor,
         saved: BlockSaved,
-        stop: bool,
+        reach: Reach,
         grads: &mut Arena,
     ) -> Tensor {
         let values = match saved {
             BlockSaved::Values(values) => *values,
             BlockSaved::Input(x) => {
                 let mut values = self.block_values(place, x, None);
-                if self.reads_input(place.linear(LinearKind::Down)) {
-                    // Its branches' inner rows are read.
+                if self.reads_input(place.linear(LinearKind::Down))
+                    || self.has_bottleneck(place.layer, Sublayer::Mlp)
+                {
+                    // Its branches' inner rows are read, or its output is.
                     let x_out = self.block_output(place, &mut values);
                     self.ws.give(x_out);
                 }
@@ -385,10 +401,15 @@ impl Pass<'_> {
             }
         };
         let pass = behind_attention(self, place);
-        pass.mlp_backward(place, &mut dx, &values, grads);
-        let d_o = pass.output_backward(place, &dx, &values, grads);
-        let (mut dx, d_o) = (self.spread(place, dx), self.spread(place, d_o));
-        self.attention_part_backward(place, &mut dx, d_o, &values, stop, grads);
+        pass.mlp_backward(place, &mut dx, &values, reach, grads);
+        let d_o = (reach > Reach::Mlp)
+            .then(|| pass.output_backward(place, &mut dx, &values, reach, grads))
+            .flatten();
+        if let Some(d_o) = d_o {
+            let d_o = self.spread(place, d_o);
+            dx = self.spread(place, dx);
+            self.attention_part_backward(place, &mut dx, d_o, &values, reach, grads);
+        }
         self.give_values(values);
         dx
     }
@@ -410,7 +431,26 @@ impl Pass<'_> {
     }
 
     /// x_out = x_mid + down(act(gate(n), up(n))), n = norm(x_mid)
-    fn mlp_backward(&self, place: Place, dx: &mut Tensor, saved: &Values, grads: &mut Arena) {
+    fn mlp_backward(
+        &self,
+        place: Place,
+        dx: &mut Tensor,
+        saved: &Values,
+        reach: Reach,
+        grads: &mut Arena,
+    ) {
+        let finish = reach > Reach::MlpBottleneck;
+        let d_out = self.join_stream_backward(
+            place.layer,
+            Sublayer::Mlp,
+            dx,
+            &saved.mlp_bottlenecks,
+            finish,
+            grads,
+        );
+        if !finish {
+            return;
+        }
         let config = self.config();
         let (tokens, width) = (dx.rows(), config.intermediate_size);
         let norm = place.norm(BlockNorm::Mlp);
@@ -434,7 +474,7 @@ impl Pass<'_> {
                 let h = self.reads_input(down).then(|| self.mlp_activation(mlp));
                 let mut dh = self.take(tokens, width);
                 self.linears_backward(
-                    &[self.back(down, dx, saved)],
+                    &[self.back(down, d_out.as_ref().unwrap_or(dx), saved)],
                     h.as_ref().map(Tensor::view),
                     Some(dh.view_mut()),
                     grads,
@@ -471,6 +511,7 @@ impl Pass<'_> {
         );
         self.give_widened(x_mid);
         self.give([dmlp.up, dn]);
+        self.give(d_out);
         self.give(dmlp.gate);
         self.give(normed);
     }
@@ -500,26 +541,41 @@ impl Pass<'_> {
         }
     }
 
-    /// The gradient of the attention's output, of the rows that are left behind it.
+    /// The gradient of the attention's output, of the rows that are left behind it, if the backward goes on to there.
     fn output_backward(
         &self,
         place: Place,
-        dx: &Tensor,
+        dx: &mut Tensor,
         saved: &Values,
+        reach: Reach,
         grads: &mut Arena,
-    ) -> Tensor {
+    ) -> Option<Tensor> {
+        let finish = reach > Reach::AttentionBottleneck;
+        let d_out = self.join_stream_backward(
+            place.layer,
+            Sublayer::Attention,
+            dx,
+            &saved.attention_bottlenecks,
+            finish,
+            grads,
+        );
+        if !finish {
+            return None;
+        }
         let id = place.linear(LinearKind::O);
-        let mut d_o = self.take(dx.rows(), self.config().q_size());
-        let linears = [self.back(id, dx, saved)];
+        let mut d_o = (reach > Reach::Output).then(|| self.take(dx.rows(), self.config().q_size()));
+        let d_o_out = d_o.as_mut().map(Tensor::view_mut);
+        let linears = [self.back(id, d_out.as_ref().unwrap_or(dx), saved)];
         if let Some(o) = &saved.o {
             let o = self.widened(o);
             let o_rows = self.wanted(place, &o);
-            self.linears_backward(&linears, Some(o_rows.view()), Some(d_o.view_mut()), grads);
+            self.linears_backward(&linears, Some(o_rows.view()), d_o_out, grads);
             self.give_widened(o_rows);
             self.give_widened(o);
         } else {
-            self.linears_backward(&linears, None, Some(d_o.view_mut()), grads);
+            self.linears_backward(&linears, None, d_o_out, grads);
         }
+        self.give(d_out);
         d_o
     }
 
@@ -530,7 +586,7 @@ impl Pass<'_> {
         dx: &mut Tensor,
         d_o: Tensor,
         saved: &Values,
-        stop: bool,
+        reach: Reach,
         grads: &mut Arena,
     ) {
         let config = self.config();
@@ -549,7 +605,7 @@ impl Pass<'_> {
             .any(|&kind| self.reads_input(place.linear(kind)));
         let trains_norm =
             self.trained(norm(Part::Weight)).is_some() || self.trained(norm(Part::Bias)).is_some();
-        let finish = !stop || trains_norm;
+        let finish = reach == Reach::Input || trains_norm;
         let x = (reads || finish).then(|| self.widened(&saved.x));
         let normed = x
             .as_ref()
@@ -589,8 +645,8 @@ impl Pass<'_> {
         let tokens = d_o.rows();
         let HeadsSaved { q, k, v, raw } = &saved.heads;
         let mut dq = self.take(tokens, config.q_size());
-        let mut dk = self.take(tokens, config.kv_size());
-        let mut dv = self.take(tokens, config.kv_size());
+        let mut dk = self.take(k.rows(), config.kv_size());
+        let mut dv = self.take(v.rows(), config.kv_size());
         attention_backward(
             dq.view_mut(),
             dk.view_mut(),
@@ -604,6 +660,7 @@ impl Pass<'_> {
             &self.attention_shape(),
             self.ws,
         );
+        let (mut dk, dv) = self.trained_keys_backward(place.layer, dk, dv, grads);
         if let Some(table) = place.rope {
             for dx in [&mut dq, &mut dk] {
                 let positions = &self.batch.positions;
@@ -672,8 +729,12 @@ impl Pass<'_> {
             x_mid,
             mlp_norm,
             mlp,
+            attention_bottlenecks,
+            mlp_bottlenecks,
             branches,
         } = values;
+        self.give_bottlenecks(attention_bottlenecks);
+        self.give_bottlenecks(mlp_bottlenecks);
         self.give([lse, x_mid, heads.q, heads.k, heads.v]);
         self.give(o);
         if let Some(MlpSaved { gate, up }) = mlp {

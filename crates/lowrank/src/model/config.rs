@@ -218,6 +218,16 @@ pub enum WeightId {
     Head,
 }
 
+impl WeightId {
+    /// Whether it is a vector: a norm's weight or a bias.
+    pub fn is_vector(self) -> bool {
+        matches!(
+            self,
+            Self::Norm(..) | Self::FinalNorm(_) | Self::Linear(_, Part::Bias)
+        )
+    }
+}
+
 impl ModelConfig {
     /// Columns of q: H·D.
     pub fn q_size(&self) -> usize {

@@ -12,11 +12,11 @@ use lowrank_kernels::{
 
 use super::batch::Batch;
 use super::block::{BlockSaved, Place, Wanted};
-use super::config::{ModelConfig, Position, WeightId};
+use super::config::{ModelConfig, Part, Position, WeightId};
 use super::pass::Pass;
 use super::saving::Saving;
 use super::weights::Weights;
-use crate::tuning::AdapterSet;
+use crate::tuning::{Adapter, AdapterSet};
 
 /// Sums over the supervised tokens of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -82,6 +82,18 @@ impl KvCache {
         }
     }
 
+    /// Writes an adapter's trained keys and values to the rows from `at` on.
+    pub(crate) fn write_prefix(&mut self, adapter: &Adapter, at: usize) {
+        for (layer, &(k, v)) in adapter.virtual_tokens.key_values.iter().enumerate() {
+            let (cache_k, cache_v) = self.layer_mut(layer);
+            for (cache, slot) in [(cache_k, k), (cache_v, v)] {
+                let values = adapter.params.view(slot);
+                let mut rows = cache.view_mut().slice_rows(at..at + values.rows());
+                rows.copy_from(values);
+            }
+        }
+    }
+
     pub(crate) fn layer(&self, layer: usize) -> (View<'_>, View<'_>) {
         let (k, v) = &self.layers[layer];
         (k.view(), v.view())
@@ -128,11 +140,15 @@ impl Decoder {
     }
 
     /// The losses of a batch, without gradients.
+    ///
+    /// # Panics
+    /// If the batch has not the virtual tokens of its rows' adapters.
     pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         in_pool(|| self.loss_here(batch, adapters, ws))
     }
 
     fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+        check_virtual(batch, adapters);
         let pass = self.pass(batch, adapters, ws, None);
         let adapter_rows = batch.adapters_of(&batch.supervised);
         let wanted = self.wanted(batch, &adapter_rows);
@@ -142,7 +158,7 @@ impl Decoder {
             None => gather(&pass, x, &batch.supervised),
         };
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        let head = self.head(&pass);
+        let head = head(&pass);
         let sums =
             cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
         pass.give([rows, h]);
@@ -152,6 +168,9 @@ impl Decoder {
 
     /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the adapter's `params`). Every
     /// row uses adapter 0 of the set.
+    ///
+    /// # Panics
+    /// As [`loss`](Self::loss).
     pub fn forward_backward(
         &self,
         batch: &Batch,
@@ -171,6 +190,7 @@ impl Decoder {
         options: &PassOptions,
         ws: &Workspace,
     ) -> LossSum {
+        check_virtual(batch, adapters);
         let pass = self.pass(batch, adapters, ws, options.dropout_key);
         let adapter = adapters.get(0);
         let lowest = adapter.lowest_layer();
@@ -195,12 +215,17 @@ impl Decoder {
             None => gather(&pass, x, &batch.supervised),
         };
         let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        let mut dh = pass.take(h.rows(), h.cols());
-        let head_slot = pass.trained(self.head_id());
+        // A head that is trained alone needs no gradient of what it reads.
+        let trains_below = from < layers
+            || [Part::Weight, Part::Bias]
+                .into_iter()
+                .any(|part| pass.trained(WeightId::FinalNorm(part)).is_some());
+        let mut dh = trains_below.then(|| pass.take(h.rows(), h.cols()));
+        let head_slot = pass.trained(pass.head_id());
         let dw = head_slot.map(|slot| grads.view_mut(slot));
-        let head = self.head(&pass);
+        let head = head(&pass);
         let sums = cross_entropy_forward_backward(
-            Some(dh.view_mut()),
+            dh.as_mut().map(Tensor::view_mut),
             dw,
             h.view(),
             head,
@@ -208,6 +233,12 @@ impl Decoder {
             options.label_smoothing,
             ws,
         );
+
+        let Some(dh) = dh else {
+            pass.give([rows, h]);
+            pass.give_norm(norm_saved);
+            return loss_sum(sums, batch);
+        };
 
         let mut d_rows = pass.take(h.rows(), h.cols());
         d_rows.view_mut().fill(0.0);
@@ -232,14 +263,13 @@ impl Decoder {
             dx
         };
 
-        let trains_embedding = adapter.trains_embedding();
         for layer in (from..layers).rev() {
             let Some(saved) = blocks.pop() else { break };
             dx = pass.block_backward(
                 self.place(layer, wanted),
                 dx,
                 saved,
-                layer == from && !trains_embedding,
+                adapter.reach(layer),
                 grads,
             );
         }
@@ -250,6 +280,9 @@ impl Decoder {
 
     /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
     /// and its segments refer to cache rows.
+    ///
+    /// # Panics
+    /// Without a cache as [`loss`](Self::loss).
     pub fn logits(
         &self,
         batch: &Batch,
@@ -269,12 +302,15 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         ws: &Workspace,
     ) -> Tensor {
+        if cache.is_none() {
+            check_virtual(batch, adapters);
+        }
         let pass = self.pass(batch, adapters, ws, None);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
         let gathered = gather(&pass, x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
         let mut logits = pass.take(rows.len(), self.config().vocab_size);
-        head_logits(logits.view_mut(), h.view(), self.head(&pass));
+        head_logits(logits.view_mut(), h.view(), head(&pass));
         pass.give([gathered, h]);
         pass.give_norm(saved);
         logits
@@ -328,6 +364,7 @@ impl Decoder {
             pass.weight(WeightId::Embedding),
             false,
         );
+        pass.embed_virtual(&mut x);
         if config.position == Position::Learned {
             embedding_forward(
                 x.view_mut(),
@@ -341,24 +378,28 @@ impl Decoder {
         }
         x
     }
+}
 
-    fn head_id(&self) -> WeightId {
-        if self.config().tie_word_embeddings {
-            WeightId::Embedding
-        } else {
-            WeightId::Head
-        }
+fn head<'p>(pass: &'p Pass) -> Weight<'p> {
+    Weight {
+        view: pass.weight(pass.head_id()),
+        layout: lowrank_kernels::Layout::OutIn,
     }
+}
 
-    fn head<'p>(&self, pass: &'p Pass) -> Weight<'p> {
-        Weight {
-            view: pass.weight(self.head_id()),
-            layout: lowrank_kernels::Layout::OutIn,
-        }
+/// Panics unless the batch was laid out for the adapters that its rows use.
+fn check_virtual(batch: &Batch, adapters: AdapterSet) {
+    for (_, index) in &batch.adapters {
+        assert_eq!(
+            adapters.get(*index).virtual_tokens(),
+            batch.virtual_tokens,
+            "a batch begins with the virtual tokens of its adapter"
+        );
     }
 }
 
 fn embed_backward(pass: &Pass, dx: View, grads: &mut Arena) {
+    pass.embed_virtual_backward(dx, grads);
     if let Some(slot) = pass.trained(WeightId::Embedding) {
         embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
     }

@@ -67,8 +67,7 @@ impl Pass<'_> {
         let jobs = jobs.map(|((&id, branches), (y, hidden))| LinearOutput {
             y: y.view_mut(),
             w: self.linear_weight(id),
-            bias: (self.config().linear_bias(id.kind))
-                .then(|| self.weight(WeightId::Linear(id, Part::Bias))),
+            bias: self.find(WeightId::Linear(id, Part::Bias)),
             branches: branches
                 .iter()
                 .zip(hidden)

@@ -4,16 +4,18 @@
 
 mod batch;
 mod block;
+mod bottleneck;
 mod config;
 mod decoder;
 pub mod families;
 mod linear;
 mod norm;
 mod pass;
+mod prefix;
 mod saving;
 pub(crate) mod weights;
 
-pub use batch::Batch;
+pub use batch::{Batch, VirtualPart, VirtualTokens};
 pub use config::{
     Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
     Position, Rope, RopeScaling, WeightId,

@@ -40,12 +40,28 @@ impl Pass<'_> {
             .unwrap_or_else(|| self.weights.view(id))
     }
 
+    /// The values of a weight that the base may lack, or what stands in for them.
+    pub(crate) fn find(&self, id: WeightId) -> Option<View<'_>> {
+        self.adapters
+            .replacement(id)
+            .or_else(|| self.weights.get(id))
+    }
+
     /// The gradient slot of a base weight that is trained.
     pub(crate) fn trained(&self, id: WeightId) -> Option<usize> {
         if self.adapters.is_empty() {
             None
         } else {
             self.adapters.get(0).replaced.get(&id).copied()
+        }
+    }
+
+    /// The head: the embedding where the two are tied, and no adapter unties them.
+    pub(crate) fn head_id(&self) -> WeightId {
+        if self.find(WeightId::Head).is_some() {
+            WeightId::Head
+        } else {
+            WeightId::Embedding
         }
     }
 

@@ -10,7 +10,7 @@ use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View};
 
-use super::config::{ModelConfig, Part, WeightId};
+use super::config::{ModelConfig, WeightId};
 use super::families;
 use crate::Error;
 
@@ -149,6 +149,11 @@ impl Weights {
         self.tensors[&id].view()
     }
 
+    /// A tensor that the base may have.
+    pub fn get(&self, id: WeightId) -> Option<View<'_>> {
+        self.tensors.get(&id).map(Tensor::view)
+    }
+
     /// Gives the memory of tensors that lie in a mapped file back to the system, where other values stand in for them.
     /// They stay readable: the next access reads the file again.
     pub fn release_pages(&self) {
@@ -203,11 +208,10 @@ pub(crate) fn write_model(
                 DType::F32 => StoredDType::F32,
                 DType::Bf16 => StoredDType::BF16,
             },
-            shape: match id {
-                WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => {
-                    vec![cols]
-                }
-                _ => vec![rows, cols],
+            shape: if id.is_vector() {
+                vec![cols]
+            } else {
+                vec![rows, cols]
             },
         })
         .collect();

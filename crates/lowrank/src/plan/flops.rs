@@ -6,8 +6,8 @@
 
 use serde::Serialize;
 
-use crate::model::{Batch, LinearId, LinearKind, ModelConfig, Part, WeightId};
-use crate::tuning::Adapter;
+use crate::model::{Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, WeightId};
+use crate::tuning::{Adapter, Reach, Sublayer};
 
 /// How much there is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -57,12 +57,14 @@ pub struct StepFlops {
     pub attention: f64,
     /// The branches of an adapter.
     pub low_rank: f64,
+    /// Adapter layers.
+    pub bottleneck: f64,
 }
 
 impl StepFlops {
     /// All of them.
     pub fn total(&self) -> f64 {
-        self.linears + self.head + self.attention + self.low_rank
+        self.linears + self.head + self.attention + self.low_rank + self.bottleneck
     }
 }
 
@@ -84,7 +86,7 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
             tokens.min(work.supervised_tokens as f64)
         };
         let product = 2.0 * tokens * (input * output) as f64;
-        let backward = goes_backward(adapter, lowest, id);
+        let backward = goes_backward(adapter, id);
         let weight = adapter
             .replaced
             .contains_key(&WeightId::Linear(id, Part::Weight));
@@ -98,22 +100,42 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
             flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
         }
     }
-    let head_id = if config.tie_word_embeddings {
-        WeightId::Embedding
-    } else {
+    for (&(layer, place), site) in &adapter.bottleneck {
+        let last = layer + 1 == config.num_hidden_layers;
+        let rows = if last {
+            tokens.min(work.supervised_tokens as f64)
+        } else {
+            tokens
+        };
+        let (r, c) = adapter.params.shape(site.down.0);
+        // Forward; backward to the parameters; backward through U, and through D where something below is trained.
+        let below = match place {
+            Sublayer::Attention => Reach::AttentionBottleneck,
+            Sublayer::Mlp => Reach::MlpBottleneck,
+        };
+        let products = if adapter.reach(layer) > below { 6 } else { 5 };
+        flops.bottleneck += 2.0 * rows * (products * r * c) as f64;
+    }
+    let untied = !config.tie_word_embeddings || adapter.replaced.contains_key(&WeightId::Head);
+    let head_id = if untied {
         WeightId::Head
+    } else {
+        WeightId::Embedding
     };
     let head =
         2.0 * work.supervised_tokens as f64 * (config.vocab_size * config.hidden_size) as f64;
-    let products = if adapter.replaced.contains_key(&head_id) {
-        3.0
-    } else {
-        2.0
-    };
-    flops.head = products * head;
+    // Forward; backward to what it reads, where that is trained; backward to its weight.
+    let below = lowest.is_some()
+        || [Part::Weight, Part::Bias]
+            .into_iter()
+            .any(|part| adapter.replaced.contains_key(&WeightId::FinalNorm(part)));
+    let weight = adapter.replaced.contains_key(&head_id);
+    flops.head = (1 + usize::from(below) + usize::from(weight)) as f64 * head;
     // Two products forward; four backward, for the gradients of values, weights, queries and keys.
     let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
-    let trained = config.num_hidden_layers - lowest.unwrap_or(config.num_hidden_layers);
+    let trained = (0..config.num_hidden_layers)
+        .filter(|layer| adapter.reach(*layer) > Reach::Output)
+        .count();
     flops.attention = product * (2 * config.num_hidden_layers + 4 * trained) as f64;
     flops
 }
@@ -127,18 +149,17 @@ fn is_before_attention(kind: LinearKind) -> bool {
 }
 
 /// Whether the gradient of a linear's input is needed.
-fn goes_backward(adapter: &Adapter, lowest: Option<usize>, id: LinearId) -> bool {
-    let Some(lowest) = lowest else { return false };
-    match id.layer.cmp(&lowest) {
-        std::cmp::Ordering::Less => false,
-        std::cmp::Ordering::Greater => true,
-        std::cmp::Ordering::Equal => {
-            let below = adapter.trains_embedding()
-                || adapter
-                    .replaced
-                    .keys()
-                    .any(|weight| matches!(weight, WeightId::Norm(layer, ..) if *layer == lowest));
-            !is_before_attention(id.kind) || below
-        }
-    }
+fn goes_backward(adapter: &Adapter, id: LinearId) -> bool {
+    let behind = match id.kind {
+        LinearKind::Down | LinearKind::Up | LinearKind::Gate => Reach::MlpBottleneck,
+        LinearKind::O => Reach::Output,
+        _ => Reach::Attention,
+    };
+    let norm = |norm| {
+        let part = |part| WeightId::Norm(id.layer, norm, part);
+        [Part::Weight, Part::Bias]
+            .into_iter()
+            .any(|p| adapter.replaced.contains_key(&part(p)))
+    };
+    adapter.reach(id.layer) > behind || (is_before_attention(id.kind) && norm(BlockNorm::Attention))
 }

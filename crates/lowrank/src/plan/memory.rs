@@ -12,7 +12,7 @@ use super::Work;
 use crate::model::{
     Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
 };
-use crate::tuning::Adapter;
+use crate::tuning::{Adapter, Sublayer};
 
 /// Bytes of a run, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -133,9 +133,21 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
                 .map(|site| adapter.params.shape(site.a).0)
                 .sum();
             let rows = rows_behind(layer + 1 == layers, work);
+            let behind = behind + bottleneck_bytes(config, adapter, layer, size);
             tokens * (before + 4 * ranks) as u64 + rows * behind as u64
         })
         .sum()
+}
+
+/// What the adapter layers of a block keep of a token: what they read, what the nonlinearity reads, the norm's statistics.
+fn bottleneck_bytes(config: &ModelConfig, adapter: &Adapter, layer: usize, size: usize) -> usize {
+    let places = [Sublayer::Attention, Sublayer::Mlp];
+    let sites = places.map(|place| adapter.bottleneck.get(&(layer, place)));
+    let kept = sites.into_iter().flatten().map(|site| {
+        let statistics = if site.norm.is_some() { 2 } else { 0 };
+        size * config.hidden_size + 4 * (adapter.params.shape(site.down.0).0 + statistics)
+    });
+    kept.sum()
 }
 
 /// Rows that a block goes on with behind its attention.
@@ -177,7 +189,13 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     } else {
         0
     };
-    let mlp_backward = c + widened + hidden + f + mlp + again;
+    // What an adapter layer reads and gives, and the gradient of the sublayer's output.
+    let layers = if adapter.bottleneck.is_empty() {
+        0
+    } else {
+        2 * c
+    };
+    let mlp_backward = c + widened + hidden + f + mlp + again + layers;
     let attention_backward = c + 2 * q + 2 * kv + 2 * c + widened;
     let tokens = work.tokens as u64;
     let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;

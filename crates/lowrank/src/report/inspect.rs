@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_formats::peft::LoraConfig;
-use lowrank_kernels::{Tensor, frobenius_norm};
+use lowrank_kernels::{Tensor, View, add_assign, frobenius_norm, scale};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::merge::delta;
-use crate::model::{LinearId, Part, WeightId, families};
-use crate::tuning::lora::Loaded;
+use crate::model::{Decoder, Part, WeightId, families};
+use crate::tuning::{Adapter, Loaded, Method};
 
 /// A model without its values: only headers are read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -104,14 +104,11 @@ pub struct AdapterReport {
     pub adapter: String,
     /// The model that it was laid beside here.
     pub model: String,
-    /// `r` of adapter_config.json.
-    pub r: usize,
-    /// `lora_alpha` of adapter_config.json.
-    pub lora_alpha: f64,
-    /// `target_modules` of adapter_config.json.
-    pub target_modules: String,
-    /// Whether it scales by lora_alpha / √r.
-    pub use_rslora: bool,
+    /// What trained it.
+    pub method: Method,
+    /// The method's options, under the names of adapter_config.json.
+    #[serde(flatten)]
+    pub options: Map<String, Value>,
     /// Values of the adapter.
     pub parameters: u64,
     /// Bytes of the folder's adapter files.
@@ -122,27 +119,21 @@ pub struct AdapterReport {
     pub modules: Vec<ModuleReport>,
 }
 
-/// What an adapter does to one linear.
+/// What an adapter does at one place.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModuleReport {
-    /// The module's name.
+    /// The module's or the tensor's name.
     pub module: String,
-    /// Its rank; of a fused linear whose parts are adapted, the sum of theirs.
-    pub r: usize,
+    /// Its rank, or the width of an adapter layer; of a fused linear whose parts are adapted, the sum of theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r: Option<usize>,
     /// What B·A is multiplied with; of several parts, the largest.
-    pub scale: f32,
-    /// Values of A and B.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f32>,
+    /// Values of the adapter here.
     pub parameters: u64,
-    /// ‖ΔW‖_F / ‖W‖_F.
-    pub relative_change: f64,
-}
-
-/// The base model that an adapter's config names, if it names one.
-///
-/// # Errors
-/// A config that is missing, damaged, or of an adapter that is not supported.
-pub fn base_of(adapter: &Path) -> Result<Option<String>, Error> {
-    Ok(LoraConfig::read(adapter)?.base_model_name_or_path)
+    /// ‖ΔW‖_F / ‖W‖_F; `None` where the base has nothing.
+    pub relative_change: Option<f64>,
 }
 
 /// Measures an adapter that was loaded from `folder` against its base.
@@ -151,28 +142,6 @@ pub fn base_of(adapter: &Path) -> Result<Option<String>, Error> {
 /// When the folder's files cannot be looked at.
 pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterReport, Error> {
     let model = &base.decoder;
-    let mut linears: Vec<LinearId> = loaded.adapter.low_rank.keys().copied().collect();
-    linears.sort_unstable();
-    let modules = linears.into_iter().map(|id| {
-        let sites = &loaded.adapter.low_rank[&id];
-        let params = &loaded.adapter.params;
-        let size = |slot: usize| {
-            let (rows, columns) = params.shape(slot);
-            (rows * columns) as u64
-        };
-        let stored = model.weights().view(WeightId::Linear(id, Part::Weight));
-        let mut weight = Tensor::zeros(stored.rows(), stored.cols());
-        weight.view_mut().copy_from(stored);
-        ModuleReport {
-            module: families::linear_module(model.config(), id),
-            r: sites.iter().map(|site| params.shape(site.a).0).sum(),
-            scale: sites.iter().map(|site| site.scale).fold(0.0, f32::max),
-            parameters: sites.iter().map(|site| size(site.a) + size(site.b)).sum(),
-            relative_change: frobenius_norm(delta(model, &loaded.adapter, id).view())
-                / frobenius_norm(weight.view()),
-        }
-    });
-    let modules = modules.collect();
     let mut bytes = 0;
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         let path = folder.join(name);
@@ -182,13 +151,84 @@ pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterRep
     Ok(AdapterReport {
         adapter: folder.display().to_string(),
         model: base.source.to_string(),
-        r: loaded.config.r,
-        lora_alpha: loaded.config.lora_alpha,
-        target_modules: loaded.config.target_modules.to_string(),
-        use_rslora: loaded.config.use_rslora,
+        method: loaded.config.method(),
+        options: loaded.config.options(),
         parameters: loaded.adapter.parameters() as u64,
         bytes,
         base_matches: recorded.map(|recorded| *recorded == model.weights().fingerprint()),
-        modules,
+        modules: modules(model, &loaded.adapter),
     })
+}
+
+/// Every place that the adapter acts at, in the model's order.
+fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
+    let params = &adapter.params;
+    let size = |slot: usize| {
+        let (rows, columns) = params.shape(slot);
+        (rows * columns) as u64
+    };
+    let relative = |change: f64, stored: View| {
+        let mut weight = Tensor::zeros(stored.rows(), stored.cols());
+        weight.view_mut().copy_from(stored);
+        let norm = frobenius_norm(weight.view());
+        (norm > 0.0).then_some(change / norm)
+    };
+    let mut linears: Vec<_> = adapter.low_rank.iter().collect();
+    linears.sort_unstable_by_key(|(id, _)| **id);
+    let linears = linears.into_iter().map(|(&id, sites)| {
+        let stored = model.weights().view(WeightId::Linear(id, Part::Weight));
+        let change = frobenius_norm(delta(model, adapter, id).view());
+        ModuleReport {
+            module: families::linear_module(model.config(), id),
+            r: Some(sites.iter().map(|site| params.shape(site.a).0).sum()),
+            scale: Some(sites.iter().map(|site| site.scale).fold(0.0, f32::max)),
+            parameters: sites.iter().map(|site| size(site.a) + size(site.b)).sum(),
+            relative_change: relative(change, stored),
+        }
+    });
+    let mut replaced: Vec<_> = adapter.replaced.iter().collect();
+    replaced.sort_unstable_by_key(|(_, slot)| **slot);
+    let replaced = replaced.into_iter().map(|(&id, &slot)| {
+        let tied = id == WeightId::Head && model.config().tie_word_embeddings;
+        let base = if tied { WeightId::Embedding } else { id };
+        ModuleReport {
+            module: adapter.names[slot].clone(),
+            r: None,
+            scale: None,
+            parameters: size(slot),
+            relative_change: model.weights().get(base).and_then(|stored| {
+                let mut change = Tensor::zeros(stored.rows(), stored.cols());
+                change.view_mut().copy_from(stored);
+                scale(change.view_mut(), -1.0);
+                add_assign(change.view_mut(), params.view(slot));
+                relative(frobenius_norm(change.view()), stored)
+            }),
+        }
+    });
+    let mut bottlenecks: Vec<_> = adapter.bottleneck.iter().collect();
+    bottlenecks.sort_unstable_by_key(|(place, _)| **place);
+    let bottlenecks = bottlenecks
+        .into_iter()
+        .map(|(&(layer, place), site)| ModuleReport {
+            module: families::bottleneck_module(model.config(), layer, place),
+            r: Some(params.shape(site.down.0).0),
+            scale: None,
+            parameters: site.slots().map(size).sum(),
+            relative_change: None,
+        });
+    let sites = &adapter.virtual_tokens;
+    let keys = sites.key_values.iter().flat_map(|(k, v)| [*k, *v]);
+    let virtual_tokens = keys.chain(sites.prefix).chain(sites.infix);
+    let virtual_tokens = virtual_tokens.map(|slot| ModuleReport {
+        module: adapter.names[slot].clone(),
+        r: None,
+        scale: None,
+        parameters: size(slot),
+        relative_change: None,
+    });
+    linears
+        .chain(replaced)
+        .chain(bottlenecks)
+        .chain(virtual_tokens)
+        .collect()
 }

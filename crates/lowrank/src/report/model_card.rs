@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::units::grouped;
+use crate::tuning::Method;
 
 /// Where the base model came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +27,8 @@ impl<'a> BaseModel<'a> {
 /// What the folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CardKind {
-    /// An adapter in PEFT's layout.
-    Adapter,
+    /// An adapter of this method.
+    Adapter(Method),
     /// A whole model in the Hugging Face layout.
     Model,
 }
@@ -39,6 +40,8 @@ pub struct ModelCard<'a> {
     pub name: &'a str,
     /// What was written.
     pub kind: CardKind,
+    /// Whether PEFT loads the folder.
+    pub pefts: bool,
     /// The model that was adapted.
     pub base: BaseModel<'a>,
     /// The method's name in a sentence, such as "LoRA" or "full fine-tuning".
@@ -67,7 +70,9 @@ pub fn render(card: &ModelCard<'_>) -> String {
         let _ = writeln!(text, "base_model: {}", quote(id));
     }
     let (library, relation) = match card.kind {
-        CardKind::Adapter => ("peft", "adapter"),
+        CardKind::Adapter(_) if card.pefts => ("peft", "adapter"),
+        // No library of the Hub reads the files of the other methods.
+        CardKind::Adapter(_) => ("lowrank", "adapter"),
         CardKind::Model => ("transformers", "finetune"),
     };
     let _ = writeln!(
@@ -77,13 +82,13 @@ pub fn render(card: &ModelCard<'_>) -> String {
     if let BaseModel::Hub(id) = card.base {
         let _ = writeln!(text, "- {}", quote(&format!("base_model:{relation}:{id}")));
     }
-    if card.kind == CardKind::Adapter {
+    if card.kind == CardKind::Adapter(Method::Lora) {
         text.push_str("- lora\n");
     }
     text.push_str("- lowrank\n---\n\n");
 
     let what = match card.kind {
-        CardKind::Adapter => "An adapter for",
+        CardKind::Adapter(_) => "An adapter for",
         CardKind::Model => "A fine-tuned version of",
     };
     let base = match card.base {
@@ -149,17 +154,29 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
     };
     let base = if local { "BASE" } else { base };
     match card.kind {
-        CardKind::Adapter => {
+        CardKind::Adapter(method) => {
             let _ = write!(
                 text,
                 "\n## Use\n\n`ADAPTER` is this folder{hint}.\n\n```sh\n\
-                 lowrank generate --model {base} --adapter ADAPTER --prompt \"Hello\"\n\
-                 lowrank merge --model {base} --adapter ADAPTER --output merged\n```\n\n```python\n\
-                 from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-                 tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
-                 model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
-                 model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
+                 lowrank generate --model {base} --adapter ADAPTER --prompt \"Hello\"\n"
             );
+            if !matches!(method, Method::Adapter | Method::Prefix) {
+                let _ = writeln!(
+                    text,
+                    "lowrank merge --model {base} --adapter ADAPTER --output merged"
+                );
+            }
+            text.push_str("```\n");
+            if card.pefts {
+                let _ = write!(
+                    text,
+                    "\n```python\n\
+                     from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                     tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
+                     model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+                     model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
+                );
+            }
         }
         CardKind::Model => text.push_str(
             "\n## Use\n\n`MODEL` is this folder.\n\n```sh\n\
@@ -203,6 +220,7 @@ mod tests {
         render(&ModelCard {
             name: "e2e-lora",
             kind,
+            pefts: matches!(kind, CardKind::Adapter(Method::Lora)),
             base,
             method: "LoRA",
             trainable_parameters: 460_800,
@@ -221,7 +239,7 @@ mod tests {
             ("r".to_string(), "8".to_string()),
             ("target_modules".to_string(), r".*\.(q|v)_proj".to_string()),
         ];
-        insta::assert_snapshot!(card(CardKind::Adapter, BaseModel::Hub("HuggingFaceTB/SmolLM2-135M"), &settings), @r#"
+        insta::assert_snapshot!(card(CardKind::Adapter(Method::Lora), BaseModel::Hub("HuggingFaceTB/SmolLM2-135M"), &settings), @r#"
         ---
         base_model: HuggingFaceTB/SmolLM2-135M
         library_name: peft

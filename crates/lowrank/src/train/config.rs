@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::schedule::SchedulerType;
 use crate::data::OnBadRow;
 use crate::model::Recompute;
-use crate::tuning::Method;
 use crate::tuning::lora::{InitLoraWeights, Targets};
+use crate::tuning::{Method, adapter, prefix, top};
 
 /// The settings of `lowrank train`, in the words of PEFT's `LoraConfig` and of transformers' `TrainingArguments`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,7 +47,31 @@ pub struct TrainConfig {
     pub init_lora_weights: InitLoraWeights,
     /// Scale by `lora_alpha / √r`.
     pub use_rslora: bool,
-    /// Start from this PEFT adapter; r, alpha and targets are its own.
+    /// How many of the last blocks are trained; `None`: [`top::DEFAULT_LAYERS`].
+    #[serde(default)]
+    pub top_layers: Option<usize>,
+    /// Train the output projection alone.
+    #[serde(default)]
+    pub head_only: bool,
+    /// Where adapter layers stand.
+    #[serde(default)]
+    pub adapter_kind: adapter::Kind,
+    /// Width of adapter layers.
+    #[serde(default = "default_bottleneck")]
+    pub bottleneck: usize,
+    /// What virtual tokens are: embeddings, or keys and values.
+    #[serde(default)]
+    pub prefix_kind: prefix::Kind,
+    /// Virtual tokens before every sequence.
+    #[serde(default = "default_virtual_tokens")]
+    pub num_virtual_tokens: usize,
+    /// Virtual tokens between prompt and completion.
+    #[serde(default)]
+    pub infix_tokens: usize,
+    /// What virtual tokens begin as.
+    #[serde(default)]
+    pub prefix_init: prefix::Init,
+    /// Start from this adapter; the method's options are its own.
     pub init_adapter: Option<PathBuf>,
     /// The highest learning rate.
     pub learning_rate: f64,
@@ -113,6 +137,14 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
 }
 
+fn default_bottleneck() -> usize {
+    adapter::DEFAULT_BOTTLENECK
+}
+
+fn default_virtual_tokens() -> usize {
+    prefix::DEFAULT_VIRTUAL_TOKENS
+}
+
 /// Storage of the base's matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -156,8 +188,16 @@ impl TrainConfig {
             alpha_pattern: IndexMap::new(),
             init_lora_weights: InitLoraWeights::Gaussian,
             use_rslora: false,
+            top_layers: None,
+            head_only: false,
+            adapter_kind: adapter::Kind::default(),
+            bottleneck: default_bottleneck(),
+            prefix_kind: prefix::Kind::default(),
+            num_virtual_tokens: default_virtual_tokens(),
+            infix_tokens: 0,
+            prefix_init: prefix::Init::default(),
             init_adapter: None,
-            learning_rate: if method == Method::Full { 2e-5 } else { 2e-4 },
+            learning_rate: method.learning_rate(),
             lr_scheduler_type: SchedulerType::Linear,
             warmup_steps: 0,
             warmup_ratio: 0.0,
@@ -200,6 +240,23 @@ impl TrainConfig {
                 "lora_dropout",
                 share(self.lora_dropout),
                 "at least 0 and less than 1",
+            ),
+            ("top_layers", self.top_layers != Some(0), "at least 1"),
+            (
+                "top_layers",
+                !(self.head_only && self.top_layers.is_some()),
+                "left out with head_only",
+            ),
+            ("bottleneck", self.bottleneck > 0, "at least 1"),
+            (
+                "num_virtual_tokens",
+                self.num_virtual_tokens > 0 || self.infix_tokens > 0,
+                "at least 1",
+            ),
+            (
+                "infix_tokens",
+                self.infix_tokens == 0 || self.prefix_kind == prefix::Kind::Embedding,
+                "left out with prefix_kind layer",
             ),
             (
                 "learning_rate",
@@ -272,6 +329,32 @@ impl TrainConfig {
             .filter(|(_, fine, _)| !fine)
             .map(|(key, _, range)| format!("{key} must be {range}"))
             .collect()
+    }
+
+    /// What the method top trains.
+    pub fn top_options(&self) -> top::Options {
+        if self.head_only {
+            top::Options::Head
+        } else {
+            top::Options::Layers(self.top_layers.unwrap_or(top::DEFAULT_LAYERS))
+        }
+    }
+
+    /// Which layers the method adapter adds.
+    pub fn adapter_options(&self) -> adapter::Options {
+        adapter::Options {
+            kind: self.adapter_kind,
+            bottleneck: self.bottleneck,
+        }
+    }
+
+    /// Which virtual tokens the method prefix trains.
+    pub fn prefix_options(&self) -> prefix::Options {
+        prefix::Options {
+            kind: self.prefix_kind,
+            prefix: self.num_virtual_tokens,
+            infix: self.infix_tokens,
+        }
     }
 
     /// Rows of an optimizer step.

@@ -30,7 +30,10 @@ pub fn evaluate_rows(
     mut done: impl FnMut(usize),
 ) -> LossSum {
     let mut sums = LossSum::default();
-    let mut pending = Batch::default();
+    let virtual_tokens = adapter
+        .map(|index| adapters.get(index).virtual_tokens())
+        .unwrap_or_default();
+    let mut pending = Batch::with_virtual(virtual_tokens);
     let mut rows = 0;
     let mut run = |batch: Batch, rows: usize| {
         let batch = if let Some(index) = adapter {
@@ -43,9 +46,14 @@ pub fn evaluate_rows(
     };
     for example in examples {
         if rows > 0 && pending.tokens() + example.ids.len() > TOKENS_A_PASS {
-            run(std::mem::take(&mut pending), std::mem::take(&mut rows));
+            let next = Batch::with_virtual(virtual_tokens);
+            run(
+                std::mem::replace(&mut pending, next),
+                std::mem::take(&mut rows),
+            );
         }
-        pending.push(&example.ids, &example.supervised);
+        let prompt = example.prompt().len();
+        pending.push_with_prompt(prompt, &example.ids, &example.supervised);
         rows += 1;
     }
     if rows > 0 {

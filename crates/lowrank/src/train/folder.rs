@@ -124,7 +124,7 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
                 "output" | "data" | "valid_data" | "model" | "init_adapter"
             );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
-            !path && !empty
+            !path && !empty && config.method.reads(key)
         })
         .map(|(key, value)| {
             (
@@ -161,11 +161,12 @@ pub(super) fn write_report(
     )?)
 }
 
-/// Writes README.md, the model card.
+/// Writes README.md, the model card. `pefts`: PEFT loads the folder.
 pub(super) fn write_card(
     config: &TrainConfig,
     source: &Source,
     outcome: &Outcome,
+    pefts: bool,
 ) -> Result<(), Error> {
     let name = config.output.file_name().map_or_else(
         || "adapter".into(),
@@ -177,15 +178,16 @@ pub(super) fn write_card(
     } else {
         report::model_card::BaseModel::Local(&short)
     };
-    let (kind, method) = match config.method {
-        Method::Lora => (report::model_card::CardKind::Adapter, "LoRA"),
-        Method::Full => (report::model_card::CardKind::Model, "full fine-tuning"),
+    let kind = match config.method {
+        Method::Full => report::model_card::CardKind::Model,
+        method => report::model_card::CardKind::Adapter(method),
     };
     let card = report::model_card::render(&report::model_card::ModelCard {
         name: &name,
         kind,
+        pefts,
         base,
-        method,
+        method: config.method.title(),
         trainable_parameters: outcome.trainable_parameters as u64,
         base_parameters: outcome.base_parameters as u64,
         steps: outcome.steps,

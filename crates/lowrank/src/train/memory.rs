@@ -5,7 +5,7 @@ use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
-use crate::model::{Recompute, Saving};
+use crate::model::{Recompute, Saving, VirtualTokens};
 use crate::plan::{Memory, Work, training_memory};
 use crate::report::units;
 use crate::tuning::Adapter;
@@ -41,12 +41,15 @@ fn available_memory() -> Option<u64> {
 }
 
 /// The work of the largest micro-batch that these rows can make.
-fn largest_batch(examples: &[Example], batch_size: usize) -> Work {
+fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: VirtualTokens) -> Work {
     let mut rows: Vec<&Example> = examples.iter().collect();
     rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
-    let mut work = Work::default();
+    let mut work = Work {
+        tokens: virtual_tokens.keys + virtual_tokens.prefix,
+        ..Work::default()
+    };
     for row in rows.into_iter().take(batch_size) {
-        work.tokens += row.ids.len();
+        work.tokens += virtual_tokens.infix + row.ids.len();
         work.supervised_tokens += row.supervised_tokens();
     }
     work
@@ -64,7 +67,7 @@ pub(super) fn choose_saving(
     observer: &mut dyn Observer,
 ) -> Result<Saving, Error> {
     let base_dtype = config.base_dtype.into();
-    let work = largest_batch(examples, config.batch_size);
+    let work = largest_batch(examples, config.batch_size, adapter.virtual_tokens());
     let model = base.decoder.config();
     let needs = |recompute| {
         let saving = Saving {

@@ -10,6 +10,7 @@ mod events;
 mod folder;
 mod memory;
 mod order;
+mod prepare;
 mod run;
 mod schedule;
 mod step;
@@ -18,7 +19,8 @@ pub use config::{BaseDtype, TrainConfig};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
-pub use run::{Outcome, Start, Trained, fit, prepare, train};
+pub use prepare::{Trained, prepare};
+pub use run::{Outcome, Start, fit, train};
 pub use schedule::{Schedule, SchedulerType};
 pub use step::{
     OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step, shared_batch_of,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lowrank_formats::peft::{LoraConfig, TargetModules};
 use lowrank_kernels::Workspace;
 
 use super::checkpoint::{self, DataMark, TrainerState};
@@ -14,16 +13,16 @@ use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::{choose_saving, peak_rss};
 use super::order::StepRows;
+use super::prepare::{Trained, prepare};
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::model::{Saving, families};
+use crate::model::Saving;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
-use crate::tuning::lora::{self, Targets};
-use crate::tuning::{Adapter, AdapterSet, Method, full};
+use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};
 
 /// Steps whose losses are averaged for the final figure.
 const LAST_STEPS: usize = 20;
@@ -84,14 +83,6 @@ impl Outcome {
     }
 }
 
-/// A method's trainable values with what its files need.
-pub struct Trained {
-    /// The values.
-    pub adapter: Adapter,
-    /// The LoRA's config; `None` for full training.
-    pub lora: Option<LoraConfig>,
-}
-
 /// Runs a training from its settings and writes its folder. `stop` ends it after the step under way.
 ///
 /// # Errors
@@ -117,9 +108,14 @@ pub fn train(
     if let Some(valid) = &valid {
         observer.event(&Event::Note(valid.report.to_string()));
     }
-    check(config, &base, &data, valid.as_ref())?;
+    check(config, valid.as_ref())?;
     let network = base.into_network();
-    let trained = prepare(config, &network, observer)?;
+    let trained = prepare(config, &network, &data.examples, observer)?;
+    let longest = data
+        .report
+        .longest
+        .max(valid.as_ref().map_or(0, |v| v.report.longest));
+    check_length(&network, &trained.adapter, longest)?;
     // A run that cannot fit leaves no folder behind.
     choose_saving(
         config,
@@ -178,12 +174,7 @@ fn check_settings(config: &TrainConfig) -> Result<(), Error> {
     }
 }
 
-fn check(
-    config: &TrainConfig,
-    base: &Base,
-    data: &Dataset,
-    valid: Option<&Dataset>,
-) -> Result<(), Error> {
+fn check(config: &TrainConfig, valid: Option<&Dataset>) -> Result<(), Error> {
     let needs_valid = [
         (config.eval_steps.is_some(), "eval_steps"),
         (config.load_best_model_at_end, "load_best_model_at_end"),
@@ -199,114 +190,31 @@ fn check(
             "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
         )));
     }
-    let limit = base.decoder.config().max_position_embeddings;
-    let longest = data
-        .report
-        .longest
-        .max(valid.map_or(0, |v| v.report.longest));
-    if longest > limit {
-        return Err(Error::Settings(format!(
-            "the longest row has {longest} tokens and the model was made for {limit}; set --max-seq-length {limit} to cut rows there"
-        )));
-    }
     Ok(())
 }
 
-/// The trainable values that a run begins with, and what their files need.
-///
-/// # Errors
-/// Targets that match nothing; an adapter to start from that can't be used.
-pub fn prepare(
-    config: &TrainConfig,
-    base: &Network,
-    observer: &mut dyn Observer,
-) -> Result<Trained, Error> {
-    let model = base.decoder.config();
-    match (config.method, &config.init_adapter) {
-        (Method::Full, None) => {
-            let weights = base.decoder.weights();
-            let adapter = full::inject(weights);
-            weights.release_pages();
-            Ok(Trained { adapter, lora: None })
-        }
-        (Method::Full, Some(_)) => Err(Error::Settings("init_adapter goes with method lora; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned())),
-        (Method::Lora, Some(folder)) => {
-            let loaded = lora::load(folder, model)?;
-            note_fingerprint(&loaded, base, observer);
-            observer.event(&Event::Note(loaded.coverage.to_string()));
-            let lora = LoraConfig { lora_dropout: config.lora_dropout, base_model_name_or_path: Some(config.model.clone()), ..loaded.config };
-            let mut adapter = loaded.adapter;
-            for site in adapter.low_rank.values_mut().flatten() {
-                site.dropout = config.lora_dropout as f32;
-            }
-            Ok(Trained { adapter, lora: Some(lora) })
-        }
-        (Method::Lora, None) => {
-            let lora = lora_config(config, base);
-            let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, mix(config.seed, 1))?;
-            observer.event(&Event::Note(coverage.to_string()));
-            Ok(Trained { adapter, lora: Some(lora) })
-        }
+/// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.
+fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(), Error> {
+    let taken = adapter.virtual_tokens().total();
+    let limit = base.decoder.config().max_position_embeddings;
+    let room = limit.saturating_sub(taken);
+    if longest <= room {
+        return Ok(());
     }
-}
-
-fn note_fingerprint(loaded: &lora::Loaded, base: &Network, observer: &mut dyn Observer) {
-    if let Some(recorded) = &loaded.base_fingerprint
-        && *recorded != base.decoder.weights().fingerprint()
-    {
-        observer.event(&Event::Note(format!(
-            "warning: this adapter was trained on another base than {} (fingerprints {recorded} and {}); its results may be poor",
-            base.source,
-            base.decoder.weights().fingerprint()
-        )));
-    }
-}
-
-/// PEFT's config for the settings of a run.
-fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
-    let family = base.decoder.config().family;
-    let defaults = || {
-        families::default_targets(family)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+    let of_them = match taken {
+        0 => String::new(),
+        _ => format!(", {taken} of them virtual"),
     };
-    LoraConfig {
-        r: config.r,
-        lora_alpha: config.lora_alpha,
-        lora_dropout: config.lora_dropout,
-        target_modules: config.target_modules.as_ref().map_or_else(
-            || TargetModules::List(defaults()),
-            Targets::to_target_modules,
-        ),
-        exclude_modules: config
-            .exclude_modules
-            .as_ref()
-            .map(Targets::to_module_names),
-        fan_in_fan_out: base.decoder.config().layout == lowrank_kernels::Layout::InOut,
-        use_rslora: config.use_rslora,
-        init_lora_weights: config.init_lora_weights.to_json(),
-        rank_pattern: config
-            .rank_pattern
-            .iter()
-            .map(|(key, r)| (key.clone(), *r))
-            .collect(),
-        alpha_pattern: config
-            .alpha_pattern
-            .iter()
-            .map(|(key, alpha)| (key.clone(), *alpha))
-            .collect(),
-        base_model_name_or_path: Some(config.model.clone()),
-        task_type: Some("CAUSAL_LM".to_owned()),
-        ..LoraConfig::default()
-    }
+    Err(Error::Settings(format!(
+        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set --max-seq-length {room} to cut rows there"
+    )))
 }
 
 /// The state of the loop.
 struct Loop<'a> {
     config: &'a TrainConfig,
     base: &'a Network,
-    lora: Option<&'a LoraConfig>,
+    adapter_config: Option<&'a AdapterConfig>,
     saving: Saving,
     valid: &'a [Example],
     ws: Workspace,
@@ -332,7 +240,10 @@ pub fn fit(
     if examples.is_empty() {
         return Err(Error::Settings("there is no row to train on".to_owned()));
     }
-    let Trained { mut adapter, lora } = trained;
+    let Trained {
+        mut adapter,
+        config: adapter_config,
+    } = trained;
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
     let mut step_rows = StepRows::new(config, examples);
@@ -348,7 +259,7 @@ pub fn fit(
     let mut run = Loop {
         config,
         base,
-        lora: lora.as_ref(),
+        adapter_config: adapter_config.as_ref(),
         saving: choose_saving(config, base, &adapter, examples, observer)?,
         valid,
         ws: Workspace::new(),
@@ -613,16 +524,7 @@ impl Loop<'_> {
     ) -> Result<(), Error> {
         let run = &self.config.output;
         let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
-            match self.lora {
-                Some(lora) => lora::save(
-                    folder,
-                    self.base.decoder.config(),
-                    lora,
-                    adapter,
-                    &self.state.base,
-                ),
-                None => Ok(()),
-            }
+            self.save_adapter(folder, adapter)
         })
         .map_err(|error| self.with_last_good(&error))?;
         if let Some(limit) = self.config.save_total_limit {
@@ -635,6 +537,18 @@ impl Loop<'_> {
         }
         observer.event(&Event::Checkpoint(folder));
         Ok(())
+    }
+
+    /// Writes the adapter's files; full training has none.
+    fn save_adapter(&self, folder: &Path, adapter: &Adapter) -> Result<(), Error> {
+        let Some(config) = self.adapter_config else {
+            return Ok(());
+        };
+        let base = BaseMark {
+            name: &self.config.model,
+            fingerprint: &self.state.base,
+        };
+        tuning::save(folder, self.base.decoder.config(), config, adapter, base)
     }
 
     /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
@@ -687,15 +601,15 @@ impl Loop<'_> {
                 MetricsLine::Step(_) => None,
             });
         }
-        let model = self.base.decoder.config();
-        if let Some(lora) = self.lora {
-            lora::save(&config.output, model, lora, adapter, &self.state.base)?;
+        if self.adapter_config.is_some() {
+            self.save_adapter(&config.output, adapter)?;
         } else {
-            let dtype = config.base_dtype.into();
+            let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
             full::save_weights(model, adapter, &config.output, dtype)?;
             self.base.source.write_side_files(&config.output, dtype)?;
         }
-        folder::write_card(config, &self.base.source, outcome)
+        let pefts = self.adapter_config.is_some_and(AdapterConfig::is_pefts);
+        folder::write_card(config, &self.base.source, outcome, pefts)
     }
 
     /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the
@@ -716,15 +630,13 @@ impl Loop<'_> {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let method = match self.config.method {
-            Method::Lora => "LoRA",
-            Method::Full => "Full fine-tuning",
-        };
         let end = if outcome.interrupted {
             ", interrupted"
         } else {
             ""
         };
+        let title = self.config.method.title();
+        let method = title[..1].to_uppercase() + &title[1..];
         format!(
             "{method} of {}, {} of {} steps{end}",
             self.base.source.short_name(),

@@ -5,7 +5,7 @@ use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, scale, su
 use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
-use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving};
+use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving, VirtualTokens};
 use crate::random::mix;
 use crate::tuning::{Adapter, AdapterSet};
 
@@ -48,11 +48,11 @@ pub struct StepOptions {
 
 impl StepOptions {
     /// The batch of a micro-batch's rows.
-    pub fn batch_of(&self, rows: &[&Example]) -> Batch {
+    pub fn batch_of(&self, rows: &[&Example], virtual_tokens: VirtualTokens) -> Batch {
         if self.share_prompts {
-            shared_batch_of(rows)
+            shared_batch_of(rows, virtual_tokens)
         } else {
-            batch_of(rows.iter().copied())
+            batch_of(rows.iter().copied(), virtual_tokens)
         }
     }
 }
@@ -86,25 +86,28 @@ impl OptimizerState {
     }
 }
 
-/// The batch of some rows, using adapter 0.
-pub fn batch_of<'e>(examples: impl IntoIterator<Item = &'e Example>) -> Batch {
-    let mut batch = Batch::default();
+/// The batch of some rows, using adapter 0, whose virtual tokens these are.
+pub fn batch_of<'e>(
+    examples: impl IntoIterator<Item = &'e Example>,
+    virtual_tokens: VirtualTokens,
+) -> Batch {
+    let mut batch = Batch::with_virtual(virtual_tokens);
     for example in examples {
-        batch.push(&example.ids, &example.supervised);
+        batch.push_with_prompt(example.prompt().len(), &example.ids, &example.supervised);
     }
     batch.with_adapter(0)
 }
 
 /// The same where rows with the same prompt share its rows of the batch. Without dropout, losses and gradients are those
 /// of [`batch_of`] up to rounding; a mask belongs to a row of the batch, so with dropout they are of other masks.
-pub fn shared_batch_of(examples: &[&Example]) -> Batch {
-    let mut batch = Batch::default();
+pub fn shared_batch_of(examples: &[&Example], virtual_tokens: VirtualTokens) -> Batch {
+    let mut batch = Batch::with_virtual(virtual_tokens);
     for group in prompt_groups(examples.iter().copied()) {
         let sequences: Vec<(&[u32], &[bool])> = group
             .iter()
             .map(|&i| (&examples[i].ids[..], &examples[i].supervised[..]))
             .collect();
-        let prefix = if sequences.len() > 1 {
+        let prefix = if sequences.len() > 1 || virtual_tokens.infix > 0 {
             examples[group[0]].prompt().len()
         } else {
             0
@@ -127,8 +130,8 @@ pub fn accumulate(
     grads.zero();
     let (mut sums, mut tokens) = (LossSum::default(), 0);
     for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
-        let batch = options.batch_of(rows);
-        tokens += batch.tokens();
+        let batch = options.batch_of(rows, adapter.virtual_tokens());
+        tokens += batch.real_tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
         let pass = PassOptions {

@@ -3,34 +3,25 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use lowrank_kernels::{Arena, DType, Tensor, fill_normal};
+use lowrank_kernels::{DType, Tensor, fill_normal};
 
 use super::Adapter;
 use crate::Error;
 use crate::model::weights::write_model;
-use crate::model::{ModelConfig, Part, WeightId, Weights, families};
+use crate::model::{ModelConfig, Part, WeightId, Weights};
 use crate::random::mix;
 
 /// The base's values as the trainable set.
 pub fn inject(weights: &Weights) -> Adapter {
     let all = weights.config().weights();
-    let shapes: Vec<_> = all.iter().map(|(_, shape)| *shape).collect();
-    let mut params = Arena::new(&shapes);
-    let mut replaced = HashMap::new();
-    for (slot, (id, _)) in all.iter().enumerate() {
-        params.view_mut(slot).copy_from(weights.view(*id));
-        replaced.insert(*id, slot);
-    }
-    let names = all
-        .iter()
-        .map(|(id, _)| families::tensor_name(weights.config(), *id))
-        .collect();
-    Adapter {
-        params,
-        names,
-        low_rank: HashMap::new(),
-        replaced,
-    }
+    let mut adapter = Adapter::replacing(weights.config(), &all);
+    adapter.copy_base(weights);
+    adapter
+}
+
+/// Number of trained values.
+pub fn parameters(config: &ModelConfig) -> usize {
+    config.parameters()
 }
 
 /// Random weights for pretraining: linears normal with 1/√(inputs), tables with `initializer_range`, norms at one, biases

@@ -4,19 +4,32 @@
 //! model each of them acts. The decoder knows these hook points and nothing of the methods:
 //!
 //! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
-//! - `replaced`: a base weight whose values are the adapter's own (full training: all of them).
+//! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
+//!   that the base does not have (a bias, the head of tied embeddings);
+//! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP;
+//! - `virtual_tokens`: embeddings, or keys and values in every block, that stand where tokens would.
 //!
-//! A new method is a module here that fills the table, a [`Method`] entry, and, where it acts at a point that no method
-//! has used before, a new kind of hook.
+//! A new method is a module here that fills the table, a [`Method`] entry, a variant of [`AdapterConfig`] with its lines in
+//! [`load`] and [`save`], and, where it acts at a point that no method has used before, a new kind of hook.
 
+pub mod adapter;
+pub mod bitfit;
+mod files;
 pub mod full;
 pub mod lora;
+pub mod prefix;
+pub mod top;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use lowrank_kernels::{Arena, View};
+use lowrank_kernels::{Activation, Arena, View};
 
-use crate::model::{LinearId, WeightId};
+pub use files::{AdapterConfig, BaseMark, Loaded, base_of, load, save};
+
+use crate::model::{
+    BlockNorm, LinearId, LinearKind, ModelConfig, VirtualPart, VirtualTokens, WeightId, Weights,
+    families,
+};
 
 /// A way to adapt a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,6 +39,85 @@ pub enum Method {
     Lora,
     /// Every weight.
     Full,
+    /// The last blocks, or the head alone.
+    Top,
+    /// Biases alone (Ben Zaken et al., 2022).
+    Bitfit,
+    /// Bottleneck layers between frozen ones (Houlsby et al., 2019).
+    Adapter,
+    /// Trained virtual tokens: embeddings, or keys and values (Li and Liang, 2021).
+    Prefix,
+}
+
+impl Method {
+    /// Every method.
+    pub const ALL: [Self; 6] = [
+        Self::Lora,
+        Self::Full,
+        Self::Top,
+        Self::Bitfit,
+        Self::Adapter,
+        Self::Prefix,
+    ];
+
+    /// Its name in a sentence: "trained with …".
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::Full => "full fine-tuning",
+            Self::Top => "top-layer fine-tuning",
+            Self::Bitfit => "BitFit",
+            Self::Adapter => "adapter layers",
+            Self::Prefix => "prefix tuning",
+        }
+    }
+
+    /// Keys of the training settings that mean something to this method alone.
+    pub fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Lora => &[
+                "r",
+                "lora_alpha",
+                "lora_dropout",
+                "target_modules",
+                "exclude_modules",
+                "rank_pattern",
+                "alpha_pattern",
+                "init_lora_weights",
+                "use_rslora",
+            ],
+            Self::Top => &["top_layers", "head_only"],
+            Self::Adapter => &["adapter_kind", "bottleneck"],
+            Self::Prefix => &[
+                "prefix_kind",
+                "num_virtual_tokens",
+                "infix_tokens",
+                "prefix_init",
+            ],
+            Self::Full | Self::Bitfit => &[],
+        }
+    }
+
+    /// Whether a key of the training settings means anything to this method.
+    pub fn reads(self, key: &str) -> bool {
+        if key == "init_adapter" {
+            return self != Self::Full;
+        }
+        let others = Self::ALL.iter().filter(|method| **method != self);
+        self.keys().contains(&key) || !others.into_iter().any(|other| other.keys().contains(&key))
+    }
+
+    /// The learning rate where none is given: the fewer values a method has and the further they are from the model's own
+    /// weights, the larger it is.
+    pub fn learning_rate(self) -> f64 {
+        match self {
+            Self::Lora => 2e-4,
+            Self::Full => 2e-5,
+            Self::Top => 5e-5,
+            Self::Bitfit | Self::Adapter => 1e-3,
+            Self::Prefix => 1e-2,
+        }
+    }
 }
 
 /// A low-rank branch beside a linear.
@@ -43,6 +135,82 @@ pub struct LowRankSite {
     pub dropout: f32,
 }
 
+/// Where in a block a bottleneck stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sublayer {
+    /// Behind the attention's output projection.
+    Attention,
+    /// Behind the MLP's second linear.
+    Mlp,
+}
+
+/// Two linears with a nonlinearity between them: `y + act(h Dᵀ + b) Uᵀ + c`.
+///
+/// y [T, C] is what the sublayer gives to the residual stream, and h is y too; with a norm, y is the stream behind the
+/// sublayer and h its layer norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BottleneckSite {
+    /// Arena slots of the layer norm's weight and bias, each [1, C].
+    pub norm: Option<(usize, usize)>,
+    /// Arena slots of D [r, C] and of its bias b [1, r].
+    pub down: (usize, usize),
+    /// Arena slots of U [C, r] and of its bias c [1, C].
+    pub up: (usize, usize),
+    /// The nonlinearity.
+    pub activation: Activation,
+}
+
+impl BottleneckSite {
+    /// Every slot of it.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = usize> {
+        let pairs = [self.norm, Some(self.down), Some(self.up)];
+        pairs
+            .into_iter()
+            .flatten()
+            .flat_map(|(weight, bias)| [weight, bias])
+    }
+}
+
+/// How far back in a block its backward has to go; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Nothing in it is trained.
+    Nothing,
+    /// To the bottleneck behind the MLP.
+    MlpBottleneck,
+    /// To the norm before the MLP.
+    Mlp,
+    /// To the bottleneck behind the attention.
+    AttentionBottleneck,
+    /// To the attention's output projection.
+    Output,
+    /// To the norm before the attention.
+    Attention,
+    /// To the block's input.
+    Input,
+}
+
+/// Trained rows that stand where tokens would.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VirtualSites {
+    /// Slots of keys and values [n, KV·D] before every sequence, for each block; empty: none.
+    pub key_values: Vec<(usize, usize)>,
+    /// Slot of embeddings [n, C] before every sequence.
+    pub prefix: Option<usize>,
+    /// Slot of embeddings [n, C] between prompt and completion.
+    pub infix: Option<usize>,
+}
+
+impl VirtualSites {
+    /// Slot of some of the embeddings.
+    pub(crate) fn embedding(&self, part: VirtualPart) -> Option<usize> {
+        match part {
+            VirtualPart::Prefix => self.prefix,
+            VirtualPart::Infix => self.infix,
+        }
+    }
+}
+
 /// Trainable values and where in the model they act.
 pub struct Adapter {
     /// The values, f32.
@@ -51,28 +219,127 @@ pub struct Adapter {
     pub names: Vec<String>,
     /// Low-rank branches by the linear they stand beside.
     pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
-    /// Base weights whose values are slots of `params`.
+    /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
     pub replaced: HashMap<WeightId, usize>,
+    /// Bottlenecks by block and place.
+    pub bottleneck: HashMap<(usize, Sublayer), BottleneckSite>,
+    /// Rows that stand where tokens would.
+    pub virtual_tokens: VirtualSites,
 }
 
 impl Adapter {
+    /// Values that act nowhere yet: slots of zeros with their names.
+    pub fn new(params: Vec<(String, (usize, usize))>) -> Self {
+        let (names, shapes): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        Self {
+            params: Arena::new(&shapes),
+            names,
+            low_rank: HashMap::new(),
+            replaced: HashMap::new(),
+            bottleneck: HashMap::new(),
+            virtual_tokens: VirtualSites::default(),
+        }
+    }
+
+    /// Values that stand in for these weights, in their order, all zero; a slot's name is the weight's.
+    pub(crate) fn replacing(config: &ModelConfig, weights: &[(WeightId, (usize, usize))]) -> Self {
+        let named = weights
+            .iter()
+            .map(|(id, shape)| (families::tensor_name(config, *id), *shape));
+        let mut adapter = Self::new(named.collect());
+        adapter.replaced = weights
+            .iter()
+            .enumerate()
+            .map(|(slot, (id, _))| (*id, slot))
+            .collect();
+        adapter
+    }
+
+    /// Takes the base's values for the weights that it has; another stays as it is, and an untied head begins as the
+    /// embedding.
+    pub(crate) fn copy_base(&mut self, weights: &Weights) {
+        for (id, &slot) in &self.replaced {
+            let from = match id {
+                WeightId::Head if weights.config().tie_word_embeddings => WeightId::Embedding,
+                id => *id,
+            };
+            if let Some(values) = weights.get(from) {
+                self.params.view_mut(slot).copy_from(values);
+            }
+        }
+    }
+
     /// The lowest block in which something is trained; backward goes no further down. `None`: only what lies above the
     /// blocks.
     pub fn lowest_layer(&self) -> Option<usize> {
-        let branches = self.low_rank.keys().map(|id| id.layer);
-        let weights = self.replaced.keys().filter_map(|id| match id {
-            WeightId::Linear(linear, _) => Some(linear.layer),
-            WeightId::Norm(layer, ..) => Some(*layer),
-            WeightId::Embedding | WeightId::Positions => Some(0),
-            WeightId::FinalNorm(_) | WeightId::Head => None,
-        });
-        branches.chain(weights).min()
+        self.reaches().map(|(layer, _)| layer).min()
     }
 
-    /// Whether the gradient must reach the embedding tables.
-    pub fn trains_embedding(&self) -> bool {
-        self.replaced.contains_key(&WeightId::Embedding)
-            || self.replaced.contains_key(&WeightId::Positions)
+    /// How far back a block's backward has to go for what is trained in it or below it.
+    pub fn reach(&self, layer: usize) -> Reach {
+        let reaches = self.reaches();
+        reaches
+            .filter(|(at, _)| *at <= layer)
+            .map(|(at, reach)| if at < layer { Reach::Input } else { reach })
+            .max()
+            .unwrap_or(Reach::Nothing)
+    }
+
+    /// Block and place of everything that is trained in a block or below it.
+    fn reaches(&self) -> impl Iterator<Item = (usize, Reach)> + '_ {
+        let branches = self.low_rank.keys().map(|id| (id.layer, reach_of(id.kind)));
+        let weights = self.replaced.keys().filter_map(|id| match id {
+            WeightId::Linear(linear, _) => Some((linear.layer, reach_of(linear.kind))),
+            WeightId::Norm(layer, BlockNorm::Mlp, _) => Some((*layer, Reach::Mlp)),
+            WeightId::Norm(layer, ..) => Some((*layer, Reach::Attention)),
+            WeightId::Embedding | WeightId::Positions => Some((0, Reach::Input)),
+            WeightId::FinalNorm(_) | WeightId::Head => None,
+        });
+        let bottlenecks = self.bottleneck.keys().map(|(layer, place)| {
+            let reach = match place {
+                Sublayer::Attention => Reach::AttentionBottleneck,
+                Sublayer::Mlp => Reach::MlpBottleneck,
+            };
+            (*layer, reach)
+        });
+        let sites = &self.virtual_tokens;
+        let keys = (0..sites.key_values.len()).map(|layer| (layer, Reach::Attention));
+        let embeds = sites.prefix.is_some() || sites.infix.is_some();
+        let embeddings = embeds.then_some((0, Reach::Input));
+        branches
+            .chain(weights)
+            .chain(bottlenecks)
+            .chain(keys)
+            .chain(embeddings)
+    }
+
+    /// Slots whose matrix of one row is a vector, which files hold with one dimension.
+    pub(crate) fn vectors(&self) -> HashSet<usize> {
+        let replaced = self.replaced.iter();
+        let replaced = replaced
+            .filter(|(id, _)| id.is_vector())
+            .map(|(_, slot)| *slot);
+        let bottlenecks = self.bottleneck.values().flat_map(|site| {
+            let matrices = [site.down.0, site.up.0];
+            site.slots().filter(move |slot| !matrices.contains(slot))
+        });
+        replaced.chain(bottlenecks).collect()
+    }
+
+    /// What it puts before and between the tokens of its sequences.
+    pub fn virtual_tokens(&self) -> VirtualTokens {
+        let rows = |slot: usize| self.params.shape(slot).0;
+        let sites = &self.virtual_tokens;
+        VirtualTokens {
+            keys: sites.key_values.first().map_or(0, |(k, _)| rows(*k)),
+            prefix: sites.prefix.map_or(0, rows),
+            infix: sites.infix.map_or(0, rows),
+        }
+    }
+
+    /// Whether other adapters, or rows without one, may be in the same batch: replaced weights act on every row.
+    pub fn goes_with_others(&self) -> bool {
+        self.replaced.is_empty()
     }
 
     /// Number of trained values.
@@ -83,6 +350,14 @@ impl Adapter {
     /// Slot of a parameter by its name.
     pub fn slot(&self, name: &str) -> Option<usize> {
         self.names.iter().position(|n| n == name)
+    }
+}
+
+fn reach_of(kind: LinearKind) -> Reach {
+    match kind {
+        LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv => Reach::Attention,
+        LinearKind::O => Reach::Output,
+        LinearKind::Gate | LinearKind::Up | LinearKind::Down => Reach::Mlp,
     }
 }
 
@@ -97,7 +372,7 @@ impl<'a> AdapterSet<'a> {
     ///
     /// An adapter that replaces base weights changes every row, so it can only be the sole member.
     pub fn new(adapters: &'a [&'a Adapter]) -> Self {
-        debug_assert!(adapters.len() < 2 || adapters.iter().all(|a| a.replaced.is_empty()));
+        debug_assert!(adapters.len() < 2 || adapters.iter().all(|a| a.goes_with_others()));
         Self { adapters }
     }
 

@@ -81,6 +81,15 @@ const fn adapter(model: &'static str, name: &'static str) -> AdapterCase {
     }
 }
 
+/// Folders of PEFT's prefix and prompt tuning below the models', trained with learning rate 1e-2.
+pub(crate) const PROMPT_ADAPTERS: [AdapterCase; 5] = [
+    adapter("llama", "prefix"),
+    adapter("llama", "prompt"),
+    adapter("qwen3", "prefix"),
+    adapter("gpt2", "prefix"),
+    adapter("gpt2", "prompt"),
+];
+
 /// The adapters.
 pub(crate) const ADAPTERS: [AdapterCase; 9] = [
     AdapterCase {
@@ -99,6 +108,24 @@ pub(crate) const ADAPTERS: [AdapterCase; 9] = [
         ..adapter("gpt2", "q_v_parts")
     },
 ];
+
+/// The methods of `scripts/goldens_methods.py` with their learning rates, for llama and gpt2.
+pub(crate) const METHODS: [(&str, f64); 6] = [
+    ("top", 1e-3),
+    ("head", 1e-3),
+    ("bitfit", 1e-2),
+    ("houlsby", 1e-2),
+    ("lin", 1e-2),
+    ("pfeiffer", 1e-2),
+];
+
+/// The folder of a method's adapter of a model, with its golden.
+pub(crate) fn method_folder(model: &str, method: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/goldens_methods")
+        .join(model)
+        .join(method)
+}
 
 impl ModelCase {
     /// The folder that holds the model.

@@ -101,6 +101,7 @@ impl Place {
             learning_rate: 1e-2,
             lora_dropout: if method == Method::Lora { 0.2 } else { 0.0 },
             r: 4,
+            bottleneck: 4,
             batch_size: 2,
             gradient_accumulation_steps: 2,
             warmup_steps: 2,

@@ -1,7 +1,7 @@
 //! Sums of gradients do not depend on how rows are put into micro-batches, and dropout acts in training alone.
 
 use lowrank::data::Example;
-use lowrank::model::{Decoder, LossSum, Recompute, Saving};
+use lowrank::model::{Decoder, LossSum, Recompute, Saving, VirtualTokens};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
 use lowrank::tuning::{Adapter, AdapterSet, full};
 use lowrank::{DType, Workspace};
@@ -137,10 +137,10 @@ fn packed_rows_have_the_loss_of_each_row() {
         let set = [&trained];
         let (set, ws) = (AdapterSet::new(&set), Workspace::new());
         let rows = examples();
-        let packed = model.loss(&batch_of(&rows), set, &ws);
+        let packed = model.loss(&batch_of(&rows, VirtualTokens::default()), set, &ws);
         let mut alone = LossSum::default();
         for row in &rows {
-            alone.add(model.loss(&batch_of([row]), set, &ws));
+            alone.add(model.loss(&batch_of([row], VirtualTokens::default()), set, &ws));
         }
         assert_eq!(packed.tokens, alone.tokens);
         assert_eq!(packed.correct, alone.correct);

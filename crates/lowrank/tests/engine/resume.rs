@@ -23,8 +23,8 @@ fn timeless(run: &Path) -> Vec<Value> {
 
 fn assert_same_run(place: &Place, whole: &str, resumed: &str, method: Method) {
     let files: &[&str] = match method {
-        Method::Lora => &["adapter_model.safetensors", "adapter_config.json"],
         Method::Full => &["model.safetensors", "config.json"],
+        _ => &["adapter_model.safetensors", "adapter_config.json"],
     };
     for name in files {
         let read = |run: &str| fs::read(place.path(run).join(name)).expect("the file is there");
@@ -54,7 +54,13 @@ fn stop_and_resume(config: &TrainConfig, after: u64) {
 
 #[test]
 fn a_stopped_run_goes_on_bit_for_bit() {
-    for method in [Method::Lora, Method::Full] {
+    for method in [
+        Method::Lora,
+        Method::Full,
+        Method::Top,
+        Method::Bitfit,
+        Method::Adapter,
+    ] {
         let place = Place::new("llama");
         let whole = run(&place.config(method, "whole")).expect("the run");
         assert_eq!(whole.steps, 9);

@@ -50,9 +50,9 @@ fn gradients(
     smoothing: f32,
 ) -> (LossSum, Vec<Vec<f32>>) {
     let batch = if share {
-        shared_batch_of(rows)
+        shared_batch_of(rows, trained.virtual_tokens())
     } else {
-        batch_of(rows.iter().copied())
+        batch_of(rows.iter().copied(), trained.virtual_tokens())
     };
     let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
     // Four rows have the first prompt, two the second and two the fourth.

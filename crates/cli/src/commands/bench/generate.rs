@@ -102,13 +102,13 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
     });
     problems.or(())?;
     let base = args.base.load()?;
-    let longest = args.prompt_tokens.saturating_add(args.new_tokens);
-    check_length(&base, longest, "ask for fewer")?;
     let loaded = args.adapter.as_deref();
     let loaded = loaded
         .map(|folder| load_adapter(folder, &base))
         .transpose()?;
     let adapter = loaded.as_ref().map(|loaded| &loaded.adapter);
+    let longest = args.prompt_tokens.saturating_add(args.new_tokens);
+    check_length(&base, adapter.as_slice(), longest, "ask for fewer")?;
     let mut sizes = vec![1];
     if args.batch_size > 1 {
         sizes.push(args.batch_size);

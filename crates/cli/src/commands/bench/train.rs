@@ -153,14 +153,14 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
     let base = args.base.load()?;
     let examples = examples(args, &base)?;
     let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-    check_length(&base, longest, "give shorter rows")?;
+    check_length(&base, &[], longest, "give shorter rows")?;
     let mut config = TrainConfig::new(args.method.into(), args.base.model.as_str(), "", "");
     config.r = args.r;
     if let Some(targets) = &args.target_modules {
         config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
     }
     let network = base.into_network();
-    let mut adapter = prepare(&config, &network, &mut Silent)?.adapter;
+    let mut adapter = prepare(&config, &network, &examples, &mut Silent)?.adapter;
     let options = TrainOptions {
         steps: args.steps,
         warmup: args.warmup,

@@ -6,22 +6,8 @@ use serde_json::Value;
 
 use super::TrainSettings;
 use crate::failure::Misuse;
-use crate::settings::values::{Method, Targets};
+use crate::settings::values::{PrefixKind, Targets};
 use crate::settings::{Layered, flag, object};
-
-/// Keys that mean nothing to full training.
-const LORA_KEYS: &[&str] = &[
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "init_lora_weights",
-    "use_rslora",
-    "init_adapter",
-];
 
 /// Keys that `init_adapter` decides.
 const ADAPTER_KEYS: &[&str] = &[
@@ -32,6 +18,13 @@ const ADAPTER_KEYS: &[&str] = &[
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
+    "top_layers",
+    "head_only",
+    "adapter_kind",
+    "bottleneck",
+    "prefix_kind",
+    "num_virtual_tokens",
+    "infix_tokens",
 ];
 
 impl Layered<TrainSettings> {
@@ -44,14 +37,24 @@ impl Layered<TrainSettings> {
         let Ok(text) = std::fs::read(folder.join("adapter_config.json")) else {
             return;
         };
-        let Ok(Value::Object(config)) = serde_json::from_slice(&text) else {
+        let Ok(Value::Object(mut config)) = serde_json::from_slice(&text) else {
             return;
         };
+        // PEFT's files say it with their type.
+        let kind = match config.get("peft_type").and_then(Value::as_str) {
+            Some("PREFIX_TUNING") => Some("layer"),
+            Some("PROMPT_TUNING") => Some("embedding"),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            config.insert("prefix_kind".to_owned(), kind.into());
+        }
         let Ok(mut values) = object(&self.settings) else {
             return;
         };
         let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
-        for key in ADAPTER_KEYS {
+        let method = lowrank::tuning::Method::from(self.settings.method);
+        for key in ADAPTER_KEYS.iter().filter(|key| method.reads(key)) {
             let adapters = match config.get(*key) {
                 None | Some(Value::Null) => defaults.get(*key),
                 given => given,
@@ -156,6 +159,12 @@ impl Layered<TrainSettings> {
             );
         }
 
+        self.check_counts(problems);
+    }
+
+    /// Numbers that are at least one.
+    fn check_counts(&self, problems: &mut Misuse) {
+        let s = &self.settings;
         let mut count = |key: &str, value: Option<u64>| {
             problems.require(value != Some(0), || {
                 format!("{} must be 1 or greater, not 0", self.name(key))
@@ -163,6 +172,8 @@ impl Layered<TrainSettings> {
         };
         let wide = |value: usize| Some(value as u64);
         count("r", wide(s.r));
+        count("top_layers", s.top_layers.and_then(wide));
+        count("bottleneck", wide(s.bottleneck));
         count("max_seq_length", wide(s.max_seq_length));
         count("batch_size", wide(s.batch_size));
         count(
@@ -185,20 +196,38 @@ impl Layered<TrainSettings> {
 
     pub(super) fn check_combinations(&self, problems: &mut Misuse) {
         let s = &self.settings;
-        if s.method == Method::Full {
-            // A run's own config.yaml names every key, so only values that ask for something are refused.
-            let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
-            let values = object(s).unwrap_or_default();
-            for key in LORA_KEYS
-                .iter()
-                .filter(|key| values.get(**key) != defaults.get(**key))
-            {
-                problems.push(format!(
-                    "{} does nothing with the method full; leave it out",
-                    self.name(key)
-                ));
-            }
+        let method = lowrank::tuning::Method::from(s.method);
+        // A run's own config.yaml names every key, so only values that ask for something are refused.
+        let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
+        let values = object(s).unwrap_or_default();
+        for (key, _) in values
+            .iter()
+            .filter(|(key, value)| !method.reads(key) && defaults.get(*key) != Some(*value))
+        {
+            problems.push(format!(
+                "{} does nothing with the method {}; leave it out",
+                self.name(key),
+                values.get("method").and_then(Value::as_str).unwrap_or("")
+            ));
         }
+        problems.require(!(s.head_only && s.top_layers.is_some()), || {
+            format!(
+                "{} trains the output projection alone, so leave {} out",
+                self.name("head_only"),
+                self.name("top_layers")
+            )
+        });
+        let layer = s.prefix_kind == PrefixKind::Layer;
+        problems.require(!layer || s.infix_tokens == 0, || {
+            format!(
+                "{} goes with {} embedding",
+                self.name("infix_tokens"),
+                self.name("prefix_kind")
+            )
+        });
+        problems.require(s.num_virtual_tokens > 0 || s.infix_tokens > 0, || {
+            format!("{} must be 1 or greater", self.name("num_virtual_tokens"))
+        });
         for (key, set) in [
             ("load_best_model_at_end", s.load_best_model_at_end),
             (

@@ -11,6 +11,7 @@ use lowrank_kernels::Activation;
 use super::config::{
     Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, WeightId,
 };
+use crate::tuning::Sublayer;
 
 /// Translates a `config.json`.
 ///
@@ -32,11 +33,28 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
 /// The module that holds a linear, as `named_modules()` of the transformers model names it; PEFT's keys and target
 /// matching are built on it.
 pub fn linear_module(config: &ModelConfig, id: LinearId) -> String {
-    let (prefix, names) = match config.family {
-        Family::Gpt2 => ("transformer.h", gpt2::linear(id.kind)),
-        _ => ("model.layers", llama::linear(id.kind)),
+    let name = match config.family {
+        Family::Gpt2 => gpt2::linear(id.kind),
+        _ => llama::linear(id.kind),
     };
-    format!("{prefix}.{}.{names}", id.layer)
+    format!("{}.{}.{name}", blocks(config.family), id.layer)
+}
+
+/// The name of an adapter layer, as if it were a module of its block.
+pub(crate) fn bottleneck_module(config: &ModelConfig, layer: usize, place: Sublayer) -> String {
+    let blocks = blocks(config.family);
+    let place = match place {
+        Sublayer::Attention => "attention",
+        Sublayer::Mlp => "mlp",
+    };
+    format!("{blocks}.{layer}.{place}_adapter")
+}
+
+fn blocks(family: Family) -> &'static str {
+    match family {
+        Family::Gpt2 => "transformer.h",
+        _ => "model.layers",
+    }
 }
 
 /// The name of a tensor in `model.safetensors`.
@@ -73,6 +91,11 @@ pub fn is_derived(name: &str) -> bool {
     name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
         || name.ends_with("rotary_emb.inv_freq")
+}
+
+/// Keys of `config.json` that give every linear of the blocks a bias; `None` where transformers has no such model.
+pub(crate) fn bias_switches(family: Family) -> Option<&'static [&'static str]> {
+    (family == Family::Llama).then_some(&["attention_bias", "mlp_bias"])
 }
 
 /// PEFT's default `target_modules` of a family.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use lowrank_formats::peft::{LoraConfig, LoraPart, ModuleNames, TargetModules, lora_key};
-use lowrank_kernels::{Arena, fill_normal, fill_uniform};
+use lowrank_kernels::{fill_normal, fill_uniform};
 
 use super::{Candidate, InitLoraWeights, candidates};
 use crate::Error;
@@ -80,9 +80,24 @@ pub fn inject(
     Ok((adapter, coverage))
 }
 
+/// Number of trained values.
+///
+/// # Errors
+/// As [`inject`].
+pub fn parameters(config: &ModelConfig, lora: &LoraConfig) -> Result<usize, Error> {
+    let size = |place: &Candidate| {
+        let (input, output) = config.linear_shape(place.id.kind);
+        let columns = place
+            .part
+            .map_or(output, |part| config.fused_columns(part).len());
+        lora.rank_of(&place.name) * (input + columns)
+    };
+    Ok(choose(config, lora)?.iter().map(size).sum())
+}
+
 /// The slots and branches for the chosen places, all zero: A of place i is slot 2i, B slot 2i + 1.
 pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candidate]) -> Adapter {
-    let (mut shapes, mut names) = (Vec::new(), Vec::new());
+    let mut params = Vec::new();
     let mut low_rank: HashMap<_, Vec<LowRankSite>> = HashMap::new();
     for (index, place) in chosen.iter().enumerate() {
         let (input, output) = config.linear_shape(place.id.kind);
@@ -90,8 +105,10 @@ pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candida
             .part
             .map_or(0..output, |part| config.fused_columns(part));
         let r = lora.rank_of(&place.name);
-        shapes.extend([(r, input), (columns.len(), r)]);
-        names.extend([LoraPart::A, LoraPart::B].map(|part| lora_key(&place.name, part)));
+        params.extend([
+            (lora_key(&place.name, LoraPart::A), (r, input)),
+            (lora_key(&place.name, LoraPart::B), (columns.len(), r)),
+        ]);
         low_rank.entry(place.id).or_default().push(LowRankSite {
             a: 2 * index,
             b: 2 * index + 1,
@@ -101,10 +118,8 @@ pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candida
         });
     }
     Adapter {
-        params: Arena::new(&shapes),
-        names,
         low_rank,
-        replaced: HashMap::new(),
+        ..Adapter::new(params)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A PEFT folder as an adapter of a model: every tensor is checked and consumed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -8,11 +8,12 @@ use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, TargetModules};
 
 use super::inject::{choose, coverage, lay_out};
-use super::save::{BASE_FINGERPRINT, FUSED_PARTS};
+use super::save::FUSED_PARTS;
 use super::{Candidate, Coverage, candidates};
 use crate::Error;
 use crate::model::ModelConfig;
 use crate::tuning::Adapter;
+use crate::tuning::files::{BASE_FINGERPRINT, read_values};
 
 /// A loaded adapter and what its files say.
 pub struct Loaded {
@@ -51,39 +52,8 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
             problems: vec![format!("the adapter is for another model: {reason}")],
         });
     }
-    let mut problems = Vec::new();
-    let mut used = BTreeSet::new();
     let mut adapter = lay_out(model, &config, &chosen);
-    for (slot, name) in adapter.names.clone().iter().enumerate() {
-        let (rows, cols) = adapter.params.shape(slot);
-        match weights.get(name) {
-            None => problems.push(format!("{name}: missing (expected [{rows}, {cols}])")),
-            Some(entry) if entry.shape != [rows, cols] => {
-                problems.push(format!(
-                    "{name}: shape {:?}, the model needs [{rows}, {cols}]",
-                    entry.shape
-                ));
-            }
-            Some(entry) => {
-                let values = lowrank_kernels::Tensor::from_f32(rows, cols, entry.to_f32()?);
-                adapter.params.view_mut(slot).copy_from(values.view());
-            }
-        }
-        used.insert(name.clone());
-    }
-    problems.extend(
-        weights
-            .names()
-            .filter(|n| !used.contains(*n))
-            .map(|n| format!("{n}: no adapted module of this model reads it")),
-    );
-    if !problems.is_empty() {
-        problems.push("is this adapter for another model?".to_owned());
-        return Err(Error::Tensors {
-            path: file,
-            problems,
-        });
-    }
+    read_values(&weights, &mut adapter)?;
     if !parts.is_empty() {
         (adapter, config, chosen) =
             split(model, &config, &adapter, &chosen, &parts).map_err(|problems| {

@@ -10,7 +10,7 @@ mod save;
 use lowrank_formats::peft::{ModuleNames, TargetModules};
 use serde::{Deserialize, Serialize};
 
-pub use inject::{Coverage, inject};
+pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
 pub use save::save;
 

@@ -1,0 +1,326 @@
+//! The folder of any adapter: `adapter_config.json`, whose `peft_type` says which method wrote it, and
+//! `adapter_model.safetensors`.
+//!
+//! LoRA's and prefix tuning's are PEFT's own files. The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
+//! named as in model.safetensors where they stand in for a model's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use lowrank_formats::FormatError;
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::peft::{
+    ADAPTER_WEIGHTS, LoraConfig, PromptKind, read_adapter_config, write_adapter_config,
+};
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{DType, Tensor};
+use serde_json::{Map, Value};
+
+use super::{Adapter, Method, adapter, bitfit, lora, prefix, top};
+use crate::Error;
+use crate::model::ModelConfig;
+
+/// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
+pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
+
+/// Keys of every method's config that say nothing about the values.
+const COMMON_KEYS: &[&str] = &[
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "task_type",
+];
+
+/// What an adapter's files say of its method.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AdapterConfig {
+    /// PEFT's `LORA`.
+    Lora(Box<LoraConfig>),
+    /// `LOWRANK_TOP`.
+    Top(top::Options),
+    /// `LOWRANK_BITFIT`.
+    Bitfit,
+    /// `LOWRANK_ADAPTER`.
+    Adapter(adapter::Options),
+    /// PEFT's `PREFIX_TUNING` or `PROMPT_TUNING`, or `LOWRANK_PREFIX_INFIX`.
+    Prefix(prefix::Options),
+}
+
+impl AdapterConfig {
+    /// The method.
+    pub fn method(&self) -> Method {
+        match self {
+            Self::Lora(_) => Method::Lora,
+            Self::Top(_) => Method::Top,
+            Self::Bitfit => Method::Bitfit,
+            Self::Adapter(_) => Method::Adapter,
+            Self::Prefix(_) => Method::Prefix,
+        }
+    }
+
+    /// Whether PEFT loads the files.
+    pub fn is_pefts(&self) -> bool {
+        match self {
+            Self::Lora(_) => true,
+            Self::Prefix(options) => options.is_pefts(),
+            Self::Top(_) | Self::Bitfit | Self::Adapter(_) => false,
+        }
+    }
+
+    /// The method's options, under the names of adapter_config.json.
+    pub fn options(&self) -> Map<String, Value> {
+        let options = match self {
+            Self::Lora(config) => vec![
+                ("r", config.r.into()),
+                ("lora_alpha", config.lora_alpha.into()),
+                ("target_modules", config.target_modules.to_string().into()),
+                ("use_rslora", config.use_rslora.into()),
+            ],
+            Self::Top(options) => options.to_json(),
+            Self::Bitfit => Vec::new(),
+            Self::Adapter(options) => options.to_json(),
+            Self::Prefix(options) => options.to_json(),
+        };
+        let named = options.into_iter();
+        named.map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
+/// The base that an adapter belongs to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BaseMark<'a> {
+    /// `base_model_name_or_path`.
+    pub name: &'a str,
+    /// [`Weights::fingerprint`](crate::model::Weights::fingerprint).
+    pub fingerprint: &'a str,
+}
+
+/// A loaded adapter and what its files say.
+pub struct Loaded {
+    /// The values and where they act.
+    pub adapter: Adapter,
+    /// Its method and options.
+    pub config: AdapterConfig,
+    /// What is adapted, in words.
+    pub coverage: String,
+    /// Fingerprint of the base that the adapter was trained on, where this program wrote it.
+    pub base_fingerprint: Option<String>,
+}
+
+/// Reads an adapter's folder, of whatever method, for a model of this config.
+///
+/// # Errors
+/// Files that are missing or damaged, a method or feature that is not supported, tensors that are missing, left over, or of
+/// another shape (an adapter for another model).
+pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
+    let raw = read_adapter_config(folder)?;
+    match raw.str("peft_type")? {
+        top::PEFT_TYPE => {
+            let options = top::read(&raw, model)?;
+            let adapter = top::lay_out(model, options)?;
+            let coverage = top::coverage(model, options);
+            finish(folder, adapter, AdapterConfig::Top(options), coverage)
+        }
+        bitfit::PEFT_TYPE => {
+            check_keys(&raw, &[])?;
+            let adapter = bitfit::lay_out(model);
+            let coverage = bitfit::coverage(model);
+            finish(folder, adapter, AdapterConfig::Bitfit, coverage)
+        }
+        adapter::PEFT_TYPE => {
+            let options = adapter::read(&raw, model)?;
+            let laid_out = adapter::lay_out(model, options)?;
+            let coverage = adapter::coverage(model, options);
+            finish(folder, laid_out, AdapterConfig::Adapter(options), coverage)
+        }
+        name if name == prefix::PEFT_TYPE || PromptKind::from_peft_type(name).is_some() => {
+            let options = prefix::read(&raw, model)?;
+            let laid_out = prefix::lay_out(model, options)?;
+            let coverage = prefix::coverage(model, options);
+            finish(folder, laid_out, AdapterConfig::Prefix(options), coverage)
+        }
+        // Whatever else it is, LoRA's reader says what is wrong with it.
+        _ => {
+            let loaded = lora::load(folder, model)?;
+            Ok(Loaded {
+                adapter: loaded.adapter,
+                config: AdapterConfig::Lora(Box::new(loaded.config)),
+                coverage: loaded.coverage.to_string(),
+                base_fingerprint: loaded.base_fingerprint,
+            })
+        }
+    }
+}
+
+/// Reads the values of an adapter that is laid out.
+fn finish(
+    folder: &Path,
+    mut adapter: Adapter,
+    config: AdapterConfig,
+    coverage: String,
+) -> Result<Loaded, Error> {
+    let weights = Checkpoint::open(&folder.join(ADAPTER_WEIGHTS))?;
+    if adapter.virtual_tokens.key_values.is_empty() {
+        read_values(&weights, &mut adapter)?;
+    } else {
+        prefix::read_layers(&weights, &mut adapter)?;
+    }
+    Ok(Loaded {
+        adapter,
+        config,
+        coverage,
+        base_fingerprint: weights.metadata().get(BASE_FINGERPRINT).cloned(),
+    })
+}
+
+/// Writes an adapter's two files into `folder`.
+///
+/// # Errors
+/// A file can't be written.
+pub fn save(
+    folder: &Path,
+    model: &ModelConfig,
+    config: &AdapterConfig,
+    adapter: &Adapter,
+    base: BaseMark,
+) -> Result<(), Error> {
+    let (peft_type, options) = match config {
+        AdapterConfig::Lora(config) => {
+            return lora::save(folder, model, config, adapter, base.fingerprint);
+        }
+        AdapterConfig::Prefix(options) => {
+            return prefix::save(folder, model, *options, adapter, base);
+        }
+        AdapterConfig::Top(options) => (top::PEFT_TYPE, options.to_json()),
+        AdapterConfig::Bitfit => (bitfit::PEFT_TYPE, Vec::new()),
+        AdapterConfig::Adapter(options) => (adapter::PEFT_TYPE, options.to_json()),
+    };
+    write_values(folder, adapter, base.fingerprint)?;
+    write_config(folder, peft_type, base.name, options)
+}
+
+/// The base model that an adapter's config names, if it names one.
+///
+/// # Errors
+/// A config that is missing or damaged.
+pub fn base_of(folder: &Path) -> Result<Option<String>, Error> {
+    let raw = read_adapter_config(folder)?;
+    Ok(raw.opt_str("base_model_name_or_path")?.map(str::to_owned))
+}
+
+/// Writes `adapter_config.json` with the keys of every method and a method's own.
+pub(super) fn write_config(
+    folder: &Path,
+    peft_type: &str,
+    base: &str,
+    options: Vec<(&str, Value)>,
+) -> Result<(), Error> {
+    let common = [
+        ("base_model_name_or_path", base.into()),
+        ("inference_mode", true.into()),
+        ("peft_type", peft_type.into()),
+        ("task_type", "CAUSAL_LM".into()),
+    ];
+    let sorted: BTreeMap<&str, Value> = common.into_iter().chain(options).collect();
+    let map: Map<String, Value> = sorted
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    Ok(write_adapter_config(folder, &map)?)
+}
+
+/// Refuses keys that a method's config does not have; null asks for nothing.
+pub(super) fn check_keys(raw: &HfConfig, own: &[&str]) -> Result<(), FormatError> {
+    let known = |key: &str| COMMON_KEYS.contains(&key) || own.contains(&key);
+    match raw
+        .map()
+        .keys()
+        .find(|key| !known(key) && raw.get(key).is_some())
+    {
+        None => Ok(()),
+        Some(key) => {
+            let keys: Vec<&str> = own.iter().chain(COMMON_KEYS).copied().collect();
+            Err(raw.unsupported(key, format!("only the keys {}", keys.join(", "))))
+        }
+    }
+}
+
+/// Writes every slot under its name, f32.
+pub(super) fn write_values(
+    folder: &Path,
+    adapter: &Adapter,
+    base_fingerprint: &str,
+) -> Result<(), Error> {
+    let vectors = adapter.vectors();
+    let specs: Vec<TensorSpec> = adapter
+        .names
+        .iter()
+        .enumerate()
+        .map(|(slot, name)| {
+            let (rows, cols) = adapter.params.shape(slot);
+            TensorSpec {
+                name: name.clone(),
+                dtype: StoredDType::F32,
+                shape: if vectors.contains(&slot) {
+                    vec![cols]
+                } else {
+                    vec![rows, cols]
+                },
+            }
+        })
+        .collect();
+    let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base_fingerprint.to_owned())]);
+    write_safetensors(
+        &folder.join(ADAPTER_WEIGHTS),
+        &specs,
+        &metadata,
+        |slot, out| out.write_all(&adapter.params.view(slot).to_le_bytes(DType::F32)),
+    )?;
+    Ok(())
+}
+
+/// Fills every slot from the tensor of its name.
+///
+/// # Errors
+/// Tensors that are missing, of another shape, or left over; all are named.
+pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
+    let vectors = adapter.vectors();
+    let mut problems = Vec::new();
+    for (slot, name) in adapter.names.iter().enumerate() {
+        let (rows, cols) = adapter.params.shape(slot);
+        let shape = if vectors.contains(&slot) {
+            vec![cols]
+        } else {
+            vec![rows, cols]
+        };
+        match weights.get(name) {
+            None => problems.push(format!("{name}: missing (expected {shape:?})")),
+            Some(entry) if entry.shape != shape => {
+                problems.push(format!(
+                    "{name}: shape {:?}, the model needs {shape:?}",
+                    entry.shape
+                ));
+            }
+            Some(entry) => {
+                let values = Tensor::from_f32(rows, cols, entry.to_f32()?);
+                adapter.params.view_mut(slot).copy_from(values.view());
+            }
+        }
+    }
+    let used: BTreeSet<&str> = adapter.names.iter().map(String::as_str).collect();
+    problems.extend(
+        weights
+            .names()
+            .filter(|name| !used.contains(name))
+            .map(|name| format!("{name}: no adapted module of this model reads it")),
+    );
+    if problems.is_empty() {
+        return Ok(());
+    }
+    problems.push("is this adapter for another model?".to_owned());
+    Err(Error::Tensors {
+        path: weights.path().to_path_buf(),
+        problems,
+    })
+}

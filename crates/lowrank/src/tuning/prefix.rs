@@ -1,0 +1,422 @@
+//! Trained virtual tokens: keys and values before every sequence in each block (Li and Liang, 2021), or embeddings before
+//! the prompt and between prompt and completion, which the blocks read as if they were tokens'.
+//!
+//! Keys and values are PEFT's `PREFIX_TUNING` without projection, embeddings before the prompt its `PROMPT_TUNING`, and
+//! their files are PEFT's. With an infix they are a type of our own. Sequences are longer by the virtual tokens, so nothing
+//! of this can be merged into weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::peft::{
+    ADAPTER_WEIGHTS, PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix,
+};
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::files::{BASE_FINGERPRINT, BaseMark, check_keys, write_config};
+use super::{Adapter, AdapterSet};
+use crate::Error;
+use crate::model::{Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId};
+use crate::random::mix;
+
+/// `peft_type` of embeddings with an infix.
+pub(super) const PEFT_TYPE: &str = "LOWRANK_PREFIX_INFIX";
+
+/// The tensor of the infix.
+const INFIX_EMBEDDINGS: &str = "infix_embeddings";
+
+/// Virtual tokens before every sequence where nothing is said.
+pub const DEFAULT_VIRTUAL_TOKENS: usize = 20;
+
+/// What is trained (`prefix_kind`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Keys and values of every block.
+    #[default]
+    Layer,
+    /// Token embeddings.
+    Embedding,
+}
+
+/// What the trained values begin as (`prefix_init`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// What the base computes for the tokens of the first prompts: their embeddings, or their keys and values.
+    #[default]
+    Text,
+    /// The same for tokens drawn from the vocabulary.
+    Vocab,
+    /// Normal with standard deviation 1, as PEFT draws.
+    Random,
+    /// Zeros.
+    Zero,
+}
+
+/// What is trained, and how many virtual tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Embeddings, or keys and values.
+    pub kind: Kind,
+    /// `num_virtual_tokens`: before every sequence.
+    pub prefix: usize,
+    /// `infix_tokens`: between prompt and completion; embeddings alone have it.
+    pub infix: usize,
+}
+
+impl Options {
+    /// What is wrong with them, in words.
+    ///
+    /// # Errors
+    /// Nothing to train, an infix of keys and values, or no room in the context.
+    pub fn check(&self, config: &ModelConfig) -> Result<(), String> {
+        if self.prefix == 0 && (self.infix == 0 || self.kind == Kind::Layer) {
+            return Err("num_virtual_tokens must be at least 1".to_owned());
+        }
+        if self.kind == Kind::Layer && self.infix > 0 {
+            return Err("infix_tokens goes with prefix_kind embedding: keys and values stand before a sequence alone".to_owned());
+        }
+        let limit = config.max_position_embeddings;
+        if self.prefix.saturating_add(self.infix) >= limit {
+            return Err(format!(
+                "num_virtual_tokens {} and infix_tokens {} leave no room for text: the model was made for {limit} tokens",
+                self.prefix, self.infix
+            ));
+        }
+        Ok(())
+    }
+
+    /// The places in a sequence that it takes.
+    pub fn virtual_tokens(&self) -> VirtualTokens {
+        match self.kind {
+            Kind::Layer => VirtualTokens {
+                keys: self.prefix,
+                ..VirtualTokens::default()
+            },
+            Kind::Embedding => VirtualTokens {
+                keys: 0,
+                prefix: self.prefix,
+                infix: self.infix,
+            },
+        }
+    }
+
+    /// Whether PEFT has files for it.
+    pub fn is_pefts(&self) -> bool {
+        self.infix == 0
+    }
+
+    /// Keys of adapter_config.json.
+    pub(super) fn to_json(self) -> Vec<(&'static str, Value)> {
+        let kind = match self.kind {
+            Kind::Layer => "layer",
+            Kind::Embedding => "embedding",
+        };
+        let mut keys = vec![
+            ("prefix_kind", kind.into()),
+            ("num_virtual_tokens", self.prefix.into()),
+        ];
+        if self.infix > 0 {
+            keys.push(("infix_tokens", self.infix.into()));
+        }
+        keys
+    }
+}
+
+/// Number of trained values: C·(l_p + l_i), or 2·L·KV·D·n.
+pub fn parameters(config: &ModelConfig, options: &Options) -> usize {
+    let count = options.prefix + options.infix;
+    match options.kind {
+        Kind::Embedding => config.hidden_size * count,
+        Kind::Layer => 2 * config.num_hidden_layers * config.kv_size() * count,
+    }
+}
+
+/// The count of the LoRA paper's section 5.1: d·(l_p + l_i), or L·d·(l_p + l_i). There a prefix in every layer is an
+/// activation of d values a token and layer, which the layer's own projections turn into a key and a value.
+pub fn paper_parameters(config: &ModelConfig, options: &Options) -> usize {
+    let count = options.prefix + options.infix;
+    match options.kind {
+        Kind::Embedding => config.hidden_size * count,
+        Kind::Layer => config.num_hidden_layers * config.hidden_size * count,
+    }
+}
+
+/// What is trained, in words.
+pub(crate) fn coverage(config: &ModelConfig, options: Options) -> String {
+    let parameters = parameters(config, &options);
+    let n = options.prefix;
+    match options.kind {
+        Kind::Layer => format!(
+            "keys and values of {n} virtual tokens in {} blocks, {parameters} trainable parameters",
+            config.num_hidden_layers
+        ),
+        Kind::Embedding if options.infix == 0 => {
+            format!("embeddings of {n} virtual tokens, {parameters} trainable parameters")
+        }
+        Kind::Embedding => format!(
+            "embeddings of {n} virtual tokens before and {} behind every prompt, {parameters} trainable parameters",
+            options.infix
+        ),
+    }
+}
+
+/// The slots, all zero, and where they act.
+///
+/// # Errors
+/// Options that do not fit the model.
+pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
+    options.check(config).map_err(Error::Settings)?;
+    let mut slots = Vec::new();
+    if options.kind == Kind::Layer {
+        for layer in 0..config.num_hidden_layers {
+            for part in ["key", "value"] {
+                let name = format!("{PROMPT_EMBEDDINGS}.{layer}.{part}");
+                slots.push((name, (options.prefix, config.kv_size())));
+            }
+        }
+        let mut adapter = Adapter::new(slots);
+        let layers = 0..config.num_hidden_layers;
+        adapter.virtual_tokens.key_values = layers.map(|l| (2 * l, 2 * l + 1)).collect();
+        return Ok(adapter);
+    }
+    let parts = [
+        (PROMPT_EMBEDDINGS, options.prefix),
+        (INFIX_EMBEDDINGS, options.infix),
+    ];
+    for (name, count) in parts.into_iter().filter(|(_, count)| *count > 0) {
+        slots.push((name.to_owned(), (count, config.hidden_size)));
+    }
+    let mut adapter = Adapter::new(slots);
+    adapter.virtual_tokens.prefix = adapter.slot(PROMPT_EMBEDDINGS);
+    adapter.virtual_tokens.infix = adapter.slot(INFIX_EMBEDDINGS);
+    Ok(adapter)
+}
+
+/// The first values. `text` are the tokens that [`Init::Text`] takes, from the first on, again and again where there are
+/// too few.
+///
+/// # Errors
+/// Options that do not fit the model; no text to begin with.
+pub fn inject(
+    model: &Decoder,
+    options: Options,
+    init: Init,
+    text: &[u32],
+    seed: u64,
+) -> Result<Adapter, Error> {
+    let mut adapter = lay_out(model.config(), options)?;
+    let count = options.prefix + options.infix;
+    let ids: Vec<u32> = match init {
+        Init::Zero => return Ok(adapter),
+        Init::Random => {
+            for slot in 0..adapter.params.slots() {
+                let values = adapter.params.view_mut(slot);
+                fill_normal(values, 1.0, mix(seed, slot as u64));
+            }
+            return Ok(adapter);
+        }
+        Init::Text if text.is_empty() => {
+            return Err(Error::Settings(
+                "prefix_init text needs a row with tokens; give prefix_init vocab".to_owned(),
+            ));
+        }
+        Init::Text => text.iter().copied().cycle().take(count).collect(),
+        Init::Vocab => {
+            let size = model.config().vocab_size as u64;
+            let draw = |i| (mix(seed, i) % size) as u32;
+            (0..count as u64).map(draw).collect()
+        }
+    };
+    match options.kind {
+        Kind::Embedding => embeddings_of(model, &ids, &mut adapter),
+        Kind::Layer => keys_and_values_of(model, &ids, &mut adapter),
+    }
+    Ok(adapter)
+}
+
+fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
+    let mut rest = ids;
+    for slot in 0..adapter.params.slots() {
+        let (own, others) = rest.split_at(adapter.params.shape(slot).0);
+        let table = model.weights().view(WeightId::Embedding);
+        embedding_forward(adapter.params.view_mut(slot), own, table, false);
+        rest = others;
+    }
+}
+
+/// The keys, turned to the positions from 0 on, and the values of a sequence.
+fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
+    let mut cache = KvCache::new(model.config(), ids.len());
+    let mut batch = Batch::default();
+    batch.push(ids, &[]);
+    batch.appends.push((0..ids.len(), 0));
+    let ws = Workspace::new();
+    model.logits(&batch, AdapterSet::none(), &[0], Some(&mut cache), &ws);
+    let sites = adapter.virtual_tokens.key_values.clone();
+    for (layer, (key, value)) in sites.into_iter().enumerate() {
+        let (k, v) = cache.layer(layer);
+        adapter.params.view_mut(key).copy_from(k);
+        adapter.params.view_mut(value).copy_from(v);
+    }
+}
+
+/// The options of a folder's config.
+///
+/// # Errors
+/// A field that is missing, out of range, or of another model.
+pub(super) fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, Error> {
+    if raw.str("peft_type")? == PEFT_TYPE {
+        check_keys(raw, &["infix_tokens", "num_virtual_tokens", "prefix_kind"])?;
+        if raw
+            .opt_str("prefix_kind")?
+            .is_some_and(|k| k != "embedding")
+        {
+            return Err(raw.unsupported("prefix_kind", "\"embedding\"").into());
+        }
+        let options = Options {
+            kind: Kind::Embedding,
+            prefix: raw.usize("num_virtual_tokens")?,
+            infix: raw.usize("infix_tokens")?,
+        };
+        check_room(raw, model, options)?;
+        return Ok(options);
+    }
+    let config = PromptConfig::from_config(raw)?;
+    let options = Options {
+        kind: match config.kind {
+            PromptKind::Prefix => Kind::Layer,
+            PromptKind::Prompt => Kind::Embedding,
+        },
+        prefix: config.num_virtual_tokens,
+        infix: 0,
+    };
+    let expected = peft_config(model, options, "");
+    for (key, found, needed) in [
+        ("num_layers", config.num_layers, expected.num_layers),
+        ("token_dim", config.token_dim, expected.token_dim),
+    ] {
+        if let (Some(found), Some(needed)) = (found, needed)
+            && found != needed
+        {
+            let accepted = format!("{needed}: is this adapter for another model?");
+            return Err(raw.unsupported(key, accepted).into());
+        }
+    }
+    check_room(raw, model, options)?;
+    Ok(options)
+}
+
+fn check_room(raw: &HfConfig, model: &ModelConfig, options: Options) -> Result<(), Error> {
+    options
+        .check(model)
+        .map_err(|problem| raw.unsupported("num_virtual_tokens", problem).into())
+}
+
+/// Fills a laid out adapter from a folder's weights.
+///
+/// # Errors
+/// Tensors that are missing, left over or of another shape.
+pub(super) fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
+    let slots = adapter.params.slots();
+    let (n, width) = adapter.params.shape(0);
+    let shape = [n, slots * width];
+    let mut problems: Vec<String> = weights
+        .names()
+        .filter(|name| *name != PROMPT_EMBEDDINGS)
+        .map(|name| format!("{name}: prefix tuning has no such tensor"))
+        .collect();
+    match weights.get(PROMPT_EMBEDDINGS) {
+        None => problems.push(format!("{PROMPT_EMBEDDINGS}: missing (expected {shape:?})")),
+        Some(entry) if entry.shape != shape => problems.push(format!(
+            "{PROMPT_EMBEDDINGS}: shape {:?}, the model needs {shape:?}; is this adapter for another model?",
+            entry.shape
+        )),
+        Some(entry) if problems.is_empty() => {
+            let parts = split_prefix(&entry.to_f32()?, n, slots);
+            for (slot, values) in parts.into_iter().enumerate() {
+                let values = Tensor::from_f32(n, width, values);
+                adapter.params.view_mut(slot).copy_from(values.view());
+            }
+        }
+        Some(_) => {}
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Tensors {
+        path: weights.path().to_path_buf(),
+        problems,
+    })
+}
+
+/// Writes the adapter's two files.
+///
+/// # Errors
+/// A file can't be written.
+pub(super) fn save(
+    folder: &Path,
+    model: &ModelConfig,
+    options: Options,
+    adapter: &Adapter,
+    base: BaseMark,
+) -> Result<(), Error> {
+    if options.kind == Kind::Layer {
+        let (n, width) = adapter.params.shape(0);
+        let slots = adapter.params.slots();
+        let parts: Vec<Vec<f32>> = (0..slots)
+            .map(|slot| adapter.params.view(slot).to_vec())
+            .collect();
+        let spec = TensorSpec {
+            name: PROMPT_EMBEDDINGS.to_owned(),
+            dtype: StoredDType::F32,
+            shape: vec![n, slots * width],
+        };
+        let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base.fingerprint.to_owned())]);
+        let values = Tensor::from_f32(n, slots * width, join_prefix(&parts, n));
+        let bytes = values.to_le_bytes(lowrank_kernels::DType::F32);
+        write_safetensors(
+            &folder.join(ADAPTER_WEIGHTS),
+            &[spec],
+            &metadata,
+            |_, out| out.write_all(&bytes),
+        )?;
+    } else {
+        super::files::write_values(folder, adapter, base.fingerprint)?;
+    }
+    if options.is_pefts() {
+        peft_config(model, options, base.name).write(folder)?;
+        return Ok(());
+    }
+    write_config(folder, PEFT_TYPE, base.name, options.to_json())
+}
+
+/// PEFT's config of these options.
+fn peft_config(model: &ModelConfig, options: Options, base: &str) -> PromptConfig {
+    let (kind, token_dim, heads) = match options.kind {
+        Kind::Layer => (
+            PromptKind::Prefix,
+            model.kv_size(),
+            model.num_key_value_heads,
+        ),
+        Kind::Embedding => (
+            PromptKind::Prompt,
+            model.hidden_size,
+            model.num_attention_heads,
+        ),
+    };
+    PromptConfig {
+        kind,
+        num_virtual_tokens: options.prefix,
+        token_dim: Some(token_dim),
+        num_attention_heads: Some(heads),
+        num_layers: Some(model.num_hidden_layers),
+        base_model_name_or_path: Some(base.to_owned()),
+    }
+}
