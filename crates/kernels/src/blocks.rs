@@ -174,7 +174,7 @@ fn block_anywhere<const COL: usize>(
 /// are zero. A block of it is a [`Left`] with `COL` 6 and a row stride of `inner`.
 pub(crate) fn pack_rows<'a>(
     to: &mut [f32],
-    lefts: impl Iterator<Item = Mat<'a>> + Clone,
+    lefts: &(impl Iterator<Item = Mat<'a>> + Clone),
     inner: usize,
 ) {
     for (block, mut to) in to.chunks_exact_mut(MR * inner).enumerate() {

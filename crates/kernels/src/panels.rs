@@ -57,7 +57,7 @@ pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]
     let lefts: Vec<Mat<'_>> = terms.iter().map(|term| term.a).collect();
     for_runs(&mut out, accumulate, &lefts, |panels, i, part| {
         let Term { b, scale, .. } = terms[i];
-        pack(panels, b, part, cols);
+        pack(panels, b, part.start, cols);
         panels.scale(cols, scale);
     });
 }
@@ -198,7 +198,7 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
         if lefts.clone().any(|a| a.col_stride() != 1) {
             // Rows that do not lie in one piece are copied: 6 at a time side by side.
             with_scratch(count.next_multiple_of(MR) * inner, |scratch| {
-                pack_rows(scratch, lefts, inner);
+                pack_rows(scratch, &lefts, inner);
                 let left = Left {
                     data: scratch,
                     row_stride: inner,
@@ -526,11 +526,11 @@ fn thin(
     }
 }
 
-/// Rows `part` of b in panels of 16 columns; columns past the last are zero.
-fn pack(to: &mut Panels<'_>, b: Factor<'_>, part: std::ops::Range<usize>, cols: usize) {
+/// Rows of b from `first` on in panels of 16 columns; columns past the last are zero.
+fn pack(to: &mut Panels<'_>, b: Factor<'_>, first: usize, cols: usize) {
     match b.view.data() {
-        Data::F32(data) => pack_numbers(to, data, b, part, cols),
-        Data::Bf16(data) => pack_numbers(to, data, b, part, cols),
+        Data::F32(data) => pack_numbers(to, data, b, first, cols),
+        Data::Bf16(data) => pack_numbers(to, data, b, first, cols),
     }
 }
 
@@ -538,15 +538,15 @@ fn pack_numbers<N: Number>(
     to: &mut Panels<'_>,
     data: &[N],
     b: Factor<'_>,
-    part: std::ops::Range<usize>,
+    first: usize,
     cols: usize,
 ) {
     let stride = b.view.cols();
     if b.transposed {
-        let start = b.first_col * stride + b.first_row + part.start;
+        let start = b.first_col * stride + b.first_row + first;
         pack_turned(to, &data[start..], stride, cols);
     } else {
-        let start = (b.first_row + part.start) * stride + b.first_col;
+        let start = (b.first_row + first) * stride + b.first_col;
         pack_straight(to, &data[start..], stride, cols);
     }
 }

@@ -411,7 +411,7 @@ impl Task<'_> {
             .collect();
         let keys = self.k.as_mat().block(rows, across);
         let packed = &mut buffers.keys[..size.next_multiple_of(MR) * count];
-        pack_rows(packed, std::iter::once(keys.t()), count);
+        pack_rows(packed, &std::iter::once(keys.t()), count);
         for (panel, seen) in seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
             let part = ((slot * panels + panel) * TILE_KEYS * NR)..;
             let grads = &mut buffers.score_grads[part.clone()][..seen.len() * NR];

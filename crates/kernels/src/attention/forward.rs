@@ -125,7 +125,7 @@ impl Task<'_> {
                     let keys = keys.block(rows.clone(), across.clone());
                     let values = values.block(rows, across.clone());
                     let packed = &mut packed[..size.next_multiple_of(MR) * count];
-                    pack_rows(packed, std::iter::once(values.t()), count);
+                    pack_rows(packed, &std::iter::once(values.t()), count);
                     for (panel, begun) in begun.iter_mut().enumerate() {
                         let seen = columns.sees(panel, tile, &key_tile);
                         if seen.all.is_empty() {
