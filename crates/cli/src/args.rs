@@ -43,8 +43,8 @@ pub enum Commands {
     Demo(demo::DemoArgs),
     /// Train an adapter, or a whole model, on rows of text
     Train(Box<train::TrainArgs>),
-    /// Measure loss, perplexity and token accuracy, with or without an adapter
-    Eval(eval::EvalArgs),
+    /// Measure loss, perplexity and token accuracy, or score generated texts, with or without an adapter
+    Eval(Box<eval::EvalArgs>),
     /// Continue prompts, with any number of adapters
     Generate(generate::GenerateArgs),
     /// Talk with a model in the terminal and swap adapters while talking

@@ -31,6 +31,9 @@ pub enum Error {
     /// metrics.jsonl of a run.
     #[error(transparent)]
     Metrics(#[from] crate::report::MetricsError),
+    /// Texts that cannot be scored.
+    #[error(transparent)]
+    Corpus(#[from] crate::metrics::CorpusError),
     /// Settings that contradict each other, the model or the data.
     #[error("{0}")]
     Settings(String),

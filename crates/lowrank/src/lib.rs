@@ -8,6 +8,7 @@ pub mod generate;
 pub mod hub;
 pub mod import;
 pub mod merge;
+pub mod metrics;
 pub mod model;
 mod output;
 pub mod plan;

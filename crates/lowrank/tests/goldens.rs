@@ -218,6 +218,7 @@ impl Case {
         let options = GenerateOptions {
             max_new_tokens: 12,
             sampling: Sampling::default(),
+            no_repeat_ngram_size: 0,
             stop_ids: Vec::new(),
         };
         let together = generate(

@@ -231,6 +231,7 @@ fn samples(
     let options = GenerateOptions {
         max_new_tokens: 48,
         sampling: Sampling::default(),
+        no_repeat_ngram_size: 0,
         stop_ids: base.tokenizer.stop_ids().to_vec(),
     };
     let set = [&loaded.adapter];

@@ -10,6 +10,8 @@ use lowrank::train::evaluate_rows;
 use serde::Serialize;
 
 use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter};
+use super::eval_text::{self, TextArgs};
+use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
 use crate::settings::values::Split;
@@ -17,10 +19,14 @@ use crate::table::Facts;
 
 /// Arguments of `lowrank eval`.
 #[derive(Debug, Args)]
+#[command(
+    mut_arg("model", |arg| arg.required(false).required_unless_present("from_predictions")),
+    mut_arg("data", |arg| arg.required(false).required_unless_present("from_predictions"))
+)]
 pub struct EvalArgs {
     /// The model
     #[command(flatten)]
-    pub base: BaseArgs,
+    pub base: Option<BaseArgs>,
 
     /// An adapter's folder
     #[arg(long, value_name = "DIR")]
@@ -28,7 +34,11 @@ pub struct EvalArgs {
 
     /// The rows; of a folder, test.jsonl where there is one, else valid.jsonl
     #[command(flatten)]
-    pub rows: RowsArgs,
+    pub rows: Option<RowsArgs>,
+
+    /// Whether texts are scored instead of the loss
+    #[command(flatten)]
+    pub text: TextArgs,
 
     /// Print one JSON object
     #[arg(long)]
@@ -64,21 +74,26 @@ pub struct EvalReport {
 /// A model, adapter or data that cannot be used.
 pub fn run(args: &EvalArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
+    if !args.text.metrics.is_empty() {
+        let report = eval_text::evaluate(args, progress)?;
+        return output.result(&report, |_| eval_text::text(&report));
+    }
     let report = evaluate(args, progress)?;
     output.result(&report, |_| text(&report))
 }
 
 /// The call into the library.
 fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
-    let base = args.base.load()?;
+    let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
+        return Err(Misuse::new("--model and --data must be given").into());
+    };
+    let base = base.load()?;
     let adapter = args
         .adapter
         .as_ref()
         .map(|folder| load_adapter(folder, &base))
         .transpose()?;
-    let data = args
-        .rows
-        .load(&base.tokenizer, &[Split::Test, Split::Valid])?;
+    let data = rows.load(&base.tokenizer, &[Split::Test, Split::Valid])?;
     tracing::info!("{}", data.report);
     let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
     let mend = "cut rows with --max-seq-length";

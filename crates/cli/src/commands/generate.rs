@@ -9,7 +9,10 @@ use clap::{ArgGroup, Args};
 use lowrank::Workspace;
 use lowrank::base::Base;
 use lowrank::data::{Message, Prompt, load_prompts};
-use lowrank::generate::{self as engine, Finish, GenerateOptions, PromptIds, Sampling};
+use lowrank::generate::{
+    self as engine, BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling,
+};
+use lowrank::tuning::{Adapter, AdapterSet};
 use serde::Serialize;
 
 use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split};
@@ -21,6 +24,8 @@ use crate::table::{bold, dim};
 
 /// Continuations that are computed together; each holds a cache.
 const TOGETHER: usize = 16;
+/// Beams that are computed together.
+const BEAMS_TOGETHER: usize = 64;
 
 /// Arguments of `lowrank generate`.
 #[derive(Debug, Args)]
@@ -62,6 +67,10 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
+    /// Whether several continuations are searched
+    #[command(flatten)]
+    pub beams: BeamArgs,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -90,9 +99,25 @@ pub struct SamplingArgs {
     /// The same seed draws the same tokens
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
+
+    /// Let no run of N tokens come twice, the prompt's included; 0 means any may
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub no_repeat_ngram_size: usize,
 }
 
 impl SamplingArgs {
+    /// The defaults.
+    pub fn greedy() -> Self {
+        Self {
+            max_new_tokens: 256,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 42,
+            no_repeat_ngram_size: 0,
+        }
+    }
+
     /// The library's options.
     ///
     /// # Errors
@@ -129,8 +154,89 @@ impl SamplingArgs {
                 top_p: self.top_p,
                 seed: self.seed,
             },
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
             stop_ids: stop_ids.to_vec(),
         })
+    }
+}
+
+/// Whether several continuations are searched.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Beam search")]
+pub struct BeamArgs {
+    /// Let so many continuations go on together and take the best; 1 searches none
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub num_beams: usize,
+
+    /// A beam's score is divided by its length to this power [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub length_penalty: Option<f32>,
+}
+
+impl BeamArgs {
+    /// The library's options, or none for one beam.
+    ///
+    /// # Errors
+    /// With every value that is out of range or does nothing.
+    pub fn resolve(&self, options: &GenerateOptions) -> Result<Option<BeamOptions>, Misuse> {
+        let mut problems = Misuse::default();
+        problems.require(self.num_beams > 0, || {
+            "--num-beams must be 1 or greater".to_string()
+        });
+        problems.require(self.num_beams < 2 || options.sampling.is_greedy(), || {
+            "--num-beams takes the best continuation and --temperature draws one; leave one of them out"
+                .to_string()
+        });
+        problems.require(self.num_beams != 1 || self.length_penalty.is_none(), || {
+            "--length-penalty does nothing without --num-beams of 2 or more".to_string()
+        });
+        let length_penalty = self.length_penalty.unwrap_or(1.0);
+        problems.require(length_penalty.is_finite(), || {
+            format!("--length-penalty must be a number, not {length_penalty}")
+        });
+        problems.or((self.num_beams > 1).then(|| BeamOptions {
+            num_beams: self.num_beams,
+            length_penalty,
+            max_new_tokens: options.max_new_tokens,
+            no_repeat_ngram_size: options.no_repeat_ngram_size,
+            stop_ids: options.stop_ids.clone(),
+        }))
+    }
+}
+
+/// Prompts that are continued together.
+pub fn together(beams: Option<&BeamOptions>) -> usize {
+    beams.map_or(TOGETHER, |beams| {
+        (BEAMS_TOGETHER / beams.num_beams).clamp(1, TOGETHER)
+    })
+}
+
+/// Refuses beams with an adapter that they cannot search with.
+///
+/// # Errors
+/// When one has virtual tokens.
+pub fn check_beams(beams: Option<&BeamOptions>, adapters: &[&Adapter]) -> Result<(), Misuse> {
+    let mut virtual_tokens = adapters.iter().map(|one| one.virtual_tokens().total());
+    if beams.is_some() && virtual_tokens.any(|count| count > 0) {
+        return Err(Misuse::new(
+            "--num-beams does not go with an adapter of virtual tokens; leave --num-beams out",
+        ));
+    }
+    Ok(())
+}
+
+/// Continues prompts with beams, or a token at a time.
+pub fn continue_all(
+    base: &Base,
+    adapters: AdapterSet,
+    prompts: &[PromptIds],
+    options: &GenerateOptions,
+    beams: Option<&BeamOptions>,
+    ws: &Workspace,
+) -> Vec<Continuation> {
+    match beams {
+        Some(beams) => engine::beam_search(&base.decoder, adapters, prompts, beams, ws),
+        None => engine::generate(&base.decoder, adapters, prompts, options, ws, |_, _| true),
     }
 }
 
@@ -169,9 +275,10 @@ pub struct Generation {
 /// A model, adapter, prompt or data that cannot be used.
 pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    args.sampling.resolve(&[])?;
+    args.beams.resolve(&args.sampling.resolve(&[])?)?;
     let base = args.base.load()?;
     let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
+    let beams = args.beams.resolve(&options)?;
     let adapters = Adapters::load(&args.adapter, &base)?;
     let prompts = prompts(args, &base)?;
     let longest = prompts
@@ -180,10 +287,19 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         .max()
         .unwrap_or(0);
     check_length(&base, &adapters.all(), longest + 1, "shorten the prompt")?;
-    if let ([prompt], ..=1, false) = (prompts.as_slice(), args.adapter.len(), args.json) {
+    check_beams(beams.as_ref(), &adapters.all())?;
+    let screen = !args.json && beams.is_none();
+    if let ([prompt], ..=1, true) = (prompts.as_slice(), args.adapter.len(), screen) {
         return stream(prompt, &base, &adapters, &options, &output);
     }
-    let report = generate(&prompts, &base, &adapters, &options, progress)?;
+    let report = generate(
+        &prompts,
+        &base,
+        &adapters,
+        &options,
+        beams.as_ref(),
+        progress,
+    )?;
     output.result(&report, |output| text(&report, output))
 }
 
@@ -287,6 +403,7 @@ fn generate(
     base: &Base,
     adapters: &Adapters,
     options: &GenerateOptions,
+    beams: Option<&BeamOptions>,
     progress: Mode,
 ) -> anyhow::Result<GenerateReport> {
     let choices: Vec<Option<usize>> = if adapters.names.is_empty() {
@@ -303,7 +420,7 @@ fn generate(
     let bar = progress::counter(progress, jobs.len() as u64, "texts");
     let begun = Instant::now();
     let mut generations = Vec::with_capacity(jobs.len());
-    for (number, part) in jobs.chunks(TOGETHER).enumerate() {
+    for (number, part) in jobs.chunks(together(beams)).enumerate() {
         let ids: Vec<PromptIds> = part
             .iter()
             .map(|(prompt, adapter)| PromptIds {
@@ -314,14 +431,7 @@ fn generate(
         let mut options = options.clone();
         // Draws differ by their place among those made together; parts differ by seed.
         options.sampling.seed = options.sampling.seed.wrapping_add(number as u64);
-        let made = engine::generate(
-            &base.decoder,
-            adapter_set(&all),
-            &ids,
-            &options,
-            &workspace,
-            |_, _| true,
-        );
+        let made = continue_all(base, adapter_set(&all), &ids, &options, beams, &workspace);
         for ((prompt, adapter), continuation) in part.iter().zip(made) {
             generations.push(Generation {
                 prompt: prompt.text.clone(),
@@ -380,6 +490,7 @@ mod tests {
             top_k: 5,
             top_p: 2.0,
             seed: 1,
+            no_repeat_ngram_size: 0,
         };
         assert_eq!(args.resolve(&[]).unwrap_err().problems().len(), 3);
         let args = SamplingArgs {
@@ -388,6 +499,7 @@ mod tests {
             top_k: 5,
             top_p: 0.9,
             seed: 1,
+            no_repeat_ngram_size: 3,
         };
         let options = args.resolve(&[7]).unwrap();
         assert_eq!(
@@ -397,6 +509,37 @@ mod tests {
                 options.sampling.top_k
             ),
             (4, vec![7], 5)
+        );
+    }
+
+    #[test]
+    fn beams_are_checked_as_a_whole() {
+        let greedy = SamplingArgs::greedy().resolve(&[7]).unwrap();
+        let resolve = |num_beams, length_penalty, options: &GenerateOptions| {
+            let beams = BeamArgs {
+                num_beams,
+                length_penalty,
+            };
+            beams.resolve(options)
+        };
+        assert_eq!(resolve(1, None, &greedy), Ok(None));
+        let beams = resolve(4, Some(0.9), &greedy).unwrap().unwrap();
+        assert_eq!((beams.num_beams, beams.stop_ids), (4, vec![7]));
+        let mut drawn = greedy.clone();
+        drawn.sampling.temperature = 0.7;
+        let problems = |result: Result<_, Misuse>| result.unwrap_err().problems().len();
+        assert_eq!(problems(resolve(2, Some(f32::NAN), &drawn)), 2);
+        assert_eq!(problems(resolve(1, Some(0.9), &greedy)), 1);
+        assert_eq!(problems(resolve(0, None, &greedy)), 1);
+        assert_eq!(
+            (
+                together(None),
+                together(Some(&BeamOptions {
+                    num_beams: 100,
+                    ..resolve(2, None, &greedy).unwrap().unwrap()
+                }))
+            ),
+            (16, 1)
         );
     }
 

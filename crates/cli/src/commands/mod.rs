@@ -7,6 +7,7 @@ pub mod common;
 pub mod data;
 pub mod demo;
 pub mod eval;
+pub mod eval_text;
 pub mod generate;
 pub mod merge;
 pub mod model;

@@ -66,6 +66,7 @@ pub fn generate(
     let mut options = GenerateOptions {
         max_new_tokens: 2,
         sampling: Sampling::default(),
+        no_repeat_ngram_size: 0,
         stop_ids: Vec::new(),
     };
     let ws = Workspace::new();

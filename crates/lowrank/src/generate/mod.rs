@@ -1,13 +1,18 @@
-//! Text from a model: sampling over a KV cache, one prompt or many together, each with its own adapter or none.
+//! Text from a model: sampling or beam search over a KV cache, one prompt or many together, each with its own adapter or
+//! none.
 
+mod beams;
+mod repeats;
 mod sampling;
 
 use std::ops::Range;
 
 use lowrank_kernels::{Segment, Workspace, argmax_rows};
 
+pub use beams::{BeamOptions, beam_search};
 pub use sampling::Sampling;
 
+use self::repeats::ban_repeats;
 use crate::model::{Batch, Decoder, KvCache, VirtualPart};
 use crate::tuning::AdapterSet;
 
@@ -18,6 +23,8 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How a token is drawn.
     pub sampling: Sampling,
+    /// No run of so many tokens comes twice, the prompt's included; 0: any may.
+    pub no_repeat_ngram_size: usize,
     /// A sequence ends with any of these; the token itself is not returned.
     pub stop_ids: Vec<u32>,
 }
@@ -126,6 +133,7 @@ pub fn generate(
         advance(
             model,
             adapters,
+            prompts,
             &mut sequences,
             &std::mem::take(&mut first),
             &mut cache,
@@ -174,6 +182,7 @@ fn prefixes_of(adapters: AdapterSet, prompts: &[PromptIds]) -> (Vec<Prefix>, usi
 fn advance(
     model: &Decoder,
     adapters: AdapterSet,
+    prompts: &[PromptIds],
     sequences: &mut [Sequence],
     prefixes: &[Prefix],
     cache: &mut KvCache,
@@ -233,16 +242,15 @@ fn advance(
         active.push(index);
     }
     let logits = model.logits(&batch, adapters, &last_rows, Some(cache), ws);
-    let greedy = options
-        .sampling
-        .is_greedy()
-        .then(|| argmax_rows(logits.view()));
+    let n = options.no_repeat_ngram_size;
+    let greedy = (options.sampling.is_greedy() && n == 0).then(|| argmax_rows(logits.view()));
     for (row, &index) in active.iter().enumerate() {
         let sequence = &mut sequences[index];
         let token = if let Some(best) = &greedy {
             best[row] as u32
         } else {
             let mut values = logits.view().slice_rows(row..row + 1).to_vec();
+            ban_repeats(&mut values, &prompts[index].ids, &sequence.made, n);
             let position = sequence.made.len() as u64;
             options.sampling.draw(&mut values, index as u64, position)
         };

@@ -43,9 +43,10 @@ impl Sampling {
                 .total_cmp(&logits[*a as usize])
                 .then(a.cmp(b))
         };
-        if self.top_k > 0 && self.top_k < order.len() {
-            order.select_nth_unstable_by(self.top_k - 1, by_logit);
-            order.truncate(self.top_k);
+        let top_k = if self.is_greedy() { 1 } else { self.top_k };
+        if top_k > 0 && top_k < order.len() {
+            order.select_nth_unstable_by(top_k - 1, by_logit);
+            order.truncate(top_k);
         }
         order.sort_unstable_by(by_logit);
         let temperature = if self.is_greedy() {

@@ -15,6 +15,7 @@ const GREEDY: GenerateOptions = GenerateOptions {
         top_p: 1.0,
         seed: 42,
     },
+    no_repeat_ngram_size: 0,
     stop_ids: Vec::new(),
 };
 
@@ -188,7 +189,7 @@ fn draws_follow_their_seed() {
                 top_p: 0.95,
                 seed,
             },
-            stop_ids: Vec::new(),
+            ..GREEDY
         };
         one(&model, ids(6, 0), &options).ids
     };

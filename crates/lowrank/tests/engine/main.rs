@@ -2,6 +2,7 @@
 
 mod adapters;
 mod bad_input;
+mod beams;
 mod common;
 mod generation;
 mod gradients;

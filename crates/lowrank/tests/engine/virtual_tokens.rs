@@ -191,6 +191,7 @@ fn text_makes_virtual_tokens_of_real_ones() {
 #[test]
 fn the_cache_holds_virtual_tokens_of_several_adapters() {
     let greedy = GenerateOptions {
+        no_repeat_ngram_size: 0,
         max_new_tokens: 8,
         sampling: Sampling::default(),
         stop_ids: Vec::new(),
@@ -253,6 +254,7 @@ fn virtual_tokens_take_room_of_the_context() {
     let model = decoder("gpt2");
     assert_eq!(model.config().max_position_embeddings, 40);
     let greedy = GenerateOptions {
+        no_repeat_ngram_size: 0,
         max_new_tokens: 10,
         sampling: Sampling::default(),
         stop_ids: Vec::new(),
