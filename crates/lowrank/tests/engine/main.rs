@@ -3,6 +3,7 @@
 mod adapters;
 mod bad_input;
 mod common;
+mod diff;
 mod generation;
 mod gradients;
 mod merging;
