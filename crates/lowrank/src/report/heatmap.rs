@@ -13,7 +13,7 @@ use crate::diff::{DiffReport, ModuleDiff, Of};
 const SIDE: f64 = 104.0;
 /// From one map to the next.
 const STEP_X: f64 = 130.0;
-const STEP_Y: f64 = 146.0;
+const STEP_Y: f64 = 134.0;
 /// Maps beside each other, at most.
 const ACROSS: usize = 8;
 const MARGIN: f64 = 24.0;
@@ -139,18 +139,21 @@ fn group(modules: &[ModuleDiff]) -> Vec<(String, Vec<(String, &ModuleDiff)>)> {
 fn draw(out: &mut String, x: f64, y: f64, layer: &str, module: &ModuleDiff) {
     let rows = module.similarity.len();
     let cols = module.similarity.first().map_or(0, Vec::len);
-    let whole = module.whole().map_or("no direction".to_owned(), |whole| {
-        format!("φ({rows}, {cols}) = {whole:.2}")
-    });
+    let (whole, short) = match module.whole() {
+        Some(whole) => (
+            format!("φ({rows}, {cols}) = {whole:.3}"),
+            format!("φ {whole:.2}"),
+        ),
+        None => ("no direction".to_owned(), "no direction".to_owned()),
+    };
     let _ = writeln!(
         out,
-        "<g transform=\"translate({x:.1} {y:.1})\"><title>{} {whole}, {:.3} at random</title>\
-         <text class=\"s\" y=\"{:.1}\">{}</text><text class=\"s\" x=\"{SIDE}\" y=\"{:.1}\" text-anchor=\"end\">{whole}</text>",
+        "<g transform=\"translate({x:.1} {y:.1})\"><title>{0} {whole}, {1:.3} at random</title>\
+         <text class=\"s\" y=\"{2:.1}\">{3}</text><text class=\"s\" x=\"{SIDE}\" y=\"{2:.1}\" text-anchor=\"end\">{short}</text>",
         escape(&module.module),
         module.random_similarity,
         SIDE + 14.0,
         escape(layer),
-        SIDE + 14.0 + 13.0,
     );
     if rows > 0 && cols > 0 {
         let (is, js) = (thinned(rows), thinned(cols));

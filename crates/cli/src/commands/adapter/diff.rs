@@ -303,7 +303,24 @@ mod tests {
             color: false,
             width: 110,
         };
-        insta::assert_snapshot!(text(&report(), &output), @"");
+        insta::assert_snapshot!(text(&report(), &output), @r#"
+        first                   runs/a
+        second                  runs/b
+        compared                right singular vectors of A
+        model                   models/smollm2
+        φ, mean of all modules  0.900 of the strongest directions, 0.625 of all, 0.003 at random
+        only in the second      model.layers.0.self_attn.k_proj
+
+        Module                               r  φ(1,1)  φ(all)  random  cos ΔW          ‖ΔW‖  eff. rank
+        model.layers.0.self_attn.q_proj  2 · 2   0.900   0.625   0.003   0.250  0.750 · 1.50  1.0 · 1.0
+        model.layers.0.self_attn.v_proj  2 · 2       -       -   0.003       -     0.750 · 0  1.0 · 1.0
+
+        Module                           Adapter   ‖W‖  ‖UᵀWV‖  W's own  random  amplified
+        model.layers.0.self_attn.q_proj  first    41.5   0.123     12.0  0.0500      ×6.08
+        model.layers.0.self_attn.q_proj  second   41.5   0.123     12.0  0.0500      ×12.2
+        model.layers.0.self_attn.v_proj  first    41.5   0.123     12.0  0.0500      ×6.08
+        model.layers.0.self_attn.v_proj  second      -       -        -       -          -
+        "#);
     }
 
     #[test]
