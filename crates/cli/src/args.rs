@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{adapter, bench, chat, data, demo, eval, generate, merge, model, train};
+use crate::commands::{
+    adapter, bench, chat, data, demo, eval, generate, merge, model, plan, train,
+};
 use crate::settings::peers;
 
 /// Train, use, compare and merge LoRA adapters of transformer models, on the CPU.
@@ -43,6 +45,8 @@ pub enum Commands {
     Demo(demo::DemoArgs),
     /// Train an adapter, or a whole model, on rows of text
     Train(Box<train::TrainArgs>),
+    /// Say what a run would take, before it runs: parameters, bytes, operations and memory, beside full fine-tuning
+    Plan(Box<plan::PlanArgs>),
     /// Measure loss, perplexity and token accuracy, or score generated texts, with or without an adapter
     Eval(Box<eval::EvalArgs>),
     /// Continue prompts, with any number of adapters

@@ -5,6 +5,7 @@
 //! one vector.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::tensor::Tensor;
 use crate::view::{View, ViewMut};
@@ -23,9 +24,13 @@ impl Slot {
 }
 
 /// A flat f32 buffer, zero at first, whose slots are matrices that lie one after the other.
+///
+/// The buffer is allocated when an element is first asked for, so that what only reads shapes, as planning does, takes no
+/// memory.
 #[derive(Clone, Debug)]
 pub struct Arena {
-    values: Tensor,
+    values: OnceLock<Tensor>,
+    len: usize,
     slots: Vec<Slot>,
 }
 
@@ -42,9 +47,23 @@ impl Arena {
             })
             .collect();
         Self {
-            values: Tensor::zeros(1, start),
+            values: OnceLock::new(),
+            len: start,
             slots,
         }
+    }
+
+    fn values(&self) -> &Tensor {
+        self.values.get_or_init(|| Tensor::zeros(1, self.len))
+    }
+
+    fn values_mut(&mut self) -> &mut Tensor {
+        let len = self.len;
+        let values = &mut self.values;
+        values.get_or_init(|| Tensor::zeros(1, len));
+        values
+            .get_mut()
+            .unwrap_or_else(|| unreachable!("the buffer was just made"))
     }
 
     /// Number of slots.
@@ -54,12 +73,12 @@ impl Arena {
 
     /// Number of elements of all slots together.
     pub fn len(&self) -> usize {
-        self.values.len()
+        self.len
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.len == 0
     }
 
     /// Rows and columns of a slot.
@@ -77,7 +96,7 @@ impl Arena {
     /// If there is no such slot.
     pub fn view(&self, slot: usize) -> View<'_> {
         let slot = self.slots[slot];
-        let values = &self.values.view().f32s()[slot.range()];
+        let values = &self.values().view().f32s()[slot.range()];
         View::from_slice(values, slot.rows, slot.cols)
     }
 
@@ -87,7 +106,7 @@ impl Arena {
     /// If there is no such slot.
     pub fn view_mut(&mut self, slot: usize) -> ViewMut<'_> {
         let slot = self.slots[slot];
-        let values = &mut self.values.view_mut().into_f32s()[slot.range()];
+        let values = &mut self.values_mut().view_mut().into_f32s()[slot.range()];
         ViewMut::new(values, slot.rows, slot.cols)
     }
 
@@ -99,7 +118,11 @@ impl Arena {
         assert_ne!(first, second, "a slot cannot be borrowed twice");
         let lower = self.slots[first.min(second)];
         let upper = self.slots[first.max(second)];
-        let (head, tail) = self.values.view_mut().into_f32s().split_at_mut(upper.start);
+        let (head, tail) = self
+            .values_mut()
+            .view_mut()
+            .into_f32s()
+            .split_at_mut(upper.start);
         let below = ViewMut::new(&mut head[lower.range()], lower.rows, lower.cols);
         let above = ViewMut::new(&mut tail[..upper.rows * upper.cols], upper.rows, upper.cols);
         if first < second {
@@ -111,16 +134,16 @@ impl Arena {
 
     /// All elements as one row.
     pub fn flat(&self) -> View<'_> {
-        self.values.view()
+        self.values().view()
     }
 
     /// All elements as one row to write.
     pub fn flat_mut(&mut self) -> ViewMut<'_> {
-        self.values.view_mut()
+        self.values_mut().view_mut()
     }
 
     /// Sets every element to zero.
     pub fn zero(&mut self) {
-        self.values.view_mut().fill(0.0);
+        self.values_mut().view_mut().fill(0.0);
     }
 }

@@ -3,6 +3,7 @@
 pub mod base;
 pub mod bench;
 pub mod data;
+pub mod diff;
 mod error;
 pub mod generate;
 pub mod hub;

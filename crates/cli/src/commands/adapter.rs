@@ -1,4 +1,6 @@
-//! `lowrank adapter inspect`.
+//! Commands about adapters: `lowrank adapter inspect`, and [`diff`].
+
+pub mod diff;
 
 use std::path::PathBuf;
 
@@ -19,6 +21,8 @@ use crate::table::{Align, Facts, Table};
 pub enum AdapterCommands {
     /// Show which modules an adapter changes, with which rank, and how much: ‖ΔW‖/‖W‖
     Inspect(InspectArgs),
+    /// Compare two LoRA adapters of one model: overlap of their subspaces, size, effective rank, amplification
+    Diff(diff::DiffArgs),
 }
 
 /// Arguments of `lowrank adapter inspect`.
@@ -46,10 +50,14 @@ pub struct InspectArgs {
 /// # Errors
 /// An adapter or model that cannot be used.
 pub fn run(command: AdapterCommands) -> anyhow::Result<()> {
-    let AdapterCommands::Inspect(args) = command;
-    let output = Output::detect(args.json);
-    let report = measure(&args)?;
-    output.result(&report, |output| text(&report, output))
+    match command {
+        AdapterCommands::Inspect(args) => {
+            let output = Output::detect(args.json);
+            let report = measure(&args)?;
+            output.result(&report, |output| text(&report, output))
+        }
+        AdapterCommands::Diff(args) => diff::run(&args),
+    }
 }
 
 /// The call into the library.

@@ -138,20 +138,17 @@ pub struct TextReport {
 /// A model, adapter, data or file of predictions that cannot be used.
 pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<TextReport> {
     let text = &args.text;
-    let (predictions, unfinished, data) = match &text.from_predictions {
-        Some(file) => {
-            if !file.is_file() {
-                let problem = format!("--from-predictions: there is no file {}", file.display());
-                return Err(Misuse::new(problem).into());
-            }
-            let mut predictions = read_predictions(file)?;
-            predictions.truncate(text.limit.unwrap_or(usize::MAX));
-            (predictions, None, file.clone())
+    let (predictions, unfinished, data) = if let Some(file) = &text.from_predictions {
+        if !file.is_file() {
+            let problem = format!("--from-predictions: there is no file {}", file.display());
+            return Err(Misuse::new(problem).into());
         }
-        None => {
-            let (predictions, unfinished, data) = predict(args, progress)?;
-            (predictions, Some(unfinished), data)
-        }
+        let mut predictions = read_predictions(file)?;
+        predictions.truncate(text.limit.unwrap_or(usize::MAX));
+        (predictions, None, file.clone())
+    } else {
+        let (predictions, unfinished, data) = predict(args, progress)?;
+        (predictions, Some(unfinished), data)
     };
     if let Some(file) = &text.predictions {
         write_predictions(file, &predictions)?;

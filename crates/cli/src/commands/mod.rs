@@ -11,6 +11,7 @@ pub mod eval_text;
 pub mod generate;
 pub mod merge;
 pub mod model;
+pub mod plan;
 pub mod train;
 
 use clap::ArgMatches;
@@ -26,6 +27,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
     let result = match command {
         Commands::Demo(args) => demo::run(&args, progress),
         Commands::Train(args) => train::run(*args, matches, progress),
+        Commands::Plan(args) => plan::run(&args, matches),
         Commands::Eval(args) => eval::run(&args, progress),
         Commands::Generate(args) => generate::run(&args, progress),
         Commands::Chat(args) => chat::run(&args),

@@ -50,6 +50,10 @@ pub struct TrainArgs {
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 
+    /// Run although the memory is expected not to suffice
+    #[arg(long)]
+    pub force: bool,
+
     /// Print the outcome as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -77,7 +81,7 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
 "),
         );
     }
-    let print_config = args.print_config;
+    let (print_config, force) = (args.print_config, args.force);
     let start = if args.resume {
         Start::Resume
     } else {
@@ -89,7 +93,7 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
     if print_config {
         return output.write(&serde_saphyr::to_string(&resolved.values)?);
     }
-    let outcome = train(&resolved, start, progress)?;
+    let outcome = train(&resolved, start, force, progress)?;
     if !outcome.interrupted {
         return output.result(&outcome, |output| summary(&outcome, output));
     }
@@ -158,9 +162,15 @@ fn earlier_settings(folder: &Path) -> Result<File, Misuse> {
 }
 
 /// The call into the library.
-fn train(resolved: &Resolved, start: Start, progress: Mode) -> anyhow::Result<Outcome> {
-    let config: TrainConfig = serde_json::from_value(Value::Object(resolved.values.clone()))
+fn train(
+    resolved: &Resolved,
+    start: Start,
+    force: bool,
+    progress: Mode,
+) -> anyhow::Result<Outcome> {
+    let mut config: TrainConfig = serde_json::from_value(Value::Object(resolved.values.clone()))
         .context("the settings do not fit the trainer's")?;
+    config.force = force;
     set_threads(config.threads)?;
     let stop = interrupt::install("finishing this step and saving")?;
     let mut watcher = Watcher::new(progress);

@@ -70,6 +70,17 @@ pub enum BaseDtype {
     Bf16,
 }
 
+/// A matrix of a LoRA branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Factor {
+    /// A: directions of the input
+    A,
+    /// B: directions of the output
+    B,
+    /// ΔW: directions of the input, in the order of what they come to
+    Delta,
+}
+
 /// The shape of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

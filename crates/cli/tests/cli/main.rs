@@ -3,6 +3,7 @@
 mod bad_input;
 mod hub;
 mod misuse;
+mod plans;
 mod runs;
 mod support;
 mod virtual_tokens;

@@ -99,7 +99,8 @@ pub fn train(
             config.sliding_window,
         );
         let (dtype, saving) = (model.weights().dtype(), options.step.saving);
-        let memory = training_memory(config, adapter, dtype, work, saving);
+        let converted = model.weights().converted_bytes();
+        let memory = training_memory(config, adapter, dtype, converted, work, saving);
         if memory.total() > figures.predicted.total() {
             figures.predicted = memory;
         }

@@ -165,6 +165,12 @@ impl Weights {
         self.tensors.values().map(Tensor::nbytes).sum()
     }
 
+    /// Bytes of the tensors that were converted when they were read, and so are no pages of a file that could be given back.
+    pub fn converted_bytes(&self) -> u64 {
+        let own = self.tensors.values().filter(|tensor| !tensor.is_shared());
+        own.map(|tensor| tensor.nbytes() as u64).sum()
+    }
+
     /// A short hash of shapes and of 64 values of each tensor, rounded to bf16: the same model stored as f32 or as bf16
     /// has the same fingerprint, another model has another.
     pub fn fingerprint(&self) -> String {

@@ -6,7 +6,9 @@
 
 use serde::Serialize;
 
-use crate::model::{Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, WeightId};
+use crate::model::{
+    Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, VirtualTokens, WeightId,
+};
 use crate::tuning::{Adapter, Reach, Sublayer};
 
 /// How much there is to compute.
@@ -35,6 +37,26 @@ impl Work {
             tokens: batch.tokens(),
             supervised_tokens: batch.targets.len(),
             seen_keys: seen.sum(),
+        }
+    }
+
+    /// The work of `rows` sequences of `length` tokens, of which all but the first carry loss, with an adapter's virtual
+    /// tokens. Sequences share the rows of the prefix.
+    pub fn even(rows: usize, length: usize, tokens: VirtualTokens, window: Option<usize>) -> Self {
+        let window = window.unwrap_or(usize::MAX);
+        let before = tokens.keys + tokens.prefix;
+        let own = length + tokens.infix;
+        // Σ min(before + i, window) over i = 1..=own
+        let seen = |before: usize, own: usize| {
+            let growing = window.saturating_sub(before).min(own);
+            growing * before
+                + growing * (growing + 1) / 2
+                + (own - growing) * window.min(before + own)
+        };
+        Self {
+            tokens: tokens.prefix + rows * own,
+            supervised_tokens: rows * length.saturating_sub(1),
+            seen_keys: seen(tokens.keys, tokens.prefix) + rows * seen(before, own),
         }
     }
 
@@ -162,4 +184,38 @@ fn goes_backward(adapter: &Adapter, id: LinearId) -> bool {
             .any(|p| adapter.replaced.contains_key(&part(p)))
     };
     adapter.reach(id.layer) > behind || (is_before_attention(id.kind) && norm(BlockNorm::Attention))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Example;
+    use crate::train::batch_of;
+
+    #[test]
+    fn even_rows_are_counted_as_a_batch_of_them_is() {
+        let row = Example {
+            ids: vec![1; 7],
+            supervised: (0..7).map(|i| i > 0).collect(),
+            line: 1,
+            truncated: 0,
+            prompt_len: 2,
+        };
+        let places = |keys, prefix, infix| VirtualTokens {
+            keys,
+            prefix,
+            infix,
+        };
+        for tokens in [places(0, 0, 0), places(4, 0, 0), places(0, 3, 2)] {
+            let batch = batch_of([&row, &row, &row], tokens);
+            assert_eq!(
+                Work::even(3, 7, tokens, None),
+                Work::of(&batch, None),
+                "{tokens:?}"
+            );
+        }
+        let batch = batch_of([&row, &row], VirtualTokens::default());
+        let none = VirtualTokens::default();
+        assert_eq!(Work::even(2, 7, none, Some(3)), Work::of(&batch, Some(3)));
+    }
 }

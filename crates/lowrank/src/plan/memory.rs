@@ -62,11 +62,13 @@ pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> u64 {
         .sum()
 }
 
-/// What a step over `work` takes at its peak, when `adapter` is trained on a base stored as `base_dtype`.
+/// What a step over `work` takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of
+/// it are not pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)).
 pub fn training_memory(
     config: &ModelConfig,
     adapter: &Adapter,
     base_dtype: DType,
+    converted: u64,
     work: Work,
     saving: Saving,
 ) -> Memory {
@@ -75,10 +77,13 @@ pub fn training_memory(
     let replaced: usize = adapter
         .replaced
         .values()
-        .map(|&slot| adapter.params.view(slot).len())
+        .map(|&slot| {
+            let (rows, cols) = adapter.params.shape(slot);
+            rows * cols
+        })
         .sum();
     let weights = if replaced == config.parameters() {
-        0
+        converted
     } else {
         weight_bytes(config, base_dtype)
     };
@@ -134,7 +139,9 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
                 .sum();
             let rows = rows_behind(layer + 1 == layers, work);
             let behind = behind + bottleneck_bytes(config, adapter, layer, size);
-            tokens * (before + 4 * ranks) as u64 + rows * behind as u64
+            // Trained keys and values stand before the batch's own.
+            let keys = 8 * (kv * adapter.virtual_tokens().keys) as u64;
+            tokens * (before + 4 * ranks) as u64 + rows * behind as u64 + keys
         })
         .sum()
 }
@@ -179,16 +186,13 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
         Recompute::Full => values,
     };
     let widened = if saving.dtype == DType::F32 { 0 } else { c };
-    let hidden = if adapter
-        .low_rank
-        .keys()
-        .any(|id| id.kind == LinearKind::Down)
-        || !adapter.replaced.is_empty()
-    {
-        f
-    } else {
-        0
-    };
+    let is_down = |id: &LinearId| id.kind == LinearKind::Down;
+    let trains_down = adapter.low_rank.keys().any(is_down)
+        || adapter
+            .replaced
+            .keys()
+            .any(|id| matches!(id, WeightId::Linear(id, Part::Weight) if is_down(id)));
+    let hidden = if trains_down { f } else { 0 };
     // What an adapter layer reads and gives, and the gradient of the sublayer's output.
     let layers = if adapter.bottleneck.is_empty() {
         0

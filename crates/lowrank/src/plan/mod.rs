@@ -1,7 +1,13 @@
-//! What a run needs, from shapes alone: floating-point operations and memory, before anything is loaded.
+//! What a run needs, from shapes alone: values, floating-point operations and memory, before anything is loaded.
 
+mod estimate;
 mod flops;
+mod machine;
 mod memory;
+pub mod paper;
+pub mod presets;
 
+pub use estimate::{Estimate, Plan, PlanOptions, PrefixCounts, plan};
 pub use flops::{StepFlops, Work, step_flops};
+pub use machine::available_memory;
 pub use memory::{Memory, training_memory, weight_bytes};

@@ -4,6 +4,7 @@
 //! [`html`] and [`model_card`] are pure functions from plain data to text, so that they can be tested and reused
 //! without a run. Writing the text to disk is the caller's business.
 
+pub mod heatmap;
 pub mod html;
 pub mod inspect;
 pub mod metrics;

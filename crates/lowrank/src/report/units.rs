@@ -33,6 +33,24 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
+/// Bytes in powers of ten, as papers and disks count them: `37.7 MB`.
+pub fn decimal_bytes(value: u64) -> String {
+    let mut scaled = value as f64;
+    let mut unit = "bytes";
+    for next in ["kB", "MB", "GB", "TB", "PB"] {
+        if scaled < 999.95 {
+            break;
+        }
+        scaled /= 1000.0;
+        unit = next;
+    }
+    if unit == "bytes" {
+        format!("{value} bytes")
+    } else {
+        format!("{scaled:.1} {unit}")
+    }
+}
+
 /// A time to a precision that fits its length: `4.20 ms`, `4.2 s`, `3 min 12 s`, `2 h 5 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -52,6 +70,19 @@ pub fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn decimal_bytes_are_powers_of_ten() {
+        let cases = [
+            (999, "999 bytes"),
+            (37_748_736, "37.7 MB"),
+            (999_990, "1.0 MB"),
+            (349_200_000_000, "349.2 GB"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(decimal_bytes(value), text);
+        }
+    }
 
     #[test]
     fn counts_and_bytes() {

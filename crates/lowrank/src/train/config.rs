@@ -135,6 +135,9 @@ pub struct TrainConfig {
     pub base_dtype: BaseDtype,
     /// Threads; `None`: all the machine has.
     pub threads: Option<usize>,
+    /// Run although the memory is expected not to suffice. It belongs to one invocation, so files do not hold it.
+    #[serde(skip)]
+    pub force: bool,
 }
 
 fn default_bottleneck() -> usize {
@@ -226,6 +229,7 @@ impl TrainConfig {
             early_stopping_patience: None,
             base_dtype: BaseDtype::Bf16,
             threads: None,
+            force: false,
         }
     }
 

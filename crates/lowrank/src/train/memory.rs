@@ -1,14 +1,16 @@
 //! The process's memory as the system counts it, and what a run keeps so that it fits.
 
+use lowrank_kernels::DType;
+
 use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
-use crate::model::{Recompute, Saving, VirtualTokens};
-use crate::plan::{Memory, Work, training_memory};
+use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
+use crate::plan::{Memory, Work, available_memory, training_memory};
 use crate::report::units;
-use crate::tuning::Adapter;
+use crate::tuning::{Adapter, Method};
 
 /// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
 pub fn peak_rss() -> u64 {
@@ -30,16 +32,6 @@ fn status_field(name: &str) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// Bytes that the system could give to programs now; `None` where it doesn't tell.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = text.lines().find_map(|line| {
-        let value = line.strip_prefix("MemAvailable:")?.trim();
-        value.strip_suffix(" kB")?.trim().parse::<u64>().ok()
-    })?;
-    Some(kib * 1024)
-}
-
 /// The work of the largest micro-batch that these rows can make.
 fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: VirtualTokens) -> Work {
     let mut rows: Vec<&Example> = examples.iter().collect();
@@ -58,7 +50,7 @@ fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: Virtua
 /// What the blocks keep: what the settings ask for, or as much as the memory allows, which is the fastest.
 ///
 /// # Errors
-/// A memory budget that nothing fits in.
+/// A memory budget, or a machine without `force`, that it does not fit in.
 pub(super) fn choose_saving(
     config: &TrainConfig,
     base: &Network,
@@ -69,6 +61,7 @@ pub(super) fn choose_saving(
     let base_dtype = config.base_dtype.into();
     let work = largest_batch(examples, config.batch_size, adapter.virtual_tokens());
     let model = base.decoder.config();
+    let converted = base.decoder.weights().converted_bytes();
     let needs = |recompute| {
         let saving = Saving {
             recompute,
@@ -76,7 +69,7 @@ pub(super) fn choose_saving(
         };
         (
             saving,
-            training_memory(model, adapter, base_dtype, work, saving),
+            training_memory(model, adapter, base_dtype, converted, work, saving),
         )
     };
     // What the process holds already is part of what is predicted.
@@ -84,36 +77,90 @@ pub(super) fn choose_saving(
     let budget = config.memory_budget.or(available);
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute, budget);
-    if budget.is_some_and(|budget| memory.total() > budget) {
-        let needed = format!(
-            "about {} for rows of up to {} tokens a batch (recompute {})",
-            units::bytes(memory.total()),
-            work.tokens,
-            saving.recompute
-        );
-        let mend =
-            "lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length";
-        if let Some(budget) = config.memory_budget {
-            return Err(Error::Settings(format!(
-                "memory_budget is {}, and the run takes {needed}; {mend}",
-                units::bytes(budget)
-            )));
-        }
-        observer.event(&Event::Note(format!(
-            "warning: the run takes {needed}, and the machine has {} free; {mend}",
-            units::bytes(budget.unwrap_or(0))
-        )));
+    let Memory { activations, .. } = memory;
+    let rows = format!(
+        "rows of up to {} tokens a batch (recompute {})",
+        work.tokens, saving.recompute
+    );
+    let mut mends = Vec::new();
+    if saving.recompute != Recompute::Full {
+        mends.push("set --recompute full");
     }
+    mends.push("lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length");
+    refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
-        "memory: up to about {} (weights {}, trained {}, activations {} in {}, recompute {})",
+        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {})",
+        units::grouped(adapter.parameters() as u64),
+        units::grouped(model.parameters() as u64),
         units::bytes(memory.total()),
+        budget.map_or("an unknown amount".to_owned(), units::bytes),
         units::bytes(memory.weights),
         units::bytes(memory.trained + memory.gradients + memory.optimizer),
-        units::bytes(memory.activations),
+        units::bytes(activations),
         saving.dtype,
         saving.recompute,
     )));
     Ok(saving)
+}
+
+/// Refuses a run whose weights and trained values alone are more than there is, before any of them is loaded.
+///
+/// # Errors
+/// Too little memory, without `force`.
+pub(super) fn check_room(config: &TrainConfig, model: &ModelConfig) -> Result<(), Error> {
+    let adapter = config.lay_out(model)?;
+    let saving = Saving {
+        recompute: Recompute::Full,
+        dtype: config.base_dtype.into(),
+    };
+    let least = training_memory(model, &adapter, saving.dtype, 0, Work::default(), saving);
+    let mut mends = Vec::new();
+    if saving.dtype == DType::F32 && config.method != Method::Full {
+        mends.push("set --base-dtype bf16");
+    }
+    if config.method == Method::Full {
+        mends.push("train with --method lora");
+    } else {
+        mends.push("train fewer values or a smaller model");
+    }
+    let available = available_memory().map(|free| free + resident());
+    refuse(
+        config,
+        least,
+        available,
+        "the weights and what is trained alone",
+        &mends,
+    )
+}
+
+/// An error where `memory` is more than the run may take, or than the machine has.
+fn refuse(
+    config: &TrainConfig,
+    memory: Memory,
+    available: Option<u64>,
+    what: &str,
+    mends: &[&str],
+) -> Result<(), Error> {
+    let needed = format!("about {} for {what}", units::bytes(memory.total()));
+    let mend = mends.join(", or ");
+    if let Some(budget) = config.memory_budget {
+        if memory.total() <= budget {
+            return Ok(());
+        }
+        return Err(Error::Settings(format!(
+            "memory_budget is {}, and the run takes {needed}; {mend}",
+            units::bytes(budget)
+        )));
+    }
+    match available {
+        Some(available) if memory.total() > available && !config.force => {
+            Err(Error::Settings(format!(
+                "the run takes {needed}, and the machine has {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                units::bytes(available)
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is asked for; else the first that fits, where they come in the order of their speed; else the last.

@@ -9,6 +9,7 @@ mod evaluate;
 mod events;
 mod folder;
 mod memory;
+mod method;
 mod order;
 mod prepare;
 mod run;

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use lowrank_formats::peft::{LoraConfig, TargetModules};
-
 use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
-use crate::model::families;
 use crate::random::mix;
-use crate::tuning::lora::{self, Targets};
-use crate::tuning::{self, Adapter, AdapterConfig, Method, adapter, bitfit, full, prefix, top};
+use crate::tuning::{
+    self, Adapter, AdapterConfig, Method, adapter, bitfit, full, lora, prefix, top,
+};
 
 /// A method's trainable values with what its files need.
 pub struct Trained {
@@ -47,7 +45,7 @@ pub fn prepare(
             });
         }
         Method::Lora => {
-            let lora = lora_config(config, base);
+            let lora = config.lora_config(model);
             let (adapter, coverage) = lora::inject(model, &lora, config.init_lora_weights, seed)?;
             let trained = AdapterConfig::Lora(Box::new(lora));
             (adapter, coverage.to_string(), trained)
@@ -156,45 +154,5 @@ fn note_fingerprint(loaded: &tuning::Loaded, base: &Network, observer: &mut dyn 
             base.source,
             base.decoder.weights().fingerprint()
         )));
-    }
-}
-
-/// PEFT's config for the settings of a run.
-fn lora_config(config: &TrainConfig, base: &Network) -> LoraConfig {
-    let family = base.decoder.config().family;
-    let defaults = || {
-        families::default_targets(family)
-            .iter()
-            .map(ToString::to_string)
-            .collect()
-    };
-    LoraConfig {
-        r: config.r,
-        lora_alpha: config.lora_alpha,
-        lora_dropout: config.lora_dropout,
-        target_modules: config.target_modules.as_ref().map_or_else(
-            || TargetModules::List(defaults()),
-            Targets::to_target_modules,
-        ),
-        exclude_modules: config
-            .exclude_modules
-            .as_ref()
-            .map(Targets::to_module_names),
-        fan_in_fan_out: base.decoder.config().layout == lowrank_kernels::Layout::InOut,
-        use_rslora: config.use_rslora,
-        init_lora_weights: config.init_lora_weights.to_json(),
-        rank_pattern: config
-            .rank_pattern
-            .iter()
-            .map(|(key, r)| (key.clone(), *r))
-            .collect(),
-        alpha_pattern: config
-            .alpha_pattern
-            .iter()
-            .map(|(key, alpha)| (key.clone(), *alpha))
-            .collect(),
-        base_model_name_or_path: Some(config.model.clone()),
-        task_type: Some("CAUSAL_LM".to_owned()),
-        ..LoraConfig::default()
     }
 }

@@ -11,7 +11,7 @@ use super::config::TrainConfig;
 use super::evaluate::evaluate;
 use super::events::{Event, Observer, Silent};
 use super::folder;
-use super::memory::{choose_saving, peak_rss};
+use super::memory::{check_room, choose_saving, peak_rss};
 use super::order::StepRows;
 use super::prepare::{Trained, prepare};
 use super::schedule::Schedule;
@@ -19,7 +19,7 @@ use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, prob
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::model::Saving;
+use crate::model::{Saving, families};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};
@@ -96,6 +96,7 @@ pub fn train(
     let source = Source::find(&config.model)?;
     check_settings(config)?;
     folder::check(config, start)?;
+    check_room(config, &families::read_config(&source.config()?)?)?;
     let base = source.load(config.base_dtype.into())?;
     let options = DataOptions {
         max_seq_length: config.max_seq_length,

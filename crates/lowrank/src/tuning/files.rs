@@ -17,7 +17,7 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::{Adapter, Method, adapter, bitfit, lora, prefix, top};
+use super::{Adapter, Method, adapter, bitfit, full, lora, prefix, top};
 use crate::Error;
 use crate::model::ModelConfig;
 
@@ -106,6 +106,21 @@ pub struct Loaded {
     pub coverage: String,
     /// Fingerprint of the base that the adapter was trained on, where this program wrote it.
     pub base_fingerprint: Option<String>,
+}
+
+/// What a method trains, all zero; without options it is everything. Nothing is allocated until a value is asked for.
+///
+/// # Errors
+/// Options that do not fit the model.
+pub fn lay_out(model: &ModelConfig, options: Option<&AdapterConfig>) -> Result<Adapter, Error> {
+    match options {
+        None => Ok(full::lay_out(model)),
+        Some(AdapterConfig::Lora(config)) => lora::lay_out(model, config),
+        Some(AdapterConfig::Top(options)) => top::lay_out(model, *options),
+        Some(AdapterConfig::Bitfit) => Ok(bitfit::lay_out(model)),
+        Some(AdapterConfig::Adapter(options)) => adapter::lay_out(model, *options),
+        Some(AdapterConfig::Prefix(options)) => prefix::lay_out(model, *options),
+    }
 }
 
 /// Reads an adapter's folder, of whatever method, for a model of this config.

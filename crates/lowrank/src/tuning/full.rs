@@ -13,10 +13,13 @@ use crate::random::mix;
 
 /// The base's values as the trainable set.
 pub fn inject(weights: &Weights) -> Adapter {
-    let all = weights.config().weights();
-    let mut adapter = Adapter::replacing(weights.config(), &all);
+    let mut adapter = lay_out(weights.config());
     adapter.copy_base(weights);
     adapter
+}
+
+pub(super) fn lay_out(config: &ModelConfig) -> Adapter {
+    Adapter::replacing(config, &config.weights())
 }
 
 /// Number of trained values.

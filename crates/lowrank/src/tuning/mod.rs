@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 
 use lowrank_kernels::{Activation, Arena, View};
 
-pub use files::{AdapterConfig, BaseMark, Loaded, base_of, load, save};
+pub use files::{AdapterConfig, BaseMark, Loaded, base_of, lay_out, load, save};
 
 use crate::model::{
     BlockNorm, LinearId, LinearKind, ModelConfig, VirtualPart, VirtualTokens, WeightId, Weights,

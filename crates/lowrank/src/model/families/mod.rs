@@ -4,6 +4,8 @@ mod gpt2;
 mod llama;
 mod qwen;
 
+use std::path::Path;
+
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::Activation;
@@ -11,6 +13,7 @@ use lowrank_kernels::Activation;
 use super::config::{
     Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, WeightId,
 };
+use crate::Error;
 use crate::tuning::Sublayer;
 
 /// Translates a `config.json`.
@@ -28,6 +31,14 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
     }?;
     check(raw, &config)?;
     Ok(config)
+}
+
+/// Reads a `config.json` by its path.
+///
+/// # Errors
+/// A file that is missing or damaged, and what [`read_config`] refuses.
+pub fn read_config_file(path: &Path) -> Result<ModelConfig, Error> {
+    Ok(read_config(&HfConfig::read(path)?)?)
 }
 
 /// The module that holds a linear, as `named_modules()` of the transformers model names it; PEFT's keys and target

@@ -80,11 +80,11 @@ fn matched(model: &ModelConfig, config: &LoraConfig) -> Vec<Candidate> {
 }
 
 /// What to do about metadata that can't be right.
-const WHOLE: &str = "remove the metadata to use the adapter whole";
+pub(super) const WHOLE: &str = "remove the metadata to use the adapter whole";
 
-type Parts = BTreeMap<String, Vec<(String, usize)>>;
+pub(super) type Parts = BTreeMap<String, Vec<(String, usize)>>;
 
-fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
+pub(super) fn fused_parts(weights: &Checkpoint) -> Result<Parts, Error> {
     let Some(text) = weights.metadata().get(FUSED_PARTS) else {
         return Ok(Parts::new());
     };
@@ -170,15 +170,15 @@ fn split(
 }
 
 /// A [rank, in] and B [out, rank] of a fused linear.
-struct Stacked {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    rank: usize,
+pub(super) struct Stacked {
+    pub(super) a: Vec<f32>,
+    pub(super) b: Vec<f32>,
+    pub(super) rank: usize,
 }
 
 impl Stacked {
     /// Some rows of A, and the entries of B that belong to them in some rows of the output.
-    fn piece(&self, ranks: Range<usize>, output: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+    pub(super) fn piece(&self, ranks: Range<usize>, output: Range<usize>) -> (Vec<f32>, Vec<f32>) {
         let input = self.a.len() / self.rank;
         let a = self.a[ranks.start * input..ranks.end * input].to_vec();
         let b = output

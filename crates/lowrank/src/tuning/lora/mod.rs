@@ -3,18 +3,29 @@
 //! GPT-2's fused `c_attn` can be adapted whole, as PEFT does, or in its parts as in the paper: the targets `c_attn.q`,
 //! `c_attn.k` and `c_attn.v` each get their own A and B, which write that part's columns alone.
 
+mod branches;
 mod inject;
 mod load;
 mod save;
 
-use lowrank_formats::peft::{ModuleNames, TargetModules};
+use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
 use serde::{Deserialize, Serialize};
 
+pub use branches::{Branch, Branches, branches};
 pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
 pub use save::save;
 
+use crate::Error;
 use crate::model::{LinearId, LinearKind, ModelConfig, families};
+use crate::tuning::Adapter;
+
+/// The branches of a config, all zero.
+pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter, Error> {
+    LoraConfig::from_json(&lora.to_json())
+        .map_err(|problems| Error::Settings(problems.join("\n")))?;
+    Ok(inject::lay_out(model, lora, &inject::choose(model, lora)?))
+}
 
 /// Which modules a list of targets names (`target_modules`, `exclude_modules`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,483 @@
+//! `lowrank plan`.
+
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args};
+use lowrank::DType;
+use lowrank::base::Source;
+use lowrank::model::{ModelConfig, families};
+use lowrank::plan::paper::Origin;
+use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
+use lowrank::report::units::{decimal_bytes, grouped};
+use lowrank::train::TrainConfig;
+use lowrank::tuning::Method as Tuning;
+
+use crate::failure::Misuse;
+use crate::output::Output;
+use crate::settings::values::{
+    AdapterKind, BaseDtype, Method, PrefixKind, Recompute, Targets, parse_pattern,
+};
+use crate::table::{Align, Facts, Table, bold, dim};
+
+const LORA: &str = "LoRA";
+const OTHERS: &str = "Other methods";
+const RUN: &str = "Run";
+
+/// Arguments of `lowrank plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny; only config.json is read
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["preset", "config"])]
+    pub model: Option<String>,
+
+    /// A well-known model, of which nothing need be there: gpt2, gpt2-medium, gpt3-175b, llama-3-8b, smollm2-135m, …
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub preset: Option<String>,
+
+    /// A config.json alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "preset"])]
+    pub config: Option<PathBuf>,
+
+    /// What is trained
+    #[arg(long, value_name = "METHOD", default_value = "lora")]
+    pub method: Method,
+
+    /// Rank of the matrices A and B
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = LORA)]
+    pub r: usize,
+
+    /// Modules to adapt, as in `lowrank train` [default: the family's q and v]
+    #[arg(long, value_name = "MODULES", help_heading = LORA)]
+    pub target_modules: Option<Targets>,
+
+    /// Modules to leave out: names, or a regular expression
+    #[arg(long, value_name = "MODULES", help_heading = LORA)]
+    pub exclude_modules: Option<Targets>,
+
+    /// Another r for modules that match a pattern; may be repeated
+    #[arg(long, value_name = "PATTERN=N", value_parser = parse_pattern::<usize>, help_heading = LORA)]
+    pub rank_pattern: Vec<(String, usize)>,
+
+    /// Train so many of the last blocks, and the final norm [default: 2]
+    #[arg(long, value_name = "N", help_heading = OTHERS)]
+    pub top_layers: Option<usize>,
+
+    /// Train the output projection alone; a tied one is untied (method top)
+    #[arg(long, action = ArgAction::SetTrue, help_heading = OTHERS)]
+    pub head_only: bool,
+
+    /// Where adapter layers stand
+    #[arg(long, value_name = "KIND", default_value = "houlsby", help_heading = OTHERS)]
+    pub adapter_kind: AdapterKind,
+
+    /// Width of adapter layers
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
+    pub bottleneck: usize,
+
+    /// What prefix tuning trains
+    #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
+    pub prefix_kind: PrefixKind,
+
+    /// Virtual tokens before every sequence (method prefix)
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
+    pub num_virtual_tokens: usize,
+
+    /// Virtual tokens between prompt and completion (method prefix, kind embedding)
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OTHERS)]
+    pub infix_tokens: usize,
+
+    /// Rows computed at a time
+    #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = RUN)]
+    pub batch_size: usize,
+
+    /// Tokens of each row [default: 2048, or what the model takes where that is less]
+    #[arg(long, value_name = "TOKENS", help_heading = RUN)]
+    pub max_seq_length: Option<usize>,
+
+    /// What a block computes again in the backward
+    #[arg(long, value_name = "WHAT", default_value = "none", help_heading = RUN)]
+    pub recompute: Recompute,
+
+    /// How the weights are held
+    #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
+    pub base_dtype: BaseDtype,
+
+    /// How a file would hold the trained values; the adapters that `lowrank train` writes are f32
+    #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
+    pub dtype: BaseDtype,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model that is not known, options that do not fit it.
+pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let output = Output::detect(args.json);
+    check_keys(args, matches)?;
+    let (name, model) = model(args)?;
+    let options = PlanOptions {
+        name: &name,
+        model: &model,
+        train: &train_config(args, &model)?,
+        recompute: args.recompute.into(),
+        file_dtype: DType::from(args.dtype),
+    };
+    let plan = plan(&options)?;
+    output.result(&plan, |output| text(&plan, output))
+}
+
+/// Flags of one method beside another would do nothing.
+fn check_keys(args: &PlanArgs, matches: &ArgMatches) -> Result<(), Misuse> {
+    let method = Tuning::from(args.method);
+    let mut problems = Misuse::default();
+    for id in matches.ids() {
+        let typed = matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        let flag = id.as_str().replace('_', "-");
+        problems.require(!typed || method.reads(id.as_str()), || {
+            format!(
+                "--{flag} does nothing with the method {}; leave it out",
+                method.title()
+            )
+        });
+    }
+    problems.or(())
+}
+
+/// What the model is called, and its shapes.
+fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
+    if let Some(name) = &args.preset {
+        return Ok((name.clone(), presets::config(name)?));
+    }
+    if let Some(file) = &args.config {
+        let config = families::read_config_file(file)?;
+        return Ok((file.display().to_string(), config));
+    }
+    let name = args.model.clone().unwrap_or_default();
+    let config = families::read_config(&Source::find(&name)?.config()?);
+    Ok((name, config.map_err(lowrank::Error::from)?))
+}
+
+fn train_config(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<TrainConfig> {
+    let targets = |targets: &Option<Targets>| -> anyhow::Result<_> {
+        let value = serde_json::to_value(targets)?;
+        Ok(serde_json::from_value(value)?)
+    };
+    Ok(TrainConfig {
+        r: args.r,
+        target_modules: targets(&args.target_modules)?,
+        exclude_modules: targets(&args.exclude_modules)?,
+        rank_pattern: args.rank_pattern.iter().cloned().collect(),
+        top_layers: args.top_layers,
+        head_only: args.head_only,
+        adapter_kind: serde_json::from_value(serde_json::to_value(args.adapter_kind)?)?,
+        bottleneck: args.bottleneck,
+        prefix_kind: serde_json::from_value(serde_json::to_value(args.prefix_kind)?)?,
+        num_virtual_tokens: args.num_virtual_tokens,
+        infix_tokens: args.infix_tokens,
+        batch_size: args.batch_size,
+        max_seq_length: args
+            .max_seq_length
+            .unwrap_or_else(|| default_length(args, model)),
+        base_dtype: serde_json::from_value(serde_json::to_value(args.base_dtype)?)?,
+        ..TrainConfig::new(args.method.into(), "", "", "")
+    })
+}
+
+/// As long as rows are by default, virtual tokens included, where the model takes that.
+fn default_length(args: &PlanArgs, model: &ModelConfig) -> usize {
+    let prefix = args.num_virtual_tokens.saturating_add(args.infix_tokens);
+    let before = if args.method == Method::Prefix {
+        prefix
+    } else {
+        0
+    };
+    let room = model.max_position_embeddings.saturating_sub(before);
+    room.clamp(1, 2048)
+}
+
+fn text(plan: &Plan, output: &Output) -> String {
+    let mut facts = Facts::default();
+    facts.add("parameters", grouped(plan.parameters));
+    facts.add(
+        "batch",
+        format!(
+            "{} rows of {} tokens, weights in {}, recompute {}",
+            plan.batch_size, plan.seq_length, plan.base_dtype, plan.recompute
+        ),
+    );
+    if let Some(free) = plan.available_memory {
+        facts.add("this machine", format!("{} free", decimal_bytes(free)));
+    }
+    let mut text = facts.render(&plan.model, output.color);
+    text.push('\n');
+    text.push_str(&sides(plan).render(output.width, output.color));
+    if let Some(prefix) = plan.prefix {
+        let mut facts = Facts::default();
+        facts.add(
+            "an activation a layer and token, L·d·(l_p + l_i)",
+            grouped(prefix.paper),
+        );
+        facts.add(
+            "a key and a value, 2·L·kv_dim·n, as in PEFT",
+            grouped(prefix.peft),
+        );
+        text.push('\n');
+        text.push_str(&facts.render(
+            "Two ways to count a prefix; the second is trained",
+            output.color,
+        ));
+    }
+    if !plan.paper.is_empty() {
+        text.push('\n');
+        text.push_str(&bold(
+            "What the LoRA paper says of this model",
+            output.color,
+        ));
+        text.push('\n');
+        text.push_str(&paper(plan).render(output.width, output.color));
+    }
+    text.push('\n');
+    let note =
+        "Memory is this program's, with gradients and Adam's moments in f32; MB are 10⁶ bytes.";
+    text.push_str(&dim(note, output.color));
+    text.push('\n');
+    text
+}
+
+fn sides(plan: &Plan) -> Table {
+    let title = plan.method.method.title();
+    let mut table = Table::new([
+        ("", Align::Left),
+        (title, Align::Right),
+        ("full, Adam", Align::Right),
+    ]);
+    let mut row = |name: &str, value: &dyn Fn(&Estimate) -> String| {
+        table.row([name.to_owned(), value(&plan.method), value(&plan.full)]);
+    };
+    row("trained parameters", &|side| {
+        grouped(side.trainable_parameters)
+    });
+    row("times fewer", &|side| times(side.reduction));
+    row(&format!("file ({})", plan.file_dtype), &|side| {
+        decimal_bytes(side.file_bytes)
+    });
+    row("operations a token", &|side| {
+        operations(side.flops_per_token)
+    });
+    row("peak memory", &|side| decimal_bytes(side.peak_memory));
+    row("  frozen weights", &|side| {
+        decimal_bytes(side.memory.weights)
+    });
+    row("  trained values", &|side| {
+        decimal_bytes(side.memory.trained)
+    });
+    row("  gradients", &|side| decimal_bytes(side.memory.gradients));
+    row("  optimizer", &|side| decimal_bytes(side.memory.optimizer));
+    row("  activations", &|side| {
+        decimal_bytes(side.memory.activations)
+    });
+    row("  working space", &|side| {
+        decimal_bytes(side.memory.working)
+    });
+    row("  program", &|side| decimal_bytes(side.memory.process));
+    table
+}
+
+fn paper(plan: &Plan) -> Table {
+    let mut table = Table::new([
+        ("Figure", Align::Left),
+        ("Paper", Align::Left),
+        ("Its formula", Align::Left),
+        ("", Align::Left),
+    ]);
+    for claim in &plan.paper {
+        let origin = match claim.origin {
+            Origin::Arithmetic => "follows",
+            Origin::DoesNotAddUp => "does not add up",
+            Origin::Software => "measured",
+        };
+        table.row([
+            claim.what.as_str(),
+            claim.paper.as_str(),
+            claim.here.as_str(),
+            origin,
+        ]);
+    }
+    table
+}
+
+fn times(reduction: f64) -> String {
+    if reduction < 100.0 {
+        format!("{reduction:.1}")
+    } else {
+        grouped(reduction.round() as u64)
+    }
+}
+
+fn operations(value: f64) -> String {
+    let (scaled, unit) = match value {
+        ..1e9 => (value / 1e6, "M"),
+        ..1e12 => (value / 1e9, "G"),
+        _ => (value / 1e12, "T"),
+    };
+    format!("{scaled:.2} {unit}FLOP")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(preset: &str, train: &TrainConfig, width: usize) -> String {
+        let model = presets::config(preset).unwrap();
+        let options = PlanOptions {
+            name: preset,
+            model: &model,
+            train,
+            recompute: lowrank::model::Recompute::None,
+            file_dtype: DType::Bf16,
+        };
+        let mut plan = plan(&options).unwrap();
+        plan.available_memory = Some(16_000_000_000);
+        let output = Output {
+            json: false,
+            color: false,
+            width,
+        };
+        text(&plan, &output)
+    }
+
+    fn lora(r: usize, targets: &[&str]) -> TrainConfig {
+        let names = targets.iter().map(ToString::to_string).collect();
+        TrainConfig {
+            r,
+            target_modules: Some(lowrank::tuning::lora::Targets::Names(names)),
+            ..TrainConfig::new(Tuning::Lora, "", "", "")
+        }
+    }
+
+    #[test]
+    fn a_method_stands_beside_full_training() {
+        let text = shown("gpt3-175b", &lora(4, &["q_proj", "v_proj"]), 120);
+        insta::assert_snapshot!(text, @r#"
+        gpt3-175b
+        parameters    174,604,259,328
+        batch         8 rows of 2048 tokens, weights in bf16, recompute none
+        this machine  16.0 GB free
+
+                                    LoRA       full, Adam
+        trained parameters    18,874,368  174,604,259,328
+        times fewer                9,251              1.0
+        file (bf16)              37.7 MB         349.2 GB
+        operations a token  711.96 GFLOP       1.06 TFLOP
+        peak memory             829.4 GB           3.3 TB
+          frozen weights        349.2 GB          0 bytes
+          trained values         75.5 MB         698.4 GB
+          gradients              75.5 MB         698.4 GB
+          optimizer             151.0 MB           1.4 TB
+          activations           464.5 GB         503.1 GB
+          working space          15.3 GB          15.3 GB
+          program                18.9 MB          18.9 MB
+
+        What the LoRA paper says of this model
+        Figure                                     Paper              Its formula
+        LoRA, r 4 on q and v                       18.9 M parameters  18.87 M                                    follows
+        fewer trained parameters                   10,000 times       9251 times                                 does not add up
+        checkpoint of everything, 16 bit           350 GB             349 GB                                     follows
+        …eckpoint of LoRA, r 4 on q and v, 16 bit  35 MB              37.7 MB                                    does not add up
+        memory of training, everything and LoRA    1.2 TB and 350 GB  …te, gradients and activations are stored  measured
+        speed of training                          25 % faster        … a weight and token: at most 50 % faster  measured
+
+        Memory is this program's, with gradients and Adam's moments in f32; MB are 10⁶ bytes.
+        "#);
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_lines() {
+        let train = TrainConfig {
+            max_seq_length: 512,
+            ..TrainConfig::new(Tuning::Prefix, "", "", "")
+        };
+        let text = shown("smollm2-135m", &train, 40);
+        insta::assert_snapshot!(text, @r#"
+        smollm2-135m
+        parameters    134,515,008
+        batch         8 rows of 512 tokens, weights in bf16, recompute none
+        this machine  16.0 GB free
+
+        trained parameters
+        prefix tuning: 230,400
+        full, Adam: 134,515,008
+
+        times fewer
+        prefix tuning: 584
+        full, Adam: 1.0
+
+        file (bf16)
+        prefix tuning: 460.8 kB
+        full, Adam: 269.0 MB
+
+        operations a token
+        prefix tuning: 593.90 MFLOP
+        full, Adam: 859.70 MFLOP
+
+        peak memory
+        prefix tuning: 2.0 GB
+        full, Adam: 4.0 GB
+
+          frozen weights
+        prefix tuning: 269.1 MB
+        full, Adam: 0 bytes
+
+          trained values
+        prefix tuning: 921.6 kB
+        full, Adam: 538.1 MB
+
+          gradients
+        prefix tuning: 921.6 kB
+        full, Adam: 538.1 MB
+
+          optimizer
+        prefix tuning: 1.8 MB
+        full, Adam: 1.1 GB
+
+          activations
+        prefix tuning: 1.5 GB
+        full, Adam: 1.7 GB
+
+          working space
+        prefix tuning: 191.8 MB
+        full, Adam: 191.8 MB
+
+          program
+        prefix tuning: 18.9 MB
+        full, Adam: 18.9 MB
+
+        Two ways to count a prefix; the second is trained
+        an activation a layer and token, L·d·(l_p + l_i)  345,600
+        a key and a value, 2·L·kv_dim·n, as in PEFT       230,400
+
+        Memory is this program's, with gradients and Adam's moments in f32; MB are 10⁶ bytes.
+        "#);
+    }
+
+    #[test]
+    fn figures_have_units() {
+        assert_eq!(
+            (times(1.0), times(9251.4)),
+            ("1.0".to_owned(), "9,251".to_owned())
+        );
+        let cases = [
+            (5e8, "500.00 MFLOP"),
+            (1.5e9, "1.50 GFLOP"),
+            (2e12, "2.00 TFLOP"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(operations(value), text);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Shapes of well-known models, as their config.json says them.
+
+use std::path::Path;
+
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::Layout;
+use serde_json::{Map, Value, json};
+
+use crate::Error;
+use crate::model::{Family, ModelConfig, families};
+
+/// Every preset.
+pub const NAMES: &[&str] = &[
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "gpt3-175b",
+    "llama-2-7b",
+    "llama-3-8b",
+    "mistral-7b",
+    "qwen2.5-0.5b",
+    "qwen2.5-7b",
+    "qwen3-0.6b",
+    "smollm2-135m",
+    "smollm2-360m",
+    "smollm2-1.7b",
+];
+
+/// A preset's shapes.
+///
+/// # Errors
+/// A name that is not one of [`NAMES`].
+pub fn config(name: &str) -> Result<ModelConfig, Error> {
+    let Some(fields) = fields(name) else {
+        return Err(Error::Settings(format!(
+            "there is no preset {name}; known are {}",
+            NAMES.join(", ")
+        )));
+    };
+    let path = format!("preset {name}");
+    let mut config = families::read_config(&HfConfig::from_map(Path::new(&path), fields))?;
+    if name == "gpt3-175b" {
+        // GPT-3 was not released, so no file names its modules. As in the paper, q, k and v are matrices of their own;
+        // they are called as Llama's are: q_proj, k_proj, v_proj, o_proj, up_proj, down_proj.
+        config.family = Family::Llama;
+        config.fused_qkv = false;
+        config.layout = Layout::OutIn;
+    }
+    Ok(config)
+}
+
+fn fields(name: &str) -> Option<Map<String, Value>> {
+    let gpt2 = |layers: usize, heads: usize, width: usize, context: usize| {
+        json!({"model_type": "gpt2", "vocab_size": 50257, "n_positions": context, "n_ctx": context, "n_embd": width,
+            "n_layer": layers, "n_head": heads, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5})
+    };
+    let llama = |family: &str,
+                 vocabulary: usize,
+                 [layers, width, mlp, heads, kv]: [usize; 5],
+                 context: usize,
+                 tied| {
+        json!({"model_type": family, "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": mlp,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
+            "max_position_embeddings": context, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+            "tie_word_embeddings": tied, "rope_theta": 10000.0})
+    };
+    let mut value = match name {
+        "gpt2" => gpt2(12, 12, 768, 1024),
+        "gpt2-medium" => gpt2(24, 16, 1024, 1024),
+        "gpt2-large" => gpt2(36, 20, 1280, 1024),
+        "gpt2-xl" => gpt2(48, 25, 1600, 1024),
+        "gpt3-175b" => gpt2(96, 96, 12288, 2048),
+        "llama-2-7b" => llama("llama", 32000, [32, 4096, 11008, 32, 32], 4096, false),
+        "llama-3-8b" => llama("llama", 128_256, [32, 4096, 14336, 32, 8], 8192, false),
+        "mistral-7b" => llama("mistral", 32000, [32, 4096, 14336, 32, 8], 32768, false),
+        "qwen2.5-0.5b" => llama("qwen2", 151_936, [24, 896, 4864, 14, 2], 32768, true),
+        "qwen2.5-7b" => llama("qwen2", 152_064, [28, 3584, 18944, 28, 4], 32768, false),
+        "qwen3-0.6b" => llama("qwen3", 151_936, [28, 1024, 3072, 16, 8], 40960, true),
+        "smollm2-135m" => llama("llama", 49152, [30, 576, 1536, 9, 3], 8192, true),
+        "smollm2-360m" => llama("llama", 49152, [32, 960, 2560, 15, 5], 8192, true),
+        "smollm2-1.7b" => llama("llama", 49152, [24, 2048, 8192, 32, 32], 8192, true),
+        _ => return None,
+    };
+    match name {
+        "qwen3-0.6b" => value["head_dim"] = 128.into(),
+        "mistral-7b" => value["sliding_window"] = 4096.into(),
+        _ => {}
+    }
+    match value {
+        Value::Object(fields) => Some(fields),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_have_as_many_parameters_as_the_released_files() {
+        let known = [
+            ("gpt2", 124_439_808),
+            ("gpt2-medium", 354_823_168),
+            ("gpt2-large", 774_030_080),
+            ("gpt2-xl", 1_557_611_200),
+            ("llama-2-7b", 6_738_415_616),
+            ("llama-3-8b", 8_030_261_248),
+            ("mistral-7b", 7_241_732_096),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen3-0.6b", 596_049_920),
+            ("smollm2-135m", 134_515_008),
+            ("smollm2-360m", 361_821_120),
+            ("smollm2-1.7b", 1_711_376_384),
+        ];
+        for (name, parameters) in known {
+            assert_eq!(config(name).unwrap().parameters(), parameters, "{name}");
+        }
+        let gpt3 = config("gpt3-175b").unwrap().parameters();
+        assert!((174_000_000_000..176_000_000_000).contains(&gpt3), "{gpt3}");
+        assert_eq!(known.len() + 1, NAMES.len());
+    }
+
+    #[test]
+    fn an_unknown_preset_lists_the_known_ones() {
+        let text = config("gpt5").unwrap_err().to_string();
+        assert!(text.contains("no preset gpt5") && text.contains("smollm2-360m"));
+    }
+}
