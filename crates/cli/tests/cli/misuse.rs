@@ -33,6 +33,7 @@ fn help_of_train() {
                                 its own
           --resume              Go on with the run in the output folder, with its own settings
           --overwrite           Replace an earlier run in the output folder
+          --force               Run although the memory is expected not to suffice
           --json                Print the outcome as one JSON object
           --print-config        Print the settings as they would be used, as YAML, and do nothing
           --print-schema        Print a JSON schema of the settings file and do nothing

@@ -522,15 +522,27 @@ fn a_run_that_no_budget_fits_is_refused_and_leaves_nothing() {
             max_steps: Some(1),
             ..place.config(Method::Lora, name)
         };
-        run(&config).map(|_| ()).map_err(|error| error.to_string())
+        let result = run(&config).map(|_| ()).map_err(|error| error.to_string());
+        assert_eq!(config.output.exists(), result.is_ok(), "{result:?}");
+        result
     };
     assert_eq!(train_within(None, "free"), Ok(()));
     assert_eq!(train_within(Some(1 << 40), "much"), Ok(()));
+    // Too little for the weights, and then for what the smallest pass computes.
     let error = train_within(Some(1 << 20), "little").unwrap_err();
-    for word in ["memory_budget is 1.0 MiB", "--batch-size", "recompute full"] {
+    for word in [
+        "memory_budget is 1.0 MiB",
+        "for the weights",
+        "--base-dtype",
+    ] {
         assert!(error.contains(word), "{error}");
     }
-    assert!(!place.path("little").exists());
+    let budgets = (0_u64..).map(|i| (17 << 20) + (i << 13));
+    let errors = budgets.map_while(|budget| train_within(Some(budget), "little").err());
+    let error = errors.last().unwrap_or_default();
+    for word in ["memory_budget is", "--batch-size", "recompute full"] {
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 #[test]
