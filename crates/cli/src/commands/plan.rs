@@ -384,13 +384,13 @@ mod tests {
           program                18.9 MB          18.9 MB
 
         What the LoRA paper says of this model
-        Figure                                     Paper              Its formula
-        LoRA, r 4 on q and v                       18.9 M parameters  18.87 M                                    follows
-        fewer trained parameters                   10,000 times       9251 times                                 does not add up
-        checkpoint of everything, 16 bit           350 GB             349 GB                                     follows
-        …eckpoint of LoRA, r 4 on q and v, 16 bit  35 MB              37.7 MB                                    does not add up
-        memory of training, everything and LoRA    1.2 TB and 350 GB  …te, gradients and activations are stored  measured
-        speed of training                          25 % faster        … a weight and token: at most 50 % faster  measured
+        Figure                            Paper              Its formula
+        LoRA, r 4 on q and v              18.9 M parameters  18.87 M                            follows
+        fewer trained parameters          10,000 times       9251 times                         does not add up
+        checkpoint of everything, 16 bit  350 GB             349 GB                             follows
+        checkpoint of that LoRA, 16 bit   35 MB              37.7 MB                            does not add up
+        training, everything and LoRA     1.2 TB and 350 GB  349 GB for the weights at 16 bit   measured
+        speed of training                 25 % faster        at most 50 %: 4 operations, not 6  measured
 
         Memory is this program's, with gradients and Adam's moments in f32; MB are 10⁶ bytes.
         "#);

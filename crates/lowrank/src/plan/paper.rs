@@ -81,24 +81,21 @@ fn gpt3(model: &ModelConfig) -> Vec<Claim> {
             Arithmetic,
         ),
         claim(
-            "checkpoint of LoRA, r 4 on q and v, 16 bit",
+            "checkpoint of that LoRA, 16 bit",
             "35 MB",
             format!("{:.1} MB", 2.0 * lora / 1e6),
             DoesNotAddUp,
         ),
         claim(
-            "memory of training, everything and LoRA",
+            "training, everything and LoRA",
             "1.2 TB and 350 GB",
-            format!(
-                "at 16 bit the weights alone are {:.0} GB; the rest is how Adam's state, gradients and activations are stored",
-                2.0 * all / 1e9
-            ),
+            format!("{:.0} GB for the weights at 16 bit", 2.0 * all / 1e9),
             Software,
         ),
         claim(
             "speed of training",
             "25 % faster",
-            "4 operations instead of 6 a weight and token: at most 50 % faster".to_owned(),
+            "at most 50 %: 4 operations, not 6".to_owned(),
             Software,
         ),
     ]
