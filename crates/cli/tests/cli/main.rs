@@ -6,4 +6,5 @@ mod misuse;
 mod plans;
 mod runs;
 mod support;
+mod texts;
 mod virtual_tokens;
