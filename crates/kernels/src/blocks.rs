@@ -46,9 +46,22 @@ impl<'a> Left<'a> {
     }
 }
 
+/// Where a block of sums lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    /// The first row of the output, how many there are, at most [`MR`], and the first column.
+    pub(crate) row: usize,
+    pub(crate) height: usize,
+    pub(crate) col: usize,
+    /// The first row of the left factors: a multiple of [`MR`].
+    pub(crate) first: usize,
+    /// Whether the products are added to what is there.
+    pub(crate) add: bool,
+}
+
 /// Some rows of out, in 16 columns from `col` on (or as many as there are), (+)= Σ lefts · panel.
 ///
-/// Row 0 is the first row of the left factors, row `row` of the output. `b` holds the inner indices of the left factors one
+/// The first row of the left factors goes to row `row` of the output. `b` holds the inner indices of the left factors one
 /// after the other.
 ///
 /// # Panics
@@ -62,43 +75,40 @@ pub(crate) fn add_rows<const COL: usize>(
     lefts: &[Left<'_>],
     b: &[f32],
 ) {
-    for left in lefts {
-        left.check::<COL>(rows);
-    }
-    assert!(row + rows <= out.rows() && col < out.cols());
     for first in (0..rows).step_by(MR) {
-        let height = MR.min(rows - first);
-        add_block::<COL>(out, row + first, height, col, add, lefts, first, b);
+        let block = Block {
+            row: row + first,
+            height: MR.min(rows - first),
+            col,
+            first,
+            add,
+        };
+        add_block::<COL>(out, block, lefts, b);
     }
 }
 
-/// One block of [`add_rows`], of up to 6 rows, which are those from `first` on of the left factors. The caller has
-/// [checked](Left::check) these.
 #[inline]
-pub(crate) fn add_block<const COL: usize>(
-    out: &mut MatMut<'_>,
-    row: usize,
-    height: usize,
-    col: usize,
-    add: bool,
-    lefts: &[Left<'_>],
-    first: usize,
-    b: &[f32],
-) {
-    let inner: usize = lefts.iter().map(|left| left.inner).sum();
-    assert!(b.len() >= inner * NR, "a panel that is too short");
+fn add_block<const COL: usize>(out: &mut MatMut<'_>, block: Block, lefts: &[Left<'_>], b: &[f32]) {
+    let Block {
+        row, height, col, ..
+    } = block;
     let width = NR.min(out.cols() - col);
     if width == NR {
-        return whole_block::<COL>(out, row, height, col, add, lefts, first, b);
+        return whole_block::<COL>(out, block, lefts, b);
     }
     let mut tile = [0.0_f32; MR * NR];
-    if add {
+    if block.add {
         for (i, tile) in tile.chunks_exact_mut(NR).take(height).enumerate() {
             tile[..width].copy_from_slice(&out.row(row + i)[col..]);
         }
     }
     let mut whole = MatMut::new(&mut tile, MR, NR);
-    whole_block::<COL>(&mut whole, 0, height, 0, add, lefts, first, b);
+    let aside = Block {
+        row: 0,
+        col: 0,
+        ..block
+    };
+    whole_block::<COL>(&mut whole, aside, lefts, b);
     for (i, tile) in tile.chunks_exact(NR).take(height).enumerate() {
         out.row(row + i)[col..].copy_from_slice(&tile[..width]);
     }
@@ -111,33 +121,26 @@ pub(crate) fn add_block<const COL: usize>(
 #[inline]
 fn whole_block<const COL: usize>(
     out: &mut MatMut<'_>,
-    row: usize,
-    height: usize,
-    col: usize,
-    add: bool,
+    block: Block,
     lefts: &[Left<'_>],
-    first: usize,
     b: &[f32],
 ) {
     #[cfg(target_arch = "x86_64")]
     if panels::supported() {
         // SAFETY: it is supported.
-        return unsafe { panels::block::<COL>(out, row, height, col, add, lefts, first, b) };
+        return unsafe { panels::block::<COL>(out, block, lefts, b) };
     }
-    block_anywhere::<COL>(out, row, height, col, add, lefts, first, b);
+    block_anywhere::<COL>(out, block, lefts, b);
 }
 
 /// [`panels::block`] for processors that it has no code for.
 fn block_anywhere<const COL: usize>(
     out: &mut MatMut<'_>,
-    row: usize,
-    height: usize,
-    col: usize,
-    add: bool,
+    block: Block,
     lefts: &[Left<'_>],
-    first: usize,
     b: &[f32],
 ) {
+    let Block { height, first, .. } = block;
     let mut sums = [[0.0_f32; NR]; MR];
     let mut panel = b.as_chunks::<NR>().0;
     for left in lefts {
@@ -163,9 +166,9 @@ fn block_anywhere<const COL: usize>(
         }
     }
     for (i, sums) in sums.iter().enumerate().take(height) {
-        let out = &mut out.row(row + i)[col..][..NR];
+        let out = &mut out.row(block.row + i)[block.col..][..NR];
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if add { *out + sum } else { *sum };
+            *out = if block.add { *out + sum } else { *sum };
         }
     }
 }
@@ -229,18 +232,21 @@ mod tests {
                 ]
             };
             for add in [false, true] {
+                let block = Block {
+                    row: 0,
+                    height,
+                    col: 0,
+                    first: 0,
+                    add,
+                };
                 let (mut here, mut anywhere) = (numbers(MR * NR, 3), numbers(MR * NR, 3));
                 let lefts = parts(20, 11, 1);
-                let mut out = MatMut::new(&mut here, MR, NR);
-                add_block::<1>(&mut out, 0, height, 0, add, &lefts, 0, &b);
-                let mut out = MatMut::new(&mut anywhere, MR, NR);
-                block_anywhere::<1>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                add_block::<1>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
+                block_anywhere::<1>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
                 assert_eq!(here, anywhere);
                 let lefts = parts(20, 11, MR);
-                let mut out = MatMut::new(&mut here, MR, NR);
-                add_block::<MR>(&mut out, 0, height, 0, add, &lefts, 0, &b);
-                let mut out = MatMut::new(&mut anywhere, MR, NR);
-                block_anywhere::<MR>(&mut out, 0, height, 0, add, &lefts, 0, &b);
+                add_block::<MR>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
+                block_anywhere::<MR>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
                 assert_eq!(here, anywhere);
             }
         }

@@ -18,7 +18,7 @@ use std::arch::x86_64::{
 
 use half::bf16;
 
-use crate::blocks::{Left, MR, NR, add_block, pack_rows};
+use crate::blocks::{Block, Left, MR, NR, add_rows, pack_rows};
 use crate::matmul::{Mat, MatMut};
 use crate::scratch::with_scratch;
 use crate::strips::{Factor, Term};
@@ -229,11 +229,7 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
             });
         } else {
             in_place.clear();
-            in_place.extend(lefts.map(|a| Left {
-                data: a.data(),
-                row_stride: a.row_stride(),
-                inner: a.cols(),
-            }));
+            in_place.extend(lefts.map(Left::in_place));
             multiply_block::<1>(out, block, add, &in_place, panels);
         }
     }
@@ -247,22 +243,14 @@ fn multiply_block<const COL: usize>(
     lefts: &[Left<'_>],
     panels: &[f32],
 ) {
-    let rows = block.len();
     let inner: usize = lefts.iter().map(|left| left.inner).sum();
-    assert!(block.end <= out.rows() && inner > 0);
-    for left in lefts {
-        left.check::<COL>(rows);
-    }
     for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
-        for i in (0..rows).step_by(MR) {
-            let height = MR.min(rows - i);
-            add_block::<COL>(out, block.start + i, height, panel * NR, add, lefts, i, b);
-        }
+        let rows = block.len();
+        add_rows::<COL>(out, block.start, rows, panel * NR, add, lefts, b);
     }
 }
 
-/// Up to 6 rows from `row` on, and 16 columns from `col` on, of out (+)= Σ lefts · panel; the rows from `first` on of the
-/// left factors.
+/// The rows and 16 columns of a block of out (+)= Σ lefts · panel.
 ///
 /// # Safety
 /// The processor is [`supported`].
@@ -273,17 +261,20 @@ fn multiply_block<const COL: usize>(
 #[inline]
 pub(crate) unsafe fn block<const COL: usize>(
     out: &mut MatMut<'_>,
-    row: usize,
-    height: usize,
-    col: usize,
-    add: bool,
+    block: Block,
     lefts: &[Left<'_>],
-    first: usize,
     b: &[f32],
 ) {
+    let Block {
+        row,
+        height,
+        col,
+        first,
+        add,
+    } = block;
     let inner: usize = lefts.iter().map(|left| left.inner).sum();
     assert!((1..=MR).contains(&height) && row + height <= out.rows() && col + NR <= out.cols());
-    assert!(b.len() >= inner * NR);
+    assert!(first.is_multiple_of(MR) && b.len() >= inner * NR);
     for left in lefts {
         left.check::<COL>(first + height);
     }

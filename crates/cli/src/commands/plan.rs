@@ -330,7 +330,32 @@ fn operations(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Command;
+
     use super::*;
+    use crate::settings::train::TrainSettings;
+
+    /// A run that is planned without flags is the run that is trained without them.
+    #[test]
+    fn what_train_has_too_has_its_defaults() {
+        let planned = PlanArgs::augment_args(Command::new("plan"));
+        let trained = TrainSettings::augment_args(Command::new("train"));
+        let mut shared = 0;
+        for arg in planned.get_arguments() {
+            let others = trained.get_arguments().find(|a| a.get_id() == arg.get_id());
+            let Some(other) = others else { continue };
+            shared += 1;
+            // One asks for a length, the other for the longest that is kept; and a run finds its own way to save memory.
+            if !["max_seq_length", "recompute", "head_only"].contains(&arg.get_id().as_str()) {
+                assert_eq!(
+                    arg.get_default_values(),
+                    other.get_default_values(),
+                    "{arg}"
+                );
+            }
+        }
+        assert!(shared > 12, "{shared}");
+    }
 
     fn shown(preset: &str, train: &TrainConfig, width: usize) -> String {
         let model = presets::config(preset).unwrap();

@@ -370,9 +370,14 @@ pub struct AdapterSet<'a> {
 impl<'a> AdapterSet<'a> {
     /// A set; [`Batch::adapters`](crate::model::Batch::adapters) refers to its indices.
     ///
-    /// An adapter that replaces base weights changes every row, so it can only be the sole member.
+    /// # Panics
+    /// If one of several replaces base weights: that changes every row, so it can only be the sole member.
     pub fn new(adapters: &'a [&'a Adapter]) -> Self {
-        debug_assert!(adapters.len() < 2 || adapters.iter().all(|a| a.goes_with_others()));
+        let alone = adapters.iter().any(|adapter| !adapter.goes_with_others());
+        assert!(
+            adapters.len() < 2 || !alone,
+            "an adapter that replaces base weights is the only one of its set"
+        );
         Self { adapters }
     }
 
