@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::common::{adapter_set, check_length, choose_split, load_adapter};
 use super::eval::EvalArgs;
-use super::generate::{BeamArgs, SamplingArgs, check_beams, continue_all, together};
+use super::generate::{BeamArgs, SamplingArgs, continue_all, together};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
 use crate::settings::values::Split;
@@ -231,7 +231,6 @@ fn predict(args: &EvalArgs, progress: Mode) -> anyhow::Result<(Vec<Prediction>, 
     let lengths = meanings.iter().map(|meaning| meaning.prompt.ids.len());
     let longest = lengths.max().unwrap_or(0);
     check_length(&base, &adapters, longest + 1, "shorten the prompts")?;
-    check_beams(beams.as_ref(), &adapters)?;
 
     let bar = progress::counter(progress, meanings.len() as u64, "texts");
     let ws = Workspace::new();

@@ -12,7 +12,7 @@ use lowrank::data::{Message, Prompt, load_prompts};
 use lowrank::generate::{
     self as engine, BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling,
 };
-use lowrank::tuning::{Adapter, AdapterSet};
+use lowrank::tuning::AdapterSet;
 use serde::Serialize;
 
 use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split};
@@ -211,20 +211,6 @@ pub fn together(beams: Option<&BeamOptions>) -> usize {
     })
 }
 
-/// Refuses beams with an adapter that they cannot search with.
-///
-/// # Errors
-/// When one has virtual tokens.
-pub fn check_beams(beams: Option<&BeamOptions>, adapters: &[&Adapter]) -> Result<(), Misuse> {
-    let mut virtual_tokens = adapters.iter().map(|one| one.virtual_tokens().total());
-    if beams.is_some() && virtual_tokens.any(|count| count > 0) {
-        return Err(Misuse::new(
-            "--num-beams does not go with an adapter of virtual tokens; leave --num-beams out",
-        ));
-    }
-    Ok(())
-}
-
 /// Continues prompts with beams, or a token at a time.
 pub fn continue_all(
     base: &Base,
@@ -287,7 +273,6 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         .max()
         .unwrap_or(0);
     check_length(&base, &adapters.all(), longest + 1, "shorten the prompt")?;
-    check_beams(beams.as_ref(), &adapters.all())?;
     let screen = !args.json && beams.is_none();
     if let ([prompt], ..=1, true) = (prompts.as_slice(), args.adapter.len(), screen) {
         return stream(prompt, &base, &adapters, &options, &output);

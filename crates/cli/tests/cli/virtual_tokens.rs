@@ -46,18 +46,22 @@ fn virtual_tokens_are_trained_used_and_not_merged() {
             "valid",
         ]);
         assert_ne!(with["loss"], base["loss"], "{run}");
-        let text = json_of(&[
-            "generate",
-            "--model",
-            &model,
-            "--adapter",
-            &folder,
-            "--prompt",
-            "a",
-            "--max-new-tokens",
-            "3",
-        ]);
-        assert!(text.to_string().contains("new_tokens"), "{text}");
+        for beams in ["1", "3"] {
+            let text = json_of(&[
+                "generate",
+                "--model",
+                &model,
+                "--adapter",
+                &folder,
+                "--prompt",
+                "a",
+                "--max-new-tokens",
+                "3",
+                "--num-beams",
+                beams,
+            ]);
+            assert!(text.to_string().contains("new_tokens"), "{text}");
+        }
         let seen = json_of(&["adapter", "inspect", &folder, "--model", &model]);
         assert_eq!(seen["method"], "prefix");
         assert_eq!(seen["parameters"], outcome["trainable_parameters"]);

@@ -9,13 +9,15 @@
 //!
 //! Nothing is copied when beams part. A step writes the keys and values of beam `s` to row `step` of slot `s` of the cache,
 //! which is never written again. A beam that goes on keeps its slot where it can; otherwise it takes a free one, and remembers
-//! which steps of which slots it came by. So it reads the prompt's rows, which all share, and a few ranges.
+//! which steps of which slots it came by. So it reads the prompt's rows, which all share, and a few ranges. Virtual tokens before
+//! a prompt are rows that all prompts of their adapter share, and those behind it are rows of the prompt.
 
 use std::ops::Range;
 
 use lowrank_kernels::{Segment, View, Workspace};
 use rayon::prelude::*;
 
+use super::prefixes::{Prefixes, infix, read_infix};
 use super::repeats::ban_repeats;
 use super::{Continuation, Finish, PromptIds};
 use crate::model::{Batch, Decoder, KvCache};
@@ -50,8 +52,10 @@ struct Beam {
 /// The search of one prompt.
 struct Search<'a> {
     prompt: &'a PromptIds,
-    /// The first of its rows of the cache.
-    row: usize,
+    /// Rows of the cache that are its adapter's.
+    before: Range<usize>,
+    /// Rows of the cache that are the prompt's, an infix with it.
+    rows: Range<usize>,
     /// New tokens at most, as far as the context reaches.
     most: usize,
     beams: Vec<Beam>,
@@ -66,10 +70,7 @@ struct Candidate {
     token: u32,
 }
 
-/// Continues every prompt with its best beam, all together in one batch. Adapters with virtual tokens cannot be used.
-///
-/// # Panics
-/// If a prompt's adapter has virtual tokens.
+/// Continues every prompt with its best beam, all together in one batch.
 pub fn beam_search(
     model: &Decoder,
     adapters: AdapterSet,
@@ -78,11 +79,14 @@ pub fn beam_search(
     ws: &Workspace,
 ) -> Vec<Continuation> {
     let limit = model.config().max_position_embeddings;
-    let mut rows = 0;
+    let prefixes = Prefixes::new(adapters, prompts);
+    let mut rows = prefixes.end();
     let mut searches: Vec<Search> = Vec::with_capacity(prompts.len());
     for prompt in prompts {
+        let before = prefixes.before(prompt);
+        let own = prompt.ids.len() + infix(adapters, prompt);
         // The last token is not read, so it may be one more than there are places.
-        let room = (limit + 1).saturating_sub(prompt.ids.len());
+        let room = (limit + 1).saturating_sub(before.len() + own);
         let most = if prompt.ids.is_empty() || options.num_beams == 0 {
             0
         } else {
@@ -90,20 +94,26 @@ pub fn beam_search(
         };
         let search = Search {
             prompt,
-            row: rows,
+            before,
+            rows: rows..rows + own,
             most,
             beams: vec![Beam::default(); usize::from(most > 0)],
             finished: Vec::new(),
         };
         if most > 0 {
-            rows += prompt.ids.len() + options.num_beams * (most - 1);
+            rows += own + options.num_beams * (most - 1);
         }
         searches.push(search);
     }
     let mut cache = KvCache::new(model.config(), rows);
+    prefixes.write_keys(adapters, &mut cache);
+    let mut first = Some(prefixes);
     while searches.iter().any(|search| !search.beams.is_empty()) {
         let mut batch = Batch::default();
         let mut last_rows = Vec::new();
+        if let Some(prefixes) = first.take() {
+            prefixes.read_embeddings(&mut batch);
+        }
         for search in &searches {
             search.read(&mut batch, &mut last_rows);
         }
@@ -137,21 +147,23 @@ pub fn beam_search(
 impl Search<'_> {
     /// Adds what is to be read next: the prompt, or the last token of each beam.
     fn read(&self, batch: &mut Batch, last_rows: &mut Vec<u32>) {
-        let length = self.prompt.ids.len();
-        let prompt = self.row..self.row + length;
+        let position = self.before.len() + self.rows.len();
         for beam in &self.beams {
             let start = batch.tokens();
-            let mut keys = vec![prompt.clone()];
+            let mut keys = vec![self.before.clone(), self.rows.clone()];
+            keys.retain(|keys| !keys.is_empty());
             let written = match beam.made.as_slice() {
                 [] => {
                     batch.ids.extend(&self.prompt.ids);
-                    batch.positions.extend(0..length as u32);
-                    prompt.start
+                    read_infix(batch, self.rows.len() - self.prompt.ids.len());
+                    let positions = self.before.len()..position;
+                    batch.positions.extend(positions.map(|p| p as u32));
+                    self.rows.start
                 }
                 [.., token] => {
                     batch.ids.push(*token);
                     let step = beam.made.len() - 1;
-                    batch.positions.push((length + step) as u32);
+                    batch.positions.push((position + step) as u32);
                     keys.extend(beam.path.iter().map(|(slot, steps)| {
                         self.cache_row(*slot, steps.start)..self.cache_row(*slot, steps.end)
                     }));
@@ -173,7 +185,7 @@ impl Search<'_> {
     }
 
     fn cache_row(&self, slot: usize, step: usize) -> usize {
-        self.row + self.prompt.ids.len() + slot * (self.most - 1) + step
+        self.rows.end + slot * (self.most - 1) + step
     }
 
     /// Goes on with the best candidates after logits [beams, V].
@@ -312,7 +324,8 @@ mod tests {
         };
         let mut search = Search {
             prompt: &prompt,
-            row: 10,
+            before: 2..5,
+            rows: 10..13,
             most: 5,
             beams: vec![Beam::default()],
             finished: Vec::new(),
@@ -339,9 +352,9 @@ mod tests {
         assert_eq!(b.path, [(1, 0..3)]);
         let (mut batch, mut last) = (Batch::default(), Vec::new());
         search.read(&mut batch, &mut last);
-        assert_eq!((batch.ids, batch.positions), (vec![5, 6], vec![4, 4]));
-        assert_eq!(batch.segments[0].keys, [10..12, 16..17, 13..15]);
-        assert_eq!(batch.segments[1].keys, [10..12, 16..19]);
-        assert_eq!(batch.appends, [(0..1, 14), (1..2, 18)]);
+        assert_eq!((batch.ids, batch.positions), (vec![5, 6], vec![8, 8]));
+        assert_eq!(batch.segments[0].keys, [2..5, 10..13, 17..18, 14..16]);
+        assert_eq!(batch.segments[1].keys, [2..5, 10..13, 17..20]);
+        assert_eq!(batch.appends, [(0..1, 15), (1..2, 19)]);
     }
 }

@@ -2,6 +2,7 @@
 //! none.
 
 mod beams;
+mod prefixes;
 mod repeats;
 mod sampling;
 
@@ -12,8 +13,9 @@ use lowrank_kernels::{Segment, Workspace, argmax_rows};
 pub use beams::{BeamOptions, beam_search};
 pub use sampling::Sampling;
 
+use self::prefixes::{Prefixes, infix, read_infix};
 use self::repeats::ban_repeats;
-use crate::model::{Batch, Decoder, KvCache, VirtualPart};
+use crate::model::{Batch, Decoder, KvCache};
 use crate::tuning::AdapterSet;
 
 /// How a continuation is made.
@@ -87,16 +89,11 @@ pub fn generate(
 ) -> Vec<Continuation> {
     let context = model.config().max_position_embeddings;
     let mut sequences = Vec::with_capacity(prompts.len());
-    let (prefixes, mut rows) = prefixes_of(adapters, prompts);
+    let prefixes = Prefixes::new(adapters, prompts);
+    let mut rows = prefixes.end();
     for prompt in prompts {
-        let before = prompt.adapter.and_then(|adapter| {
-            let of_adapter = prefixes.iter().find(|prefix| prefix.adapter == adapter);
-            of_adapter.map(|prefix| prefix.rows.clone())
-        });
-        let before = before.unwrap_or(0..0);
-        let infix = prompt
-            .adapter
-            .map_or(0, |adapter| adapters.get(adapter).virtual_tokens().infix);
+        let before = prefixes.before(prompt);
+        let infix = infix(adapters, prompt);
         let limit = context.saturating_sub(before.len() + infix);
         let fits = (1..=limit).contains(&prompt.ids.len());
         let capacity = if fits {
@@ -124,18 +121,16 @@ pub fn generate(
         rows += capacity;
     }
     let mut cache = KvCache::new(model.config(), rows);
-    for prefix in prefixes.iter().filter(|prefix| !prefix.embedded) {
-        cache.write_prefix(adapters.get(prefix.adapter), prefix.rows.start);
-    }
+    prefixes.write_keys(adapters, &mut cache);
     // The rows of trained embeddings go with the prompts of the first pass.
-    let mut first: Vec<Prefix> = prefixes.into_iter().filter(|p| p.embedded).collect();
+    let mut first = Some(prefixes);
     while sequences.iter().any(|s| s.finish.is_none()) {
         advance(
             model,
             adapters,
             prompts,
             &mut sequences,
-            &std::mem::take(&mut first),
+            first.take(),
             &mut cache,
             options,
             ws,
@@ -151,40 +146,13 @@ pub fn generate(
         .collect()
 }
 
-/// The rows of the cache that sequences of one adapter have before their own.
-struct Prefix {
-    adapter: usize,
-    rows: Range<usize>,
-    /// Whether they are those of trained embeddings, which a pass computes.
-    embedded: bool,
-}
-
-/// Room for what the prompts' adapters put before them, once each, and the first row behind it.
-fn prefixes_of(adapters: AdapterSet, prompts: &[PromptIds]) -> (Vec<Prefix>, usize) {
-    let mut prefixes: Vec<Prefix> = Vec::new();
-    let mut rows = 0;
-    for adapter in prompts.iter().filter_map(|prompt| prompt.adapter) {
-        let tokens = adapters.get(adapter).virtual_tokens();
-        let count = tokens.keys + tokens.prefix;
-        if count > 0 && prefixes.iter().all(|prefix| prefix.adapter != adapter) {
-            prefixes.push(Prefix {
-                adapter,
-                rows: rows..rows + count,
-                embedded: tokens.keys == 0,
-            });
-            rows += count;
-        }
-    }
-    (prefixes, rows)
-}
-
 /// One pass over the new tokens of every sequence that goes on, and one drawn token each.
 fn advance(
     model: &Decoder,
     adapters: AdapterSet,
     prompts: &[PromptIds],
     sequences: &mut [Sequence],
-    prefixes: &[Prefix],
+    first: Option<Prefixes>,
     cache: &mut KvCache,
     options: &GenerateOptions,
     ws: &Workspace,
@@ -193,18 +161,8 @@ fn advance(
     let mut batch = Batch::default();
     let mut last_rows = Vec::new();
     let mut active = Vec::new();
-    for prefix in prefixes {
-        let rows = batch.tokens()..batch.tokens() + prefix.rows.len();
-        batch.ids.resize(rows.end, 0);
-        batch.positions.extend(0..rows.len() as u32);
-        batch.appends.push((rows.clone(), prefix.rows.start));
-        batch.embedded.push((rows.clone(), VirtualPart::Prefix));
-        batch.adapters.push((rows.clone(), prefix.adapter));
-        batch.segments.push(Segment {
-            queries: rows,
-            keys: vec![prefix.rows.clone()],
-            causal: true,
-        });
+    if let Some(prefixes) = first {
+        prefixes.read_embeddings(&mut batch);
     }
     for (index, sequence) in sequences
         .iter_mut()
@@ -213,12 +171,7 @@ fn advance(
     {
         let start = batch.tokens();
         batch.ids.append(&mut sequence.next);
-        let infix = std::mem::take(&mut sequence.infix);
-        if infix > 0 {
-            let rows = batch.tokens()..batch.tokens() + infix;
-            batch.ids.resize(rows.end, 0);
-            batch.embedded.push((rows, VirtualPart::Infix));
-        }
+        read_infix(&mut batch, std::mem::take(&mut sequence.infix));
         let rows = start..batch.tokens();
         let position = sequence.before.len() + sequence.filled;
         let positions = (position..position + rows.len()).map(|p| p as u32);

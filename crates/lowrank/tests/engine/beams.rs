@@ -10,7 +10,8 @@ use lowrank::model::Decoder;
 use lowrank::tuning::{Adapter, AdapterSet};
 use serde::Deserialize;
 
-use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits};
+use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits_after};
+use super::virtual_tokens::{ALL, random};
 
 const OPTIONS: BeamOptions = BeamOptions {
     num_beams: 4,
@@ -73,16 +74,13 @@ fn from_scratch(
     prompt: &[u32],
     options: &BeamOptions,
 ) -> Vec<u32> {
-    let vocab = model.config().vocab_size;
     let mut beams = vec![(0.0_f64, Vec::new())];
     let mut finished: Vec<(f64, Vec<u32>)> = Vec::new();
     for length in 1..=options.max_new_tokens {
         let worth = |score: f64| score / (length as f64).powf(options.length_penalty.into());
         let mut all = Vec::new();
         for (score, made) in &beams {
-            let tokens: Vec<u32> = prompt.iter().chain(made).copied().collect();
-            let rows = logits(model, adapter, &tokens);
-            let last = &rows[rows.len() - vocab..];
+            let last = logits_after(model, adapter, prompt, made);
             let sum: f64 = last.iter().map(|x| f64::from(*x).exp()).sum();
             for (token, x) in last.iter().enumerate() {
                 let next: Vec<u32> = [made.as_slice(), &[token as u32]].concat();
@@ -127,6 +125,48 @@ fn from_scratch(
     best
 }
 
+/// Two settings of which one lets texts end often.
+fn two_options() -> [BeamOptions; 2] {
+    [
+        BeamOptions {
+            no_repeat_ngram_size: 2,
+            stop_ids: (0..97).step_by(6).collect(),
+            ..OPTIONS
+        },
+        BeamOptions {
+            num_beams: 3,
+            length_penalty: 1.5,
+            stop_ids: vec![40, 41],
+            ..OPTIONS
+        },
+    ]
+}
+
+/// Prompts of several lengths that use these adapters of a set, searched together and each from scratch.
+fn compare(family: &str, model: &Decoder, set: &[&Adapter], used: &[Option<usize>]) {
+    let prompts: Vec<PromptIds> = (used.iter().zip([1, 9, 20, 6, 3].iter().cycle()).enumerate())
+        .map(|(n, (&adapter, &length))| PromptIds {
+            ids: ids(length, n as u32),
+            adapter,
+        })
+        .collect();
+    for options in two_options() {
+        let ws = Workspace::new();
+        let together = beam_search(model, AdapterSet::new(set), &prompts, &options, &ws);
+        for (prompt, found) in prompts.iter().zip(&together) {
+            let used = prompt.adapter.map(|index| set[index]);
+            let expected = from_scratch(model, used, &prompt.ids, &options);
+            assert_eq!(
+                found.ids, expected,
+                "{family}, {:?} {:?}",
+                prompt.adapter, prompt.ids
+            );
+            let full = found.ids.len() == options.max_new_tokens;
+            assert_eq!(found.finish == Finish::Length, full, "{family}");
+        }
+    }
+}
+
 #[test]
 fn the_cache_changes_nothing() {
     for family in FAMILIES {
@@ -135,37 +175,24 @@ fn the_cache_changes_nothing() {
             adapter(&model, &all_linear(), 1),
             adapter(&model, &all_linear(), 2),
         );
-        let set = [&a, &b];
-        let prompts: Vec<PromptIds> = [(1, None), (9, Some(0)), (20, Some(1)), (6, None)]
-            .iter()
-            .enumerate()
-            .map(|(n, &(length, adapter))| PromptIds {
-                ids: ids(length, n as u32),
-                adapter,
-            })
-            .collect();
-        for options in [
-            BeamOptions {
-                no_repeat_ngram_size: 2,
-                stop_ids: (0..97).step_by(6).collect(),
-                ..OPTIONS
-            },
-            BeamOptions {
-                num_beams: 3,
-                length_penalty: 1.5,
-                stop_ids: vec![40, 41],
-                ..OPTIONS
-            },
-        ] {
-            let ws = Workspace::new();
-            let together = beam_search(&model, AdapterSet::new(&set), &prompts, &options, &ws);
-            for (prompt, found) in prompts.iter().zip(&together) {
-                let used = prompt.adapter.map(|index| set[index]);
-                let expected = from_scratch(&model, used, &prompt.ids, &options);
-                assert_eq!(found.ids, expected, "{family}, {:?}", prompt.ids);
-                let full = found.ids.len() == options.max_new_tokens;
-                assert_eq!(found.finish == Finish::Length, full, "{family}");
-            }
+        compare(family, &model, &[&a, &b], &[None, Some(0), Some(1), None]);
+    }
+}
+
+#[test]
+fn beams_share_the_virtual_tokens_of_their_adapter() {
+    for family in ["llama", "gpt2"] {
+        let model = decoder(family);
+        let mut all: Vec<Adapter> = ALL.iter().map(|o| random(&model, *o, 5)).collect();
+        // A second of the same kind, and one that has none.
+        all.push(random(&model, ALL[2], 6));
+        all.push(adapter(&model, &all_linear(), 1));
+        let set: Vec<&Adapter> = all.iter().collect();
+        let each = (0..all.len()).map(Some);
+        let used: Vec<Option<usize>> = each.clone().chain([None]).chain(each).collect();
+        compare(family, &model, &set, &used);
+        for index in 0..set.len() {
+            compare(family, &model, &set, &[Some(index)]);
         }
     }
 }
@@ -173,7 +200,22 @@ fn the_cache_changes_nothing() {
 #[test]
 fn one_beam_is_greedy() {
     let model = decoder("llama");
-    let prompts = [ids(5, 0), ids(17, 1)];
+    let all: Vec<Adapter> = ALL.iter().map(|o| random(&model, *o, 5)).collect();
+    let set: Vec<&Adapter> = all.iter().collect();
+    let inputs: Vec<PromptIds> = [
+        (5, None),
+        (17, None),
+        (4, Some(0)),
+        (9, Some(1)),
+        (7, Some(2)),
+    ]
+    .into_iter()
+    .chain([(1, Some(3)), (6, Some(2))])
+    .map(|(length, adapter)| PromptIds {
+        ids: ids(length, length as u32),
+        adapter,
+    })
+    .collect();
     for no_repeat_ngram_size in [0, 2] {
         let options = BeamOptions {
             num_beams: 1,
@@ -186,14 +228,12 @@ fn one_beam_is_greedy() {
             no_repeat_ngram_size,
             stop_ids: Vec::new(),
         };
-        let inputs = prompts.clone().map(|ids| PromptIds { ids, adapter: None });
-        let set = AdapterSet::none();
-        let made = generate(&model, set, &inputs, &greedy, &Workspace::new(), |_, _| {
-            true
-        });
-        assert_eq!(search(&model, &prompts, &options), made);
-        for (prompt, made) in prompts.iter().zip(&made) {
-            let all = [prompt.as_slice(), &made.ids].concat();
+        let (adapters, ws) = (AdapterSet::new(&set), Workspace::new());
+        let made = generate(&model, adapters, &inputs, &greedy, &ws, |_, _| true);
+        let found = beam_search(&model, adapters, &inputs, &options, &ws);
+        assert_eq!(found, made);
+        for (prompt, made) in inputs.iter().zip(&made) {
+            let all = [prompt.ids.as_slice(), &made.ids].concat();
             let runs: HashSet<&[u32]> = all.windows(2).collect();
             let repeats = runs.len() < all.len() - 1;
             assert!(no_repeat_ngram_size == 0 || !repeats, "{all:?}");
@@ -258,5 +298,33 @@ fn beams_end_where_the_context_does() {
             (nothing[0].ids.len(), nothing[0].finish),
             (0, Finish::Length)
         );
+    }
+}
+
+#[test]
+fn virtual_tokens_take_room_of_the_beams() {
+    let model = decoder("gpt2");
+    let options = BeamOptions {
+        max_new_tokens: 10,
+        ..OPTIONS
+    };
+    for kind in ALL {
+        let made = random(&model, kind, 5);
+        let (set, ws) = ([&made], Workspace::new());
+        let taken = made.virtual_tokens().total();
+        let prompts = [38, 40, 41].map(|end| PromptIds {
+            ids: ids(end - taken, 0),
+            adapter: Some(0),
+        });
+        let found = beam_search(&model, AdapterSet::new(&set), &prompts, &options, &ws);
+        for (found, made) in found.iter().zip([3, 1, 0]) {
+            assert_eq!((found.ids.len(), found.finish), (made, Finish::ContextFull));
+        }
+        let three = BeamOptions {
+            max_new_tokens: 3,
+            ..OPTIONS
+        };
+        let scratch = from_scratch(&model, Some(&made), &prompts[0].ids, &three);
+        assert_eq!(found[0].ids, scratch, "{kind:?}");
     }
 }

@@ -326,6 +326,28 @@ pub(crate) fn logits(model: &Decoder, adapter: Option<&Adapter>, ids: &[u32]) ->
     .to_vec()
 }
 
+/// Logits after a prompt and what was made of it, computed as one sequence without a cache.
+pub(crate) fn logits_after(
+    model: &Decoder,
+    adapter: Option<&Adapter>,
+    prompt: &[u32],
+    made: &[u32],
+) -> Vec<f32> {
+    let set: Vec<&Adapter> = adapter.into_iter().collect();
+    let virtual_tokens = adapter.map(Adapter::virtual_tokens).unwrap_or_default();
+    let mut batch = Batch::with_virtual(virtual_tokens);
+    batch.push_with_prompt(prompt.len(), &[prompt, made].concat(), &[]);
+    let last = [batch.tokens() as u32 - 1];
+    let ws = Workspace::new();
+    let logits = if set.is_empty() {
+        model.logits(&batch, AdapterSet::none(), &last, None, &ws)
+    } else {
+        let batch = batch.with_adapter(0);
+        model.logits(&batch, AdapterSet::new(&set), &last, None, &ws)
+    };
+    logits.to_vec()
+}
+
 /// max|a − b| as a part of max|b|; infinite where a value is not finite.
 pub(crate) fn difference(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());

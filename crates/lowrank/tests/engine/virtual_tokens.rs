@@ -12,7 +12,7 @@ use lowrank::{DType, Workspace};
 
 use super::common::{
     FAMILIES, Place, Watch, adapter, all_linear, assert_says, decoder, difference, failure, golden,
-    ids, run, tensors,
+    ids, logits_after, run, tensors,
 };
 
 const LAYER: Options = Options {
@@ -35,9 +35,10 @@ const ONLY_INFIX: Options = Options {
     prefix: 0,
     infix: 2,
 };
-const ALL: [Options; 4] = [LAYER, PROMPT, INFIX, ONLY_INFIX];
+pub(crate) const ALL: [Options; 4] = [LAYER, PROMPT, INFIX, ONLY_INFIX];
 
-fn random(model: &Decoder, options: Options, seed: u64) -> Adapter {
+/// Virtual tokens that are far from zero.
+pub(crate) fn random(model: &Decoder, options: Options, seed: u64) -> Adapter {
     let mut made = prefix::inject(model, options, Init::Random, &[], seed).expect("it fits");
     lowrank_kernels::scale(made.params.flat_mut(), 0.5);
     made
@@ -228,25 +229,13 @@ fn the_cache_holds_virtual_tokens_of_several_adapters() {
 
 /// Greedy decoding without a cache.
 fn from_scratch(model: &Decoder, made: Option<&Adapter>, prompt: &[u32], count: usize) -> Vec<u32> {
-    let virtual_tokens = made.map(Adapter::virtual_tokens).unwrap_or_default();
-    let mut all = prompt.to_vec();
+    let mut all = Vec::new();
     for _ in 0..count {
-        let mut batch = Batch::with_virtual(virtual_tokens);
-        batch.push_with_prompt(prompt.len(), &all, &[]);
-        let last = [batch.tokens() as u32 - 1];
-        let set: Vec<&Adapter> = made.into_iter().collect();
-        let adapters = if set.is_empty() {
-            AdapterSet::none()
-        } else {
-            batch = batch.with_adapter(0);
-            AdapterSet::new(&set)
-        };
-        let logits = model.logits(&batch, adapters, &last, None, &Workspace::new());
-        let logits = logits.to_vec();
+        let logits = logits_after(model, made, prompt, &all);
         let best = (0..logits.len()).fold(0, |b, id| if logits[id] > logits[b] { id } else { b });
         all.push(best as u32);
     }
-    all.split_off(prompt.len())
+    all
 }
 
 #[test]
