@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lowrank_formats::atomic;
 
-use super::html::escape;
+use super::page::escape;
 use crate::Error;
 use crate::diff::{DiffReport, ModuleDiff, Of};
 

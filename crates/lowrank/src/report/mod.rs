@@ -1,14 +1,16 @@
-//! What a run leaves behind for people: `metrics.jsonl`, `report.html` and the model card.
+//! What runs leave behind for people: `metrics.jsonl`, `report.html`, the model card, and the page of a comparison.
 //!
 //! [`metrics`] is the file's line types with a writer that survives being killed and a reader that forgives it;
-//! [`html`] and [`model_card`] are pure functions from plain data to text, so that they can be tested and reused
+//! [`html`], [`comparison`] and [`model_card`] are pure functions from plain data to text, so that they can be tested and reused
 //! without a run. Writing the text to disk is the caller's business.
 
+pub mod comparison;
 pub mod heatmap;
 pub mod html;
 pub mod inspect;
 pub mod metrics;
 pub mod model_card;
+mod page;
 mod svg;
 pub mod units;
 

@@ -1,4 +1,4 @@
-//! Counts, bytes and times as people read them.
+//! Counts, bytes, times and other numbers as people read them.
 
 use std::time::Duration;
 
@@ -67,9 +67,59 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// A finite number in few characters: `2e-4`, `1.204`, `460.8k`, `134.5M`.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if size < 1e-12 {
+        "0".to_string()
+    } else if size >= 1e6 {
+        format!("{}M", trim(value / 1e6))
+    } else if size >= 1e4 {
+        format!("{}k", trim(value / 1e3))
+    } else if size < 1e-3 {
+        let text = format!("{value:.1e}");
+        text.replace(".0e", "e")
+    } else {
+        trim(value)
+    }
+}
+
+/// Four significant digits at most, without zeros at the end.
+fn trim(value: f64) -> String {
+    let whole = value.abs().log10().floor().max(-3.0) as i32;
+    let decimals = usize::try_from(3 - whole).unwrap_or(0);
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_string()
+    } else {
+        text
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short_and_right() {
+        let cases = [
+            (0.0, "0"),
+            (0.5, "0.5"),
+            (2.0, "2"),
+            (1.234_56, "1.235"),
+            (0.012_345, "0.01235"),
+            (2e-4, "2e-4"),
+            (1.8e-4, "1.8e-4"),
+            (-3.5, "-3.5"),
+            (1250.0, "1250"),
+            (10_000.0, "10k"),
+            (12_500.0, "12.5k"),
+            (3_000_000.0, "3M"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(short(value), text);
+        }
+    }
 
     #[test]
     fn decimal_bytes_are_powers_of_ten() {
