@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, bench, chat, data, demo, eval, generate, merge, model, plan, train,
+    adapter, bench, chat, compare, data, demo, eval, generate, merge, model, plan, train,
 };
 use crate::settings::peers;
 
@@ -47,6 +47,8 @@ pub enum Commands {
     Train(Box<train::TrainArgs>),
     /// Say what a run would take, before it runs: parameters, bytes, operations and memory, beside full fine-tuning
     Plan(Box<plan::PlanArgs>),
+    /// Train several methods on the same rows and put them side by side: quality, parameters, speed, memory
+    Compare(compare::CompareArgs),
     /// Measure loss, perplexity and token accuracy, or score generated texts, with or without an adapter
     Eval(Box<eval::EvalArgs>),
     /// Continue prompts, with any number of adapters

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod bench;
 pub mod chat;
 pub mod common;
+pub mod compare;
 pub mod data;
 pub mod demo;
 pub mod eval;
@@ -28,6 +29,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Demo(args) => demo::run(&args, progress),
         Commands::Train(args) => train::run(*args, matches, progress),
         Commands::Plan(args) => plan::run(&args, matches),
+        Commands::Compare(args) => compare::run(&args, progress),
         Commands::Eval(args) => eval::run(&args, progress),
         Commands::Generate(args) => generate::run(&args, progress),
         Commands::Chat(args) => chat::run(&args),

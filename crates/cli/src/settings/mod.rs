@@ -227,7 +227,7 @@ fn accepted<T: Settings>(
 }
 
 /// serde's words for types in those of people.
-fn plain(message: &str) -> String {
+pub fn plain(message: &str) -> String {
     let mut text = message.to_string();
     for (from, to) in [
         ("invalid type: ", "got "),

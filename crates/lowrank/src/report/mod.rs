@@ -14,4 +14,6 @@ mod page;
 mod svg;
 pub mod units;
 
-pub use metrics::{EvalMetrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics};
+pub use metrics::{
+    EvalMetrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics, read as read_metrics,
+};

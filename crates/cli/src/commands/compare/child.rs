@@ -1,0 +1,153 @@
+//! `lowrank` run by `lowrank compare`: each training and evaluation is a process of its own, whose memory is its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lowrank::report::{MetricsLine, read_metrics};
+use serde_json::Value;
+
+use crate::failure::Interrupted;
+use crate::progress::{Mode, TrainProgress};
+
+/// How often a training's metrics are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The exit code of a command that was stopped with Ctrl-C.
+const STOPPED: i32 = 130;
+
+/// What a child is told beside its own arguments.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Children<'a> {
+    /// Threads of each.
+    pub threads: Option<usize>,
+    /// How progress is shown.
+    pub progress: Mode,
+    /// Set by Ctrl-C, which the terminal sends to the children, too.
+    pub stop: &'a AtomicBool,
+    /// What to type to go on after it.
+    pub go_on: &'a str,
+}
+
+impl Children<'_> {
+    /// Runs `lowrank ARGS --json` and reads the object that it prints. What it says otherwise goes to `log`.
+    ///
+    /// # Errors
+    /// [`Interrupted`] when it was stopped; its own message when it failed.
+    pub(super) fn run(&self, args: &[String], log: &Path) -> anyhow::Result<Value> {
+        self.watch(args, log, || {})
+    }
+
+    /// The same for a training that writes `folder`, of `total_steps`, whose steps are shown.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn train(
+        &self,
+        args: &[String],
+        log: &Path,
+        folder: &Path,
+        total_steps: u64,
+    ) -> anyhow::Result<Value> {
+        let mut shown = TrainProgress::new(self.progress);
+        let (metrics, mut seen) = (folder.join("metrics.jsonl"), 0);
+        shown.start(total_steps, 0);
+        self.watch(args, log, || {
+            let lines = read_metrics(&metrics).unwrap_or_default();
+            for line in lines.iter().skip(seen) {
+                if let MetricsLine::Step(step) = line {
+                    shown.step(step);
+                }
+            }
+            seen = lines.len();
+        })
+    }
+
+    /// That Ctrl-C ended the comparison.
+    pub(super) fn interrupted(&self) -> anyhow::Error {
+        let message = format!("what is finished is kept; go on with: {}", self.go_on);
+        Interrupted { message }.into()
+    }
+
+    fn watch(&self, args: &[String], log: &Path, mut look: impl FnMut()) -> anyhow::Result<Value> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let said = open_log(log)?;
+        let before = said.metadata().map_or(0, |data| data.len());
+        // Standard output goes to a file, too: nobody reads a pipe while the child works.
+        let mut printed = tempfile::NamedTempFile::new()
+            .context("cannot make a temporary file for a child's output")?;
+        let mut command = Command::new(program);
+        command.args(args).arg("--json");
+        if let Some(threads) = self.threads {
+            command.arg(format!("--threads={threads}"));
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(printed.reopen().context("cannot open a temporary file")?)
+            .stderr(said)
+            .spawn()
+            .context("cannot start a process")?;
+        let status = loop {
+            if let Some(status) = child.try_wait().context("cannot wait for a process")? {
+                break status;
+            }
+            look();
+            sleep(LOOK_EVERY);
+        };
+        look();
+        let stopped = !status.success() && self.stop.load(Ordering::SeqCst);
+        if stopped || status.code() == Some(STOPPED) {
+            return Err(self.interrupted());
+        }
+        if !status.success() {
+            bail!(
+                "{}",
+                last_words(log, before, &format!("it ended with {status}"))
+            );
+        }
+        let mut text = String::new();
+        std::io::Read::read_to_string(printed.as_file_mut(), &mut text)
+            .context("cannot read a child's output")?;
+        serde_json::from_str(&text).context("a child's output is not JSON")
+    }
+}
+
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The error that a child printed: from its last line that begins one.
+fn last_words(log: &Path, before: u64, otherwise: &str) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let new = bytes.get(before as usize..).unwrap_or_default();
+    let text = String::from_utf8_lossy(new);
+    let words = match text.rfind("error: ") {
+        Some(start) => text[start + "error: ".len()..].trim(),
+        None => text.lines().last().unwrap_or_default().trim(),
+    };
+    if words.is_empty() {
+        format!("{otherwise}; {} may say more", log.display())
+    } else {
+        words.to_owned()
+    }
+}
+
+/// Bytes of the files with these names in a folder.
+pub(super) fn size_of_files(folder: &Path, names: &[&str]) -> u64 {
+    let sizes = names.iter().filter_map(|name| {
+        let path: PathBuf = folder.join(name);
+        fs::metadata(path).ok().map(|data| data.len())
+    });
+    sizes.sum()
+}

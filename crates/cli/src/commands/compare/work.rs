@@ -1,0 +1,608 @@
+//! The pieces of a comparison: trying learning rates, training and scoring, measuring what a method costs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use indexmap::IndexMap;
+use lowrank::Workspace;
+use lowrank::base::{Base, Source};
+use lowrank::bench;
+use lowrank::compare::{Cost, SeedResult};
+use lowrank::data::{Split, split_file};
+use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
+use lowrank::train::TrainConfig;
+use lowrank::tuning::{self, Adapter, Method};
+use serde_json::{Map, Value};
+
+use super::child::{Children, size_of_files};
+use super::config::{Config, Entry};
+use super::store::{self, Measured, Store, Trained, Tried, Untrained, with_ending};
+use crate::commands::common::adapter_set;
+use crate::failure::Interrupted;
+
+/// Points of a loss curve that are kept.
+const CURVE_POINTS: usize = 200;
+/// Times that latency and swaps are measured; the median counts.
+const ROUNDS: usize = 5;
+/// Files that a task's folder adds to the base.
+const ADAPTER_FILES: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
+/// Files that a whole model's folder has.
+const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
+
+/// Something to do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Piece {
+    /// Loss and scores of the base.
+    Base,
+    /// A short training with one of several learning rates.
+    Rate(f64),
+    /// A training with a seed, and its scores.
+    Seed(u64),
+    /// Speed, memory, latency and swaps.
+    Cost,
+}
+
+impl Piece {
+    /// Its name in the store.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Base => "base".to_owned(),
+            Self::Rate(rate) => format!("rate-{rate:e}"),
+            Self::Seed(seed) => format!("seed-{seed}"),
+            Self::Cost => "cost".to_owned(),
+        }
+    }
+
+    /// What is done, for a line of progress.
+    pub(super) fn title(self) -> String {
+        match self {
+            Self::Base => "loss and scores without training".to_owned(),
+            Self::Rate(rate) => format!("trying the learning rate {rate:e}"),
+            Self::Seed(seed) => format!("training with seed {seed}"),
+            Self::Cost => "measuring speed, memory and latency".to_owned(),
+        }
+    }
+}
+
+/// Everything that the pieces share.
+pub(super) struct Worker<'a> {
+    /// The comparison.
+    pub config: &'a Config,
+    /// Its folder.
+    pub store: &'a Store,
+    /// How children are run.
+    pub children: Children<'a>,
+    /// Whether whole models stay after they were scored.
+    pub keep_models: bool,
+}
+
+impl Worker<'_> {
+    /// The base's scores, if they are there.
+    ///
+    /// # Errors
+    /// When the file is damaged or of other settings.
+    pub(super) fn untrained(&self) -> anyhow::Result<Option<Untrained>> {
+        Store::find(&self.place(None, Piece::Base), &self.scored(&Map::new())?)
+    }
+
+    /// The losses of the learning rates tried so far.
+    ///
+    /// # Errors
+    /// As [`untrained`](Self::untrained).
+    pub(super) fn tried(&self, entry: &Entry) -> anyhow::Result<Vec<Tried>> {
+        let mut tried = Vec::new();
+        for &rate in &entry.rates {
+            let place = self.place(Some(entry), Piece::Rate(rate));
+            tried.extend(Store::find::<Tried>(
+                &place,
+                &self.rate_settings(entry, rate)?,
+            )?);
+        }
+        Ok(tried)
+    }
+
+    /// The learning rate that trains: the only one, or the best of those tried, once all were.
+    ///
+    /// # Errors
+    /// When none of them trained at all.
+    pub(super) fn rate(&self, entry: &Entry) -> anyhow::Result<Option<f64>> {
+        if let [rate] = entry.rates[..] {
+            return Ok(Some(rate));
+        }
+        let tried = self.tried(entry)?;
+        if tried.len() < entry.rates.len() {
+            return Ok(None);
+        }
+        let losses = tried
+            .iter()
+            .filter_map(|one| Some((one.loss?, one.learning_rate)));
+        let best = losses.min_by(|a, b| a.0.total_cmp(&b.0));
+        match best {
+            Some((_, rate)) => Ok(Some(rate)),
+            None => anyhow::bail!(
+                "no learning rate of {} trains: each of {:?} fails; give lower ones",
+                entry.name,
+                entry.rates
+            ),
+        }
+    }
+
+    /// A finished training.
+    ///
+    /// # Errors
+    /// As [`untrained`](Self::untrained).
+    pub(super) fn trained(&self, entry: &Entry, seed: u64) -> anyhow::Result<Option<Trained>> {
+        let Some(rate) = self.rate(entry)? else {
+            return Ok(None);
+        };
+        let settings = self.seed_settings(entry, rate, seed)?;
+        Store::find(&self.place(Some(entry), Piece::Seed(seed)), &settings)
+    }
+
+    /// A method's cost.
+    ///
+    /// # Errors
+    /// As [`untrained`](Self::untrained).
+    pub(super) fn measured(&self, entry: &Entry) -> anyhow::Result<Option<Measured>> {
+        let settings = self.cost_settings(entry)?;
+        Store::find(&self.place(Some(entry), Piece::Cost), &settings)
+    }
+
+    /// Where a piece is kept.
+    pub(super) fn place(&self, entry: Option<&Entry>, piece: Piece) -> PathBuf {
+        let method = entry.map_or("base", |entry| entry.slug.as_str());
+        let name = if entry.is_none() {
+            "scores".to_owned()
+        } else {
+            piece.name()
+        };
+        self.store.place(method, &name)
+    }
+
+    /// Makes a piece and keeps it.
+    ///
+    /// # Errors
+    /// [`Interrupted`], or what went wrong.
+    pub(super) fn make(&self, entry: Option<&Entry>, piece: Piece) -> anyhow::Result<()> {
+        let place = self.place(entry, piece);
+        match (piece, entry) {
+            (Piece::Base, _) | (_, None) => self.make_base(&place),
+            (Piece::Rate(rate), Some(entry)) => self.make_rate(entry, rate, &place),
+            (Piece::Seed(seed), Some(entry)) => self.make_seed(entry, seed, &place),
+            (Piece::Cost, Some(entry)) => self.make_cost(entry, &place),
+        }
+    }
+
+    fn make_base(&self, place: &Path) -> anyhow::Result<()> {
+        let scored = self.score(None, place)?;
+        let settings = self.scored(&Map::new())?;
+        let untrained = Untrained {
+            loss: scored.loss,
+            metrics: scored.metrics,
+        };
+        Store::keep(place, &settings, untrained)
+    }
+
+    fn make_rate(&self, entry: &Entry, rate: f64, place: &Path) -> anyhow::Result<()> {
+        let settings = self.rate_settings(entry, rate)?;
+        let loss = match self.train(&settings, place) {
+            Ok(outcome) => outcome["eval_loss"].as_f64(),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => {
+                tracing::warn!("{}, learning rate {rate:e}: {error:#}", entry.name);
+                None
+            }
+        };
+        let tried = Tried {
+            learning_rate: rate,
+            loss,
+        };
+        Store::keep(place, &settings, tried)?;
+        forget(place)
+    }
+
+    fn make_seed(&self, entry: &Entry, seed: u64, place: &Path) -> anyhow::Result<()> {
+        let rate = self.rate(entry)?.context("no learning rate was chosen")?;
+        let settings = self.seed_settings(entry, rate, seed)?;
+        let begun = Instant::now();
+        self.train(&settings, place)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let scored = self.score(Some((entry.method, place)), place)?;
+        let lines = read_metrics(&place.join("metrics.jsonl"))?;
+        let trained = Trained {
+            learning_rate: rate,
+            checkpoint_bytes: task_bytes(entry.method, place),
+            held_out: scored.held_out,
+            run: SeedResult {
+                seed,
+                loss: scored.loss,
+                metrics: scored.metrics,
+                training: thin(&lines),
+                validation: held_out_curve(&lines),
+                seconds,
+            },
+        };
+        Store::keep(place, &settings, trained)?;
+        if entry.method == Method::Full && !self.keep_models {
+            forget(place)?;
+        }
+        Ok(())
+    }
+
+    fn make_cost(&self, entry: &Entry, place: &Path) -> anyhow::Result<()> {
+        let settings = self.cost_settings(entry)?;
+        let outcome = self.train(&settings, place)?;
+        let lines = read_metrics(&place.join("metrics.jsonl"))?;
+        // The first step also brings in the weights from the disk and the buffers from the system.
+        let speeds = steps(&lines).skip(1).map(|step| step.tokens_per_second);
+        let dtype = self.config.shared()?.base_dtype.into();
+        let base = Source::find(&self.config.model)?.load(dtype)?;
+        let task = Task::load(entry.method, place, &base, dtype)?;
+        let (own, bare) = self.latency(&base, &task)?;
+        let swaps = (0..ROUNDS).map(|_| self.switch(entry.method, place, &base, dtype, own));
+        let switch = median(swaps)?;
+        let bytes = task_bytes(entry.method, place);
+        let measured = Measured {
+            machine: machine(),
+            checkpoint_bytes: bytes,
+            cost: Cost {
+                tokens_per_second: median(speeds.map(Ok))?,
+                peak_memory: outcome["peak_rss"].as_u64().unwrap_or(0),
+                milliseconds_per_token: 1e3 * own,
+                base_milliseconds_per_token: 1e3 * bare,
+                mergeable: !matches!(entry.method, Method::Adapter | Method::Prefix),
+                positions_taken: entry.positions,
+                switch_bytes: bytes,
+                switch_milliseconds: 1e3 * switch,
+            },
+        };
+        Store::keep(place, &settings, measured)?;
+        forget(place)
+    }
+
+    /// Runs a training with these settings in the folder `place`, or goes on with it; its outcome.
+    fn train(&self, settings: &Map<String, Value>, place: &Path) -> anyhow::Result<Value> {
+        let outcome = with_ending(place, "outcome.json");
+        if place.is_dir()
+            && let Some(known) = fs::read_to_string(&outcome)
+                .ok()
+                .and_then(|text| serde_json::from_str(&text).ok())
+        {
+            return Ok(known);
+        }
+        let mut settings = settings.clone();
+        settings.remove(SIZES);
+        settings.remove(TEXTS);
+        settings.insert("output".to_owned(), place.display().to_string().into());
+        let yaml = with_ending(place, "yaml");
+        store::write(&yaml, &serde_saphyr::to_string(&settings)?)?;
+        let config: TrainConfig = serde_json::from_value(Value::Object(settings))?;
+        let mut args = vec!["train".to_owned(), yaml.display().to_string()];
+        if has_checkpoint(place) {
+            args.push("--resume".to_owned());
+        } else if place.exists() {
+            args.push("--overwrite".to_owned());
+        }
+        let total = config.total_steps(rows(&config.data)?);
+        let log = with_ending(place, "log");
+        let found = self.children.train(&args, &log, place, total)?;
+        store::write(&outcome, &serde_json::to_string_pretty(&found)?)?;
+        Ok(found)
+    }
+
+    /// Loss and scores of the base or of what was trained in a folder.
+    fn score(&self, task: Option<(Method, &Path)>, place: &Path) -> anyhow::Result<Scored> {
+        let log = with_ending(place, "log");
+        let mut args = vec!["eval".to_owned()];
+        match task {
+            Some((Method::Full, folder)) => args.push(format!("--model={}", folder.display())),
+            Some((_, folder)) => {
+                args.push(format!("--model={}", self.config.model));
+                args.push(format!("--adapter={}", folder.display()));
+            }
+            None => args.push(format!("--model={}", self.config.model)),
+        }
+        args.push(format!("--data={}", self.config.data.display()));
+        let shared = self.config.shared()?;
+        let dtype = serde_json::to_value(shared.base_dtype)?;
+        args.push(format!(
+            "--base-dtype={}",
+            dtype.as_str().unwrap_or_default()
+        ));
+        let mut loss_args = args.clone();
+        loss_args.push(format!("--max-seq-length={}", shared.max_seq_length));
+        if shared.train_on_prompt {
+            loss_args.push("--train-on-prompt".to_owned());
+        }
+        let report = self.children.run(&loss_args, &log)?;
+        let mut scored = Scored {
+            loss: report["loss"].as_f64().unwrap_or(f64::NAN),
+            held_out: held_out(&report),
+            metrics: IndexMap::new(),
+        };
+        if let Some(texts) = &self.config.texts {
+            let predictions = with_ending(place, "predictions.jsonl");
+            if predictions.exists() {
+                fs::remove_file(&predictions)
+                    .with_context(|| format!("cannot replace {}", predictions.display()))?;
+            }
+            args.extend(texts.flags());
+            args.push(format!("--predictions={}", predictions.display()));
+            let report = self.children.run(&args, &log)?;
+            let scores = report["metrics"].as_object().cloned().unwrap_or_default();
+            scored.metrics = scores
+                .into_iter()
+                .map(|(name, score)| (name, score.as_f64().unwrap_or(f64::NAN)))
+                .collect();
+        }
+        Ok(scored)
+    }
+
+    /// Seconds a token at batch 1 with the task and without, in turn.
+    fn latency(&self, base: &Base, task: &Task) -> anyhow::Result<(f64, f64)> {
+        let cost = self.config.cost;
+        let vocabulary = self.config.shapes.vocab_size as u32;
+        let prompt = |round: usize| -> Vec<u32> {
+            // Any tokens do, as long as they differ.
+            let token = |place: usize| ((round * 7919 + place * 104_729) as u32) % vocabulary;
+            (0..cost.prompt_tokens).map(token).collect()
+        };
+        let (mut own, mut bare) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let prompts = [prompt(round)];
+            let (model, adapter) = task.parts(base);
+            own.push(
+                bench::generate(model, adapter, &prompts, cost.new_tokens, false).median_pass(),
+            );
+            let figures = bench::generate(&base.decoder, None, &prompts, cost.new_tokens, false);
+            bare.push(figures.median_pass());
+        }
+        Ok((
+            median(own.into_iter().map(Ok))?,
+            median(bare.into_iter().map(Ok))?,
+        ))
+    }
+
+    /// Seconds from the files of a task to a first token with it, less what a token takes anyway.
+    fn switch(
+        &self,
+        method: Method,
+        folder: &Path,
+        base: &Base,
+        dtype: lowrank::DType,
+        token: f64,
+    ) -> anyhow::Result<f64> {
+        let begun = Instant::now();
+        let task = Task::load(method, folder, base, dtype)?;
+        let (model, adapter) = task.parts(base);
+        let one: Vec<&Adapter> = adapter.into_iter().collect();
+        let prompt = PromptIds {
+            ids: vec![0],
+            adapter: adapter.map(|_| 0),
+        };
+        let options = GenerateOptions {
+            max_new_tokens: 1,
+            sampling: Sampling::default(),
+            no_repeat_ngram_size: 0,
+            stop_ids: Vec::new(),
+        };
+        let ws = Workspace::new();
+        generate(
+            model,
+            adapter_set(&one),
+            &[prompt],
+            &options,
+            &ws,
+            |_, _| true,
+        );
+        Ok((begun.elapsed().as_secs_f64() - token).max(0.0))
+    }
+
+    fn rate_settings(&self, entry: &Entry, rate: f64) -> anyhow::Result<Map<String, Value>> {
+        let seed = entry.seeds.first().copied().unwrap_or_default();
+        self.training(&entry.sweep, rate, seed)
+    }
+
+    fn seed_settings(
+        &self,
+        entry: &Entry,
+        rate: f64,
+        seed: u64,
+    ) -> anyhow::Result<Map<String, Value>> {
+        self.scored(&self.training(&entry.settings, rate, seed)?)
+    }
+
+    fn cost_settings(&self, entry: &Entry) -> anyhow::Result<Map<String, Value>> {
+        let rate = entry.rates.first().copied().unwrap_or_default();
+        let seed = entry.seeds.first().copied().unwrap_or_default();
+        let mut settings = self.training(&entry.settings, rate, seed)?;
+        let data = split_file(&self.config.data, Split::Train)?;
+        let data = data.unwrap_or_else(|| self.config.data.clone());
+        // Rows to evaluate would add their time and memory to those of training.
+        for key in [
+            "valid_data",
+            "eval_steps",
+            "save_steps",
+            "early_stopping_patience",
+        ] {
+            settings.insert(key.to_owned(), Value::Null);
+        }
+        settings.insert("load_best_model_at_end".to_owned(), false.into());
+        settings.insert("data".to_owned(), data.display().to_string().into());
+        settings.insert("max_steps".to_owned(), self.config.cost.steps.into());
+        Ok(settings)
+    }
+
+    fn training(
+        &self,
+        settings: &Map<String, Value>,
+        rate: f64,
+        seed: u64,
+    ) -> anyhow::Result<Map<String, Value>> {
+        let mut settings = settings.clone();
+        settings.insert("learning_rate".to_owned(), rate.into());
+        settings.insert("seed".to_owned(), seed.into());
+        for key in ["output", "threads", "memory_budget"] {
+            settings.insert(key.to_owned(), Value::Null);
+        }
+        settings.insert(SIZES.to_owned(), self.row_bytes()?);
+        Ok(settings)
+    }
+
+    /// Settings of something that is scored.
+    fn scored(&self, settings: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
+        let mut settings = settings.clone();
+        settings.insert("model".to_owned(), self.config.model.clone().into());
+        settings.insert(SIZES.to_owned(), self.row_bytes()?);
+        settings.insert(TEXTS.to_owned(), serde_json::to_value(&self.config.texts)?);
+        Ok(settings)
+    }
+
+    /// Bytes of each file of rows: other rows are other results.
+    fn row_bytes(&self) -> anyhow::Result<Value> {
+        let mut sizes = Map::new();
+        for split in [Split::Train, Split::Valid, Split::Test] {
+            if let Some(file) = split_file(&self.config.data, split)? {
+                let name = file
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                let bytes = fs::metadata(&file).map_or(0, |data| data.len());
+                sizes.insert(name, bytes.into());
+            }
+        }
+        Ok(Value::Object(sizes))
+    }
+}
+
+/// The key of a piece's settings for the sizes of the files of rows, and that for how texts are made. `train` has neither.
+const SIZES: &str = "bytes_of_rows";
+const TEXTS: &str = "texts";
+
+struct Scored {
+    loss: f64,
+    held_out: String,
+    metrics: IndexMap<String, f64>,
+}
+
+/// What was trained, loaded.
+enum Task {
+    Adapter(Box<Adapter>),
+    Model(Box<Base>),
+}
+
+impl Task {
+    fn load(
+        method: Method,
+        folder: &Path,
+        base: &Base,
+        dtype: lowrank::DType,
+    ) -> anyhow::Result<Self> {
+        if method == Method::Full {
+            let source = Source::find(&folder.display().to_string())?;
+            return Ok(Self::Model(Box::new(source.load(dtype)?)));
+        }
+        let loaded = tuning::load(folder, base.decoder.config())?;
+        Ok(Self::Adapter(Box::new(loaded.adapter)))
+    }
+
+    fn parts<'a>(&'a self, base: &'a Base) -> (&'a lowrank::model::Decoder, Option<&'a Adapter>) {
+        match self {
+            Self::Adapter(adapter) => (&base.decoder, Some(adapter)),
+            Self::Model(own) => (&own.decoder, None),
+        }
+    }
+}
+
+/// Bytes that a task takes beside the base.
+fn task_bytes(method: Method, folder: &Path) -> u64 {
+    let names = if method == Method::Full {
+        MODEL_FILES
+    } else {
+        ADAPTER_FILES
+    };
+    size_of_files(folder, names)
+}
+
+/// "740 rows of test.jsonl".
+fn held_out(report: &Value) -> String {
+    let file = report["data"].as_str().map(Path::new);
+    let name = file.and_then(Path::file_name).unwrap_or_default();
+    format!("{} rows of {}", report["rows"], name.to_string_lossy())
+}
+
+fn steps(lines: &[MetricsLine]) -> impl Iterator<Item = &StepMetrics> {
+    lines.iter().filter_map(|line| match line {
+        MetricsLine::Step(step) => Some(step),
+        MetricsLine::Eval(_) => None,
+    })
+}
+
+/// The training loss; of a long run, means of neighbouring steps.
+fn thin(lines: &[MetricsLine]) -> Vec<(u64, f64)> {
+    let all: Vec<(u64, f64)> = steps(lines).map(|step| (step.step, step.loss)).collect();
+    all.chunks(all.len().div_ceil(CURVE_POINTS).max(1))
+        .filter_map(|part| {
+            let mean = part.iter().map(|(_, loss)| loss).sum::<f64>() / part.len() as f64;
+            Some((part.last()?.0, mean))
+        })
+        .collect()
+}
+
+fn held_out_curve(lines: &[MetricsLine]) -> Vec<(u64, f64)> {
+    lines
+        .iter()
+        .filter_map(|line| match line {
+            MetricsLine::Eval(eval) => Some((eval.step, eval.eval_loss)),
+            MetricsLine::Step(_) => None,
+        })
+        .collect()
+}
+
+fn median(values: impl Iterator<Item = anyhow::Result<f64>>) -> anyhow::Result<f64> {
+    let mut values = values.collect::<anyhow::Result<Vec<f64>>>()?;
+    values.sort_by(f64::total_cmp);
+    values
+        .get(values.len() / 2)
+        .copied()
+        .context("a training of so few steps has no speed; raise steps of cost")
+}
+
+/// Lines of the training file, which are its rows but for blank ones.
+fn rows(data: &Path) -> anyhow::Result<usize> {
+    let file = split_file(data, Split::Train)?.unwrap_or_else(|| data.to_path_buf());
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(text.lines().filter(|line| !line.trim().is_empty()).count())
+}
+
+fn has_checkpoint(folder: &Path) -> bool {
+    fs::read_dir(folder.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Takes a training's folder away once nothing needs it.
+fn forget(folder: &Path) -> anyhow::Result<()> {
+    let _ = fs::remove_file(with_ending(folder, "outcome.json"));
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot delete {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The machine in words: "2 threads, Intel Xeon …".
+fn machine() -> String {
+    let threads = rayon::current_num_threads();
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == "model name").then(|| value.trim().to_owned())
+    });
+    let name = name.unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    format!("{threads} threads, {name}")
+}
