@@ -37,7 +37,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Model(command) => model::run(command, progress),
         Commands::Data(command) => data::run(command),
         Commands::Adapter(command) => adapter::run(command),
-        Commands::Bench(command) => bench::run(command),
+        Commands::Bench(command) => bench::run(command, matches),
     };
     result.map_err(common::as_misuse)
 }

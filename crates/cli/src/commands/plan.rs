@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args};
+use clap::{ArgMatches, Args};
 use lowrank::DType;
 use lowrank::base::Source;
 use lowrank::model::{ModelConfig, families};
@@ -11,17 +10,12 @@ use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
 use lowrank::report::units::{decimal_bytes, grouped};
 use lowrank::train::TrainConfig;
-use lowrank::tuning::Method as Tuning;
 
-use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::{
-    AdapterKind, BaseDtype, Method, PrefixKind, Recompute, Targets, parse_pattern,
-};
+use crate::settings::method::MethodSettings;
+use crate::settings::values::{BaseDtype, Method, Recompute};
 use crate::table::{Align, Facts, Table, bold, dim};
 
-const LORA: &str = "LoRA";
-const OTHERS: &str = "Other methods";
 const RUN: &str = "Run";
 
 /// Arguments of `lowrank plan`.
@@ -40,52 +34,8 @@ pub struct PlanArgs {
     pub config: Option<PathBuf>,
 
     /// What is trained
-    #[arg(long, value_name = "METHOD", default_value = "lora")]
-    pub method: Method,
-
-    /// Rank of the matrices A and B
-    #[arg(long, value_name = "N", default_value_t = 8, help_heading = LORA)]
-    pub r: usize,
-
-    /// Modules to adapt, as in `lowrank train` [default: the family's q and v]
-    #[arg(long, value_name = "MODULES", help_heading = LORA)]
-    pub target_modules: Option<Targets>,
-
-    /// Modules to leave out: names, or a regular expression
-    #[arg(long, value_name = "MODULES", help_heading = LORA)]
-    pub exclude_modules: Option<Targets>,
-
-    /// Another r for modules that match a pattern; may be repeated
-    #[arg(long, value_name = "PATTERN=N", value_parser = parse_pattern::<usize>, help_heading = LORA)]
-    pub rank_pattern: Vec<(String, usize)>,
-
-    /// Train so many of the last blocks, and the final norm [default: 2]
-    #[arg(long, value_name = "N", help_heading = OTHERS)]
-    pub top_layers: Option<usize>,
-
-    /// Train the output projection alone; a tied one is untied (method top)
-    #[arg(long, action = ArgAction::SetTrue, help_heading = OTHERS)]
-    pub head_only: bool,
-
-    /// Where adapter layers stand
-    #[arg(long, value_name = "KIND", default_value = "houlsby", help_heading = OTHERS)]
-    pub adapter_kind: AdapterKind,
-
-    /// Width of adapter layers
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
-    pub bottleneck: usize,
-
-    /// What prefix tuning trains
-    #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
-    pub prefix_kind: PrefixKind,
-
-    /// Virtual tokens before every sequence (method prefix)
-    #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
-    pub num_virtual_tokens: usize,
-
-    /// Virtual tokens between prompt and completion (method prefix, kind embedding)
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OTHERS)]
-    pub infix_tokens: usize,
+    #[command(flatten)]
+    pub trained: MethodSettings,
 
     /// Rows computed at a time
     #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = RUN)]
@@ -118,34 +68,16 @@ pub struct PlanArgs {
 /// A model that is not known, options that do not fit it.
 pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    check_keys(args, matches)?;
     let (name, model) = model(args)?;
     let options = PlanOptions {
         name: &name,
         model: &model,
-        train: &train_config(args, &model)?,
+        train: &train_config(args, matches, &model)?,
         recompute: args.recompute.into(),
         file_dtype: DType::from(args.dtype),
     };
     let plan = plan(&options)?;
     output.result(&plan, |output| text(&plan, output))
-}
-
-/// Flags of one method beside another would do nothing.
-fn check_keys(args: &PlanArgs, matches: &ArgMatches) -> Result<(), Misuse> {
-    let method = Tuning::from(args.method);
-    let mut problems = Misuse::default();
-    for id in matches.ids() {
-        let typed = matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        let flag = id.as_str().replace('_', "-");
-        problems.require(!typed || method.reads(id.as_str()), || {
-            format!(
-                "--{flag} does nothing with the method {}; leave it out",
-                method.title()
-            )
-        });
-    }
-    problems.or(())
 }
 
 /// What the model is called, and its shapes.
@@ -162,37 +94,28 @@ fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
     Ok((name, config.map_err(lowrank::Error::from)?))
 }
 
-fn train_config(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<TrainConfig> {
-    let targets = |targets: &Option<Targets>| -> anyhow::Result<_> {
-        let value = serde_json::to_value(targets)?;
-        Ok(serde_json::from_value(value)?)
-    };
+fn train_config(
+    args: &PlanArgs,
+    matches: &ArgMatches,
+    model: &ModelConfig,
+) -> anyhow::Result<TrainConfig> {
     Ok(TrainConfig {
-        r: args.r,
-        target_modules: targets(&args.target_modules)?,
-        exclude_modules: targets(&args.exclude_modules)?,
-        rank_pattern: args.rank_pattern.iter().cloned().collect(),
-        top_layers: args.top_layers,
-        head_only: args.head_only,
-        adapter_kind: serde_json::from_value(serde_json::to_value(args.adapter_kind)?)?,
-        bottleneck: args.bottleneck,
-        prefix_kind: serde_json::from_value(serde_json::to_value(args.prefix_kind)?)?,
-        num_virtual_tokens: args.num_virtual_tokens,
-        infix_tokens: args.infix_tokens,
         batch_size: args.batch_size,
         max_seq_length: args
             .max_seq_length
-            .unwrap_or_else(|| default_length(args, model)),
+            .unwrap_or_else(|| default_length(&args.trained, model)),
         base_dtype: serde_json::from_value(serde_json::to_value(args.base_dtype)?)?,
-        ..TrainConfig::new(args.method.into(), "", "", "")
+        ..args.trained.train_config("", matches)?
     })
 }
 
 /// As long as rows are by default, virtual tokens included, where the model takes that.
-fn default_length(args: &PlanArgs, model: &ModelConfig) -> usize {
-    let prefix = args.num_virtual_tokens.saturating_add(args.infix_tokens);
-    let before = if args.method == Method::Prefix {
-        prefix
+fn default_length(trained: &MethodSettings, model: &ModelConfig) -> usize {
+    let taken = trained
+        .num_virtual_tokens
+        .saturating_add(trained.infix_tokens);
+    let before = if trained.method == Method::Prefix {
+        taken
     } else {
         0
     };
@@ -332,6 +255,8 @@ fn operations(value: f64) -> String {
 mod tests {
     use clap::Command;
 
+    use lowrank::tuning::Method as Tuning;
+
     use super::*;
     use crate::settings::train::TrainSettings;
 
@@ -346,7 +271,7 @@ mod tests {
             let Some(other) = others else { continue };
             shared += 1;
             // One asks for a length, the other for the longest that is kept; and a run finds its own way to save memory.
-            if !["max_seq_length", "recompute", "head_only"].contains(&arg.get_id().as_str()) {
+            if !["max_seq_length", "recompute"].contains(&arg.get_id().as_str()) {
                 assert_eq!(
                     arg.get_default_values(),
                     other.get_default_values(),

@@ -5,6 +5,7 @@
 //! default. [`layer`] puts the command line over the file over the defaults and finds every unknown key and wrong
 //! value on the way; the struct's own `resolve` then checks what the values mean.
 
+pub mod method;
 pub mod peers;
 pub mod schema;
 pub mod train;

@@ -12,16 +12,15 @@ use clap::{ArgAction, Args, FromArgMatches};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::method::{LORA, MethodSettings, OTHERS};
 use super::values::{
-    AdapterKind, BaseDtype, ByteSize, InitLoraWeights, Method, OnBadRow, PrefixInit, PrefixKind,
-    Recompute, SchedulerType, Targets, parse_pattern, pattern_map,
+    BaseDtype, ByteSize, InitLoraWeights, OnBadRow, PrefixInit, Recompute, SchedulerType,
+    parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
 
 const DATA: &str = "Data";
-const LORA: &str = "LoRA";
-const OTHERS: &str = "Other methods";
 const OPTIMIZATION: &str = "Optimization";
 const SAVING: &str = "Evaluation and checkpoints";
 const MACHINE: &str = "Machine";
@@ -30,10 +29,6 @@ const MACHINE: &str = "Machine";
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of its own")]
 pub struct TrainSettings {
-    /// What is trained
-    #[arg(long, value_name = "METHOD", default_value = "lora")]
-    pub method: Method,
-
     /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny (required)
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
@@ -74,9 +69,10 @@ pub struct TrainSettings {
         value_parser = parse_negated)]
     pub shuffle: bool,
 
-    /// Rank of the matrices A and B
-    #[arg(long, value_name = "N", default_value_t = 8, help_heading = LORA)]
-    pub r: usize,
+    /// What is trained
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub trained: MethodSettings,
 
     /// The change of a weight is scaled by lora_alpha / r
     #[arg(long, value_name = "X", default_value_t = 16.0, help_heading = LORA)]
@@ -85,20 +81,6 @@ pub struct TrainSettings {
     /// Dropout on what goes into A
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = LORA)]
     pub lora_dropout: f64,
-
-    /// Modules to adapt: names (q_proj,v_proj), a regular expression for the whole name, or all-linear; GPT-2's fused
-    /// c_attn also goes in parts (c_attn.q,c_attn.v) [default: the family's q and v]
-    #[arg(long, value_name = "MODULES", help_heading = LORA)]
-    pub target_modules: Option<Targets>,
-
-    /// Modules to leave out: names, or a regular expression
-    #[arg(long, value_name = "MODULES", help_heading = LORA)]
-    pub exclude_modules: Option<Targets>,
-
-    /// Another r for modules that match a pattern; may be repeated
-    #[arg(long, value_name = "PATTERN=N", value_parser = parse_pattern::<usize>, help_heading = LORA)]
-    #[serde(with = "pattern_map")]
-    pub rank_pattern: Vec<(String, usize)>,
 
     /// Another lora_alpha for modules that match a pattern; may be repeated
     #[arg(long, value_name = "PATTERN=X", value_parser = parse_pattern::<f64>, help_heading = LORA)]
@@ -114,36 +96,6 @@ pub struct TrainSettings {
         require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true,
         hide_possible_values = true)]
     pub use_rslora: bool,
-
-    /// Train so many of the last blocks, and the final norm [default: 2]
-    #[arg(long, value_name = "N", help_heading = OTHERS)]
-    pub top_layers: Option<usize>,
-
-    /// Train the output projection alone; a tied one is untied (method top)
-    #[arg(long, value_name = "BOOL", help_heading = OTHERS, action = ArgAction::Set, num_args = 0..=1,
-        require_equals = true, default_missing_value = "true", default_value_t = false, hide_default_value = true,
-        hide_possible_values = true)]
-    pub head_only: bool,
-
-    /// Where adapter layers stand
-    #[arg(long, value_name = "KIND", default_value = "houlsby", help_heading = OTHERS)]
-    pub adapter_kind: AdapterKind,
-
-    /// Width of adapter layers
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
-    pub bottleneck: usize,
-
-    /// What virtual tokens are (method prefix)
-    #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
-    pub prefix_kind: PrefixKind,
-
-    /// Virtual tokens before every sequence
-    #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
-    pub num_virtual_tokens: usize,
-
-    /// Virtual tokens between prompt and completion, with the kind embedding
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OTHERS)]
-    pub infix_tokens: usize,
 
     /// What virtual tokens begin as
     #[arg(long, value_name = "INIT", default_value = "text", help_heading = OTHERS)]
@@ -297,7 +249,7 @@ impl TrainSettings {
         layered.check_combinations(&mut problems);
         layered.check_paths(&mut problems);
         let mut settings = layered.settings;
-        let method = lowrank::tuning::Method::from(settings.method);
+        let method = lowrank::tuning::Method::from(settings.trained.method);
         settings.learning_rate.get_or_insert(method.learning_rate());
         let values = object(&settings).unwrap_or_else(|problem| {
             problems.push(problem);
@@ -320,6 +272,7 @@ fn parse_negated(text: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::values::Targets;
     use super::super::{File, layer};
     use super::*;
 
@@ -358,12 +311,18 @@ mod tests {
         );
         assert_eq!(s.problems.problems(), [""; 0]);
         let s = s.settings;
-        assert_eq!((s.r, s.learning_rate, s.batch_size), (2, Some(1e-4), 8));
         assert_eq!(
-            s.target_modules,
+            (s.trained.r, s.learning_rate, s.batch_size),
+            (2, Some(1e-4), 8)
+        );
+        assert_eq!(
+            s.trained.target_modules,
             Some(Targets::Names(vec!["q_proj".to_string()]))
         );
-        assert_eq!(s.rank_pattern, [("b".to_string(), 2), ("a".to_string(), 3)]);
+        assert_eq!(
+            s.trained.rank_pattern,
+            [("b".to_string(), 2), ("a".to_string(), 3)]
+        );
         assert_eq!(
             (s.shuffle, s.init_lora_weights),
             (false, InitLoraWeights::True)

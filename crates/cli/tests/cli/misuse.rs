@@ -24,13 +24,13 @@ fn help_of_train() {
 
     Options:
       -c, --config <FILE>       The same as CONFIG
-          --method <METHOD>     What is trained [default: lora] [possible values: lora, full, top,
-                                bitfit, adapter, prefix]
           --model <MODEL>       The base model: a folder in the Hugging Face layout, an id of the Hub,
                                 or builtin:tiny (required)
           --output <DIR>        The run's folder, which must not exist yet (required)
           --init-adapter <DIR>  Start from this adapter of an earlier run; the method's options are then
                                 its own
+          --method <METHOD>     What is trained [default: lora] [possible values: lora, full, top,
+                                bitfit, adapter, prefix]
           --resume              Go on with the run in the output folder, with its own settings
           --overwrite           Replace an earlier run in the output folder
           --force               Run although the memory is expected not to suffice
@@ -52,13 +52,13 @@ fn help_of_train() {
 
     LoRA:
           --r <N>                      Rank of the matrices A and B [default: 8]
-          --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
-          --lora-dropout <P>           Dropout on what goes into A [default: 0]
           --target-modules <MODULES>   Modules to adapt: names (q_proj,v_proj), a regular expression for
                                        the whole name, or all-linear; GPT-2's fused c_attn also goes in
                                        parts (c_attn.q,c_attn.v) [default: the family's q and v]
           --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
           --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
+          --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
+          --lora-dropout <P>           Dropout on what goes into A [default: 0]
           --alpha-pattern <PATTERN=X>  Another lora_alpha for modules that match a pattern; may be
                                        repeated
           --init-lora-weights <HOW>    How A and B begin [default: gaussian] [possible values: gaussian,

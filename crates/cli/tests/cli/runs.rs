@@ -290,6 +290,34 @@ fn every_bench_measures_something() {
             .iter()
             .any(|op| op["operation"] == "low-rank forward")
     );
+    let train = |flags: &str| -> Vec<String> {
+        let line = format!(
+            "bench train --model {model} --steps 1 --warmup 0 --seq-length 6 --batch-size 2 --method {flags}"
+        );
+        line.split(' ').map(String::from).collect()
+    };
+    // Keys and values of 8 numbers in each of two layers, or embeddings of 16.
+    for (flags, parameters) in [
+        ("prefix --num-virtual-tokens 3", 2 * 2 * 8 * 3),
+        (
+            "prefix --prefix-kind embedding --num-virtual-tokens 2 --infix-tokens 1",
+            3 * 16,
+        ),
+    ] {
+        let report = json_of(&strs(&train(flags)));
+        assert_eq!(report["trainable_parameters"], parameters, "{flags}");
+    }
+    for (flags, words) in [
+        ("full --r 2", "--r does nothing with the method full"),
+        ("lora --r 0", "r must be at least 1"),
+        ("adapter --bottleneck 0", "bottleneck must be at least 1"),
+        ("top --head-only --top-layers 1", "left out with head_only"),
+        ("prefix --num-virtual-tokens 9999", "leave no room for text"),
+        ("prefix --num-virtual-tokens 125", "tokens are too many"),
+    ] {
+        let text = stderr_of(&strs(&train(flags)), 2);
+        assert!(text.contains(words), "{flags}: {text}");
+    }
 }
 
 #[test]

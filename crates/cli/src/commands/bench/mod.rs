@@ -4,7 +4,7 @@ pub mod gemm;
 pub mod generate;
 pub mod train;
 
-use clap::Subcommand;
+use clap::{ArgMatches, Subcommand};
 use lowrank::bench::OpCost;
 use serde::Serialize;
 
@@ -26,9 +26,9 @@ pub enum BenchCommands {
 ///
 /// # Errors
 /// A model or data that cannot be used.
-pub fn run(command: BenchCommands) -> anyhow::Result<()> {
+pub fn run(command: BenchCommands, matches: &ArgMatches) -> anyhow::Result<()> {
     match command {
-        BenchCommands::Train(args) => train::run(&args),
+        BenchCommands::Train(args) => train::run(&args, matches),
         BenchCommands::Generate(args) => generate::run(&args),
         BenchCommands::Gemm(args) => gemm::run(&args),
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 use lowrank::base::Base;
 use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example};
@@ -16,7 +16,8 @@ use super::{OpShare, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::{BaseDtype, Method, Recompute, Split, Targets};
+use crate::settings::method::MethodSettings;
+use crate::settings::values::{BaseDtype, Method, Recompute, Split};
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -57,21 +58,8 @@ pub struct BenchTrainArgs {
     pub warmup: usize,
 
     /// What is trained
-    #[arg(
-        long,
-        value_name = "METHOD",
-        default_value = "lora",
-        help_heading = "Method"
-    )]
-    pub method: Method,
-
-    /// Rank of the matrices A and B
-    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Method")]
-    pub r: usize,
-
-    /// Modules to adapt, as in `lowrank train` [default: the family's q and v]
-    #[arg(long, value_name = "MODULES", help_heading = "Method")]
-    pub target_modules: Option<Targets>,
+    #[command(flatten)]
+    pub trained: MethodSettings,
 
     /// What a block computes again in the backward
     #[arg(
@@ -132,33 +120,30 @@ struct Report {
 ///
 /// # Errors
 /// A model or data that cannot be used.
-pub fn run(args: &BenchTrainArgs) -> anyhow::Result<()> {
+pub fn run(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    let report = measure(args)?;
+    let report = measure(args, matches)?;
     output.result(&report, |output| text(&report, output))
 }
 
-fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
+fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report> {
     let mut problems = Misuse::default();
-    let mut at_least_one = |value: usize, flag: &str| {
-        problems.require(value > 0, || format!("{flag} must be 1 or greater"));
-    };
-    at_least_one(args.steps, "--steps");
-    at_least_one(args.batch_size, "--batch-size");
-    at_least_one(args.r, "--r");
+    problems.require(args.steps > 0, || "--steps must be 1 or greater".to_owned());
     problems.require(args.seq_length > 1, || {
         "--seq-length must be 2 or greater".to_owned()
     });
+    let config = TrainConfig {
+        batch_size: args.batch_size,
+        share_prompts: args.share_prompts,
+        ..args.trained.train_config(&args.base.model, matches)?
+    };
+    config.problems().into_iter().for_each(|p| problems.push(p));
     problems.or(())?;
     let base = args.base.load()?;
     let examples = examples(args, &base)?;
     let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-    check_length(&base, &[], longest, "give shorter rows")?;
-    let mut config = TrainConfig::new(args.method.into(), args.base.model.as_str(), "", "");
-    config.r = args.r;
-    if let Some(targets) = &args.target_modules {
-        config.target_modules = Some(serde_json::from_value(serde_json::to_value(targets)?)?);
-    }
+    let planned = config.lay_out(base.decoder.config())?;
+    check_length(&base, &[&planned], longest, "give shorter rows")?;
     let network = base.into_network();
     let mut adapter = prepare(&config, &network, &examples, &mut Silent)?.adapter;
     let options = TrainOptions {
@@ -190,7 +175,7 @@ fn measure(args: &BenchTrainArgs) -> anyhow::Result<Report> {
     let gflops = figures.flops.total() / seconds / 1e9;
     let peak = bench::peak_gflops(&shapes);
     Ok(Report {
-        method: args.method,
+        method: args.trained.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
         threads: bench::threads(),
         share_prompts: args.share_prompts,

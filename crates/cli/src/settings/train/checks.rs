@@ -53,7 +53,7 @@ impl Layered<TrainSettings> {
             return;
         };
         let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
-        let method = lowrank::tuning::Method::from(self.settings.method);
+        let method = lowrank::tuning::Method::from(self.settings.trained.method);
         for key in ADAPTER_KEYS.iter().filter(|key| method.reads(key)) {
             let adapters = match config.get(*key) {
                 None | Some(Value::Null) => defaults.get(*key),
@@ -171,9 +171,9 @@ impl Layered<TrainSettings> {
             });
         };
         let wide = |value: usize| Some(value as u64);
-        count("r", wide(s.r));
-        count("top_layers", s.top_layers.and_then(wide));
-        count("bottleneck", wide(s.bottleneck));
+        count("r", wide(s.trained.r));
+        count("top_layers", s.trained.top_layers.and_then(wide));
+        count("bottleneck", wide(s.trained.bottleneck));
         count("max_seq_length", wide(s.max_seq_length));
         count("batch_size", wide(s.batch_size));
         count(
@@ -189,14 +189,14 @@ impl Layered<TrainSettings> {
             s.early_stopping_patience.and_then(wide),
         );
         count("threads", s.threads.and_then(wide));
-        for (_, rank) in &s.rank_pattern {
+        for (_, rank) in &s.trained.rank_pattern {
             count("rank_pattern", wide(*rank));
         }
     }
 
     pub(super) fn check_combinations(&self, problems: &mut Misuse) {
         let s = &self.settings;
-        let method = lowrank::tuning::Method::from(s.method);
+        let method = lowrank::tuning::Method::from(s.trained.method);
         // A run's own config.yaml names every key, so only values that ask for something are refused.
         let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
         let values = object(s).unwrap_or_default();
@@ -210,24 +210,28 @@ impl Layered<TrainSettings> {
                 values.get("method").and_then(Value::as_str).unwrap_or("")
             ));
         }
-        problems.require(!(s.head_only && s.top_layers.is_some()), || {
-            format!(
-                "{} trains the output projection alone, so leave {} out",
-                self.name("head_only"),
-                self.name("top_layers")
-            )
-        });
-        let layer = s.prefix_kind == PrefixKind::Layer;
-        problems.require(!layer || s.infix_tokens == 0, || {
+        problems.require(
+            !(s.trained.head_only && s.trained.top_layers.is_some()),
+            || {
+                format!(
+                    "{} trains the output projection alone, so leave {} out",
+                    self.name("head_only"),
+                    self.name("top_layers")
+                )
+            },
+        );
+        let layer = s.trained.prefix_kind == PrefixKind::Layer;
+        problems.require(!layer || s.trained.infix_tokens == 0, || {
             format!(
                 "{} goes with {} embedding",
                 self.name("infix_tokens"),
                 self.name("prefix_kind")
             )
         });
-        problems.require(s.num_virtual_tokens > 0 || s.infix_tokens > 0, || {
-            format!("{} must be 1 or greater", self.name("num_virtual_tokens"))
-        });
+        problems.require(
+            s.trained.num_virtual_tokens > 0 || s.trained.infix_tokens > 0,
+            || format!("{} must be 1 or greater", self.name("num_virtual_tokens")),
+        );
         for (key, set) in [
             ("load_best_model_at_end", s.load_best_model_at_end),
             (
@@ -251,8 +255,8 @@ impl Layered<TrainSettings> {
             )
         });
         for (key, targets) in [
-            ("target_modules", &s.target_modules),
-            ("exclude_modules", &s.exclude_modules),
+            ("target_modules", &s.trained.target_modules),
+            ("exclude_modules", &s.trained.exclude_modules),
         ] {
             let empty = match targets {
                 Some(Targets::Names(names)) => names.is_empty(),
