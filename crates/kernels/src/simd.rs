@@ -10,12 +10,29 @@
 use std::ops::Range;
 
 use half::bf16;
-use pulp::{Arch, Simd, WithSimd};
+#[cfg(not(target_arch = "x86_64"))]
+use pulp::Arch;
+#[cfg(target_arch = "x86_64")]
+use pulp::{Scalar, x86::V3};
+use pulp::{Simd, WithSimd};
 
 /// Runs a closure compiled for this processor's vectors.
 #[inline(always)]
 pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(work)
+    dispatch(work)
+}
+
+/// Runs an operation compiled for this processor's vectors, those of AVX2 at most: wider ones are
+/// only worth being compiled for where [`rows`](crate::rows) multiplies.
+#[inline(always)]
+pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
+    #[cfg(target_arch = "x86_64")]
+    match V3::try_new() {
+        Some(simd) => Simd::vectorize(simd, op),
+        None => op.with_simd(Scalar),
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Arch::new().dispatch(op)
 }
 
 /// Lanes that sums use, a multiple of every vector's.
@@ -47,7 +64,7 @@ pub(crate) fn add_weighted_rows(
     b: &[f32],
     stride: usize,
 ) {
-    Arch::new().dispatch(AddWeightedRows {
+    dispatch(AddWeightedRows {
         out,
         size,
         weights,
