@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::simd::{exp, vectorize};
 use crate::view::{View, ViewMut};
@@ -116,7 +117,7 @@ struct Forward<'a> {
 impl Loop for Forward<'_> {
     fn run<F: Function>(self) {
         let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each(|(i, h)| {
+        chunks.for_each_part(|(i, h)| {
             let part = i * BLOCK..i * BLOCK + h.len();
             self.x.with_part(part, |x| {
                 vectorize(
@@ -143,7 +144,7 @@ impl Loop for Backward<'_> {
         // h = act(x)
         let chunks = self.dx.into_f32s().par_chunks_mut(BLOCK);
         let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
-        chunks.for_each(|(i, (dx, dh))| {
+        chunks.for_each_part(|(i, (dx, dh))| {
             let part = i * BLOCK..i * BLOCK + dx.len();
             self.x.with_part(part, |x| {
                 vectorize(
@@ -168,7 +169,7 @@ struct GatedForward<'a> {
 impl Loop for GatedForward<'_> {
     fn run<F: Function>(self) {
         let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each(|(i, h)| {
+        chunks.for_each_part(|(i, h)| {
             let part = i * BLOCK..i * BLOCK + h.len();
             self.gate.with_part(part.clone(), |gate| {
                 self.up.with_part(part, |up| {
@@ -200,7 +201,7 @@ impl Loop for GatedBackward<'_> {
         let chunks = self.dgate.into_f32s().par_chunks_mut(BLOCK);
         let chunks = chunks.zip(self.dup.into_f32s().par_chunks_mut(BLOCK));
         let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
-        chunks.for_each(|(i, ((dgate, dup), dh))| {
+        chunks.for_each_part(|(i, ((dgate, dup), dh))| {
             let part = i * BLOCK..i * BLOCK + dh.len();
             self.gate.with_part(part.clone(), |gate| {
                 self.up.with_part(part, |up| {

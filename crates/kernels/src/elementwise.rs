@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::parallel::rows_per_task;
+use crate::parallel::{ForEachPart, rows_per_task};
 use crate::profile::op;
 use crate::simd::{self, vectorize};
 use crate::tensor::{DType, Tensor};
@@ -23,7 +23,7 @@ pub fn add_assign(y: ViewMut<'_>, x: View<'_>) {
     y.into_f32s()
         .par_chunks_mut(BLOCK)
         .zip(x.f32s().par_chunks(BLOCK))
-        .for_each(|(y, x)| simd::add(y, x));
+        .for_each_part(|(y, x)| simd::add(y, x));
 }
 
 /// Copies a matrix into one of the same shape and another number format, rounding to nearest.
@@ -35,7 +35,7 @@ pub fn convert(to: &mut Tensor, from: View<'_>) {
     from.assert_shape("the matrix to convert", to.rows(), to.cols());
     if to.dtype() == DType::F32 {
         let chunks = to.view_mut().into_f32s().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each(|(i, to)| {
+        chunks.for_each_part(|(i, to)| {
             let part = i * BLOCK..i * BLOCK + to.len();
             match from.data() {
                 Data::F32(from) => to.copy_from_slice(&from[part]),
@@ -44,7 +44,7 @@ pub fn convert(to: &mut Tensor, from: View<'_>) {
         });
     } else {
         let chunks = to.bf16s_mut().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each(|(i, to)| {
+        chunks.for_each_part(|(i, to)| {
             let part = i * BLOCK..i * BLOCK + to.len();
             match from.data() {
                 Data::F32(from) => simd::narrow(to, &from[part]),
@@ -58,13 +58,13 @@ pub fn convert(to: &mut Tensor, from: View<'_>) {
 pub(crate) fn set_zero(y: ViewMut<'_>) {
     y.into_f32s()
         .par_chunks_mut(BLOCK)
-        .for_each(|y| y.fill(0.0));
+        .for_each_part(|y| y.fill(0.0));
 }
 
 /// y *= factor.
 pub fn scale(y: ViewMut<'_>, factor: f32) {
     let _op = op("scale", || 0.0);
-    y.into_f32s().par_chunks_mut(BLOCK).for_each(|y| {
+    y.into_f32s().par_chunks_mut(BLOCK).for_each_part(|y| {
         vectorize(
             #[inline(always)]
             || {
@@ -123,7 +123,7 @@ fn for_columns(
     dst.into_f32s()
         .par_chunks_mut(rows * to_width)
         .zip(src.f32s().par_chunks(rows * from_width))
-        .for_each(|(to, from)| {
+        .for_each_part(|(to, from)| {
             let rows = to
                 .chunks_exact_mut(to_width)
                 .zip(from.chunks_exact(from_width));

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::matmul::{ALL, for_tiles};
-use crate::parallel::rows_per_task;
+use crate::parallel::{ForEachPart, rows_per_task};
 use crate::profile::op;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
@@ -26,7 +26,7 @@ pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulat
     y.into_f32s()
         .par_chunks_mut((rows * cols).max(1))
         .zip(ids.par_chunks(rows))
-        .for_each(|(y, ids)| {
+        .for_each_part(|(y, ids)| {
             for (y, &id) in y.chunks_exact_mut(cols).zip(ids) {
                 let from = id as usize * cols..(id as usize + 1) * cols;
                 match (table.data(), accumulate) {

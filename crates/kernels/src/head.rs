@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
 use crate::measure::argmax;
+use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::simd::{exp, lane_max, lane_sum, vectorize};
 use crate::view::{View, ViewMut};
@@ -66,7 +67,7 @@ pub fn head_log_probs(
             .zip(&mut lse[rows.clone()])
             .zip(&mut mean_logit[rows.clone()])
             .zip(&mut correct[rows])
-            .for_each(|(((((row, &target), log_prob), lse), mean), correct)| {
+            .for_each_part(|(((((row, &target), log_prob), lse), mean), correct)| {
                 let stats = RowStats::of(row, target);
                 *lse = stats.lse(sum_of_exps(row, stats.max));
                 *log_prob = stats.target - *lse;
@@ -113,7 +114,7 @@ pub fn head_backward(
             .zip(&targets[rows.clone()])
             .zip(&lse[rows.clone()])
             .zip(&coef[rows.clone()])
-            .for_each(|(((row, &target), &lse), &coef)| {
+            .for_each_part(|(((row, &target), &lse), &coef)| {
                 loss_gradient(row, target, lse, coef, label_smoothing);
             });
         grads.add(rows, logits.as_view());
@@ -161,7 +162,7 @@ pub fn cross_entropy_forward_backward(
             .into_f32s()
             .par_chunks_mut(vocabulary)
             .zip(&targets[rows.clone()])
-            .map(|(row, &target)| {
+            .map_parts(|(row, &target)| {
                 let stats = RowStats::of(row, target);
                 let exps = exponentiate(row, stats.max);
                 let lse = stats.lse(exps);
@@ -171,8 +172,7 @@ pub fn cross_entropy_forward_backward(
                     loss_gradient_of_exps(row, target, exps, label_smoothing);
                 }
                 (loss, stats.correct)
-            })
-            .collect();
+            });
         // In the order of the rows, whatever thread computed them.
         for (loss, correct) in results {
             total.loss_sum += loss;

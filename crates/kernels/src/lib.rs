@@ -97,7 +97,7 @@ pub use norm::{
 };
 pub use optimizer::{AdamW, adamw_step};
 pub use parallel::in_pool;
-pub use profile::{OpCost, start_profile, stop_profile};
+pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};
 pub use storage::release_freed_memory;

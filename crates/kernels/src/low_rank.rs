@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
+use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::random::drop_out;
 use crate::rows::{Packed, products_of_rows, with_packed};
@@ -132,7 +133,7 @@ pub fn low_rank_forward(
             .par_chunks_mut(TOKENS * y_cols)
             .zip(u.into_f32s().par_chunks_mut(TOKENS * rank))
             .enumerate()
-            .for_each(|(i, (y, u))| {
+            .for_each_part(|(i, (y, u))| {
                 let count = u.len() / rank;
                 let start = first + i * TOKENS;
                 let mut u = MatMut::new(u, count, rank);
@@ -168,7 +169,7 @@ pub(crate) fn low_rank_down(u: ViewMut<'_>, x: View<'_>, rows: Range<usize>, lr:
     let first = rows.start;
     let run = |a: Option<Packed<'_>>| {
         let blocks = u.into_f32s().par_chunks_mut(TOKENS * rank).enumerate();
-        blocks.for_each(|(i, u)| {
+        blocks.for_each_part(|(i, u)| {
             let count = u.len() / rank;
             let start = first + i * TOKENS;
             let mut u = MatMut::new(u, count, rank);

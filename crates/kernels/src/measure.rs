@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::profile::op;
+use crate::parallel::ForEachPart;
+use crate::profile::{op, region};
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use crate::view::View;
@@ -17,28 +18,23 @@ const LANES: usize = 8;
 /// Σ x², in f64 and in a fixed order.
 pub fn sum_squares(x: View<'_>) -> f64 {
     let _op = op("sum of squares", || 0.0);
-    let partial: Vec<f64> = x
-        .f32s()
-        .par_chunks(BLOCK)
-        .map(|x| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    let mut lanes = [0.0_f64; LANES];
-                    let mut chunks = x.chunks_exact(LANES);
-                    for chunk in &mut chunks {
-                        for (sum, &x) in lanes.iter_mut().zip(chunk) {
-                            *sum += f64::from(x) * f64::from(x);
-                        }
+    let partial = x.f32s().par_chunks(BLOCK).map_parts(|x| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let mut lanes = [0.0_f64; LANES];
+                let mut chunks = x.chunks_exact(LANES);
+                for chunk in &mut chunks {
+                    for (sum, &x) in lanes.iter_mut().zip(chunk) {
+                        *sum += f64::from(x) * f64::from(x);
                     }
-                    let rest = chunks.remainder().iter();
-                    lanes.iter().sum::<f64>()
-                        + rest.map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
-                },
-            )
-        })
-        .collect();
-    partial.iter().sum()
+                }
+                let rest = chunks.remainder().iter();
+                lanes.iter().sum::<f64>() + rest.map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+            },
+        )
+    });
+    partial.iter().sum::<f64>()
 }
 
 /// Bytes a second that all threads together read from memory, the best of `repeats` runs.
@@ -88,7 +84,8 @@ pub fn frobenius_norm(x: View<'_>) -> f64 {
 
 /// Whether no element is infinite or NaN.
 pub fn all_finite(x: View<'_>) -> bool {
-    x.f32s().par_chunks(BLOCK).all(chunk_is_finite)
+    let chunks = x.f32s().par_chunks(BLOCK);
+    region(Some(chunks.len()), || chunks.all(chunk_is_finite))
 }
 
 /// Position, in row order, of the first element that is infinite or NaN.
@@ -126,7 +123,7 @@ pub fn argmax_rows(x: View<'_>) -> Vec<usize> {
         return Vec::new();
     }
     assert!(x.cols() > 0, "rows without columns have no largest element");
-    x.f32s().par_chunks(x.cols()).map(argmax).collect()
+    x.f32s().par_chunks(x.cols()).map_parts(argmax)
 }
 
 /// The position of the first of the largest numbers, zero if there is none; NaN is never the largest.

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::simd::vectorize;
 use crate::view::{View, ViewMut};
@@ -61,7 +62,7 @@ pub fn adamw_step(
         .zip(grads.f32s().par_chunks(BLOCK))
         .zip(m.into_f32s().par_chunks_mut(BLOCK))
         .zip(v.into_f32s().par_chunks_mut(BLOCK))
-        .for_each(|(((values, grads), m), v)| {
+        .for_each_part(|(((values, grads), m), v)| {
             vectorize(
                 #[inline(always)]
                 || {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use crate::profile::region;
+
 /// Rows a task of an element-wise operation takes: about 16 thousand numbers, which is long enough
 /// to pay for the hand-over to another thread.
 pub(crate) fn rows_per_task(cols: usize) -> usize {
@@ -19,9 +21,33 @@ pub fn in_pool<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| pass())
 }
 
+/// Parts of data that threads share.
+pub(crate) trait ForEachPart: IndexedParallelIterator {
+    /// Calls `work` with each of them, on all threads.
+    fn for_each_part(self, work: impl Fn(Self::Item) + Sync + Send) {
+        region(Some(self.len()), || self.for_each(work));
+    }
+
+    /// What `work` makes of each of them, in their order.
+    fn map_parts<R: Send>(self, work: impl Fn(Self::Item) -> R + Sync + Send) -> Vec<R> {
+        region(Some(self.len()), || self.map(work).collect())
+    }
+}
+
+impl<I: IndexedParallelIterator> ForEachPart for I {}
+
 /// Calls `work` with each number below `tasks`, on all threads: each takes the next one when it has
 /// done one. For tasks that take long, and not equally long.
 pub(crate) fn for_each_task(tasks: usize, work: impl Fn(usize) + Sync) {
+    region(Some(tasks), || share_tasks(tasks, work));
+}
+
+/// [`for_each_task`] where the number of threads says how many tasks there are.
+pub(crate) fn for_each_piece(pieces: usize, work: impl Fn(usize) + Sync) {
+    region(None, || share_tasks(pieces, work));
+}
+
+fn share_tasks(tasks: usize, work: impl Fn(usize) + Sync) {
     let threads = rayon::current_num_threads().min(tasks);
     if threads <= 1 {
         return (0..tasks).for_each(work);
@@ -49,6 +75,10 @@ pub(crate) fn for_each_task(tasks: usize, work: impl Fn(usize) + Sync) {
 /// Each thread goes through a run of neighbours, and then helps the others with theirs, so that
 /// memory is read in order and nobody waits for more than one task.
 pub(crate) fn for_runs(count: usize, run: impl Fn(usize) + Sync) {
+    region(Some(count), || share_runs(count, run));
+}
+
+fn share_runs(count: usize, run: impl Fn(usize) + Sync) {
     /// More threads than this share runs.
     const RUNS: usize = 64;
     let runs = rayon::current_num_threads().min(RUNS).min(count);

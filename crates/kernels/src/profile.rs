@@ -1,10 +1,11 @@
-//! Where the time goes: calls, seconds and floating-point operations of every operation.
+//! Where the time goes: calls, seconds and floating-point operations of every operation, and what of
+//! it threads share.
 //!
 //! Off by default, and then one relaxed load an operation. Operations are called by one thread and
 //! spread their own work, so the time between entering and leaving one is the time it costs the
 //! pass; an operation that calls another is charged for what is left.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,17 +23,47 @@ pub struct OpCost {
     pub flops: f64,
 }
 
+/// What the parallel regions with one number of tasks cost since profiling began. In a region threads
+/// share tasks, and at its end they wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RegionCost {
+    /// Tasks that threads share; `None` where the work is cut for as many threads as there are.
+    pub tasks: Option<usize>,
+    /// How many such regions there were.
+    pub count: u64,
+    /// Time within them.
+    pub time: Duration,
+}
+
+impl RegionCost {
+    /// Seconds that these regions would take on so many threads, had they been measured on one: the
+    /// thread with the most tasks decides. Waking threads and waiting for them comes on top.
+    pub fn seconds_on(&self, threads: usize) -> f64 {
+        let share = self.tasks.map_or(1.0 / threads as f64, |tasks| {
+            tasks.div_ceil(threads) as f64 / tasks as f64
+        });
+        self.time.as_secs_f64() * share
+    }
+}
+
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static COSTS: Mutex<Vec<OpCost>> = Mutex::new(Vec::new());
+static REGIONS: Mutex<Vec<RegionCost>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// Time spent in operations that the ones under way have called.
     static NESTED: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
+    /// Whether this thread is within a region that it has opened.
+    static IN_REGION: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Begins to measure, from zero. There is one profile a process.
 pub fn start_profile() {
     COSTS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    REGIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clear();
     ENABLED.store(true, Ordering::Relaxed);
 }
 
@@ -42,6 +73,40 @@ pub fn stop_profile() -> Vec<OpCost> {
     let mut costs = std::mem::take(&mut *COSTS.lock().unwrap_or_else(PoisonError::into_inner));
     costs.sort_by(|a, b| b.time.cmp(&a.time).then(a.name.cmp(b.name)));
     costs
+}
+
+/// The parallel regions of the last profile, those with the fewest tasks first.
+pub fn profiled_regions() -> Vec<RegionCost> {
+    let mut regions = REGIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    regions.sort_by_key(|region| region.tasks);
+    regions
+}
+
+/// Does work whose tasks threads share; `None` where it is cut for as many threads as there are.
+pub(crate) fn region<R>(tasks: Option<usize>, work: impl FnOnce() -> R) -> R {
+    if !ENABLED.load(Ordering::Relaxed) || tasks == Some(0) || IN_REGION.get() {
+        return work();
+    }
+    IN_REGION.set(true);
+    let begun = Instant::now();
+    let result = work();
+    let time = begun.elapsed();
+    IN_REGION.set(false);
+    let mut regions = REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(region) = regions.iter_mut().find(|region| region.tasks == tasks) {
+        region.count += 1;
+        region.time += time;
+    } else {
+        regions.push(RegionCost {
+            tasks,
+            count: 1,
+            time,
+        });
+    }
+    result
 }
 
 /// An operation under way; it ends when this is dropped.
@@ -111,6 +176,13 @@ mod tests {
                 std::thread::sleep(nap);
             }
         }
+        // A number of tasks that no other test has.
+        let tasks = Some(1_000_003);
+        for _ in 0..2 {
+            region(tasks, || {
+                region(tasks, || std::thread::sleep(nap));
+            });
+        }
         let costs = stop_profile();
         // Other tests of this process may have run operations of their own meanwhile.
         let find = |name| *costs.iter().find(|cost| cost.name == name).unwrap();
@@ -118,6 +190,23 @@ mod tests {
         assert_eq!((outer.calls, inner.calls), (1, 2));
         assert_eq!((outer.flops, inner.flops), (1.0, 4.0));
         assert!(inner.time >= 2 * nap && outer.time < nap, "{costs:?}");
+        let regions = profiled_regions();
+        let region = regions.iter().find(|r| r.tasks == tasks).unwrap();
+        assert_eq!(region.count, 2);
+        assert!(region.time >= 2 * nap, "{region:?}");
         let _off = op("test outer", || 1.0);
+    }
+
+    #[test]
+    fn the_thread_with_the_most_tasks_decides() {
+        let region = |tasks| RegionCost {
+            tasks,
+            count: 1,
+            time: Duration::from_secs(12),
+        };
+        assert_eq!(region(Some(1)).seconds_on(64), 12.0);
+        assert_eq!(region(Some(3)).seconds_on(2), 8.0);
+        assert_eq!(region(Some(24)).seconds_on(16), 1.0);
+        assert_eq!(region(None).seconds_on(16), 0.75);
     }
 }

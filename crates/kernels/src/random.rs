@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use crate::parallel::ForEachPart;
 use crate::simd;
 use crate::view::ViewMut;
 
@@ -115,7 +116,7 @@ fn fill(y: ViewMut<'_>, key: u64, draw: impl Fn([u32; 4]) -> [f32; 4] + Sync) {
     y.into_f32s()
         .par_chunks_mut(BLOCK)
         .enumerate()
-        .for_each(|(block, chunk)| {
+        .for_each_part(|(block, chunk)| {
             let first = (block * BLOCK / 4) as u64;
             for (i, four) in chunk.chunks_mut(4).enumerate() {
                 let values = draw(philox_at(key, first + i as u64));

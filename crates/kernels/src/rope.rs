@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::parallel::rows_per_task;
+use crate::parallel::{ForEachPart, rows_per_task};
 use crate::profile::op;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
@@ -31,7 +31,7 @@ impl RopeTable {
             .into_f32s()
             .par_chunks_mut((2 * half).max(1))
             .enumerate()
-            .for_each(|(position, row)| {
+            .for_each_part(|(position, row)| {
                 let (cos, sin) = row.split_at_mut(half);
                 for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(inv_freq) {
                     let (s, c) = (position as f64 * f64::from(frequency)).sin_cos();
@@ -89,7 +89,7 @@ fn rotate(x: ViewMut<'_>, positions: &[u32], table: &RopeTable, head_size: usize
     x.into_f32s()
         .par_chunks_mut((rows * cols).max(1))
         .zip(positions.par_chunks(rows))
-        .for_each(|(x, positions)| {
+        .for_each_part(|(x, positions)| {
             vectorize(
                 #[inline(always)]
                 || {

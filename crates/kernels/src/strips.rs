@@ -13,7 +13,7 @@ use crate::few::{FEW_TOKENS, few_times_rows};
 use crate::matmul::{Mat, MatMut, Shared, product_anywhere};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
-use crate::parallel::for_each_task;
+use crate::parallel::for_each_piece;
 use crate::scratch::with_scratch;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
@@ -130,7 +130,7 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
         .collect();
-    for_each_task(pieces.len(), |i| {
+    for_each_piece(pieces.len(), |i| {
         let Piece { job, rows, cols } = &pieces[i];
         let (y, start, terms) = &jobs[*job];
         #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]

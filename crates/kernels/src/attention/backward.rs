@@ -18,6 +18,7 @@ use super::{
 use crate::blocks::{Left, MR, NR, add_rows, pack_rows};
 use crate::elementwise::{add_assign, set_zero};
 use crate::matmul::{Mat, MatMut, Shared};
+use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::scratch::with_scratch;
 use crate::simd::{exp, vectorize};
@@ -92,7 +93,7 @@ pub fn attention_backward(
         };
         (0..parts.len() * shape.kv_heads)
             .into_par_iter()
-            .for_each(|i| {
+            .for_each_part(|i| {
                 let part = &parts[i / shape.kv_heads];
                 for tile in part.tiles {
                     task.run(tile, i % shape.kv_heads, part.sum);

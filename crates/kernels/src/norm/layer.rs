@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::COLUMNS;
 use crate::matmul::for_tiles;
-use crate::parallel::rows_per_task;
+use crate::parallel::{ForEachPart, rows_per_task};
 use crate::profile::op;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
@@ -38,7 +38,7 @@ pub fn layer_norm_forward(
             .zip(mean.into_f32s().par_chunks_mut(block))
             .zip(rstd.into_f32s().par_chunks_mut(block))
             .zip(x.f32s().par_chunks(block * cols))
-            .for_each(|(((y, mean), rstd), x)| {
+            .for_each_part(|(((y, mean), rstd), x)| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -80,7 +80,7 @@ pub fn layer_norm_apply(
             .zip(mean.f32s().par_chunks(block))
             .zip(rstd.f32s().par_chunks(block))
             .zip(x.f32s().par_chunks(block * cols))
-            .for_each(|(((y, mean), rstd), x)| {
+            .for_each_part(|(((y, mean), rstd), x)| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -150,7 +150,7 @@ pub fn layer_norm_backward(
             .zip(dy.par_chunks(block * cols))
             .zip(x.par_chunks(block * cols))
             .zip(mean.par_chunks(block).zip(rstd.par_chunks(block)))
-            .for_each(|(((dx, dy), x), (mean, rstd))| {
+            .for_each_part(|(((dx, dy), x), (mean, rstd))| {
                 vectorize(
                     #[inline(always)]
                     || {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::COLUMNS;
 use crate::matmul::for_tiles;
-use crate::parallel::rows_per_task;
+use crate::parallel::{ForEachPart, rows_per_task};
 use crate::profile::op;
 use crate::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
@@ -37,7 +37,7 @@ pub fn rms_norm_forward(
             .par_chunks_mut(width)
             .zip(rstd.into_f32s().par_chunks_mut(block * groups))
             .zip(x.f32s().par_chunks(width))
-            .for_each(|((y, rstd), x)| {
+            .for_each_part(|((y, rstd), x)| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -75,7 +75,7 @@ pub fn rms_norm_apply(
             .par_chunks_mut(width)
             .zip(rstd.f32s().par_chunks(block * groups))
             .zip(x.f32s().par_chunks(width))
-            .for_each(|((y, rstd), x)| {
+            .for_each_part(|((y, rstd), x)| {
                 vectorize(
                     #[inline(always)]
                     || {
@@ -140,7 +140,7 @@ pub fn rms_norm_backward(
             .zip(dy.par_chunks(width))
             .zip(x.par_chunks(width))
             .zip(rstd.par_chunks(block * groups))
-            .for_each(|(((dx, dy), x), rstd)| {
+            .for_each_part(|(((dx, dy), x), rstd)| {
                 vectorize(
                     #[inline(always)]
                     || {

@@ -11,7 +11,7 @@ mod train;
 
 pub use gemm::{GemmFigures, gemm, mean_gflops, peak_gflops};
 pub use generate::{GenerateFigures, generate, memory_bandwidth};
-pub use lowrank_kernels::OpCost;
+pub use lowrank_kernels::{OpCost, RegionCost};
 pub use train::{TrainFigures, TrainOptions, train};
 
 /// Threads that everything computes with.

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use lowrank_kernels::{OpCost, Workspace, start_profile, stop_profile};
+use lowrank_kernels::{
+    OpCost, RegionCost, Workspace, profiled_regions, start_profile, stop_profile,
+};
 
 use crate::Error;
 use crate::data::Example;
@@ -44,6 +46,8 @@ pub struct TrainFigures {
     pub peak_rss: u64,
     /// Where the time went, if asked.
     pub profile: Vec<OpCost>,
+    /// What of the time threads share, if asked.
+    pub regions: Vec<RegionCost>,
 }
 
 impl TrainFigures {
@@ -75,6 +79,7 @@ pub fn train(
         predicted: Memory::default(),
         peak_rss: 0,
         profile: Vec::new(),
+        regions: Vec::new(),
     };
     let size = options.step.batch_size;
     let order = if options.step.share_prompts {
@@ -112,6 +117,7 @@ pub fn train(
     }
     if options.profile {
         figures.profile = stop_profile();
+        figures.regions = profiled_regions();
     }
     figures.flops = step_flops(model.config(), adapter, figures.work);
     figures.peak_rss = peak_rss();

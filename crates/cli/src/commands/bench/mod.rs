@@ -5,11 +5,11 @@ pub mod generate;
 pub mod train;
 
 use clap::{ArgMatches, Subcommand};
-use lowrank::bench::OpCost;
+use lowrank::bench::{OpCost, RegionCost};
 use serde::Serialize;
 
 use crate::output::Output;
-use crate::table::{Align, Table};
+use crate::table::{Align, Facts, Table};
 
 /// Commands that measure.
 #[derive(Debug, Subcommand)]
@@ -61,6 +61,70 @@ fn shares(profile: &[OpCost], rounds: usize, seconds: f64) -> Vec<OpShare> {
             }
         })
         .collect()
+}
+
+/// What of a round threads share.
+#[derive(Debug, Serialize)]
+struct Sharing {
+    /// Parallel regions; at the end of each, threads wait for each other.
+    regions: f64,
+    /// Share of the time outside of them.
+    serial_share: f64,
+    /// How many times as fast more threads would be if waiting for each other took no time, and memory were as fast for
+    /// all: told only where one thread was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    speedups: Vec<Speedup>,
+}
+
+#[derive(Debug, Serialize)]
+struct Speedup {
+    threads: usize,
+    times: f64,
+}
+
+impl Sharing {
+    /// Of `rounds` rounds that took `seconds` together.
+    fn of(costs: &[RegionCost], rounds: usize, seconds: f64) -> Option<Self> {
+        if costs.is_empty() {
+            return None;
+        }
+        let within: f64 = costs.iter().map(|region| region.time.as_secs_f64()).sum();
+        let serial = (seconds - within).max(0.0);
+        let speedup = |threads| {
+            let shared: f64 = costs.iter().map(|r| r.seconds_on(threads)).sum();
+            Speedup {
+                threads,
+                times: seconds / (serial + shared),
+            }
+        };
+        let alone = lowrank::bench::threads() == 1;
+        Some(Self {
+            regions: costs.iter().map(|region| region.count).sum::<u64>() as f64 / rounds as f64,
+            serial_share: serial / seconds,
+            speedups: if alone {
+                [2, 16, 64].map(speedup).into()
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    fn add_to(&self, facts: &mut Facts) {
+        facts.add(
+            "parallel regions",
+            format!(
+                "{:.0}; {:.2} % of the time outside of them",
+                self.regions,
+                100.0 * self.serial_share
+            ),
+        );
+        for Speedup { threads, times } in &self.speedups {
+            facts.add(
+                &format!("{threads} threads, at most"),
+                format!("{times:.1} times as fast"),
+            );
+        }
+    }
 }
 
 /// Operations, the dearest first; `time` is the heading of the time of a round.

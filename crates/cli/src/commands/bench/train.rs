@@ -12,7 +12,7 @@ use lowrank::report::units;
 use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
 use serde::Serialize;
 
-use super::{OpShare, profile_table, shares};
+use super::{OpShare, Sharing, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -114,6 +114,8 @@ struct Report {
     losses: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<OpShare>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sharing: Option<Sharing>,
 }
 
 /// Runs the command.
@@ -196,6 +198,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
         predicted_total: figures.predicted.total(),
         predicted: figures.predicted,
         profile: shares(&figures.profile, args.steps, seconds),
+        sharing: Sharing::of(&figures.regions, args.steps, seconds),
         losses: figures.losses,
     })
 }
@@ -270,6 +273,9 @@ fn text(report: &Report, output: &Output) -> String {
         ),
     );
     facts.add("threads", report.threads.to_string());
+    if let Some(sharing) = &report.sharing {
+        sharing.add_to(&mut facts);
+    }
     let mut text = facts.render("", output.color);
     if !report.profile.is_empty() {
         text.push('\n');
