@@ -1,17 +1,20 @@
 //! Sums of products a block of 6 × 16 at a time, from factors that lie as the block reads them.
 //!
 //! The right factor is a panel: for each inner index the 16 numbers of its columns, one after the other. What makes panels, for
-//! a linear or for attention, calls [`add_block`]; on processors with AVX2 and FMA the block stays in registers.
+//! a linear or for attention, calls [`add_panels`] or [`add_rows`]; on processors with AVX2 and FMA the block stays in registers,
+//! and with AVX-512 a larger one, of 12 × 32 or 12 × 16.
 
 use crate::matmul::{Mat, MatMut};
-#[cfg(target_arch = "x86_64")]
-use crate::panels;
 use crate::simd::vectorize;
+#[cfg(target_arch = "x86_64")]
+use crate::{panels, wide};
 
 /// Rows of a block of sums.
 pub(crate) const MR: usize = 6;
-/// Columns of a panel: two vectors.
+/// Columns of a panel: two vectors of AVX2.
 pub(crate) const NR: usize = 16;
+/// Rows of the tallest block.
+const TALLEST: usize = 2 * MR;
 
 /// Rows of a left factor, or of a part of its inner index.
 ///
@@ -49,7 +52,7 @@ impl<'a> Left<'a> {
 /// Where a block of sums lies.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
-    /// The first row of the output, how many there are, at most [`MR`], and the first column.
+    /// The first row of the output, how many there are, at most what a block has, and the first column.
     pub(crate) row: usize,
     pub(crate) height: usize,
     pub(crate) col: usize,
@@ -59,10 +62,85 @@ pub(crate) struct Block {
     pub(crate) add: bool,
 }
 
+/// Some rows of out, in all columns, (+)= Σ lefts · panels, which lie one after the other.
+///
+/// The first row of the left factors goes to row `row` of the output. A panel holds the inner indices of the left factors one
+/// after the other.
+///
+/// # Panics
+/// If a shape does not fit.
+pub(crate) fn add_panels<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    rows: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    panels: &[f32],
+) {
+    let inner: usize = lefts.iter().map(|left| left.inner).sum();
+    #[cfg(target_arch = "x86_64")]
+    let pairs = if wide::supported() {
+        out.cols() / (2 * NR)
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let pairs = 0;
+    let (twos, ones) = panels.split_at(pairs * 2 * NR * inner);
+    for (pair, b) in twos.chunks_exact(2 * NR * inner).enumerate() {
+        add_pair::<COL>(
+            out,
+            row,
+            rows,
+            pair * 2 * NR,
+            add,
+            lefts,
+            b.split_at(NR * inner),
+        );
+    }
+    for (panel, b) in ones.chunks_exact(NR * inner).enumerate() {
+        let col = (2 * pairs + panel) * NR;
+        add_rows::<COL>(out, row, rows, col, add, lefts, b);
+    }
+}
+
+/// Some rows of out, in 32 columns from `col` on, (+)= Σ lefts · two panels, on processors with AVX-512.
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "code for one kind of processor")
+)]
+fn add_pair<const COL: usize>(
+    out: &mut MatMut<'_>,
+    row: usize,
+    rows: usize,
+    col: usize,
+    add: bool,
+    lefts: &[Left<'_>],
+    (low, high): (&[f32], &[f32]),
+) {
+    #[cfg(target_arch = "x86_64")]
+    for first in (0..rows).step_by(wide::ROWS) {
+        let block = Block {
+            row: row + first,
+            height: wide::ROWS.min(rows - first),
+            col,
+            first,
+            add,
+        };
+        assert!(wide::supported(), "a processor without AVX-512");
+        // SAFETY: it is supported.
+        unsafe { wide::block::<2, COL>(out, block, lefts, [low, high]) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        add_rows::<COL>(out, row, rows, col, add, lefts, low);
+        add_rows::<COL>(out, row, rows, col + NR, add, lefts, high);
+    }
+}
+
 /// Some rows of out, in 16 columns from `col` on (or as many as there are), (+)= Σ lefts · panel.
 ///
-/// The first row of the left factors goes to row `row` of the output. `b` holds the inner indices of the left factors one
-/// after the other.
+/// Otherwise as [`add_panels`].
 ///
 /// # Panics
 /// If a shape does not fit.
@@ -75,16 +153,27 @@ pub(crate) fn add_rows<const COL: usize>(
     lefts: &[Left<'_>],
     b: &[f32],
 ) {
-    for first in (0..rows).step_by(MR) {
+    let together = block_rows();
+    for first in (0..rows).step_by(together) {
         let block = Block {
             row: row + first,
-            height: MR.min(rows - first),
+            height: together.min(rows - first),
             col,
             first,
             add,
         };
         add_block::<COL>(out, block, lefts, b);
     }
+}
+
+/// Rows of a block that stays in this processor's registers.
+#[inline]
+fn block_rows() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if wide::supported() {
+        return wide::ROWS;
+    }
+    MR
 }
 
 #[inline]
@@ -96,13 +185,13 @@ fn add_block<const COL: usize>(out: &mut MatMut<'_>, block: Block, lefts: &[Left
     if width == NR {
         return whole_block::<COL>(out, block, lefts, b);
     }
-    let mut tile = [0.0_f32; MR * NR];
+    let mut tile = [0.0_f32; TALLEST * NR];
     if block.add {
         for (i, tile) in tile.chunks_exact_mut(NR).take(height).enumerate() {
             tile[..width].copy_from_slice(&out.row(row + i)[col..]);
         }
     }
-    let mut whole = MatMut::new(&mut tile, MR, NR);
+    let mut whole = MatMut::new(&mut tile, TALLEST, NR);
     let aside = Block {
         row: 0,
         col: 0,
@@ -126,6 +215,11 @@ fn whole_block<const COL: usize>(
     b: &[f32],
 ) {
     #[cfg(target_arch = "x86_64")]
+    if wide::supported() {
+        // SAFETY: it is supported.
+        return unsafe { wide::block::<1, COL>(out, block, lefts, [b]) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if panels::supported() {
         // SAFETY: it is supported.
         return unsafe { panels::block::<COL>(out, block, lefts, b) };
@@ -141,7 +235,7 @@ fn block_anywhere<const COL: usize>(
     b: &[f32],
 ) {
     let Block { height, first, .. } = block;
-    let mut sums = [[0.0_f32; NR]; MR];
+    let mut sums = [[0.0_f32; NR]; TALLEST];
     let mut panel = b.as_chunks::<NR>().0;
     for left in lefts {
         let (own, rest) = panel.split_at(left.inner);
@@ -150,7 +244,7 @@ fn block_anywhere<const COL: usize>(
             let start = if COL == 1 {
                 (first + i) * left.row_stride
             } else {
-                first * left.row_stride + i
+                (first + i / MR * MR) * left.row_stride + i % MR
             };
             vectorize(
                 #[inline(always)]
@@ -214,9 +308,9 @@ mod tests {
     /// What other processors run must be right, too.
     #[test]
     fn a_block_is_the_same_on_any_processor() {
-        let a = numbers(6 * 40, 5);
+        let a = numbers(TALLEST * 40, 5);
         let b = numbers(40 * NR, 7);
-        for height in 1..=MR {
+        for height in 1..=block_rows() {
             let parts = |row_stride, split, col| {
                 [
                     Left {
@@ -239,15 +333,50 @@ mod tests {
                     first: 0,
                     add,
                 };
-                let (mut here, mut anywhere) = (numbers(MR * NR, 3), numbers(MR * NR, 3));
+                let size = TALLEST * NR;
+                let (mut here, mut anywhere) = (numbers(size, 3), numbers(size, 3));
                 let lefts = parts(20, 11, 1);
-                add_block::<1>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
-                block_anywhere::<1>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
+                add_block::<1>(&mut MatMut::new(&mut here, TALLEST, NR), block, &lefts, &b);
+                let mut out = MatMut::new(&mut anywhere, TALLEST, NR);
+                block_anywhere::<1>(&mut out, block, &lefts, &b);
                 assert_eq!(here, anywhere);
                 let lefts = parts(20, 11, MR);
-                add_block::<MR>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
-                block_anywhere::<MR>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
+                add_block::<MR>(&mut MatMut::new(&mut here, TALLEST, NR), block, &lefts, &b);
+                let mut out = MatMut::new(&mut anywhere, TALLEST, NR);
+                block_anywhere::<MR>(&mut out, block, &lefts, &b);
                 assert_eq!(here, anywhere);
+            }
+        }
+    }
+
+    /// However panels are taken together, every element is the same sum.
+    #[test]
+    fn panels_together_are_panels_alone() {
+        let (rows, inner) = (29, 21);
+        let a = numbers(rows * 24, 5);
+        for cols in [16, 32, 40, 64, 83] {
+            let panels = numbers(usize::div_ceil(cols, NR) * NR * inner, 7);
+            let left = Left {
+                data: &a,
+                row_stride: 24,
+                inner,
+            };
+            for add in [false, true] {
+                let (mut all, mut each) = (numbers(rows * cols, 3), numbers(rows * cols, 3));
+                let mut out = MatMut::new(&mut all, rows, cols);
+                add_panels::<1>(&mut out, 0, rows, add, &[left], &panels);
+                let mut out = MatMut::new(&mut each, rows, cols);
+                for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
+                    add_rows::<1>(&mut out, 0, rows, panel * NR, add, &[left], b);
+                }
+                assert_eq!(all, each);
+                let before = numbers(rows * cols, 3);
+                for (i, j) in [(0, 0), (28, cols - 1), (13, cols / 2)] {
+                    let products = (0..inner)
+                        .map(|p| a[i * 24 + p] * panels[j / NR * NR * inner + p * NR + j % NR]);
+                    let start = if add { before[i * cols + j] } else { 0.0 };
+                    assert_eq!(all[i * cols + j], start + products.sum::<f32>());
+                }
             }
         }
     }

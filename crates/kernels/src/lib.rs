@@ -64,6 +64,8 @@ mod storage;
 mod strips;
 mod tensor;
 mod view;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 mod workspace;
 
 pub use activation::{

@@ -18,7 +18,7 @@ use std::arch::x86_64::{
 
 use half::bf16;
 
-use crate::blocks::{Block, Left, MR, NR, add_rows, pack_rows};
+use crate::blocks::{Block, Left, MR, NR, add_panels, pack_rows};
 use crate::matmul::{Mat, MatMut};
 use crate::scratch::with_scratch;
 use crate::strips::{Factor, Term};
@@ -204,7 +204,7 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
                     row_stride: inner,
                     inner,
                 };
-                multiply_block::<MR>(out, block, add, &[left], panels);
+                add_panels::<MR>(out, block.start, count, add, &[left], panels);
             });
         } else if lefts
             .clone()
@@ -225,28 +225,13 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
                     row_stride: stride,
                     inner,
                 };
-                multiply_block::<1>(out, block, add, &[left], panels);
+                add_panels::<1>(out, block.start, count, add, &[left], panels);
             });
         } else {
             in_place.clear();
             in_place.extend(lefts.map(Left::in_place));
-            multiply_block::<1>(out, block, add, &in_place, panels);
+            add_panels::<1>(out, block.start, count, add, &in_place, panels);
         }
-    }
-}
-
-/// The rows `block` of out (+)= Σ lefts · their share of the panels.
-fn multiply_block<const COL: usize>(
-    out: &mut MatMut<'_>,
-    block: std::ops::Range<usize>,
-    add: bool,
-    lefts: &[Left<'_>],
-    panels: &[f32],
-) {
-    let inner: usize = lefts.iter().map(|left| left.inner).sum();
-    for (panel, b) in panels.chunks_exact(NR * inner).enumerate() {
-        let rows = block.len();
-        add_rows::<COL>(out, block.start, rows, panel * NR, add, lefts, b);
     }
 }
 
