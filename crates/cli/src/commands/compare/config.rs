@@ -235,32 +235,7 @@ impl Config {
             train: &written.train,
             sweep: &written.sweep,
         };
-        let mut entries: Vec<Entry> = Vec::new();
-        for (index, method) in written.methods.into_iter().enumerate() {
-            let place = match method.get("name").and_then(Value::as_str) {
-                Some(name) => name.to_owned(),
-                None => format!("method {}", index + 1),
-            };
-            match common.entry(method) {
-                Ok(entry) => {
-                    if let Some(other) = entries.iter().find(|other| other.slug == entry.slug) {
-                        problems.push(format!(
-                            "two methods are called {} (as a folder's name, {}); give each a name of its own",
-                            other.name, entry.slug
-                        ));
-                    }
-                    entries.push(entry);
-                }
-                Err(error) => match error.downcast::<Misuse>() {
-                    Ok(misuse) => {
-                        for problem in misuse.problems() {
-                            problems.push(format!("{place}: {problem}"));
-                        }
-                    }
-                    Err(error) => problems.push(format!("{place}: {error:#}")),
-                },
-            }
-        }
+        let entries = common.entries(written.methods, &mut problems);
         if let Some(texts) = &written.texts
             && let Err(problem) = check_texts(texts)
         {
@@ -332,6 +307,37 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
+    /// Every method that can be used; what is wrong with the others is a problem.
+    fn entries(&self, written: Vec<Map<String, Value>>, problems: &mut Misuse) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        for (index, method) in written.into_iter().enumerate() {
+            let place = match method.get("name").and_then(Value::as_str) {
+                Some(name) => name.to_owned(),
+                None => format!("method {}", index + 1),
+            };
+            match self.entry(method) {
+                Ok(entry) => {
+                    if let Some(other) = entries.iter().find(|other| other.slug == entry.slug) {
+                        problems.push(format!(
+                            "two methods are called {} (as a folder's name, {}); give each a name of its own",
+                            other.name, entry.slug
+                        ));
+                    }
+                    entries.push(entry);
+                }
+                Err(error) => match error.downcast::<Misuse>() {
+                    Ok(misuse) => {
+                        for problem in misuse.problems() {
+                            problems.push(format!("{place}: {problem}"));
+                        }
+                    }
+                    Err(error) => problems.push(format!("{place}: {error:#}")),
+                },
+            }
+        }
+        entries
+    }
+
     fn entry(&self, mut written: Map<String, Value>) -> anyhow::Result<Entry> {
         let mut problems = Misuse::default();
         let name = match written.remove("name") {

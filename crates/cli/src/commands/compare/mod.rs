@@ -31,6 +31,10 @@ const WAIT: Duration = Duration::from_millis(500);
 
 /// Arguments of `lowrank compare`.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 pub struct CompareArgs {
     /// The comparison, a YAML file: model, data, methods with their options, seeds, a budget
     #[arg(value_name = "CONFIG")]
@@ -145,9 +149,14 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
         store::write(&root.join(name), &text)?;
     }
     output.result(&comparison, |output| {
-        let mut text = show::tables(&comparison, output);
-        text += &format!("\nwritten to {}\n", root.join("comparison.html").display());
-        text
+        let shown = root.join("comparison.html");
+        let tables = show::tables(&comparison, output);
+        format!(
+            "{tables}
+written to {}
+",
+            shown.display()
+        )
     })?;
     if failures.is_empty() {
         return Ok(());

@@ -1,5 +1,7 @@
 //! A comparison in a terminal.
 
+use std::fmt::Write;
+
 use lowrank::compare::{Comparison, MethodResult, Spread};
 use lowrank::report::units;
 
@@ -41,7 +43,10 @@ pub(super) fn plan(config: &Config, output: &Output) -> String {
     }
     let mut text = format!("{}, on {}\n\n", config.title, config.model);
     text += &table.render(output.width, output.color);
-    text += &format!("\n{runs} trainings, those that try a learning rate included\n");
+    let _ = writeln!(
+        text,
+        "\n{runs} trainings, those that try a learning rate included"
+    );
     text
 }
 
@@ -49,10 +54,10 @@ pub(super) fn plan(config: &Config, output: &Output) -> String {
 pub(super) fn tables(comparison: &Comparison, output: &Output) -> String {
     let mut text = format!("{}, on {}\n", comparison.title, comparison.model);
     if !comparison.held_out.is_empty() {
-        text += &format!("loss on {}\n", comparison.held_out);
+        let _ = writeln!(text, "loss on {}", comparison.held_out);
     }
     if !comparison.decoding.is_empty() {
-        text += &format!("texts: {}\n", comparison.decoding);
+        let _ = writeln!(text, "texts: {}", comparison.decoding);
     }
     text.push('\n');
     text += &quality(comparison).render(output.width, output.color);
@@ -61,7 +66,7 @@ pub(super) fn tables(comparison: &Comparison, output: &Output) -> String {
         .iter()
         .any(|method| method.cost.is_some())
     {
-        text += &format!("\nmeasured with {}\n\n", comparison.machine);
+        let _ = writeln!(text, "\nmeasured with {}\n", comparison.machine);
         text += &costs(comparison).render(output.width, output.color);
     }
     let missing: usize = comparison
@@ -70,7 +75,7 @@ pub(super) fn tables(comparison: &Comparison, output: &Output) -> String {
         .map(|method| method.missing_runs)
         .sum();
     if missing > 0 {
-        text += &format!("\n{missing} of the trainings are not finished\n");
+        let _ = writeln!(text, "\n{missing} of the trainings are not finished");
     }
     text
 }

@@ -242,7 +242,7 @@ impl Worker<'_> {
         let base = Source::find(&self.config.model)?.load(dtype)?;
         let task = Task::load(entry.method, place, &base, dtype)?;
         let (own, bare) = self.latency(&base, &task)?;
-        let swaps = (0..ROUNDS).map(|_| self.switch(entry.method, place, &base, dtype, own));
+        let swaps = (0..ROUNDS).map(|_| Self::switch(entry.method, place, &base, dtype, own));
         let switch = median(swaps)?;
         let bytes = task_bytes(entry.method, place);
         let measured = Measured {
@@ -368,7 +368,6 @@ impl Worker<'_> {
 
     /// Seconds from the files of a task to a first token with it, less what a token takes anyway.
     fn switch(
-        &self,
         method: Method,
         folder: &Path,
         base: &Base,
