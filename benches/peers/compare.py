@@ -147,7 +147,8 @@ def measure(setting, arguments, rows):
     """One dict a pair: what ours and the peer printed, and the ratios."""
     work = setting.work(rows, arguments.steps)
     threads = ["--threads", str(arguments.threads)] if arguments.threads else []
-    ours = [arguments.lowrank, "bench", "train", "--model", arguments.model_bf16, *work, "--warmup", "1", *threads, "--json"]
+    # Resolved: ./lowrank would lose its ./ as a Path, and then be looked for on PATH.
+    ours = [arguments.lowrank.resolve(), "bench", "train", "--model", arguments.model_bf16, *work, "--warmup", "1", *threads, "--json"]
     if setting.share_prompts:
         ours.append("--share-prompts")
     theirs = [arguments.peer_python, PEER_SCRIPT, "--model", arguments.model_f32, *work, *threads]
