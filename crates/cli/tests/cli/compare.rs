@@ -204,8 +204,8 @@ fn what_cannot_be_compared_is_said_at_once() {
 #[test]
 fn a_run_that_fails_leaves_the_others() {
     let lab = Lab::new();
-    let methods =
-        "  - {name: good, method: bitfit}\n  - {name: bad, method: full, learning_rate: 1e30}\n";
+    let methods = "  - {name: good, method: bitfit}\n  - {name: bad, method: full, learning_rate: 1e30}\n\
+        \x20 - {name: worse, method: full, learning_rate: [1e30, 1e31]}\n";
     let config = file(&lab, SHORT, methods);
     let args = [
         "compare",
@@ -213,7 +213,7 @@ fn a_run_that_fails_leaves_the_others() {
         "--output",
         &lab.arg("out"),
         "--stages",
-        "train",
+        "sweep,train",
         "--json",
     ];
     let assert = lowrank().args(args).assert().code(1);
@@ -223,7 +223,11 @@ fn a_run_that_fails_leaves_the_others() {
     assert_eq!(found["methods"][1]["missing_runs"], 2);
     assert_eq!(found["methods"][1]["loss"], Value::Null);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("2 of the runs failed"), "{said}");
+    assert!(said.contains("4 of the runs failed"), "{said}");
+    assert!(
+        said.contains("worse, training with seed 2: no learning rate of worse trains"),
+        "{said}"
+    );
     assert!(
         said.contains("bad, training with seed 1: step 2: the loss is"),
         "{said}"

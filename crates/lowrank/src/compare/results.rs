@@ -82,7 +82,7 @@ pub struct SeedResult {
     pub training: Vec<(u64, f64)>,
     /// Loss on the validation rows: (step, nats a token); step 0 is before training.
     pub validation: Vec<(u64, f64)>,
-    /// Seconds that the training took, wherever it ran.
+    /// Seconds of the training's steps, of those alone after it was last resumed, wherever it ran.
     pub seconds: f64,
 }
 

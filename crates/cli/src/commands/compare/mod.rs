@@ -151,12 +151,7 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     output.result(&comparison, |output| {
         let shown = root.join("comparison.html");
         let tables = show::tables(&comparison, output);
-        format!(
-            "{tables}
-written to {}
-",
-            shown.display()
-        )
+        format!("{tables}\nwritten to {}\n", shown.display())
     })?;
     if failures.is_empty() {
         return Ok(());
@@ -185,10 +180,21 @@ fn work_off(worker: &Worker, args: &CompareArgs, progress: Mode) -> anyhow::Resu
             if failed.contains(&index) || is_done(worker, entry, piece)? {
                 continue;
             }
-            if !is_ready(worker, entry, piece)? {
-                // The learning rates are being tried, by this process or another, or have failed.
-                waiting |= !sweep_failed(&jobs, &failed, entry);
-                continue;
+            let name = entry.map_or("the base", |entry| entry.name.as_str());
+            let failure =
+                |error: &anyhow::Error| format!("{name}, {}: {}", piece.title(), paragraph(error));
+            match is_ready(worker, entry, piece) {
+                Ok(true) => {}
+                Ok(false) => {
+                    // The learning rates are being tried, by this process or another, or have failed.
+                    waiting |= !sweep_failed(&jobs, &failed, entry);
+                    continue;
+                }
+                Err(error) => {
+                    failed.push(index);
+                    failures.push(failure(&error));
+                    continue;
+                }
             }
             let Some(_claim) = Store::claim(&worker.place(entry, piece))? else {
                 waiting = true;
@@ -198,7 +204,6 @@ fn work_off(worker: &Worker, args: &CompareArgs, progress: Mode) -> anyhow::Resu
             if is_done(worker, entry, piece)? {
                 continue;
             }
-            let name = entry.map_or("the base", |entry| entry.name.as_str());
             if progress != Mode::Quiet {
                 stderr_line(&format!(
                     "[{}/{}] {name}: {}",
@@ -212,7 +217,7 @@ fn work_off(worker: &Worker, args: &CompareArgs, progress: Mode) -> anyhow::Resu
                     return Err(error);
                 }
                 failed.push(index);
-                failures.push(format!("{name}, {}: {}", piece.title(), paragraph(&error)));
+                failures.push(failure(&error));
             }
         }
         if !waiting {
@@ -301,11 +306,8 @@ fn collect(worker: &Worker) -> anyhow::Result<Comparison> {
     for entry in &config.entries {
         let tried = worker.tried(entry)?;
         let mut trained = Vec::new();
-        // Without a learning rate that trains there are no runs; `work_off` has said why.
-        if matches!(worker.rate(entry), Ok(Some(_))) {
-            for &seed in &entry.seeds {
-                trained.extend(worker.trained(entry, seed)?);
-            }
+        for &seed in &entry.seeds {
+            trained.extend(worker.trained(entry, seed)?);
         }
         let measured = worker.measured(entry)?;
         if let Some(one) = trained.first() {

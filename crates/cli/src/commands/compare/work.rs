@@ -135,7 +135,8 @@ impl Worker<'_> {
     /// # Errors
     /// As [`untrained`](Self::untrained).
     pub(super) fn trained(&self, entry: &Entry, seed: u64) -> anyhow::Result<Option<Trained>> {
-        let Some(rate) = self.rate(entry)? else {
+        // Where no rate trains there is nothing to find; whoever would train says so.
+        let Ok(Some(rate)) = self.rate(entry) else {
             return Ok(None);
         };
         let settings = self.seed_settings(entry, rate, seed)?;
@@ -207,9 +208,7 @@ impl Worker<'_> {
     fn make_seed(&self, entry: &Entry, seed: u64, place: &Path) -> anyhow::Result<()> {
         let rate = self.rate(entry)?.context("no learning rate was chosen")?;
         let settings = self.seed_settings(entry, rate, seed)?;
-        let begun = Instant::now();
-        self.train(&settings, place)?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let outcome = self.train(&settings, place)?;
         let scored = self.score(Some((entry.method, place)), place)?;
         let lines = read_metrics(&place.join("metrics.jsonl"))?;
         let trained = Trained {
@@ -222,7 +221,7 @@ impl Worker<'_> {
                 metrics: scored.metrics,
                 training: thin(&lines),
                 validation: held_out_curve(&lines),
-                seconds,
+                seconds: outcome["seconds"].as_f64().unwrap_or(0.0),
             },
         };
         Store::keep(place, &settings, trained)?;
