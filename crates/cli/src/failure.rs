@@ -5,12 +5,18 @@
 //! | 0 | done |
 //! | 1 | failed: the command was fine, something that it met was not |
 //! | 2 | misuse: a flag, a setting or a combination of them cannot be used |
+//! | 3 | training diverged: its loss or gradients are no longer finite |
 //! | 130 | stopped with Ctrl-C |
 
 use std::fmt;
 use std::process::ExitCode;
 
 use console::Style;
+
+/// The exit code of a training that diverged.
+pub const DIVERGED: u8 = 3;
+/// The exit code after Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
 
 /// The command as given cannot be run. Every problem is listed, so that one more try is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -109,10 +115,15 @@ pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
     }
     if error.is::<Interrupted>() {
         crate::progress::stderr_line(&format!("stopped: {error}"));
-        return ExitCode::from(130);
+        return ExitCode::from(INTERRUPTED);
     }
     print_error(&paragraph(&error));
-    ExitCode::from(if error.is::<Misuse>() { 2 } else { 1 })
+    let diverged = matches!(error.downcast_ref(), Some(lowrank::Error::Diverged(_)));
+    ExitCode::from(match (error.is::<Misuse>(), diverged) {
+        (true, _) => 2,
+        (_, true) => DIVERGED,
+        _ => 1,
+    })
 }
 
 /// The error and its causes in one text. Many errors name their cause themselves; it is then not said again.
@@ -180,6 +191,8 @@ mod tests {
             code(anyhow::anyhow!("x")),
             format!("{:?}", ExitCode::from(1))
         );
+        let diverged = lowrank::Error::Diverged("x".to_string());
+        assert_eq!(code(diverged.into()), format!("{:?}", ExitCode::from(3)));
         assert_eq!(
             code(anyhow::Error::from(Misuse::new("x")).context("y")),
             format!("{:?}", ExitCode::from(2))

@@ -349,11 +349,53 @@ mod tests {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "code for one kind of processor")]
+    fn check_avx2<const COL: usize>(block: Block) {
+        let (a, b) = (numbers(MR * 40, 5), numbers(40 * NR, 7));
+        let left = |start, inner| Left {
+            data: &a[start..],
+            row_stride: 20,
+            inner,
+        };
+        let lefts = [left(0, 11), left(11 * COL, 9)];
+        let (mut here, mut anywhere) = (numbers(MR * NR, 3), numbers(MR * NR, 3));
+        // SAFETY: whoever calls this has looked.
+        unsafe {
+            panels::block::<COL>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
+        }
+        block_anywhere::<COL>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
+        assert_eq!(here, anywhere);
+    }
+
+    /// A processor with AVX-512 does not come by the code for AVX2 otherwise.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_block_for_avx2_is_the_same_everywhere() {
+        if !panels::supported() {
+            eprintln!("skipped: this processor has no AVX2 with FMA");
+            return;
+        }
+        for height in 1..=MR {
+            for add in [false, true] {
+                let block = Block {
+                    row: 0,
+                    height,
+                    col: 0,
+                    first: 0,
+                    add,
+                };
+                check_avx2::<1>(block);
+                check_avx2::<MR>(block);
+            }
+        }
+    }
+
     /// However panels are taken together, every element is the same sum.
     #[test]
     fn panels_together_are_panels_alone() {
         let (rows, inner) = (29, 21);
-        let a = numbers(rows * 24, 5);
+        let a = numbers(rows * 24, 5); // Rows of 24 numbers, of which 21 are meant.
         for cols in [16, 32, 40, 64, 83] {
             let panels = numbers(usize::div_ceil(cols, NR) * NR * inner, 7);
             let left = Left {
@@ -370,6 +412,18 @@ mod tests {
                     add_rows::<1>(&mut out, 0, rows, panel * NR, add, &[left], b);
                 }
                 assert_eq!(all, each);
+                let mut side_by_side = vec![0.0; rows.next_multiple_of(MR) * inner];
+                let mat = Mat::new(&a, rows, 24).block(0..rows, 0..inner);
+                pack_rows(&mut side_by_side, &std::iter::once(mat), inner);
+                let packed = Left {
+                    data: &side_by_side,
+                    row_stride: inner,
+                    inner,
+                };
+                let mut again = numbers(rows * cols, 3);
+                let mut out = MatMut::new(&mut again, rows, cols);
+                add_panels::<MR>(&mut out, 0, rows, add, &[packed], &panels);
+                assert_eq!(again, all);
                 let before = numbers(rows * cols, 3);
                 for (i, j) in [(0, 0), (28, cols - 1), (13, cols / 2)] {
                     let products = (0..inner)

@@ -83,8 +83,8 @@ pub(crate) const SIDE_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
-/// The files of a model folder that this program writes beside the [`SIDE_FILES`].
-pub(crate) const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
+/// The files of a model folder that this program writes itself; the others are copied from the base.
+pub const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,6 +40,9 @@ pub enum Error {
     /// Training that cannot go on.
     #[error("{0}")]
     Training(String),
+    /// A loss or gradient that is no longer finite.
+    #[error("{0}")]
+    Diverged(String),
     /// Reading or writing a file.
     #[error("{}: {source}", path.display())]
     Io {

@@ -21,3 +21,4 @@ pub mod tuning;
 
 pub use error::Error;
 pub use lowrank_kernels::{DType, Workspace};
+pub use output::write_text;

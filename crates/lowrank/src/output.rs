@@ -1,8 +1,20 @@
-//! Rules for folders that are replaced: only what this program wrote, and never what it is reading.
+//! Files that appear whole, and rules for folders that are replaced: only what this program wrote, and never what it is reading.
 
 use std::path::Path;
 
+use lowrank_formats::atomic;
+
 use crate::Error;
+
+/// Writes a text file aside, syncs it and moves it to its name; an earlier file is replaced.
+///
+/// # Errors
+/// When that is not possible, as on a full disk; the earlier file is then as it was.
+pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    Ok(atomic::write_file(path, |file| {
+        file.write_all(text.as_bytes())
+    })?)
+}
 
 /// Whether something is at `folder` that writing there would replace. An empty folder is not.
 ///

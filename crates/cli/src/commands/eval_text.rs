@@ -306,20 +306,16 @@ fn check_writable(file: &Path) -> Result<(), Misuse> {
 pub fn text(report: &TextReport) -> String {
     let mut facts = Facts::default();
     for (name, score) in &report.metrics {
-        let title = match name.as_str() {
-            "bleu" => "BLEU",
-            "nist" => "NIST",
-            "rouge-l" => "ROUGE-L",
-            "meteor" => "METEOR",
-            _ => "CIDEr",
-        };
         let note = if name == "meteor" {
             report.meteor_matches.map(|how| format!("  ({how})"))
         } else {
             None
         };
         let score = score.as_f64().unwrap_or(f64::NAN);
-        facts.add(title, format!("{score:.4}{}", note.unwrap_or_default()));
+        facts.add(
+            metrics::title(name),
+            format!("{score:.4}{}", note.unwrap_or_default()),
+        );
     }
     let case = if report.lowercase { ", lower case" } else { "" };
     facts.add("tokens", format!("{}{case}", report.tokenize));

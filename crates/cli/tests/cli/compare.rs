@@ -186,6 +186,12 @@ fn what_cannot_be_compared_is_said_at_once() {
         "  - {name: a b, method: lora}\n  - {name: a-b, method: full}\n",
     );
     assert!(twins.contains("two methods are called a b"), "{twins}");
+    // One file of rows is all trained on; measuring on it would say nothing.
+    let rows = lab.path("data").join("train.jsonl").display().to_string();
+    let config = file(&lab, "", "  - {name: a, method: lora}\n");
+    let args = ["compare", &config, "--data", &rows, "--output", &output];
+    let text = stderr_of(&args, 2);
+    assert!(text.contains("no rows to compare methods on"), "{text}");
     std::fs::remove_file(lab.path("data").join("valid.jsonl")).unwrap();
     let text = said(
         "",
@@ -232,6 +238,38 @@ fn a_run_that_fails_leaves_the_others() {
         said.contains("bad, training with seed 1: step 2: the loss is"),
         "{said}"
     );
+}
+
+/// A learning rate that could not be tried is not one that diverges: what stopped it may be mended.
+#[test]
+fn only_what_diverges_counts_as_diverged() {
+    let lab = Lab::new();
+    let diverges = lab.train("run", &["--method", "full", "--learning-rate", "1e30"]);
+    lowrank().args(diverges).assert().code(3);
+
+    let methods = "  - {name: a, method: lora, r: 2, learning_rate: [1e-3, 2e-3]}\n";
+    let config = file(&lab, SHORT, methods);
+    let args = [
+        "compare",
+        &config,
+        "--output",
+        &lab.arg("out"),
+        "--stages",
+        "sweep",
+        "--json",
+    ];
+    let weights = lab.path("model").join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    let assert = lowrank().args(args).assert().code(1);
+    let said = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(said.contains("2 of the runs failed"), "{said}");
+    assert!(!lab.path("out/runs/a/rate-1e-3.json").exists());
+    std::fs::write(&weights, whole).unwrap();
+    let found = json_of(&args[..args.len() - 1]);
+    let tried = found["methods"][0]["sweep"].as_array().unwrap();
+    assert_eq!(tried.len(), 2);
+    assert!(tried.iter().all(|pair| pair[1].is_number()), "{tried:?}");
 }
 
 #[test]

@@ -55,8 +55,8 @@ pub struct MethodResult {
     pub checkpoint_bytes: Option<u64>,
     /// The learning rate used.
     pub learning_rate: Option<f64>,
-    /// The rates tried before, with the loss on the validation rows.
-    pub sweep: Vec<(f64, f64)>,
+    /// The rates tried before, with the loss on the validation rows; `None` where training diverged.
+    pub sweep: Vec<(f64, Option<f64>)>,
     /// A training a seed, those that are finished.
     pub runs: Vec<SeedResult>,
     /// Runs that the config asks for and that are not finished.
@@ -116,6 +116,18 @@ pub struct Cost {
     pub switch_bytes: u64,
     /// Milliseconds to do so, files in the page cache.
     pub switch_milliseconds: f64,
+}
+
+impl Comparison {
+    /// Runs of all methods that are not finished.
+    pub fn missing_runs(&self) -> usize {
+        self.methods.iter().map(|method| method.missing_runs).sum()
+    }
+
+    /// Whether the cost of any method was measured.
+    pub fn has_costs(&self) -> bool {
+        self.methods.iter().any(|method| method.cost.is_some())
+    }
 }
 
 impl Spread {

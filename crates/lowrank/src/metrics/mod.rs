@@ -31,6 +31,18 @@ pub use predictions::{Prediction, read_predictions, write_predictions};
 pub use rouge::rouge_l;
 pub use tokens::Tokenization;
 
+/// A metric's name as papers write it, from its name in files and flags.
+pub fn title(name: &str) -> &str {
+    match name {
+        "bleu" => "BLEU",
+        "nist" => "NIST",
+        "rouge-l" => "ROUGE-L",
+        "meteor" => "METEOR",
+        "cider" => "CIDEr",
+        other => other,
+    }
+}
+
 /// Meanings, each a hypothesis and its references as tokens. There is at least one meaning, and each has a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corpus {

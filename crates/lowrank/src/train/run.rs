@@ -574,7 +574,7 @@ impl Loop<'_> {
     fn not_finite(&self, what: &str, loss: f64) -> Error {
         let step = self.state.step;
         let cause = probable_cause(step, self.config.learning_rate);
-        self.with_last_good(&Error::Training(format!(
+        self.with_last_good(&Error::Diverged(format!(
             "after step {step} the {what} is {loss}: {cause}"
         )))
     }
@@ -627,7 +627,11 @@ impl Loop<'_> {
                 )
             },
         );
-        Error::Training(format!("{error}; {rescue}"))
+        let message = format!("{error}; {rescue}");
+        match error {
+            Error::Diverged(_) => Error::Diverged(message),
+            _ => Error::Training(message),
+        }
     }
 
     fn summary(&self, outcome: &Outcome) -> String {

@@ -237,7 +237,7 @@ fn not_finite(
     } else {
         probable_cause(state.step, learning_rate)
     };
-    Error::Training(format!(
+    Error::Diverged(format!(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"
     ))
 }

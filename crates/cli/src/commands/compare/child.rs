@@ -1,7 +1,7 @@
 //! `lowrank` run by `lowrank compare`: each training and evaluation is a process of its own, whose memory is its own.
 
 use std::fs::{self, File, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -11,13 +11,11 @@ use anyhow::{Context, bail};
 use lowrank::report::{MetricsLine, read_metrics};
 use serde_json::Value;
 
-use crate::failure::Interrupted;
+use crate::failure::{DIVERGED, INTERRUPTED, Interrupted};
 use crate::progress::{Mode, TrainProgress};
 
 /// How often a training's metrics are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// The exit code of a command that was stopped with Ctrl-C.
-const STOPPED: i32 = 130;
 
 /// What a child is told beside its own arguments.
 #[derive(Debug, Clone, Copy)]
@@ -28,15 +26,13 @@ pub(super) struct Children<'a> {
     pub progress: Mode,
     /// Set by Ctrl-C, which the terminal sends to the children, too.
     pub stop: &'a AtomicBool,
-    /// What to type to go on after it.
-    pub go_on: &'a str,
 }
 
 impl Children<'_> {
     /// Runs `lowrank ARGS --json` and reads the object that it prints. What it says otherwise goes to `log`.
     ///
     /// # Errors
-    /// [`Interrupted`] when it was stopped; its own message when it failed.
+    /// [`Interrupted`] when it was stopped; its own message when it failed, [`Diverged`](lowrank::Error::Diverged) where it did.
     pub(super) fn run(&self, args: &[String], log: &Path) -> anyhow::Result<Value> {
         self.watch(args, log, || {})
     }
@@ -66,12 +62,6 @@ impl Children<'_> {
         })
     }
 
-    /// That Ctrl-C ended the comparison.
-    pub(super) fn interrupted(&self) -> anyhow::Error {
-        let message = format!("what is finished is kept; go on with: {}", self.go_on);
-        Interrupted { message }.into()
-    }
-
     fn watch(&self, args: &[String], log: &Path, mut look: impl FnMut()) -> anyhow::Result<Value> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let said = open_log(log)?;
@@ -99,20 +89,27 @@ impl Children<'_> {
         };
         look();
         let stopped = !status.success() && self.stop.load(Ordering::SeqCst);
-        if stopped || status.code() == Some(STOPPED) {
-            return Err(self.interrupted());
+        if stopped || status.code() == Some(INTERRUPTED.into()) {
+            return Err(interrupted());
         }
         if !status.success() {
-            bail!(
-                "{}",
-                last_words(log, before, &format!("it ended with {status}"))
-            );
+            let message = last_words(log, before, &format!("it ended with {status}"));
+            if status.code() == Some(DIVERGED.into()) {
+                return Err(lowrank::Error::Diverged(message).into());
+            }
+            bail!("{message}");
         }
         let mut text = String::new();
         std::io::Read::read_to_string(printed.as_file_mut(), &mut text)
             .context("cannot read a child's output")?;
         serde_json::from_str(&text).context("a child's output is not JSON")
     }
+}
+
+/// That Ctrl-C ended the comparison.
+pub(super) fn interrupted() -> anyhow::Error {
+    let message = "what is finished is kept; the same command goes on with the rest".to_owned();
+    Interrupted { message }.into()
 }
 
 fn open_log(path: &Path) -> anyhow::Result<File> {
@@ -141,13 +138,4 @@ fn last_words(log: &Path, before: u64, otherwise: &str) -> String {
     } else {
         words.to_owned()
     }
-}
-
-/// Bytes of the files with these names in a folder.
-pub(super) fn size_of_files(folder: &Path, names: &[&str]) -> u64 {
-    let sizes = names.iter().filter_map(|name| {
-        let path: PathBuf = folder.join(name);
-        fs::metadata(path).ok().map(|data| data.len())
-    });
-    sizes.sum()
 }

@@ -156,6 +156,8 @@ pub(super) struct Config {
     pub shapes: ModelConfig,
     /// The rows.
     pub data: PathBuf,
+    /// The file of rows that losses and texts are measured on.
+    pub held_out: PathBuf,
     /// How texts are made, if they are.
     pub texts: Option<Texts>,
     /// How cost is measured.
@@ -251,6 +253,13 @@ impl Config {
                 data.display()
             ));
         }
+        let held_out = held_out(&data, &written.train);
+        problems.require(held_out.is_some() || entries.is_empty(), || {
+            format!(
+                "{} has no rows to compare methods on; add test.jsonl or valid.jsonl, or give valid_data under train",
+                data.display()
+            )
+        });
         for name in &overrides.only {
             problems.require(entries.iter().any(|entry| entry.is_called(name)), || {
                 let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -269,6 +278,7 @@ impl Config {
             model,
             shapes,
             data,
+            held_out: held_out.unwrap_or_default(),
             texts: written.texts,
             cost: written.cost,
             entries,
@@ -498,6 +508,15 @@ fn has_twins(rates: &[f64]) -> bool {
     (0..rates.len()).any(twice)
 }
 
+/// The rows that nothing trains on: test rows, else validation rows.
+fn held_out(data: &Path, train: &Map<String, Value>) -> Option<PathBuf> {
+    let of_folder = |split| split_file(data, split).ok().flatten();
+    let valid_data = || train.get("valid_data")?.as_str().map(PathBuf::from);
+    of_folder(Split::Test)
+        .or_else(valid_data)
+        .or_else(|| of_folder(Split::Valid))
+}
+
 fn has_validation(data: &Path, settings: &Map<String, Value>) -> bool {
     settings
         .get("valid_data")
@@ -535,17 +554,18 @@ fn default_name(config: &TrainConfig) -> String {
         ),
         tuning::Method::Bitfit => "BitFit".to_owned(),
         tuning::Method::Adapter => {
-            format!("{} {}", lower(&config.adapter_kind), config.bottleneck)
+            format!("{} {}", word(&config.adapter_kind), config.bottleneck)
         }
         tuning::Method::Prefix => format!(
             "prefix {} {}",
-            lower(&config.prefix_kind),
+            word(&config.prefix_kind),
             config.num_virtual_tokens
         ),
     }
 }
 
-fn lower(kind: &impl Serialize) -> String {
+/// A setting that is one word, as files and flags write it.
+pub(super) fn word(kind: &impl Serialize) -> String {
     let value = serde_json::to_value(kind).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()
 }

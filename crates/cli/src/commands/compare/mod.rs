@@ -6,14 +6,16 @@ mod show;
 mod store;
 mod work;
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use lowrank::compare::{BaseResult, Comparison, MethodResult};
-use lowrank::report;
+use lowrank::{report, write_text};
 use serde_json::json;
 
 use super::common::set_threads;
@@ -114,30 +116,22 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     }
     set_threads(args.threads)?;
     let store = Store::new(&args.output);
-    let go_on = format!(
-        "lowrank compare {} --output {}",
-        args.config.display(),
-        args.output.display()
-    );
     let stop = interrupt::install("stopping after what is under way has been saved")?;
-    let worker = Worker {
-        config: &config,
-        store: &store,
-        children: Children {
-            threads: args.threads,
-            progress,
-            stop,
-            go_on: &go_on,
-        },
-        keep_models: args.keep_models,
+    let children = Children {
+        threads: args.threads,
+        progress,
+        stop,
     };
+    let worker = Worker::new(&config, &store, children, args.keep_models)?;
     let failures = if args.report {
         Vec::new()
     } else {
         work_off(&worker, args, progress)?
     };
     let comparison = collect(&worker)?;
-    let root = store.root();
+    let root = &args.output;
+    fs::create_dir_all(root)
+        .with_context(|| format!("cannot make the folder {}", root.display()))?;
     for (name, text) in [
         (
             "comparison.json",
@@ -146,7 +140,7 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
         ("comparison.csv", report::comparison::csv(&comparison)),
         ("comparison.html", report::comparison::html(&comparison)),
     ] {
-        store::write(&root.join(name), &text)?;
+        write_text(&root.join(name), &text)?;
     }
     output.result(&comparison, |output| {
         let shown = root.join("comparison.html");
@@ -175,7 +169,7 @@ fn work_off(worker: &Worker, args: &CompareArgs, progress: Mode) -> anyhow::Resu
         let mut waiting = false;
         for (index, &(entry, piece)) in jobs.iter().enumerate() {
             if worker.children.stop.load(Ordering::SeqCst) {
-                return Err(worker.children.interrupted());
+                return Err(child::interrupted());
             }
             if failed.contains(&index) || is_done(worker, entry, piece)? {
                 continue;
@@ -329,7 +323,7 @@ fn collect(worker: &Worker) -> anyhow::Result<Comparison> {
             learning_rate: trained.first().map(|one| one.learning_rate),
             sweep: tried
                 .iter()
-                .map(|one| (one.learning_rate, one.loss.unwrap_or(f64::NAN)))
+                .map(|one| (one.learning_rate, one.loss))
                 .collect(),
             missing_runs: entry.seeds.len() - trained.len(),
             runs: trained.into_iter().map(|one| one.run).collect(),

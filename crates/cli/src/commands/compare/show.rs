@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use lowrank::compare::{Comparison, MethodResult, Spread};
+use lowrank::compare::{Comparison, Cost, Spread};
+use lowrank::metrics;
 use lowrank::report::units;
 
 use super::config::Config;
@@ -61,19 +62,11 @@ pub(super) fn tables(comparison: &Comparison, output: &Output) -> String {
     }
     text.push('\n');
     text += &quality(comparison).render(output.width, output.color);
-    if comparison
-        .methods
-        .iter()
-        .any(|method| method.cost.is_some())
-    {
+    if comparison.has_costs() {
         let _ = writeln!(text, "\nmeasured with {}\n", comparison.machine);
         text += &costs(comparison).render(output.width, output.color);
     }
-    let missing: usize = comparison
-        .methods
-        .iter()
-        .map(|method| method.missing_runs)
-        .sum();
+    let missing = comparison.missing_runs();
     if missing > 0 {
         let _ = writeln!(text, "\n{missing} of the trainings are not finished");
     }
@@ -91,7 +84,7 @@ fn quality(comparison: &Comparison) -> Table {
     let titles: Vec<&str> = comparison
         .metrics
         .iter()
-        .map(|name| metric_title(name))
+        .map(|name| metrics::title(name))
         .collect();
     columns.extend(titles.iter().map(|title| (*title, Align::Right)));
     let mut table = Table::new(columns);
@@ -164,7 +157,7 @@ fn costs(comparison: &Comparison) -> Table {
             file,
             format!("{:.0}", cost.tokens_per_second),
             units::bytes(cost.peak_memory),
-            latency(method),
+            latency(cost),
             cost.positions_taken.to_string(),
             format!("{:.1} ms", cost.switch_milliseconds),
         ]);
@@ -173,10 +166,7 @@ fn costs(comparison: &Comparison) -> Table {
 }
 
 /// "+12 %", and after a merge nothing.
-fn latency(method: &MethodResult) -> String {
-    let Some(cost) = &method.cost else {
-        return NONE.to_owned();
-    };
+fn latency(cost: &Cost) -> String {
     let added = format!("{:+.0} %", 100.0 * cost.added_latency());
     if cost.mergeable {
         format!("{added}, merged 0")
@@ -200,17 +190,6 @@ fn score(name: &str, value: f64) -> String {
     match name {
         "bleu" | "nist" | "cider" => format!("{value:.2}"),
         _ => format!("{value:.3}"),
-    }
-}
-
-fn metric_title(name: &str) -> &str {
-    match name {
-        "bleu" => "BLEU",
-        "nist" => "NIST",
-        "rouge-l" => "ROUGE-L",
-        "meteor" => "METEOR",
-        "cider" => "CIDEr",
-        other => other,
     }
 }
 

@@ -5,15 +5,14 @@
 //! beside it keeps two processes from making the same piece, so several may work in one folder.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lowrank::compare::{Cost, SeedResult};
+use lowrank::write_text;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tempfile::NamedTempFile;
 
 /// A finished piece of work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,11 +94,6 @@ impl Store {
         }
     }
 
-    /// The folder itself.
-    pub(super) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// A path without its ending for a piece: `runs/METHOD/PIECE`.
     pub(super) fn place(&self, method: &str, piece: &str) -> PathBuf {
         self.root.join("runs").join(method).join(piece)
@@ -148,10 +142,8 @@ impl Store {
             settings: settings.clone(),
             result,
         };
-        write(
-            &with_ending(place, "json"),
-            &serde_json::to_string_pretty(&finished)?,
-        )
+        let text = serde_json::to_string_pretty(&finished)?;
+        Ok(write_text(&with_ending(place, "json"), &text)?)
     }
 
     /// The right to make a piece; `None` while another process has it.
@@ -182,23 +174,6 @@ pub(super) fn with_ending(place: &Path, ending: &str) -> PathBuf {
     name.push(".");
     name.push(ending);
     PathBuf::from(name)
-}
-
-/// Writes a text file aside, syncs it and moves it to its name.
-///
-/// # Errors
-/// When that is not possible, as on a full disk.
-pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let put = || -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        NamedTempFile::persist(file, path)?;
-        Ok(())
-    };
-    put().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Keys whose values differ, in words.
@@ -237,6 +212,7 @@ mod tests {
             learning_rate: 0.001,
             loss: Some(2.5),
         };
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
         Store::keep(&place, &made_with, &tried).unwrap();
         assert!(place.with_file_name("rate-0.001.json").is_file());
         assert_eq!(Store::find(&place, &made_with).unwrap(), Some(tried));

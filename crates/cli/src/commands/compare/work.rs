@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use indexmap::IndexMap;
-use lowrank::Workspace;
-use lowrank::base::{Base, Source};
+use lowrank::base::{Base, MODEL_FILES, Source};
 use lowrank::bench;
 use lowrank::compare::{Cost, SeedResult};
 use lowrank::data::{Split, split_file};
@@ -15,13 +14,13 @@ use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
 use lowrank::train::TrainConfig;
 use lowrank::tuning::{self, Adapter, Method};
+use lowrank::{Workspace, write_text};
 use serde_json::{Map, Value};
 
-use super::child::{Children, size_of_files};
-use super::config::{Config, Entry};
-use super::store::{self, Measured, Store, Trained, Tried, Untrained, with_ending};
+use super::child::Children;
+use super::config::{Config, Entry, word};
+use super::store::{Measured, Store, Trained, Tried, Untrained, with_ending};
 use crate::commands::common::adapter_set;
-use crate::failure::Interrupted;
 
 /// Points of a loss curve that are kept.
 const CURVE_POINTS: usize = 200;
@@ -29,8 +28,6 @@ const CURVE_POINTS: usize = 200;
 const ROUNDS: usize = 5;
 /// Files that a task's folder adds to the base.
 const ADAPTER_FILES: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
-/// Files that a whole model's folder has.
-const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
 
 /// Something to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,7 +46,7 @@ impl Piece {
     /// Its name in the store.
     pub(super) fn name(self) -> String {
         match self {
-            Self::Base => "base".to_owned(),
+            Self::Base => "scores".to_owned(),
             Self::Rate(rate) => format!("rate-{rate:e}"),
             Self::Seed(seed) => format!("seed-{seed}"),
             Self::Cost => "cost".to_owned(),
@@ -72,14 +69,33 @@ pub(super) struct Worker<'a> {
     /// The comparison.
     pub config: &'a Config,
     /// Its folder.
-    pub store: &'a Store,
+    store: &'a Store,
     /// How children are run.
     pub children: Children<'a>,
     /// Whether whole models stay after they were scored.
-    pub keep_models: bool,
+    keep_models: bool,
+    /// Bytes of each file of rows: other rows are other results.
+    row_bytes: Value,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    /// # Errors
+    /// Rows that cannot be looked at.
+    pub(super) fn new(
+        config: &'a Config,
+        store: &'a Store,
+        children: Children<'a>,
+        keep_models: bool,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            config,
+            store,
+            children,
+            keep_models,
+            row_bytes: row_bytes(config)?,
+        })
+    }
+
     /// The base's scores, if they are there.
     ///
     /// # Errors
@@ -98,7 +114,7 @@ impl Worker<'_> {
             let place = self.place(Some(entry), Piece::Rate(rate));
             tried.extend(Store::find::<Tried>(
                 &place,
-                &self.rate_settings(entry, rate)?,
+                &self.rate_settings(entry, rate),
             )?);
         }
         Ok(tried)
@@ -155,12 +171,7 @@ impl Worker<'_> {
     /// Where a piece is kept.
     pub(super) fn place(&self, entry: Option<&Entry>, piece: Piece) -> PathBuf {
         let method = entry.map_or("base", |entry| entry.slug.as_str());
-        let name = if entry.is_none() {
-            "scores".to_owned()
-        } else {
-            piece.name()
-        };
-        self.store.place(method, &name)
+        self.store.place(method, &piece.name())
     }
 
     /// Makes a piece and keeps it.
@@ -188,14 +199,14 @@ impl Worker<'_> {
     }
 
     fn make_rate(&self, entry: &Entry, rate: f64, place: &Path) -> anyhow::Result<()> {
-        let settings = self.rate_settings(entry, rate)?;
+        let settings = self.rate_settings(entry, rate);
         let loss = match self.train(&settings, place) {
             Ok(outcome) => outcome["eval_loss"].as_f64(),
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => {
+            Err(error) if matches!(error.downcast_ref(), Some(lowrank::Error::Diverged(_))) => {
                 tracing::warn!("{}, learning rate {rate:e}: {error:#}", entry.name);
                 None
             }
+            Err(error) => return Err(error),
         };
         let tried = Tried {
             learning_rate: rate,
@@ -277,7 +288,7 @@ impl Worker<'_> {
         settings.remove(TEXTS);
         settings.insert("output".to_owned(), place.display().to_string().into());
         let yaml = with_ending(place, "yaml");
-        store::write(&yaml, &serde_saphyr::to_string(&settings)?)?;
+        write_text(&yaml, &serde_saphyr::to_string(&settings)?)?;
         let config: TrainConfig = serde_json::from_value(Value::Object(settings))?;
         let mut args = vec!["train".to_owned(), yaml.display().to_string()];
         if has_checkpoint(place) {
@@ -288,7 +299,7 @@ impl Worker<'_> {
         let total = config.total_steps(rows(&config.data)?);
         let log = with_ending(place, "log");
         let found = self.children.train(&args, &log, place, total)?;
-        store::write(&outcome, &serde_json::to_string_pretty(&found)?)?;
+        write_text(&outcome, &serde_json::to_string_pretty(&found)?)?;
         Ok(found)
     }
 
@@ -304,14 +315,11 @@ impl Worker<'_> {
             }
             None => args.push(format!("--model={}", self.config.model)),
         }
-        args.push(format!("--data={}", self.config.data.display()));
+        args.push(format!("--data={}", self.config.held_out.display()));
         let shared = self.config.shared()?;
-        let dtype = serde_json::to_value(shared.base_dtype)?;
-        args.push(format!(
-            "--base-dtype={}",
-            dtype.as_str().unwrap_or_default()
-        ));
+        args.push(format!("--base-dtype={}", word(&shared.base_dtype)));
         let mut loss_args = args.clone();
+        loss_args.push(format!("--on-bad-row={}", word(&shared.on_bad_row)));
         loss_args.push(format!("--max-seq-length={}", shared.max_seq_length));
         if shared.train_on_prompt {
             loss_args.push("--train-on-prompt".to_owned());
@@ -399,7 +407,7 @@ impl Worker<'_> {
         Ok((begun.elapsed().as_secs_f64() - token).max(0.0))
     }
 
-    fn rate_settings(&self, entry: &Entry, rate: f64) -> anyhow::Result<Map<String, Value>> {
+    fn rate_settings(&self, entry: &Entry, rate: f64) -> Map<String, Value> {
         let seed = entry.seeds.first().copied().unwrap_or_default();
         self.training(&entry.sweep, rate, seed)
     }
@@ -410,13 +418,13 @@ impl Worker<'_> {
         rate: f64,
         seed: u64,
     ) -> anyhow::Result<Map<String, Value>> {
-        self.scored(&self.training(&entry.settings, rate, seed)?)
+        self.scored(&self.training(&entry.settings, rate, seed))
     }
 
     fn cost_settings(&self, entry: &Entry) -> anyhow::Result<Map<String, Value>> {
         let rate = entry.rates.first().copied().unwrap_or_default();
         let seed = entry.seeds.first().copied().unwrap_or_default();
-        let mut settings = self.training(&entry.settings, rate, seed)?;
+        let mut settings = self.training(&entry.settings, rate, seed);
         let data = split_file(&self.config.data, Split::Train)?;
         let data = data.unwrap_or_else(|| self.config.data.clone());
         // Rows to evaluate would add their time and memory to those of training.
@@ -434,47 +442,42 @@ impl Worker<'_> {
         Ok(settings)
     }
 
-    fn training(
-        &self,
-        settings: &Map<String, Value>,
-        rate: f64,
-        seed: u64,
-    ) -> anyhow::Result<Map<String, Value>> {
+    fn training(&self, settings: &Map<String, Value>, rate: f64, seed: u64) -> Map<String, Value> {
         let mut settings = settings.clone();
         settings.insert("learning_rate".to_owned(), rate.into());
         settings.insert("seed".to_owned(), seed.into());
         for key in ["output", "threads", "memory_budget"] {
             settings.insert(key.to_owned(), Value::Null);
         }
-        settings.insert(SIZES.to_owned(), self.row_bytes()?);
-        Ok(settings)
+        settings.insert(SIZES.to_owned(), self.row_bytes.clone());
+        settings
     }
 
     /// Settings of something that is scored.
     fn scored(&self, settings: &Map<String, Value>) -> anyhow::Result<Map<String, Value>> {
         let mut settings = settings.clone();
         settings.insert("model".to_owned(), self.config.model.clone().into());
-        settings.insert(SIZES.to_owned(), self.row_bytes()?);
+        settings.insert(SIZES.to_owned(), self.row_bytes.clone());
         settings.insert(TEXTS.to_owned(), serde_json::to_value(&self.config.texts)?);
         Ok(settings)
     }
+}
 
-    /// Bytes of each file of rows: other rows are other results.
-    fn row_bytes(&self) -> anyhow::Result<Value> {
-        let mut sizes = Map::new();
-        for split in [Split::Train, Split::Valid, Split::Test] {
-            if let Some(file) = split_file(&self.config.data, split)? {
-                let name = file
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                let bytes = fs::metadata(&file).map_or(0, |data| data.len());
-                sizes.insert(name, bytes.into());
-            }
-        }
-        Ok(Value::Object(sizes))
+fn row_bytes(config: &Config) -> anyhow::Result<Value> {
+    let mut files = Vec::new();
+    for split in [Split::Train, Split::Valid, Split::Test] {
+        files.extend(split_file(&config.data, split)?);
     }
+    files.extend(config.shared()?.valid_data);
+    let mut sizes = Map::new();
+    for file in files {
+        let name = file.file_name().unwrap_or_default();
+        let bytes = fs::metadata(&file)
+            .with_context(|| format!("cannot look at {}", file.display()))?
+            .len();
+        sizes.insert(name.to_string_lossy().into_owned(), bytes.into());
+    }
+    Ok(Value::Object(sizes))
 }
 
 /// The key of a piece's settings for the sizes of the files of rows, and that for how texts are made. `train` has neither.
@@ -518,12 +521,14 @@ impl Task {
 
 /// Bytes that a task takes beside the base.
 fn task_bytes(method: Method, folder: &Path) -> u64 {
-    let names = if method == Method::Full {
-        MODEL_FILES
-    } else {
-        ADAPTER_FILES
+    let names = match method {
+        Method::Full => MODEL_FILES,
+        _ => ADAPTER_FILES,
     };
-    size_of_files(folder, names)
+    let sizes = names
+        .iter()
+        .filter_map(|name| Some(fs::metadata(folder.join(name)).ok()?.len()));
+    sizes.sum()
 }
 
 /// "740 rows of test.jsonl".

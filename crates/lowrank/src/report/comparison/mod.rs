@@ -74,11 +74,7 @@ fn summary(comparison: &Comparison) -> String {
 
 /// How to read the table, and how its numbers came about.
 fn notes(comparison: &Comparison, page: &mut String) {
-    let missing: usize = comparison
-        .methods
-        .iter()
-        .map(|method| method.missing_runs)
-        .sum();
+    let missing = comparison.missing_runs();
     if missing > 0 {
         let (runs, are) = if missing == 1 {
             ("run", "is")
@@ -97,11 +93,7 @@ fn notes(comparison: &Comparison, page: &mut String) {
     if !comparison.decoding.is_empty() {
         let _ = write!(page, "Texts: {}. ", escape(&comparison.decoding));
     }
-    if comparison
-        .methods
-        .iter()
-        .any(|method| method.cost.is_some())
-    {
+    if comparison.has_costs() {
         if !comparison.machine.is_empty() {
             let _ = write!(
                 page,
@@ -134,23 +126,9 @@ fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-/// A text metric's name as papers write it.
-fn metric_title(name: &str) -> &str {
-    match name {
-        "bleu" => "BLEU",
-        "nist" => "NIST",
-        "rouge-l" | "rouge_l" => "ROUGE-L",
-        "meteor" => "METEOR",
-        "cider" => "CIDEr",
-        other => other,
-    }
-}
-
 /// What a method adds to the time of a token, in % of the base's.
 fn added_latency(method: &MethodResult) -> Option<f64> {
-    let cost = method.cost?;
-    let ratio = cost.milliseconds_per_token / cost.base_milliseconds_per_token;
-    finite((ratio - 1.0) * 100.0)
+    finite(100.0 * method.cost?.added_latency())
 }
 
 /// A percentage with its sign: `+4.2 %`.

@@ -1,7 +1,8 @@
 //! What the page of a comparison draws.
 
-use super::{added_latency, finite, metric_title, signed_percent};
+use super::{added_latency, finite, signed_percent};
 use crate::compare::{Comparison, MethodResult, Spread};
+use crate::metrics;
 use crate::report::svg::{Bar, Bars, Chart, Point, Scatter, Series, colour, range};
 use crate::report::units::short;
 
@@ -17,7 +18,7 @@ pub(super) fn quality(comparison: &Comparison) -> String {
     plots.push_str(&curves(&comparison.methods));
     for metric in &comparison.metrics {
         plots.push_str(&scatter(
-            metric_title(metric),
+            metrics::title(metric),
             &with_base("higher is better", base.metrics.get(metric).copied()),
             &comparison.methods,
             |method| method.scores.get(metric).copied(),

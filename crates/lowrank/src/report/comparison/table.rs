@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{NONE, added_latency, finite, metric_title, option_value, signed_percent};
+use super::{NONE, added_latency, finite, option_value, signed_percent};
 use crate::compare::{Comparison, Cost, MethodResult, Spread};
+use crate::metrics;
 use crate::report::page::escape;
 use crate::report::svg::colour;
 use crate::report::units::{bytes, duration, grouped, short};
@@ -156,7 +157,7 @@ fn columns(comparison: &Comparison) -> Vec<Column> {
     ];
     for metric in &comparison.metrics {
         columns.push(quality(
-            metric_title(metric).to_owned(),
+            metrics::title(metric).to_owned(),
             "",
             Better::Higher,
             base.metrics.get(metric).copied(),
@@ -324,7 +325,7 @@ pub(super) fn sweep(methods: &[MethodResult]) -> String {
         for rate in &rates {
             let tried = method.sweep.iter().rfind(|(other, _)| other == rate);
             let text = match tried {
-                Some((_, loss)) if loss.is_finite() => format!("{loss:.0$}", decimals(*loss)),
+                Some((_, Some(loss))) if loss.is_finite() => format!("{loss:.0$}", decimals(*loss)),
                 Some(_) => "diverged".to_owned(),
                 None => NONE.to_owned(),
             };

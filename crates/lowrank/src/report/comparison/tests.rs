@@ -60,10 +60,10 @@ fn result(name: &str, method: Method, trainable: u64, quality: f64) -> MethodRes
         checkpoint_bytes: Some(trainable * 4 + 1024),
         learning_rate: Some(2e-4),
         sweep: vec![
-            (1e-4, loss + 0.05),
-            (2e-4, loss + 0.01),
-            (5e-4, loss + 0.02),
-            (2e-3, f64::NAN),
+            (1e-4, Some(loss + 0.05)),
+            (2e-4, Some(loss + 0.01)),
+            (5e-4, Some(loss + 0.02)),
+            (2e-3, None),
         ],
         runs: (1..=3).map(run).collect(),
         missing_runs: 0,
@@ -131,7 +131,7 @@ fn nine() -> Comparison {
     if let Some(cost) = &mut methods[7].cost {
         cost.milliseconds_per_token = 23.0;
     }
-    methods[5].sweep = vec![(1e-2, 1.6), (2e-2, 1.55)];
+    methods[5].sweep = vec![(1e-2, Some(1.6)), (2e-2, Some(1.55))];
     methods[5].learning_rate = Some(2e-2);
     comparison(methods)
 }
@@ -297,7 +297,7 @@ fn numbers_that_are_none_are_not_shown() {
     bad.loss = Some(none);
     bad.scores.insert("bleu".to_owned(), none);
     bad.learning_rate = Some(f64::NAN);
-    bad.sweep = vec![(f64::NAN, 1.0), (1e-3, f64::INFINITY)];
+    bad.sweep = vec![(f64::NAN, Some(1.0)), (1e-3, Some(f64::INFINITY))];
     for run in &mut bad.runs {
         run.loss = f64::NAN;
         run.seconds = f64::NAN;
