@@ -63,6 +63,8 @@ mod simd;
 mod storage;
 mod strips;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod view;
 #[cfg(target_arch = "x86_64")]
 mod wide;

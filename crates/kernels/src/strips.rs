@@ -11,12 +11,12 @@ use std::ops::Range;
 
 use crate::few::{FEW_TOKENS, few_times_rows};
 use crate::matmul::{Mat, MatMut, Shared, product_anywhere};
-#[cfg(target_arch = "x86_64")]
-use crate::panels;
 use crate::parallel::for_each_piece;
 use crate::scratch::with_scratch;
 use crate::simd;
 use crate::view::{Data, View, ViewMut};
+#[cfg(target_arch = "x86_64")]
+use crate::{panels, tiles};
 
 /// Widths that a strip of columns can have: multiples of a panel's 16.
 const STRIPS: [usize; 9] = [288, 192, 144, 128, 96, 64, 48, 32, 16];
@@ -72,7 +72,7 @@ impl<'a> Factor<'a> {
     }
 
     /// Some of the rows and columns.
-    fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+    pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         assert!(rows.end <= self.rows && cols.end <= self.cols);
         Self {
             first_row: self.first_row + rows.start,
@@ -116,6 +116,30 @@ pub(crate) struct Job<'a> {
 
 /// Computes all of these outputs.
 pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut jobs = jobs;
+        let Some(others) = tiles::multiply(&mut jobs) else {
+            return multiply_pieces(jobs);
+        };
+        if others.iter().any(|terms| !terms.is_empty()) {
+            let jobs = jobs.into_iter().zip(&others);
+            multiply_pieces(
+                jobs.map(|(Job { y, .. }, terms)| Job {
+                    y,
+                    start: Start::Sum,
+                    terms,
+                })
+                .collect(),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    multiply_pieces(jobs);
+}
+
+/// [`multiply`] with vectors.
+fn multiply_pieces(jobs: Vec<Job<'_>>) {
     let sizes: Vec<(usize, usize)> = jobs
         .iter()
         .map(|job| (job.y.rows(), job.y.cols()))
@@ -125,7 +149,13 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         .map(|job| job.terms.iter().map(|term| term.b.rows()).sum())
         .max()
         .unwrap_or(0);
-    let pieces = cut(&sizes, inner, threads_to_cut_for());
+    let rows = sizes.iter().map(|size| size.0).max().unwrap_or(0);
+    let read = if rows * inner * size_of::<f32>() > CACHED_BYTES {
+        1.0
+    } else {
+        0.25
+    };
+    let pieces = cut(&sizes, threads_to_cut_for(), Costs { pack: 0.5, read });
     let jobs: Vec<(Shared<'_>, Start<'_>, &[Term<'_>])> = jobs
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
@@ -213,27 +243,27 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 }
 
 /// A block of an output that one task computes.
-struct Piece {
-    job: usize,
-    rows: Range<usize>,
-    cols: Range<usize>,
+pub(crate) struct Piece {
+    pub(crate) job: usize,
+    pub(crate) rows: Range<usize>,
+    pub(crate) cols: Range<usize>,
+}
+
+/// What a piece costs for each inner index, in the time of a row of a product of 16 columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Costs {
+    /// Putting a column of the right factor in order.
+    pub(crate) pack: f64,
+    /// Reading a row of the left one.
+    pub(crate) read: f64,
 }
 
 /// Bytes of a left factor from which reading it again comes from memory and not from a cache.
 const CACHED_BYTES: usize = 8 * 1024 * 1024;
 
 /// Cuts outputs into pieces for so many threads.
-///
-/// `inner` is K. What a piece costs is counted in cycles for each of them, roughly: a product of 16
-/// columns takes one a row; a strip of the right factor is packed, and the rows of the left one read.
-fn cut(sizes: &[(usize, usize)], inner: usize, threads: usize) -> Vec<Piece> {
-    const PACK: f64 = 0.5;
+pub(crate) fn cut(sizes: &[(usize, usize)], threads: usize, costs: Costs) -> Vec<Piece> {
     let rows = sizes.iter().map(|size| size.0).max().unwrap_or(0);
-    let read = if rows * inner * size_of::<f32>() > CACHED_BYTES {
-        1.0
-    } else {
-        0.25
-    };
     let mut best = (f64::INFINITY, STRIPS[0], rows.max(1));
     for strip in STRIPS {
         let strips: usize = sizes.iter().map(|size| size.1.div_ceil(strip)).sum();
@@ -241,7 +271,7 @@ fn cut(sizes: &[(usize, usize)], inner: usize, threads: usize) -> Vec<Piece> {
             let block = rows.div_ceil(chunks).next_multiple_of(ROW_STEP).max(1);
             let tasks = strips * rows.div_ceil(block);
             let (down, across) = (block.min(rows) as f64, strip as f64);
-            let task = down * across / 16.0 + across * PACK + down * read;
+            let task = down * across / 16.0 + across * costs.pack + down * costs.read;
             // The last task of another thread is waited for.
             let time = (tasks.div_ceil(threads) as f64 + 0.1) * task;
             if time < best.0 {
@@ -431,7 +461,11 @@ mod tests {
             ] {
                 let mut seen: Vec<Vec<bool>> =
                     sizes.iter().map(|s| vec![false; s.0 * s.1]).collect();
-                for piece in cut(&sizes, 576, threads) {
+                let costs = Costs {
+                    pack: 0.5,
+                    read: 0.25,
+                };
+                for piece in cut(&sizes, threads, costs) {
                     for row in piece.rows {
                         for col in piece.cols.clone() {
                             let place = &mut seen[piece.job][row * sizes[piece.job].1 + col];

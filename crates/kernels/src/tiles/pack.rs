@@ -1,0 +1,406 @@
+//! Factors in the order in which tiles are loaded.
+//!
+//! An f32 number is the sum of three bf16 numbers, exactly: each has 8 of its 24 bits. They are cut off, not rounded.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
+
+use half::bf16;
+
+use super::kernel::{PARTS, SIDE, STEP, TILE, supported};
+use crate::matmul::Mat;
+
+/// Up to 16 rows of a left factor: [steps][PARTS] tiles of 16 rows of 32 numbers. What there is not is zero.
+///
+/// # Panics
+/// If neither rows nor columns lie in one piece each, or `to` has not the size of its steps.
+#[expect(unsafe_code, reason = "vector code")]
+pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>) {
+    let (rows, cols) = (a.rows(), a.cols());
+    assert!(supported() && (1..=SIDE).contains(&rows) && cols > 0);
+    assert!((rows - 1) * a.row_stride() + (cols - 1) * a.col_stride() < a.data().len());
+    assert_eq!(
+        to.len(),
+        cols.div_ceil(STEP) * PARTS * TILE,
+        "tiles of a left factor"
+    );
+    let (to, from) = (to.as_mut_ptr(), a.data().as_ptr());
+    // SAFETY: the processor is `supported`; the assertions show that the numbers lie within the data and that `to` has room.
+    unsafe {
+        if a.col_stride() == 1 {
+            split(to, from, a.row_stride(), rows, cols);
+        } else {
+            assert_eq!(
+                a.row_stride(),
+                1,
+                "a matrix that lies in rows or in columns"
+            );
+            split_turned(to, from, a.col_stride(), rows, cols);
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW; `rows` rows of `cols` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
+/// written.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn split(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols: usize) {
+    /// Steps ahead of the one that is taken apart, whose way from memory begins.
+    const AHEAD: usize = 8;
+    // SAFETY: by the contract of this function; a prefetch may name any address.
+    unsafe {
+        for step in 0..cols.div_ceil(STEP) {
+            let to = to.add(step * PARTS * TILE);
+            let from = from.wrapping_add(step * STEP);
+            let left = cols - step * STEP;
+            for row in 0..SIDE {
+                let mut parts = [_mm512_setzero_si512(); PARTS];
+                if row < rows {
+                    let from = from.wrapping_add(row * stride);
+                    let next = from.wrapping_add(SIDE);
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD * STEP).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(AHEAD * STEP).cast());
+                    parts = parts_of_row(load(from, left), load(next, left.saturating_sub(SIDE)));
+                }
+                for (part, numbers) in parts.into_iter().enumerate() {
+                    _mm512_storeu_si512(to.add(part * TILE + row * STEP).cast(), numbers);
+                }
+            }
+        }
+    }
+}
+
+/// [`split`] where columns of `rows` numbers lie `stride` apart.
+///
+/// # Safety
+/// As there.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn split_turned(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols: usize) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        for step in 0..cols.div_ceil(STEP) {
+            let mut pairs = [[_mm512_setzero_si512(); SIDE]; PARTS];
+            for pair in 0..SIDE {
+                let first = step * STEP + 2 * pair;
+                let both = pair_of_rows(
+                    from.wrapping_add(first * stride),
+                    stride,
+                    cols.saturating_sub(first),
+                    rows,
+                    None,
+                );
+                for (pairs, both) in pairs.iter_mut().zip(both) {
+                    pairs[pair] = both;
+                }
+            }
+            for (part, pairs) in pairs.into_iter().enumerate() {
+                store_turned(to.add((step * PARTS + part) * TILE), pairs);
+            }
+        }
+    }
+}
+
+/// A right factor in bf16 or f32, some steps and up to 16 columns of it.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a, N> {
+    /// From the first number that is meant.
+    pub(super) data: &'a [N],
+    pub(super) stride: usize,
+    /// Whether a column of the factor lies in one piece, and not a row.
+    pub(super) turned: bool,
+    pub(super) inner: usize,
+    pub(super) cols: usize,
+}
+
+impl<N> Right<'_, N> {
+    fn check(&self, to: &[u16], parts: usize, between: usize) {
+        let (rows, width) = if self.turned {
+            (self.cols, self.inner)
+        } else {
+            (self.inner, self.cols)
+        };
+        assert!(supported() && rows > 0 && (1..=SIDE).contains(&self.cols) && width > 0);
+        assert!((rows - 1) * self.stride + width <= self.data.len());
+        let steps = self.inner.div_ceil(STEP);
+        assert!((steps - 1) * between + parts * TILE <= to.len());
+    }
+}
+
+/// The tiles of a right factor in bf16, a step `between` numbers after the other. What there is not is zero.
+///
+/// # Panics
+/// If a size does not fit.
+#[expect(unsafe_code, reason = "vector code")]
+pub(super) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>, between: usize) {
+    from.check(to, 1, between);
+    // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
+    unsafe { narrow(to.as_mut_ptr(), from, between) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW; `from` is checked.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn narrow(to: *mut u16, from: Right<'_, bf16>, between: usize) {
+    let Right {
+        stride,
+        turned,
+        inner,
+        cols,
+        ..
+    } = from;
+    let start: *const u16 = from.data.as_ptr().cast();
+    // SAFETY: by the contract of this function; a prefetch may name any address.
+    unsafe {
+        for step in 0..inner.div_ceil(STEP) {
+            let to = to.add(step * between);
+            let left = inner - step * STEP;
+            if turned {
+                let start = start.wrapping_add(step * STEP);
+                let mut rows = [_mm512_setzero_si512(); SIDE];
+                for (j, row) in rows.iter_mut().enumerate().take(cols) {
+                    let from = start.wrapping_add(j * stride);
+                    // The same place of the next 16 columns.
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SIDE * stride).cast());
+                    *row = load_narrow(from, left);
+                }
+                store_turned(to, rows);
+            } else {
+                let start = start.wrapping_add(step * STEP * stride);
+                for pair in 0..SIDE {
+                    let from = start.wrapping_add(2 * pair * stride);
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(STEP * stride).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add((STEP + 1) * stride).cast());
+                    let mut row = [_mm512_setzero_si512(); 2];
+                    for (i, row) in row.iter_mut().enumerate() {
+                        if 2 * pair + i < left {
+                            let narrow = load_narrow(from.wrapping_add(i * stride), cols);
+                            *row = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(narrow));
+                        }
+                    }
+                    let both = _mm512_or_si512(row[0], _mm512_slli_epi32::<16>(row[1]));
+                    _mm512_storeu_si512(to.add(pair * STEP).cast(), both);
+                }
+            }
+        }
+    }
+}
+
+/// The tiles of a right factor in f32 times a number: PARTS of them a step, a step `between` numbers after the other. What there
+/// is not is zero.
+///
+/// # Panics
+/// If a size does not fit.
+#[expect(unsafe_code, reason = "vector code")]
+pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, between: usize) {
+    from.check(to, PARTS, between);
+    // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
+    unsafe { wide(to.as_mut_ptr(), from, scale, between) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F and BW; `from` is checked.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32, between: usize) {
+    let Right {
+        stride,
+        turned,
+        inner,
+        cols,
+        ..
+    } = from;
+    let start = from.data.as_ptr();
+    let scale = _mm512_set1_ps(scale);
+    // SAFETY: by the contract of this function.
+    unsafe {
+        for step in 0..inner.div_ceil(STEP) {
+            let to = to.add(step * between);
+            let left = inner - step * STEP;
+            if turned {
+                let start = start.wrapping_add(step * STEP);
+                let mut rows = [[_mm512_setzero_si512(); SIDE]; PARTS];
+                for j in 0..cols {
+                    let from = start.wrapping_add(j * stride);
+                    let low = _mm512_mul_ps(load(from, left), scale);
+                    let next = load(from.wrapping_add(SIDE), left.saturating_sub(SIDE));
+                    let parts = parts_of_row(low, _mm512_mul_ps(next, scale));
+                    for (rows, part) in rows.iter_mut().zip(parts) {
+                        rows[j] = part;
+                    }
+                }
+                for (part, rows) in rows.into_iter().enumerate() {
+                    store_turned(to.add(part * TILE), rows);
+                }
+            } else {
+                let start = start.wrapping_add(step * STEP * stride);
+                for pair in 0..SIDE {
+                    let from = start.wrapping_add(2 * pair * stride);
+                    let left = left.saturating_sub(2 * pair);
+                    let both = pair_of_rows(from, stride, left, cols, Some(scale));
+                    for (part, both) in both.into_iter().enumerate() {
+                        _mm512_storeu_si512(to.add(part * TILE + pair * STEP).cast(), both);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The parts of up to two rows of up to 16 numbers, `stride` apart, times a number: those of one column side by side.
+///
+/// # Safety
+/// The processor has AVX-512 F; so many rows and numbers can be read.
+#[expect(unsafe_code, reason = "vector loads take pointers")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn pair_of_rows(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    scale: Option<__m512>,
+) -> [__m512i; PARTS] {
+    let mut both = [_mm512_setzero_si512(); PARTS];
+    for i in 0..rows.min(2) {
+        // SAFETY: by the contract of this function.
+        let mut row = unsafe { load(from.wrapping_add(i * stride), cols) };
+        if let Some(scale) = scale {
+            row = _mm512_mul_ps(row, scale);
+        }
+        for (both, part) in both.iter_mut().zip(parts(row)) {
+            let part = if i == 0 {
+                _mm512_srli_epi32::<16>(part)
+            } else {
+                part
+            };
+            *both = _mm512_or_si512(*both, part);
+        }
+    }
+    both
+}
+
+/// Up to 16 numbers; the rest is zero.
+///
+/// # Safety
+/// The processor has AVX-512 F; so many numbers can be read, 16 at most.
+#[expect(unsafe_code, reason = "vector loads take pointers")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(from: *const f32, count: usize) -> __m512 {
+    let mask = if count >= SIDE {
+        u16::MAX
+    } else {
+        (1 << count) - 1
+    };
+    // SAFETY: by the contract of this function; what is masked out is not read.
+    unsafe { _mm512_maskz_loadu_ps(mask, from) }
+}
+
+/// Up to 32 numbers; the rest is zero.
+///
+/// # Safety
+/// The processor has AVX-512 BW; so many numbers can be read, 32 at most.
+#[expect(unsafe_code, reason = "vector loads take pointers")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load_narrow(from: *const u16, count: usize) -> __m512i {
+    let mask = if count >= STEP {
+        u32::MAX
+    } else {
+        (1 << count) - 1
+    };
+    // SAFETY: by the contract of this function; what is masked out is not read.
+    unsafe { _mm512_maskz_loadu_epi16(mask, from.cast()) }
+}
+
+/// The three parts of 16 numbers, each in the upper half of a word whose lower half is zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn parts(x: __m512) -> [__m512i; PARTS] {
+    let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let high = _mm512_and_si512(_mm512_castps_si512(x), upper);
+    let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
+    let middle = _mm512_and_si512(_mm512_castps_si512(rest), upper);
+    let low = _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(middle)));
+    // Its lower half is zero, too, unless the number is next to the smallest that there are.
+    [high, middle, _mm512_and_si512(low, upper)]
+}
+
+/// The three parts of 32 numbers as 32 bf16 each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn parts_of_row(first: __m512, second: __m512) -> [__m512i; PARTS] {
+    const ODD: [u16; 32] = {
+        let mut odd = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            odd[i as usize] = 2 * i + 1;
+            i += 1;
+        }
+        odd
+    };
+    #[expect(unsafe_code, reason = "32 numbers as a vector")]
+    // SAFETY: both have 64 bytes, and any bits are a vector.
+    let odd = unsafe { std::mem::transmute::<[u16; 32], __m512i>(ODD) };
+    let (first, second) = (parts(first), parts(second));
+    let mut both = [_mm512_setzero_si512(); PARTS];
+    for part in 0..PARTS {
+        both[part] = _mm512_permutex2var_epi16(first[part], odd, second[part]);
+    }
+    both
+}
+
+/// A tile from its columns: row j has the 16 pairs of inner indices of column j.
+///
+/// # Safety
+/// The processor has AVX-512 F; a tile can be written.
+#[expect(unsafe_code, reason = "vector stores take pointers")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_turned(to: *mut u16, rows: [__m512i; SIDE]) {
+    let zero = _mm512_setzero_si512();
+    // Pairs of rows, then fours: fours[q][m] has in its lane l the words 4·l + m of rows 4·q to 4·q + 3.
+    let mut fours = [[zero; 4]; 4];
+    for (q, four) in fours.iter_mut().enumerate() {
+        let rows = &rows[4 * q..4 * q + 4];
+        let (low, high) = (
+            _mm512_unpacklo_epi32(rows[0], rows[1]),
+            _mm512_unpackhi_epi32(rows[0], rows[1]),
+        );
+        let (low2, high2) = (
+            _mm512_unpacklo_epi32(rows[2], rows[3]),
+            _mm512_unpackhi_epi32(rows[2], rows[3]),
+        );
+        *four = [
+            _mm512_unpacklo_epi64(low, low2),
+            _mm512_unpackhi_epi64(low, low2),
+            _mm512_unpacklo_epi64(high, high2),
+            _mm512_unpackhi_epi64(high, high2),
+        ];
+    }
+    for m in 0..4 {
+        let first = _mm512_shuffle_i32x4::<0b01_00_01_00>(fours[0][m], fours[1][m]);
+        let second = _mm512_shuffle_i32x4::<0b11_10_11_10>(fours[0][m], fours[1][m]);
+        let third = _mm512_shuffle_i32x4::<0b01_00_01_00>(fours[2][m], fours[3][m]);
+        let fourth = _mm512_shuffle_i32x4::<0b11_10_11_10>(fours[2][m], fours[3][m]);
+        let columns = [
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(first, third),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(first, third),
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(second, fourth),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(second, fourth),
+        ];
+        for (lane, column) in columns.into_iter().enumerate() {
+            // SAFETY: a tile has 16 rows of 64 bytes, by the contract of this function.
+            unsafe { _mm512_storeu_si512(to.add((4 * lane + m) * STEP).cast(), column) };
+        }
+    }
+}
