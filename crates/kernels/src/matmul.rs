@@ -74,20 +74,6 @@ impl<'a> Mat<'a> {
         self.data
     }
 
-    /// Whether both are the same numbers.
-    pub(crate) fn is(&self, other: Self) -> bool {
-        let place = |mat: &Self| {
-            (
-                mat.data.as_ptr(),
-                mat.rows,
-                mat.cols,
-                mat.row_stride,
-                mat.col_stride,
-            )
-        };
-        place(self) == place(&other)
-    }
-
     /// The transposed matrix.
     pub(crate) fn t(self) -> Self {
         Self {
@@ -270,11 +256,6 @@ impl<'a> From<ViewMut<'a>> for Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Number of columns.
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
-    }
-
     /// Some rows and columns to write.
     ///
     /// # Safety

@@ -1,9 +1,6 @@
-//! Scratch memory that each thread keeps, for pieces that fit in its caches, and what all threads read together.
+//! Scratch memory that each thread keeps, for pieces that fit in its caches.
 
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
-
-use bytemuck::Pod;
 
 use crate::storage::Buffer;
 
@@ -21,20 +18,5 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     }
     let result = work(&mut buffer.as_mut_slice()[..len]);
     IDLE.with_borrow_mut(|idle| idle.push(buffer));
-    result
-}
-
-/// Calls `work` with `len` numbers of unspecified contents, for what other threads read, too.
-///
-/// The next call, from whichever thread, finds the same memory again.
-pub(crate) fn with_shared_scratch<N: Pod, R>(len: usize, work: impl FnOnce(&mut [N]) -> R) -> R {
-    static IDLE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
-    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut buffer = idle().pop().unwrap_or_default();
-    if buffer.capacity() < len * size_of::<N>() {
-        buffer = Buffer::zeroed(len * size_of::<N>());
-    }
-    let result = work(&mut buffer.as_mut_slice()[..len]);
-    idle().push(buffer);
     result
 }

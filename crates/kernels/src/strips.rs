@@ -18,8 +18,6 @@ use crate::view::{Data, View, ViewMut};
 #[cfg(target_arch = "x86_64")]
 use crate::{panels, tiles};
 
-/// Widths that a strip of columns can have: multiples of a panel's 16.
-const STRIPS: [usize; 9] = [288, 192, 144, 128, 96, 64, 48, 32, 16];
 /// Rows of a block are a multiple of this, except in the last one.
 const ROW_STEP: usize = 48;
 /// Terms of a sum that `gemm-f32` gets widened at once.
@@ -116,46 +114,11 @@ pub(crate) struct Job<'a> {
 
 /// Computes all of these outputs.
 pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let mut jobs = jobs;
-        let Some(others) = tiles::multiply(&mut jobs) else {
-            return multiply_pieces(jobs);
-        };
-        if others.iter().any(|terms| !terms.is_empty()) {
-            let jobs = jobs.into_iter().zip(&others);
-            multiply_pieces(
-                jobs.map(|(Job { y, .. }, terms)| Job {
-                    y,
-                    start: Start::Sum,
-                    terms,
-                })
-                .collect(),
-            );
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    multiply_pieces(jobs);
-}
-
-/// [`multiply`] with vectors.
-fn multiply_pieces(jobs: Vec<Job<'_>>) {
     let sizes: Vec<(usize, usize)> = jobs
         .iter()
         .map(|job| (job.y.rows(), job.y.cols()))
         .collect();
-    let inner = jobs
-        .iter()
-        .map(|job| job.terms.iter().map(|term| term.b.rows()).sum())
-        .max()
-        .unwrap_or(0);
-    let rows = sizes.iter().map(|size| size.0).max().unwrap_or(0);
-    let read = if rows * inner * size_of::<f32>() > CACHED_BYTES {
-        1.0
-    } else {
-        0.25
-    };
-    let pieces = cut(&sizes, threads_to_cut_for(), Costs { pack: 0.5, read });
+    let pieces = cut(&sizes, threads_to_cut_for(), costs(&jobs));
     let jobs: Vec<(Shared<'_>, Start<'_>, &[Term<'_>])> = jobs
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
@@ -189,12 +152,11 @@ fn multiply_piece(
     terms: &[Term<'_>],
 ) {
     let mut holds = start.prepare(&mut tile, cols);
-    let whole = |term: &Term<'_>| term.at == (0, 0) && (term.a.rows(), term.b.cols()) == size;
     let mut rest = terms;
     while let Some(term) = rest.first() {
         // Neighbours that write the whole output are one sum. That they do does not depend on the piece, and so the order
         // of additions does not.
-        let together = rest.iter().take_while(|term| whole(term)).count();
+        let together = whole_terms(rest, size);
         if together > 0 {
             let parts = rest[..together].iter().map(|term| Term {
                 a: term.a.block(rows.clone(), 0..term.a.cols()),
@@ -202,7 +164,12 @@ fn multiply_piece(
                 ..*term
             });
             let parts: Vec<Term<'_>> = parts.collect();
-            multiply_terms(tile.reborrow(), holds, &parts);
+            if is_tiled(&rest[..together], size) {
+                #[cfg(target_arch = "x86_64")]
+                tiles::multiply(tile.reborrow(), holds, &parts);
+            } else {
+                multiply_terms(tile.reborrow(), holds, &parts);
+            }
             holds = true;
             rest = &rest[together..];
             continue;
@@ -243,37 +210,85 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 }
 
 /// A block of an output that one task computes.
-pub(crate) struct Piece {
-    pub(crate) job: usize,
-    pub(crate) rows: Range<usize>,
-    pub(crate) cols: Range<usize>,
+struct Piece {
+    job: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
 }
 
-/// What a piece costs for each inner index, in the time of a row of a product of 16 columns.
+/// How many of the first terms are of the size of the whole output.
+fn whole_terms(terms: &[Term<'_>], size: (usize, usize)) -> usize {
+    let whole = |term: &&Term<'_>| term.at == (0, 0) && (term.a.rows(), term.b.cols()) == size;
+    terms.iter().take_while(whole).count()
+}
+
+/// Whether [`tiles`] computes these terms, which are of the size of their output.
+fn is_tiled(terms: &[Term<'_>], size: (usize, usize)) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return tiles::is_worthwhile(size, terms);
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// What decides how outputs are cut: times of a piece for each inner index, in that of a row of a product of 16 columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Costs {
-    /// Putting a column of the right factor in order.
+    /// Of a column of the right factor, which is put in order.
     pub(crate) pack: f64,
-    /// Reading a row of the left one.
+    /// Of a row of the left one, which is read.
     pub(crate) read: f64,
+    /// Widths that a strip of columns can have.
+    pub(crate) strips: &'static [usize],
 }
 
-/// Bytes of a left factor from which reading it again comes from memory and not from a cache.
-const CACHED_BYTES: usize = 8 * 1024 * 1024;
+/// Those of [`panels`], roughly.
+fn costs(jobs: &[Job<'_>]) -> Costs {
+    /// Bytes of a left factor from which reading it again comes from memory and not from a cache.
+    const CACHED_BYTES: usize = 8 * 1024 * 1024;
+    let size = |job: &Job<'_>| (job.y.rows(), job.y.cols());
+    #[cfg(target_arch = "x86_64")]
+    if (jobs.iter()).any(|job| is_tiled(&job.terms[..whole_terms(job.terms, size(job))], size(job)))
+    {
+        return tiles::COSTS;
+    }
+    let numbers = jobs.iter().map(|job| {
+        let inner = job.terms.iter().map(|term| term.b.rows());
+        size(job).0 * inner.sum::<usize>()
+    });
+    let bytes = numbers.max().unwrap_or(0) * size_of::<f32>();
+    Costs {
+        pack: 0.5,
+        read: if bytes > CACHED_BYTES { 1.0 } else { 0.25 },
+        strips: &[288, 192, 144, 128, 96, 64, 48, 32, 16],
+    }
+}
 
 /// Cuts outputs into pieces for so many threads.
-pub(crate) fn cut(sizes: &[(usize, usize)], threads: usize, costs: Costs) -> Vec<Piece> {
+fn cut(sizes: &[(usize, usize)], threads: usize, costs: Costs) -> Vec<Piece> {
     let rows = sizes.iter().map(|size| size.0).max().unwrap_or(0);
-    let mut best = (f64::INFINITY, STRIPS[0], rows.max(1));
-    for strip in STRIPS {
-        let strips: usize = sizes.iter().map(|size| size.1.div_ceil(strip)).sum();
+    let mut best = (f64::INFINITY, costs.strips[0], rows.max(1));
+    for &strip in costs.strips {
         for chunks in 1..=threads {
             let block = rows.div_ceil(chunks).next_multiple_of(ROW_STEP).max(1);
-            let tasks = strips * rows.div_ceil(block);
-            let (down, across) = (block.min(rows) as f64, strip as f64);
-            let task = down * across / 16.0 + across * costs.pack + down * costs.read;
+            let cost = |down: usize, across: usize| {
+                let (down, across) = (down as f64, across as f64);
+                down * across / 16.0 + across * costs.pack + down * costs.read
+            };
+            let (mut all, mut largest, mut count) = (0.0, 0.0, 0_usize);
+            for &(rows, cols) in sizes {
+                let tasks = rows.div_ceil(block) * cols.div_ceil(strip);
+                let task = cost(block.min(rows), strip.min(cols));
+                all += task * tasks as f64;
+                if task > largest {
+                    (largest, count) = (task, 0);
+                }
+                if task == largest {
+                    count += tasks;
+                }
+            }
             // The last task of another thread is waited for.
-            let time = (tasks.div_ceil(threads) as f64 + 0.1) * task;
+            let waves = (count.div_ceil(threads) as f64 * largest).max(all / threads as f64);
+            let time = waves + 0.1 * largest;
             if time < best.0 {
                 best = (time, strip, block);
             }
@@ -461,11 +476,7 @@ mod tests {
             ] {
                 let mut seen: Vec<Vec<bool>> =
                     sizes.iter().map(|s| vec![false; s.0 * s.1]).collect();
-                let costs = Costs {
-                    pack: 0.5,
-                    read: 0.25,
-                };
-                for piece in cut(&sizes, threads, costs) {
+                for piece in cut(&sizes, threads, costs(&[])) {
                     for row in piece.rows {
                         for col in piece.cols.clone() {
                             let place = &mut seen[piece.job][row * sizes[piece.job].1 + col];

@@ -1,387 +1,190 @@
 //! Products on processors with tile registers (Intel's AMX, server processors since 2023), several times as fast as vectors are.
 //!
 //! The registers multiply bf16 and sum in f32. A frozen weight often is bf16; activations are f32 and are taken apart into three
-//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps: 48 products of a tile
-//! take the time that vectors have for 9. A left factor is taken apart once for all threads and all outputs that read it; a task
-//! puts a strip of the right one in order, as for [`panels`](crate::panels).
+//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps, and 48 products of a tile
+//! take the time that vectors have for 9. A task takes rows of the left factor apart, and puts a panel of up to 64 columns of the
+//! right one in order after the other, as for [`panels`](crate::panels).
 //!
 //! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
 
 mod kernel;
 mod pack;
 
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::ops::Range;
 
-use rayon::prelude::*;
+use half::bf16;
 
+pub(crate) use self::kernel::supported;
 use self::kernel::{PARTS, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
 use crate::few::FEW_TOKENS;
-use crate::matmul::{Mat, MatMut, Shared};
-use crate::parallel::{ForEachPart, for_each_piece};
-use crate::scratch::{with_scratch, with_shared_scratch};
-use crate::strips::{Costs, Factor, Job, Piece, Start, Term, cut};
+use crate::matmul::MatMut;
+use crate::scratch::with_scratch;
+use crate::simd;
+use crate::strips::{Costs, Factor, Term};
 use crate::view::Data;
 
-pub(crate) use self::kernel::supported;
-
-/// Numbers of left factors that are taken apart at the same time: 12 MiB, which stay in the caches.
-const LEFTS: usize = 2 * 1024 * 1024;
-/// Rows that are not cut further for that, since each cut means that the right factors are put in order again.
+/// Rows whose left factors are taken apart at once, and steps of them: 1.2 MB, which stay in the L2 cache of such processors.
 const ROWS: usize = 256;
-/// Steps of the right factors that a task puts in order at once, at most: 96 KiB for 64 columns in bf16.
-const DEPTH: usize = 48;
+const DEPTH: usize = 24;
+/// Steps more that there may be, so that a low-rank branch goes with its linear.
+const SLACK: usize = 4;
 /// Smaller products are not worth the order.
 const COLUMNS: usize = 32;
 const INNER: usize = 128;
 
-/// In the time of a step of 16 columns and a row: putting a step in order, and reading a row.
-const COSTS: Costs = Costs {
-    pack: 2.0,
-    read: 0.6,
+/// What a piece costs here.
+pub(crate) const COSTS: Costs = Costs {
+    pack: 2.4,
+    read: 3.3,
+    strips: &[
+        4096, 3072, 2048, 1536, 1152, 1024, 768, 576, 512, 384, 320, 288, 256, 192, 144, 128, 64,
+    ],
 };
 
-/// A whole term of a job.
-#[derive(Clone, Copy)]
-struct Product<'a> {
-    a: Mat<'a>,
-    b: Factor<'a>,
-    scale: f32,
+/// Whether an output of this size, and these terms of that size, are faster computed here.
+pub(crate) fn is_worthwhile((rows, cols): (usize, usize), terms: &[Term<'_>]) -> bool {
+    let inner: usize = terms.iter().map(|term| term.a.cols()).sum();
+    let lies = |term: &Term<'_>| term.a.col_stride() == 1 || term.a.row_stride() == 1;
+    supported() && rows > FEW_TOKENS && cols >= COLUMNS && inner >= INNER && terms.iter().all(lies)
 }
 
-impl<'a> Product<'a> {
-    fn inner(&self) -> usize {
-        self.a.cols()
-    }
-
-    /// Some of the inner indices.
-    fn part(&self, range: Range<usize>) -> Self {
-        Self {
-            a: self.a.block(0..self.a.rows(), range.clone()),
-            b: self.b.block(range, 0..self.b.cols()),
-            ..*self
-        }
-    }
-}
-
-/// Whether a term is of the size of the whole output.
-fn is_whole(term: &Term<'_>, (rows, cols): (usize, usize)) -> bool {
-    term.at == (0, 0) && (term.a.rows(), term.b.cols()) == (rows, cols)
-}
-
-/// Computes the terms of these jobs that are of the size of their outputs, if that is faster here, and gives the others.
+/// out (+)= Σ terms, each of the size of `out`, on one thread. With `accumulate` they are added to what is there.
 ///
-/// `None` if nothing was done. Otherwise the others have to be added to the outputs.
-pub(crate) fn multiply<'a>(jobs: &mut [Job<'a>]) -> Option<Vec<Vec<Term<'a>>>> {
-    if !supported() || !jobs.iter().all(is_worthwhile) {
-        return None;
+/// # Panics
+/// If the shapes do not match, a left factor lies neither in rows nor in columns, or the processor is not [`supported`].
+pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
+    let (rows, cols) = (out.rows(), out.cols());
+    for term in terms {
+        assert_eq!(term.a.rows(), rows, "rows of a product");
+        assert_eq!(term.b.cols(), cols, "columns of a product");
+        assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
     }
-    let rows = jobs.first()?.y.rows();
-    if jobs.iter().any(|job| job.y.rows() != rows) {
-        return None;
+    let groups = groups(terms);
+    if groups.is_empty() && !accumulate {
+        out.fill_zero();
     }
-    let mut others = Vec::new();
-    let mut products: Vec<Vec<Product<'_>>> = Vec::new();
-    for job in jobs.iter() {
-        let size = (job.y.rows(), job.y.cols());
-        let (whole, other): (Vec<Term<'_>>, _) =
-            job.terms.iter().partition(|term| is_whole(term, size));
-        others.push(other);
-        let whole = whole.iter().filter(|term| term.a.cols() > 0);
-        products.push(
-            whole
-                .map(|&Term { a, b, scale, .. }| Product { a, b, scale })
-                .collect(),
-        );
-    }
-    let lefts = distinct_lefts(&products);
-    let depth: usize = lefts.iter().map(Mat::cols).sum();
-    let block = rows_of_a_pass(rows, depth);
-    if depth * block <= LEFTS {
-        let outputs = jobs
-            .iter_mut()
-            .map(|job| (job.y.reborrow().into(), job.start));
-        multiply_in_passes(&outputs.collect::<Vec<_>>(), &products, rows, block);
-        return Some(others);
-    }
-    // Too deep even for few rows: one output after the other, and some inner indices of it after the others.
-    let depth = (LEFTS / block / STEP).max(1) * STEP;
-    for (job, products) in jobs.iter_mut().zip(&products) {
-        let output: Shared<'_> = job.y.reborrow().into();
-        let mut outputs = [(output, job.start)];
-        for products in in_depths(products, depth) {
-            multiply_in_passes(&outputs, &[products], rows, block);
-            outputs[0].1 = Start::Sum;
-        }
-    }
-    Some(others)
-}
-
-fn is_worthwhile(job: &Job<'_>) -> bool {
-    let size = (job.y.rows(), job.y.cols());
-    let whole = || job.terms.iter().filter(|term| is_whole(term, size));
-    let inner: usize = whole().map(|term| term.a.cols()).sum();
-    size.0 > FEW_TOKENS
-        && size.1 >= COLUMNS
-        && inner >= INNER
-        && whole().all(|term| term.a.col_stride() == 1 || term.a.row_stride() == 1)
-}
-
-/// Rows whose left factors, with so many numbers in a row, are taken apart at once: blocks of about one size.
-fn rows_of_a_pass(rows: usize, depth: usize) -> usize {
-    let most = (LEFTS / depth.max(1)).max(ROWS);
-    rows.div_ceil(rows.div_ceil(most)).next_multiple_of(SIDE)
-}
-
-/// Cuts products into groups with at most so many inner indices in all.
-fn in_depths<'a>(products: &[Product<'a>], depth: usize) -> Vec<Vec<Product<'a>>> {
-    let (mut groups, mut room) = (Vec::<Vec<_>>::new(), 0);
-    for product in products {
-        let mut start = 0;
-        while start < product.inner() {
-            if room < STEP {
-                groups.push(Vec::new());
-                room = depth;
+    with_tiles(|tiles| {
+        for first in (0..rows).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(rows);
+            for (i, group) in groups.iter().enumerate() {
+                let window = out.window(rows.clone(), 0..cols);
+                multiply_group(tiles, window, accumulate || i > 0, group, &rows);
             }
-            let end = product.inner().min(start + room / STEP * STEP);
-            if let Some(group) = groups.last_mut() {
-                group.push(product.part(start..end));
-            }
-            room -= (end - start).next_multiple_of(STEP).min(room);
-            start = end;
         }
-    }
-    groups
-}
-
-/// The left factors, each once.
-fn distinct_lefts<'a>(products: &[Vec<Product<'a>>]) -> Vec<Mat<'a>> {
-    let mut lefts: Vec<Mat<'_>> = Vec::new();
-    for product in products.iter().flatten() {
-        if !lefts.iter().any(|left| left.is(product.a)) {
-            lefts.push(product.a);
-        }
-    }
-    lefts
-}
-
-/// The outputs, which begin with what is given for each, from their products, some rows after the others.
-fn multiply_in_passes(
-    outputs: &[(Shared<'_>, Start<'_>)],
-    products: &[Vec<Product<'_>>],
-    rows: usize,
-    block: usize,
-) {
-    let lefts = distinct_lefts(products);
-    for first in (0..rows).step_by(block.max(1)) {
-        let rows = first..(first + block).min(rows);
-        with_split(&lefts, rows.clone(), |lefts| {
-            multiply_pass(outputs, products, &rows, lefts);
-        });
-    }
-}
-
-/// A left factor in tiles: [rows / 16][steps][PARTS].
-#[derive(Clone, Copy)]
-struct Split<'a> {
-    of: Mat<'a>,
-    tiles: &'a [u16],
-}
-
-impl Split<'_> {
-    fn steps(&self) -> usize {
-        self.of.cols().div_ceil(STEP)
-    }
-}
-
-/// Calls `work` with some rows of left factors in tiles.
-fn with_split(lefts: &[Mat<'_>], rows: Range<usize>, work: impl FnOnce(&[Split<'_>])) {
-    let down = rows.len().div_ceil(SIDE);
-    let of_row = |left: &Mat<'_>| left.cols().div_ceil(STEP) * PARTS * TILE;
-    let numbers = lefts.iter().map(|left| down * of_row(left)).sum();
-    with_shared_scratch(numbers, |scratch: &mut [u16]| {
-        let (mut tasks, mut rest) = (Vec::new(), &mut *scratch);
-        for left in lefts {
-            let (own, others) = rest.split_at_mut(down * of_row(left));
-            rest = others;
-            let rows = rows
-                .clone()
-                .step_by(SIDE)
-                .map(|row| row..(row + SIDE).min(rows.end));
-            tasks.extend(
-                own.chunks_exact_mut(of_row(left))
-                    .zip(rows)
-                    .map(|task| (left, task)),
-            );
-        }
-        (tasks.into_par_iter()).for_each_part(|(left, (to, rows))| {
-            split_rows(to, left.block(rows, 0..left.cols()));
-        });
-        let mut rest = &*scratch;
-        let splits = lefts.iter().map(|&of| {
-            let (tiles, others) = rest.split_at(down * of_row(&of));
-            rest = others;
-            Split { of, tiles }
-        });
-        work(&splits.collect::<Vec<_>>());
     });
 }
 
-/// Some rows of all outputs.
-fn multiply_pass(
-    outputs: &[(Shared<'_>, Start<'_>)],
-    products: &[Vec<Product<'_>>],
-    rows: &Range<usize>,
-    lefts: &[Split<'_>],
-) {
-    let sizes: Vec<(usize, usize)> = outputs
-        .iter()
-        .map(|(y, _)| (rows.len(), y.cols()))
-        .collect();
-    let pieces = cut(&sizes, rayon::current_num_threads(), COSTS);
-    let parts: Vec<Vec<Part<'_>>> = products
-        .iter()
-        .map(|products| parts(products, lefts))
-        .collect();
-    for_each_piece(pieces.len(), |i| {
-        let Piece {
-            job,
-            rows: down,
-            cols,
-        } = &pieces[i];
-        let (y, start) = &outputs[*job];
-        let place = rows.start + down.start..rows.start + down.end;
-        #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
-        // SAFETY: no two pieces share an element of an output.
-        let mut tile = unsafe { y.block(place, cols.clone()) };
-        let holds = start.prepare(&mut tile, cols);
-        multiply_piece(tile, holds, &parts[*job], (down, cols));
-    });
-}
-
-/// A product whose left factor is in tiles.
+/// Some inner indices of a term.
+#[derive(Clone)]
 struct Part<'a> {
-    left: Split<'a>,
-    b: Factor<'a>,
-    scale: f32,
+    term: Term<'a>,
+    inner: Range<usize>,
 }
 
 impl Part<'_> {
+    fn steps(&self) -> usize {
+        self.inner.len().div_ceil(STEP)
+    }
+
     /// Whether the right factor is taken apart, too.
     fn is_wide(&self) -> bool {
-        matches!(self.b.view.data(), Data::F32(_)) || self.scale != 1.0
+        matches!(self.term.b.view.data(), Data::F32(_)) || self.term.scale != 1.0
+    }
+
+    /// Numbers of the left factor in tiles, for 16 rows.
+    fn left_len(&self) -> usize {
+        self.steps() * PARTS * TILE
+    }
+
+    /// Numbers of the right factor in tiles, for 16 columns and a step.
+    fn right_step(&self) -> usize {
+        TILE * if self.is_wide() { PARTS } else { 1 }
     }
 }
 
-fn parts<'a>(products: &[Product<'a>], lefts: &[Split<'a>]) -> Vec<Part<'a>> {
-    let parts = products.iter().filter_map(|&Product { a, b, scale }| {
-        let left = *lefts.iter().find(|left| left.of.is(a))?;
-        Some(Part { left, b, scale })
-    });
-    parts.collect()
-}
-
-/// A piece of an output, on one thread; `rows` are those of the pass.
-fn multiply_piece(
-    mut out: MatMut<'_>,
-    add: bool,
-    parts: &[Part<'_>],
-    (rows, cols): (&Range<usize>, &Range<usize>),
-) {
-    let mut add = add;
-    for group in groups(parts) {
-        multiply_group(&mut out, add, &group, (rows, cols));
-        add = true;
-    }
-    if !add {
-        out.fill_zero();
-    }
-}
-
-/// Some steps of a part.
-struct Slice<'a> {
-    part: &'a Part<'a>,
-    steps: Range<usize>,
-}
-
-/// Cuts parts into groups whose right factors are in order at the same time.
-fn groups<'a>(parts: &'a [Part<'a>]) -> Vec<Vec<Slice<'a>>> {
-    /// Steps more that a group may have, so that a low-rank branch goes with its linear.
-    const SLACK: usize = 4;
+/// Cuts terms into groups that are multiplied at once.
+fn groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Part<'a>>> {
     let (mut groups, mut room) = (Vec::<Vec<_>>::new(), 0);
-    for part in parts {
-        let all = part.left.steps();
-        let each = all.div_ceil(all.div_ceil(DEPTH).max(1));
-        for start in (0..all).step_by(each.max(1)) {
-            let steps = start..(start + each).min(all);
-            if steps.len() > room {
+    for &term in terms {
+        let steps = term.a.cols().div_ceil(STEP);
+        // Parts of about one size.
+        let each = steps.div_ceil(steps.div_ceil(DEPTH).max(1)) * STEP;
+        for start in (0..term.a.cols()).step_by(each.max(1)) {
+            let inner = start..(start + each).min(term.a.cols());
+            let part = Part { term, inner };
+            if part.steps() > room {
                 groups.push(Vec::new());
                 room = DEPTH + SLACK;
             }
-            room -= steps.len();
+            room -= part.steps();
             if let Some(group) = groups.last_mut() {
-                group.push(Slice { part, steps });
+                group.push(part);
             }
         }
     }
     groups
 }
 
-/// out (+)= Σ over a group, on one thread.
+/// out (+)= Σ over a group; `rows` are those of the left factors.
 fn multiply_group(
-    out: &mut MatMut<'_>,
+    tiles: &Tiles,
+    mut out: MatMut<'_>,
     add: bool,
-    group: &[Slice<'_>],
-    (rows, cols): (&Range<usize>, &Range<usize>),
+    group: &[Part<'_>],
+    rows: &Range<usize>,
 ) {
-    // A column of tiles of all steps of the group.
-    let column: usize = group
-        .iter()
-        .map(|slice| slice.steps.len() * slice.tiles() * TILE)
-        .sum();
-    let across = cols.len().div_ceil(SIDE);
-    with_scratch(
-        across * column * size_of::<u16>() / size_of::<f32>(),
-        |scratch| {
-            let packed: &mut [u16] = bytemuck::cast_slice_mut(scratch);
-            for (panel, to) in packed.chunks_mut(TOGETHER * column).enumerate() {
-                let first = panel * TOGETHER * SIDE;
-                let width = (TOGETHER * SIDE).min(cols.len() - first);
-                pack_panel(to, group, cols.start + first..cols.start + first + width);
+    let left_len: usize = group.iter().map(Part::left_len).sum();
+    let down = rows.len().div_ceil(SIDE);
+    with_u16s(down * left_len, |lefts| {
+        for (i, mut to) in lefts.chunks_exact_mut(left_len).enumerate() {
+            let start = rows.start + i * SIDE;
+            for part in group {
+                let (own, rest) = to.split_at_mut(part.left_len());
+                to = rest;
+                let rows = start..(start + SIDE).min(rows.end);
+                split_rows(own, part.term.a.block(rows, part.inner.clone()));
             }
-            with_tiles(|tiles| multiply_rows(tiles, out, add, group, (rows, column, packed)));
-        },
-    );
+        }
+        let column: usize = group
+            .iter()
+            .map(|part| part.steps() * part.right_step())
+            .sum();
+        with_u16s(TOGETHER * column, |right| {
+            let cols = out.cols();
+            for panel in panels(cols.div_ceil(SIDE)) {
+                let cols = panel.start * SIDE..(panel.end * SIDE).min(cols);
+                pack_panel(right, group, cols.clone());
+                multiply_panel(tiles, &mut out, add, group, (&*lefts, &*right, cols));
+            }
+        });
+    });
 }
 
-impl Slice<'_> {
-    /// Tiles of the right factor for a step and 16 columns.
-    fn tiles(&self) -> usize {
-        if self.part.is_wide() { PARTS } else { 1 }
-    }
+fn with_u16s<R>(len: usize, work: impl FnOnce(&mut [u16]) -> R) -> R {
+    let len = len * size_of::<u16>() / size_of::<f32>(); // a tile is a multiple of either
+    with_scratch(len, |scratch| work(bytemuck::cast_slice_mut(scratch)))
 }
 
-/// The right factors of a group for up to 64 columns: for each slice [steps][columns / 16][tiles].
-fn pack_panel(mut to: &mut [u16], group: &[Slice<'_>], cols: Range<usize>) {
+/// Tiles of columns that are summed together: few of them leave the multiplier waiting for the last product, so all are about as many.
+fn panels(tiles: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = tiles.div_ceil(TOGETHER);
+    (0..count).map(move |i| tiles * i / count..tiles * (i + 1) / count)
+}
+
+/// The right factors of a group for up to 64 columns: for each part [steps][columns / 16][1 or PARTS] tiles.
+fn pack_panel(mut to: &mut [u16], group: &[Part<'_>], cols: Range<usize>) {
     let across = cols.len().div_ceil(SIDE);
-    for slice in group {
-        let Part { left, b, scale } = slice.part;
-        let inner = slice.steps.start * STEP..(slice.steps.end * STEP).min(left.of.cols());
-        let tiles = slice.tiles() * TILE;
-        let between = across * tiles;
-        let (own, rest) = to.split_at_mut(slice.steps.len() * between);
+    for part in group {
+        let (own, rest) = to.split_at_mut(part.steps() * across * part.right_step());
         to = rest;
-        for column in 0..across {
-            let first = cols.start + column * SIDE;
-            let b = b.block(inner.clone(), first..(first + SIDE).min(cols.end));
-            let to = &mut own[column * tiles..];
-            match b.view.data() {
-                Data::Bf16(data) if !slice.part.is_wide() => {
-                    pack_narrow(to, right(b, data), between)
-                }
-                Data::F32(data) => pack_wide(to, right(b, data), *scale, between),
-                Data::Bf16(data) => pack_widened(to, right(b, data), *scale, between),
-            }
+        let b = part.term.b.block(part.inner.clone(), cols.clone());
+        let scale = part.term.scale;
+        match b.view.data() {
+            Data::Bf16(data) if !part.is_wide() => pack_narrow(own, right(b, data)),
+            Data::F32(data) => pack_wide(own, right(b, data), scale),
+            Data::Bf16(data) => pack_widened(own, right(b, data), scale),
         }
     }
 }
@@ -402,8 +205,8 @@ fn right<'a, N>(b: Factor<'_>, data: &'a [N]) -> Right<'a, N> {
     }
 }
 
-/// A right factor in bf16 that is scaled, which rounds to f32: rare.
-fn pack_widened(to: &mut [u16], from: Right<'_, half::bf16>, scale: f32, between: usize) {
+/// A right factor in bf16 that is scaled, which makes f32 of it: rare.
+fn pack_widened(to: &mut [u16], from: Right<'_, bf16>, scale: f32) {
     let Right {
         data,
         stride,
@@ -413,7 +216,7 @@ fn pack_widened(to: &mut [u16], from: Right<'_, half::bf16>, scale: f32, between
     } = from;
     let (rows, width) = if turned { (cols, inner) } else { (inner, cols) };
     with_scratch(rows * width, |scratch| {
-        crate::simd::widen_rows(scratch, width, data, stride);
+        simd::widen_rows(scratch, width, data, stride);
         let from = Right {
             data: &*scratch,
             stride: width,
@@ -421,43 +224,56 @@ fn pack_widened(to: &mut [u16], from: Right<'_, half::bf16>, scale: f32, between
             inner,
             cols,
         };
-        pack_wide(to, from, scale, between);
+        pack_wide(to, from, scale);
     });
 }
 
-/// All rows of a piece by all of its columns.
-fn multiply_rows(
+/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones.
+fn multiply_panel(
     tiles: &Tiles,
     out: &mut MatMut<'_>,
     add: bool,
-    group: &[Slice<'_>],
-    (rows, column, packed): (&Range<usize>, usize, &[u16]),
+    group: &[Part<'_>],
+    (lefts, right, cols): (&[u16], &[u16], Range<usize>),
 ) {
-    debug_assert!(rows.start.is_multiple_of(SIDE), "pieces begin with a tile");
+    let across = cols.len().div_ceil(SIDE);
+    let left_len: usize = group.iter().map(Part::left_len).sum();
     let mut runs = Vec::with_capacity(group.len());
-    for first in (0..rows.len()).step_by(SIDE) {
-        let height = SIDE.min(rows.len() - first);
-        for (panel, mut right) in packed.chunks(TOGETHER * column).enumerate() {
-            let across = right.len() / column;
-            runs.clear();
-            for slice in group {
-                let of_row = slice.part.left.steps() * PARTS * TILE;
-                let left = &slice.part.left.tiles[(rows.start + first) / SIDE * of_row..][..of_row];
-                let left = &left[slice.steps.start * PARTS * TILE..slice.steps.end * PARTS * TILE];
-                let (own, rest) = right.split_at(slice.steps.len() * across * slice.tiles() * TILE);
-                right = rest;
-                runs.push(Run {
-                    a: left.as_ptr(),
-                    b: own.as_ptr(),
-                    steps: slice.steps.len(),
-                    wide: usize::from(slice.part.is_wide()),
-                });
-            }
-            let col = panel * TOGETHER * SIDE;
-            let width = (across * SIDE).min(out.cols() - col);
-            let mut window = out.window(first..first + height, col..col + width);
-            sum_window(tiles, &mut window, add, &runs, across);
+    for (i, mut left) in lefts.chunks_exact(left_len).enumerate() {
+        let mut right = right;
+        runs.clear();
+        for part in group {
+            let (a, b);
+            (a, left) = left.split_at(part.left_len());
+            (b, right) = right.split_at(part.steps() * across * part.right_step());
+            runs.push(Run {
+                a: a.as_ptr(),
+                b: b.as_ptr(),
+                steps: part.steps(),
+                wide: usize::from(part.is_wide()),
+            });
         }
+        let next = (i + 1) * SIDE..((i + 2) * SIDE).min(out.rows());
+        for row in next {
+            fetch_to_write(&out.row(row)[cols.clone()]);
+        }
+        let rows = i * SIDE..((i + 1) * SIDE).min(out.rows());
+        sum_window(
+            tiles,
+            &mut out.window(rows, cols.clone()),
+            add,
+            &runs,
+            across,
+        );
+    }
+}
+
+/// Asks for cache lines that will be written soon.
+#[expect(unsafe_code, reason = "a hint to the processor")]
+fn fetch_to_write(numbers: &[f32]) {
+    for line in numbers.chunks(64 / size_of::<f32>()) {
+        // SAFETY: a prefetch reads nothing, and has no effect on memory.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
     }
 }
 
@@ -467,8 +283,10 @@ fn sum_window(tiles: &Tiles, window: &mut MatMut<'_>, add: bool, runs: &[Run], a
     let (height, width) = (window.rows(), window.cols());
     if height == SIDE && width == across * SIDE {
         let (c, stride) = window.pointer(0, 0);
-        // SAFETY: `multiply_rows` made the runs of slices of that size, and the window has 16 rows of `across` times 16 numbers.
-        return unsafe { kernel::multiply(tiles, runs, across, c, stride * size_of::<f32>(), add) };
+        // SAFETY: `multiply_panel` made the runs of slices of their sizes, and the window has 16 rows of `across` times 16 numbers.
+        return unsafe {
+            kernel::multiply(tiles, runs, across, c, stride * size_of::<f32>(), add);
+        };
     }
     let mut whole = [0.0_f32; SIDE * SIDE * TOGETHER];
     let stride = across * SIDE;
@@ -477,17 +295,9 @@ fn sum_window(tiles: &Tiles, window: &mut MatMut<'_>, add: bool, runs: &[Run], a
             to[..width].copy_from_slice(window.row(row));
         }
     }
+    let c = whole.as_mut_ptr();
     // SAFETY: as above, with 16 rows of `across` times 16 numbers on the stack.
-    unsafe {
-        kernel::multiply(
-            tiles,
-            runs,
-            across,
-            whole.as_mut_ptr(),
-            stride * size_of::<f32>(),
-            add,
-        )
-    };
+    unsafe { kernel::multiply(tiles, runs, across, c, stride * size_of::<f32>(), add) };
     for (row, from) in whole.chunks_exact(stride).enumerate().take(height) {
         window.row(row).copy_from_slice(&from[..width]);
     }
@@ -495,12 +305,11 @@ fn sum_window(tiles: &Tiles, window: &mut MatMut<'_>, add: bool, runs: &[Run], a
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
+    use crate::matmul::Mat;
     use crate::measure::{first_non_finite, frobenius_norm};
     use crate::random::fill_normal;
-    use crate::strips;
+    use crate::strips::{self, Job, Start};
     use crate::tensor::{DType, Tensor};
 
     fn random(rows: usize, cols: usize, dtype: DType, key: u64) -> Tensor {
@@ -543,6 +352,18 @@ mod tests {
             eprintln!("skipped: this processor has no tiles of bf16, or the system keeps them");
         }
         !supported()
+    }
+
+    /// Computes an output, and makes sure that tiles do.
+    fn compute(y: &mut Tensor, start: Start<'_>, terms: &[Term<'_>]) {
+        let size = (y.rows(), y.cols());
+        let whole = terms.iter().take_while(|term| term.at == (0, 0));
+        assert!(is_worthwhile(size, &terms[..whole.count()]));
+        strips::multiply(vec![Job {
+            y: y.view_mut(),
+            start,
+            terms,
+        }]);
     }
 
     fn factor(b: &Tensor, turned: bool) -> Factor<'_> {
@@ -602,26 +423,20 @@ mod tests {
                     add_reference(&mut expected, term.a, term.b, term.scale);
                 }
                 let start = if sum { Start::Sum } else { Start::Zero };
-                let mut jobs = [Job {
-                    y: y.view_mut(),
-                    start,
-                    terms: &terms,
-                }];
-                let others = multiply(&mut jobs).expect("large enough");
-                assert!(others[0].is_empty());
+                compute(&mut y, start, &terms);
                 let off = error(&y, &expected);
                 assert!(off < 1e-6, "{rows}x{inner}x{cols}, case {case}: {off:e}");
             }
         }
     }
 
-    /// Left factors that are too many numbers for one pass: by rows, and by inner indices.
+    /// More rows, and more inner indices, than are taken apart at once.
     #[test]
-    fn passes_add_up() {
+    fn blocks_add_up() {
         if skipped() {
             return;
         }
-        for (rows, inner, cols) in [(700, 4000, 32), (260, 17_000, 32)] {
+        for (rows, inner, cols) in [(700, 1000, 32), (260, 5000, 100)] {
             let (a, b) = (
                 random(rows, inner, DType::F32, 1),
                 random(inner, cols, DType::Bf16, 2),
@@ -629,12 +444,7 @@ mod tests {
             let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view()))];
             let (mut once, mut all) = (Tensor::zeros(rows, cols), vec![0.0; rows * cols]);
             let bias = vec![2.0; cols];
-            let job = Job {
-                y: once.view_mut(),
-                start: Start::Row(&bias),
-                terms: &terms,
-            };
-            multiply(&mut [job]).expect("large enough");
+            compute(&mut once, Start::Row(&bias), &terms);
             all.fill(2.0);
             add_reference(&mut all, terms[0].a, terms[0].b, 1.0);
             let off = error(&once, &all);
@@ -642,7 +452,7 @@ mod tests {
         }
     }
 
-    /// The bits are the same in any pass, piece or window, and beside other outputs.
+    /// The bits are the same in any piece, and wherever in a tile.
     #[test]
     fn a_row_is_the_same_in_any_batch() {
         if skipped() {
@@ -654,26 +464,16 @@ mod tests {
         );
         let terms = [Term::new(x.view().as_mat(), Factor::turned(w.view()))];
         let few = [Term::new(
-            x.view().as_mat().block(16..64, 0..200),
+            x.view().as_mat().block(13..61, 0..200),
             Factor::turned(w.view()),
         )];
         let (mut all, mut some) = (Tensor::zeros(90, 70), Tensor::zeros(48, 70));
-        let mut jobs = [Job {
-            y: all.view_mut(),
-            start: Start::Zero,
-            terms: &terms,
-        }];
-        multiply(&mut jobs).expect("large enough");
-        let mut jobs = [Job {
-            y: some.view_mut(),
-            start: Start::Zero,
-            terms: &few,
-        }];
-        multiply(&mut jobs).expect("large enough");
-        assert_eq!(all.to_vec()[16 * 70..64 * 70], some.to_vec());
+        compute(&mut all, Start::Zero, &terms);
+        compute(&mut some, Start::Zero, &few);
+        assert_eq!(all.to_vec()[13 * 70..61 * 70], some.to_vec());
     }
 
-    /// What is not of the size of the output is added by others, as [`strips::multiply`] arranges.
+    /// What is not of the size of the output is added by others.
     #[test]
     fn windows_are_left_to_others() {
         if skipped() {
@@ -696,11 +496,7 @@ mod tests {
         let mut expected = vec![0.0; 40 * 48];
         add_reference(&mut expected, terms[0].a, terms[0].b, 1.0);
         add_reference(&mut expected[20 * 48..27 * 48], window.a, window.b, 1.0);
-        strips::multiply(vec![Job {
-            y: y.view_mut(),
-            start: Start::Zero,
-            terms: &terms,
-        }]);
+        compute(&mut y, Start::Zero, &terms);
         assert!(error(&y, &expected) < 1e-6);
     }
 
@@ -715,12 +511,7 @@ mod tests {
             let b = Tensor::from_f32_as(128, 32, &[w; 128 * 32], DType::F32);
             let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view()))];
             let mut y = Tensor::zeros(48, 32);
-            multiply(&mut [Job {
-                y: y.view_mut(),
-                start: Start::Zero,
-                terms: &terms,
-            }])
-            .expect("large enough");
+            compute(&mut y, Start::Zero, &terms);
             y.to_vec()[0]
         };
         let is = |found: f32, expected: f32| {

@@ -4,11 +4,11 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_castsi512_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_si512,
+    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
 use half::bf16;
@@ -52,25 +52,22 @@ pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>) {
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn split(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols: usize) {
-    /// Steps ahead of the one that is taken apart, whose way from memory begins.
-    const AHEAD: usize = 8;
-    // SAFETY: by the contract of this function; a prefetch may name any address.
+    // SAFETY: by the contract of this function.
     unsafe {
-        for step in 0..cols.div_ceil(STEP) {
-            let to = to.add(step * PARTS * TILE);
-            let from = from.wrapping_add(step * STEP);
-            let left = cols - step * STEP;
-            for row in 0..SIDE {
+        // A row after the other: rows are often a multiple of a page apart, and would take each other's places in the L1 cache.
+        for row in 0..SIDE {
+            let from = from.wrapping_add(row * stride);
+            for step in 0..cols.div_ceil(STEP) {
+                let to = to.add(step * PARTS * TILE + row * STEP);
                 let mut parts = [_mm512_setzero_si512(); PARTS];
                 if row < rows {
-                    let from = from.wrapping_add(row * stride);
-                    let next = from.wrapping_add(SIDE);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD * STEP).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(AHEAD * STEP).cast());
-                    parts = parts_of_row(load(from, left), load(next, left.saturating_sub(SIDE)));
+                    let from = from.wrapping_add(step * STEP);
+                    let left = cols - step * STEP;
+                    let next = load(from.wrapping_add(SIDE), left.saturating_sub(SIDE));
+                    parts = parts_of_row(load(from, left), next);
                 }
                 for (part, numbers) in parts.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.add(part * TILE + row * STEP).cast(), numbers);
+                    _mm512_storeu_si512(to.add(part * TILE).cast(), numbers);
                 }
             }
         }
@@ -108,7 +105,7 @@ unsafe fn split_turned(to: *mut u16, from: *const f32, stride: usize, rows: usiz
     }
 }
 
-/// A right factor in bf16 or f32, some steps and up to 16 columns of it.
+/// A right factor in bf16 or f32, some steps and up to 64 columns of it.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a, N> {
     /// From the first number that is meant.
@@ -121,133 +118,110 @@ pub(super) struct Right<'a, N> {
 }
 
 impl<N> Right<'_, N> {
-    fn check(&self, to: &[u16], parts: usize, between: usize) {
+    /// Panics unless the numbers lie within their data, and `to` has room for so many tiles of a step and 16 columns.
+    fn check(&self, to: &[u16], tiles: usize) {
         let (rows, width) = if self.turned {
             (self.cols, self.inner)
         } else {
             (self.inner, self.cols)
         };
-        assert!(supported() && rows > 0 && (1..=SIDE).contains(&self.cols) && width > 0);
+        assert!(supported() && rows > 0 && width > 0);
         assert!((rows - 1) * self.stride + width <= self.data.len());
-        let steps = self.inner.div_ceil(STEP);
-        assert!((steps - 1) * between + parts * TILE <= to.len());
+        assert!(self.inner.div_ceil(STEP) * self.across() * tiles * TILE <= to.len());
+    }
+
+    /// Tiles of columns.
+    fn across(&self) -> usize {
+        self.cols.div_ceil(SIDE)
+    }
+
+    /// Of a tile: how many inner indices are left from its first on, and how many columns; and whether the factor is turned, the
+    /// first number.
+    fn place(&self, step: usize, column: usize) -> (*const N, usize, usize) {
+        let (p, j) = (step * STEP, column * SIDE);
+        let at = if self.turned {
+            j * self.stride + p
+        } else {
+            p * self.stride + j
+        };
+        (
+            self.data.as_ptr().wrapping_add(at),
+            self.inner - p,
+            self.cols - j,
+        )
     }
 }
 
-/// The tiles of a right factor in bf16, a step `between` numbers after the other. What there is not is zero.
+/// A right factor in bf16: [steps][columns / 16] tiles. What there is not is zero.
 ///
 /// # Panics
 /// If a size does not fit.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>, between: usize) {
-    from.check(to, 1, between);
+pub(super) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>) {
+    from.check(to, 1);
     // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
-    unsafe { narrow(to.as_mut_ptr(), from, between) }
+    unsafe {
+        if from.turned {
+            narrow_turned(to.as_mut_ptr(), from);
+        } else {
+            narrow_straight(to.as_mut_ptr(), from);
+        }
+    }
 }
 
 /// # Safety
 /// The processor has AVX-512 F and BW; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn narrow(to: *mut u16, from: Right<'_, bf16>, between: usize) {
-    let Right {
-        stride,
-        turned,
-        inner,
-        cols,
-        ..
-    } = from;
-    let start: *const u16 = from.data.as_ptr().cast();
-    // SAFETY: by the contract of this function; a prefetch may name any address.
-    unsafe {
-        for step in 0..inner.div_ceil(STEP) {
-            let to = to.add(step * between);
-            let left = inner - step * STEP;
-            if turned {
-                let start = start.wrapping_add(step * STEP);
-                let mut rows = [_mm512_setzero_si512(); SIDE];
+unsafe fn narrow_turned(to: *mut u16, from: Right<'_, bf16>) {
+    let (stride, across) = (from.stride, from.across());
+    for column in 0..across {
+        for step in 0..from.inner.div_ceil(STEP) {
+            let (start, inner, cols) = from.place(step, column);
+            let mut rows = [_mm512_setzero_si512(); SIDE];
+            // SAFETY: by the contract of this function; a prefetch may name any address.
+            unsafe {
                 for (j, row) in rows.iter_mut().enumerate().take(cols) {
                     let from = start.wrapping_add(j * stride);
                     // The same place of the next 16 columns.
                     _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SIDE * stride).cast());
-                    *row = load_narrow(from, left);
+                    *row = load_narrow(from.cast(), inner);
                 }
-                store_turned(to, rows);
-            } else {
-                let start = start.wrapping_add(step * STEP * stride);
-                for pair in 0..SIDE {
-                    let from = start.wrapping_add(2 * pair * stride);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(STEP * stride).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add((STEP + 1) * stride).cast());
-                    let mut row = [_mm512_setzero_si512(); 2];
-                    for (i, row) in row.iter_mut().enumerate() {
-                        if 2 * pair + i < left {
-                            let narrow = load_narrow(from.wrapping_add(i * stride), cols);
-                            *row = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(narrow));
-                        }
-                    }
-                    let both = _mm512_or_si512(row[0], _mm512_slli_epi32::<16>(row[1]));
-                    _mm512_storeu_si512(to.add(pair * STEP).cast(), both);
-                }
+                store_turned(to.add((step * across + column) * TILE), rows);
             }
         }
     }
-}
-
-/// The tiles of a right factor in f32 times a number: PARTS of them a step, a step `between` numbers after the other. What there
-/// is not is zero.
-///
-/// # Panics
-/// If a size does not fit.
-#[expect(unsafe_code, reason = "vector code")]
-pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, between: usize) {
-    from.check(to, PARTS, between);
-    // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
-    unsafe { wide(to.as_mut_ptr(), from, scale, between) }
 }
 
 /// # Safety
 /// The processor has AVX-512 F and BW; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32, between: usize) {
-    let Right {
-        stride,
-        turned,
-        inner,
-        cols,
-        ..
-    } = from;
-    let start = from.data.as_ptr();
-    let scale = _mm512_set1_ps(scale);
-    // SAFETY: by the contract of this function.
-    unsafe {
-        for step in 0..inner.div_ceil(STEP) {
-            let to = to.add(step * between);
-            let left = inner - step * STEP;
-            if turned {
-                let start = start.wrapping_add(step * STEP);
-                let mut rows = [[_mm512_setzero_si512(); SIDE]; PARTS];
-                for j in 0..cols {
-                    let from = start.wrapping_add(j * stride);
-                    let low = _mm512_mul_ps(load(from, left), scale);
-                    let next = load(from.wrapping_add(SIDE), left.saturating_sub(SIDE));
-                    let parts = parts_of_row(low, _mm512_mul_ps(next, scale));
-                    for (rows, part) in rows.iter_mut().zip(parts) {
-                        rows[j] = part;
+unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
+    let (stride, across) = (from.stride, from.across());
+    let (low, high) = (both_halves(0), both_halves(SIDE as u16));
+    for step in 0..from.inner.div_ceil(STEP) {
+        for pair in 0..SIDE {
+            // Two tiles of columns are a cache line of either row.
+            for column in (0..across).step_by(2) {
+                let (start, inner, cols) = from.place(step, column);
+                let start = start.wrapping_add(2 * pair * stride);
+                // SAFETY: by the contract of this function; a prefetch may name any address.
+                unsafe {
+                    let mut rows = [_mm512_setzero_si512(); 2];
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        let from = start.wrapping_add(i * stride);
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(STEP * stride).cast());
+                        if 2 * pair + i < inner {
+                            *row = load_narrow(from.cast(), cols);
+                        }
                     }
-                }
-                for (part, rows) in rows.into_iter().enumerate() {
-                    store_turned(to.add(part * TILE), rows);
-                }
-            } else {
-                let start = start.wrapping_add(step * STEP * stride);
-                for pair in 0..SIDE {
-                    let from = start.wrapping_add(2 * pair * stride);
-                    let left = left.saturating_sub(2 * pair);
-                    let both = pair_of_rows(from, stride, left, cols, Some(scale));
-                    for (part, both) in both.into_iter().enumerate() {
-                        _mm512_storeu_si512(to.add(part * TILE + pair * STEP).cast(), both);
+                    let to = to.add((step * across + column) * TILE + pair * STEP);
+                    let first = _mm512_permutex2var_epi16(rows[0], low, rows[1]);
+                    _mm512_storeu_si512(to.cast(), first);
+                    if column + 1 < across {
+                        let second = _mm512_permutex2var_epi16(rows[0], high, rows[1]);
+                        _mm512_storeu_si512(to.add(TILE).cast(), second);
                     }
                 }
             }
@@ -255,37 +229,57 @@ unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32, between: usize) {
     }
 }
 
-/// The parts of up to two rows of up to 16 numbers, `stride` apart, times a number: those of one column side by side.
+/// A right factor in f32 times a number: [steps][columns / 16][PARTS] tiles. What there is not is zero.
 ///
+/// # Panics
+/// If a size does not fit.
+#[expect(unsafe_code, reason = "vector code")]
+pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32) {
+    from.check(to, PARTS);
+    // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
+    unsafe { wide(to.as_mut_ptr(), from, scale) }
+}
+
 /// # Safety
-/// The processor has AVX-512 F; so many rows and numbers can be read.
-#[expect(unsafe_code, reason = "vector loads take pointers")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn pair_of_rows(
-    from: *const f32,
-    stride: usize,
-    rows: usize,
-    cols: usize,
-    scale: Option<__m512>,
-) -> [__m512i; PARTS] {
-    let mut both = [_mm512_setzero_si512(); PARTS];
-    for i in 0..rows.min(2) {
-        // SAFETY: by the contract of this function.
-        let mut row = unsafe { load(from.wrapping_add(i * stride), cols) };
-        if let Some(scale) = scale {
-            row = _mm512_mul_ps(row, scale);
-        }
-        for (both, part) in both.iter_mut().zip(parts(row)) {
-            let part = if i == 0 {
-                _mm512_srli_epi32::<16>(part)
-            } else {
-                part
-            };
-            *both = _mm512_or_si512(*both, part);
+/// The processor has AVX-512 F and BW; `from` is checked.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
+    let (stride, across) = (from.stride, from.across());
+    let scale = _mm512_set1_ps(scale);
+    for column in 0..across {
+        for step in 0..from.inner.div_ceil(STEP) {
+            let (start, inner, cols) = from.place(step, column);
+            // SAFETY: by the contract of this function.
+            unsafe {
+                let to = to.add((step * across + column) * PARTS * TILE);
+                if from.turned {
+                    let mut rows = [[_mm512_setzero_si512(); SIDE]; PARTS];
+                    for j in 0..cols.min(SIDE) {
+                        let from = start.wrapping_add(j * stride);
+                        let low = _mm512_mul_ps(load(from, inner), scale);
+                        let next = load(from.wrapping_add(SIDE), inner.saturating_sub(SIDE));
+                        let parts = parts_of_row(low, _mm512_mul_ps(next, scale));
+                        for (rows, part) in rows.iter_mut().zip(parts) {
+                            rows[j] = part;
+                        }
+                    }
+                    for (part, rows) in rows.into_iter().enumerate() {
+                        store_turned(to.add(part * TILE), rows);
+                    }
+                } else {
+                    for pair in 0..SIDE {
+                        let from = start.wrapping_add(2 * pair * stride);
+                        let left = inner.saturating_sub(2 * pair);
+                        let both = pair_of_rows(from, stride, left, cols, Some(scale));
+                        for (part, both) in both.into_iter().enumerate() {
+                            _mm512_storeu_si512(to.add(part * TILE + pair * STEP).cast(), both);
+                        }
+                    }
+                }
+            }
         }
     }
-    both
 }
 
 /// Up to 16 numbers; the rest is zero.
@@ -322,6 +316,55 @@ unsafe fn load_narrow(from: *const u16, count: usize) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi16(mask, from.cast()) }
 }
 
+/// For a permutation of two vectors of 32: 16 numbers of either, from `first` on, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn both_halves(first: u16) -> __m512i {
+    indices(|i| first + i / 2 + i % 2 * 32)
+}
+
+#[expect(unsafe_code, reason = "32 numbers as a vector")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn indices(index: impl Fn(u16) -> u16) -> __m512i {
+    let indices: [u16; STEP] = std::array::from_fn(|i| index(i as u16));
+    // SAFETY: both have 64 bytes, and any bits are a vector.
+    unsafe { std::mem::transmute::<[u16; STEP], __m512i>(indices) }
+}
+
+/// The parts of up to two rows of up to 16 numbers, `stride` apart, times a number: those of one column side by side.
+///
+/// # Safety
+/// The processor has AVX-512 F; so many rows and numbers can be read.
+#[expect(unsafe_code, reason = "vector loads take pointers")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn pair_of_rows(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    scale: Option<__m512>,
+) -> [__m512i; PARTS] {
+    let mut both = [_mm512_setzero_si512(); PARTS];
+    for i in 0..rows.min(2) {
+        // SAFETY: by the contract of this function.
+        let mut row = unsafe { load(from.wrapping_add(i * stride), cols) };
+        if let Some(scale) = scale {
+            row = _mm512_mul_ps(row, scale);
+        }
+        for (both, part) in both.iter_mut().zip(parts(row)) {
+            let part = if i == 0 {
+                _mm512_srli_epi32::<16>(part)
+            } else {
+                part
+            };
+            *both = _mm512_or_si512(*both, part);
+        }
+    }
+    both
+}
+
 /// The three parts of 16 numbers, each in the upper half of a word whose lower half is zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -339,18 +382,7 @@ fn parts(x: __m512) -> [__m512i; PARTS] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn parts_of_row(first: __m512, second: __m512) -> [__m512i; PARTS] {
-    const ODD: [u16; 32] = {
-        let mut odd = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            odd[i as usize] = 2 * i + 1;
-            i += 1;
-        }
-        odd
-    };
-    #[expect(unsafe_code, reason = "32 numbers as a vector")]
-    // SAFETY: both have 64 bytes, and any bits are a vector.
-    let odd = unsafe { std::mem::transmute::<[u16; 32], __m512i>(ODD) };
+    let odd = indices(|i| 2 * i + 1);
     let (first, second) = (parts(first), parts(second));
     let mut both = [_mm512_setzero_si512(); PARTS];
     for part in 0..PARTS {
