@@ -14,8 +14,8 @@
 //! - The result depends on the inputs and on the kind of processor, never on the number of threads:
 //!   sums are taken in a fixed order. Where the pieces of a result decide that order, their size is
 //!   fixed, too.
-//! - Operations compute in f32. A frozen weight may be bf16; it is widened a strip at a time into
-//!   scratch memory, or in registers, never as a whole. So may what an activation function read in
+//! - Operations compute in f32, or with numbers of bf16 that add up to the f32 ones. A frozen weight may be bf16; it is widened a
+//!   strip at a time into scratch memory, or in registers, never as a whole. So may what an activation function read in
 //!   the forward; [`convert`] makes it so.
 //! - A shape that does not fit is a programming error of the caller and panics with both shapes.
 //!   Data from users is checked before it gets here.

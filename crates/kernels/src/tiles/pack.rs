@@ -19,31 +19,20 @@ use crate::matmul::Mat;
 /// Up to 16 rows of a left factor: [steps][PARTS] tiles of 16 rows of 32 numbers. What there is not is zero.
 ///
 /// # Panics
-/// If neither rows nor columns lie in one piece each, or `to` has not the size of its steps.
+/// If the rows do not lie in one piece each, or `to` has not the size of its steps.
 #[expect(unsafe_code, reason = "vector code")]
 pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>) {
-    let (rows, cols) = (a.rows(), a.cols());
+    let (rows, cols, stride) = (a.rows(), a.cols(), a.row_stride());
     assert!(supported() && (1..=SIDE).contains(&rows) && cols > 0);
-    assert!((rows - 1) * a.row_stride() + (cols - 1) * a.col_stride() < a.data().len());
+    assert_eq!(a.col_stride(), 1, "rows in one piece");
+    assert!((rows - 1) * stride + cols <= a.data().len());
     assert_eq!(
         to.len(),
         cols.div_ceil(STEP) * PARTS * TILE,
         "tiles of a left factor"
     );
-    let (to, from) = (to.as_mut_ptr(), a.data().as_ptr());
-    // SAFETY: the processor is `supported`; the assertions show that the numbers lie within the data and that `to` has room.
-    unsafe {
-        if a.col_stride() == 1 {
-            split(to, from, a.row_stride(), rows, cols);
-        } else {
-            assert_eq!(
-                a.row_stride(),
-                1,
-                "a matrix that lies in rows or in columns"
-            );
-            split_turned(to, from, a.col_stride(), rows, cols);
-        }
-    }
+    // SAFETY: the processor is `supported`; the assertions show that the rows lie within the data and that `to` has room.
+    unsafe { split(to.as_mut_ptr(), a.data().as_ptr(), stride, rows, cols) }
 }
 
 /// # Safety
@@ -69,37 +58,6 @@ unsafe fn split(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols
                 for (part, numbers) in parts.into_iter().enumerate() {
                     _mm512_storeu_si512(to.add(part * TILE).cast(), numbers);
                 }
-            }
-        }
-    }
-}
-
-/// [`split`] where columns of `rows` numbers lie `stride` apart.
-///
-/// # Safety
-/// As there.
-#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn split_turned(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols: usize) {
-    // SAFETY: by the contract of this function.
-    unsafe {
-        for step in 0..cols.div_ceil(STEP) {
-            let mut pairs = [[_mm512_setzero_si512(); SIDE]; PARTS];
-            for pair in 0..SIDE {
-                let first = step * STEP + 2 * pair;
-                let both = pair_of_rows(
-                    from.wrapping_add(first * stride),
-                    stride,
-                    cols.saturating_sub(first),
-                    rows,
-                    None,
-                );
-                for (pairs, both) in pairs.iter_mut().zip(both) {
-                    pairs[pair] = both;
-                }
-            }
-            for (part, pairs) in pairs.into_iter().enumerate() {
-                store_turned(to.add((step * PARTS + part) * TILE), pairs);
             }
         }
     }
@@ -271,7 +229,7 @@ unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
                     for pair in 0..SIDE {
                         let from = start.wrapping_add(2 * pair * stride);
                         let left = inner.saturating_sub(2 * pair);
-                        let both = pair_of_rows(from, stride, left, cols, Some(scale));
+                        let both = pair_of_rows(from, stride, left, cols, scale);
                         for (part, both) in both.into_iter().enumerate() {
                             _mm512_storeu_si512(to.add(part * TILE + pair * STEP).cast(), both);
                         }
@@ -344,16 +302,13 @@ unsafe fn pair_of_rows(
     stride: usize,
     rows: usize,
     cols: usize,
-    scale: Option<__m512>,
+    scale: __m512,
 ) -> [__m512i; PARTS] {
     let mut both = [_mm512_setzero_si512(); PARTS];
     for i in 0..rows.min(2) {
         // SAFETY: by the contract of this function.
-        let mut row = unsafe { load(from.wrapping_add(i * stride), cols) };
-        if let Some(scale) = scale {
-            row = _mm512_mul_ps(row, scale);
-        }
-        for (both, part) in both.iter_mut().zip(parts(row)) {
+        let row = unsafe { load(from.wrapping_add(i * stride), cols) };
+        for (both, part) in both.iter_mut().zip(parts(_mm512_mul_ps(row, scale))) {
             let part = if i == 0 {
                 _mm512_srli_epi32::<16>(part)
             } else {
