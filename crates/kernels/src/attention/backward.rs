@@ -115,8 +115,9 @@ pub fn attention_backward(
 const ENOUGH_TASKS: usize = 16;
 /// Parts that a group is cut in, at most: each but the first needs memory like dk and dv.
 const PARTS: usize = 4;
-/// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 512 KiB.
-const KEPT_TILES: usize = 4;
+/// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 2 MiB. Computing them again takes several
+/// times as long as reading them, even from the L3 cache.
+const KEPT_TILES: usize = 16;
 /// Tiles of queries of a part, at least.
 const PART_TILES: usize = 4;
 
