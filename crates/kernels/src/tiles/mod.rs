@@ -517,8 +517,8 @@ mod tests {
             return;
         }
         let product = |x: f32, w: f32| {
-            let a = Tensor::from_f32_as(48, 128, &[x; 48 * 128], DType::F32);
-            let b = Tensor::from_f32_as(128, 32, &[w; 128 * 32], DType::F32);
+            let a = Tensor::from_f32_as(48, 128, &vec![x; 48 * 128], DType::F32);
+            let b = Tensor::from_f32_as(128, 32, &vec![w; 128 * 32], DType::F32);
             let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view()))];
             let mut y = Tensor::zeros(48, 32);
             compute(&mut y, false, &terms);
@@ -528,7 +528,7 @@ mod tests {
             assert!(
                 (found / expected - 1.0).abs() < 1e-6,
                 "{found:e} {expected:e}"
-            )
+            );
         };
         is(product(1.234_567e-30, 1.0), 128.0 * 1.234_567e-30);
         // Of so small a number the last bits are below the smallest normal one.

@@ -145,7 +145,7 @@ unsafe fn narrow_turned(to: *mut u16, from: Right<'_, bf16>) {
                     _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SIDE * stride).cast());
                     *row = load_narrow(from.cast(), inner);
                 }
-                store_turned(to.add((step * across + column) * TILE), rows);
+                store_turned(to.add((step * across + column) * TILE), &rows);
             }
         }
     }
@@ -222,7 +222,7 @@ unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
                             rows[j] = part;
                         }
                     }
-                    for (part, rows) in rows.into_iter().enumerate() {
+                    for (part, rows) in rows.iter().enumerate() {
                         store_turned(to.add(part * TILE), rows);
                     }
                 } else {
@@ -353,7 +353,7 @@ fn parts_of_row(first: __m512, second: __m512) -> [__m512i; PARTS] {
 #[expect(unsafe_code, reason = "vector stores take pointers")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_turned(to: *mut u16, rows: [__m512i; SIDE]) {
+unsafe fn store_turned(to: *mut u16, rows: &[__m512i; SIDE]) {
     let zero = _mm512_setzero_si512();
     // Pairs of rows, then fours: fours[q][m] has in its lane l the words 4·l + m of rows 4·q to 4·q + 3.
     let mut fours = [[zero; 4]; 4];
