@@ -2,7 +2,7 @@
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
 //! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
-//! tokens with it; for few tokens see [`few`](crate::few).
+//! tokens with it; for few tokens see [`few`](crate::few), and for processors that multiply bf16 itself `tiles`.
 //!
 //! Several outputs can be computed at once, so that threads meet once and not after each of them, and
 //! an output can be a sum of products, so that it is written once.
@@ -241,7 +241,7 @@ pub(crate) struct Costs {
     pub(crate) strips: &'static [usize],
 }
 
-/// Those of [`panels`], roughly.
+/// Those of whatever computes these jobs, roughly.
 fn costs(jobs: &[Job<'_>]) -> Costs {
     /// Bytes of a left factor from which reading it again comes from memory and not from a cache.
     const CACHED_BYTES: usize = 8 * 1024 * 1024;

@@ -1,8 +1,8 @@
-//! Products on processors with tile registers (Intel's AMX, server processors since 2023), several times as fast as vectors are.
+//! Products on processors with tile registers (Intel's AMX, server processors since 2023), faster than vectors are.
 //!
 //! The registers multiply bf16 and sum in f32. A frozen weight often is bf16; activations are f32 and are taken apart into three
-//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps, and the three products of 16 × 32 by 32 × 16
-//! numbers take a core 48 cycles, where vectors of AVX-512 need 256. A task takes some rows of the left factor apart, and puts
+//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps. By Intel's figures the three products of 16 × 32
+//! by 32 × 16 numbers take a core 48 cycles, and vectors of AVX-512 256; docs/performance.md has what is left of that. A task takes some rows of the left factor apart, and puts
 //! panels of up to 64 columns of the right one in order, one after the other.
 //!
 //! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
@@ -13,15 +13,12 @@ mod pack;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::ops::Range;
 
-use half::bf16;
-
 pub(crate) use self::kernel::supported;
 use self::kernel::{PARTS, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
 use crate::few::FEW_TOKENS;
 use crate::matmul::MatMut;
 use crate::scratch::with_scratch;
-use crate::simd;
 use crate::strips::{Costs, Factor, Term};
 use crate::view::Data;
 
@@ -30,14 +27,14 @@ const ROWS: usize = 256;
 const DEPTH: usize = 24;
 /// Steps more that there may be, so that a low-rank branch goes with its linear.
 const SLACK: usize = 4;
-/// Smaller products are not worth the order.
+/// Smaller outputs and sums stay with vectors; from where on tiles pay was not measured closely.
 const COLUMNS: usize = 32;
 const INNER: usize = 128;
 /// Of the inner indices, how many times as many have a right factor in bf16 as have one in f32. With one in f32 there are twice
-/// the products, and vectors are as fast.
+/// the products, and vectors are faster.
 const NARROW: usize = 3;
 
-/// What a piece costs here.
+/// What a piece costs here, roughly.
 pub(crate) const COSTS: Costs = Costs {
     pack: 2.4,
     read: 3.3,
@@ -56,24 +53,27 @@ pub(crate) fn is_worthwhile((rows, cols): (usize, usize), terms: &[Term<'_>]) ->
         && cols >= COLUMNS
         && inner(false) >= INNER.max(NARROW * inner(true))
         && terms.iter().all(|term| term.a.col_stride() == 1)
+        && terms.iter().all(|term| is_wide(term) || term.scale == 1.0)
         && supported()
 }
 
 /// Whether the right factor is taken apart, too.
 fn is_wide(term: &Term<'_>) -> bool {
-    matches!(term.b.view.data(), Data::F32(_)) || term.scale != 1.0
+    matches!(term.b.view.data(), Data::F32(_))
 }
 
 /// out (+)= Σ terms, each of the size of `out`, on one thread. With `accumulate` they are added to what is there.
 ///
 /// # Panics
-/// If the shapes do not match, rows of a left factor do not lie in one piece, or the processor is not [`supported`].
+/// If the shapes do not match, rows of a left factor do not lie in one piece, a product with a factor in bf16 is scaled, or the
+/// processor is not [`supported`].
 pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
     let (rows, cols) = (out.rows(), out.cols());
     for term in terms {
         assert_eq!(term.a.rows(), rows, "rows of a product");
         assert_eq!(term.b.cols(), cols, "columns of a product");
         assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
+        assert!(is_wide(term) || term.scale == 1.0, "a scaled bf16 product");
     }
     let groups = groups(terms);
     if groups.is_empty() && !accumulate {
@@ -166,10 +166,18 @@ fn multiply_group(
             .sum();
         with_u16s(TOGETHER * column, |right| {
             let cols = out.cols();
+            let mut runs = Vec::with_capacity(group.len());
             for panel in panels(cols.div_ceil(SIDE)) {
                 let cols = panel.start * SIDE..(panel.end * SIDE).min(cols);
                 pack_panel(right, group, cols.clone());
-                multiply_panel(tiles, &mut out, add, group, (&*lefts, &*right, cols));
+                multiply_panel(
+                    tiles,
+                    &mut out,
+                    add,
+                    group,
+                    (&*lefts, &*right, cols),
+                    &mut runs,
+                );
             }
         });
     });
@@ -193,11 +201,9 @@ fn pack_panel(mut to: &mut [u16], group: &[Part<'_>], cols: Range<usize>) {
         let (own, rest) = to.split_at_mut(part.steps() * across * part.right_step());
         to = rest;
         let b = part.term.b.block(part.inner.clone(), cols.clone());
-        let scale = part.term.scale;
         match b.view.data() {
-            Data::Bf16(data) if !part.is_wide() => pack_narrow(own, right(b, data)),
-            Data::F32(data) => pack_wide(own, right(b, data), scale),
-            Data::Bf16(data) => pack_widened(own, right(b, data), scale),
+            Data::Bf16(data) => pack_narrow(own, right(b, data)),
+            Data::F32(data) => pack_wide(own, right(b, data), part.term.scale),
         }
     }
 }
@@ -218,40 +224,17 @@ fn right<'a, N>(b: Factor<'_>, data: &'a [N]) -> Right<'a, N> {
     }
 }
 
-/// A right factor in bf16 that is scaled, which makes f32 of it: rare.
-fn pack_widened(to: &mut [u16], from: Right<'_, bf16>, scale: f32) {
-    let Right {
-        data,
-        stride,
-        turned,
-        inner,
-        cols,
-    } = from;
-    let (rows, width) = if turned { (cols, inner) } else { (inner, cols) };
-    with_scratch(rows * width, |scratch| {
-        simd::widen_rows(scratch, width, data, stride);
-        let from = Right {
-            data: &*scratch,
-            stride: width,
-            turned,
-            inner,
-            cols,
-        };
-        pack_wide(to, from, scale);
-    });
-}
-
-/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones.
+/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones. `runs` is room.
 fn multiply_panel(
     tiles: &Tiles,
     out: &mut MatMut<'_>,
     add: bool,
     group: &[Part<'_>],
     (lefts, right, cols): (&[u16], &[u16], Range<usize>),
+    runs: &mut Vec<Run>,
 ) {
     let across = cols.len().div_ceil(SIDE);
     let left_len: usize = group.iter().map(Part::left_len).sum();
-    let mut runs = Vec::with_capacity(group.len());
     for (i, mut left) in lefts.chunks_exact(left_len).enumerate() {
         let mut right = right;
         runs.clear();
@@ -275,7 +258,7 @@ fn multiply_panel(
             tiles,
             &mut out.window(rows, cols.clone()),
             add,
-            &runs,
+            runs,
             across,
         );
     }
@@ -318,6 +301,8 @@ fn sum_window(tiles: &Tiles, window: &mut MatMut<'_>, add: bool, runs: &[Run], a
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::matmul::Mat;
     use crate::random::fill_normal;
@@ -393,7 +378,7 @@ mod tests {
         }
     }
 
-    /// All orders, formats and edges, with a narrow term beside; and it was these tiles that computed it.
+    /// All orders, formats and edges, both formats in one sum.
     #[test]
     fn products_are_those_of_f32() {
         if skipped() {
@@ -414,6 +399,7 @@ mod tests {
                     random(rows, 5, DType::F32, 3),
                     random(cols, 5, DType::F32, 4),
                 );
+                let wide = Tensor::from_f32_as(b.rows(), b.cols(), &b.to_vec(), DType::F32);
                 let terms = [
                     Term::new(a, factor(&b, turned)),
                     Term {
@@ -422,7 +408,7 @@ mod tests {
                     },
                     Term {
                         scale: -1.5,
-                        ..Term::new(a, factor(&b, turned))
+                        ..Term::new(a, factor(&wide, turned))
                     },
                 ];
                 let mut y = random(rows, cols, DType::F32, 5);
