@@ -88,15 +88,10 @@ pub(crate) fn add_panels<const COL: usize>(
     let pairs = 0;
     let (twos, ones) = panels.split_at(pairs * 2 * NR * inner);
     for (pair, b) in twos.chunks_exact(2 * NR * inner).enumerate() {
-        add_pair::<COL>(
-            out,
-            row,
-            rows,
-            pair * 2 * NR,
-            add,
-            lefts,
-            b.split_at(NR * inner),
-        );
+        let col = pair * 2 * NR;
+        let (low, high) = b.split_at(NR * inner);
+        let pair = out.window(row..row + rows, col..col + 2 * NR);
+        add_pair::<COL>(pair.split_columns(NR), add, lefts, (low, high));
     }
     for (panel, b) in ones.chunks_exact(NR * inner).enumerate() {
         let col = (2 * pairs + panel) * NR;
@@ -104,38 +99,36 @@ pub(crate) fn add_panels<const COL: usize>(
     }
 }
 
-/// Some rows of out, in 32 columns from `col` on, (+)= Σ lefts · two panels, on processors with AVX-512.
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "code for one kind of processor")
-)]
-fn add_pair<const COL: usize>(
-    out: &mut MatMut<'_>,
-    row: usize,
-    rows: usize,
-    col: usize,
+/// All rows of two outputs of 16 columns, each (+)= Σ lefts · its panel. Otherwise as [`add_panels`].
+///
+/// # Panics
+/// If a shape does not fit.
+pub(crate) fn add_pair<const COL: usize>(
+    mut outs: (MatMut<'_>, MatMut<'_>),
     add: bool,
     lefts: &[Left<'_>],
     (low, high): (&[f32], &[f32]),
 ) {
+    let rows = outs.0.rows();
     #[cfg(target_arch = "x86_64")]
-    for first in (0..rows).step_by(wide::ROWS) {
-        let block = Block {
-            row: row + first,
-            height: wide::ROWS.min(rows - first),
-            col,
-            first,
-            add,
-        };
-        assert!(wide::supported(), "a processor without AVX-512");
-        // SAFETY: it is supported.
-        unsafe { wide::block::<2, COL>(out, block, lefts, [low, high]) };
+    if wide::supported() {
+        for first in (0..rows).step_by(wide::ROWS) {
+            let height = wide::ROWS.min(rows - first);
+            let block = first..first + height;
+            let outs = [
+                outs.0.window(block.clone(), 0..NR),
+                outs.1.window(block, 0..NR),
+            ];
+            #[expect(unsafe_code, reason = "code for one kind of processor")]
+            // SAFETY: it is supported.
+            unsafe {
+                wide::block::<2, COL>(outs, (first, height), add, lefts, [low, high]);
+            }
+        }
+        return;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        add_rows::<COL>(out, row, rows, col, add, lefts, low);
-        add_rows::<COL>(out, row, rows, col + NR, add, lefts, high);
-    }
+    add_rows::<COL>(&mut outs.0, 0, rows, 0, add, lefts, low);
+    add_rows::<COL>(&mut outs.1, 0, rows, 0, add, lefts, high);
 }
 
 /// Some rows of out, in 16 columns from `col` on (or as many as there are), (+)= Σ lefts · panel.
@@ -216,8 +209,16 @@ fn whole_block<const COL: usize>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if wide::supported() {
+        let Block {
+            row,
+            height,
+            col,
+            first,
+            add,
+        } = block;
+        let window = out.window(row..row + height, col..col + NR);
         // SAFETY: it is supported.
-        return unsafe { wide::block::<1, COL>(out, block, lefts, [b]) };
+        return unsafe { wide::block::<1, COL>([window], (first, height), add, lefts, [b]) };
     }
     #[cfg(target_arch = "x86_64")]
     if panels::supported() {

@@ -145,6 +145,18 @@ impl<'a> MatMut<'a> {
         }
     }
 
+    /// The columns before one, and those from it on.
+    pub(crate) fn split_columns(self, col: usize) -> (Self, Self) {
+        assert!(col <= self.cols);
+        let right = Self {
+            // Stays within the matrix, or at its end if no columns are left.
+            start: self.start.wrapping_add(col),
+            cols: self.cols - col,
+            ..self
+        };
+        (Self { cols: col, ..self }, right)
+    }
+
     /// The same matrix for a shorter time.
     pub(crate) fn reborrow(&mut self) -> MatMut<'_> {
         MatMut {

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
     _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use crate::blocks::{Block, Left, MR, NR};
+use crate::blocks::{Left, MR, NR};
 use crate::matmul::MatMut;
 
 /// Rows of a block: two groups of those that are packed side by side.
@@ -19,31 +19,24 @@ pub(crate) fn supported() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
 }
 
-/// The rows and 16 columns for each of `P` panels of a block of out (+)= Σ lefts · panel.
+/// `height` rows of up to `P` outputs of 16 columns, each (+)= Σ lefts · its panel; `first` is the first row of the left factors.
 ///
 /// # Safety
 /// The processor is [`supported`].
 ///
 /// # Panics
-/// If a left factor or the output is too small, or a panel too short.
+/// If a left factor or an output is too small, a panel too short, or rows of the outputs are not as far apart in each.
 #[expect(unsafe_code, reason = "kernels take pointers")]
 #[inline]
 pub(crate) unsafe fn block<const P: usize, const COL: usize>(
-    out: &mut MatMut<'_>,
-    block: Block,
+    outs: [MatMut<'_>; P],
+    (first, height): (usize, usize),
+    add: bool,
     lefts: &[Left<'_>],
     panels: [&[f32]; P],
 ) {
-    let Block {
-        row,
-        height,
-        col,
-        first,
-        add,
-    } = block;
     let inner: usize = lefts.iter().map(|left| left.inner).sum();
-    assert!((1..=ROWS).contains(&height) && row + height <= out.rows());
-    assert!(col + P * NR <= out.cols() && first.is_multiple_of(MR));
+    assert!((1..=ROWS).contains(&height) && first.is_multiple_of(MR));
     assert!(panels.iter().all(|panel| panel.len() >= inner * NR));
     for left in lefts {
         left.check::<COL>(first + height);
@@ -62,39 +55,44 @@ pub(crate) unsafe fn block<const P: usize, const COL: usize>(
         11 => kernel::<11, P, COL>,
         _ => kernel::<12, P, COL>,
     };
-    let mut starts = [std::ptr::null(); P];
-    for (start, panel) in starts.iter_mut().zip(panels) {
-        *start = panel.as_ptr();
+    let (mut starts, mut stride) = ([std::ptr::null_mut(); P], None);
+    for (start, mut out) in starts.iter_mut().zip(outs) {
+        assert!(height <= out.rows() && NR <= out.cols());
+        let (pointer, own) = out.pointer(0, 0);
+        assert_eq!(*stride.get_or_insert(own), own, "how far rows are apart");
+        *start = pointer;
     }
-    let (start, stride) = out.pointer(row, col);
+    let panels = panels.map(<[f32]>::as_ptr);
     // SAFETY: the processor has AVX-512 by the contract of this function. The assertions show that the rows of the left
-    // factors lie within their data, that the panels have as many rows of 16 as these have inner indices, and that the
-    // output has 16 columns a panel in each of `height` rows.
-    unsafe { kernel(lefts, first, starts, start, stride, add) }
+    // factors lie within their data, that the panels have as many rows of 16 as these have inner indices, and that each
+    // output has 16 columns in each of `height` rows.
+    unsafe { kernel(lefts, first, panels, starts, stride.unwrap_or(0), add) }
 }
 
-/// c (+)= Σ lefts · b for `M` rows and `P` panels of 16 columns.
+/// c (+)= Σ lefts · b for `M` rows and each of `P` panels of 16 columns.
 ///
 /// # Safety
 /// The processor has AVX-512. The rows `first..first + M` of each left factor lie within its data, as [`Left`] says for
-/// `COL`; each of `b` has as many rows of 16 as they have inner indices; `P` times 16 numbers of c can be written at
-/// `i·c_row` for i < M.
+/// `COL`; each of `b` has as many rows of 16 as they have inner indices; 16 numbers of each of c can be written at `i·c_row` for
+/// i < M.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f")]
 unsafe fn kernel<const M: usize, const P: usize, const COL: usize>(
     lefts: &[Left<'_>],
     first: usize,
     mut b: [*const f32; P],
-    c: *mut f32,
+    c: [*mut f32; P],
     c_row: usize,
     add: bool,
 ) {
     // SAFETY: by the contract of this function; a prefetch may name any address.
     unsafe {
-        for i in 0..M {
-            let row = c.wrapping_add(i * c_row);
-            _mm_prefetch::<_MM_HINT_T0>(row.cast());
-            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(P * NR - 1).cast());
+        for c in c {
+            for i in 0..M {
+                let row = c.wrapping_add(i * c_row);
+                _mm_prefetch::<_MM_HINT_T0>(row.cast());
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(NR - 1).cast());
+            }
         }
         let mut sums = [[_mm512_setzero_ps(); P]; M];
         for left in lefts {
@@ -122,8 +120,8 @@ unsafe fn kernel<const M: usize, const P: usize, const COL: usize>(
             }
         }
         for (i, sums) in sums.into_iter().enumerate() {
-            for (j, mut sum) in sums.into_iter().enumerate() {
-                let c = c.add(i * c_row + j * NR);
+            for (mut sum, c) in sums.into_iter().zip(c) {
+                let c = c.add(i * c_row);
                 if add {
                     sum = _mm512_add_ps(sum, _mm512_loadu_ps(c));
                 }

@@ -13,11 +13,12 @@ use rayon::prelude::*;
 use super::columns::Columns;
 use super::forward::finite_or_zero;
 use super::{
-    AttentionShape, KeyTile, QueryTile, Segment, TILE_KEYS, check, query_tiles, seen_pairs,
+    AttentionShape, KeyTile, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, multiply_pair,
+    query_tiles, seen_pairs,
 };
-use crate::blocks::{Left, MR, NR, add_rows, pack_rows};
+use crate::blocks::{Left, MR, NR, add_pair, add_rows, pack_rows};
 use crate::elementwise::{add_assign, set_zero};
-use crate::matmul::{Mat, MatMut, Shared};
+use crate::matmul::{Mat, Shared};
 use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::scratch::with_scratch;
@@ -115,7 +116,7 @@ pub fn attention_backward(
 const ENOUGH_TASKS: usize = 16;
 /// Parts that a group is cut in, at most: each but the first needs memory like dk and dv.
 const PARTS: usize = 4;
-/// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 2 MiB. Computing them again takes several
+/// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 3 MiB. Computing them again takes several
 /// times as long as reading them, even from the L3 cache.
 const KEPT_TILES: usize = 16;
 /// Tiles of queries of a part, at least.
@@ -261,11 +262,6 @@ impl<'a> Buffers<'a> {
             delta,
         }
     }
-
-    /// Where p and dp of a panel lie, for tile number `slot` of those that are kept.
-    fn scores(&self, slot: usize, panel: usize) -> std::ops::RangeFrom<usize> {
-        ((slot * self.columns.panels() + panel) * TILE_KEYS * NR)..
-    }
 }
 
 impl Task<'_> {
@@ -305,14 +301,16 @@ impl Task<'_> {
         for (i, key_tile) in keys.iter().enumerate() {
             let slot = if all_kept { i } else { 0 };
             self.weights(tile, key_tile, kv_head, slot, &mut buffers);
-            for panel in 0..columns.panels() {
-                let seen = columns.sees(panel, tile, key_tile).all;
-                let part = buffers.scores(slot, panel);
-                add_products(
-                    &mut buffers.delta[panel * NR..][..NR],
-                    &buffers.weights[part.clone()][..seen.len() * NR],
-                    &buffers.score_grads[part][..seen.len() * NR],
-                );
+            for pair in 0..columns.pairs() {
+                let seen = columns.sees(pair, tile, key_tile).all;
+                for panel in columns.pair(pair) {
+                    let part = columns.scores(slot, panel);
+                    add_products(
+                        &mut buffers.delta[panel * NR..][..NR],
+                        &buffers.weights[part.clone()][..seen.len() * NR],
+                        &buffers.score_grads[part][..seen.len() * NR],
+                    );
+                }
             }
         }
         for (i, key_tile) in keys.iter().enumerate() {
@@ -355,30 +353,37 @@ impl Task<'_> {
         slot: usize,
         buffers: &mut Buffers<'_>,
     ) {
-        let size = self.shape.head_size;
+        let (columns, size) = (buffers.columns, self.shape.head_size);
         let across = kv_head * size..(kv_head + 1) * size;
         let keys = self.k.as_mat().block(key_tile.rows.clone(), across.clone());
         let values = self.v.as_mat().block(key_tile.rows.clone(), across);
-        for panel in 0..buffers.columns.panels() {
-            let seen = buffers.columns.sees(panel, tile, key_tile);
-            let (count, part) = (seen.all.len(), buffers.scores(slot, panel));
-            let weights = &mut buffers.weights[part.clone()][..count * NR];
-            let grads = &mut buffers.score_grads[part][..count * NR];
-            let packed = panel * size * NR..(panel + 1) * size * NR;
-            let times = |to: &mut [f32], left: Mat<'_>, panel: &[f32]| {
-                let left = Left::in_place(left.block(seen.all.clone(), 0..size));
-                let mut to = MatMut::new(to, count, NR);
-                add_rows::<1>(&mut to, 0, count, 0, false, &[left], panel);
-            };
+        for pair in 0..columns.pairs() {
+            let seen = columns.sees(pair, tile, key_tile);
+            let pair = columns.pair(pair);
+            let count = seen.all.len();
             if count == 0 {
                 continue;
             }
+            let part = columns.scores(slot, pair.start).start;
+            let part = part..part + pair.len() * TILE_KEYS * NR;
+            let times = |to: &mut [f32], left: Mat<'_>, panels: &[f32]| {
+                let left = Left::in_place(left.block(seen.all.clone(), 0..size));
+                let right = Panels {
+                    numbers: &panels[pair.start * size * NR..pair.end * size * NR],
+                    apart: size * NR,
+                };
+                multiply_pair::<1>((to, TILE_KEYS * NR), count, false, left, &right);
+            };
             // s = (scale·q)·kᵀ
-            times(weights, keys, &buffers.queries[packed.clone()]);
-            seen.mask(weights.as_chunks_mut().0);
+            let weights = &mut buffers.weights[part.clone()];
+            times(weights, keys, buffers.queries);
             // o = p·v, so dp = do·vᵀ
-            times(grads, values, &buffers.grads[packed]);
-            exp_scores(weights, &buffers.lse[panel * NR..][..NR]);
+            times(&mut buffers.score_grads[part], values, buffers.grads);
+            for (i, weights) in weights.chunks_exact_mut(TILE_KEYS * NR).enumerate() {
+                let weights = &mut weights[..count * NR];
+                seen.mask(i, weights.as_chunks_mut().0);
+                exp_scores(weights, &buffers.lse[(pair.start + i) * NR..][..NR]);
+            }
         }
     }
 
@@ -407,28 +412,36 @@ impl Task<'_> {
                 dv.block(rows.clone(), across.clone()),
             )
         };
-        let panels = buffers.columns.panels();
-        let seen: Vec<Range<usize>> = (0..panels)
-            .map(|panel| buffers.columns.sees(panel, tile, key_tile).all)
+        let columns = buffers.columns;
+        let panels = columns.panels();
+        let seen: Vec<Range<usize>> = (0..columns.pairs())
+            .map(|pair| columns.sees(pair, tile, key_tile).all)
             .collect();
         let keys = self.k.as_mat().block(rows, across);
         let packed = &mut buffers.keys[..size.next_multiple_of(MR) * count];
         pack_rows(packed, &std::iter::once(keys.t()), count);
-        for (panel, seen) in seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
-            let part = ((slot * panels + panel) * TILE_KEYS * NR)..;
-            let grads = &mut buffers.score_grads[part.clone()][..seen.len() * NR];
-            let weights = &buffers.weights[part][..seen.len() * NR];
-            // p = exp(s - lse), so ds = p · (dp - δ)
-            softmax_backward(grads, weights, &buffers.delta[panel * NR..][..NR]);
+        for (pair, seen) in seen.iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
+            let pair = columns.pair(pair);
+            for panel in pair.clone() {
+                let part = columns.scores(slot, panel);
+                let grads = &mut buffers.score_grads[part.clone()][..seen.len() * NR];
+                let weights = &buffers.weights[part][..seen.len() * NR];
+                // p = exp(s - lse), so ds = p · (dp - δ)
+                softmax_backward(grads, weights, &buffers.delta[panel * NR..][..NR]);
+            }
             // s = (scale·q)·kᵀ, so d(scale·q) += ds·k
             let left = Left {
                 data: &packed[seen.start * MR..],
                 row_stride: count,
                 inner: seen.len(),
             };
-            let to = &mut buffers.query_grads[panel * size * NR..][..size * NR];
-            let mut to = MatMut::new(to, size, NR);
-            add_rows::<MR>(&mut to, 0, size, 0, true, &[left], grads);
+            let part = columns.scores(slot, pair.start);
+            let right = Panels {
+                numbers: &buffers.score_grads[part][..pair.len() * TILE_KEYS * NR],
+                apart: TILE_KEYS * NR,
+            };
+            let to = &mut buffers.query_grads[pair.start * size * NR..pair.end * size * NR];
+            multiply_pair::<MR>((to, size * NR), size, true, left, &right);
         }
         // o = p·v, so dv += pᵀ·do, and s = (scale·q)·kᵀ, so dk += dsᵀ·(scale·q)
         let mut lefts = Vec::with_capacity(panels);
@@ -447,18 +460,29 @@ impl Task<'_> {
                 let some = seen[from..].iter().take_while(|seen| sees(seen)).count();
                 let edges = seen.iter().flat_map(|seen| [seen.start, seen.end]);
                 let end = edges.filter(|edge| *edge > first).min().unwrap_or(count);
+                let some = PAIR * from..(PAIR * (from + some)).min(panels);
                 lefts.clear();
-                lefts.extend((from..from + some).map(|panel| {
-                    let start = (slot * panels + panel) * TILE_KEYS + first - seen[panel].start;
+                lefts.extend(some.clone().map(|panel| {
+                    let start = (slot * panels + panel) * TILE_KEYS + first;
                     Left {
-                        data: &scores[start * NR..],
+                        data: &scores[(start - seen[panel / PAIR].start) * NR..],
                         row_stride: NR,
                         inner: NR,
                     }
                 }));
-                for (block, col) in (0..size).step_by(NR).enumerate() {
-                    let b = &grads[(block * panels + from) * NR * NR..][..some * NR * NR];
-                    add_rows::<1>(to, first, end - first, col, true, &lefts, b);
+                let right = |col: usize| {
+                    let first = col / NR * panels;
+                    &grads[(first + some.start) * NR * NR..(first + some.end) * NR * NR]
+                };
+                for col in (0..size).step_by(2 * NR) {
+                    if col + 2 * NR <= size {
+                        let outs = to.window(first..end, col..col + 2 * NR).split_columns(NR);
+                        add_pair::<1>(outs, true, &lefts, (right(col), right(col + NR)));
+                        continue;
+                    }
+                    for col in (col..size).step_by(NR) {
+                        add_rows::<1>(to, first, end - first, col, true, &lefts, right(col));
+                    }
                 }
                 first = end;
             }

@@ -3,9 +3,9 @@
 //! Column `query · group + head`; columns past the last are zero. So the 16 columns of a panel are a few neighbouring queries, and
 //! what a causal panel computes in vain is little.
 
-use std::ops::Range;
+use std::ops::{Range, RangeFrom};
 
-use super::{AttentionShape, KeyTile, QueryTile};
+use super::{AttentionShape, KeyTile, PAIR, QueryTile, TILE_KEYS};
 use crate::blocks::NR;
 use crate::matmul::MatMut;
 use crate::simd::vectorize;
@@ -35,6 +35,15 @@ impl Columns {
         }
     }
 
+    /// Panels of a pair.
+    pub(super) fn pair(&self, pair: usize) -> Range<usize> {
+        PAIR * pair..(PAIR * pair + PAIR).min(self.panels())
+    }
+
+    pub(super) fn pairs(&self) -> usize {
+        self.panels().div_ceil(PAIR)
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.count * self.group
@@ -47,6 +56,11 @@ impl Columns {
     /// The query and the head, counted from the first, of a column.
     pub(super) fn at(&self, column: usize) -> (usize, usize) {
         (column / self.group, column % self.group)
+    }
+
+    /// Where the scores of a panel lie, of tile of keys number `slot` of those that are kept.
+    pub(super) fn scores(&self, slot: usize, panel: usize) -> RangeFrom<usize> {
+        ((slot * self.panels() + panel) * TILE_KEYS * NR)..
     }
 
     /// factor · rows of q, one a column: panels [panels][D][16].
@@ -121,40 +135,42 @@ impl Columns {
         }
     }
 
-    /// What the queries of a panel see of a tile of keys.
-    pub(super) fn sees(&self, panel: usize, tile: &QueryTile<'_>, keys: &KeyTile) -> Seen {
+    /// What the queries of a pair of panels see of a tile of keys.
+    pub(super) fn sees(&self, pair: usize, tile: &QueryTile<'_>, keys: &KeyTile) -> Seen {
         let end = keys.position + keys.rows.len();
         let last = self.count - 1;
+        let first = pair * PAIR * NR;
         let of = |column: usize| {
-            let query = (column / self.group).min(last);
+            let query = ((first + column) / self.group).min(last);
             let seen = tile.sight.keys(tile.queries.start + query);
             let from = seen.start.clamp(keys.position, end) - keys.position;
             let to = seen.end.clamp(keys.position, end) - keys.position;
             (from, to)
         };
         // Both ends move on with the query.
-        let (first, last) = (of(panel * NR), of(panel * NR + NR - 1));
+        let (first, last) = (of(0), of(PAIR * NR - 1));
         let all = first.0..last.1.max(first.0);
         let whole = first == last;
         Seen {
             all,
-            each: (!whole).then(|| std::array::from_fn(|j| of(panel * NR + j))),
+            each: (!whole).then(|| std::array::from_fn(of)),
         }
     }
 }
 
-/// Keys of a tile that a panel sees.
+/// Keys of a tile that a pair of panels sees.
 pub(super) struct Seen {
     /// Some query does.
     pub(super) all: Range<usize>,
     /// From where to where each column does; `None`: all the same.
-    each: Option<[(usize, usize); NR]>,
+    each: Option<[(usize, usize); PAIR * NR]>,
 }
 
 impl Seen {
-    /// Sets scores [keys of `all`, 16] that a query does not see to -∞.
-    pub(super) fn mask(&self, scores: &mut [[f32; NR]]) {
+    /// Sets scores [keys of `all`, 16] of one panel of the pair that a query does not see to -∞.
+    pub(super) fn mask(&self, panel: usize, scores: &mut [[f32; NR]]) {
         let Some(each) = &self.each else { return };
+        let each = &each[panel * NR..][..NR];
         let hide = |scores: &mut [[f32; NR]], keys: Range<usize>| {
             for key in keys {
                 let row = &mut scores[key - self.all.start];

@@ -2,9 +2,10 @@
 
 use super::columns::Columns;
 use super::{
-    AttentionShape, QueryTile, Segment, TILE_KEYS, check, query_tiles, seen_pairs, single,
+    AttentionShape, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, multiply_pair, query_tiles,
+    seen_pairs, single,
 };
-use crate::blocks::{Left, MR, NR, add_rows, pack_rows};
+use crate::blocks::{Left, MR, NR, pack_rows};
 use crate::matmul::{MatMut, Shared};
 use crate::parallel::for_runs;
 use crate::profile::op;
@@ -107,17 +108,17 @@ impl Task<'_> {
         let across = kv_head * size..(kv_head + 1) * size;
         let (keys, values) = (self.k.as_mat(), self.v.as_mat());
         let packed = size.next_multiple_of(MR) * TILE_KEYS;
-        let len = panels * (2 * size + 2) * NR + TILE_KEYS * NR + packed;
+        let len = panels * (2 * size + 2) * NR + PAIR * TILE_KEYS * NR + packed;
         with_scratch(len, |scratch| {
             let (queries, scratch) = scratch.split_at_mut(panels * size * NR);
             let (out, scratch) = scratch.split_at_mut(panels * size * NR);
             let (max, scratch) = scratch.split_at_mut(panels * NR);
             let (sum, scratch) = scratch.split_at_mut(panels * NR);
-            let (scores, packed) = scratch.split_at_mut(TILE_KEYS * NR);
+            let (scores, packed) = scratch.split_at_mut(PAIR * TILE_KEYS * NR);
             columns.pack_turned(queries, self.q, &tile.rows(), self.shape.scale);
             max.fill(f32::NEG_INFINITY);
             sum.fill(0.0);
-            let mut begun = vec![false; panels];
+            let mut begun = vec![false; columns.pairs()];
             tile.sight
                 .for_key_tiles(tile.sight.span(&tile.queries), |key_tile| {
                     let rows = key_tile.rows.clone();
@@ -126,32 +127,32 @@ impl Task<'_> {
                     let values = values.block(rows, across.clone());
                     let packed = &mut packed[..size.next_multiple_of(MR) * count];
                     pack_rows(packed, &std::iter::once(values.t()), count);
-                    for (panel, begun) in begun.iter_mut().enumerate() {
-                        let seen = columns.sees(panel, tile, &key_tile);
+                    for (pair, begun) in begun.iter_mut().enumerate() {
+                        let seen = columns.sees(pair, tile, &key_tile);
                         if seen.all.is_empty() {
                             continue;
                         }
-                        let part = panel * size * NR..(panel + 1) * size * NR;
-                        let stats = panel * NR..(panel + 1) * NR;
+                        let pair = columns.pair(pair);
+                        let part = pair.start * size * NR..pair.end * size * NR;
                         // s = (scale·q)·kᵀ
                         let count_seen = seen.all.len();
-                        let scores = &mut scores[..count_seen * NR];
+                        let scores = &mut scores[..pair.len() * TILE_KEYS * NR];
                         let left = Left::in_place(keys.block(seen.all.clone(), 0..size));
-                        add_rows::<1>(
-                            &mut MatMut::new(scores, count_seen, NR),
-                            0,
-                            count_seen,
-                            0,
-                            false,
-                            &[left],
-                            &queries[part.clone()],
-                        );
-                        seen.mask(scores.as_chunks_mut().0);
-                        let shrink =
-                            online_softmax(scores, &mut max[stats.clone()], &mut sum[stats]);
-                        let out = &mut out[part];
-                        if *begun {
-                            scale_columns(out, &shrink);
+                        let right = Panels {
+                            numbers: &queries[part.clone()],
+                            apart: size * NR,
+                        };
+                        let to = (&mut *scores, TILE_KEYS * NR);
+                        multiply_pair::<1>(to, count_seen, false, left, &right);
+                        for (i, panel) in pair.enumerate() {
+                            let scores = &mut scores[i * TILE_KEYS * NR..][..count_seen * NR];
+                            seen.mask(i, scores.as_chunks_mut().0);
+                            let stats = panel * NR..(panel + 1) * NR;
+                            let shrink =
+                                online_softmax(scores, &mut max[stats.clone()], &mut sum[stats]);
+                            if *begun {
+                                scale_columns(&mut out[panel * size * NR..][..size * NR], &shrink);
+                            }
                         }
                         // o += p·v
                         let left = Left {
@@ -159,13 +160,18 @@ impl Task<'_> {
                             row_stride: count,
                             inner: count_seen,
                         };
-                        let mut out = MatMut::new(out, size, NR);
-                        add_rows::<MR>(&mut out, 0, size, 0, *begun, &[left], scores);
+                        let right = Panels {
+                            numbers: scores,
+                            apart: TILE_KEYS * NR,
+                        };
+                        let to = (&mut out[part], size * NR);
+                        multiply_pair::<MR>(to, size, *begun, left, &right);
                         *begun = true;
                     }
                 });
-            for (panel, _) in begun.iter().enumerate().filter(|(_, begun)| !**begun) {
-                out[panel * size * NR..][..size * NR].fill(0.0);
+            for (pair, _) in begun.iter().enumerate().filter(|(_, begun)| !**begun) {
+                let pair = columns.pair(pair);
+                out[pair.start * size * NR..pair.end * size * NR].fill(0.0);
             }
             let (mut o, mut lse) = self.outputs(tile, kv_head);
             for column in 0..columns.len() {

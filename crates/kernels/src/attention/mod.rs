@@ -21,7 +21,8 @@ use std::ops::Range;
 pub use backward::attention_backward;
 pub use forward::attention_forward;
 
-use crate::blocks::NR;
+use crate::blocks::{Left, NR, add_pair, add_rows};
+use crate::matmul::MatMut;
 use crate::view::View;
 
 /// Queries that see the same list of keys.
@@ -65,7 +66,7 @@ impl AttentionShape {
 }
 
 /// Queries times heads of a tile, at most, where a query has fewer heads.
-const TILE_COLUMNS: usize = 144;
+const TILE_COLUMNS: usize = 192;
 /// Keys of a tile.
 const TILE_KEYS: usize = 128;
 
@@ -148,11 +149,42 @@ impl QueryTile<'_> {
     }
 }
 
-/// Queries of a tile: whole panels where that is possible.
+/// Queries of a tile: whole pairs of panels where that is possible.
 fn tile_queries(group: usize) -> usize {
     let most = (TILE_COLUMNS / group).max(1);
-    let whole = (1..=most).rev().find(|n| (n * group).is_multiple_of(NR));
+    let whole = (1..=most)
+        .rev()
+        .find(|n| (n * group).is_multiple_of(PAIR * NR));
     whole.unwrap_or(most)
+}
+
+/// Panels that are multiplied at once: what they see of the keys is read once for both.
+const PAIR: usize = 2;
+
+/// Panels that lie so many numbers apart.
+struct Panels<'a> {
+    numbers: &'a [f32],
+    apart: usize,
+}
+
+/// `rows` rows of a pair of outputs of 16 columns, which lie `apart`, (+)= Σ lefts · panel of a pair. Of a pair there may be but one.
+fn multiply_pair<const COL: usize>(
+    (to, apart): (&mut [f32], usize),
+    rows: usize,
+    add: bool,
+    left: Left<'_>,
+    panels: &Panels<'_>,
+) {
+    let Some((low, high)) = to
+        .split_at_mut_checked(apart)
+        .filter(|(_, high)| !high.is_empty())
+    else {
+        let mut out = MatMut::new(&mut to[..rows * NR], rows, NR);
+        return add_rows::<COL>(&mut out, 0, rows, 0, add, &[left], panels.numbers);
+    };
+    let out = |to| MatMut::new(to, rows, NR);
+    let outs = (out(&mut low[..rows * NR]), out(&mut high[..rows * NR]));
+    add_pair::<COL>(outs, add, &[left], panels.numbers.split_at(panels.apart));
 }
 
 /// Cuts segments into tiles of queries.
