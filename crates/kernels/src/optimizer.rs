@@ -22,6 +22,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Number of this step, from 1.
     pub step: u64,
+    /// What gradients are multiplied by first.
+    pub grad_scale: f32,
 }
 
 /// Numbers that a task takes.
@@ -51,6 +53,7 @@ pub fn adamw_step(
         eps,
         weight_decay,
         step,
+        grad_scale,
     } = *settings;
     let correction = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
     let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
@@ -68,6 +71,7 @@ pub fn adamw_step(
                 || {
                     let moments = m.iter_mut().zip(v);
                     for ((value, &grad), (m, v)) in values.iter_mut().zip(grads).zip(moments) {
+                        let grad = grad_scale * grad;
                         *m += (1.0 - beta1) * (grad - *m);
                         *v = beta2 * *v + (1.0 - beta2) * grad * grad;
                         *value = *value * decay - rate * *m / (v.sqrt() / root + eps);

@@ -23,6 +23,7 @@ use crate::matmul::{Mat, MatMut};
 use crate::scratch::with_scratch;
 use crate::strips::{Factor, Term};
 use crate::view::Data;
+use crate::wide;
 
 /// Inner indices of a panel, at most: with 16 columns 36 KiB. More than the L1 cache holds, but it is read in
 /// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
@@ -441,10 +442,29 @@ pub(crate) fn multiply_thin(mut out: MatMut<'_>, accumulate: bool, a: Mat<'_>, b
         return;
     }
     let whole = cols / NR * NR;
-    for col in (0..whole).step_by(NR) {
-        for row in (0..rows).step_by(THIN) {
-            let height = THIN.min(rows - row);
-            thin(&mut out, (row, height), col, accumulate, a, b);
+    if wide::supported() {
+        for col in (0..whole).step_by(2 * NR) {
+            let across = col..(col + 2 * NR).min(whole);
+            for row in (0..rows).step_by(wide::THIN) {
+                let down = row..(row + wide::THIN).min(rows);
+                let (a, b) = (
+                    a.block(down.clone(), 0..inner),
+                    b.block(0..inner, across.clone()),
+                );
+                let out = out.window(down, across.clone());
+                if across.len() == NR {
+                    wide::thin::<1>(out, accumulate, a, b);
+                } else {
+                    wide::thin::<2>(out, accumulate, a, b);
+                }
+            }
+        }
+    } else {
+        for col in (0..whole).step_by(NR) {
+            for row in (0..rows).step_by(THIN) {
+                let height = THIN.min(rows - row);
+                thin(&mut out, (row, height), col, accumulate, a, b);
+            }
         }
     }
     for row in 0..rows {

@@ -238,6 +238,7 @@ pub fn head(h: &[f64], w: &[f64], hidden: usize, targets: &[u32]) -> Vec<HeadRow
 
 /// One AdamW step on a value and its moments, as PyTorch's documentation writes it.
 pub fn adamw(value: &mut f64, grad: f64, m: &mut f64, v: &mut f64, settings: &AdamW) {
+    let grad = grad * f64::from(settings.grad_scale);
     let (lr, beta1, beta2) = (
         f64::from(settings.lr),
         f64::from(settings.beta1),

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use crate::blocks::{Left, MR, NR};
-use crate::matmul::MatMut;
+use crate::matmul::{Mat, MatMut};
 
 /// Rows of a block: two groups of those that are packed side by side.
 pub(crate) const ROWS: usize = 2 * MR;
@@ -166,6 +166,119 @@ unsafe fn step<const M: usize, const P: usize, const COL: usize>(
             let x = _mm512_set1_ps(*a[i / 3].add(place + p * COL));
             for (sum, &row) in sums.iter_mut().zip(&row) {
                 *sum = _mm512_fmadd_ps(x, row, *sum);
+            }
+        }
+    }
+}
+
+/// Rows of a thin product that are summed together.
+pub(crate) const THIN: usize = 8;
+/// Rows of its right factor ahead of the one that is read, whose way from memory begins: they lie too far apart for the processor
+/// to guess.
+const AHEAD: usize = 16;
+
+/// out (+)= a·b for up to [`THIN`] rows and `P` times 16 columns; b is read where it lies.
+///
+/// # Panics
+/// If the shapes do not match, rows of b do not lie in one piece, or the processor is not [`supported`].
+#[expect(unsafe_code, reason = "kernels take pointers")]
+pub(crate) fn thin<const P: usize>(mut out: MatMut<'_>, add: bool, a: Mat<'_>, b: Mat<'_>) {
+    let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
+    assert!(supported() && (1..=THIN).contains(&rows) && cols == P * NR && inner > 0);
+    assert!(a.rows() == rows && (b.rows(), b.cols()) == (inner, cols) && b.col_stride() == 1);
+    assert!((rows - 1) * a.row_stride() + (inner - 1) * a.col_stride() < a.data().len());
+    assert!((inner - 1) * b.row_stride() + cols <= b.data().len());
+    let kernel = match rows {
+        1 => thin_kernel::<1, P>,
+        2 => thin_kernel::<2, P>,
+        3 => thin_kernel::<3, P>,
+        4 => thin_kernel::<4, P>,
+        5 => thin_kernel::<5, P>,
+        6 => thin_kernel::<6, P>,
+        7 => thin_kernel::<7, P>,
+        _ => thin_kernel::<8, P>,
+    };
+    let c = out.pointer(0, 0);
+    let a = (a.data().as_ptr(), a.row_stride(), a.col_stride());
+    // SAFETY: the processor is supported; the assertions show that reads of both factors lie within their data, and that the output
+    // has so many rows and columns.
+    unsafe { kernel(inner, a, (b.data().as_ptr(), b.row_stride()), c, add) }
+}
+
+/// # Safety
+/// The processor has AVX-512. `a` can be read at `i·a_row + p·a_col` and `b` at `p·b_row + j` for i < M, p < inner and j < 16·P, and
+/// `c` written at `i·c_row + j`.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f")]
+unsafe fn thin_kernel<const M: usize, const P: usize>(
+    inner: usize,
+    (mut a, a_row, a_col): (*const f32, usize, usize),
+    (mut b, b_row): (*const f32, usize),
+    (c, c_row): (*mut f32, usize),
+    add: bool,
+) {
+    // SAFETY: by the contract of this function; a prefetch may name any address.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); P]; M];
+        for _ in 0..inner {
+            let mut row = [_mm512_setzero_ps(); P];
+            for (j, row) in row.iter_mut().enumerate() {
+                let from = b.wrapping_add(j * NR);
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD * b_row).cast());
+                *row = _mm512_loadu_ps(from);
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(i * a_row));
+                for (sum, row) in sums.iter_mut().zip(row) {
+                    *sum = _mm512_fmadd_ps(x, row, *sum);
+                }
+            }
+            a = a.wrapping_add(a_col);
+            b = b.wrapping_add(b_row);
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, mut sum) in sums.into_iter().enumerate() {
+                let c = c.add(i * c_row + j * NR);
+                if add {
+                    sum = _mm512_add_ps(sum, _mm512_loadu_ps(c));
+                }
+                _mm512_storeu_ps(c, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thin_products_are_sums_of_products() {
+        if !supported() {
+            eprintln!("skipped: this processor has no AVX-512");
+            return;
+        }
+        let number = |i: usize, seed: usize| (i * seed % 17) as f32 - 8.0;
+        let (inner, stride) = (41, 37);
+        let b: Vec<f32> = (0..inner * stride).map(|i| number(i, 7)).collect();
+        for rows in 1..=THIN {
+            let a: Vec<f32> = (0..inner * rows).map(|i| number(i, 5)).collect();
+            for add in [false, true] {
+                let before: Vec<f32> = (0..rows * 40).map(|i| number(i, 3)).collect();
+                let (mut one, mut two) = (before.clone(), before.clone());
+                let a = Mat::new(&a, inner, rows).t();
+                let b = Mat::strided(&b, inner, 2 * NR, stride);
+                let left = b.block(0..inner, 0..NR);
+                thin::<1>(MatMut::strided(&mut one, rows, NR, 40), add, a, left);
+                thin::<2>(MatMut::strided(&mut two, rows, 2 * NR, 40), add, a, b);
+                for (at, &start) in before.iter().enumerate() {
+                    let (i, j) = (at / 40, at % 40);
+                    let product = |p: usize| a.data()[p * rows + i] * b.data()[p * stride + j];
+                    let sum =
+                        || (0..inner).map(product).sum::<f32>() + if add { start } else { 0.0 };
+                    assert_eq!(one[at], if j < NR { sum() } else { start });
+                    assert_eq!(two[at], if j < 2 * NR { sum() } else { start });
+                }
             }
         }
     }

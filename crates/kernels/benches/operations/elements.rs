@@ -101,6 +101,7 @@ const SETTINGS: AdamW = AdamW {
     eps: 1e-8,
     weight_decay: 0.01,
     step: 3,
+    grad_scale: 1.0,
 };
 
 #[divan::bench]

@@ -19,6 +19,7 @@ fn adamw_by_hand() {
         eps: 0.0,
         weight_decay: 0.2,
         step: 1,
+        grad_scale: 1.0,
     };
     adamw_step(
         value.view_mut(),
@@ -48,6 +49,7 @@ fn adamw_is_the_reference_over_many_steps() {
             eps: 1e-6,
             weight_decay: 0.1,
             step,
+            grad_scale: 1.0,
         };
         adamw_step(
             values.view_mut(),
@@ -152,4 +154,40 @@ fn an_arena_is_one_flat_vector() {
     assert_eq!(arena.view(0).to_vec(), [4.0; 6]);
     arena.zero();
     assert_eq!(sum_squares(arena.flat()), 0.0);
+}
+
+#[test]
+fn gradients_are_scaled_first() {
+    let settings = AdamW {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        step: 3,
+        grad_scale: 0.25,
+    };
+    let tensor = |numbers: [f32; 3]| Tensor::from_f32(1, 3, numbers.to_vec());
+    let step = |grads: [f32; 3], settings: &AdamW| {
+        let (mut values, mut m) = (tensor([1.0, -2.0, 3.0]), tensor([0.1, 0.2, -0.3]));
+        let mut v = tensor([0.01, 0.02, 0.03]);
+        let grads = tensor(grads);
+        let moments = (m.view_mut(), v.view_mut());
+        adamw_step(
+            values.view_mut(),
+            grads.view(),
+            moments.0,
+            moments.1,
+            settings,
+        );
+        (values.to_vec(), m.to_vec(), v.to_vec())
+    };
+    let plain = AdamW {
+        grad_scale: 1.0,
+        ..settings
+    };
+    assert_eq!(
+        step([4.0, -8.0, 0.5], &settings),
+        step([1.0, -2.0, 0.125], &plain)
+    );
 }

@@ -1,6 +1,6 @@
 //! One optimizer step: micro-batches summed, divided once by the step's supervised tokens, clipped, applied.
 
-use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, scale, sum_squares};
+use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, sum_squares};
 
 use crate::Error;
 use crate::data::Example;
@@ -167,8 +167,9 @@ pub fn optimizer_step(
         ws,
     );
     let count = sums.tokens as f64;
-    scale(state.grads.flat_mut(), (1.0 / count) as f32);
-    let grad_norm = sum_squares(state.grads.flat()).sqrt();
+    // The gradients are sums over tokens; a mean's are smaller by this, which the optimizer multiplies them by.
+    let mut grad_scale = 1.0 / count;
+    let grad_norm = sum_squares(state.grads.flat()).sqrt() * grad_scale;
     let loss = sums.mean();
     if !loss.is_finite() || !grad_norm.is_finite() {
         return Err(not_finite(
@@ -182,9 +183,7 @@ pub fn optimizer_step(
     if options.max_grad_norm > 0.0 {
         // torch.nn.utils.clip_grad_norm_
         let factor = options.max_grad_norm / (grad_norm + 1e-6);
-        if factor < 1.0 {
-            scale(state.grads.flat_mut(), factor as f32);
-        }
+        grad_scale *= factor.min(1.0);
     }
     state.step += 1;
     let adamw = AdamW {
@@ -194,6 +193,7 @@ pub fn optimizer_step(
         eps: options.epsilon as f32,
         weight_decay: options.weight_decay as f32,
         step: state.step,
+        grad_scale: grad_scale as f32,
     };
     adamw_step(
         adapter.params.flat_mut(),
