@@ -732,3 +732,39 @@ fn transpose(rows: [__m256; 8]) -> [__m256; 8] {
     }
     columns
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor with AVX-512 does not come by this code otherwise.
+    #[test]
+    fn thin_blocks_are_sums_of_products() {
+        if !supported() {
+            eprintln!("skipped: this processor has no AVX2 with FMA");
+            return;
+        }
+        let numbers = |len: usize, seed: usize| -> Vec<f32> {
+            (0..len).map(|i| (i * seed % 17) as f32 - 8.0).collect()
+        };
+        let (inner, stride) = (41, 37);
+        let b = numbers(inner * stride, 7);
+        for height in 1..=THIN {
+            let a = numbers(inner * height, 5);
+            for add in [false, true] {
+                let mut out = numbers(height * NR, 3);
+                let before = out.clone();
+                let left = Mat::new(&a, inner, height).t();
+                let right = Mat::strided(&b, inner, NR, stride);
+                let mut whole = MatMut::new(&mut out, height, NR);
+                thin(&mut whole, (0, height), 0, add, left, right);
+                for (at, (found, start)) in out.iter().zip(before).enumerate() {
+                    let (i, j) = (at / NR, at % NR);
+                    let product = |p: usize| a[p * height + i] * b[p * stride + j];
+                    let sum: f32 = (0..inner).map(product).sum();
+                    assert_eq!(*found, if add { start + sum } else { sum });
+                }
+            }
+        }
+    }
+}

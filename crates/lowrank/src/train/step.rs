@@ -11,7 +11,7 @@ use crate::tuning::{Adapter, AdapterSet};
 
 /// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
 pub struct OptimizerState {
-    /// Gradients of the step.
+    /// Gradients of the step: sums over its tokens, not divided or clipped.
     pub grads: Arena,
     /// First moments.
     pub m: Arena,
