@@ -14,6 +14,7 @@ use crate::measure::argmax;
 use crate::parallel::ForEachPart;
 use crate::profile::op;
 use crate::simd::{exp, lane_max, lane_sum, vectorize};
+use crate::strips::Precision;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -92,6 +93,7 @@ pub fn head_backward(
     lse: &[f64],
     coef: &[f32],
     label_smoothing: f32,
+    precision: Precision,
     ws: &Workspace,
 ) {
     let _op = op("cross-entropy", || 0.0);
@@ -103,6 +105,7 @@ pub fn head_backward(
         dw,
         h,
         w,
+        precision,
     };
     grads.check();
     for_chunks(h, w, ws, |rows, mut logits| {
@@ -143,11 +146,18 @@ pub fn cross_entropy_forward_backward(
     w: Weight<'_>,
     targets: &[u32],
     label_smoothing: f32,
+    precision: Precision,
     ws: &Workspace,
 ) -> CrossEntropy {
     let _op = op("cross-entropy", || 0.0);
     check(h, w, targets);
-    let mut grads = Gradients { dh, dw, h, w };
+    let mut grads = Gradients {
+        dh,
+        dw,
+        h,
+        w,
+        precision,
+    };
     grads.check();
     let wanted = grads.dh.is_some() || grads.dw.is_some();
     let smoothing = f64::from(label_smoothing);
@@ -228,6 +238,7 @@ struct Gradients<'a> {
     dw: Option<ViewMut<'a>>,
     h: View<'a>,
     w: Weight<'a>,
+    precision: Precision,
 }
 
 impl Gradients<'_> {
@@ -249,11 +260,12 @@ impl Gradients<'_> {
         // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
         if let Some(dh) = &mut self.dh {
             let dh = dh.reborrow().slice_rows(rows.clone());
-            linear_backward_input(dh, dlogits, self.w, false);
+            linear_backward_input(dh, dlogits, self.w, false, self.precision);
         }
         if let Some(dw) = &mut self.dw {
             let h = self.h.slice_rows(rows);
-            linear_backward_weight(dw.reborrow(), dlogits, h, self.w.layout);
+            let dw = dw.reborrow();
+            linear_backward_weight(dw, dlogits, h, self.w.layout, self.precision);
         }
     }
 }

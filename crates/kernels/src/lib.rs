@@ -105,6 +105,7 @@ pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_prof
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};
 pub use storage::release_freed_memory;
+pub use strips::Precision;
 pub use tensor::{DType, Tensor, TensorError};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

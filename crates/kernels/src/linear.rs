@@ -10,7 +10,7 @@ use crate::low_rank::{LowRank, low_rank_down, low_rank_forward};
 use crate::matmul::for_tiles;
 use crate::profile::op;
 use crate::simd;
-use crate::strips::{Factor, Job, Start, Term, multiply, times_columns, times_rows};
+use crate::strips::{Factor, Job, Precision, Start, Term, multiply, times_columns, times_rows};
 use crate::tensor::DType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
@@ -119,6 +119,7 @@ pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspa
                 a: b.u.as_view().as_mat(),
                 b: Factor::turned(b.branch.b),
                 scale: b.branch.scale,
+                precision: Precision::F32,
                 at: (b.rows.start, b.branch.out_offset),
             });
             std::iter::once(Term::new(x.as_mat(), w))
@@ -194,7 +195,11 @@ pub struct BranchGradient<'a> {
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>]) {
+pub fn linears_backward_input(
+    dx: ViewMut<'_>,
+    gradients: &[LinearGradient<'_>],
+    precision: Precision,
+) {
     let _op = op("linear backward, input", || {
         let products = gradients.iter().map(|linear| {
             let branches = linear.branches.iter().map(|b| b.rows.len() * b.a.len());
@@ -211,12 +216,16 @@ pub fn linears_backward_input(dx: ViewMut<'_>, gradients: &[LinearGradient<'_>])
             Layout::OutIn => Factor::straight(w.view),
             Layout::InOut => Factor::turned(w.view),
         };
-        terms.push(Term::new(dy.as_mat(), w));
+        terms.push(Term {
+            precision,
+            ..Term::new(dy.as_mat(), w)
+        });
         for BranchGradient { du, rows, a } in branches {
             a.assert_shape("A", du.cols(), dx.cols());
             assert!(rows.len() == du.rows() && rows.end <= dx.rows());
             // u = x·Aᵀ, so dx += du·A
             terms.push(Term {
+                precision,
                 at: (rows.start, 0),
                 ..Term::new(du.as_mat(), Factor::straight(*a))
             });
@@ -238,8 +247,8 @@ pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<V
     x.assert_shape("the input of a linear", y.rows(), w.inputs());
     y.assert_shape("the output of a linear", x.rows(), w.outputs());
     let run = |start: Start<'_>| match w.layout {
-        Layout::OutIn => times_rows(y, x, w.view, start),
-        Layout::InOut => times_columns(y, x, w.view, start),
+        Layout::OutIn => times_rows(y, x, w.view, start, Precision::F32),
+        Layout::InOut => times_columns(y, x, w.view, start, Precision::F32),
     };
     match bias {
         None => run(Start::Zero),
@@ -254,7 +263,13 @@ pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<V
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accumulate: bool) {
+pub fn linear_backward_input(
+    dx: ViewMut<'_>,
+    dy: View<'_>,
+    w: Weight<'_>,
+    accumulate: bool,
+    precision: Precision,
+) {
     let _op = op("linear backward, input", || {
         2.0 * (dy.rows() * w.view.len()) as f64
     });
@@ -263,8 +278,8 @@ pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accum
     let start = if accumulate { Start::Sum } else { Start::Zero };
     // y = x·Wᵀ + b, so dx = dy·W
     match w.layout {
-        Layout::OutIn => times_columns(dx, dy, w.view, start),
-        Layout::InOut => times_rows(dx, dy, w.view, start),
+        Layout::OutIn => times_columns(dx, dy, w.view, start, precision),
+        Layout::InOut => times_rows(dx, dy, w.view, start, precision),
     }
 }
 
@@ -272,7 +287,13 @@ pub fn linear_backward_input(dx: ViewMut<'_>, dy: View<'_>, w: Weight<'_>, accum
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout: Layout) {
+pub fn linear_backward_weight(
+    dw: ViewMut<'_>,
+    dy: View<'_>,
+    x: View<'_>,
+    layout: Layout,
+    precision: Precision,
+) {
     let _op = op("linear backward, weight", || {
         2.0 * (dy.rows() * dw.len()) as f64
     });
@@ -283,7 +304,10 @@ pub fn linear_backward_weight(dw: ViewMut<'_>, dy: View<'_>, x: View<'_>, layout
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let terms = &[Term::new(left.as_mat().t(), Factor::straight(right))];
+    let terms = &[Term {
+        precision,
+        ..Term::new(left.as_mat().t(), Factor::straight(right))
+    }];
     multiply(vec![Job {
         y: dw,
         start: Start::Sum,

@@ -2,7 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    Layout, Tensor, Weight, Workspace, cross_entropy_forward_backward, head_logits, reference,
+    Layout, Precision, Tensor, Weight, Workspace, cross_entropy_forward_backward, head_logits,
+    reference,
 };
 
 use crate::{HIDDEN, bf16, flops, random, wide};
@@ -29,6 +30,7 @@ fn cross_entropy_bf16(bencher: Bencher<'_, '_>, rows: usize) {
                 w,
                 &targets,
                 0.0,
+                Precision::F32,
                 &ws,
             )
         });

@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Tensor,
-    Weight, Workspace, linear_backward_input, linear_backward_weight, linear_forward,
+    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
+    Tensor, Weight, Workspace, linear_backward_input, linear_backward_weight, linear_forward,
     linears_backward_input, linears_forward, reference,
 };
 
@@ -50,7 +50,7 @@ fn backward_input_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
     };
     bencher
         .counter(flops(2 * tokens * HIDDEN * INNER))
-        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false));
+        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, Precision::F32));
 }
 
 #[divan::bench(args = [1, 8, 64])]
@@ -113,7 +113,7 @@ fn backward_input_with_branch(bencher: Bencher<'_, '_>, dtype: DType) {
                 a: a.view(),
             }],
         };
-        linears_backward_input(dx.view_mut(), &[gradient]);
+        linears_backward_input(dx.view_mut(), &[gradient], Precision::F32);
     });
 }
 
@@ -142,6 +142,12 @@ fn backward_weight(bencher: Bencher<'_, '_>) {
     bencher
         .counter(flops(2 * BRANCH_TOKENS * HIDDEN * INNER))
         .bench_local(|| {
-            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), Layout::OutIn);
+            linear_backward_weight(
+                dw.view_mut(),
+                dy.view(),
+                x.view(),
+                Layout::OutIn,
+                Precision::F32,
+            );
         });
 }

@@ -13,8 +13,6 @@ pub(crate) const SIDE: usize = 16;
 pub(crate) const STEP: usize = 32;
 /// bf16 numbers of a tile.
 pub(crate) const TILE: usize = SIDE * STEP;
-/// Parts that an f32 number is taken apart into.
-pub(crate) const PARTS: usize = 3;
 /// Tiles of sums that are computed together.
 pub(crate) const TOGETHER: usize = 4;
 
@@ -117,20 +115,48 @@ pub(crate) struct Tiles(std::marker::PhantomData<*const ()>);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Run {
-    /// [steps][PARTS] tiles.
+    /// [steps][parts of a] tiles.
     pub(crate) a: *const u16,
-    /// [steps][columns] tiles for a factor in bf16, [steps][columns][PARTS] for one in f32.
+    /// [steps][columns][parts of b] tiles.
     pub(crate) b: *const u16,
     /// At least one.
     pub(crate) steps: usize,
-    /// 1 for a factor in f32, 0 for one in bf16.
-    pub(crate) wide: usize,
+    pub(crate) parts: Parts,
+}
+
+/// How many bf16 numbers a number of either factor is the sum of, as the kernels read it.
+#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// Three products: nothing is lost.
+    ThreeByOne = 0,
+    /// Six of the nine products; the others are less than a rounding to f32.
+    ThreeByThree = 1,
+    TwoByOne = 2,
+    /// Three of the four products; the other is less than what two parts lose.
+    TwoByTwo = 3,
+}
+
+impl Parts {
+    /// Of a number of the left factor.
+    pub(crate) fn left(self) -> usize {
+        match self {
+            Self::ThreeByOne | Self::ThreeByThree => 3,
+            Self::TwoByOne | Self::TwoByTwo => 2,
+        }
+    }
+
+    /// Of a number of the right one.
+    pub(crate) fn right(self) -> usize {
+        match self {
+            Self::ThreeByOne | Self::TwoByOne => 1,
+            Self::TwoByTwo => 2,
+            Self::ThreeByThree => 3,
+        }
+    }
 }
 
 /// c (+)= Σ over the runs of a · b for 16 rows and up to 4 tiles of columns.
-///
-/// With a factor in bf16 the three parts of a are multiplied with it, and nothing is lost. With one in f32 these are 6 of the 9
-/// products of parts; the others are less than a rounding.
 ///
 /// # Safety
 /// The runs are as [`Run`] says for `columns` tiles. `c` has 16 rows of 16 · `columns` numbers, `row_bytes` apart.
@@ -178,9 +204,10 @@ macro_rules! kernel {
                     "mov {a}, [{run}]",
                     "mov {b}, [{run} + 8]",
                     "mov {n}, [{run} + 16]",
-                    "cmp qword ptr [{run} + 24], 0",
-                    "jne 23f",
-                    "22:", // a factor in bf16
+                    "cmp qword ptr [{run} + 24], 1",
+                    "je 23f",
+                    "ja 25f",
+                    "22:", // three by one
                     "tileloadd tmm4, [{a} + {line}*1]",
                     "tileloadd tmm5, [{a} + {line}*1 + 1024]",
                     "tileloadd tmm6, [{a} + {line}*1 + 2048]",
@@ -195,7 +222,7 @@ macro_rules! kernel {
                     "dec {n}",
                     "jnz 22b",
                     "jmp 24f",
-                    "23:", // a factor in f32
+                    "23:", // three by three
                     "tileloadd tmm4, [{a} + {line}*1]",
                     "tileloadd tmm5, [{a} + {line}*1 + 1024]",
                     "tileloadd tmm6, [{a} + {line}*1 + 2048]",
@@ -214,6 +241,37 @@ macro_rules! kernel {
                     concat!("add {b}, 3072*", $columns),
                     "dec {n}",
                     "jnz 23b",
+                    "jmp 24f",
+                    "25:",
+                    "cmp qword ptr [{run} + 24], 3",
+                    "je 27f",
+                    "26:", // two by one
+                    "tileloadd tmm4, [{a} + {line}*1]",
+                    "tileloadd tmm5, [{a} + {line}*1 + 1024]",
+                    $(
+                        concat!("tileloadd tmm7, [{b} + {line}*1 + 1024*", $column, "]"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm4, tmm7"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm5, tmm7"),
+                    )*
+                    "add {a}, 2048",
+                    concat!("add {b}, 1024*", $columns),
+                    "dec {n}",
+                    "jnz 26b",
+                    "jmp 24f",
+                    "27:", // two by two
+                    "tileloadd tmm4, [{a} + {line}*1]",
+                    "tileloadd tmm5, [{a} + {line}*1 + 1024]",
+                    $(
+                        concat!("tileloadd tmm7, [{b} + {line}*1 + 2048*", $column, "]"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm4, tmm7"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm5, tmm7"),
+                        concat!("tileloadd tmm7, [{b} + {line}*1 + 2048*", $column, " + 1024]"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm4, tmm7"),
+                    )*
+                    "add {a}, 2048",
+                    concat!("add {b}, 2048*", $columns),
+                    "dec {n}",
+                    "jnz 27b",
                     "24:",
                     "add {run}, 32",
                     "dec {count}",

@@ -1,46 +1,72 @@
 //! Factors in the order in which tiles are loaded.
 //!
-//! An f32 number is the sum of three bf16 numbers, exactly: each has 8 of its 24 bits. They are cut off, not rounded.
+//! An f32 number is the sum of three bf16 numbers, exactly: each has 8 of its 24 bits. They are cut off, not rounded. Two, where
+//! they have to do, are rounded.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_mul_ps,
-    _mm512_or_si512, _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_si512,
-    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512, __m512i, _CMP_ORD_Q, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_mask_add_epi32, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use half::bf16;
 
-use super::kernel::{PARTS, SIDE, STEP, TILE, supported};
+use super::kernel::{SIDE, STEP, TILE, supported};
 use crate::matmul::Mat;
 
-/// Up to 16 rows of a left factor: [steps][PARTS] tiles of 16 rows of 32 numbers. What there is not is zero.
+/// Up to 16 rows of a left factor, in two or three parts: [steps][parts] tiles of 16 rows of 32 numbers. What there is not is zero.
 ///
 /// # Panics
-/// If the rows do not lie in one piece each, or `to` has not the size of its steps.
+/// If neither rows nor columns lie in one piece each, `to` has not the size of its steps, or there is another number of parts.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>) {
-    let (rows, cols, stride) = (a.rows(), a.cols(), a.row_stride());
+pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
+    let (rows, cols) = (a.rows(), a.cols());
     assert!(supported() && (1..=SIDE).contains(&rows) && cols > 0);
-    assert_eq!(a.col_stride(), 1, "rows in one piece");
-    assert!((rows - 1) * stride + cols <= a.data().len());
     assert_eq!(
         to.len(),
-        cols.div_ceil(STEP) * PARTS * TILE,
+        cols.div_ceil(STEP) * parts * TILE,
         "tiles of a left factor"
     );
-    // SAFETY: the processor is `supported`; the assertions show that the rows lie within the data and that `to` has room.
+    let turned = a.col_stride() != 1;
+    let stride = if turned {
+        a.col_stride()
+    } else {
+        a.row_stride()
+    };
+    let (lines, width) = if turned { (cols, rows) } else { (rows, cols) };
+    assert!(
+        !turned || a.row_stride() == 1,
+        "rows or columns in one piece"
+    );
+    assert!((lines - 1) * stride + width <= a.data().len());
+    let split = match (turned, parts) {
+        (false, 2) => split_straight::<2>,
+        (false, 3) => split_straight::<3>,
+        (true, 2) => split_turned::<2>,
+        (true, 3) => split_turned::<3>,
+        _ => panic!("{parts} parts"),
+    };
+    // SAFETY: the processor is `supported`; the assertions show that the numbers lie within the data and that `to` has room.
     unsafe { split(to.as_mut_ptr(), a.data().as_ptr(), stride, rows, cols) }
 }
 
+/// Rows that lie in one piece each, `stride` apart.
+///
 /// # Safety
 /// The processor has AVX-512 F and BW; `rows` rows of `cols` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
 /// written.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn split(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols: usize) {
+unsafe fn split_straight<const PARTS: usize>(
+    to: *mut u16,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+) {
     // SAFETY: by the contract of this function.
     unsafe {
         // A row after the other: rows are often a multiple of a page apart, and would take each other's places in the L1 cache.
@@ -59,6 +85,40 @@ unsafe fn split(to: *mut u16, from: *const f32, stride: usize, rows: usize, cols
                     _mm512_storeu_si512(to.add(part * TILE).cast(), numbers);
                 }
             }
+        }
+    }
+}
+
+/// Rows whose numbers lie `stride` apart, side by side.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW; `cols` times `rows` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
+/// written.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn split_turned<const PARTS: usize>(
+    to: *mut u16,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+) {
+    let one = _mm512_set1_ps(1.0);
+    for step in 0..cols.div_ceil(STEP) {
+        let mut tiles = [[_mm512_setzero_si512(); SIDE]; PARTS];
+        for pair in 0..SIDE {
+            let p = step * STEP + 2 * pair;
+            let left = cols.saturating_sub(p);
+            let from = from.wrapping_add(p * stride);
+            // SAFETY: by the contract of this function.
+            let both = unsafe { pair_of_rows(from, stride, left, rows, one) };
+            for (tile, both) in tiles.iter_mut().zip::<[_; PARTS]>(both) {
+                tile[pair] = both;
+            }
+        }
+        for (part, tile) in tiles.iter().enumerate() {
+            // SAFETY: by the contract of this function.
+            unsafe { store_turned(to.add((step * PARTS + part) * TILE), tile) };
         }
     }
 }
@@ -187,13 +247,18 @@ unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
     }
 }
 
-/// A right factor in f32 times a number: [steps][columns / 16][PARTS] tiles. What there is not is zero.
+/// A right factor in f32 times a number, in two or three parts: [steps][columns / 16][parts] tiles. What there is not is zero.
 ///
 /// # Panics
-/// If a size does not fit.
+/// If a size does not fit, or there is another number of parts.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32) {
-    from.check(to, PARTS);
+pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, parts: usize) {
+    from.check(to, parts);
+    let wide = match parts {
+        2 => wide::<2>,
+        3 => wide::<3>,
+        _ => panic!("{parts} parts"),
+    };
     // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
     unsafe { wide(to.as_mut_ptr(), from, scale) }
 }
@@ -202,7 +267,7 @@ pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32) {
 /// The processor has AVX-512 F and BW; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
+unsafe fn wide<const PARTS: usize>(to: *mut u16, from: Right<'_, f32>, scale: f32) {
     let (stride, across) = (from.stride, from.across());
     let scale = _mm512_set1_ps(scale);
     for column in 0..across {
@@ -217,7 +282,7 @@ unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
                         let from = start.wrapping_add(j * stride);
                         let low = _mm512_mul_ps(load(from, inner), scale);
                         let next = load(from.wrapping_add(SIDE), inner.saturating_sub(SIDE));
-                        let parts = parts_of_row(low, _mm512_mul_ps(next, scale));
+                        let parts: [_; PARTS] = parts_of_row(low, _mm512_mul_ps(next, scale));
                         for (rows, part) in rows.iter_mut().zip(parts) {
                             rows[j] = part;
                         }
@@ -229,7 +294,7 @@ unsafe fn wide(to: *mut u16, from: Right<'_, f32>, scale: f32) {
                     for pair in 0..SIDE {
                         let from = start.wrapping_add(2 * pair * stride);
                         let left = inner.saturating_sub(2 * pair);
-                        let both = pair_of_rows(from, stride, left, cols, scale);
+                        let both: [_; PARTS] = pair_of_rows(from, stride, left, cols, scale);
                         for (part, both) in both.into_iter().enumerate() {
                             _mm512_storeu_si512(to.add(part * TILE + pair * STEP).cast(), both);
                         }
@@ -297,7 +362,7 @@ fn indices(index: impl Fn(u16) -> u16) -> __m512i {
 #[expect(unsafe_code, reason = "vector loads take pointers")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn pair_of_rows(
+unsafe fn pair_of_rows<const PARTS: usize>(
     from: *const f32,
     stride: usize,
     rows: usize,
@@ -308,7 +373,10 @@ unsafe fn pair_of_rows(
     for i in 0..rows.min(2) {
         // SAFETY: by the contract of this function.
         let row = unsafe { load(from.wrapping_add(i * stride), cols) };
-        for (both, part) in both.iter_mut().zip(parts(_mm512_mul_ps(row, scale))) {
+        for (both, part) in both
+            .iter_mut()
+            .zip::<[_; PARTS]>(parts(_mm512_mul_ps(row, scale)))
+        {
             let part = if i == 0 {
                 _mm512_srli_epi32::<16>(part)
             } else {
@@ -320,25 +388,38 @@ unsafe fn pair_of_rows(
     both
 }
 
-/// The three parts of 16 numbers, each in the upper half of a word whose lower half is zero.
+/// The two or three parts of 16 numbers, each in the upper half of a word whose lower half is zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn parts(x: __m512) -> [__m512i; PARTS] {
+fn parts<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    let high = _mm512_and_si512(_mm512_castps_si512(x), upper);
-    let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
-    let middle = _mm512_and_si512(_mm512_castps_si512(rest), upper);
-    let low = _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(middle)));
-    // Its lower half is zero, too, unless the number is next to the smallest that there are.
-    [high, middle, _mm512_and_si512(low, upper)]
+    let mut parts = [_mm512_setzero_si512(); PARTS];
+    let mut rest = x;
+    for (part, to) in parts.iter_mut().enumerate() {
+        let mut bits = _mm512_castps_si512(rest);
+        if PARTS == 2 {
+            // Half a step more rounds. What is no number must not become one.
+            let numbers = if part == 0 {
+                _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x)
+            } else {
+                u16::MAX
+            };
+            let half = _mm512_set1_epi32(0x8000);
+            bits = _mm512_mask_add_epi32(bits, numbers, bits, half);
+        }
+        // Of a third part the lower half is zero, too, unless the number is next to the smallest that there are.
+        *to = _mm512_and_si512(bits, upper);
+        rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(*to));
+    }
+    parts
 }
 
-/// The three parts of 32 numbers as 32 bf16 each.
+/// The parts of 32 numbers as 32 bf16 each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn parts_of_row(first: __m512, second: __m512) -> [__m512i; PARTS] {
+fn parts_of_row<const PARTS: usize>(first: __m512, second: __m512) -> [__m512i; PARTS] {
     let odd = indices(|i| 2 * i + 1);
-    let (first, second) = (parts(first), parts(second));
+    let (first, second) = (parts::<PARTS>(first), parts::<PARTS>(second));
     let mut both = [_mm512_setzero_si512(); PARTS];
     for part in 0..PARTS {
         both[part] = _mm512_permutex2var_epi16(first[part], odd, second[part]);

@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    DType, Layout, Tensor, Weight, Workspace, cross_entropy_forward_backward, head_backward,
-    head_log_probs, head_logits, reference,
+    DType, Layout, Precision, Tensor, Weight, Workspace, cross_entropy_forward_backward,
+    head_backward, head_log_probs, head_logits, reference,
 };
 
 use crate::common::{
@@ -132,6 +132,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 weight(&w),
                 &targets,
                 smoothing,
+                Precision::F32,
                 &Workspace::new(),
             );
             let (hs, ws, smooth) = (wide(&h), wide(&w), f64::from(smoothing));
@@ -154,6 +155,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 weight(&w),
                 &targets,
                 smoothing,
+                Precision::F32,
                 &Workspace::new(),
             );
             assert_eq!(only_loss, result);
@@ -179,6 +181,7 @@ fn backward_with_coefficients_is_finite_differences() {
         &lse,
         &coef,
         0.125,
+        Precision::F32,
         &Workspace::new(),
     );
     let coef: Vec<f64> = coef.into_iter().map(f64::from).collect();
@@ -203,6 +206,7 @@ fn bits_do_not_depend_on_threads() {
                 weight(&w),
                 &targets,
                 0.1,
+                Precision::F32,
                 &Workspace::new(),
             );
             let bits = result.loss_sum.to_bits();
@@ -225,6 +229,7 @@ fn no_rows_have_no_loss() {
         weight(&w),
         &[],
         0.0,
+        Precision::F32,
         &Workspace::new(),
     );
     assert_eq!((result.loss_sum, result.correct), (0.0, 0));

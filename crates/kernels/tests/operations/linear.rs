@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Tensor,
-    Weight, Workspace, bias_backward, linear_backward_input, linear_backward_weight,
+    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
+    Tensor, Weight, Workspace, bias_backward, linear_backward_input, linear_backward_weight,
     linear_forward, linears_backward_input, linears_forward, low_rank_backward_hidden,
     low_rank_backward_input, low_rank_delta, low_rank_forward, reference,
 };
@@ -162,9 +162,9 @@ fn branches_go_with_their_linear() {
                     a: a.view(),
                 }],
             };
-            linears_backward_input(dx.view_mut(), &[gradient]);
+            linears_backward_input(dx.view_mut(), &[gradient], Precision::F32);
             let mut alone = random(tokens, inputs, 12);
-            linear_backward_input(alone.view_mut(), dy.view(), w, false);
+            linear_backward_input(alone.view_mut(), dy.view(), w, false, Precision::F32);
             low_rank_backward_input(alone.view_mut(), du.view(), rows.clone(), &branch);
             assert_close("dx", &dx, &wide(&alone), 1e-5);
         }
@@ -191,20 +191,20 @@ fn gradients_are_finite_differences() {
             layout,
         };
         let mut dx = random(tokens, inputs, 6);
-        linear_backward_input(dx.view_mut(), dy.view(), w_view, false);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, false, Precision::F32);
         check_gradient(&format!("dx {name}"), &x, &dx, 1e-5, |x| loss(x, &ws, &bs));
 
         // Adding a gradient to itself doubles it.
         let once = wide(&dx);
-        linear_backward_input(dx.view_mut(), dy.view(), w_view, true);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, true, Precision::F32);
         let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
         assert_close(&format!("accumulated dx {name}"), &dx, &twice, 1e-6);
 
         let mut dw = Tensor::zeros(w.rows(), w.cols());
-        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
         check_gradient(&format!("dw {name}"), &w, &dw, 1e-5, |w| loss(&xs, w, &bs));
         let once = wide(&dw);
-        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
         let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
         assert_close(&format!("accumulated dw {name}"), &dw, &twice, 1e-6);
 
@@ -230,9 +230,9 @@ fn bits_do_not_depend_on_threads() {
             let mut y = Tensor::zeros(tokens, outputs);
             linear_forward(y.view_mut(), x.view(), w_view, None);
             let mut dx = Tensor::zeros(tokens, inputs);
-            linear_backward_input(dx.view_mut(), dy.view(), w_view, false);
+            linear_backward_input(dx.view_mut(), dy.view(), w_view, false, Precision::F32);
             let mut dw = Tensor::zeros(w.rows(), w.cols());
-            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout);
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
             let mut db = Tensor::zeros(1, outputs);
             bias_backward(db.view_mut(), dy.view());
             vec![y, dx, dw, db]
@@ -249,7 +249,13 @@ fn nothing_in_gives_nothing_or_the_bias_out() {
     };
     let mut none = Tensor::zeros(0, 5);
     linear_forward(none.view_mut(), Tensor::zeros(0, 3).view(), w, None);
-    linear_backward_input(Tensor::zeros(0, 3).view_mut(), none.view(), w, false);
+    linear_backward_input(
+        Tensor::zeros(0, 3).view_mut(),
+        none.view(),
+        w,
+        false,
+        Precision::F32,
+    );
     let mut db = Tensor::zeros(1, 5);
     bias_backward(db.view_mut(), none.view());
     assert_eq!(db.to_vec(), [0.0; 5]);

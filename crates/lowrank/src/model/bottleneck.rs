@@ -131,7 +131,13 @@ impl Pass<'_> {
             if let (Some((weight, bias)), Some(norm)) = (at.site.norm, &saved.norm) {
                 // n = norm(h)
                 let mut dn = self.take(du.rows(), dx.cols());
-                linear_backward_input(dn.view_mut(), du.view(), at.weight(at.site.down.0), false);
+                linear_backward_input(
+                    dn.view_mut(),
+                    du.view(),
+                    at.weight(at.site.down.0),
+                    false,
+                    self.precision,
+                );
                 let h = self.widened(&saved.h);
                 let (dw, db) = grads.pair_mut(weight, bias);
                 layer_norm_backward(
@@ -159,7 +165,13 @@ impl Pass<'_> {
                     dy
                 });
                 let rows = dy.view_mut().slice_rows(at.rows.clone());
-                linear_backward_input(rows, du.view(), at.weight(at.site.down.0), true);
+                linear_backward_input(
+                    rows,
+                    du.view(),
+                    at.weight(at.site.down.0),
+                    true,
+                    self.precision,
+                );
             }
             self.ws.give(du);
         }
@@ -180,10 +192,16 @@ impl Pass<'_> {
         let r = saved.u.cols();
         // y += U·z + c
         let z = self.activated(&saved.u, at.site);
-        linear_backward_weight(grads.view_mut(up), dy, z.view(), Layout::OutIn);
+        linear_backward_weight(
+            grads.view_mut(up),
+            dy,
+            z.view(),
+            Layout::OutIn,
+            self.precision,
+        );
         bias_backward(grads.view_mut(bias), dy);
         let mut dz = z;
-        linear_backward_input(dz.view_mut(), dy, at.weight(up), false);
+        linear_backward_input(dz.view_mut(), dy, at.weight(up), false, self.precision);
         // z = act(u)
         let mut du = self.take(rows.len(), r);
         activation_backward(du.view_mut(), dz.view(), saved.u.view(), at.site.activation);
@@ -204,7 +222,13 @@ impl Pass<'_> {
             n
         });
         let n = normed.as_ref().unwrap_or(&h).view();
-        linear_backward_weight(grads.view_mut(down), du.view(), n, Layout::OutIn);
+        linear_backward_weight(
+            grads.view_mut(down),
+            du.view(),
+            n,
+            Layout::OutIn,
+            self.precision,
+        );
         bias_backward(grads.view_mut(b), du.view());
         self.give(normed);
         self.give_widened(h);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, CrossEntropy, RopeTable, Tensor, View, Weight, Workspace,
+    Arena, CrossEntropy, Precision, RopeTable, Tensor, View, Weight, Workspace,
     cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
@@ -149,7 +149,7 @@ impl Decoder {
 
     fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
         check_virtual(batch, adapters);
-        let pass = self.pass(batch, adapters, ws, None);
+        let pass = self.pass(batch, adapters, ws);
         let adapter_rows = batch.adapters_of(&batch.supervised);
         let wanted = self.wanted(batch, &adapter_rows);
         let x = self.blocks(&pass, &mut Keep::Nothing, wanted);
@@ -159,8 +159,16 @@ impl Decoder {
         };
         let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
         let head = head(&pass);
-        let sums =
-            cross_entropy_forward_backward(None, None, h.view(), head, &batch.targets, 0.0, ws);
+        let sums = cross_entropy_forward_backward(
+            None,
+            None,
+            h.view(),
+            head,
+            &batch.targets,
+            0.0,
+            pass.precision,
+            ws,
+        );
         pass.give([rows, h]);
         pass.give_norm(saved);
         loss_sum(sums, batch)
@@ -191,7 +199,11 @@ impl Decoder {
         ws: &Workspace,
     ) -> LossSum {
         check_virtual(batch, adapters);
-        let pass = self.pass(batch, adapters, ws, options.dropout_key);
+        let pass = Pass {
+            dropout_key: options.dropout_key,
+            precision: options.saving.precision(),
+            ..self.pass(batch, adapters, ws)
+        };
         let adapter = adapters.get(0);
         let lowest = adapter.lowest_layer();
         let layers = self.config().num_hidden_layers;
@@ -231,6 +243,7 @@ impl Decoder {
             head,
             &batch.targets,
             options.label_smoothing,
+            pass.precision,
             ws,
         );
 
@@ -305,7 +318,7 @@ impl Decoder {
         if cache.is_none() {
             check_virtual(batch, adapters);
         }
-        let pass = self.pass(batch, adapters, ws, None);
+        let pass = self.pass(batch, adapters, ws);
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
         let gathered = gather(&pass, x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
@@ -321,7 +334,6 @@ impl Decoder {
         batch: &'a Batch,
         adapters: AdapterSet<'a>,
         ws: &'a Workspace,
-        dropout_key: Option<u64>,
     ) -> Pass<'a> {
         Pass {
             weights: &self.weights,
@@ -329,7 +341,8 @@ impl Decoder {
             adapters,
             rows_of_adapters: &batch.adapters,
             ws,
-            dropout_key,
+            dropout_key: None,
+            precision: Precision::F32,
         }
     }
 

@@ -120,7 +120,8 @@ impl Pass<'_> {
                     })
                     .collect(),
             });
-            linears_backward_input(dx.reborrow(), &back.collect::<Vec<_>>());
+            let back = back.collect::<Vec<_>>();
+            linears_backward_input(dx.reborrow(), &back, self.precision);
         }
         for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
             self.parameters_backward(linear, x, grads);
@@ -143,7 +144,8 @@ impl Pass<'_> {
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Weight))
             && let Some(x) = x
         {
-            linear_backward_weight(grads.view_mut(slot), linear.dy, x, self.config().layout);
+            let (dw, layout) = (grads.view_mut(slot), self.config().layout);
+            linear_backward_weight(dw, linear.dy, x, layout, self.precision);
         }
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Bias)) {
             bias_backward(grads.view_mut(slot), linear.dy);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Tensor, View, Workspace};
+use lowrank_kernels::{Precision, Tensor, View, Workspace};
 
 use super::batch::Batch;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
@@ -20,6 +20,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
+    /// How exactly the backward multiplies.
+    pub(crate) precision: Precision,
 }
 
 /// What a norm's backward needs of its forward.
