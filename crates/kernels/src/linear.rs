@@ -80,7 +80,12 @@ pub struct BranchOutput<'a> {
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
+pub fn linears_forward(
+    x: View<'_>,
+    outputs: Vec<LinearOutput<'_>>,
+    precision: Precision,
+    ws: &Workspace,
+) {
     if x.rows() <= FEW_TOKENS {
         return few_linears_forward(x, outputs, ws);
     }
@@ -119,12 +124,14 @@ pub fn linears_forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, ws: &Workspa
                 a: b.u.as_view().as_mat(),
                 b: Factor::turned(b.branch.b),
                 scale: b.branch.scale,
-                precision: Precision::F32,
+                precision,
                 at: (b.rows.start, b.branch.out_offset),
             });
-            std::iter::once(Term::new(x.as_mat(), w))
-                .chain(branches)
-                .collect()
+            let product = Term {
+                precision,
+                ..Term::new(x.as_mat(), w)
+            };
+            std::iter::once(product).chain(branches).collect()
         })
         .collect();
     let jobs = ys.into_iter().zip(&terms).zip(&rest);

@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-/// Buffers from this size on are pages of their own: zeros that cost nothing until they are touched,
-/// and huge pages where the system has them. A product reads rows that lie kilobytes apart, and a
-/// processor remembers the places of few small pages.
-const MAPPED_BYTES: usize = 1024 * 1024;
+/// Buffers from this size on are pages of their own: zeros that cost nothing until they are touched, go back to the system when they
+/// are dropped, where an allocator keeps what lies between others, and are huge pages where the system has them. A product
+/// reads rows that lie kilobytes apart, and a processor remembers the places of few small pages.
+const MAPPED_BYTES: usize = 128 * 1024;
 
 /// Sixty-four bytes that start at a multiple of sixty-four.
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -1,9 +1,9 @@
 //! Buffers for temporaries, handed out and taken back.
 //!
 //! A training step takes and gives the same sizes in the same order, so after the first step every
-//! request finds a buffer. Two rules keep the memory small when the sizes change from step to step:
-//! a request never takes a buffer more than twice as large as it needs, and idle buffers that have
-//! gone unused for longest are freed rather than held beside a new one.
+//! request finds a buffer. Three rules keep the memory small when the sizes change from step to step:
+//! a request never takes a buffer more than twice as large as it needs; an idle buffer that is a little too small, as those of a smaller
+//! batch are, makes way for a new one; and idle buffers that have gone unused for longest are freed rather than held beside it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -47,7 +47,14 @@ impl Workspace {
     /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
     pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
         let bytes = rows * cols * dtype.size_of();
-        let reused = self.lock().reuse(dtype, bytes);
+        let (reused, outgrown) = {
+            let mut state = self.lock();
+            match state.reuse(dtype, bytes) {
+                Some(buffer) => (Some(buffer), None),
+                None => (None, state.outgrown(dtype, bytes)),
+            }
+        };
+        drop(outgrown);
         // Allocating happens outside the lock: zeroing fresh memory takes a while.
         let buffer = reused.unwrap_or_else(|| {
             let buffer = Buffer::zeroed(bytes);
@@ -93,6 +100,21 @@ impl State {
         let (_, buffer) = self.idle.remove(best);
         self.idle_bytes -= buffer.capacity();
         self.hold(buffer.capacity());
+        Some(buffer)
+    }
+
+    /// Gives up the largest idle buffer that is too small, but not by much: whatever it served can be served by the new one.
+    fn outgrown(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
+        let (last, _) = self
+            .idle
+            .iter()
+            .enumerate()
+            .filter(|(_, (idle, _))| *idle == dtype)
+            .map(|(i, (_, buffer))| (i, buffer.capacity()))
+            .filter(|(_, capacity)| (bytes * 2 / 3..bytes).contains(capacity))
+            .max_by_key(|(_, capacity)| *capacity)?;
+        let (_, buffer) = self.idle.remove(last);
+        self.idle_bytes -= buffer.capacity();
         Some(buffer)
     }
 
@@ -159,6 +181,20 @@ mod tests {
             step(&ws, tokens);
         }
         assert!(ws.allocated_bytes() <= largest + largest / 4);
+    }
+
+    #[test]
+    fn a_larger_step_takes_the_place_of_a_smaller_one() {
+        let fresh = |tokens| {
+            let ws = Workspace::new();
+            step(&ws, tokens);
+            ws.allocated_bytes()
+        };
+        let ws = Workspace::new();
+        for tokens in [700, 650, 760, 820, 800, 950] {
+            step(&ws, tokens);
+        }
+        assert!(ws.allocated_bytes() <= fresh(950) + fresh(950) / 20);
     }
 
     #[test]

@@ -90,7 +90,7 @@ fn forward_with_branch(bencher: Bencher<'_, '_>, dtype: DType) {
                 },
             }],
         };
-        linears_forward(x.view(), vec![output], &ws);
+        linears_forward(x.view(), vec![output], Precision::F32, &ws);
     });
 }
 

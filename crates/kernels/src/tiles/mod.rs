@@ -1,8 +1,9 @@
 //! Products on processors with tile registers (Intel's AMX, server processors since 2023), faster than vectors are.
 //!
 //! The registers multiply bf16 and sum in f32. A frozen weight often is bf16; activations are f32 and are taken apart into three
-//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps. By Intel's figures the three products of 16 × 32
-//! by 32 × 16 numbers take a core 48 cycles, and vectors of AVX-512 256; docs/performance.md has what is left of that. A task takes some rows of the left factor apart, and puts
+//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps; with [`Precision::Bf16x2`] there are two
+//! numbers, and the third is lost. By Intel's figures the three products of 16 × 32 by 32 × 16 numbers take a core 48 cycles, and vectors
+//! of AVX-512 256; docs/performance.md has what is left of that. A task takes some rows of the left factor apart, and puts
 //! panels of up to 64 columns of the right one in order, one after the other.
 //!
 //! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
@@ -30,8 +31,7 @@ const SLACK: usize = 4;
 /// Smaller outputs and sums stay with vectors; from where on tiles pay was not measured closely.
 const COLUMNS: usize = 32;
 const INNER: usize = 128;
-/// Of the inner indices, how many times as many take up to three products as take six, as two factors in f32 do. With six vectors
-/// are faster.
+/// Of the inner indices, how many times as many must take two or three products as take six. With six alone vectors are faster.
 const NARROW: usize = 3;
 
 /// What a piece costs here, roughly.

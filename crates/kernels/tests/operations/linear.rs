@@ -10,7 +10,7 @@ use crate::common::{
 };
 
 /// (tokens, inputs, outputs) around the sizes at which the paths and the pieces change.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 1),
     (1, 130, 97),
     (2, 64, 33),
@@ -19,6 +19,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (9, 37, 193),
     (33, 100, 5),
     (40, 520, 98),
+    (150, 40, 140),
     (260, 24, 98),
 ];
 
@@ -90,7 +91,12 @@ fn several_linears_are_each_alone() {
                     bias,
                     branches: Vec::new(),
                 });
-                linears_forward(x.view(), together.collect(), &Workspace::new());
+                linears_forward(
+                    x.view(),
+                    together.collect(),
+                    Precision::F32,
+                    &Workspace::new(),
+                );
                 for i in 0..3 {
                     let mut alone = random(tokens, outputs[i], 5);
                     linear_forward(alone.view_mut(), x.view(), weights[i], biases[i]);
@@ -134,7 +140,7 @@ fn branches_go_with_their_linear() {
                     branch,
                 }],
             };
-            linears_forward(x.view(), vec![output], &ws);
+            linears_forward(x.view(), vec![output], Precision::F32, &ws);
             let (mut alone, mut u_alone) =
                 (random(tokens, outputs, 7), random(rows.len(), rank, 8));
             linear_forward(alone.view_mut(), x.view(), w, None);
@@ -216,6 +222,36 @@ fn gradients_are_finite_differences() {
     });
 }
 
+/// On processors that are faster with two bf16 numbers, and on others, which ignore the choice.
+#[test]
+fn two_parts_lose_little() {
+    for_all(|tokens, inputs, outputs, layout, dtype| {
+        let x = random(tokens, inputs, 1);
+        let w = weight(layout, inputs, outputs, dtype);
+        let dy = random(tokens, outputs, 5);
+        let w_view = Weight {
+            view: w.view(),
+            layout,
+        };
+        let gradients = |precision| {
+            let mut dx = Tensor::zeros(tokens, inputs);
+            linear_backward_input(dx.view_mut(), dy.view(), w_view, false, precision);
+            let mut dw = Tensor::zeros(w.rows(), w.cols());
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, precision);
+            [dx, dw]
+        };
+        let [exact, two] = [Precision::F32, Precision::Bf16x2].map(gradients);
+        let name = format!("{tokens}x{inputs}x{outputs} {layout:?} {dtype}");
+        for (name, (exact, two)) in ["dx", "dw"]
+            .map(|which| format!("{which} {name}"))
+            .iter()
+            .zip(exact.iter().zip(&two))
+        {
+            assert_close(name, two, &wide(exact), 3e-5);
+        }
+    });
+}
+
 #[test]
 fn bits_do_not_depend_on_threads() {
     for_all(|tokens, inputs, outputs, layout, dtype| {
@@ -229,13 +265,17 @@ fn bits_do_not_depend_on_threads() {
             };
             let mut y = Tensor::zeros(tokens, outputs);
             linear_forward(y.view_mut(), x.view(), w_view, None);
-            let mut dx = Tensor::zeros(tokens, inputs);
-            linear_backward_input(dx.view_mut(), dy.view(), w_view, false, Precision::F32);
-            let mut dw = Tensor::zeros(w.rows(), w.cols());
-            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
             let mut db = Tensor::zeros(1, outputs);
             bias_backward(db.view_mut(), dy.view());
-            vec![y, dx, dw, db]
+            let mut all = vec![y, db];
+            for precision in [Precision::F32, Precision::Bf16x2] {
+                let mut dx = Tensor::zeros(tokens, inputs);
+                linear_backward_input(dx.view_mut(), dy.view(), w_view, false, precision);
+                let mut dw = Tensor::zeros(w.rows(), w.cols());
+                linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, precision);
+                all.extend([dx, dw]);
+            }
+            all
         });
     });
 }
