@@ -7,7 +7,7 @@ A plot is named by its title. Needs Chromium: $CHROMIUM, or what is called so.
 """
 import os, pathlib, re, subprocess, sys, tempfile
 
-WIDTH = 1164
+WIDTH = 582  # of a plot
 # The page says in its title how tall it is.
 MEASURE = "<script>document.title = document.querySelector('div').getBoundingClientRect().bottom</script>"
 
@@ -27,9 +27,9 @@ def page(source, titles):
     return f'<!doctype html><meta charset="utf-8">{style.group()}<div class="charts large" style="padding:4px">{body}</div>{MEASURE}'
 
 
-def browse(html, height, *options):
+def browse(html, width, height, *options):
     browser = os.environ.get("CHROMIUM", "chromium")
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{height}", *options]
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}", *options]
     return subprocess.run([browser, *options, html.as_uri()], check=True, capture_output=True, text=True).stdout
 
 
@@ -40,8 +40,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         html = pathlib.Path(folder, "plots.html")
         html.write_text(page(source.read_text(), titles))
-        title = re.search(r"<title>([0-9.]+)</title>", browse(html, 1000, "--dump-dom"))
-        browse(html, int(float(title.group(1))) + 1, f"--screenshot={out.absolute()}")
+        width = WIDTH * min(len(titles), 2)
+        title = re.search(r"<title>([0-9.]+)</title>", browse(html, width, 1000, "--dump-dom"))
+        browse(html, width, int(float(title.group(1))) + 1, f"--screenshot={out.absolute()}")
 
 
 main()

@@ -80,7 +80,7 @@ pub fn head_log_probs(
 
 /// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to.
 ///
-/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again.
+/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again, as they are; `precision` is that of the gradients.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
@@ -135,7 +135,7 @@ pub struct CrossEntropy {
 
 /// The sum of the losses of all rows and its gradient in one pass.
 ///
-/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C].
+/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. `precision` is that of the gradients, not of the logits.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.

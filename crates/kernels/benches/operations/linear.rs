@@ -53,6 +53,22 @@ fn backward_input_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
         .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, Precision::F32));
 }
 
+#[divan::bench(args = [256, 1024])]
+fn backward_input_bf16_two_parts(bencher: Bencher<'_, '_>, tokens: usize) {
+    let w = bf16(INNER, HIDDEN);
+    let dy = random(tokens, INNER);
+    let mut dx = Tensor::zeros(tokens, HIDDEN);
+    let w = Weight {
+        view: w.view(),
+        layout: Layout::OutIn,
+    };
+    bencher
+        .counter(flops(2 * tokens * HIDDEN * INNER))
+        .bench_local(|| {
+            linear_backward_input(dx.view_mut(), dy.view(), w, false, Precision::Bf16x2);
+        });
+}
+
 #[divan::bench(args = [1, 8, 64])]
 fn naive(bencher: Bencher<'_, '_>, tokens: usize) {
     let (x, w) = (wide(&random(tokens, HIDDEN)), wide(&random(INNER, HIDDEN)));
@@ -134,20 +150,14 @@ fn forward_with_branch_naive(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The gradient of a trained weight.
-#[divan::bench]
-fn backward_weight(bencher: Bencher<'_, '_>) {
+/// The gradient of a trained weight, as it is and in two parts.
+#[divan::bench(args = [Precision::F32, Precision::Bf16x2])]
+fn backward_weight(bencher: Bencher<'_, '_>, precision: Precision) {
     let (dy, x) = (random(BRANCH_TOKENS, INNER), random(BRANCH_TOKENS, HIDDEN));
     let mut dw = Tensor::zeros(INNER, HIDDEN);
     bencher
         .counter(flops(2 * BRANCH_TOKENS * HIDDEN * INNER))
         .bench_local(|| {
-            linear_backward_weight(
-                dw.view_mut(),
-                dy.view(),
-                x.view(),
-                Layout::OutIn,
-                Precision::F32,
-            );
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), Layout::OutIn, precision);
         });
 }
