@@ -127,10 +127,7 @@ pub fn linears_forward(
                 precision,
                 at: (b.rows.start, b.branch.out_offset),
             });
-            let product = Term {
-                precision,
-                ..Term::new(x.as_mat(), w)
-            };
+            let product = Term::new(x.as_mat(), w).with(precision);
             std::iter::once(product).chain(branches).collect()
         })
         .collect();
@@ -223,18 +220,14 @@ pub fn linears_backward_input(
             Layout::OutIn => Factor::straight(w.view),
             Layout::InOut => Factor::turned(w.view),
         };
-        terms.push(Term {
-            precision,
-            ..Term::new(dy.as_mat(), w)
-        });
+        terms.push(Term::new(dy.as_mat(), w).with(precision));
         for BranchGradient { du, rows, a } in branches {
             a.assert_shape("A", du.cols(), dx.cols());
             assert!(rows.len() == du.rows() && rows.end <= dx.rows());
             // u = x·Aᵀ, so dx += du·A
             terms.push(Term {
-                precision,
                 at: (rows.start, 0),
-                ..Term::new(du.as_mat(), Factor::straight(*a))
+                ..Term::new(du.as_mat(), Factor::straight(*a)).with(precision)
             });
         }
     }
@@ -311,10 +304,7 @@ pub fn linear_backward_weight(
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let terms = &[Term {
-        precision,
-        ..Term::new(left.as_mat().t(), Factor::straight(right))
-    }];
+    let terms = &[Term::new(left.as_mat().t(), Factor::straight(right)).with(precision)];
     multiply(vec![Job {
         y: dw,
         start: Start::Sum,

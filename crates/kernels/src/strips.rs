@@ -115,6 +115,11 @@ impl<'a> Term<'a> {
             at: (0, 0),
         }
     }
+
+    /// The same, with its factors read so exactly.
+    pub(crate) fn with(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
 }
 
 /// An output, what it begins with, and the products that it is the sum of.
@@ -389,10 +394,7 @@ pub(crate) fn times_rows(
     if x.rows() <= FEW_TOKENS {
         return few_times_rows(x, vec![(y, w, start)]);
     }
-    let terms = &[Term {
-        precision,
-        ..Term::new(x.as_mat(), Factor::turned(w))
-    }];
+    let terms = &[Term::new(x.as_mat(), Factor::turned(w)).with(precision)];
     multiply(vec![Job { y, start, terms }]);
 }
 
@@ -404,10 +406,7 @@ pub(crate) fn times_columns(
     start: Start<'_>,
     precision: Precision,
 ) {
-    let terms = &[Term {
-        precision,
-        ..Term::new(x.as_mat(), Factor::straight(w))
-    }];
+    let terms = &[Term::new(x.as_mat(), Factor::straight(w)).with(precision)];
     multiply(vec![Job { y, start, terms }]);
 }
 

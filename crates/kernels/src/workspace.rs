@@ -5,6 +5,7 @@
 //! a request never takes a buffer more than twice as large as it needs; an idle buffer that is a little too small, as those of a smaller
 //! batch are, makes way for a new one; and idle buffers that have gone unused for longest are freed rather than held beside it.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::storage::Buffer;
@@ -85,37 +86,35 @@ impl Workspace {
 }
 
 impl State {
-    /// A buffer of the same number format: a matrix that is kept as bf16 must not sit in the memory of one in f32.
+    /// The smallest idle buffer that fits, of the same number format: a matrix that is kept as bf16 must not sit in the memory of one
+    /// in f32.
     fn reuse(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
         let limit = (2 * bytes).max(SMALL_BYTES);
-        let (best, _) = self
-            .idle
-            .iter()
-            .enumerate()
-            .filter(|(_, (idle, _))| *idle == dtype)
-            .map(|(i, (_, buffer))| (i, buffer.capacity()))
-            .filter(|(_, capacity)| (bytes..=limit).contains(capacity))
-            .min_by_key(|(_, capacity)| *capacity)?;
-        // Keeps the order of the others, which is the order in which they were given back.
-        let (_, buffer) = self.idle.remove(best);
-        self.idle_bytes -= buffer.capacity();
+        let (_, best) = self.sizes(dtype, bytes..limit + 1).min()?;
+        let buffer = self.remove(best);
         self.hold(buffer.capacity());
         Some(buffer)
     }
 
     /// Gives up the largest idle buffer that is too small, but not by much: whatever it served can be served by the new one.
     fn outgrown(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
-        let (last, _) = self
-            .idle
-            .iter()
-            .enumerate()
-            .filter(|(_, (idle, _))| *idle == dtype)
-            .map(|(i, (_, buffer))| (i, buffer.capacity()))
-            .filter(|(_, capacity)| (bytes * 2 / 3..bytes).contains(capacity))
-            .max_by_key(|(_, capacity)| *capacity)?;
-        let (_, buffer) = self.idle.remove(last);
+        let (_, largest) = self.sizes(dtype, bytes * 2 / 3..bytes).max()?;
+        Some(self.remove(largest))
+    }
+
+    /// Capacities within a range, and places, of idle buffers of a number format.
+    fn sizes(&self, dtype: DType, range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+        (self.idle.iter().enumerate())
+            .filter(move |(_, (idle, _))| *idle == dtype)
+            .map(|(i, (_, buffer))| (buffer.capacity(), i))
+            .filter(move |(capacity, _)| range.contains(capacity))
+    }
+
+    /// Takes an idle buffer out. The others keep the order in which they were given back.
+    fn remove(&mut self, index: usize) -> Buffer {
+        let (_, buffer) = self.idle.remove(index);
         self.idle_bytes -= buffer.capacity();
-        Some(buffer)
+        buffer
     }
 
     fn count_new(&mut self, capacity: usize) {
@@ -123,7 +122,7 @@ impl State {
         // A quarter more than the peak leaves room for sizes that alternate within a step.
         let limit = self.peak_bytes + self.peak_bytes / 4;
         while self.held_bytes + self.idle_bytes > limit && !self.idle.is_empty() {
-            self.idle_bytes -= self.idle.remove(0).1.capacity();
+            self.remove(0);
         }
     }
 

@@ -39,8 +39,11 @@ fn forward(bencher: Bencher<'_, '_>, tokens: usize, w: &Tensor, layout: Layout) 
         .bench_local(|| linear_forward(y.view_mut(), x.view(), w, None));
 }
 
-#[divan::bench(args = [64, 256, 1024])]
-fn backward_input_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
+#[divan::bench(args = [
+    (64, Precision::F32), (256, Precision::F32), (1024, Precision::F32),
+    (256, Precision::Bf16x2), (1024, Precision::Bf16x2),
+])]
+fn backward_input_bf16(bencher: Bencher<'_, '_>, (tokens, precision): (usize, Precision)) {
     let w = bf16(INNER, HIDDEN);
     let dy = random(tokens, INNER);
     let mut dx = Tensor::zeros(tokens, HIDDEN);
@@ -50,23 +53,7 @@ fn backward_input_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
     };
     bencher
         .counter(flops(2 * tokens * HIDDEN * INNER))
-        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, Precision::F32));
-}
-
-#[divan::bench(args = [256, 1024])]
-fn backward_input_bf16_two_parts(bencher: Bencher<'_, '_>, tokens: usize) {
-    let w = bf16(INNER, HIDDEN);
-    let dy = random(tokens, INNER);
-    let mut dx = Tensor::zeros(tokens, HIDDEN);
-    let w = Weight {
-        view: w.view(),
-        layout: Layout::OutIn,
-    };
-    bencher
-        .counter(flops(2 * tokens * HIDDEN * INNER))
-        .bench_local(|| {
-            linear_backward_input(dx.view_mut(), dy.view(), w, false, Precision::Bf16x2);
-        });
+        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, precision));
 }
 
 #[divan::bench(args = [1, 8, 64])]

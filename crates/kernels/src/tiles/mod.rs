@@ -426,19 +426,14 @@ mod tests {
                 );
                 let wide = Tensor::from_f32_as(b.rows(), b.cols(), &b.to_vec(), DType::F32);
                 let terms = [
-                    Term {
-                        precision,
-                        ..Term::new(a, factor(&b, turned))
-                    },
+                    Term::new(a, factor(&b, turned)).with(precision),
                     Term {
                         scale: 0.3,
-                        precision,
-                        ..Term::new(u.view().as_mat(), Factor::turned(v.view()))
+                        ..Term::new(u.view().as_mat(), Factor::turned(v.view())).with(precision)
                     },
                     Term {
                         scale: -1.5,
-                        precision,
-                        ..Term::new(a, factor(&wide, turned))
+                        ..Term::new(a, factor(&wide, turned)).with(precision)
                     },
                 ];
                 let mut y = random(rows, cols, DType::F32, 5);
@@ -539,10 +534,7 @@ mod tests {
         let product = |x: f32, w: f32, precision: Precision| {
             let a = Tensor::from_f32_as(48, 128, &vec![x; 48 * 128], DType::F32);
             let b = Tensor::from_f32_as(128, 32, &vec![w; 128 * 32], DType::F32);
-            let terms = [Term {
-                precision,
-                ..Term::new(a.view().as_mat(), Factor::straight(b.view()))
-            }];
+            let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view())).with(precision)];
             let mut y = Tensor::zeros(48, 32);
             compute(&mut y, false, &terms);
             y.to_vec()[0]

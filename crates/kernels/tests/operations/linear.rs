@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use lowrank_kernels::{
     BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
     Tensor, Weight, Workspace, bias_backward, linear_backward_input, linear_backward_weight,
@@ -107,74 +109,90 @@ fn several_linears_are_each_alone() {
     }
 }
 
-/// A branch beside a linear, on some rows and columns, is the linear and then the branch, with few tokens and many.
+/// A branch beside a linear, on some rows and columns or all, is the linear and then the branch, with few tokens and many.
 #[test]
 fn branches_go_with_their_linear() {
-    let (inputs, outputs, offset, ws) = (50, 70, 9, Workspace::new());
-    for (tokens, rows) in [(5, 1..4), (40, 0..40), (130, 7..123)] {
+    for (tokens, rows, columns) in [
+        (5, 1..4, 9..42),
+        (40, 0..40, 9..42),
+        (130, 7..123, 9..42),
+        (130, 0..130, 0..140),
+    ] {
         for rank in [4, 8, 20] {
-            let (x, w) = (
-                random(tokens, inputs, 1),
-                random_as(outputs, inputs, 2, DType::Bf16),
-            );
-            let (a, b) = (random(rank, inputs, 3), random(33, rank, 4));
-            let branch = LowRank {
-                a: a.view(),
-                b: b.view(),
-                scale: 1.75,
-                out_offset: offset,
-                dropout: None,
-            };
-            let w = Weight {
-                view: w.view(),
-                layout: Layout::OutIn,
-            };
-            let (mut y, mut u) = (random(tokens, outputs, 5), random(rows.len(), rank, 6));
-            let output = LinearOutput {
-                y: y.view_mut(),
-                w,
-                bias: None,
-                branches: vec![BranchOutput {
-                    u: u.view_mut(),
-                    rows: rows.clone(),
-                    branch,
-                }],
-            };
-            linears_forward(x.view(), vec![output], Precision::F32, &ws);
-            let (mut alone, mut u_alone) =
-                (random(tokens, outputs, 7), random(rows.len(), rank, 8));
-            linear_forward(alone.view_mut(), x.view(), w, None);
-            low_rank_forward(
-                alone.view_mut(),
-                u_alone.view_mut(),
-                x.view(),
-                rows.clone(),
-                &branch,
-                &ws,
-            );
-            assert_close("y", &y, &wide(&alone), 1e-5);
-            assert_close("u", &u, &wide(&u_alone), 1e-5);
-
-            let dy = random(tokens, outputs, 9);
-            let mut du = random(rows.len(), rank, 10);
-            low_rank_backward_hidden(du.view_mut(), dy.view(), rows.clone(), &branch);
-            let mut dx = random(tokens, inputs, 11);
-            let gradient = LinearGradient {
-                dy: dy.view(),
-                w,
-                branches: vec![BranchGradient {
-                    du: du.view(),
-                    rows: rows.clone(),
-                    a: a.view(),
-                }],
-            };
-            linears_backward_input(dx.view_mut(), &[gradient], Precision::F32);
-            let mut alone = random(tokens, inputs, 12);
-            linear_backward_input(alone.view_mut(), dy.view(), w, false, Precision::F32);
-            low_rank_backward_input(alone.view_mut(), du.view(), rows.clone(), &branch);
-            assert_close("dx", &dx, &wide(&alone), 1e-5);
+            branch_goes_with_its_linear(tokens, &rows, &columns, rank, Precision::F32, 1e-5);
+            branch_goes_with_its_linear(tokens, &rows, &columns, rank, Precision::Bf16x2, 4e-5);
         }
     }
+}
+
+fn branch_goes_with_its_linear(
+    tokens: usize,
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    rank: usize,
+    precision: Precision,
+    tolerance: f64,
+) {
+    let (inputs, outputs, ws) = (150, 140, Workspace::new());
+    let (x, w) = (
+        random(tokens, inputs, 1),
+        random_as(outputs, inputs, 2, DType::Bf16),
+    );
+    let (a, b) = (random(rank, inputs, 3), random(columns.len(), rank, 4));
+    let branch = LowRank {
+        a: a.view(),
+        b: b.view(),
+        scale: 1.75,
+        out_offset: columns.start,
+        dropout: None,
+    };
+    let w = Weight {
+        view: w.view(),
+        layout: Layout::OutIn,
+    };
+    let (mut y, mut u) = (random(tokens, outputs, 5), random(rows.len(), rank, 6));
+    let output = LinearOutput {
+        y: y.view_mut(),
+        w,
+        bias: None,
+        branches: vec![BranchOutput {
+            u: u.view_mut(),
+            rows: rows.clone(),
+            branch,
+        }],
+    };
+    linears_forward(x.view(), vec![output], precision, &ws);
+    let (mut alone, mut u_alone) = (random(tokens, outputs, 7), random(rows.len(), rank, 8));
+    linear_forward(alone.view_mut(), x.view(), w, None);
+    low_rank_forward(
+        alone.view_mut(),
+        u_alone.view_mut(),
+        x.view(),
+        rows.clone(),
+        &branch,
+        &ws,
+    );
+    assert_close("y", &y, &wide(&alone), tolerance);
+    assert_close("u", &u, &wide(&u_alone), tolerance);
+
+    let dy = random(tokens, outputs, 9);
+    let mut du = random(rows.len(), rank, 10);
+    low_rank_backward_hidden(du.view_mut(), dy.view(), rows.clone(), &branch);
+    let mut dx = random(tokens, inputs, 11);
+    let gradient = LinearGradient {
+        dy: dy.view(),
+        w,
+        branches: vec![BranchGradient {
+            du: du.view(),
+            rows: rows.clone(),
+            a: a.view(),
+        }],
+    };
+    linears_backward_input(dx.view_mut(), &[gradient], precision);
+    let mut alone = random(tokens, inputs, 12);
+    linear_backward_input(alone.view_mut(), dy.view(), w, false, Precision::F32);
+    low_rank_backward_input(alone.view_mut(), du.view(), rows.clone(), &branch);
+    assert_close("dx", &dx, &wide(&alone), tolerance);
 }
 
 #[test]

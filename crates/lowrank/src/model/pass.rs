@@ -20,7 +20,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
-    /// How exactly linears multiply.
+    /// How exactly the blocks' linears multiply, and the gradients of the rest.
     pub(crate) precision: Precision,
 }
 

@@ -37,8 +37,8 @@ pub struct Saving {
     /// What is computed again.
     pub recompute: Recompute,
     /// How most of the rest is kept: bf16 halves it, and rounds what gradients are computed from. What attention reads,
-    /// and what is computed from again, stays f32. Linears then multiply with
-    /// [`Precision::Bf16x2`] in both directions, which loses less than a hundredth of that.
+    /// and what is computed from again, stays f32. The blocks' linears then multiply with
+    /// [`Precision::Bf16x2`] in both directions, and the head's gradients do, which loses less than a hundredth of that.
     pub dtype: DType,
 }
 
@@ -52,7 +52,7 @@ impl Default for Saving {
 }
 
 impl Saving {
-    /// How exactly linears multiply.
+    /// How exactly products are computed that have a choice.
     pub(super) fn precision(self) -> Precision {
         match self.dtype {
             DType::F32 => Precision::F32,
