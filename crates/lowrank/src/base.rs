@@ -142,6 +142,17 @@ impl Base {
     }
 }
 
+/// The ids that generation_config.json of the built-in model names as ends.
+fn builtin_ends() -> Vec<u32> {
+    #[derive(serde::Deserialize)]
+    struct Ends {
+        eos_token_id: Vec<u32>,
+    }
+    serde_json::from_slice::<Ends>(builtin("generation_config.json"))
+        .map(|ends| ends.eos_token_id)
+        .unwrap_or_default()
+}
+
 impl Source {
     /// Finds the files that a `--model` value means.
     ///
@@ -209,13 +220,23 @@ impl Source {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        Ok(match self {
+        let mut tokenizer = match self {
             Self::Folder(folder) => Tokenizer::from_folder(folder)?,
             Self::Builtin => {
                 let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
-                Tokenizer::from_parts(builtin("tokenizer.json"), Some(&template), "<|endoftext|>")?
+                let json = builtin("tokenizer.json");
+                Tokenizer::from_parts(json, Some(&template), "<|endoftext|>", &builtin_ends())?
             }
-        })
+        };
+        // A tokenizer can be used without a model that is known here.
+        let config = self
+            .config()
+            .ok()
+            .and_then(|config| families::read_config(&config).ok());
+        if let Some(config) = config {
+            tokenizer.limit(config.vocab_size);
+        }
+        Ok(tokenizer)
     }
 
     /// Loads the model.
@@ -225,13 +246,6 @@ impl Source {
     pub fn load(self, dtype: DType) -> Result<Base, Error> {
         let config = families::read_config(&self.config()?)?;
         let tokenizer = self.tokenizer()?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::Settings(format!(
-                "{self}: the tokenizer has {} tokens and the model only {}; they do not belong together",
-                tokenizer.vocab_size(),
-                config.vocab_size
-            )));
-        }
         let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
         Ok(Base {
             decoder: Decoder::new(weights),

@@ -1,6 +1,6 @@
-//! Ids, masks and chat texts beside those of `transformers`, for a tokenizer on disk.
+//! Ids, masks and chat texts beside those of `transformers`.
 //!
-//! These tests write what this crate makes of a few hundred varied texts and conversations;
+//! `tokenizer_folders` reads the goldens of `scripts/goldens_tokenizers.py`. The other tests are for a tokenizer on disk: they write what this crate makes of a few hundred varied texts and conversations;
 //! `scripts/check_import_tokenizer.py FOLDER CASES.json` compares it with `transformers`. They need files that are not
 //! part of the repository, and are skipped without them:
 //!
@@ -383,4 +383,99 @@ fn cases_of_a_gguf_tokenizer() {
         fs::write(folder.join("chat_template.jinja"), template).unwrap();
     }
     fs::write(folder.join("cases.json"), cases(&folder).to_string()).unwrap();
+}
+
+/// Folders that say things in one file or another, and what `AutoTokenizer` makes of them.
+#[test]
+fn tokenizer_folders() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/tokenizers.json");
+    let goldens: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let texts: Vec<String> = serde_json::from_value(goldens["texts"].clone()).unwrap();
+    let messages: Vec<Message> = serde_json::from_value(goldens["conversation"].clone()).unwrap();
+    let mut problems = Vec::new();
+    let cases = goldens["cases"].as_array().unwrap();
+    for case in cases {
+        let folder = tempfile::tempdir().unwrap();
+        write_folder(folder.path(), &goldens["bases"], case);
+        for problem in compare_folder(folder.path(), case, &texts, &messages) {
+            problems.push(format!("{}: {problem}", case["name"].as_str().unwrap()));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    assert!(cases.len() >= 50);
+}
+
+fn write_folder(folder: &Path, bases: &Value, case: &Value) {
+    let mut json = bases[case["base"].as_str().unwrap()].clone();
+    for (key, value) in case["json_patch"].as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
+    for (name, content) in case["files"].as_object().unwrap() {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let text = content
+            .as_str()
+            .map_or_else(|| content.to_string(), str::to_owned);
+        fs::write(path, text).unwrap();
+    }
+}
+
+/// What differs from the golden, where `refused` is what our error says in place of ids that cannot be right.
+fn compare_folder(
+    folder: &Path,
+    case: &Value,
+    texts: &[String],
+    messages: &[Message],
+) -> Vec<String> {
+    let expected = &case["expected"];
+    let tokenizer = match Tokenizer::from_folder(folder) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return vec![format!("cannot be read: {error}")],
+    };
+    let mut problems = Vec::new();
+    let mut differ = |what: &str, ours: Value, theirs: &Value| {
+        if ours != *theirs {
+            problems.push(format!("{what}: {ours} here, {theirs} there"));
+        }
+    };
+    let mut refused = 0;
+    for (at, text) in texts.iter().enumerate() {
+        for (key, special) in [("ids", true), ("bare", false)] {
+            let theirs = &expected[key][at];
+            match (tokenizer.encode(text, special), case["refused"].as_str()) {
+                (Ok(ids), _) => {
+                    if special {
+                        let decoded = tokenizer.decode(&ids, true).unwrap();
+                        differ("text", decoded.into(), &expected["decoded"][at]);
+                    }
+                    differ(&format!("{key} of {text:?}"), json!(ids), theirs);
+                }
+                (Err(error), Some(part)) if error.to_string().contains(part) => refused += 1,
+                (Err(error), _) => differ(
+                    &format!("{key} of {text:?}"),
+                    error.to_string().into(),
+                    theirs,
+                ),
+            }
+        }
+    }
+    if !case["refused"].is_null() && refused == 0 {
+        differ("refused", "nothing".into(), &case["refused"]);
+    }
+    if !expected["eos"].is_null() {
+        differ("end", json!(tokenizer.eos_id()), &expected["eos"]);
+    }
+    if !expected["bos"].is_null() {
+        differ("beginning", json!(tokenizer.bos_id()), &expected["bos"]);
+    }
+    let tools = json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}]);
+    for (key, tools) in [("chat", None), ("tools", Some(&tools))] {
+        match tokenizer.render_chat(messages, tools, false) {
+            Ok(text) => differ(key, text.into(), &expected[key]),
+            Err(_) if expected[key].is_object() => {}
+            Err(error) => differ(key, error.to_string().into(), &expected[key]),
+        }
+    }
+    problems
 }

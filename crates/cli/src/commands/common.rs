@@ -11,7 +11,7 @@ use lowrank::model::Weights;
 use lowrank::tuning::{self, Adapter, AdapterSet, Loaded};
 
 use crate::failure::{Misuse, paragraph};
-use crate::settings::values::{BaseDtype, Method, OnBadRow, Recompute, Split};
+use crate::settings::values::{BaseDtype, Boundary, Method, OnBadRow, Recompute, Split};
 
 /// Which model, and how it is held.
 #[derive(Debug, Clone, Args)]
@@ -77,6 +77,15 @@ pub struct RowsArgs {
         help_heading = "Data"
     )]
     pub on_bad_row: OnBadRow,
+
+    /// Encode prompt and completion as one text, as TRL does, or each by itself
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "joint",
+        help_heading = "Data"
+    )]
+    pub completion_boundary: Boundary,
 }
 
 impl RowsArgs {
@@ -92,6 +101,7 @@ impl RowsArgs {
             max_seq_length: self.max_seq_length,
             train_on_prompt: self.train_on_prompt,
             on_bad_row: self.on_bad_row.into(),
+            completion_boundary: self.completion_boundary.into(),
         };
         let split = choose_split(&self.data, self.split, preferred)?;
         Ok(Dataset::load(&self.data, split, tokenizer, &options)?)
@@ -160,6 +170,15 @@ impl From<Recompute> for lowrank::model::Recompute {
             Recompute::None => Self::None,
             Recompute::Selective => Self::Selective,
             Recompute::Full => Self::Full,
+        }
+    }
+}
+
+impl From<Boundary> for lowrank::data::Boundary {
+    fn from(boundary: Boundary) -> Self {
+        match boundary {
+            Boundary::Joint => Self::Joint,
+            Boundary::Apart => Self::Apart,
         }
     }
 }

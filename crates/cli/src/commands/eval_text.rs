@@ -30,7 +30,7 @@ pub struct TextArgs {
         long,
         value_name = "METRICS",
         value_delimiter = ',',
-        conflicts_with_all = ["max_seq_length", "train_on_prompt", "on_bad_row"]
+        conflicts_with_all = ["max_seq_length", "train_on_prompt", "on_bad_row", "completion_boundary"]
     )]
     pub metrics: Vec<Metric>,
 

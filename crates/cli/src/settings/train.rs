@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::method::{LORA, MethodSettings, OTHERS};
 use super::values::{
-    BaseDtype, ByteSize, InitLoraWeights, OnBadRow, PrefixInit, Recompute, SchedulerType,
+    BaseDtype, Boundary, ByteSize, InitLoraWeights, OnBadRow, PrefixInit, Recompute, SchedulerType,
     parse_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
@@ -62,6 +62,10 @@ pub struct TrainSettings {
     /// What to do with a row that cannot be used
     #[arg(long, value_name = "WHAT", default_value = "error", help_heading = DATA)]
     pub on_bad_row: OnBadRow,
+
+    /// Encode prompt and completion as one text, as TRL does, or each by itself
+    #[arg(long, value_name = "HOW", default_value = "joint", help_heading = DATA)]
+    pub completion_boundary: Boundary,
 
     /// Keep the rows in the order of the file (key: shuffle)
     #[arg(long = "no-shuffle", value_name = "BOOL", help_heading = DATA, action = ArgAction::Set, num_args = 0..=1,

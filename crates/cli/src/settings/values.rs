@@ -135,6 +135,16 @@ pub enum OnBadRow {
     Skip,
 }
 
+/// How a prompt and its completion become tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundary {
+    /// As one text; a token that covers a part of both is learned
+    Joint,
+    /// Each by itself, so that the prompt's tokens are those that it has alone
+    Apart,
+}
+
 /// What a block computes again in the backward instead of keeping it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

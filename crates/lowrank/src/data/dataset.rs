@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::DataError;
-use super::example::{Example, encode_row};
+use super::example::{Boundary, Example, RowNotes, encode_row};
 use super::files::{RawRow, Rows, Split, require_split};
+use super::message::MARKS;
 use super::rows::{RowKind, RowProblem, read_row, unknown_kind};
 use super::tokenizer::Tokenizer;
 
@@ -34,6 +35,8 @@ pub struct DataOptions {
     pub train_on_prompt: bool,
     /// What to do with a row that cannot be learned from.
     pub on_bad_row: OnBadRow,
+    /// How a prompt and its completion become tokens.
+    pub completion_boundary: Boundary,
 }
 
 impl Default for DataOptions {
@@ -42,6 +45,7 @@ impl Default for DataOptions {
             max_seq_length: 2048,
             train_on_prompt: false,
             on_bad_row: OnBadRow::Error,
+            completion_boundary: Boundary::Joint,
         }
     }
 }
@@ -83,13 +87,17 @@ pub struct DataReport {
     pub truncated_rows: usize,
     /// Tokens that were cut from them.
     pub truncated_tokens: usize,
-    /// Examples that were not cut and yet teach none of the model's end tokens: the chat template ends a turn with
-    /// something else, so the model may not learn to stop.
+    /// Examples that were not cut and yet teach none of the end tokens that the model's files name: the chat template ends
+    /// a turn with something else, so a program that reads those files may not stop.
     pub rows_without_end: usize,
+    /// The special token that the chat template ends a turn with, where no file names it as an end.
+    pub unnamed_end: Option<String>,
     /// Rows that were left out.
     pub skipped: Vec<BadRow>,
-    /// Fields that rows have and that were not used.
+    /// Fields that rows have and that were not used; those of messages as `messages[].name`.
     pub unused_fields: Vec<String>,
+    /// What else a reader should know, a sentence each.
+    pub notes: Vec<String>,
     /// Tokens of all examples.
     pub tokens: usize,
     /// Tokens that the loss falls on.
@@ -119,6 +127,7 @@ impl Dataset {
             options,
             kind: None,
             unused: BTreeSet::new(),
+            notes: Notes::default(),
         };
         let (mut examples, mut skipped, mut count) = (Vec::new(), Vec::new(), 0);
         loop {
@@ -129,7 +138,12 @@ impl Dataset {
             count += batch.len();
             loader.add(&batch, &mut examples, &mut skipped)?;
         }
-        let Loader { kind, unused, .. } = loader;
+        let Loader {
+            kind,
+            unused,
+            notes,
+            ..
+        } = loader;
         let (Some((kind, _)), false) = (kind, examples.is_empty()) else {
             let reason = match skipped.first() {
                 None => "is empty: it holds no rows".to_owned(),
@@ -164,8 +178,10 @@ impl Dataset {
                 .iter()
                 .filter(|example| !teaches_end(example, tokenizer))
                 .count(),
+            unnamed_end: tokenizer.unnamed_end().map(|id| tokenizer.token_text(id)),
             skipped,
             unused_fields: unused.into_iter().collect(),
+            notes: notes.sentences(),
             tokens: examples.iter().map(|example| example.ids.len()).sum(),
             supervised_tokens: examples.iter().map(Example::supervised_tokens).sum(),
             longest: examples
@@ -184,7 +200,8 @@ impl Dataset {
 
 fn teaches_end(example: &Example, tokenizer: &Tokenizer) -> bool {
     let mut labels = example.ids.iter().zip(&example.supervised);
-    example.truncated > 0 || labels.any(|(id, label)| *label && tokenizer.stop_ids().contains(id))
+    let ends = |id: &u32| tokenizer.stop_ids().contains(id) && Some(*id) != tokenizer.unnamed_end();
+    example.truncated > 0 || labels.any(|(id, label)| *label && ends(id))
 }
 
 struct Loader<'a> {
@@ -194,6 +211,7 @@ struct Loader<'a> {
     /// The kind of the first row that has one, and its line.
     kind: Option<(RowKind, usize)>,
     unused: BTreeSet<String>,
+    notes: Notes,
 }
 
 type Parsed = Result<Map<String, Value>, (usize, String)>;
@@ -208,7 +226,7 @@ impl Loader<'_> {
         let parsed: Vec<Parsed> = batch.par_iter().map(RawRow::parse).collect();
         self.detect(batch, &parsed);
         let (kind, path) = (self.kind, self.path);
-        let encoded: Vec<Result<Example, (usize, RowProblem)>> = batch
+        let encoded: Vec<Result<(Example, RowNotes), (usize, RowProblem)>> = batch
             .par_iter()
             .zip(parsed.par_iter())
             .map(|(raw, row)| match row {
@@ -220,7 +238,10 @@ impl Loader<'_> {
             .collect();
         for (outcome, row) in encoded.into_iter().zip(&parsed) {
             match outcome {
-                Ok(example) => examples.push(example),
+                Ok((example, notes)) => {
+                    examples.push(example);
+                    self.notes.add(notes);
+                }
                 Err((line, RowProblem::OtherKind(found))) => {
                     let (expected, first_line) =
                         kind.map_or((String::new(), 0), |(kind, at)| (kind.to_string(), at));
@@ -243,9 +264,41 @@ impl Loader<'_> {
                         self.unused.insert(name.clone());
                     }
                 }
+                self.add_unused_of_messages(kind, row);
             }
         }
         Ok(())
+    }
+
+    /// Fields of a conversation that nothing reads: neither this program nor, by its words, the chat template.
+    fn add_unused_of_messages(&mut self, kind: RowKind, row: &Map<String, Value>) {
+        let reads = |name: &str| self.tokenizer.template_mentions(name);
+        let (list, known): (&str, &[&str]) = match kind {
+            RowKind::Messages => ("messages", &["role", "content"]),
+            RowKind::ShareGpt => ("conversations", &["from", "value"]),
+            _ => return,
+        };
+        let mut found = Vec::new();
+        let offers_tools = row.get("tools").and_then(Value::as_array);
+        if offers_tools.is_some_and(|tools| !tools.is_empty())
+            && !reads("tools")
+            && !self.tokenizer.has_tool_template()
+        {
+            found.push("tools (the chat template does not write them)".to_owned());
+        }
+        let messages = row.get(list).and_then(Value::as_array);
+        for message in messages.into_iter().flatten().filter_map(Value::as_object) {
+            for (name, value) in message {
+                let used = known.contains(&name.as_str())
+                    || MARKS.contains(&name.as_str())
+                    || value.is_null()
+                    || (kind == RowKind::Messages && is_read(name, reads));
+                if !used {
+                    found.push(format!("{list}[].{name}"));
+                }
+            }
+        }
+        self.unused.extend(found);
     }
 
     fn detect(&mut self, batch: &[RawRow], parsed: &[Parsed]) {
@@ -262,12 +315,79 @@ impl Loader<'_> {
         kind: Option<RowKind>,
         row: &Map<String, Value>,
         line: usize,
-    ) -> Result<Example, RowProblem> {
+    ) -> Result<(Example, RowNotes), RowProblem> {
         let Some(kind) = kind else {
             return Err(RowProblem::Bad(unknown_kind(row)));
         };
         let content = read_row(kind, row)?;
         encode_row(self.tokenizer, &content, line, self.options).map_err(RowProblem::Bad)
+    }
+}
+
+/// Whether a template reads a message's field: reasoning is handed to it under all of its names.
+fn is_read(name: &str, reads: impl Fn(&str) -> bool) -> bool {
+    let reasoning = ["reasoning_content", "thinking", "reasoning"];
+    if reasoning.contains(&name) {
+        return reasoning.iter().any(|name| reads(name));
+    }
+    reads(name)
+}
+
+/// What the rows' notes come to.
+#[derive(Debug, Default)]
+struct Notes {
+    arguments: usize,
+    parts: usize,
+    rewritten: usize,
+    empty: usize,
+    shared_token: usize,
+    roles: BTreeSet<String>,
+}
+
+impl Notes {
+    fn add(&mut self, row: RowNotes) {
+        self.arguments += usize::from(row.chat.arguments);
+        self.parts += usize::from(row.chat.parts);
+        self.rewritten += row.chat.rewritten;
+        self.empty += row.chat.empty;
+        self.shared_token += usize::from(row.shared_token);
+        self.roles.extend(row.chat.roles);
+    }
+
+    fn sentences(&self) -> Vec<String> {
+        let mut list = Vec::new();
+        let mut add = |count: usize, text: &str| {
+            if count > 0 {
+                list.push(format!("{count} {text}"));
+            }
+        };
+        add(
+            self.arguments,
+            "rows have tool calls whose arguments were given to the chat template in the form that it writes (JSON text as an \
+             object, or the other way round)",
+        );
+        add(
+            self.parts,
+            "rows have contents in parts, which were joined by line ends, since the chat template writes texts",
+        );
+        add(
+            self.rewritten,
+            "messages are not in the text as they stand: the chat template leaves them out or rewrites them",
+        );
+        add(self.empty, "answers are empty: only their end is learned");
+        add(
+            self.shared_token,
+            "rows have a token that covers the end of the prompt and the beginning of the completion; the prompt alone is \
+             encoded otherwise, so end prompts without a space, or set completion_boundary to apart",
+        );
+        if !self.roles.is_empty() {
+            let roles: Vec<String> = self.roles.iter().map(|role| format!("{role:?}")).collect();
+            list.push(format!(
+                "roles that chat templates seldom know: {} (usual are system, user, assistant and tool)",
+                roles.join(", ")
+            ));
+        }
+        list
     }
 }
 
@@ -296,12 +416,22 @@ impl fmt::Display for DataReport {
             )?;
         }
         if self.rows_without_end > 0 {
-            write!(
-                f,
-                "\n  {} rows teach none of the model's end tokens (the chat template ends a turn with something else), \
-                 so the model may not learn to stop",
-                self.rows_without_end
-            )?;
+            let rows = self.rows_without_end;
+            match &self.unnamed_end {
+                Some(end) => write!(
+                    f,
+                    "\n  {rows} rows end with {end}, which the model's files do not name as an end token; generation stops there \
+                     all the same, but other programs may not: add its id to eos_token_id in generation_config.json"
+                )?,
+                None => write!(
+                    f,
+                    "\n  {rows} rows teach none of the model's end tokens (the chat template ends a turn with something else), \
+                     so the model may not learn to stop"
+                )?,
+            }
+        }
+        for note in &self.notes {
+            write!(f, "\n  {note}")?;
         }
         if !self.unused_fields.is_empty() {
             write!(
@@ -417,7 +547,7 @@ mod tests {
             ),
             (
                 "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \"y\", \"weight\": 0}]}",
-                "line 1: no token is supervised: every assistant message has \"weight\": 0",
+                "line 1: no token is supervised: every assistant message is marked",
             ),
         ] {
             let error = load(text).unwrap_err();
@@ -522,11 +652,47 @@ mod tests {
         };
         let report = load(fixture::with_template(Some(template)));
         assert_eq!(report.rows_without_end, 1);
+        assert_eq!(report.unnamed_end, None);
         assert!(
             report
                 .to_string()
                 .contains("1 rows teach none of the model's end tokens")
         );
         assert_eq!(load(fixture::tokenizer()).rows_without_end, 0);
+    }
+
+    #[test]
+    fn fields_of_messages_that_nothing_reads_are_named() {
+        let text = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\", \"id\": 1, \"name\": null}, \
+                    {\"role\": \"assistant\", \"content\": \"a\", \"weight\": 1, \"reasoning\": \"hm\", \"tool_calls\": []}], \"tools\": [{\"name\": \"f\"}]}\n";
+        let report = load(text).unwrap().report;
+        assert_eq!(
+            report.unused_fields,
+            [
+                "messages[].id",
+                "messages[].reasoning",
+                "messages[].tool_calls",
+                "tools (the chat template does not write them)"
+            ]
+        );
+        let text = "{\"conversations\": [{\"from\": \"human\", \"value\": \"q\", \"weight\": 0}, {\"from\": \"gpt\", \"value\": \"a\", \"score\": 1}]}\n";
+        assert_eq!(
+            load(text).unwrap().report.unused_fields,
+            ["conversations[].score"]
+        );
+    }
+
+    #[test]
+    fn what_was_changed_or_is_odd_is_said() {
+        let text = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"q\"}]}, {\"role\": \"assistant\", \"content\": \"\"}, \
+                    {\"role\": \"critic\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n";
+        let shown = load(text).unwrap().report.to_string();
+        for expected in [
+            "1 rows have contents in parts",
+            "1 answers are empty",
+            "roles that chat templates seldom know: \"critic\"",
+        ] {
+            assert!(shown.contains(expected), "{shown}");
+        }
     }
 }

@@ -35,6 +35,9 @@ pub enum DataError {
     /// The chat template does not compile, or refused to render.
     #[error("chat template: {0}")]
     Template(String),
+    /// A conversation cannot be written as text.
+    #[error("{0}")]
+    Conversation(String),
     /// The tokenizer refused a text or an id.
     #[error("the tokenizer failed: {0}")]
     Encoding(String),

@@ -1,13 +1,17 @@
 //! One row as ids and a mask.
 //!
-//! Prompt and completion are encoded apart and joined with nothing between, as they will be when the model is asked:
-//! the prompt's ids are then the same in training and in use. The end token follows the completion, and is always
-//! supervised: a model that never sees its end never stops. A beginning token stands in front only where the tokenizer
+//! Prompt and completion are joined with nothing between and encoded as one text, as TRL does: a tokenizer that puts a
+//! space before each text would otherwise put one between them. A token that covers a part of both is the completion's.
+//! The end token follows the completion, and is always supervised: a model that never sees its end never stops. A beginning token stands in front only where the tokenizer
 //! puts one there by itself, and neither is doubled where the text already has it.
 
-use super::chat::encode_chat;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::chat::{ChatNotes, encode_chat};
 use super::dataset::DataOptions;
-use super::rows::{Content, Message};
+use super::message::Message;
+use super::rows::{Content, Instruction};
 use super::tokenizer::Tokenizer;
 
 /// A row, ready for training.
@@ -38,36 +42,58 @@ impl Example {
     }
 }
 
+/// How a prompt and its completion become tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundary {
+    /// As one text, as TRL does.
+    #[default]
+    Joint,
+    /// Each by itself: the prompt's tokens are those that it has alone.
+    Apart,
+}
+
+/// What a reader of a row should know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct RowNotes {
+    pub(super) chat: ChatNotes,
+    /// A token covers the end of the prompt and the beginning of the completion, so that the prompt alone has another one.
+    pub(super) shared_token: bool,
+}
+
 /// A row's tokens, or why it cannot be learned from.
 pub(super) fn encode_row(
     tokenizer: &Tokenizer,
     content: &Content,
     line: usize,
     options: &DataOptions,
-) -> Result<Example, String> {
+) -> Result<(Example, RowNotes), String> {
+    let mut notes = RowNotes::default();
+    let mut of_chat = |messages: &[Message], tools: Option<&Value>| {
+        let chat = encode_chat(tokenizer, messages, tools)?;
+        notes.chat = chat.notes;
+        Ok::<_, String>((chat.ids, chat.supervised))
+    };
+    let pair = |prompt: &str, completion: &str| {
+        encode_pair(tokenizer, prompt, completion, options.completion_boundary)
+    };
     let (mut ids, mut supervised) = match content {
-        Content::Chat { messages, tools } => {
-            let chat = encode_chat(tokenizer, messages, tools.as_ref())?;
-            (chat.ids, chat.supervised)
+        Content::Chat { messages, tools } => of_chat(messages, tools.as_ref())?,
+        Content::Instruction(row) if tokenizer.has_chat_template() => {
+            let mut turns = alpaca_turns(row);
+            turns.push(Message::new("assistant", &row.output));
+            of_chat(&turns, None)?
         }
-        Content::Pair { prompt, completion } => encode_pair(tokenizer, prompt, completion)?,
-        Content::Instruction {
-            instruction,
-            input,
-            output,
-        } if tokenizer.has_chat_template() => {
-            let turns = [
-                Message::new("user", &alpaca_question(instruction, input)),
-                Message::new("assistant", output),
-            ];
-            let chat = encode_chat(tokenizer, &turns, None)?;
-            (chat.ids, chat.supervised)
+        Content::Pair { prompt, completion } => {
+            let (ids, supervised, shared) = pair(prompt, completion)?;
+            notes.shared_token = shared;
+            (ids, supervised)
         }
-        Content::Instruction {
-            instruction,
-            input,
-            output,
-        } => encode_pair(tokenizer, &alpaca_prompt(instruction, input), output)?,
+        Content::Instruction(row) => {
+            let (ids, supervised, shared) = pair(&alpaca_prompt(row)?, &row.output)?;
+            notes.shared_token = shared;
+            (ids, supervised)
+        }
         Content::Text(text) => {
             let mut ids = encode_prompt(tokenizer, text)?;
             let given = ids.len() - encode(tokenizer, text)?.len();
@@ -76,6 +102,7 @@ pub(super) fn encode_row(
             (ids, supervised)
         }
     };
+    tokenizer.check(&ids).map_err(|error| error.to_string())?;
     let prompt_len = supervised
         .iter()
         .position(|label| *label)
@@ -90,7 +117,7 @@ pub(super) fn encode_row(
     if !supervised.contains(&true) {
         return Err(match content {
             Content::Chat { .. } => {
-                "no token is supervised: every assistant message has \"weight\": 0".into()
+                "no token is supervised: every assistant message is marked as not to be learned (\"weight\": 0 or the like)".into()
             }
             _ => format!("no token is supervised: the row has only {full} token(s)"),
         });
@@ -104,35 +131,62 @@ pub(super) fn encode_row(
             options.max_seq_length
         ));
     }
-    Ok(Example {
+    let example = Example {
         truncated: full - ids.len(),
         prompt_len: prompt_len.min(ids.len()),
         ids,
         supervised,
         line,
-    })
+    };
+    Ok((example, notes))
 }
 
+/// Ids, mask, and whether a token covers a part of both.
 fn encode_pair(
     tokenizer: &Tokenizer,
     prompt: &str,
     completion: &str,
-) -> Result<(Vec<u32>, Vec<bool>), String> {
-    let mut ids = encode_prompt(tokenizer, prompt)?;
-    let given = ids.len();
-    ids.extend(encode(tokenizer, completion)?);
+    boundary: Boundary,
+) -> Result<(Vec<u32>, Vec<bool>, bool), String> {
+    let (mut ids, given, shared) = match boundary {
+        Boundary::Joint => {
+            let text = [prompt, completion].concat();
+            let encoded = tokenizer
+                .encode_with_offsets(&text)
+                .map_err(|error| error.to_string())?;
+            let own = encoded
+                .offsets
+                .partition_point(|(_, end)| *end <= prompt.len());
+            let begin = encoded
+                .offsets
+                .get(own)
+                .map_or(text.len(), |(begin, _)| *begin);
+            let ids = with_prefix(tokenizer, encoded.ids);
+            let given = ids.len() - encoded.offsets.len() + own;
+            (ids, given, begin < prompt.len())
+        }
+        Boundary::Apart => {
+            let mut ids = encode_prompt(tokenizer, prompt)?;
+            let given = ids.len();
+            ids.extend(encode(tokenizer, completion)?);
+            (ids, given, false)
+        }
+    };
     end(tokenizer, &mut ids);
     let supervised = (0..ids.len()).map(|at| at >= given).collect();
-    Ok((ids, supervised))
+    Ok((ids, supervised, shared))
 }
 
 /// A prompt's tokens, with the beginning token where the tokenizer adds one and the text has none.
 pub(super) fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, String> {
-    let ids = encode(tokenizer, prompt)?;
+    Ok(with_prefix(tokenizer, encode(tokenizer, prompt)?))
+}
+
+fn with_prefix(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<u32> {
     if ids.starts_with(tokenizer.prefix()) {
-        return Ok(ids);
+        return ids;
     }
-    Ok([tokenizer.prefix(), &ids].concat())
+    [tokenizer.prefix(), &ids].concat()
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
@@ -147,29 +201,60 @@ fn end(tokenizer: &Tokenizer, ids: &mut Vec<u32>) {
     }
 }
 
-/// What the user says in a chat: the instruction, and the input behind an empty line.
-pub(super) fn alpaca_question(instruction: &str, input: &str) -> String {
-    if input.is_empty() {
-        instruction.to_owned()
-    } else {
-        format!("{instruction}\n\n{input}")
+/// An Alpaca row as a conversation up to its answer: the system message, the history, and the instruction with the input
+/// behind an empty line.
+pub(super) fn alpaca_turns(row: &Instruction) -> Vec<Message> {
+    let mut turns = Vec::new();
+    if let Some(system) = &row.system {
+        turns.push(Message::new("system", system));
     }
+    for (question, answer) in &row.history {
+        turns.push(Message::new("user", question));
+        turns.push(Message::new("assistant", answer));
+    }
+    let question = if row.input.is_empty() {
+        row.instruction.clone()
+    } else {
+        format!("{}\n\n{}", row.instruction, row.input)
+    };
+    turns.push(Message::new("user", &question));
+    turns
 }
 
-/// The layout that Alpaca was trained with, for models without a chat template.
-pub(super) fn alpaca_prompt(instruction: &str, input: &str) -> String {
-    if input.is_empty() {
-        format!(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the \
-             request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-        )
-    } else {
-        format!(
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
-             response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n\
-             ### Response:\n"
-        )
+/// The layout that Alpaca was trained with, for models without a chat template. A row's `system` stands in place of its
+/// first sentences.
+///
+/// # Errors
+/// If the row has a history, for which the layout has no place.
+pub(super) fn alpaca_prompt(row: &Instruction) -> Result<String, String> {
+    if !row.history.is_empty() {
+        return Err(
+            "the row has a \"history\", which only a chat template can write, and the model has none; put a \
+             chat_template.jinja into the model's folder, or leave the history out"
+                .into(),
+        );
     }
+    let (instruction, input) = (&row.instruction, &row.input);
+    let context = if input.is_empty() {
+        ""
+    } else {
+        ", paired with an input that provides further context"
+    };
+    let head = match &row.system {
+        Some(system) => system.clone(),
+        None => format!(
+            "Below is an instruction that describes a task{context}. Write a response that appropriately completes the \
+             request."
+        ),
+    };
+    let input = if input.is_empty() {
+        String::new()
+    } else {
+        format!("### Input:\n{input}\n\n")
+    };
+    Ok(format!(
+        "{head}\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+    ))
 }
 
 #[cfg(test)]
@@ -189,7 +274,7 @@ mod tests {
         content: &Content,
         options: &DataOptions,
     ) -> Result<Example, String> {
-        encode_row(tokenizer, content, 5, options)
+        encode_row(tokenizer, content, 5, options).map(|(example, _)| example)
     }
 
     fn learned(tokenizer: &Tokenizer, example: &Example) -> String {
@@ -204,21 +289,37 @@ mod tests {
     }
 
     #[test]
-    fn prompt_and_completion_are_encoded_apart_and_ended() {
+    fn prompt_and_completion_are_one_text_and_ended() {
         let tokenizer = fixture::tokenizer();
-        let example = encoded(&tokenizer, &pair("hel", "lo"), &DataOptions::default()).unwrap();
-        let apart = [
-            tokenizer.encode("hel", false).unwrap(),
-            tokenizer.encode("lo", false).unwrap(),
-            vec![2],
-        ]
-        .concat();
-        assert_eq!(example.ids, apart);
-        assert_eq!(example.supervised, [false, false, true, true, true]);
+        let both = |boundary| {
+            let options = DataOptions {
+                completion_boundary: boundary,
+                ..DataOptions::default()
+            };
+            encode_row(&tokenizer, &pair("x hel", "lo you"), 5, &options).unwrap()
+        };
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap();
+        let (example, notes) = both(Boundary::Joint);
+        assert_eq!(example.ids, [ids("x hello you"), vec![2]].concat());
+        // " hello" is one token, which is the completion's.
+        assert_eq!(learned(&tokenizer, &example), " hello you<|im_end|>");
+        assert!(notes.shared_token);
         assert_eq!(
             (example.prompt_len, example.truncated, example.line),
-            (2, 0, 5)
+            (1, 0, 5)
         );
+        let (example, notes) = both(Boundary::Apart);
+        assert_eq!(example.ids, [ids("x hel"), ids("lo you"), vec![2]].concat());
+        assert_eq!(learned(&tokenizer, &example), "lo you<|im_end|>");
+        assert!(!notes.shared_token);
+    }
+
+    #[test]
+    fn a_space_that_a_tokenizer_begins_with_stands_once() {
+        let tokenizer = fixture::sentence_piece();
+        let example = encoded(&tokenizer, &pair("Hello", " you"), &DataOptions::default()).unwrap();
+        assert_eq!(example.ids, [1, 3, 4, 2]);
+        assert_eq!(example.supervised, [false, false, true, true]);
     }
 
     #[test]
@@ -311,10 +412,13 @@ mod tests {
 
     #[test]
     fn alpaca_is_a_chat_where_there_is_a_template() {
-        let content = |input: &str| Content::Instruction {
-            instruction: "Do".into(),
-            input: input.into(),
-            output: "done".into(),
+        let content = |input: &str| {
+            Content::Instruction(Instruction {
+                instruction: "Do".into(),
+                input: input.into(),
+                output: "done".into(),
+                ..Instruction::default()
+            })
         };
         let chat = fixture::tokenizer();
         let example = encoded(&chat, &content("this"), &DataOptions::default()).unwrap();
@@ -342,6 +446,48 @@ mod tests {
         assert!(
             text.ends_with("the request.\n\n### Instruction:\nDo\n\n### Response:\ndone<|im_end|>"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn alpacas_system_and_history_are_written() {
+        let row = Instruction {
+            instruction: "Do".into(),
+            output: "done".into(),
+            system: Some("Be brief.".into()),
+            history: vec![("one?".into(), "1".into())],
+            ..Instruction::default()
+        };
+        let chat = fixture::tokenizer();
+        let example = encoded(
+            &chat,
+            &Content::Instruction(row.clone()),
+            &DataOptions::default(),
+        )
+        .unwrap();
+        let text = chat.decode(&example.ids, false).unwrap();
+        assert!(
+            text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none?"),
+            "{text}"
+        );
+        assert_eq!(learned(&chat, &example), "1<|im_end|>done<|im_end|>");
+        let plain = fixture::with_template(None);
+        let with_history = Content::Instruction(row.clone());
+        let error = encoded(&plain, &with_history, &DataOptions::default()).unwrap_err();
+        assert!(error.contains("the row has a \"history\""), "{error}");
+        let without = Instruction {
+            history: Vec::new(),
+            ..row
+        };
+        let example = encoded(
+            &plain,
+            &Content::Instruction(without),
+            &DataOptions::default(),
+        )
+        .unwrap();
+        assert_eq!(
+            plain.decode(&example.ids, false).unwrap(),
+            "Be brief.\n\n### Instruction:\nDo\n\n### Response:\ndone<|im_end|>"
         );
     }
 }

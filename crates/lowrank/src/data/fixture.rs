@@ -131,5 +131,5 @@ pub(crate) fn sentence_piece() -> Tokenizer {
     });
     let template = "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}\
         {% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}";
-    Tokenizer::from_parts(json.to_string().as_bytes(), Some(template), "</s>").unwrap()
+    Tokenizer::from_parts(json.to_string().as_bytes(), Some(template), "</s>", &[]).unwrap()
 }

@@ -29,6 +29,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 pub mod gguf_tokenizer;
+mod message;
 mod preview;
 mod prompts;
 mod pyjson;
@@ -39,10 +40,11 @@ mod tokenizer;
 
 pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
 pub use error::DataError;
-pub use example::Example;
+pub use example::{Boundary, Example};
 pub use files::{Split, split_file};
+pub use message::Message;
 pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};
-pub use rows::{Message, RowKind};
+pub use rows::RowKind;
 pub use stream::DecodeStream;
 pub use tokenizer::Tokenizer;

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::chat::written;
 use super::error::DataError;
-use super::example::{alpaca_prompt, alpaca_question, encode_prompt};
+use super::example::{alpaca_prompt, alpaca_turns, encode_prompt};
 use super::files::{Rows, Split, require_split};
-use super::rows::{Content, Message, RowKind, RowProblem, read_row, unknown_kind};
+use super::message::Message;
+use super::rows::{Content, RowKind, RowProblem, read_row, unknown_kind};
 use super::tokenizer::Tokenizer;
 
 /// What a model is asked, and what the data says it should answer.
@@ -38,7 +40,7 @@ impl Prompt {
     /// # Errors
     /// If the model has no template, or it refuses the messages.
     pub fn from_messages(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self, DataError> {
-        let text = tokenizer.render_chat(messages, None, true)?;
+        let text = render(tokenizer, messages, None).map_err(DataError::Conversation)?;
         let ids = tokenizer.encode(&text, false)?;
         Ok(Self {
             line: 1,
@@ -126,19 +128,11 @@ fn prompt_of(tokenizer: &Tokenizer, content: Content, line: usize) -> Result<Pro
     let (text, reference, is_chat) = match content {
         Content::Text(text) => (text, None, false),
         Content::Pair { prompt, completion } => (prompt, Some(completion), false),
-        Content::Instruction {
-            instruction,
-            input,
-            output,
-        } if tokenizer.has_chat_template() => {
-            let question = [Message::new("user", &alpaca_question(&instruction, &input))];
-            (render(tokenizer, &question, None)?, Some(output), true)
+        Content::Instruction(row) if tokenizer.has_chat_template() => {
+            let turns = alpaca_turns(&row);
+            (render(tokenizer, &turns, None)?, Some(row.output), true)
         }
-        Content::Instruction {
-            instruction,
-            input,
-            output,
-        } => (alpaca_prompt(&instruction, &input), Some(output), false),
+        Content::Instruction(row) => (alpaca_prompt(&row)?, Some(row.output), false),
         Content::Chat { messages, tools } => {
             let last = messages.len() - 1;
             let answer = (messages[last].role() == "assistant").then_some(last);
@@ -156,6 +150,7 @@ fn prompt_of(tokenizer: &Tokenizer, content: Content, line: usize) -> Result<Pro
     } else {
         encode_prompt(tokenizer, &text)?
     };
+    tokenizer.check(&ids).map_err(|error| error.to_string())?;
     if ids.is_empty() {
         return Err("the prompt is empty, so there is nothing to continue".into());
     }
@@ -172,9 +167,7 @@ fn render(
     messages: &[Message],
     tools: Option<&Value>,
 ) -> Result<String, String> {
-    tokenizer
-        .render_chat(messages, tools, true)
-        .map_err(|error| error.to_string())
+    Ok(written(tokenizer, messages, tools, true)?.text)
 }
 
 #[cfg(test)]

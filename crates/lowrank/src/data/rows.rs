@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
+
+use super::message::{MARKS, Message, read_message, read_messages};
 
 /// The form of a file's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -24,10 +26,14 @@ pub enum RowKind {
 impl RowKind {
     /// Every kind with the fields that it is known by and those that it may have, in the order they are tried.
     const FIELDS: [(Self, &'static [&'static str], &'static [&'static str]); 5] = [
-        (Self::Messages, &["messages"], &["tools"]),
+        (Self::Messages, &["messages"], &["system", "tools"]),
         (Self::ShareGpt, &["conversations"], &["system", "tools"]),
         (Self::PromptCompletion, &["prompt", "completion"], &[]),
-        (Self::Alpaca, &["instruction", "output"], &["input"]),
+        (
+            Self::Alpaca,
+            &["instruction", "output"],
+            &["input", "system", "history"],
+        ),
         (Self::Text, &["text"], &[]),
     ];
 
@@ -64,44 +70,6 @@ impl fmt::Display for RowKind {
     }
 }
 
-/// A message of a conversation: every field as it was given, since templates may use any of them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Message(Map<String, Value>);
-
-impl Message {
-    /// A message of plain text.
-    pub fn new(role: &str, content: &str) -> Self {
-        Self(Map::from_iter([
-            ("role".to_owned(), role.into()),
-            ("content".to_owned(), content.into()),
-        ]))
-    }
-
-    /// The role: `system`, `user`, `assistant` or `tool`; empty if there is none.
-    pub fn role(&self) -> &str {
-        self.0
-            .get("role")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    }
-
-    /// The content where it is plain text.
-    pub fn content(&self) -> Option<&str> {
-        self.0.get("content").and_then(Value::as_str)
-    }
-
-    /// All fields.
-    pub fn fields(&self) -> &Map<String, Value> {
-        &self.0
-    }
-
-    /// Whether the loss falls on it: what the assistant says, unless `weight` is 0.
-    pub fn is_supervised(&self) -> bool {
-        self.role() == "assistant" && self.0.get("weight").and_then(Value::as_f64) != Some(0.0)
-    }
-}
-
 /// What a row says, whatever its form.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Content {
@@ -113,12 +81,19 @@ pub(super) enum Content {
         prompt: String,
         completion: String,
     },
-    Instruction {
-        instruction: String,
-        input: String,
-        output: String,
-    },
+    Instruction(Instruction),
     Text(String),
+}
+
+/// Alpaca's row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Instruction {
+    pub(super) instruction: String,
+    pub(super) input: String,
+    pub(super) output: String,
+    pub(super) system: Option<String>,
+    /// Earlier questions and answers.
+    pub(super) history: Vec<(String, String)>,
 }
 
 /// Why a row was not understood.
@@ -149,7 +124,7 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
     }
     Ok(match kind {
         RowKind::Messages => Content::Chat {
-            messages: read_messages(&row["messages"])?,
+            messages: with_system(read_messages(&row["messages"])?, row)?,
             tools: read_tools(row)?,
         },
         RowKind::ShareGpt => read_sharegpt(row)?,
@@ -171,11 +146,13 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
             if output.is_empty() {
                 return Err(RowProblem::Bad("\"output\" is empty".into()));
             }
-            Content::Instruction {
+            Content::Instruction(Instruction {
                 instruction,
                 input,
                 output,
-            }
+                system: system_of(row)?,
+                history: read_history(row)?,
+            })
         }
         RowKind::Text => {
             let text = string(row, "text")?;
@@ -194,79 +171,6 @@ pub(super) fn unknown_kind(row: &Map<String, Value>) -> String {
          {{\"instruction\", \"output\"}} or {{\"text\"}}",
         names(row)
     )
-}
-
-fn read_messages(value: &Value) -> Result<Vec<Message>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!(
-            "\"messages\" must be a list, but is {}",
-            type_name(value)
-        ));
-    };
-    if items.is_empty() {
-        return Err("\"messages\" is empty".into());
-    }
-    items
-        .iter()
-        .enumerate()
-        .map(|(at, item)| read_message(at, item))
-        .collect()
-}
-
-fn read_message(at: usize, item: &Value) -> Result<Message, String> {
-    let place = format!("messages[{at}]");
-    let Value::Object(fields) = item else {
-        return Err(format!(
-            "{place} must be an object, but is {}",
-            type_name(item)
-        ));
-    };
-    let role = match fields.get("role") {
-        Some(Value::String(role)) if !role.is_empty() => role.as_str(),
-        Some(other) => {
-            return Err(format!(
-                "{place}.role must be a name, but is {}",
-                shown(other)
-            ));
-        }
-        None => return Err(format!("{place} has no \"role\"; it has {}", names(fields))),
-    };
-    let other_ways = ["tool_calls", "function_call"]
-        .iter()
-        .any(|name| fields.get(*name).is_some_and(|v| !v.is_null()));
-    match fields.get("content") {
-        Some(Value::String(_) | Value::Array(_)) => {}
-        None | Some(Value::Null) if role == "assistant" && other_ways => {}
-        None => {
-            return Err(format!(
-                "{place} has no \"content\"; it has {}",
-                names(fields)
-            ));
-        }
-        Some(other) => {
-            return Err(format!(
-                "{place}.content must be a text or a list of parts, but is {}",
-                shown(other)
-            ));
-        }
-    }
-    match fields.get("weight") {
-        None | Some(Value::Null) => {}
-        Some(Value::Number(weight)) if [Some(0.0), Some(1.0)].contains(&weight.as_f64()) => {
-            if role != "assistant" {
-                return Err(format!(
-                    "{place} has a \"weight\", but is of the role {role:?}; only the assistant's have one"
-                ));
-            }
-        }
-        Some(other) => {
-            return Err(format!(
-                "{place}.weight must be 0 or 1, but is {}",
-                shown(other)
-            ));
-        }
-    }
-    Ok(Message(fields.clone()))
 }
 
 fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
@@ -299,17 +203,6 @@ fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
         return Err("\"conversations\" is empty".into());
     }
     let mut messages = Vec::with_capacity(turns.len() + 1);
-    match row.get("system") {
-        None | Some(Value::Null) => {}
-        Some(Value::String(system)) if system.is_empty() => {}
-        Some(Value::String(system)) => messages.push(Message::new("system", system)),
-        Some(other) => {
-            return Err(format!(
-                "\"system\" must be a text, but is {}",
-                type_name(other)
-            ));
-        }
-    }
     for (at, turn) in turns.iter().enumerate() {
         let place = format!("conversations[{at}]");
         let Value::Object(fields) = turn else {
@@ -347,11 +240,13 @@ fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
         match fields.get("value") {
             Some(Value::String(text)) => {
                 let mut message = Message::new(role, text);
-                if let Some(weight) = fields.get("weight") {
-                    message.0.insert("weight".into(), weight.clone());
+                for name in MARKS {
+                    if let Some(mark) = fields.get(name) {
+                        message = message.with(name, mark.clone());
+                    }
                 }
                 messages.push(
-                    read_message(at, &Value::Object(message.0))
+                    read_message(at, &Value::Object(message.fields().clone()))
                         .map_err(|e| e.replace("messages[", "conversations["))?,
                 );
             }
@@ -370,9 +265,67 @@ fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
         }
     }
     Ok(Content::Chat {
-        messages,
+        messages: with_system(messages, row)?,
         tools: read_tools(row)?,
     })
+}
+
+/// A row's own `system`, where there is one and it is not empty.
+fn system_of(row: &Map<String, Value>) -> Result<Option<String>, String> {
+    match row.get("system") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(system)) if system.is_empty() => Ok(None),
+        Some(Value::String(system)) => Ok(Some(system.clone())),
+        Some(other) => Err(format!(
+            "\"system\" must be a text, but is {}",
+            type_name(other)
+        )),
+    }
+}
+
+/// Messages with the row's own `system` in front.
+fn with_system(
+    mut messages: Vec<Message>,
+    row: &Map<String, Value>,
+) -> Result<Vec<Message>, String> {
+    let Some(system) = system_of(row)? else {
+        return Ok(messages);
+    };
+    match messages.iter().find(|message| message.role() == "system") {
+        Some(given) if given.content() == Some(&system) => {}
+        Some(_) => {
+            return Err(
+                "the row has a \"system\" of its own and a message of the role \"system\" that says something else; \
+                 leave one of them out"
+                    .into(),
+            );
+        }
+        None => messages.insert(0, Message::new("system", &system)),
+    }
+    Ok(messages)
+}
+
+/// Alpaca's `history`: earlier questions and answers, as LLaMA-Factory reads it.
+fn read_history(row: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    let turns = match row.get("history") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(turns)) => turns,
+        Some(other) => {
+            return Err(format!(
+                "\"history\" must be a list of pairs of texts, but is {}",
+                type_name(other)
+            ));
+        }
+    };
+    let read = |(at, turn): (usize, &Value)| match turn.as_array().map(Vec::as_slice) {
+        Some([Value::String(question), Value::String(answer)]) => {
+            Ok((question.clone(), answer.clone()))
+        }
+        _ => Err(format!(
+            "history[{at}] must be a pair of texts, [\"question\", \"answer\"]"
+        )),
+    };
+    turns.iter().enumerate().map(read).collect()
 }
 
 fn string(row: &Map<String, Value>, name: &str) -> Result<String, String> {
@@ -384,7 +337,7 @@ fn string(row: &Map<String, Value>, name: &str) -> Result<String, String> {
 }
 
 /// The fields of a row, for a message.
-fn names(row: &Map<String, Value>) -> String {
+pub(super) fn names(row: &Map<String, Value>) -> String {
     if row.is_empty() {
         return "no field at all".into();
     }
@@ -411,7 +364,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
 }
 
 /// A scalar as it is, anything else by its type.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Bool(_) | Value::Number(_) => format!("{} ({value})", type_name(value)),
         Value::String(text) if text.chars().count() <= 40 => format!("{text:?}"),
@@ -529,11 +482,11 @@ mod tests {
             ),
             (
                 message(json!({"role": "assistant", "content": "x", "weight": 0.5})),
-                "messages[1].weight must be 0 or 1, but is a number (0.5)",
+                "messages[1].weight must be 0 or 1 (or false or true), but is a number (0.5)",
             ),
             (
                 message(json!({"role": "assistant", "content": "x", "weight": "0"})),
-                "messages[1].weight must be 0 or 1, but is \"0\"",
+                "messages[1].weight must be 0 or 1 (or false or true), but is \"0\"",
             ),
             (
                 message(json!({"role": "user", "content": "x", "weight": 1})),
@@ -589,7 +542,7 @@ mod tests {
                 "conversations[0].value must be a text, but is a number",
             ),
             (
-                turn(json!({"from": "human", "value": "q", "weight": 0})),
+                turn(json!({"from": "human", "value": "q", "weight": 1.0})),
                 "conversations[0] has a \"weight\"",
             ),
             (
@@ -644,5 +597,47 @@ mod tests {
             expect(json!({"prompt": "x", "id": 3})),
             RowProblem::Bad("\"completion\" is missing; the row has \"prompt\", \"id\"".into())
         );
+    }
+
+    #[test]
+    fn a_system_beside_the_messages_comes_first() {
+        let row = |system: &str, first: &str| {
+            let row = json!({"system": system, "messages": [{"role": first, "content": "S"}, {"role": "assistant", "content": "a"}]});
+            read(&row).map(|content| match content {
+                Content::Chat { messages, .. } => messages
+                    .iter()
+                    .map(|message| message.role().to_owned())
+                    .collect::<Vec<_>>(),
+                _ => panic!(),
+            })
+        };
+        assert_eq!(row("S", "user").unwrap(), ["system", "user", "assistant"]);
+        assert_eq!(row("", "user").unwrap(), ["user", "assistant"]);
+        assert_eq!(row("S", "system").unwrap(), ["system", "assistant"]);
+        assert!(
+            row("T", "system")
+                .unwrap_err()
+                .contains("leave one of them out")
+        );
+    }
+
+    #[test]
+    fn alpacas_system_and_history_are_read() {
+        let row =
+            json!({"instruction": "i", "output": "o", "system": "S", "history": [["q", "a"]]});
+        let Content::Instruction(read_row) = read(&row).unwrap() else {
+            panic!()
+        };
+        assert_eq!(read_row.system.as_deref(), Some("S"));
+        assert_eq!(read_row.history, [("q".to_owned(), "a".to_owned())]);
+        for (history, expected) in [
+            (json!("x"), "\"history\" must be a list of pairs of texts"),
+            (json!([["q"]]), "history[0] must be a pair of texts"),
+            (json!([["q", "a"], {"q": "a"}]), "history[1] must be a pair"),
+        ] {
+            let row = json!({"instruction": "i", "output": "o", "history": history});
+            let error = read(&row).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -5,35 +5,62 @@
 //! as `json.dumps`, and the special tokens as variables. `{% generation %}` blocks only mark a span there, so they
 //! render as their content here.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use indexmap::IndexMap;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as Jinja};
+use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value};
 
 use super::dates::{seconds_since_1970, strftime};
 use super::error::DataError;
+use super::message::{MARKS, Message};
 use super::pyjson;
-use super::rows::Message;
 
-const NAME: &str = "chat_template";
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+/// Templates by name, as a tokenizer's files have them. `default` is the usual one; `tool_use` is that of conversations
+/// with tools where it is there.
+#[derive(Debug, Default)]
+pub(super) struct Templates {
+    sources: IndexMap<String, String>,
+    /// There is a chat_template.json, which `transformers` reads for multimodal processors alone.
+    pub(super) only_of_a_processor: bool,
+}
+
+impl Templates {
+    pub(super) fn add(&mut self, name: &str, source: String) {
+        self.sources.insert(name.to_owned(), source);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+}
 
 /// The compiled template or templates of a tokenizer.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
-    /// A second one for conversations with tools, where the tokenizer has one under the name `tool_use`.
-    with_tools: bool,
+    names: Vec<String>,
+    /// Every word of the sources.
+    words: HashSet<String>,
     /// `bos_token`, `eos_token` and so on.
     special_tokens: Vec<(String, String)>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`, and `tool_use` for conversations that offer tools.
+    /// Compiles the templates; nothing where there is none.
     pub(super) fn new(
-        source: &str,
-        tool_use: Option<&str>,
+        templates: Templates,
         special_tokens: Vec<(String, String)>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<Option<Self>, DataError> {
+        if templates.is_empty() {
+            return Ok(None);
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -50,6 +77,7 @@ impl ChatTemplate {
                 Err(Error::new(ErrorKind::InvalidOperation, message))
             },
         );
+        add_jinja2_tests(&mut environment);
         let now = seconds_since_1970();
         environment.add_function("strftime_now", move |format: &str| {
             strftime(format, now).map_err(|code| {
@@ -61,21 +89,38 @@ impl ChatTemplate {
             "tojson",
             |value: &Jinja, ascii: Option<bool>, options: Kwargs| tojson(value, ascii, &options),
         );
-        let compile =
-            |error: Error| DataError::Template(format!("cannot be read: {}", describe(&error)));
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
-            .map_err(compile)?;
-        if let Some(tool_use) = tool_use {
+        let (mut names, mut words) = (Vec::new(), HashSet::new());
+        for (name, source) in templates.sources {
+            if source.starts_with('\u{FEFF}') {
+                tracing::warn!(
+                    "the chat template begins with a byte order mark, which every conversation then begins with, too, as in \
+                     transformers; remove it unless the model was trained so"
+                );
+            }
+            words.extend(words_of(&source).map(str::to_owned));
+            let source = without_generation_marks(&with_unix_line_ends(&source));
             environment
-                .add_template_owned("tool_use", without_generation_marks(tool_use))
-                .map_err(compile)?;
+                .add_template_owned(name.clone(), source)
+                .map_err(|error| {
+                    DataError::Template(format!("cannot be read: {}", describe(&error)))
+                })?;
+            names.push(name);
         }
-        Ok(Self {
+        Ok(Some(Self {
             environment,
-            with_tools: tool_use.is_some(),
+            names,
+            words,
             special_tokens,
-        })
+        }))
+    }
+
+    pub(super) fn has_tool_use(&self) -> bool {
+        self.names.iter().any(|name| name == TOOL_USE)
+    }
+
+    /// Whether a source has `word`: a field of that name may be read.
+    pub(super) fn mentions(&self, word: &str) -> bool {
+        self.words.contains(word)
     }
 
     /// The text of `messages`, with the header of an assistant's turn behind it if `add_generation_prompt`.
@@ -85,10 +130,16 @@ impl ChatTemplate {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, DataError> {
-        let name = if self.with_tools && tools.is_some() {
-            "tool_use"
-        } else {
-            NAME
+        let has = |name: &str| self.names.iter().any(|known| known == name);
+        let name = match tools {
+            Some(_) if has(TOOL_USE) => TOOL_USE,
+            _ if has(DEFAULT) => DEFAULT,
+            _ => {
+                return Err(DataError::Template(format!(
+                    "the model has several and none of them is the default; their names are {}: name one \"default\"",
+                    self.names.join(", ")
+                )));
+            }
         };
         let messages: Vec<Map<String, Value>> = messages.iter().map(for_template).collect();
         let special: Map<String, Value> = self
@@ -111,12 +162,12 @@ impl ChatTemplate {
 }
 
 /// A message as `transformers` hands it to a template: null fields left out, and a reasoning found under one of its
-/// names given under the others. `weight` speaks to the trainer, so the template does not see it.
+/// names given under the others. `weight` and its like speak to the trainer, so the template does not see them.
 fn for_template(message: &Message) -> Map<String, Value> {
     let mut fields: Map<String, Value> = message
         .fields()
         .iter()
-        .filter(|(name, value)| !value.is_null() && *name != "weight")
+        .filter(|(name, value)| !value.is_null() && !MARKS.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     let reasoning = ["reasoning_content", "thinking", "reasoning"]
@@ -130,6 +181,42 @@ fn for_template(message: &Message) -> Map<String, Value> {
         fields.insert("reasoning_content".into(), reasoning);
     }
     fields
+}
+
+/// Tests that say something else of an undefined value, of none or of a text than Jinja2's.
+fn add_jinja2_tests(environment: &mut Environment<'static>) {
+    environment.add_test("iterable", |value: &Jinja| {
+        value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
+    });
+    environment.add_test("sequence", |value: &Jinja| {
+        let kind = value.kind();
+        value.is_undefined() || matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
+    for name in ["length", "count"] {
+        environment.add_filter(name, |value: &Jinja| match value.len() {
+            _ if value.is_undefined() => Ok(0),
+            Some(length) => Ok(length),
+            None => Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("cannot calculate length of value of type {}", value.kind()),
+            )),
+        });
+    }
+}
+
+fn words_of(source: &str) -> impl Iterator<Item = &str> {
+    source
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+}
+
+/// Jinja2 reads every end of a line as `\n`.
+fn with_unix_line_ends(source: &str) -> Cow<'_, str> {
+    if source.contains('\r') {
+        source.replace("\r\n", "\n").replace('\r', "\n").into()
+    } else {
+        source.into()
+    }
 }
 
 /// `{% generation %}` and `{% endgeneration %}` become a block that is always shown, whitespace control and all.
@@ -232,7 +319,10 @@ mod tests {
     ) -> Result<String, DataError> {
         let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
         let special = vec![("bos_token".to_owned(), "<s>".to_owned())];
-        ChatTemplate::new(template, None, special)?.render(&messages, tools, true)
+        let mut templates = Templates::default();
+        templates.add(DEFAULT, template.to_owned());
+        let template = ChatTemplate::new(templates, special)?.unwrap();
+        template.render(&messages, tools, true)
     }
 
     fn render(template: &str) -> String {

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::SchedulerType;
-use crate::data::OnBadRow;
+use crate::data::{Boundary, OnBadRow};
 use crate::model::Recompute;
 use crate::tuning::lora::{InitLoraWeights, Targets};
 use crate::tuning::{Method, adapter, prefix, top};
@@ -117,6 +117,9 @@ pub struct TrainConfig {
     pub train_on_prompt: bool,
     /// What to do with a row that can't be used.
     pub on_bad_row: OnBadRow,
+    /// How a prompt and its completion become tokens. Runs older than the setting encoded them apart.
+    #[serde(default = "apart")]
+    pub completion_boundary: Boundary,
     /// Seed of initialisation, order and dropout.
     pub seed: u64,
     /// Draw a new order each epoch.
@@ -138,6 +141,10 @@ pub struct TrainConfig {
     /// Run although the memory is expected not to suffice. It belongs to one invocation, so files do not hold it.
     #[serde(skip)]
     pub force: bool,
+}
+
+fn apart() -> Boundary {
+    Boundary::Apart
 }
 
 fn default_bottleneck() -> usize {
@@ -220,6 +227,7 @@ impl TrainConfig {
             max_seq_length: 2048,
             train_on_prompt: false,
             on_bad_row: OnBadRow::Error,
+            completion_boundary: Boundary::Joint,
             seed: 42,
             shuffle: true,
             eval_steps: None,

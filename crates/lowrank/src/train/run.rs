@@ -102,6 +102,7 @@ pub fn train(
         max_seq_length: config.max_seq_length,
         train_on_prompt: config.train_on_prompt,
         on_bad_row: config.on_bad_row,
+        completion_boundary: config.completion_boundary,
     };
     let data = Dataset::load(&config.data, Split::Train, &base.tokenizer, &options)?;
     observer.event(&Event::Note(data.report.to_string()));

@@ -175,16 +175,25 @@ fn every_tensor_that_does_not_fit_is_named() {
 }
 
 #[test]
-fn a_tokenizer_of_another_model_is_refused() {
+fn a_token_without_a_row_of_the_embedding_is_refused_where_it_is_used() {
     let place = Place::new("llama");
-    write_tokenizer(&place.path("model"), 97);
-    Source::Folder(place.path("model"))
-        .load(DType::F32)
-        .expect("it just fits");
-    write_tokenizer(&place.path("model"), 98);
+    let last = |size: u32| {
+        write_tokenizer(&place.path("model"), size);
+        let source = Source::Folder(place.path("model"));
+        let base = source.load(DType::F32).expect("a model");
+        let text = base.tokenizer.token_text(size - 1);
+        assert!(
+            base.tokenizer
+                .encode(&base.tokenizer.token_text(96), false)
+                .is_ok()
+        );
+        base.tokenizer.encode(&text, false)
+    };
+    assert_eq!(last(97).expect("it just fits"), [96]);
+    let error = last(98).expect_err("one token too many").to_string();
     assert_says(
-        &load(&place.path("model")),
-        &["98 tokens", "only 97", "do not belong together"],
+        &error,
+        &["has the id 97", "embedding has 97 rows", "leave it out"],
     );
 }
 

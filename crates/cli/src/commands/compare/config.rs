@@ -382,6 +382,7 @@ impl Common<'_> {
             "max_seq_length",
             "train_on_prompt",
             "on_bad_row",
+            "completion_boundary",
         ] {
             problems.require(!written.contains_key(key), || {
                 format!("{key} is not a method's to decide; it is the same for all, and stands above or under train")

@@ -119,7 +119,12 @@ impl Store {
         let finished: Finished<T> = serde_json::from_str(&text).with_context(|| {
             format!("{shown} is damaged or of another version; delete it, and it is made again")
         })?;
-        let changes = changes(&finished.settings, settings);
+        let mut before = finished.settings;
+        if settings.contains_key(BOUNDARY) {
+            // Pieces older than the setting.
+            before.entry(BOUNDARY).or_insert_with(|| "apart".into());
+        }
+        let changes = changes(&before, settings);
         if !changes.is_empty() {
             bail!(
                 "{shown} was made with other settings:\n  {}\ngive another --output, or delete the file to have it made again",
@@ -167,6 +172,9 @@ impl Store {
         }
     }
 }
+
+/// A setting that came later than the first comparisons.
+const BOUNDARY: &str = "completion_boundary";
 
 /// `place.ending`; a place may hold dots, as in `rate-0.001`.
 pub(super) fn with_ending(place: &Path, ending: &str) -> PathBuf {

@@ -320,6 +320,8 @@ impl<'a> Worker<'a> {
         args.push(format!("--base-dtype={}", word(&shared.base_dtype)));
         let mut loss_args = args.clone();
         loss_args.push(format!("--on-bad-row={}", word(&shared.on_bad_row)));
+        let boundary = word(&shared.completion_boundary);
+        loss_args.push(format!("--completion-boundary={boundary}"));
         loss_args.push(format!("--max-seq-length={}", shared.max_seq_length));
         if shared.train_on_prompt {
             loss_args.push("--train-on-prompt".to_owned());

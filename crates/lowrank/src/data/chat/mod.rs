@@ -2,27 +2,59 @@
 //!
 //! The whole conversation is rendered once and encoded once, so its ids are those that `transformers` gives with
 //! `apply_chat_template(messages, tokenize=True)`: encoding turns one by one would split tokens that a vocabulary
-//! joins across a turn's edge. Each assistant turn is then found as a range of the text. It begins where the same
-//! conversation cut before it, rendered with the generation prompt, ends: exactly what the model will have read when it
-//! has to answer. It ends with the turn's end token. The bytes of the text that every token covers are known
-//! exactly, and a token is supervised if it covers any byte of the range.
+//! joins across a turn's edge. Each assistant turn is then found as a range of the text (see
+//! [`turns`]). The bytes of the text that every token covers are known exactly, and a token is supervised if it covers
+//! any byte of the range, up to and with the turn's end token.
 //!
 //! Some templates write a turn otherwise once others follow (they drop its reasoning, or end the last turn with one
 //! more token). The whole conversation decides: such a turn is found in it from its beginning to its end token. What
 //! cannot be found is an error, never a guess.
 
+mod turns;
+mod written;
+
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde_json::Value;
 
-use super::rows::Message;
+use self::turns::{Turn, Turns};
+pub(super) use self::written::written;
+use super::message::Message;
 use super::tokenizer::{Encoded, Tokenizer};
 
 /// A conversation's ids, and for each whether it is the assistant's.
 pub(super) struct Chat {
     pub(super) ids: Vec<u32>,
     pub(super) supervised: Vec<bool>,
+    pub(super) notes: ChatNotes,
 }
+
+/// What a reader of a conversation should know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ChatNotes {
+    /// Arguments of tool calls were given to the template in the other form, text or object.
+    pub(super) arguments: bool,
+    /// Contents in parts were given to it as texts.
+    pub(super) parts: bool,
+    /// Messages whose content is not in the text as it stands.
+    pub(super) rewritten: usize,
+    /// Learned messages that say nothing: only their end is learned.
+    pub(super) empty: usize,
+    /// Roles that are not the usual ones.
+    pub(super) roles: BTreeSet<String>,
+}
+
+/// The roles that chat templates know.
+const ROLES: [&str; 7] = [
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "tool",
+    "function",
+    "ipython",
+];
 
 pub(super) fn encode_chat(
     tokenizer: &Tokenizer,
@@ -30,52 +62,32 @@ pub(super) fn encode_chat(
     tools: Option<&Value>,
 ) -> Result<Chat, String> {
     if !messages.iter().any(|message| message.role() == "assistant") {
-        return Err("no message has the role \"assistant\", so there is nothing to learn".into());
+        return Err(no_assistant(messages));
     }
-    let render = |upto: usize, prompt: bool| {
-        tokenizer
-            .render_chat(&messages[..upto], tools, prompt)
-            .map_err(|error| error.to_string())
-    };
-    let whole = render(messages.len(), false)?;
+    let written = written(tokenizer, messages, tools, false)?;
+    let (messages, whole) = (&*written.messages, &*written.text);
     let encoded = tokenizer
-        .encode_with_offsets(&whole)
+        .encode_with_offsets(whole)
         .map_err(|error| error.to_string())?;
     let mut supervised = vec![false; encoded.ids.len()];
-    for (at, message) in messages
-        .iter()
-        .enumerate()
-        .filter(|(_, message)| message.is_supervised())
-    {
-        let before = render(at, true)?;
-        let after = if at + 1 == messages.len() {
-            whole.clone()
-        } else {
-            render(at + 1, false)?
-        };
-        if !after.starts_with(&before) {
-            return Err(format!(
-                "messages[{at}]: with this chat template, the text up to this turn is no beginning of the text that has \
-                 it, so what the assistant says cannot be told from the prompt (they differ at character {}); give \
-                 prompt and completion rows, or another template (some templates move or leave out the system message: \
-                 write it into the first user message instead)",
-                common_characters(&before, &after)
-            ));
+    let turns = Turns::new(tokenizer, messages, tools, whole);
+    // Where the last turn was found.
+    let mut from = 0;
+    let answers = messages.iter().enumerate();
+    for (at, message) in answers.filter(|(_, message)| message.role() == "assistant") {
+        let found = turns.find(at, from);
+        if !message.is_supervised() {
+            from = found.map_or(from, |turn| turn.range.start);
+            continue;
         }
-        let unchanged = whole.starts_with(&after);
-        if !unchanged && !whole.starts_with(&before) {
-            return Err(format!(
-                "messages[{at}]: this chat template rewrites earlier turns once later ones follow; end the row with \
-                 this turn, or give it \"weight\": 0"
-            ));
-        }
-        let turn = before.len()..if unchanged { after.len() } else { whole.len() };
-        let tokens = tokens_in(&encoded, &turn);
+        let Turn { range, exact } = found?;
+        from = range.start;
+        let tokens = tokens_in(&encoded, &range);
         let content = message.content().map_or("", str::trim);
-        let said = whole[turn.clone()]
+        let said = whole[range.clone()]
             .find(content)
-            .map_or(turn.start, |found| turn.start + found + content.len());
-        let end = end_token(tokenizer, &encoded, tokens.clone(), said, unchanged).ok_or_else(|| {
+            .map_or(range.start, |found| range.start + found + content.len());
+        let end = end_token(tokenizer, &encoded, tokens.clone(), said, exact).ok_or_else(|| {
             format!(
                 "messages[{at}]: this chat template writes the turn otherwise once later ones follow, and without one of \
                  the model's end tokens, so its end cannot be found; end the row with this turn, or give it \"weight\": 0"
@@ -84,9 +96,71 @@ pub(super) fn encode_chat(
         supervised[tokens.start..end].fill(true);
     }
     Ok(Chat {
+        notes: ChatNotes {
+            arguments: written.arguments,
+            parts: written.parts,
+            ..notes(messages, whole)
+        },
         ids: encoded.ids,
         supervised,
     })
+}
+
+/// That nobody answers, and who speaks instead.
+fn no_assistant(messages: &[Message]) -> String {
+    let mut roles: Vec<String> = Vec::new();
+    for message in messages {
+        let role = format!("{:?}", message.role());
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    let more = roles.len().saturating_sub(SHOWN_ROLES);
+    roles.truncate(SHOWN_ROLES);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "no message has the role \"assistant\", so there is nothing to learn; the roles are {}{more}: name them system, user, \
+         assistant and tool",
+        roles.join(", ")
+    )
+}
+
+const SHOWN_ROLES: usize = 6;
+
+fn notes(messages: &[Message], whole: &str) -> ChatNotes {
+    let mut notes = ChatNotes::default();
+    let mut from = 0;
+    for message in messages {
+        let role = message.role();
+        if !ROLES.contains(&role) {
+            notes.roles.insert(role.to_owned());
+        }
+        let content = message.content().map_or("", str::trim);
+        let calls = [
+            "tool_calls",
+            "function_call",
+            "reasoning_content",
+            "reasoning",
+            "thinking",
+        ];
+        let only_content = !calls
+            .iter()
+            .any(|name| message.fields().contains_key(*name));
+        if content.is_empty() && message.is_supervised() && only_content {
+            notes.empty += 1;
+        }
+        // Usually behind the message before; a template may put it elsewhere.
+        match whole[from..].find(content) {
+            Some(found) => from += found + content.len(),
+            None if whole.contains(content) => {}
+            None => notes.rewritten += 1,
+        }
+    }
+    notes
 }
 
 /// One behind the last token to learn: the first end token behind what was said, else the last special token, else
@@ -121,10 +195,6 @@ fn tokens_in(encoded: &Encoded, range: &Range<usize>) -> Range<usize> {
         .offsets
         .partition_point(|(begin, _)| *begin < range.end);
     start..end.max(start)
-}
-
-fn common_characters(a: &str, b: &str) -> usize {
-    a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count()
 }
 
 #[cfg(test)]
@@ -238,9 +308,14 @@ mod tests {
     #[test]
     fn what_cannot_be_found_is_an_error() {
         let tokenizer = fixture::tokenizer();
-        let error = learned(&tokenizer, json!([{"role": "user", "content": "q"}])).unwrap_err();
+        let error = learned(
+            &tokenizer,
+            json!([{"role": "human", "content": "q"}, {"role": "bot", "content": "a"}]),
+        )
+        .unwrap_err();
         assert!(
-            error.contains("no message has the role \"assistant\""),
+            error.starts_with("no message has the role \"assistant\"")
+                && error.contains("the roles are \"human\", \"bot\""),
             "{error}"
         );
         // The generation prompt begins an answer otherwise than the answer is written.
@@ -295,5 +370,44 @@ mod tests {
             .collect();
         let byte = |byte: u32| 7 + byte;
         assert_eq!(learned, [3, 5, byte(0xc3), byte(0xa9), 5, 2, 4, 5, 2]);
+    }
+
+    #[test]
+    fn the_assistant_may_begin() {
+        let conversation = json!([
+            {"role": "assistant", "content": "Welcome!"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
+        ]);
+        let (_, runs) = learned(&fixture::tokenizer(), conversation).unwrap();
+        assert_eq!(runs, ["Welcome!<|im_end|>", "hello<|im_end|>"]);
+    }
+
+    #[test]
+    fn long_conversations_are_learned_as_short_ones() {
+        let mut list = Vec::new();
+        for n in 0..100 {
+            list.push(json!({"role": "user", "content": format!("question {}", n % 7)}));
+            list.push(json!({"role": "assistant", "content": format!("answer {}", n % 3), "weight": u8::from(n % 10 != 0)}));
+        }
+        let (_, runs) = learned(&fixture::tokenizer(), list.into()).unwrap();
+        let expected: Vec<String> = (0..100)
+            .filter(|n| n % 10 != 0)
+            .map(|n| format!("answer {}<|im_end|>", n % 3))
+            .collect();
+        assert_eq!(runs, expected);
+    }
+
+    #[test]
+    fn what_a_reader_should_know_is_noted() {
+        let template = "{% for m in messages %}{% if m.role != 'note' %}{{ '<|im_start|>' + m.role + '\n' + m.content | upper + '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+        let tokenizer = fixture::with_template(Some(template));
+        let conversation = messages(json!([
+            {"role": "note", "content": "left out"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": ""},
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "A"},
+        ]));
+        let notes = encode_chat(&tokenizer, &conversation, None).unwrap().notes;
+        assert_eq!((notes.rewritten, notes.empty), (2, 1));
+        assert_eq!(notes.roles, BTreeSet::from(["note".to_owned()]));
+        let plain = encode_chat(&fixture::tokenizer(), &messages(two_turns()), None).unwrap();
+        assert_eq!(plain.notes, ChatNotes::default());
     }
 }

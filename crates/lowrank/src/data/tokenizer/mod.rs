@@ -6,16 +6,24 @@
 //! post-processor moves them past spaces, which would spoil the masks of chats). Truncation and padding that a file
 //! carries are switched off, as `transformers` does.
 
-use std::collections::HashSet;
-use std::fmt::Write as _;
+mod alphabet;
+mod class;
+mod folder;
+
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-use tokenizers::TokenizerImpl;
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::AddedToken;
 
+use self::alphabet::ByteAlphabet;
+#[cfg(test)]
+pub(super) use self::alphabet::printable_bytes;
+use self::folder::Files;
 use super::error::DataError;
-use super::rows::Message;
+use super::message::Message;
 use super::stream::DecodeStream;
 use super::template::ChatTemplate;
 
@@ -29,29 +37,26 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: u32,
     stop: Vec<u32>,
+    /// The token that ends a turn in the chat template, where no file names it as an end.
+    unnamed_end: Option<u32>,
     special: HashSet<u32>,
     vocab_size: usize,
+    /// The same for tokenizer.json alone.
+    given_size: usize,
+    /// Rows of the model's embedding, where they are known.
+    rows: Option<usize>,
+    /// Tokens whose id is not the one that a file gives them, and what is wrong.
+    misplaced: HashMap<u32, String>,
     bytes: ByteAlphabet,
     template: Option<ChatTemplate>,
+    /// What is there in place of a template that could be one.
+    no_template: &'static str,
 }
 
 /// A text's ids, and for each the bytes of the text that it covers.
 pub(super) struct Encoded {
     pub(super) ids: Vec<u32>,
     pub(super) offsets: Vec<(usize, usize)>,
-}
-
-/// What is known besides tokenizer.json.
-#[derive(Default)]
-struct Extras {
-    /// `bos_token`, `eos_token` and so on, by name.
-    special_tokens: Vec<(String, String)>,
-    /// Whether `add_bos_token` and `add_eos_token` override the post-processor.
-    add_bos_eos: Option<(bool, bool)>,
-    template: Option<String>,
-    tool_template: Option<String>,
-    /// Ids that config.json and generation_config.json call ends.
-    end_ids: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -71,13 +76,17 @@ impl Tokenizer {
             return Err(DataError::layout(folder, hint));
         }
         let json = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
-        Self::build(&json, &path.display().to_string(), read_extras(folder)?)
+        Self::build(
+            &json,
+            &path.display().to_string(),
+            Files::read(folder, &json)?,
+        )
     }
 
     /// A tokenizer from the contents of its files, for a model that is built into a program.
     ///
-    /// `eos_token` is the text of the end token; the beginning, if any, is what the post-processor of `tokenizer_json`
-    /// adds.
+    /// `eos_token` is the text of the end token, `end_ids` are all that end a generation; the beginning, if any, is what
+    /// the post-processor of `tokenizer_json` adds.
     ///
     /// # Errors
     /// If the JSON is no tokenizer, the end token is not in it, or the template does not compile.
@@ -85,16 +94,29 @@ impl Tokenizer {
         tokenizer_json: &[u8],
         chat_template: Option<&str>,
         eos_token: &str,
+        end_ids: &[u32],
     ) -> Result<Self, DataError> {
-        let extras = Extras {
-            special_tokens: vec![("eos_token".into(), eos_token.into())],
-            template: chat_template.map(str::to_owned),
-            ..Extras::default()
+        let origin = "the built-in tokenizer.json";
+        let mut files = Files {
+            end_ids: end_ids.to_vec(),
+            ..Files::default()
         };
-        Self::build(tokenizer_json, "the built-in tokenizer.json", extras)
+        let end = AddedToken::from(eos_token, true);
+        files.named.insert("eos_token".into(), end);
+        if let Some(template) = chat_template {
+            files.templates.add("default", template.to_owned());
+        }
+        let built = Self::build(tokenizer_json, origin, files)?;
+        if built.misplaced.is_empty() && (built.eos as usize) < built.given_size {
+            return Ok(built);
+        }
+        Err(DataError::tokenizer(
+            origin,
+            format!("eos_token is {eos_token:?}, but the vocabulary has no such token"),
+        ))
     }
 
-    fn build(json: &[u8], origin: &str, extras: Extras) -> Result<Self, DataError> {
+    fn build(json: &[u8], origin: &str, files: Files) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::tokenizer(origin, reason);
         let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|error| wrong(format!("is not a tokenizer this program can read: {error}")))?;
@@ -102,52 +124,29 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| wrong(error.to_string()))?;
         inner.with_padding(None);
-        let (mut prefix, mut suffix) = added_by_post_processor(&inner).map_err(wrong)?;
+        let given_size = size_of(&inner);
+        let misplaced = add_tokens(&mut inner, json, &files).map_err(wrong)?;
+        inner.set_encode_special_tokens(files.split_special_tokens);
+        let (prefix, suffix) = added_by_post_processor(&inner).map_err(wrong)?;
+        warn_of_flags(files.flags, &prefix, &suffix);
         let bare: Option<tokenizers::PostProcessorWrapper> = None;
         inner.with_post_processor(bare);
 
-        let special_id = |name: &str| -> Result<Option<u32>, DataError> {
-            let Some((_, text)) = extras
-                .special_tokens
-                .iter()
-                .find(|(known, _)| known == name)
-            else {
-                return Ok(None);
-            };
-            match inner.token_to_id(text) {
-                Some(id) => Ok(Some(id)),
-                None => Err(wrong(format!(
-                    "{name} is {text:?}, but the vocabulary has no such token"
-                ))),
-            }
-        };
-        let named_bos = special_id("bos_token")?;
-        let named_eos = special_id("eos_token")?;
-        let vocabulary = inner.get_vocab(true);
-        let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
-        let known_end = extras
-            .end_ids
-            .iter()
-            .copied()
-            .find(|id| (*id as usize) < vocab_size);
-        let Some(eos) = named_eos.or(known_end) else {
+        let id_of = |name: &str| inner.token_to_id(&files.named.get(name)?.content);
+        let named_bos = id_of("bos_token");
+        let vocab_size = size_of(&inner);
+        let known_end = files.end_ids.iter().copied();
+        let known_end = known_end.clone().find(|id| (*id as usize) < vocab_size);
+        let Some(eos) = id_of("eos_token").or(known_end) else {
             return Err(wrong(
                 "no end token is known, so a model could not learn to stop; name it as \"eos_token\" in \
                  tokenizer_config.json (or its id as \"eos_token_id\" in config.json)"
                     .into(),
             ));
         };
-        if let Some((add_bos, add_eos)) = extras.add_bos_eos {
-            prefix = if add_bos {
-                named_bos.into_iter().collect()
-            } else {
-                Vec::new()
-            };
-            suffix = if add_eos { vec![eos] } else { Vec::new() };
-        }
         let mut stop = vec![eos];
         // Ids above the vocabulary stay: a model with more rows than tokens can give them.
-        for id in extras.end_ids {
+        for id in files.end_ids {
             if !stop.contains(&id) {
                 stop.push(id);
             }
@@ -158,17 +157,15 @@ impl Tokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, _)| *id)
             .collect();
-        let template = extras
-            .template
-            .map(|source| {
-                ChatTemplate::new(
-                    &source,
-                    extras.tool_template.as_deref(),
-                    extras.special_tokens,
-                )
-            })
-            .transpose()?;
-        Ok(Self {
+        let names = files.named.into_iter();
+        let names = names.map(|(name, token)| (name, token.content)).collect();
+        let no_template = if files.templates.only_of_a_processor {
+            " (chat_template.json is there, which transformers reads for multimodal models alone)"
+        } else {
+            ""
+        };
+        let template = ChatTemplate::new(files.templates, names)?;
+        let mut built = Self {
             bytes: ByteAlphabet::of(&inner),
             bos: named_bos.or_else(|| prefix.first().copied()),
             inner,
@@ -178,8 +175,66 @@ impl Tokenizer {
             stop,
             special,
             vocab_size,
+            given_size,
+            rows: None,
+            misplaced,
             template,
-        })
+            no_template,
+            unnamed_end: None,
+        };
+        // Who writes conversations through a template has to stop where the template ends a turn.
+        if let Some(end) = built.end_of_turn()
+            && !built.stop.contains(&end)
+        {
+            built.unnamed_end = Some(end);
+            built.stop.push(end);
+        }
+        Ok(built)
+    }
+
+    /// The special token that the chat template writes behind an answer.
+    fn end_of_turn(&self) -> Option<u32> {
+        let turns = [
+            Message::new("user", "Q"),
+            Message::new("assistant", "A\u{1}A"),
+        ];
+        let text = self.render_chat(&turns, None, false).ok()?;
+        let (_, tail) = text.rsplit_once("A\u{1}A")?;
+        let ids = self.encode_with_offsets(tail).ok()?.ids;
+        ids.into_iter().find(|id| self.is_special(*id))
+    }
+
+    /// Makes every text an error that contains a token for which a model with `rows` rows of embedding has none.
+    pub fn limit(&mut self, rows: usize) {
+        self.rows = Some(rows);
+        let over = self.vocab_size.saturating_sub(rows);
+        if over > 0 {
+            tracing::warn!(
+                "the tokenizer has {} tokens and the model {rows} rows for them; texts with one of the last {over} tokens \
+                 are refused",
+                self.vocab_size
+            );
+        }
+    }
+
+    /// Whether a model can be given these ids.
+    pub(super) fn check(&self, ids: &[u32]) -> Result<(), DataError> {
+        let rows = self.rows.unwrap_or(usize::MAX);
+        let over = ids.iter().find(|id| **id as usize >= rows);
+        if let Some(id) = over {
+            return Err(DataError::Encoding(format!(
+                "the token {:?} has the id {id}, and the model's embedding has {rows} rows, so it knows no such token; \
+                 leave it out, or give a model whose embedding has a row for it (resize_token_embeddings of transformers)",
+                self.token_text(*id)
+            )));
+        }
+        if self.misplaced.is_empty() {
+            return Ok(());
+        }
+        match ids.iter().find_map(|id| self.misplaced.get(id)) {
+            Some(reason) => Err(DataError::Encoding(reason.clone())),
+            None => Ok(()),
+        }
     }
 
     /// The ids of a text; special tokens that stand in it as text are recognised. `add_special` puts around it what
@@ -188,11 +243,12 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode it, as one without an unknown token may.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, DataError> {
-        let ids = self.encode_with_offsets(text)?.ids;
-        if !add_special {
-            return Ok(ids);
+        let mut ids = self.encode_with_offsets(text)?.ids;
+        if add_special {
+            ids = [self.prefix.as_slice(), &ids, &self.suffix].concat();
         }
-        Ok([self.prefix.as_slice(), &ids, &self.suffix].concat())
+        self.check(&ids)?;
+        Ok(ids)
     }
 
     pub(super) fn encode_with_offsets(&self, text: &str) -> Result<Encoded, DataError> {
@@ -242,9 +298,22 @@ impl Tokenizer {
         self.eos
     }
 
-    /// All tokens that end an answer: [`Self::eos_id`] first, then what generation_config.json and config.json name.
+    /// All tokens that end an answer: [`Self::eos_id`] first, then what generation_config.json and config.json name, then
+    /// the one that ends a turn in the chat template.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop
+    }
+
+    /// The last of [`Self::stop_ids`] where only the chat template says that it is one: other programs may not stop there.
+    pub(super) fn unnamed_end(&self) -> Option<u32> {
+        self.unnamed_end
+    }
+
+    /// Whether a chat template mentions a word, such as a field of its messages.
+    pub(super) fn template_mentions(&self, word: &str) -> bool {
+        self.template
+            .as_ref()
+            .is_some_and(|template| template.mentions(word))
     }
 
     /// The token that begins a text, if the tokenizer has one, whether it adds it or not.
@@ -282,6 +351,13 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// Whether there is a template of its own for conversations with tools.
+    pub(super) fn has_tool_template(&self) -> bool {
+        self.template
+            .as_ref()
+            .is_some_and(ChatTemplate::has_tool_use)
+    }
+
     /// A conversation as the text that the model reads; encode it with `add_special` false, since the template writes
     /// the beginning token itself.
     ///
@@ -295,13 +371,128 @@ impl Tokenizer {
     ) -> Result<String, DataError> {
         match &self.template {
             Some(template) => template.render(messages, tools, add_generation_prompt),
-            None => Err(DataError::Template(
-                "the model has none, so conversations cannot be written as text; use prompt and completion rows, or \
-                 put a chat_template.jinja into the model's folder"
-                    .into(),
-            )),
+            None => Err(DataError::Template(format!(
+                "the model has none{}, so conversations cannot be written as text; use prompt and completion rows, or \
+                 put a chat_template.jinja into the model's folder",
+                self.no_template
+            ))),
         }
     }
+}
+
+/// Says so where tokenizer_config.json asks for another beginning or end than tokenizer.json's post-processor gives.
+fn warn_of_flags(flags: [Option<bool>; 2], prefix: &[u32], suffix: &[u32]) {
+    for (name, flag, added) in [
+        ("add_bos_token", flags[0], prefix),
+        ("add_eos_token", flags[1], suffix),
+    ] {
+        if let Some(flag) = flag
+            && flag == added.is_empty()
+        {
+            let does = if flag { "adds none" } else { "adds one" };
+            tracing::warn!(
+                "tokenizer_config.json says {name}: {flag}, but the post-processor of tokenizer.json {does}, and that alone \
+                 counts, as in transformers 5"
+            );
+        }
+    }
+}
+
+/// One more than the largest id.
+fn size_of(inner: &tokenizers::Tokenizer) -> usize {
+    let vocabulary = inner.get_vocab(true);
+    vocabulary.values().max().map_or(0, |id| *id as usize + 1)
+}
+
+/// The part of tokenizer.json that says which id an added token has.
+#[derive(Deserialize)]
+struct GivenTokens {
+    #[serde(default)]
+    added_tokens: Vec<GivenToken>,
+}
+
+#[derive(Deserialize)]
+struct GivenToken {
+    id: u32,
+    content: String,
+}
+
+/// Builds what the folder's class builds itself, and adds the tokens that stand in other files than tokenizer.json, in the
+/// order in which `transformers` adds them: those that have an id, by their ids; special tokens by name; the others.
+/// A token takes the next free id, whatever its file says, so the tokens whose file says otherwise are returned, with
+/// an error for each.
+fn add_tokens(
+    inner: &mut tokenizers::Tokenizer,
+    json: &[u8],
+    files: &Files,
+) -> Result<HashMap<u32, String>, String> {
+    let given: GivenTokens = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let own = inner.get_added_tokens_decoder();
+    let mut listed = files.listed.clone();
+    if files.class.rebuild(inner)? && !files.complete {
+        listed.extend(own);
+    }
+    let present = inner.get_added_tokens_decoder();
+    let mut tokens: Vec<AddedToken> = listed
+        .into_values()
+        .filter(|token| !present.values().any(|known| is_same(known, token)))
+        .collect();
+    let mut known: HashSet<String> = present.into_values().map(|token| token.content).collect();
+    for token in &mut tokens {
+        let is_named = |named: &AddedToken| named.content == token.content;
+        token.special |= files.named.values().any(is_named);
+        known.insert(token.content.clone());
+    }
+    for token in files.named.values().chain(&files.extra) {
+        if known.insert(token.content.clone()) {
+            tokens.push(token.clone());
+        }
+    }
+    inner
+        .add_tokens(tokens)
+        .map_err(|error| error.to_string())?;
+
+    let listed = files.listed.iter();
+    let listed = listed.map(|(id, token)| (*id, &token.content, files.listed_in));
+    let given = given.added_tokens.iter();
+    let given = given.map(|token| (token.id, &token.content, "tokenizer.json"));
+    let mut misplaced = HashMap::new();
+    for (id, text, file) in listed.chain(given) {
+        let Some(actual) = inner.token_to_id(text) else {
+            continue;
+        };
+        if actual != id {
+            misplaced.entry(actual).or_insert_with(|| {
+                format!(
+                    "{text:?} is listed with the id {id} in {file}, but the tokenizer gives it {actual} (as transformers \
+                     would, without a word); correct the list, or add the tokens that are missing before it"
+                )
+            });
+        }
+    }
+    if let Some(reason) = misplaced.values().min() {
+        let more = misplaced.len() - 1;
+        let more = if more > 0 {
+            format!(" ({more} more are)")
+        } else {
+            String::new()
+        };
+        tracing::warn!("{reason}{more}; texts with such a token are refused");
+    }
+    Ok(misplaced)
+}
+
+fn is_same(a: &AddedToken, b: &AddedToken) -> bool {
+    let flags = |token: &AddedToken| {
+        (
+            token.single_word,
+            token.lstrip,
+            token.rstrip,
+            token.normalized,
+            token.special,
+        )
+    };
+    a.content == b.content && flags(a) == flags(b)
 }
 
 /// What the post-processor puts before and behind a text, found by encoding one with and without it.
@@ -320,223 +511,6 @@ fn added_by_post_processor(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, V
         Some(at) if !bare.is_empty() => Ok((full[..at].to_vec(), full[at + bare.len()..].to_vec())),
         _ if bare.is_empty() => Ok((full, Vec::new())),
         _ => Err("its post-processor changes the tokens of a text, which is not supported".into()),
-    }
-}
-
-/// How the tokens of a vocabulary write bytes.
-#[derive(Debug)]
-enum ByteAlphabet {
-    /// GPT-2's: a printable character for each byte.
-    Printable(Box<[u32; 256]>),
-    /// SentencePiece's: `▁` is a space, `<0xE2>` a byte.
-    SentencePiece,
-}
-
-impl ByteAlphabet {
-    fn of<M, N, P, PP>(inner: &TokenizerImpl<M, N, P, PP, tokenizers::DecoderWrapper>) -> Self
-    where
-        M: tokenizers::Model,
-        N: tokenizers::Normalizer,
-        P: tokenizers::PreTokenizer,
-        PP: tokenizers::PostProcessor,
-    {
-        fn is_byte_level(decoder: &tokenizers::DecoderWrapper) -> bool {
-            match decoder {
-                tokenizers::DecoderWrapper::ByteLevel(_) => true,
-                tokenizers::DecoderWrapper::Sequence(sequence) => {
-                    sequence.get_decoders().iter().any(is_byte_level)
-                }
-                _ => false,
-            }
-        }
-        if inner.get_decoder().is_some_and(is_byte_level) {
-            Self::Printable(Box::new(printable_bytes()))
-        } else {
-            Self::SentencePiece
-        }
-    }
-
-    fn text_of(&self, token: &str) -> String {
-        match self {
-            Self::Printable(alphabet) => {
-                let byte = |c: char| alphabet.iter().position(|known| *known == c as u32);
-                match token.chars().map(byte).collect::<Option<Vec<usize>>>() {
-                    Some(bytes) => {
-                        readable(&bytes.iter().map(|byte| *byte as u8).collect::<Vec<u8>>())
-                    }
-                    None => token.to_owned(),
-                }
-            }
-            Self::SentencePiece => {
-                let byte = token
-                    .strip_prefix("<0x")
-                    .and_then(|rest| rest.strip_suffix('>'));
-                match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => readable(&[byte]),
-                    None => token.replace('▁', " "),
-                }
-            }
-        }
-    }
-}
-
-/// Bytes as text, with `\xE2` for those that are no whole character.
-fn readable(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "\\x{byte:02X}");
-        }
-    }
-    out
-}
-
-/// GPT-2's character of every byte: itself where it is printable, the next one from 256 on where it is not.
-pub(super) fn printable_bytes() -> [u32; 256] {
-    let mut next = 256;
-    std::array::from_fn(|byte| {
-        if matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) {
-            byte as u32
-        } else {
-            next += 1;
-            next - 1
-        }
-    })
-}
-
-fn read_extras(folder: &Path) -> Result<Extras, DataError> {
-    let mut extras = Extras::default();
-    let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-    let map = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-    for (source, file) in [
-        (&config, "tokenizer_config.json"),
-        (&map, "special_tokens_map.json"),
-    ] {
-        for (name, value) in source.iter().filter(|(name, _)| name.ends_with("_token")) {
-            let known = extras.special_tokens.iter().any(|(known, _)| known == name);
-            if let (Some(text), false) = (token_of(value), known) {
-                extras.special_tokens.push((name.clone(), text));
-            } else if !known && !value.is_null() && !value.is_boolean() {
-                let path = folder.join(file).display().to_string();
-                return Err(DataError::tokenizer(
-                    path,
-                    format!("{name:?} is neither a text nor a token's object"),
-                ));
-            }
-        }
-    }
-    let flag = |name: &str| {
-        config
-            .get(name)
-            .map(|value| value.as_bool().unwrap_or(false))
-    };
-    if let (Some(_), _) | (_, Some(_)) = (flag("add_bos_token"), flag("add_eos_token")) {
-        extras.add_bos_eos = Some((
-            flag("add_bos_token").unwrap_or(false),
-            flag("add_eos_token").unwrap_or(false),
-        ));
-    }
-    read_templates(folder, &config, &mut extras)?;
-    for file in ["generation_config.json", "config.json"] {
-        let path = folder.join(file);
-        match read_json(&path)?.unwrap_or_default().get("eos_token_id") {
-            None | Some(Value::Null) => {}
-            Some(value) => {
-                let ids = match value {
-                    Value::Array(items) => items.iter().map(as_id).collect::<Option<Vec<u32>>>(),
-                    one => as_id(one).map(|id| vec![id]),
-                };
-                let Some(ids) = ids else {
-                    let reason =
-                        format!("\"eos_token_id\" must be an id or a list of ids, but is {value}");
-                    return Err(DataError::tokenizer(path.display().to_string(), reason));
-                };
-                extras.end_ids.extend(ids);
-            }
-        }
-    }
-    Ok(extras)
-}
-
-/// The template of chat_template.jinja, or that of tokenizer_config.json: a text, or a list of named ones.
-fn read_templates(
-    folder: &Path,
-    config: &Map<String, Value>,
-    extras: &mut Extras,
-) -> Result<(), DataError> {
-    let file = folder.join("chat_template.jinja");
-    if file.is_file() {
-        extras.template =
-            Some(fs::read_to_string(&file).map_err(|error| DataError::io(&file, error))?);
-    }
-    let tools = folder
-        .join("additional_chat_templates")
-        .join("tool_use.jinja");
-    if tools.is_file() {
-        extras.tool_template =
-            Some(fs::read_to_string(&tools).map_err(|error| DataError::io(&tools, error))?);
-    }
-    if extras.template.is_some() {
-        return Ok(());
-    }
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::String(text)) => {
-            extras.template = Some(text.clone());
-            Ok(())
-        }
-        Some(Value::Array(list)) => {
-            for entry in list {
-                if let (Some(name), Some(text)) =
-                    (entry["name"].as_str(), entry["template"].as_str())
-                {
-                    match name {
-                        "default" => extras.template = Some(text.to_owned()),
-                        "tool_use" => extras.tool_template = Some(text.to_owned()),
-                        _ => {}
-                    }
-                }
-            }
-            Ok(())
-        }
-        Some(_) => Err(DataError::tokenizer(
-            folder.join("tokenizer_config.json").display().to_string(),
-            "\"chat_template\" must be a text or a list of named templates",
-        )),
-    }
-}
-
-fn as_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
-/// A special token is written as its text, or as an object with the text under "content".
-fn token_of(value: &Value) -> Option<String> {
-    value
-        .as_str()
-        .or_else(|| value.get("content")?.as_str())
-        .map(str::to_owned)
-}
-
-/// A JSON object, or nothing where there is no such file.
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(DataError::io(path, error)),
-    };
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) => Ok(Some(map)),
-        Ok(_) => Err(DataError::tokenizer(
-            path.display().to_string(),
-            "must hold one JSON object",
-        )),
-        Err(error) => Err(DataError::tokenizer(
-            path.display().to_string(),
-            format!("invalid JSON: {error}"),
-        )),
     }
 }
 
@@ -607,7 +581,7 @@ mod tests {
             with.encode("hello", true).unwrap(),
             [vec![3], bare].concat()
         );
-        // The flags of tokenizer_config.json decide, as in transformers.
+        // The flags of tokenizer_config.json do nothing beside tokenizer.json, as in transformers.
         let folder = tempfile::tempdir().unwrap();
         fixture::write(&fixture::parts(), folder.path());
         let path = folder.path().join("tokenizer_config.json");
@@ -618,7 +592,7 @@ mod tests {
         let flagged = Tokenizer::from_folder(folder.path()).unwrap();
         assert_eq!(
             flagged.encode("l", true).unwrap(),
-            [vec![3], flagged.encode("l", false).unwrap(), vec![2]].concat()
+            flagged.encode("l", false).unwrap()
         );
     }
 
@@ -699,8 +673,16 @@ mod tests {
                 "no end token is known, so a model could not learn to stop; name it as \"eos_token\"",
             ),
             (
-                r#"{"eos_token": "</s>"}"#,
-                "eos_token is \"</s>\", but the vocabulary has no such token",
+                r#"{"eos_token": "<|im_end|>", "added_tokens_decoder": []}"#,
+                "\"added_tokens_decoder\" must be an object with ids as keys",
+            ),
+            (
+                r#"{"eos_token": "<|im_end|>", "added_tokens_decoder": {"two": {"content": "x"}}}"#,
+                "has the key \"two\"",
+            ),
+            (
+                r#"{"eos_token": "<|im_end|>", "extra_special_tokens": [3]}"#,
+                "\"extra_special_tokens\" must be a list of texts",
             ),
             (
                 r#"{"eos_token": 5}"#,
@@ -740,10 +722,12 @@ mod tests {
             .tokenizer_json
             .to_string();
         let tokenizer =
-            Tokenizer::from_parts(json.as_bytes(), Some(fixture::CHATML), "<|im_end|>").unwrap();
+            Tokenizer::from_parts(json.as_bytes(), Some(fixture::CHATML), "<|im_end|>", &[0])
+                .unwrap();
+        assert_eq!(tokenizer.stop_ids(), [2, 0]);
         assert_eq!(tokenizer.eos_id(), 2);
         assert!(tokenizer.has_chat_template());
-        let error = Tokenizer::from_parts(json.as_bytes(), None, "</s>")
+        let error = Tokenizer::from_parts(json.as_bytes(), None, "</s>", &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -759,7 +743,7 @@ mod tests {
         json["padding"] = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
         let tokenizer =
-            Tokenizer::from_parts(json.to_string().as_bytes(), None, "<|im_end|>").unwrap();
+            Tokenizer::from_parts(json.to_string().as_bytes(), None, "<|im_end|>", &[]).unwrap();
         assert_eq!(tokenizer.encode("abcd", true).unwrap().len(), 4);
     }
 }

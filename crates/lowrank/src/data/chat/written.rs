@@ -1,0 +1,349 @@
+//! Messages in a form that the chat template can write.
+//!
+//! Two things come in two forms. A tool call's arguments are a JSON text in OpenAI's files and an object in those of
+//! `transformers`; a content is a text, or a list of parts. Templates are written for one of them, and many write the
+//! other wrongly without an error: arguments as a quoted text within JSON, parts as a list of Python. So a conversation
+//! is rendered as it is, looked at, and rendered with the other form where it came out wrong.
+
+use std::borrow::Cow;
+
+use minijinja::value::{Serde, Value as Jinja};
+use serde_json::{Map, Value};
+
+use crate::data::message::Message;
+use crate::data::pyjson;
+use crate::data::rows::{shown, type_name};
+use crate::data::tokenizer::Tokenizer;
+
+/// A conversation that the template writes rightly, and its text.
+pub(in crate::data) struct Written<'a> {
+    pub(in crate::data) messages: Cow<'a, [Message]>,
+    pub(in crate::data) text: String,
+    /// Arguments of tool calls had to be given in the other form.
+    pub(in crate::data) arguments: bool,
+    /// Contents in parts had to be given as texts.
+    pub(in crate::data) parts: bool,
+}
+
+/// Parts of a content that are no text. This program knows no model that reads them.
+const MEDIA: [&str; 10] = [
+    "image",
+    "image_url",
+    "input_image",
+    "audio",
+    "audio_url",
+    "input_audio",
+    "video",
+    "video_url",
+    "file",
+    "document",
+];
+
+/// Finds the form in which the template writes `messages`; with the generation prompt if `prompt`.
+///
+/// # Errors
+/// Parts that are no text; what the template says where it refuses every form.
+pub(in crate::data) fn written<'a>(
+    tokenizer: &Tokenizer,
+    messages: &'a [Message],
+    tools: Option<&Value>,
+    prompt: bool,
+) -> Result<Written<'a>, String> {
+    let texts = part_texts(messages)?;
+    let arguments = || messages.iter().flat_map(argument_values);
+    let render = |messages: &[Message]| {
+        let text = tokenizer.render_chat(messages, tools, prompt);
+        text.map_err(|error| error.to_string())
+    };
+    let given = render(messages);
+    let has_parts = messages.iter().any(|message| parts_of(message).is_some());
+    let has_arguments = arguments().next().is_some();
+    if !has_parts && !has_arguments {
+        return Ok(Written {
+            messages: Cow::Borrowed(messages),
+            text: given?,
+            arguments: false,
+            parts: false,
+        });
+    }
+    // How much of a text is wrong: nothing may be written as Python or as a quoted text, and no part may be lost.
+    let wrong = |text: &str| {
+        let python = messages.iter().filter_map(first_part_in_python);
+        let quoted = arguments().filter_map(Value::as_str).flat_map(quoted);
+        let lost = |part: &&&str| !text.contains(**part);
+        10_000
+            * python
+                .chain(quoted)
+                .filter(|bad| text.contains(bad))
+                .count()
+            + texts.iter().filter(lost).count()
+    };
+    let mut best: Option<(usize, Written<'a>)> = None;
+    let mut refusal = None;
+    let changes = [(false, false), (false, true), (true, false), (true, true)];
+    for (change_arguments, change_parts) in changes {
+        if (change_arguments && !has_arguments) || (change_parts && !has_parts) {
+            continue;
+        }
+        let changed: Cow<'a, [Message]> = if change_arguments || change_parts {
+            let change = |message| changed(message, change_arguments, change_parts);
+            messages.iter().map(change).collect::<Vec<_>>().into()
+        } else {
+            Cow::Borrowed(messages)
+        };
+        match render(&changed) {
+            Ok(text) => {
+                let amount = wrong(&text);
+                if best.as_ref().is_none_or(|(least, _)| amount < *least) {
+                    let written = Written {
+                        messages: changed,
+                        text,
+                        arguments: change_arguments,
+                        parts: change_parts,
+                    };
+                    best = Some((amount, written));
+                }
+                if amount == 0 {
+                    break;
+                }
+            }
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    best.map(|(_, written)| written)
+        .ok_or_else(|| refusal.unwrap_or_default())
+}
+
+/// The texts of all contents in parts, trimmed.
+fn part_texts(messages: &[Message]) -> Result<Vec<&str>, String> {
+    let mut texts = Vec::new();
+    for (at, message) in messages.iter().enumerate() {
+        for (number, part) in parts_of(message).unwrap_or_default().iter().enumerate() {
+            if let Some(text) = text_of(part) {
+                let text = text.trim();
+                texts.extend((!text.is_empty()).then_some(text));
+                continue;
+            }
+            let place = format!("messages[{at}].content[{number}]");
+            let Some(kind) = part.get("type").and_then(Value::as_str) else {
+                return Err(format!(
+                    "{place} must be a text or a part such as {{\"type\": \"text\", \"text\": …}}, but is {}",
+                    type_name(part)
+                ));
+            };
+            if MEDIA.contains(&kind) {
+                return Err(format!(
+                    "{place} is of the type {kind:?}, and only text can be learned; leave such parts or rows out"
+                ));
+            }
+            if kind == "text" {
+                let found = part.get("text").map_or("missing".to_owned(), shown);
+                return Err(format!("{place}.text must be a text, but is {found}"));
+            }
+        }
+    }
+    Ok(texts)
+}
+
+fn parts_of(message: &Message) -> Option<&[Value]> {
+    message
+        .fields()
+        .get("content")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+}
+
+/// The text of a part: `{"type": "text", "text": …}`, the same without a type, or a plain text.
+fn text_of(part: &Value) -> Option<&str> {
+    let kind = part.get("type").and_then(Value::as_str);
+    match part {
+        Value::String(text) => Some(text),
+        Value::Object(fields)
+            if matches!(kind, None | Some("text" | "input_text" | "output_text")) =>
+        {
+            fields.get("text")?.as_str()
+        }
+        _ => None,
+    }
+}
+
+/// How a template would print the first part of a content that it takes for a text.
+fn first_part_in_python(message: &Message) -> Option<String> {
+    let part = parts_of(message)?.first()?;
+    part.is_object()
+        .then(|| Jinja::from(Serde(part)).to_string())
+}
+
+/// A text as a string of JSON, the way `json.dumps` writes it.
+fn quoted(text: &str) -> [String; 2] {
+    [false, true].map(|ensure_ascii| {
+        let style = pyjson::Style {
+            ensure_ascii,
+            ..pyjson::Style::default()
+        };
+        pyjson::dumps(&Value::from(text), &style)
+    })
+}
+
+/// The arguments of a message's tool calls.
+fn argument_values(message: &Message) -> impl Iterator<Item = &Value> {
+    let calls = message.fields().get("tool_calls").and_then(Value::as_array);
+    let calls = calls.into_iter().flatten();
+    let functions = calls.map(|call| call.get("function").unwrap_or(call));
+    functions
+        .chain(message.fields().get("function_call"))
+        .filter_map(|function| function.get("arguments"))
+        .filter(|arguments| other_form(arguments).is_some())
+}
+
+/// An object for a JSON text, and the other way round.
+fn other_form(arguments: &Value) -> Option<Value> {
+    match arguments {
+        Value::String(text) => {
+            let object: Map<String, Value> = serde_json::from_str(text).ok()?;
+            Some(Value::Object(object))
+        }
+        Value::Object(_) => Some(Value::from(pyjson::dumps(
+            arguments,
+            &pyjson::Style::default(),
+        ))),
+        _ => None,
+    }
+}
+
+fn changed(message: &Message, arguments: bool, parts: bool) -> Message {
+    let mut message = message.clone();
+    if parts && let Some(list) = parts_of(&message) {
+        let texts: Option<Vec<&str>> = list.iter().map(text_of).collect();
+        if let Some(texts) = texts {
+            // As llama.cpp and vLLM join them for such templates.
+            let text = texts.join("\n");
+            message = message.with("content", text.into());
+        }
+    }
+    if arguments {
+        let change = |function: &mut Value| {
+            if let Some(given) = function.get_mut("arguments")
+                && let Some(other) = other_form(given)
+            {
+                *given = other;
+            }
+        };
+        if let Some(Value::Array(calls)) = message.fields().get("tool_calls") {
+            let mut calls = calls.clone();
+            for call in &mut calls {
+                match call.get_mut("function") {
+                    Some(function) => change(function),
+                    None => change(call),
+                }
+            }
+            message = message.with("tool_calls", calls.into());
+        }
+        if let Some(call) = message.fields().get("function_call") {
+            let mut call = call.clone();
+            change(&mut call);
+            message = message.with("function_call", call);
+        }
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::data::fixture;
+
+    const AS_TEXT: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content }}{{ '<|im_end|>' }}{% endfor %}";
+    const AS_PARTS: &str = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}{% endfor %}";
+    const CALLS: &str = "{% for m in messages %}{% for c in m.tool_calls %}{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}{% endfor %}{% endfor %}";
+    const CALLS_AS_TEXT: &str = "{% for m in messages %}{% for c in m.tool_calls %}{{ '(' + c.function.arguments + ')' }}{% endfor %}{% endfor %}";
+    const CALLS_EITHER: &str = "{% for m in messages %}{% for c in m.tool_calls %}{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}{{ c.function.arguments | tojson }}{% endif %}{% endfor %}{% endfor %}";
+
+    fn write(template: &str, messages: &Value) -> Result<(String, bool, bool), String> {
+        let tokenizer = fixture::with_template(Some(template));
+        let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+        let written = written(&tokenizer, &messages, None, false)?;
+        Ok((written.text, written.arguments, written.parts))
+    }
+
+    #[test]
+    fn parts_are_given_as_text_to_a_template_that_writes_texts() {
+        let parts = |list: Value| json!([{"role": "user", "content": list}]);
+        let one = parts(json!([{"type": "text", "text": "Hi"}]));
+        let written = |text: &str, parts| Ok((text.to_owned(), false, parts));
+        assert_eq!(
+            write(AS_TEXT, &one),
+            written("<|im_start|>user\nHi<|im_end|>", true)
+        );
+        assert_eq!(write(AS_PARTS, &one), written("[Hi]", false));
+        let two = parts(json!([{"type": "text", "text": "a"}, {"text": "b"}, "c"]));
+        assert_eq!(
+            write(AS_TEXT, &two),
+            written("<|im_start|>user\na\nb\nc<|im_end|>", true)
+        );
+        // A template that adds texts, and one that leaves out what is no text.
+        for template in [
+            "{% for m in messages %}{{ m.content + '' }}{% endfor %}",
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}",
+            "{% for m in messages %}{{ m.content | trim }}{% endfor %}",
+        ] {
+            assert_eq!(write(template, &one), written("Hi", true), "{template}");
+        }
+    }
+
+    #[test]
+    fn parts_that_are_no_text_are_named() {
+        for (part, expected) in [
+            (
+                json!({"type": "image_url", "image_url": {}}),
+                "messages[0].content[1] is of the type \"image_url\", and only text can be learned",
+            ),
+            (
+                json!({"type": "text"}),
+                "messages[0].content[1].text must be a text, but is missing",
+            ),
+            (json!(3), "messages[0].content[1] must be a text or a part"),
+        ] {
+            let messages =
+                json!([{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]);
+            let error = write(AS_TEXT, &messages).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_given_in_the_form_that_the_template_writes() {
+        let call = |arguments: Value| json!([{"role": "assistant", "content": null, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}]}]);
+        let object = call(json!({"city": "Oslo"}));
+        let text = call(json!("{\"city\":\"Oslo\"}"));
+        let written = |text: &str, arguments| Ok((text.to_owned(), arguments, false));
+        let json = r#"{"name": "f", "arguments": {"city": "Oslo"}}"#;
+        assert_eq!(write(CALLS, &object), written(json, false));
+        assert_eq!(write(CALLS, &text), written(json, true));
+        assert_eq!(
+            write(CALLS_AS_TEXT, &text),
+            written("({\"city\":\"Oslo\"})", false)
+        );
+        assert_eq!(
+            write(CALLS_AS_TEXT, &object),
+            written("({\"city\": \"Oslo\"})", true)
+        );
+        // A template that knows both forms gets what is there.
+        assert_eq!(
+            write(CALLS_EITHER, &text),
+            written("{\"city\":\"Oslo\"}", false)
+        );
+        assert_eq!(
+            write(CALLS_EITHER, &object),
+            written("{\"city\": \"Oslo\"}", false)
+        );
+        // What is no JSON is a text.
+        let plain = call(json!("Oslo"));
+        assert_eq!(
+            write(CALLS, &plain),
+            written(r#"{"name": "f", "arguments": "Oslo"}"#, false)
+        );
+    }
+}
