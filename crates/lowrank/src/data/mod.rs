@@ -29,6 +29,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 pub mod gguf_tokenizer;
+mod jinja2;
 mod message;
 mod preview;
 mod prompts;

@@ -10,12 +10,13 @@ use std::collections::HashSet;
 
 use indexmap::IndexMap;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
+use minijinja::value::{Kwargs, Serde, Value as Jinja};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value};
 
 use super::dates::{seconds_since_1970, strftime};
 use super::error::DataError;
+use super::jinja2;
 use super::message::{MARKS, Message};
 use super::pyjson;
 
@@ -67,8 +68,6 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build();
         environment.set_syntax(syntax.map_err(|error| DataError::Template(error.to_string()))?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // Chat text is not HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.add_function(
@@ -77,7 +76,7 @@ impl ChatTemplate {
                 Err(Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        add_jinja2_tests(&mut environment);
+        jinja2::add_to(&mut environment);
         add_date(&mut environment, seconds_since_1970());
         environment.add_filter(
             "tojson",
@@ -191,27 +190,6 @@ fn for_template(message: &Message) -> Map<String, Value> {
     fields
 }
 
-/// Tests that say something else of an undefined value, of none or of a text than Jinja2's.
-fn add_jinja2_tests(environment: &mut Environment<'static>) {
-    environment.add_test("iterable", |value: &Jinja| {
-        value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
-    });
-    environment.add_test("sequence", |value: &Jinja| {
-        let kind = value.kind();
-        value.is_undefined() || matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map)
-    });
-    for name in ["length", "count"] {
-        environment.add_filter(name, |value: &Jinja| match value.len() {
-            _ if value.is_undefined() => Ok(0),
-            Some(length) => Ok(length),
-            None => Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("cannot calculate length of value of type {}", value.kind()),
-            )),
-        });
-    }
-}
-
 fn words_of(source: &str) -> impl Iterator<Item = &str> {
     source
         .split(|c: char| !c.is_alphanumeric() && c != '_')
@@ -227,7 +205,8 @@ fn with_unix_line_ends(source: &str) -> Cow<'_, str> {
     }
 }
 
-/// `{% generation %}` and `{% endgeneration %}` become a block that is always shown, whitespace control and all.
+/// `{% generation %}` and `{% endgeneration %}` become a block that is always shown, whitespace control and all. What stands
+/// in `{% raw %}` stays as it is.
 fn without_generation_marks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -254,6 +233,16 @@ fn without_generation_marks(source: &str) -> String {
             None => out.push_str(&tag[..end + 2]),
         }
         rest = &tag[end + 2..];
+        if word == "raw" {
+            // Jinja2 keeps the end of the line behind this tag; the renderer here drops one.
+            if !inside.ends_with('-') && rest.starts_with('\n') {
+                out.push('\n');
+            }
+            let end = rest.find("endraw").unwrap_or(rest.len());
+            let end = rest[..end].rfind("{%").unwrap_or(rest.len());
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
     }
     out.push_str(rest);
     out
@@ -471,6 +460,53 @@ mod tests {
     }
 
     #[test]
+    fn undefined_values_and_texts_are_what_they_are_in_jinja2() {
+        for (template, expected) in [
+            (
+                "{{ tools is iterable }}{{ nothing is iterable }}{{ 'a' is iterable }}{{ 1 is iterable }}",
+                "FalseTrueTrueFalse",
+            ),
+            (
+                "{% if tools is iterable and tools | length > 0 %}x{% endif %}y",
+                "y",
+            ),
+            (
+                "{{ nothing | length }}{{ nothing | count }}{{ 'ab' | length }}{{ [1] | length }}",
+                "0021",
+            ),
+            (
+                "{{ 'a' is sequence }}{{ [] is sequence }}{{ {} is sequence }}{{ 1 is sequence }}{{ nothing is sequence }}",
+                "TrueTrueTrueFalseTrue",
+            ),
+            (
+                "{{ 'a.b.c'.rsplit('.', 1) }}{{ ' a  b '.rsplit() }}{{ 'a b c'.rsplit(none, 1) }}",
+                "['a.b', 'c']['a', 'b']['a b', 'c']",
+            ),
+            (
+                "{{ 'abc'.removeprefix('a') }}{{ 'abc'.removesuffix('bc') }}{{ 'abc'.removeprefix('x') }}",
+                "bcaabc",
+            ),
+            (
+                "{{ 'a=b=c'.partition('=') | list }}{{ 'a=b=c'.rpartition('=') | list }}{{ 'a'.partition('=') | list }}",
+                "['a', '=', 'b=c']['a=b', '=', 'c']['a', '', '']",
+            ),
+            ("{{ 'a b  c' | wordcount }}", "3"),
+            (
+                "{% raw %}\n{{ x }}\n{% generation %}{% endraw %}\ny",
+                "\n{{ x }}\n{% generation %}y",
+            ),
+            ("{%- raw -%}\n{{ x }}{%- endraw -%}\ny", "{{ x }}y"),
+        ] {
+            assert_eq!(render(template), expected, "{template}");
+        }
+        let error = render_with("{{ tools | length }}", &json!([]), None).unwrap_err();
+        assert!(
+            error.to_string().contains("cannot calculate length"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_date_can_be_asked() {
         assert_eq!(render("{{ strftime_now('%%') }}"), "%");
     }
@@ -478,7 +514,9 @@ mod tests {
     #[test]
     fn the_date_can_be_set() {
         let source = "{{ strftime_now('%d %b %Y') }}";
-        let mut template = ChatTemplate::new(source, None, Vec::new()).unwrap();
+        let mut templates = Templates::default();
+        templates.add(DEFAULT, source.to_owned());
+        let mut template = ChatTemplate::new(templates, Vec::new()).unwrap().unwrap();
         template.set_date(86_400);
         assert_eq!(template.render(&[], None, false).unwrap(), "02 Jan 1970");
     }

@@ -81,7 +81,15 @@ impl<'a> Turns<'a> {
 
     /// From everything before the turn.
     fn from_the_beginning(&self, at: usize) -> Result<Turn, String> {
-        let before = self.render(&self.messages[..at], true)?;
+        let before = self.render(&self.messages[..at], true).map_err(|error| {
+            if at > self.lead {
+                return error;
+            }
+            format!(
+                "messages[{at}]: the assistant speaks first, and with this chat template what it says cannot be told from the \
+                 prompt ({error}); give it \"weight\": 0, or put a user's message in front"
+            )
+        })?;
         let after = if self.is_last(at) {
             self.whole.to_owned()
         } else {
@@ -170,8 +178,16 @@ impl<'a> Turns<'a> {
             header.unwrap_or_default().to_owned()
         });
         let said = self.messages[at].content().map_or("", str::trim);
-        if header.is_empty() || said.is_empty() {
+        if said.is_empty() {
             return None;
+        }
+        if header.is_empty() {
+            // Nothing comes before an answer, as in Mistral's templates.
+            let start = from + self.whole.get(from..)?.find(said)?;
+            return Some(Turn {
+                range: start..self.whole.len(),
+                exact: self.is_last(at),
+            });
         }
         let mut from = from;
         loop {
