@@ -57,12 +57,13 @@ def main():
             check("decoded text", text, case["decoded"], tokenizer.decode(case["ids"]))
     eos = tokenizer.eos_token_id
     for case in cases.get("pairs", []):
-        prompt = tokenizer(case["prompt"], add_special_tokens=False).input_ids
-        prompt = [id for id in tokenizer("").input_ids if id != eos and prompt[:1] != [id]] + prompt
-        completion = tokenizer(case["completion"], add_special_tokens=False).input_ids
-        ids = prompt + completion + ([] if completion[-1] == eos else [eos])
+        both = tokenizer(case["prompt"] + case["completion"], add_special_tokens=False, return_offsets_mapping=True)
+        ids, ends = both.input_ids, [end for _, end in both.offset_mapping]
+        prefix = [id for id in tokenizer("").input_ids if id != eos and ids[:1] != [id]]
+        given = len(prefix) + sum(end <= len(case["prompt"]) for end in ends)
+        ids = prefix + ids + ([] if ids[-1] == eos else [eos])
         check("row", case["prompt"], case["ids"], ids)
-        check("row's mask", case["prompt"], case["supervised"], [0 < at >= len(prompt) for at in range(len(ids))])
+        check("row's mask", case["prompt"], case["supervised"], [0 < at >= given for at in range(len(ids))])
     masks, refused = 0, 0
     for case in cases["chats"]:
         messages, tools = case["messages"], case["tools"]

@@ -378,7 +378,8 @@ impl Notes {
         add(
             self.shared_token,
             "rows have a token that covers the end of the prompt and the beginning of the completion; the prompt alone is \
-             encoded otherwise, so end prompts without a space, or set completion_boundary to apart",
+             encoded otherwise, so let the completion begin with the space or line end between them, or set \
+             completion_boundary to apart",
         );
         if !self.roles.is_empty() {
             let roles: Vec<String> = self.roles.iter().map(|role| format!("{role:?}")).collect();

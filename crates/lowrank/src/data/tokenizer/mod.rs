@@ -207,11 +207,10 @@ impl Tokenizer {
     /// Makes every text an error that contains a token for which a model with `rows` rows of embedding has none.
     pub fn limit(&mut self, rows: usize) {
         self.rows = Some(rows);
-        let over = self.vocab_size.saturating_sub(rows);
-        if over > 0 {
+        if self.vocab_size > rows {
             tracing::warn!(
-                "the tokenizer has {} tokens and the model {rows} rows for them; texts with one of the last {over} tokens \
-                 are refused",
+                "the tokenizer has {} tokens and the model's embedding {rows} rows; a text with a token that has no row is \
+                 refused",
                 self.vocab_size
             );
         }
