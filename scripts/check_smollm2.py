@@ -252,7 +252,8 @@ class Lowrank:
 
     def loss(self, rows_path, adapter=None, model=None, dtype="f32"):
         adapted = ["--adapter", adapter] if adapter else []
-        command = ["eval", "--model", model or self.model(), *adapted, "--data", rows_path, "--base-dtype", dtype]
+        command = ["eval", "--model", model or self.model(), *adapted, "--data", rows_path, "--base-dtype", dtype,
+                   "--completion-boundary", "apart"]
         return self.json(*command)["loss"]
 
     def greedy(self, prompts):
@@ -271,7 +272,7 @@ class Lowrank:
             self.run(
                 "train", "--model", self.model(), "--data", rows_path, "--method", "lora", "--init-adapter", initial,
                 "--no-shuffle", "--max-steps", STEPS, "--batch-size", BATCH_SIZE, "--learning-rate", LEARNING_RATE,
-                "--lr-scheduler-type", "constant", "--weight-decay", WEIGHT_DECAY, "--max-grad-norm", 0,
+                "--completion-boundary", "apart", "--lr-scheduler-type", "constant", "--weight-decay", WEIGHT_DECAY, "--max-grad-norm", 0,
                 "--base-dtype", dtype, "--output", output)
         lines = read_rows(output / "metrics.jsonl")
         return output, [line["loss"] for line in lines if "loss" in line]
@@ -287,7 +288,8 @@ class Lowrank:
         """The ids of each string, as the prompts of a data file."""
         path = self.work / "strings.jsonl"
         path.write_text("".join(json.dumps({"prompt": x, "completion": "."}) + "\n" for x in strings), encoding="utf-8")
-        shown = self.json("data", "preview", "--model", self.model(), "--data", path, "--rows", len(strings))
+        shown = self.json("data", "preview", "--model", self.model(), "--data", path, "--rows", len(strings),
+                          "--completion-boundary", "apart")
         return [[x for x, label in zip(row["ids"], row["labels"]) if label == -100] for row in shown["examples"]]
 
 

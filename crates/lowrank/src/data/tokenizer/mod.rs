@@ -68,10 +68,20 @@ impl Tokenizer {
     pub fn from_folder(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join("tokenizer.json");
         if !path.is_file() {
-            let hint = if folder.join("tokenizer.model").is_file() {
-                "only tokenizer.model is there: save the tokenizer with transformers' AutoTokenizer to get tokenizer.json"
-            } else {
-                "there is no tokenizer.json; copy it from the model's repository"
+            let others = [
+                "tokenizer.model",
+                "vocab.json",
+                "tekken.json",
+                "vocab.txt",
+                "tiktoken.model",
+            ];
+            let hint = match others.iter().find(|name| folder.join(name).is_file()) {
+                Some(other) => format!(
+                    "only {other} is there: save the tokenizer with transformers' AutoTokenizer to get tokenizer.json"
+                ),
+                None => {
+                    "there is no tokenizer.json; copy it from the model's repository".to_owned()
+                }
             };
             return Err(DataError::layout(folder, hint));
         }
