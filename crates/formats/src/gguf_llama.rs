@@ -177,6 +177,21 @@ fn copy(gguf: &Gguf, source: &Source<'_>, out: &mut dyn Write) -> io::Result<()>
 }
 
 fn encode(values: &[f32], source: &Source<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let finite = |value: &f32| match source.spec.dtype {
+        StoredDType::BF16 => bf16::from_f32(*value).is_finite(),
+        _ => value.is_finite(),
+    };
+    if let Some(value) = values.iter().find(|value| !finite(value)) {
+        let name = &source.spec.name;
+        let why = if value.is_finite() {
+            "which does not fit in bfloat16; import as float32"
+        } else {
+            "which makes every result worthless; the file is damaged or was converted from damaged weights, so take another"
+        };
+        return Err(io::Error::other(format!(
+            "tensor `{name}`: holds {value}, {why}"
+        )));
+    }
     match source.spec.dtype {
         StoredDType::F16 => {
             // Half precision ends at 65504; infinity is not the weight that was asked for.
