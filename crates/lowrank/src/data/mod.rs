@@ -40,7 +40,7 @@ mod tokenizer;
 pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
 pub use error::DataError;
 pub use example::Example;
-pub use files::{Split, split_file};
+pub use files::{Split, count_rows, is_read_once, is_standard_input, split_file};
 pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};
 pub use rows::{Message, RowKind};
