@@ -9,7 +9,23 @@ use super::super::config::{Biases, BlockNorm, Family, LinearKind, MlpKind, Model
 pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.usize("hidden_size")?;
     let heads = raw.usize("num_attention_heads")?;
+    let (kv_default, positions) = match family {
+        Family::Mistral => (8, 131_072),
+        _ => (heads, 2048),
+    };
+    let positions = raw
+        .opt_usize("max_position_embeddings")?
+        .unwrap_or(positions);
     let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
+    let mlp_bias = raw.opt_bool("mlp_bias")?.unwrap_or(false);
+    if family == Family::Mistral && (attention_bias || mlp_bias) {
+        let field = if attention_bias {
+            "attention_bias"
+        } else {
+            "mlp_bias"
+        };
+        return Err(raw.unsupported(field, "false: transformers' Mistral has no biases"));
+    }
     // MistralConfig's own default is a window of 4096; null switches it off.
     let sliding_window = match family {
         Family::Mistral if !raw.map().contains_key("sliding_window") => Some(4096),
@@ -26,18 +42,18 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         intermediate_size: raw.usize("intermediate_size")?,
         num_hidden_layers: raw.usize("num_hidden_layers")?,
         num_attention_heads: heads,
-        num_key_value_heads: raw.opt_usize("num_key_value_heads")?.unwrap_or(heads),
+        num_key_value_heads: super::key_value_heads(raw, heads, kv_default)?,
         head_size: super::head_size(raw, hidden_size, heads, None)?,
-        max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        max_position_embeddings: positions,
         norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        position: super::rope(raw, 10_000.0)?,
+        position: super::rope(raw, 10_000.0, positions)?,
         mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         biases: Biases {
             qkv: attention_bias,
             o: attention_bias,
-            mlp: raw.opt_bool("mlp_bias")?.unwrap_or(false),
+            mlp: mlp_bias,
         },
         qk_norm: false,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
