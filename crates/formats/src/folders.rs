@@ -80,6 +80,13 @@ pub(crate) fn instead_of_model(folder: &Path) -> Option<String> {
             "it is a checkpoint of DeepSpeed in parts; put them together: python {shown}/zero_to_fp32.py {shown} {shown} --safe_serialization"
         ));
     }
+    other_weights(folder)
+}
+
+/// Weights of other programs, models and adapters further inside, and weights under another name.
+fn other_weights(folder: &Path) -> Option<String> {
+    let has = |name: &str| folder.join(name).is_file();
+    let shown = folder.display();
     let files = names(folder);
     let find = |wanted: &[&str]| {
         let fits = |name: &&String| {
@@ -127,9 +134,21 @@ pub(crate) fn instead_of_model(folder: &Path) -> Option<String> {
         ));
     }
     let file = find(&[".safetensors"])?;
-    Some(format!(
-        "it holds {file}; weights are called model.safetensors"
-    ))
+    Some(
+        if file == "model.safetensors" || has("model.safetensors.index.json") {
+            format!(
+                "the weights are there without it; copy {MODEL_CONFIG} from where the model was saved"
+            )
+        } else if file.contains("-of-") {
+            format!(
+                "it holds {file}, a shard, without model.safetensors.index.json; download that, too"
+            )
+        } else {
+            format!(
+                "it holds {file}, and weights are called model.safetensors; rename it where it is the whole model"
+            )
+        },
+    )
 }
 
 /// The snapshots of a model's folder in the Hub's cache; None where the folder is no such.
@@ -404,6 +423,14 @@ mod tests {
             (
                 &[("weights.safetensors", b"")],
                 "weights are called model.safetensors",
+            ),
+            (
+                &[("model.safetensors", b"")],
+                "the weights are there without it; copy config.json",
+            ),
+            (
+                &[("model-00001-of-00002.safetensors", b"")],
+                "a shard, without model.safetensors.index.json",
             ),
             (
                 &[("snapshots/abc/config.json", b"{}")],

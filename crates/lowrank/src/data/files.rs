@@ -462,6 +462,11 @@ mod tests {
             ),
             ("a.jsonl", b"GGUF\x03\0\0\0".to_vec(), "these are weights"),
             ("a.bin", b"\x01\x02\x03\x05\x06\x07".to_vec(), "is binary"),
+            (
+                "a.jsonl",
+                b"\x01\x02\x03\x05\n{\x06\x07".to_vec(),
+                "is binary",
+            ),
         ] {
             let error = read(name, &bytes).unwrap_err();
             assert!(
@@ -482,6 +487,8 @@ mod tests {
             );
             assert_eq!(lines(&read(name, b"[{}, {}]").unwrap()), [1, 1], "{name}");
         }
+        let long = format!("{{\"a\": \"{}\"}}\n{{}}\n", "x".repeat(17 << 20));
+        assert_eq!(lines(&read("a.jsonl", long.as_bytes()).unwrap()), [1, 2]);
         // A damaged first line is a damaged line, and not a file of another format.
         let error = read("a.jsonl", b"# rows\n{\"a\": 1}\n").unwrap_err();
         assert!(

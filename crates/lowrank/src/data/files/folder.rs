@@ -119,7 +119,7 @@ pub(in crate::data) fn require_split(path: &Path, split: Split) -> Result<PathBu
     Err(DataError::layout(
         path,
         format!(
-            "has no {} (as .jsonl, .json, .ndjson or .jsonlines, also compressed as .gz or .zst); {}",
+            "is a folder without {} (as .jsonl, .json, .ndjson or .jsonlines, also compressed as .gz or .zst); {}",
             split.stems().join(", "),
             what_it_holds(path)
         ),
@@ -205,7 +205,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         let reason = |split| require_split(path, split).unwrap_err().to_string();
-        assert!(reason(Split::Train).contains("has no train, training (as .jsonl, .json"));
+        assert!(
+            reason(Split::Train).contains("is a folder without train, training (as .jsonl, .json")
+        );
         fs::write(path.join("train.jsonl"), "").unwrap();
         fs::write(path.join("test.json"), "").unwrap();
         assert_eq!(

@@ -86,6 +86,10 @@ pub(super) fn object_problem(
     head: &mut Vec<u8>,
     rest: &mut impl Read,
 ) -> io::Result<Option<String>> {
+    // A line that is longer than what is looked at may be a row all the same.
+    if head.len() as u64 >= FIRST_LINE && !head.ends_with(b"\n") {
+        return Ok(None);
+    }
     let first = serde_json::from_slice::<Value>(text_of(head));
     match first {
         Ok(Value::Object(object)) => Ok(wrapped(&object, path)),
@@ -207,6 +211,12 @@ pub(super) fn text_problem(
 ) -> io::Result<Option<String>> {
     rest.by_ref().take(TEXT).read_to_end(head)?;
     let text = text_of(head);
+    let control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
+    if text.iter().filter(|byte| control(byte)).count() * 20 > text.len() {
+        return Ok(Some(
+            "is binary, and rows are read as JSON, one object a line".to_owned(),
+        ));
+    }
     let json = |line: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok();
     let any_row = text
         .split(|byte| *byte == b'\n')
@@ -226,11 +236,8 @@ pub(super) fn text_problem(
     let ending = ending.to_ascii_lowercase();
     let begins = |with: &str| text.starts_with(with.as_bytes());
     let mend = |kind: &str| table_mend(kind, path).unwrap_or_default();
-    let binary = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
     Ok(Some(
-        if text.iter().filter(|byte| binary(byte)).count() * 20 > text.len() {
-            "is binary, and rows are read as JSON, one object a line".to_owned()
-        } else if ending == "tsv" || ending == "tab" || separated_by(text, b'\t') {
+        if ending == "tsv" || ending == "tab" || separated_by(text, b'\t') {
             format!(
                 "is a table of tab-separated values, and rows are read as JSON, one object a line; {}",
                 mend("tsv")
