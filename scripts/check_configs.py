@@ -201,6 +201,8 @@ def variants(all):
     check("gpt2-untied-head", "gpt2", put(tie_word_embeddings=False), lambda t: t.update({head: other(t["transformer.wte.weight"])}))
     check("gpt2-absent", "gpt2", drop("tie_word_embeddings"))
     check("qwen2-tied-other-head", "qwen2", put(tie_word_embeddings=True))
+    check("head-elsewhere", "llama", tensors=lambda t: t.update({f"model.{head}": other(t[embedding])}), refused=f"model.{head}")
+    check("tied-other-type", "untied", put(tie_word_embeddings=True), lambda t: t.update({head: t[embedding].half()}))
     check("bare-tied-other-head", "untied", put(tie_word_embeddings=True), lambda t: {k.removeprefix("model."): v for k, v in t.items()})
 
     # Rotary positions, in the words of transformers 4 and 5.
@@ -220,6 +222,8 @@ def variants(all):
     check("rope-nowhere", "llama", drop("rope_parameters"))
     check("rope-llama3", "llama", lambda c: old_rope(c, {**llama3, "original_max_position_embeddings": 64}))
     check("rope-llama3-no-original", "llama", lambda c: old_rope(c, llama3))
+    check("rope-llama3-beside", "llama", lambda c: (old_rope(c, {**llama3, "original_max_position_embeddings": 32}),
+                                                    c.update(original_max_position_embeddings=64)))
     check("rope-no-type", "llama", lambda c: old_rope(c, {"factor": 4.0}))
     check("rope-yarn", "llama", lambda c: old_rope(c, {"rope_type": "yarn", "factor": 2.0}), refused="rope_type")
     check("rope-partial", "llama", put(partial_rotary_factor=0.5), refused="partial_rotary_factor")
@@ -254,6 +258,7 @@ def variants(all):
     check("gpt2-alias-layers", "gpt2", put(num_hidden_layers=1), refused="transformer.h.1")
     check("gpt2-alias-width", "gpt2", put(hidden_size=32), refused="transformer.wte.weight: shape")
     check("gpt2-alias-positions", "gpt2", put(max_position_embeddings=128), refused="transformer.wpe.weight: shape")
+    check("gpt2-head-dim", "gpt2", put(head_dim=8))
     check("gpt2-context", "gpt2", put(n_ctx=99))
     check("gpt2-inner", "gpt2", put(n_inner=None))
     check("positions-alias", "llama", put(n_positions=7, n_embd=9, n_head=9))
@@ -267,6 +272,11 @@ def variants(all):
     check("window-absent", "mistral", drop("sliding_window"))
     check("window-null", "mistral", put(sliding_window=None))
     check("window-unused-switch", "mistral", put(use_sliding_window=False))
+    check("window-layers-full", "mistral", put(layer_types=["full_attention"] * 2))
+    check("window-layers-sliding", "mistral", put(layer_types=["sliding_attention"] * 2))
+    check("window-layers-mixed", "mistral", put(layer_types=["sliding_attention", "full_attention"]), refused="layer_types")
+    check("window-zero", "mistral", put(sliding_window=0), refused="sliding_window")
+    check("window-one", "mistral", put(sliding_window=1))
     check("window-llama", "llama", put(sliding_window=4))
     check("window-off-qwen2", "qwen2", put(use_sliding_window=False, sliding_window=4, max_window_layers=0, layer_types=None))
     check("window-on-qwen2", "qwen2", put(use_sliding_window=True, sliding_window=4, max_window_layers=0, layer_types=None),
@@ -282,6 +292,7 @@ def variants(all):
     check("bias-qwen2", "qwen2", put(attention_bias=False))
 
     # Names of the whole.
+    check("parallel", "llama", put(pretraining_tp=2))
     check("arch-classifier", "llama", put(architectures=["LlamaForSequenceClassification"]))
     check("arch-mistral", "llama", put(architectures=["MistralForCausalLM"]))
     check("type-absent", "llama", drop("model_type"), refused="model_type")

@@ -84,7 +84,7 @@ impl Weights {
             checkpoint
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
-                .filter(|name| !(config.tie_word_embeddings && name.ends_with("lm_head.weight")))
+                .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
         problems.extend(reasons_for_leftovers(&config, checkpoint));

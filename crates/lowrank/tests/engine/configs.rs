@@ -231,6 +231,13 @@ fn read(family: &str, changes: &Value) -> Result<ModelConfig, String> {
     read_config(&raw).map_err(|error| error.to_string())
 }
 
+/// The rotary parameters of the golden model of that name, with another original length.
+fn llama3_with(original: usize) -> Value {
+    let mut parameters = config_of(&golden("llama3"))["rope_parameters"].clone();
+    parameters["original_max_position_embeddings"] = original.into();
+    parameters
+}
+
 #[test]
 fn keys_that_mean_the_same_are_read_in_transformers_order() {
     let linear = json!({"type": "linear", "factor": 2.0});
@@ -264,6 +271,22 @@ fn keys_that_mean_the_same_are_read_in_transformers_order() {
             json!({}),
         ),
         ("mistral", json!({"use_sliding_window": false}), json!({})),
+        (
+            "mistral",
+            json!({"layer_types": ["full_attention", "full_attention"]}),
+            json!({"sliding_window": "null"}),
+        ),
+        (
+            "mistral",
+            json!({"layer_types": ["sliding_attention", "sliding_attention"]}),
+            json!({}),
+        ),
+        (
+            "llama3",
+            json!({"original_max_position_embeddings": 7}),
+            json!({"rope_parameters": llama3_with(7)}),
+        ),
+        ("gpt2", json!({"head_dim": 3}), json!({})),
         (
             "mistral",
             json!({"num_key_value_heads": "null"}),
@@ -343,6 +366,16 @@ fn configs_that_cannot_be_followed_name_their_keys() {
             "qwen2",
             json!({"num_key_value_heads": null}),
             &["num_key_value_heads"],
+        ),
+        (
+            "mistral",
+            json!({"sliding_window": 0}),
+            &["sliding_window", "at least 1"],
+        ),
+        (
+            "mistral",
+            json!({"layer_types": ["sliding_attention", "full_attention"]}),
+            &["layer_types", "the same kind on every layer"],
         ),
         (
             "mistral",

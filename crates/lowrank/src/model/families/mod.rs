@@ -151,6 +151,7 @@ fn rope(
     default_theta: f64,
     max_position_embeddings: usize,
 ) -> Result<Position, FormatError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
     let scaling = raw.opt_object("rope_scaling")?;
     let nested = match scaling.filter(|scaling| !scaling.map().is_empty()) {
         Some(scaling) => Some(scaling),
@@ -196,9 +197,12 @@ fn rope(
             factor: nested.f64("factor")?,
             low_freq_factor: nested.f64("low_freq_factor")?,
             high_freq_factor: nested.f64("high_freq_factor")?,
-            original_max_position_embeddings: nested
-                .opt_f64("original_max_position_embeddings")?
-                .unwrap_or(max_position_embeddings as f64),
+            original_max_position_embeddings: match raw.opt_f64(ORIGINAL)? {
+                Some(beside) => beside,
+                None => nested
+                    .opt_f64(ORIGINAL)?
+                    .unwrap_or(max_position_embeddings as f64),
+            },
         },
         _ => return Err(nested.unsupported(kind_field, "default, linear, llama3")),
     };
@@ -260,10 +264,20 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
     Ok(())
 }
 
+/// What kind of attention each layer has, where the file says so.
+fn layer_types(raw: &HfConfig, layers: usize) -> Result<Option<Vec<&str>>, FormatError> {
+    let kinds = raw.opt_strs("layer_types")?;
+    if kinds.as_ref().is_some_and(|kinds| kinds.len() != layers) {
+        let accepted = format!("a list of num_hidden_layers, which is {layers}");
+        return Err(raw.unsupported("layer_types", accepted));
+    }
+    Ok(kinds)
+}
+
 /// Refuses a sliding window on any layer. `layer_types` says which layers have one; without it `use_sliding_window` does, for
 /// those from `max_window_layers` on.
 fn all_full_attention(raw: &HfConfig, layers: usize) -> Result<(), FormatError> {
-    let Some(kinds) = raw.opt_strs("layer_types")? else {
+    let Some(kinds) = layer_types(raw, layers)? else {
         let used = raw.opt_bool("use_sliding_window")?.unwrap_or(false);
         // Absent means 4096, and null that there is none.
         let window =
@@ -275,10 +289,6 @@ fn all_full_attention(raw: &HfConfig, layers: usize) -> Result<(), FormatError> 
         }
         return Ok(());
     };
-    if kinds.len() != layers {
-        let accepted = format!("a list of num_hidden_layers, which is {layers}");
-        return Err(raw.unsupported("layer_types", accepted));
-    }
     if kinds.iter().all(|kind| *kind == "full_attention") {
         Ok(())
     } else {
@@ -300,9 +310,9 @@ fn head_size(
     raw: &HfConfig,
     hidden_size: usize,
     heads: usize,
-    default: Option<usize>,
+    said: Option<usize>,
 ) -> Result<usize, FormatError> {
-    if let Some(size) = raw.opt_usize("head_dim")?.or(default) {
+    if let Some(size) = said {
         return Ok(size);
     }
     if heads == 0 || !hidden_size.is_multiple_of(heads) {

@@ -22,7 +22,12 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: super::key_value_heads(raw, heads, 32)?,
-        head_size: super::head_size(raw, hidden_size, heads, qwen3.then_some(128))?,
+        head_size: super::head_size(
+            raw,
+            hidden_size,
+            heads,
+            raw.opt_usize("head_dim")?.or(qwen3.then_some(128)),
+        )?,
         max_position_embeddings: positions,
         norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
