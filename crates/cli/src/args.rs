@@ -77,7 +77,11 @@ pub enum Commands {
 /// clap's error, which also stands for `--help` and `--version`.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let matches = Cli::command()
+    let command = with_negative_numbers(Cli::command());
+    if let Some(error) = forgotten_text(command.clone(), &args) {
+        return Err(error);
+    }
+    let matches = command
         .try_get_matches_from(&args)
         .map_err(|error| advise(error, &args))?;
     let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches)?;
@@ -86,6 +90,61 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatche
         innermost = inner;
     }
     Ok((cli, innermost))
+}
+
+/// Lets every flag have a negative number for its value, so that whoever reads the value says what it must be.
+fn with_negative_numbers(command: Command) -> Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|inner| inner.get_name().to_owned())
+        .collect();
+    let command = command.mut_args(|arg| {
+        let flag = arg.get_long().is_some() && arg.get_action().takes_values();
+        if flag && !arg.is_allow_hyphen_values_set() {
+            arg.allow_negative_numbers(true)
+        } else {
+            arg
+        }
+    });
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, with_negative_numbers)
+    })
+}
+
+/// The error about a text that was forgotten. A text may begin with a dash, so clap takes whatever follows for it.
+fn forgotten_text(mut command: Command, args: &[OsString]) -> Option<clap::Error> {
+    command.build();
+    let mut command = chosen(&command, args);
+    let is_flag = |word: &OsString| {
+        let word = word.to_string_lossy();
+        let long = word.strip_prefix("--");
+        let long = long.map(|long| long.split_once('=').map_or(long, |(name, _)| name));
+        let short = word
+            .strip_prefix('-')
+            .filter(|short| short.chars().count() == 1);
+        command.get_arguments().any(|arg| {
+            long.is_some_and(|long| arg.get_long() == Some(long))
+                || short.is_some_and(|short| arg.get_short() == short.chars().next())
+        })
+    };
+    let takes_text = |word: &OsString| {
+        let word = word.to_str().and_then(|word| word.strip_prefix("--"));
+        let mut texts = command
+            .get_arguments()
+            .filter(|arg| arg.is_allow_hyphen_values_set());
+        word.is_some() && texts.any(|arg| arg.get_long() == word)
+    };
+    let (flag, next) = args
+        .windows(2)
+        .map(|pair| (&pair[0], &pair[1]))
+        .find(|(flag, next)| takes_text(flag) && is_flag(next))?;
+    let (flag, next) = (flag.to_string_lossy(), next.to_string_lossy());
+    Some(command.error(
+        ErrorKind::InvalidValue,
+        format!(
+            "{flag} needs a text, and {next} is a flag; to mean it as the text, write {flag}={next}"
+        ),
+    ))
 }
 
 /// Adds our own name to the error about a flag that another program has.
@@ -116,13 +175,13 @@ fn advise(mut error: clap::Error, args: &[OsString]) -> clap::Error {
     error
 }
 
-/// The subcommand that the words before the first flag choose.
+/// The subcommand that the first words choose; flags that may stand before it have no values.
 fn chosen(command: &Command, args: &[OsString]) -> Command {
     let mut command = command.clone();
     for word in args
         .iter()
         .skip(1)
-        .take_while(|word| !word.to_string_lossy().starts_with('-'))
+        .filter(|word| !word.to_string_lossy().starts_with('-'))
     {
         match command.find_subcommand(word) {
             Some(inner) => command = inner.clone(),
@@ -162,5 +221,77 @@ mod tests {
         assert!(text.contains("'--learning-rate'"), "{text}");
         let text = message(&["lowrank", "train", "--xyzzy", "1"]);
         assert!(!text.contains("tip:"), "{text}");
+    }
+
+    fn prompt(args: &[&str]) -> String {
+        let typed = ["lowrank", "generate", "--model=m"].iter().chain(args);
+        match parse(typed.map(OsString::from)).unwrap().0.command {
+            Commands::Generate(generate) => generate.prompt.unwrap_or_default(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_text_may_begin_with_a_dash() {
+        for text in [
+            "- milk",
+            "-",
+            "--",
+            "---\ntitle: x",
+            "-1 is",
+            "--no such flag",
+            "-5",
+        ] {
+            assert_eq!(prompt(&["--prompt", text]), text);
+        }
+        assert_eq!(prompt(&["--prompt=- milk"]), "- milk");
+    }
+
+    #[test]
+    fn a_text_that_was_forgotten_is_no_flag() {
+        for flag in [
+            "--max-new-tokens",
+            "--json",
+            "--seed=1",
+            "--quiet",
+            "-v",
+            "--help",
+        ] {
+            let text = message(&[
+                "lowrank",
+                "-q",
+                "generate",
+                "--model=m",
+                "--prompt",
+                flag,
+                "5",
+            ]);
+            assert!(
+                text.contains(&format!("--prompt needs a text, and {flag} is a flag")),
+                "{text}"
+            );
+            assert_eq!(prompt(&[&format!("--prompt={flag}")]), flag);
+        }
+        let text = message(&["lowrank", "chat", "--model=m", "--system", "--seed", "1"]);
+        assert!(text.contains("--system needs a text"), "{text}");
+    }
+
+    #[test]
+    fn negative_numbers_reach_the_reader_of_the_value() {
+        let text = message(&[
+            "lowrank",
+            "generate",
+            "--model=m",
+            "--prompt=a",
+            "--max-new-tokens",
+            "-1",
+        ]);
+        assert!(
+            text.contains("invalid value '-1' for '--max-new-tokens <N>'"),
+            "{text}"
+        );
+        assert!(parse(["lowrank", "train", "--learning-rate", "-1"].map(OsString::from)).is_ok());
+        let text = message(&["lowrank", "train", "-1"]);
+        assert!(text.contains("unexpected argument '-1'"), "{text}");
     }
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,10 +14,15 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::FormatError;
+use crate::folders::{instead_of_model, weights_mend};
 use crate::json::{read_object, show};
 use crate::mapped::{Mapping, SharedBytes};
+use crate::recognise::{Format, HEAD};
 
+mod finite;
 mod header;
+
+pub use finite::{check_finite, check_finite_as_bf16};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -215,7 +219,12 @@ impl Checkpoint {
         } else {
             return Err(FormatError::Missing {
                 path: path.to_path_buf(),
-                problem: format!("has neither {SINGLE} nor {INDEX}{}", what_is_there(path)),
+                problem: match instead_of_model(path) {
+                    Some(instead) => format!("has neither {SINGLE} nor {INDEX}; {instead}"),
+                    None => format!(
+                        "has neither {SINGLE} nor {INDEX}, so the weights are missing; copy or download them"
+                    ),
+                },
             });
         }
         Ok(checkpoint)
@@ -288,6 +297,13 @@ impl Checkpoint {
 
     fn add_mapping(&mut self, path: &Path, mapping: Arc<Mapping>) -> Result<(), FormatError> {
         let bytes = mapping.as_ref().as_ref();
+        match Format::of(&bytes[..bytes.len().min(HEAD)]) {
+            None | Some(Format::Safetensors) => {}
+            Some(format) => {
+                let problem = format!("is {format}, not safetensors; {}", weights_mend(format));
+                return Err(FormatError::malformed(path, problem));
+            }
+        }
         let data = header::check(path, bytes)?;
         let (_, parsed) = SafeTensors::read_metadata(bytes).map_err(|e| {
             FormatError::malformed(path, format!("not a valid safetensors file: {e}"))
@@ -350,7 +366,7 @@ impl Checkpoint {
                 return Err(FormatError::Missing {
                     path,
                     problem: format!(
-                        "this shard is missing; the index says that it holds {} tensors, among them `{}`",
+                        "this shard is missing; the index says that it holds {} tensors, among them `{}`; download it again",
                         tensors.len(),
                         tensors[0]
                     ),
@@ -385,30 +401,4 @@ impl fmt::Debug for Checkpoint {
 /// A file name without folders: an index must not reach outside its own folder.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
-}
-
-/// Points at weights in formats that have to be converted first.
-fn what_is_there(folder: &Path) -> String {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return String::new();
-    };
-    let mut found: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| {
-            let extension = Path::new(name).extension().and_then(|e| e.to_str());
-            matches!(
-                extension,
-                Some("safetensors" | "bin" | "pt" | "pth" | "gguf" | "h5" | "msgpack")
-            )
-        })
-        .take(5)
-        .collect();
-    if found.is_empty() {
-        return String::new();
-    }
-    found.sort();
-    format!(
-        "; found {}, which must be converted or renamed first",
-        found.join(", ")
-    )
 }

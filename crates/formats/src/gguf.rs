@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::FormatError;
 use crate::mapped::{Mapping, SharedBytes};
+use crate::recognise::{Format, HEAD};
 
 mod metadata;
 mod quant;
@@ -83,7 +84,20 @@ impl Gguf {
     /// tensor.
     pub fn open(path: &Path) -> Result<Gguf, FormatError> {
         let mapping = Mapping::open(path)?;
-        let mut reader = Reader::new(path, mapping.as_ref().as_ref());
+        let bytes = mapping.as_ref().as_ref();
+        match Format::of(&bytes[..bytes.len().min(HEAD)]) {
+            None | Some(Format::Gguf) => {}
+            Some(format) => {
+                let mend = format
+                    .fetch_again()
+                    .unwrap_or("give the GGUF file of the model");
+                return Err(FormatError::malformed(
+                    path,
+                    format!("is {format}, not GGUF; {mend}"),
+                ));
+            }
+        }
+        let mut reader = Reader::new(path, bytes);
         let (version, tensor_count, key_count) = read_preamble(&mut reader)?;
         let metadata = GgufMetadata::read(&mut reader, key_count)?;
         let infos = read_infos(&mut reader, tensor_count)?;

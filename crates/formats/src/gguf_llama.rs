@@ -169,26 +169,38 @@ fn copy(gguf: &Gguf, source: &Source<'_>, out: &mut dyn Write) -> io::Result<()>
                 .collect();
         }
         bytes.clear();
-        encode(&values, source, &mut bytes)?;
+        encode(&values, &source.spec, &mut bytes)?;
         out.write_all(&bytes)?;
     }
     tensor.bytes.release();
     Ok(())
 }
 
-fn encode(values: &[f32], source: &Source<'_>, bytes: &mut Vec<u8>) -> io::Result<()> {
-    match source.spec.dtype {
+fn encode(values: &[f32], spec: &TensorSpec, bytes: &mut Vec<u8>) -> io::Result<()> {
+    // Half precision ends at 65504; infinity is not the weight that was asked for.
+    let (fits, mend): (fn(f32) -> bool, _) = match spec.dtype {
+        StoredDType::F16 => (
+            |value| f16::from_f32(value).is_finite(),
+            "float16; import as bfloat16 or float32",
+        ),
+        StoredDType::BF16 => (
+            |value| bf16::from_f32(value).is_finite(),
+            "bfloat16; import as float32",
+        ),
+        _ => (f32::is_finite, "float32"),
+    };
+    if let Some(value) = values.iter().copied().find(|value| !fits(*value)) {
+        let why = if value.is_finite() {
+            format!("{value} does not fit in {mend}")
+        } else {
+            format!(
+                "holds {value}; the file is damaged, or was made of damaged weights, so take another"
+            )
+        };
+        return Err(io::Error::other(format!("tensor `{}`: {why}", spec.name)));
+    }
+    match spec.dtype {
         StoredDType::F16 => {
-            // Half precision ends at 65504; infinity is not the weight that was asked for.
-            if let Some(large) = values
-                .iter()
-                .find(|v| v.is_finite() && !f16::from_f32(**v).is_finite())
-            {
-                let name = &source.spec.name;
-                return Err(io::Error::other(format!(
-                    "tensor `{name}`: {large} does not fit in float16; import as bfloat16 or float32"
-                )));
-            }
             bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
         }
         StoredDType::BF16 => {
@@ -560,6 +572,41 @@ mod tests {
         let stored = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
         let restored: Vec<_> = (0..12).map(|row| stored[interleaved(row, 6)]).collect();
         assert_eq!(restored, (0..12).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn values_that_cannot_be_stored_are_refused() {
+        for (dtype, value, expected) in [
+            (
+                StoredDType::F32,
+                f32::NAN,
+                "tensor `w`: holds NaN; the file is damaged",
+            ),
+            (
+                StoredDType::BF16,
+                f32::INFINITY,
+                "tensor `w`: holds inf; the file is damaged",
+            ),
+            (
+                StoredDType::BF16,
+                f32::MAX,
+                "does not fit in bfloat16; import as float32",
+            ),
+            (
+                StoredDType::F16,
+                70_000.0,
+                "tensor `w`: 70000 does not fit in float16",
+            ),
+        ] {
+            let spec = TensorSpec {
+                name: "w".into(),
+                dtype,
+                shape: vec![2],
+            };
+            assert!(encode(&[1.0, -2.0], &spec, &mut Vec::new()).is_ok());
+            let error = encode(&[1.0, value], &spec, &mut Vec::new()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::FormatError;
+use crate::folders::instead_of_model;
 use crate::json::{read_object, show};
 
 /// The name of a model's configuration in its folder.
@@ -40,11 +41,15 @@ impl HfConfig {
             path.to_path_buf()
         };
         if !file.exists() {
+            let instead = file.parent().and_then(instead_of_model);
+            let problem = instead.unwrap_or_else(|| {
+                format!(
+                    "a model is a folder with {MODEL_CONFIG}, safetensors weights and a tokenizer"
+                )
+            });
             return Err(FormatError::Missing {
                 path: file,
-                problem: format!(
-                    "is missing; a model is a folder with {MODEL_CONFIG}, safetensors weights and a tokenizer"
-                ),
+                problem: format!("is missing; {problem}"),
             });
         }
         let map = read_object(&file, FILE_CAP)?;

@@ -8,6 +8,8 @@
 //! | [`hf_config`] | `config.json`, `generation_config.json` |
 //! | [`gguf`] | llama.cpp's files: metadata and quantized tensors |
 //! | [`gguf_llama`] | from such a file to a Hugging Face folder |
+//! | [`snapshots`] | folders that are no model or adapter, and what they are instead |
+//! | [`recognise`] | what a file is, by its first bytes, for messages |
 //! | [`atomic`] | files and folders that appear whole or not at all |
 //!
 //! A file is never trusted: sizes are added and multiplied with checked arithmetic, every count has a cap, and nothing
@@ -19,17 +21,21 @@
 pub mod atomic;
 pub mod checkpoint;
 mod error;
+mod folders;
 pub mod gguf;
 pub mod gguf_llama;
 pub mod hf_config;
 mod json;
 mod mapped;
 pub mod peft;
+pub mod recognise;
 pub mod safetensors_writer;
 
 pub use checkpoint::{Checkpoint, StoredDType, TensorEntry};
 pub use error::FormatError;
+pub use folders::snapshots;
 pub use gguf::Gguf;
 pub use hf_config::HfConfig;
 pub use mapped::SharedBytes;
+pub use recognise::Format;
 pub use safetensors_writer::{TensorSpec, write_safetensors};

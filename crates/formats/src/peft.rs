@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Checkpoint;
+use crate::folders::{MLX, foreign_lora, instead_of_adapter, instead_of_adapter_weights};
 use crate::hf_config::HfConfig;
 use crate::json::read_object;
 use crate::{FormatError, atomic};
@@ -105,16 +107,52 @@ pub fn read_adapter_config(path: &Path) -> Result<HfConfig, FormatError> {
     } else {
         path.to_path_buf()
     };
-    if !file.exists() {
+    let other_file = path.is_file() && path.file_name() != Some(ADAPTER_CONFIG.as_ref());
+    if other_file || !file.exists() {
+        let instead = instead_of_adapter(path).unwrap_or_else(|| {
+            format!("an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+        });
+        let missing = if other_file { "" } else { "is missing; " };
         return Err(FormatError::Missing {
             path: file,
-            problem: format!(
-                "is missing; an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
-            ),
+            problem: format!("{missing}{instead}"),
         });
     }
     let map = read_object(&file, FILE_CAP)?;
+    if !map.contains_key("peft_type")
+        && (map.contains_key("fine_tune_type") || map.contains_key("lora_parameters"))
+    {
+        return Err(FormatError::malformed(&file, MLX));
+    }
     Ok(HfConfig::from_map(&file, map))
+}
+
+/// Opens an adapter's weights; `folder` is the adapter's.
+///
+/// # Errors
+/// The file is not there, which is said with what is there instead, or it is damaged or of another program.
+pub fn open_adapter_weights(folder: &Path) -> Result<Checkpoint, FormatError> {
+    if folder.is_file() {
+        return Err(FormatError::Missing {
+            path: folder.to_path_buf(),
+            problem: instead_of_adapter(folder).unwrap_or_default(),
+        });
+    }
+    let file = folder.join(ADAPTER_WEIGHTS);
+    if !file.exists() {
+        return Err(FormatError::Missing {
+            path: file,
+            problem: format!("is missing; {}", instead_of_adapter_weights(folder)),
+        });
+    }
+    let weights = Checkpoint::open(&file)?;
+    match foreign_lora(weights.names()) {
+        None => Ok(weights),
+        Some(whose) => Err(FormatError::malformed(
+            &file,
+            format!("these are the weights of {whose}, and adapters are read as PEFT writes them"),
+        )),
+    }
 }
 
 /// Writes `adapter_config.json` into `folder`: indented, keys sorted where the map sorts them.

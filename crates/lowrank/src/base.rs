@@ -4,14 +4,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lowrank_formats::atomic;
 use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::{Format, FormatError, atomic, snapshots};
 use lowrank_kernels::{DType, release_freed_memory};
 
 use crate::Error;
 use crate::data::Tokenizer;
-use crate::model::{Decoder, Weights, families};
+use crate::model::weights::with_head_of;
+use crate::model::{Decoder, ModelConfig, Weights, families};
 
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
@@ -169,11 +170,18 @@ impl Source {
         }
         let path = Path::new(model);
         if path.is_dir() {
-            return Ok(Self::Folder(path.to_path_buf()));
+            // A model's folder in the Hub's cache holds it under its revisions; the one in use stands first.
+            let snapshot = snapshots(path).and_then(|found| found.into_iter().next());
+            return Ok(Self::Folder(snapshot.unwrap_or_else(|| path.to_path_buf())));
         }
         if path.is_file() {
-            let mend = if path.extension().is_some_and(|e| e == "gguf") {
+            let folder = path
+                .parent()
+                .filter(|folder| folder.join("config.json").is_file());
+            let mend = if Format::of_file(path) == Some(Format::Gguf) {
                 format!("import it first: lowrank model import {model} --output DIR")
+            } else if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+                format!("give the folder that holds it, {}", folder.display())
             } else {
                 "give the folder that holds config.json and model.safetensors".to_owned()
             };
@@ -202,6 +210,14 @@ impl Source {
         })
     }
 
+    /// The model's shapes and choices: config.json's, with the head as the weights have it.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, and what is not supported, by name.
+    pub fn model_config(&self) -> Result<ModelConfig, Error> {
+        with_head_of(families::read_config(&self.config()?)?, &self.checkpoint()?)
+    }
+
     /// The opened weights.
     ///
     /// # Errors
@@ -221,7 +237,12 @@ impl Source {
     /// Files that are missing or damaged.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
         let mut tokenizer = match self {
-            Self::Folder(folder) => Tokenizer::from_folder(folder)?,
+            Self::Folder(folder) => {
+                for name in ["tokenizer.json", "tokenizer_config.json"] {
+                    check_is_there(&folder.join(name))?;
+                }
+                Tokenizer::from_folder(folder)?
+            }
             Self::Builtin => {
                 let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
                 let json = builtin("tokenizer.json");
@@ -246,7 +267,14 @@ impl Source {
     pub fn load(self, dtype: DType) -> Result<Base, Error> {
         let config = families::read_config(&self.config()?)?;
         let tokenizer = self.tokenizer()?;
+        let tied = config.tie_word_embeddings;
         let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
+        if tied && !weights.config().tie_word_embeddings {
+            tracing::warn!(
+                "{self}: lm_head.weight differs from the embedding, so it is used as the head, though config.json has \
+                 tie_word_embeddings: true; set it to false"
+            );
+        }
         Ok(Base {
             decoder: Decoder::new(weights),
             tokenizer,
@@ -292,12 +320,18 @@ impl Source {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",
         };
+        // Of both, `dtype` is what transformers reads.
         let key = if config.contains_key("dtype") {
+            config.shift_remove("torch_dtype");
             "dtype"
         } else {
             "torch_dtype"
         };
         config.insert(key.to_owned(), name.into());
+        let tied = families::read_config(&self.config()?)?.tie_word_embeddings;
+        if tied && !self.model_config()?.tie_word_embeddings {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         for (key, value) in changes {
             config.insert((*key).to_owned(), value.clone());
         }
@@ -317,6 +351,18 @@ impl Source {
             ),
             Self::Builtin => BUILTIN.to_owned(),
         }
+    }
+}
+
+/// Refuses what stands in a file's place where a clone or a download has failed.
+fn check_is_there(path: &Path) -> Result<(), Error> {
+    let format = Format::of_file(path);
+    match format.and_then(|format| Some((format, format.fetch_again()?))) {
+        None => Ok(()),
+        Some((format, mend)) => Err(Error::Format(FormatError::Malformed {
+            path: path.to_path_buf(),
+            problem: format!("is {format}; {mend}"),
+        })),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct ChatArgs {
     pub adapter: Vec<AdapterArg>,
 
     /// A system message before the conversation
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
 
     /// How tokens are drawn
@@ -178,7 +178,7 @@ impl Answer for Model<'_> {
 
 /// Reads lines until there are no more and answers them.
 fn converse(
-    input: impl BufRead,
+    mut input: impl BufRead,
     names: &[String],
     system: Option<&str>,
     model: &mut dyn Answer,
@@ -193,14 +193,24 @@ fn converse(
     if prompting {
         show(&note("type a message, or /help"))?;
     }
-    let mut lines = input.lines();
+    let mut bytes = Vec::new();
     loop {
         if prompting {
             let name = adapter.map_or("", |index| names[index].as_str());
             show(&bold(&format!("{name}> "), output.color))?;
         }
-        let Some(line) = lines.next() else { break };
-        match Line::parse(&line?) {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes)? == 0 {
+            break;
+        }
+        let line = match std::str::from_utf8(&bytes) {
+            Ok(line) => line,
+            Err(error) => {
+                show(&note(&not_text(&bytes, error.valid_up_to())))?;
+                continue;
+            }
+        };
+        match Line::parse(line) {
             Line::Nothing => {}
             Line::Quit => break,
             Line::Help => show(&note(HELP))?,
@@ -237,6 +247,17 @@ fn converse(
         }
     }
     if prompting { show("\n") } else { Ok(()) }
+}
+
+/// About a line that is no text, as a terminal that is set to another encoding sends it.
+fn not_text(line: &[u8], at: usize) -> String {
+    // Characters before it, since a column is what an editor shows.
+    let before = String::from_utf8_lossy(&line[..at]).chars().count();
+    format!(
+        "this line is not UTF-8 (byte 0x{:02X} at column {}) and was not sent; set the terminal, or what writes the lines, to UTF-8",
+        line[at],
+        before + 1
+    )
 }
 
 fn opening(system: Option<&str>) -> Vec<Message> {
@@ -276,6 +297,10 @@ mod tests {
     }
 
     fn talk(input: &str) -> String {
+        talk_bytes(input.as_bytes())
+    }
+
+    fn talk_bytes(input: &[u8]) -> String {
         let names = ["formal".to_string(), "short".to_string()];
         let output = Output {
             json: false,
@@ -284,7 +309,7 @@ mod tests {
         };
         let mut shown = String::new();
         converse(
-            input.as_bytes(),
+            input,
             &names,
             Some("be kind"),
             &mut Echo,
@@ -324,5 +349,15 @@ mod tests {
         1/-1/FREE
         "#
         );
+    }
+
+    #[test]
+    fn a_line_that_is_not_utf_8_is_refused_and_the_chat_goes_on() {
+        let said = talk_bytes(b"\xc3\xa9t\xe9\nagain\r\nlast");
+        insta::assert_snapshot!(said, @"
+        this line is not UTF-8 (byte 0xE9 at column 3) and was not sent; set the terminal, or what writes the lines, to UTF-8
+        2/0/AGAIN
+        4/0/LAST
+        ");
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::Context;
 use clap::Args;
 use lowrank::base::{Base, Source};
-use lowrank::data::{DataOptions, Dataset, Tokenizer, split_file};
+use lowrank::data::{DataError, DataOptions, Dataset, Tokenizer, is_standard_input, split_file};
 use lowrank::model::Weights;
 use lowrank::tuning::{self, Adapter, AdapterSet, Loaded};
 
@@ -48,7 +48,7 @@ impl BaseArgs {
 /// Which rows, and how they become tokens.
 #[derive(Debug, Clone, Args)]
 pub struct RowsArgs {
-    /// A folder with train.jsonl, valid.jsonl or test.jsonl, or one file
+    /// A folder with train.jsonl, valid.jsonl or test.jsonl, one file, or - for standard input
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     pub data: PathBuf,
 
@@ -117,8 +117,16 @@ pub fn choose_split(
     asked: Option<Split>,
     preferred: &[Split],
 ) -> anyhow::Result<lowrank::data::Split> {
-    if !data.exists() {
-        return Err(Misuse::new(format!("--data: {} does not exist", data.display())).into());
+    if !data.exists() && !is_standard_input(data) {
+        let shown = data.display();
+        // A link to nothing and a pipe that is gone have messages of their own.
+        return Err(
+            Misuse::new(match split_file(data, lowrank::data::Split::File) {
+                Err(error @ DataError::Layout { .. }) => format!("--data: {error}"),
+                _ => format!("--data: {shown} does not exist"),
+            })
+            .into(),
+        );
     }
     match asked {
         Some(_) if !data.is_dir() => Err(Misuse::new(format!(

@@ -40,7 +40,7 @@ pub struct GenerateArgs {
     pub adapter: Vec<AdapterArg>,
 
     /// The text to continue, as it is
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
 
     /// Write the prompt as a user's message through the model's chat template
@@ -48,7 +48,12 @@ pub struct GenerateArgs {
     pub chat_template: bool,
 
     /// A system message before it
-    #[arg(long, value_name = "TEXT", requires = "chat_template")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "chat_template",
+        allow_hyphen_values = true
+    )]
     pub system: Option<String>,
 
     /// Continue the prompt of every row of a file, or of a folder's test.jsonl, else valid.jsonl

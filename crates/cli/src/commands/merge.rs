@@ -7,7 +7,7 @@ use lowrank::DType;
 use lowrank::base::Source;
 use lowrank::data::{DataOptions, Dataset, Prompt, Tokenizer};
 use lowrank::merge::{MergeReport, PASSAGES};
-use lowrank::model::{Weights, families};
+use lowrank::model::Weights;
 use lowrank::report::units;
 use lowrank::tuning;
 use serde::Serialize;
@@ -87,7 +87,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
 fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
     set_threads(args.threads)?;
     let source = Source::find(&args.model)?;
-    let config = families::read_config(&source.config()?)?;
+    let config = source.model_config()?;
     let loaded = tuning::load(&args.adapter, &config)?;
     tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
     let passages = passages(args, &source.tokenizer()?)?;

@@ -511,3 +511,47 @@ fn every_other_method_goes_from_training_to_merging() {
     let text = stderr_of(&[&generate[..], &both].concat(), 2);
     assert!(text.contains("beside another adapter"), "{text}");
 }
+
+#[test]
+fn rows_are_read_from_standard_input() {
+    let lab = Lab::new();
+    let rows = std::fs::read(lab.path("data").join("valid.jsonl")).expect("the rows");
+    let (model, file) = (lab.arg("model"), lab.arg("data/valid.jsonl"));
+    let expected = json_of(&["eval", "--model", &model, "--data", &file]);
+    let output = lowrank()
+        .args(["eval", "--model", &model, "--data", "-", "--json"])
+        .write_stdin(rows.clone())
+        .assert()
+        .success();
+    let found: Value = serde_json::from_slice(&output.get_output().stdout).expect("one JSON value");
+    assert_eq!(found["loss"], expected["loss"]);
+    assert_eq!(found["data"], "/dev/stdin");
+    let train = |output: &str, valid: &[&str]| {
+        let mut args = lab.train(output, valid);
+        let data = args.iter_mut().skip_while(|arg| *arg != "--data").nth(1);
+        *data.expect("a value") = "-".into();
+        args
+    };
+    lowrank()
+        .args(train("piped", &["--valid-data", &file]))
+        .write_stdin(rows)
+        .assert()
+        .success();
+    for (valid, input, expected) in [
+        (&[][..], "", "/dev/stdin: is empty: it holds no rows"),
+        (
+            &["--valid-data", "/dev/stdin"],
+            "{}",
+            "are both standard input",
+        ),
+        (&[], "a,b\n1,2\n", "/dev/stdin: is CSV"),
+    ] {
+        let assert = lowrank()
+            .args(train("refused", valid))
+            .write_stdin(input)
+            .assert()
+            .failure();
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.contains(expected), "{text}");
+    }
+}

@@ -33,7 +33,7 @@ pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<usize, FormatError> {
     }
     let Some((header, data)) = rest.split_at_checked(length) else {
         return bad(format!(
-            "is truncated: the header should be {length} bytes long, {} are there",
+            "is truncated: the header should be {length} bytes long, {} are there; copy or download it again",
             rest.len()
         ));
     };
@@ -55,7 +55,7 @@ pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<usize, FormatError> {
         }
         if end > data.len() {
             let problem = format!(
-                "should end at byte {end} of the data, but the file holds {} bytes of data: it is truncated",
+                "should end at byte {end} of the data, but the file holds {} bytes of data: it is truncated; copy or download it again",
                 data.len()
             );
             return Err(FormatError::tensor(path, &entry.name, problem));

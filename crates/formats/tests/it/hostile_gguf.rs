@@ -106,8 +106,12 @@ fn an_honest_file_is_read() {
 #[test]
 fn lies_are_refused_by_name() {
     let empty = Builder::default();
-    assert_refused(b"", &["magic"]);
+    assert_refused(b"", &["is empty"]);
     assert_refused(b"GGML\x03\0\0\0", &["not a GGUF file"]);
+    assert_refused(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        &["a Git LFS pointer, not GGUF", "git lfs pull"],
+    );
     assert_refused(b"GGUF\x01\0\0\0", &["version 1"]);
     assert_refused(b"GGUF\0\0\0\x03", &["big-endian"]);
     for (tensors, keys) in [

@@ -76,7 +76,7 @@ fn an_honest_file_is_read() {
 fn lies_are_refused_by_name() {
     let four = [0u8; 4];
     let one = |entry: String| format!(r#"{{"liar":{entry}}}"#);
-    assert_refused(&[], &["0 bytes"]);
+    assert_refused(&[], &["is empty"]);
     assert_refused(&[9; 7], &["7 bytes"]);
     assert_refused(&u64::MAX.to_le_bytes(), &["not a safetensors file"]);
     assert_refused(&200_000_000u64.to_le_bytes(), &["not a safetensors file"]);

@@ -4,101 +4,38 @@
 //! since both are found under the name `.json`. Lines are streamed; an array is read whole and its rows are found
 //! one after the other, so that each can be parsed on its own, in parallel, and named by its line.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::Path;
 
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::error::DataError;
 use super::rows::type_name;
 
-/// Which rows of a data folder are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
-    /// train.jsonl of a folder, or the file itself.
-    Train,
-    /// valid.jsonl of a folder.
-    Valid,
-    /// test.jsonl of a folder.
-    Test,
-    /// The path is one file.
-    File,
-}
+mod array;
+mod folder;
+mod open;
+mod strange;
 
-impl Split {
-    fn stem(self) -> Option<&'static str> {
-        match self {
-            Self::Train => Some("train"),
-            Self::Valid => Some("valid"),
-            Self::Test => Some("test"),
-            Self::File => None,
-        }
-    }
-}
+use array::Array;
+pub(super) use folder::require_split;
+pub use folder::{Split, split_file};
+pub use open::{is_read_once, is_standard_input};
 
-/// The file of a split: none where a folder has no such file, or where `path` is a file and the split is `Valid` or `Test`.
+/// How many rows a split has, without reading them as anything but JSON.
 ///
 /// # Errors
-/// If there is nothing at `path`, a folder is given for [`Split::File`], or a folder has the split both as .jsonl and as .json.
-pub fn split_file(path: &Path, split: Split) -> Result<Option<PathBuf>, DataError> {
-    let kind = fs::metadata(path).map_err(|error| DataError::io(path, error))?;
-    if !kind.is_dir() {
-        return Ok(matches!(split, Split::Train | Split::File).then(|| path.to_owned()));
+/// If the file is not there, or holds no rows.
+pub fn count_rows(path: &Path, split: Split) -> Result<usize, DataError> {
+    let file = require_split(path, split)?;
+    let mut rows = Rows::open(&file)?;
+    let mut count = 0;
+    loop {
+        match rows.next_batch(&file)?.len() {
+            0 => return Ok(count),
+            more => count += more,
+        }
     }
-    let Some(stem) = split.stem() else {
-        return Err(DataError::layout(
-            path,
-            "is a folder; name one of its files",
-        ));
-    };
-    let found: Vec<PathBuf> = ["jsonl", "json"]
-        .iter()
-        .map(|end| path.join(format!("{stem}.{end}")))
-        .filter(|file| file.is_file())
-        .collect();
-    match found.as_slice() {
-        [] => Ok(None),
-        [one] => Ok(Some(one.clone())),
-        _ => Err(DataError::layout(
-            path,
-            format!("holds both {stem}.jsonl and {stem}.json; remove one of them"),
-        )),
-    }
-}
-
-/// The file of a split that must be there.
-pub(super) fn require_split(path: &Path, split: Split) -> Result<PathBuf, DataError> {
-    if let Some(file) = split_file(path, split)? {
-        return Ok(file);
-    }
-    let stem = split.stem().unwrap_or_default();
-    if !path.is_dir() {
-        let reason = format!(
-            "is one file, so there is no {stem} split; give a folder with train.jsonl and {stem}.jsonl"
-        );
-        return Err(DataError::layout(path, reason));
-    }
-    let mut names: Vec<String> = fs::read_dir(path)
-        .map_err(|error| DataError::io(path, error))?
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| {
-            Path::new(name)
-                .extension()
-                .is_some_and(|end| end == "jsonl" || end == "json")
-        })
-        .collect();
-    names.sort();
-    let holds = if names.is_empty() {
-        "no .jsonl or .json file".into()
-    } else {
-        names.join(", ")
-    };
-    Err(DataError::layout(
-        path,
-        format!("has no {stem}.jsonl or {stem}.json; it holds {holds}"),
-    ))
 }
 
 /// The bytes of one row and where they stand.
@@ -139,6 +76,24 @@ impl RawRow {
         ))
     }
 
+    /// What Python writes where a program prints a row, or lets its json module write numbers that JSON does not have.
+    fn python_hint(&self) -> &'static str {
+        let has = |text: &str| {
+            let mut parts = self.bytes.windows(text.len());
+            parts.any(|part| part == text.as_bytes())
+        };
+        let after = |text: &str| has(&format!(": {text}")) || has(&format!(":{text}"));
+        if self.bytes.trim_ascii_start().starts_with(b"{'") {
+            "; this is a Python dict, and json.dumps(row) writes it as JSON"
+        } else if ["NaN", "Infinity", "-Infinity"].into_iter().any(after) {
+            "; NaN and Infinity are not JSON, so leave the field out or write null"
+        } else if ["None", "True", "False"].into_iter().any(after) {
+            "; None, True and False are Python's, and json.dumps(row) writes them as JSON"
+        } else {
+            ""
+        }
+    }
+
     fn describe(&self, error: &serde_json::Error) -> (usize, String) {
         let (line, column) = (error.line().max(1), error.column());
         let text = error.to_string();
@@ -152,7 +107,10 @@ impl RawRow {
         };
         (
             self.line + line - 1,
-            format!("invalid JSON at column {column}: {what}"),
+            format!(
+                "invalid JSON at column {column}: {what}{}",
+                self.python_hint()
+            ),
         )
     }
 }
@@ -165,7 +123,6 @@ const BATCH_BYTES: usize = 16 << 20;
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Rows of a file, batch by batch.
-#[derive(Debug)]
 pub(super) enum Rows {
     Lines(Lines),
     Array(Array),
@@ -173,39 +130,15 @@ pub(super) enum Rows {
 
 impl Rows {
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
-        if !path
-            .extension()
-            .is_some_and(|end| end == "jsonl" || end == "json")
-        {
-            return Err(DataError::layout(
-                path,
-                "data files are named .jsonl (a row a line) or .json (an array of rows)",
-            ));
+        let mut opened = open::open(path)?;
+        if opened.is_array {
+            let mut bytes = Vec::new();
+            let read = opened.reader.read_to_end(&mut bytes);
+            read.map_err(|error| DataError::io(path, error))?;
+            return Ok(Self::Array(Array::new(bytes)));
         }
-        let io = |error| DataError::io(path, error);
-        let mut first = None;
-        let file = File::open(path).map_err(io)?;
-        for (at, byte) in BufReader::new(file).bytes().enumerate() {
-            let byte = byte.map_err(io)?;
-            let mark = at < BYTE_ORDER_MARK.len() && byte == BYTE_ORDER_MARK[at];
-            if !byte.is_ascii_whitespace() && !mark {
-                first = Some(byte);
-                break;
-            }
-        }
-        if first == Some(b'[') {
-            let bytes = fs::read(path).map_err(io)?;
-            return Ok(Self::Array(Array {
-                bytes,
-                at: 0,
-                line: 1,
-                line_start: 0,
-                state: State::Before,
-            }));
-        }
-        let reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(io)?);
         Ok(Self::Lines(Lines {
-            reader,
+            reader: opened.reader,
             line: 0,
             offset: 0,
         }))
@@ -233,9 +166,8 @@ impl Rows {
 }
 
 /// A row a line; blank lines are passed over.
-#[derive(Debug)]
 pub(super) struct Lines {
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead>,
     /// Lines read so far.
     line: usize,
     /// Bytes read so far.
@@ -276,125 +208,10 @@ impl Lines {
     }
 }
 
-/// The elements of one array. What is no JSON ends the file: where the next row would begin cannot be known.
-#[derive(Debug)]
-pub(super) struct Array {
-    bytes: Vec<u8>,
-    at: usize,
-    /// The line of `at`, counted from 1, and where it starts.
-    line: usize,
-    line_start: usize,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum State {
-    Before,
-    Inside,
-    After,
-}
-
-impl Array {
-    fn next_row(&mut self) -> Result<Option<RawRow>, (usize, String)> {
-        let mut next = self.skip_blank();
-        match self.state {
-            State::After => return Ok(None),
-            State::Before => {
-                // The caller has seen the bracket.
-                self.at += 1;
-                next = self.skip_blank();
-                if next == Some(b']') {
-                    return self.end();
-                }
-            }
-            State::Inside => match next {
-                Some(b']') => return self.end(),
-                Some(b',') => {
-                    self.at += 1;
-                    next = self.skip_blank();
-                }
-                _ => return Err(self.expected("\",\" or \"]\" after a row", next)),
-            },
-        }
-        self.state = State::Inside;
-        if next.is_none() || next == Some(b']') {
-            return Err(self.expected("a row", next));
-        }
-        let (line, column) = (self.line, self.at - self.line_start);
-        let mut elements =
-            serde_json::Deserializer::from_slice(&self.bytes[self.at..]).into_iter::<IgnoredAny>();
-        let outcome = elements.next();
-        let length = elements.byte_offset();
-        let row = |bytes: &[u8]| RawRow {
-            line,
-            column,
-            offset: self.at,
-            bytes: bytes.to_vec(),
-        };
-        if let Some(Err(error)) = outcome {
-            let from = &self.bytes[self.at..];
-            // A text that is no UTF-8 is named as such, not as what the parser trips over.
-            let mut ends = from.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-            let upto = ends.nth(error.line().max(1) - 1);
-            let upto = upto.map_or(from.len(), |(end, _)| end);
-            return Err(row(&from[..upto])
-                .utf8_problem()
-                .unwrap_or_else(|| row(&[]).describe(&error)));
-        }
-        let row = row(&self.bytes[self.at..self.at + length]);
-        self.advance(length);
-        Ok(Some(row))
-    }
-
-    fn end(&mut self) -> Result<Option<RawRow>, (usize, String)> {
-        self.at += 1;
-        self.state = State::After;
-        match self.skip_blank() {
-            None => Ok(None),
-            next => Err(self.expected("nothing after the array", next)),
-        }
-    }
-
-    fn expected(&self, what: &str, next: Option<u8>) -> (usize, String) {
-        let found = next.map_or("the end of the file".to_owned(), |byte| {
-            format!("{:?}", char::from(byte))
-        });
-        let column = self.at - self.line_start + 1;
-        (
-            self.line,
-            format!("invalid JSON at column {column}: expected {what}, found {found}"),
-        )
-    }
-
-    /// Goes to the next byte that means something.
-    fn skip_blank(&mut self) -> Option<u8> {
-        if self.at == 0 && self.bytes.starts_with(BYTE_ORDER_MARK) {
-            self.at = BYTE_ORDER_MARK.len();
-            self.line_start = self.at;
-        }
-        let blank = self.bytes[self.at..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_whitespace())
-            .count();
-        self.advance(blank);
-        self.bytes.get(self.at).copied()
-    }
-
-    fn advance(&mut self, length: usize) {
-        for (at, _) in self.bytes[self.at..self.at + length]
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'\n')
-        {
-            self.line += 1;
-            self.line_start = self.at + at + 1;
-        }
-        self.at += length;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// The rows' lines and contents, or the first error.
@@ -475,7 +292,7 @@ mod tests {
             (
                 "a.jsonl",
                 b"{\"a\": 1\n}\n",
-                "line 1: invalid JSON at column 7: EOF while parsing an object",
+                "has an object over several lines",
             ),
             (
                 "a.jsonl",
@@ -547,7 +364,17 @@ mod tests {
                 b"[{\"a\":\n1",
                 "line 2: invalid JSON at column 1: EOF while parsing an object",
             ),
-            ("a.txt", b"x", "data files are named .jsonl"),
+            (
+                "a.jsonl",
+                b"{'a': 1}",
+                "line 1: invalid JSON at column 2: key must be a string; this is a Python dict",
+            ),
+            (
+                "a.jsonl",
+                b"{}\n{\"a\": NaN}",
+                "line 2: invalid JSON at column 7: expected value; NaN and Infinity are not JSON",
+            ),
+            ("a.txt", b"x", "is text, and rows are read as JSON"),
         ] {
             let error = read(name, bytes).unwrap_err();
             assert!(
@@ -559,50 +386,204 @@ mod tests {
     }
 
     #[test]
-    fn splits_are_files_of_a_folder() {
+    fn what_is_no_file_of_rows_is_named_with_its_mend() {
+        let utf16 = |order: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            "{\"a\": 1}\n".encode_utf16().flat_map(order).collect()
+        };
+        let pretty = b"{\n \"prompt\": \"a\",\n \"completion\": \"b\"\n}\n{\n}\n";
+        for (name, bytes, expected) in [
+            (
+                "a.jsonl",
+                pretty.to_vec(),
+                "an object over several lines (the first ends on line 4 of it)",
+            ),
+            ("a.jsonl", pretty.to_vec(), "jq -c . "),
+            (
+                "a.json",
+                b"{\"data\": [{\"a\": 1}]}".to_vec(),
+                "holds its rows in \"data\"; take them out: jq -c '.[\"data\"][]'",
+            ),
+            (
+                "a.json",
+                b"{\n\"version\": 1,\n\"train\": [\n{\"a\": 1}],\n\"test\": [{}]}".to_vec(),
+                "holds its rows in \"train\" and \"test\"",
+            ),
+            (
+                "a.json",
+                b"{\"features\": [], \"rows\": [{\"row_idx\": 0, \"row\": {}}]}".to_vec(),
+                "jq -c '.[\"rows\"][].row'",
+            ),
+            (
+                "a.json",
+                b"{\"text\": {\"0\": \"a\", \"1\": \"b\"}}".to_vec(),
+                "one object of columns, as pandas",
+            ),
+            ("a.jsonl", utf16(u16::to_le_bytes), "UTF-16 text"),
+            (
+                "a.jsonl",
+                utf16(u16::to_le_bytes),
+                "iconv -f UTF-16LE -t UTF-8",
+            ),
+            (
+                "a.jsonl",
+                utf16(u16::to_be_bytes),
+                "iconv -f UTF-16BE -t UTF-8",
+            ),
+            ("a.csv", b"prompt,completion\n{a},b\n".to_vec(), "is CSV"),
+            ("a.csv", b"text\na\n".to_vec(), "is CSV"),
+            ("a.jsonl", b"prompt,completion\na,b\n".to_vec(), "is CSV"),
+            (
+                "a.txt",
+                b"prompt\tcompletion\na\tb\n".to_vec(),
+                "tab-separated",
+            ),
+            ("a.yaml", b"- prompt: a\n".to_vec(), "is YAML"),
+            (
+                "a.jsonl",
+                b"PAR1\x15\x04".to_vec(),
+                "is Parquet, and rows are read as JSON, one object a line; write its rows as JSON lines: python -c \"import pandas; pandas.read_parquet(",
+            ),
+            ("a.jsonl", b"\x80\x04\x95\x10".to_vec(), "a Python pickle"),
+            (
+                "a.jsonl",
+                b"PK\x03\x04 rows.jsonl".to_vec(),
+                "a zip archive",
+            ),
+            ("a.jsonl", b"BZh91AY".to_vec(), "compressed with bzip2"),
+            (
+                "a.jsonl",
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(),
+                "`git lfs pull`",
+            ),
+            (
+                "a.jsonl",
+                b"<!DOCTYPE html>\n<html>".to_vec(),
+                "an HTML page",
+            ),
+            ("a.jsonl", b"GGUF\x03\0\0\0".to_vec(), "these are weights"),
+            ("a.bin", b"\x01\x02\x03\x05\x06\x07".to_vec(), "is binary"),
+            (
+                "a.jsonl",
+                b"\x01\x02\x03\x05\n{\x06\x07".to_vec(),
+                "is binary",
+            ),
+        ] {
+            let error = read(name, &bytes).unwrap_err();
+            assert!(
+                error.contains(expected),
+                "{}: {error}",
+                String::from_utf8_lossy(&bytes)
+            );
+        }
+    }
+
+    #[test]
+    fn rows_are_rows_whatever_the_file_is_called() {
+        for name in ["a.ndjson", "a.jsonlines", "a.txt", "a", "a.JSONL"] {
+            assert_eq!(
+                lines(&read(name, b"\n{\"a\": 1}\n").unwrap()),
+                [2],
+                "{name}"
+            );
+            assert_eq!(lines(&read(name, b"[{}, {}]").unwrap()), [1, 1], "{name}");
+        }
+        let long = format!("{{\"a\": \"{}\"}}\n{{}}\n", "x".repeat(17 << 20));
+        assert_eq!(lines(&read("a.jsonl", long.as_bytes()).unwrap()), [1, 2]);
+        // A damaged first line is a damaged line, and not a file of another format.
+        let error = read("a.jsonl", b"# rows\n{\"a\": 1}\n").unwrap_err();
+        assert!(
+            error.contains("line 1: invalid JSON at column 1"),
+            "{error}"
+        );
+        // A row may have objects in a list of its own.
+        assert!(read("a.jsonl", b"{\"messages\": [{}], \"data\": [{}]}\n").is_ok());
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut out, bytes).unwrap();
+        out.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    #[test]
+    fn compressed_rows_are_read_whatever_the_file_is_called() {
+        let (one, two) = (b"{\"a\": 1}\n".as_slice(), b"{\"a\": 2}\n".as_slice());
+        let plain = read("a.jsonl", &[one, two].concat()).unwrap();
+        let notes = b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec();
+        for (name, bytes) in [
+            ("a.jsonl", gzip(&[one, two].concat())),
+            ("a.jsonl.gz", [gzip(one), gzip(two)].concat()),
+            ("a.zst", zstd(&[one, two].concat())),
+            ("a.jsonl", [zstd(one), notes, zstd(two)].concat()),
+        ] {
+            assert_eq!(read(name, &bytes).unwrap(), plain, "{name}");
+        }
+        assert_eq!(lines(&read("a.gz", &gzip(b"[{},\n{}]")).unwrap()), [1, 2]);
+        assert_eq!(read("a.gz", &gzip(b"")).unwrap(), []);
+    }
+
+    #[test]
+    fn compressed_rows_that_are_damaged_are_an_error() {
+        // Numbers without a pattern, so that there are several blocks.
+        let row = |n: u64| format!("{{\"a\": {}}}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let text = (0..40_000).map(row).collect::<Vec<_>>().join("\n");
+        for (name, whole) in [
+            ("gzip", gzip(text.as_bytes())),
+            ("Zstandard", zstd(text.as_bytes())),
+        ] {
+            assert_eq!(read("a", &whole).unwrap().len(), 40_000);
+            for cut in [whole.len() - 1, whole.len() - 5, whole.len() / 2, 12] {
+                let error = read("a.jsonl", &whole[..cut]).unwrap_err();
+                assert!(
+                    error.contains(&format!("the {name} data ends in its middle")),
+                    "{cut}: {error}"
+                );
+            }
+            let mut damaged = whole.clone();
+            let middle = damaged.len() / 2;
+            damaged[middle..middle + 8].fill(0xA5);
+            let error = read("a.jsonl", &damaged).unwrap_err();
+            assert!(
+                error.contains("damaged") || error.contains("invalid"),
+                "{error}"
+            );
+        }
+        let error = read("a.jsonl.gz", &gzip(b"PAR1")).unwrap_err();
+        assert!(error.contains("once decompressed, is Parquet"), "{error}");
+        let error = read("a.jsonl.gz", &gzip(&gzip(b"{}"))).unwrap_err();
+        assert!(error.contains("compressed twice"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_read_once() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path();
-        let reason = |split| require_split(path, split).unwrap_err().to_string();
-        assert!(
-            reason(Split::Train)
-                .ends_with("has no train.jsonl or train.json; it holds no .jsonl or .json file")
-        );
-        fs::write(path.join("train.jsonl"), "").unwrap();
-        fs::write(path.join("test.json"), "").unwrap();
-        assert_eq!(
-            split_file(path, Split::Train).unwrap(),
-            Some(path.join("train.jsonl"))
-        );
-        assert_eq!(
-            split_file(path, Split::Test).unwrap(),
-            Some(path.join("test.json"))
-        );
-        assert_eq!(split_file(path, Split::Valid).unwrap(), None);
-        assert!(
-            reason(Split::Valid)
-                .ends_with("has no valid.jsonl or valid.json; it holds test.json, train.jsonl")
-        );
-        assert!(reason(Split::File).ends_with("is a folder; name one of its files"));
-        fs::write(path.join("train.json"), "").unwrap();
-        assert!(
-            reason(Split::Train)
-                .ends_with("holds both train.jsonl and train.json; remove one of them")
-        );
-        let file = path.join("train.jsonl");
-        assert_eq!(split_file(&file, Split::File).unwrap(), Some(file.clone()));
-        assert_eq!(split_file(&file, Split::Train).unwrap(), Some(file.clone()));
-        assert_eq!(split_file(&file, Split::Valid).unwrap(), None);
-        assert!(
-            require_split(&file, Split::Test)
-                .unwrap_err()
-                .to_string()
-                .contains("is one file, so there is no test split")
-        );
-        assert!(
-            split_file(&path.join("none"), Split::File)
-                .unwrap_err()
-                .to_string()
-                .contains("none: cannot be read")
-        );
+        let path = folder.path().join("rows.jsonl");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.is_ok_and(|status| status.success()));
+        assert!(is_read_once(&path));
+        let writer = {
+            let path = path.clone();
+            std::thread::spawn(move || fs::write(path, gzip(b"{\"a\": 1}\n{\"a\": 2}\n")))
+        };
+        let count = count_rows(&path, Split::Train).unwrap();
+        writer.join().unwrap().unwrap();
+        assert_eq!(count, 2);
+    }
+
+    #[test]
+    fn standard_input_has_names() {
+        for name in ["-", "/dev/stdin"] {
+            assert!(is_standard_input(Path::new(name)) && is_read_once(Path::new(name)));
+        }
+        assert!(!is_standard_input(Path::new("./-")));
+        let found = |split| split_file(Path::new("-"), split).unwrap();
+        assert_eq!(found(Split::File), Some("/dev/stdin".into()));
+        assert_eq!(found(Split::Train), Some("/dev/stdin".into()));
+        assert_eq!(found(Split::Valid), None);
     }
 }

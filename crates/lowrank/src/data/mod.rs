@@ -42,7 +42,7 @@ mod tokenizer;
 pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
 pub use error::DataError;
 pub use example::{Boundary, Example};
-pub use files::{Split, split_file};
+pub use files::{Split, count_rows, is_read_once, is_standard_input, split_file};
 pub use message::Message;
 pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};

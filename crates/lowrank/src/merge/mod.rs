@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_formats::atomic;
+use lowrank_formats::{FormatError, atomic};
 use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
 
 use crate::Error;
@@ -70,7 +70,7 @@ pub fn merge(
     overwrite: bool,
     force: bool,
 ) -> Result<MergeReport, Error> {
-    let config = families::read_config(&source.config()?)?;
+    let config = source.model_config()?;
     let merged = MergedConfig::of(&config, adapter)?;
     let limit = config.max_position_embeddings;
     let passages: Vec<Vec<u32>> = passages
@@ -233,7 +233,14 @@ fn prove(
     folder: &Path,
     dtype: DType,
 ) -> Result<MergeReport, Error> {
-    let merged = Decoder::new(Weights::load(folder, dtype)?);
+    let weights = Weights::load(folder, dtype).map_err(|error| match error {
+        // The file's name is one that is gone once the merge has failed.
+        Error::Format(FormatError::Malformed { problem, .. }) => Error::Training(format!(
+            "nothing was written, since the merged model would not be finite: {problem}"
+        )),
+        other => other,
+    });
+    let merged = Decoder::new(weights?);
     let set = [adapter];
     let with_adapter = AdapterSet::new(&set);
     let max_logit_difference = difference(

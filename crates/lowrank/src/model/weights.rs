@@ -5,10 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use lowrank_formats::SharedBytes;
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry};
+use lowrank_formats::checkpoint::{
+    Checkpoint, StoredDType, TensorEntry, check_finite, check_finite_as_bf16,
+};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View};
+use rayon::prelude::*;
 
 use super::config::{ModelConfig, WeightId};
 use super::families;
@@ -38,25 +41,27 @@ impl Weights {
     /// Takes what the config asks for from an opened checkpoint.
     ///
     /// # Errors
-    /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes.
+    /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes. Values that are not finite, or
+    /// would not be as `dtype`.
     pub fn from_checkpoint(
         config: ModelConfig,
         checkpoint: &Checkpoint,
         dtype: DType,
     ) -> Result<Self, Error> {
+        let config = with_head_of(config, checkpoint)?;
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
         let mut mapped = Vec::new();
         let mut used = std::collections::HashSet::new();
-        let optional = families::optional_prefix(config.family);
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
-            let short = name.strip_prefix(optional);
-            let Some(entry) = checkpoint
-                .get(&name)
-                .or_else(|| short.and_then(|n| checkpoint.get(n)))
-            else {
+            let Some(entry) = find(&config, checkpoint, id) else {
                 problems.push(format!("{name}: missing (expected {})", shape_text(shape)));
+                if id == WeightId::Head {
+                    problems.push(
+                        "tie_word_embeddings is false in config.json, or by default; set it to true where the head is the embedding".to_owned(),
+                    );
+                }
                 continue;
             };
             used.insert(entry.name.clone());
@@ -71,7 +76,7 @@ impl Weights {
             let stored_as = if shape.0 == 1 { DType::F32 } else { dtype };
             let tensor = to_tensor(&entry, shape, stored_as)?;
             if tensor.is_shared() {
-                mapped.push(entry.bytes.clone());
+                mapped.push(entry);
             }
             tensors.insert(id, tensor);
         }
@@ -79,22 +84,27 @@ impl Weights {
             checkpoint
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
-                .filter(|name| !(config.tie_word_embeddings && name.ends_with("lm_head.weight")))
+                .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
-        if problems.is_empty() {
-            Ok(Self {
-                config,
-                tensors,
-                dtype,
-                mapped,
-            })
-        } else {
-            Err(Error::Tensors {
+        problems.extend(reasons_for_leftovers(&config, checkpoint));
+        if !problems.is_empty() {
+            return Err(Error::Tensors {
                 path: checkpoint.path().to_path_buf(),
                 problems,
-            })
+            });
         }
+        // The first pass reads every one of these pages anyway, so looking at them now costs little more than the time to do so.
+        let bad = mapped
+            .par_iter()
+            .filter(|entry| check_finite([*entry]).is_err());
+        check_finite(bad.collect::<Vec<_>>())?;
+        Ok(Self {
+            config,
+            tensors,
+            dtype,
+            mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
+        })
     }
 
     /// Weights from tensors that the caller made (random initialisation, tests). Shapes must be the config's.
@@ -228,6 +238,93 @@ pub(crate) fn write_model(
     Ok(())
 }
 
+/// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever
+/// config.json says, as in transformers.
+///
+/// # Errors
+/// Tensors of a type that is not read.
+pub(crate) fn with_head_of(
+    mut config: ModelConfig,
+    checkpoint: &Checkpoint,
+) -> Result<ModelConfig, Error> {
+    let own = |id| get(&config, checkpoint, id);
+    if config.tie_word_embeddings
+        && let (Some(head), Some(embedding)) = (own(WeightId::Head), own(WeightId::Embedding))
+    {
+        config.tie_word_embeddings =
+            head.shape == embedding.shape && same_values(&head, &embedding)?;
+    }
+    Ok(config)
+}
+
+fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {
+    if one.dtype == other.dtype {
+        return Ok(one.bytes.as_ref() == other.bytes.as_ref());
+    }
+    Ok(one.to_f32()? == other.to_f32()?)
+}
+
+/// A tensor by its name, or by its name in a checkpoint of a bare model.
+fn get(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<TensorEntry> {
+    let name = families::tensor_name(config, id);
+    let short = name.strip_prefix(families::optional_prefix(config.family));
+    let by_short = || short.and_then(|name| checkpoint.get(name));
+    checkpoint.get(&name).or_else(by_short)
+}
+
+/// [`get`], or of a tied pair the one that is there.
+fn find(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<TensorEntry> {
+    let tied = id == WeightId::Embedding && config.tie_word_embeddings;
+    let other = || {
+        tied.then(|| get(config, checkpoint, WeightId::Head))
+            .flatten()
+    };
+    get(config, checkpoint, id).or_else(other)
+}
+
+/// Keys of config.json that decide about tensors that nothing reads.
+fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let layers = config.num_hidden_layers;
+    let blocks = families::blocks(config.family);
+    let short = blocks
+        .strip_prefix(families::optional_prefix(config.family))
+        .unwrap_or(blocks);
+    let layer = |name: &str| -> Option<usize> {
+        let rest = name
+            .strip_prefix(blocks)
+            .or_else(|| name.strip_prefix(short))?;
+        rest.strip_prefix('.')?.split('.').next()?.parse().ok()
+    };
+    if let Some(last) = checkpoint
+        .names()
+        .filter_map(layer)
+        .max()
+        .filter(|last| *last >= layers)
+    {
+        reasons.push(format!(
+            "num_hidden_layers is {layers} in config.json, and the file holds {} layers",
+            last + 1
+        ));
+    }
+    let has = |name: &str| checkpoint.names().any(|known| known.ends_with(name));
+    let keys: Vec<&str> = [
+        ("attention_bias", config.biases.o, "o_proj.bias"),
+        ("mlp_bias", config.biases.mlp, "down_proj.bias"),
+    ]
+    .into_iter()
+    .filter(|(_, on, name)| !on && has(name))
+    .map(|(key, _, _)| key)
+    .collect();
+    if !keys.is_empty() {
+        reasons.push(format!(
+            "{} must be true in config.json where biases are meant to be used",
+            keys.join(" and ")
+        ));
+    }
+    reasons
+}
+
 fn has_shape(stored: &[usize], (rows, cols): (usize, usize)) -> bool {
     match stored {
         [n] => rows == 1 && *n == cols,
@@ -260,7 +357,12 @@ pub(crate) fn to_tensor(
         if let Ok(tensor) = Tensor::from_shared(bytes.owner(), bytes.range(), dtype, rows, cols) {
             return Ok(tensor);
         }
+        check_finite([entry])?;
         return Ok(Tensor::from_le_bytes(bytes.as_ref(), dtype, rows, cols)?);
+    }
+    match dtype {
+        DType::F32 => check_finite([entry])?,
+        DType::Bf16 => check_finite_as_bf16([entry])?,
     }
     let tensor = Tensor::from_f32_as(rows, cols, &entry.to_f32()?, dtype);
     entry.bytes.release();

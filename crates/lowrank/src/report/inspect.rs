@@ -56,7 +56,7 @@ pub struct TensorReport {
 /// # Errors
 /// Files that are missing or damaged, and an architecture that is not supported.
 pub fn model(source: &Source) -> Result<ModelReport, Error> {
-    let config = families::read_config(&source.config()?)?;
+    let config = source.model_config()?;
     let checkpoint = source.checkpoint()?;
     let mut dtypes = BTreeMap::new();
     let mut tensors = Vec::with_capacity(checkpoint.len());

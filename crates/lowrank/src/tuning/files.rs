@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lowrank_formats::FormatError;
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, LoraConfig, PromptKind, read_adapter_config, write_adapter_config,
+    ADAPTER_WEIGHTS, LoraConfig, PromptKind, open_adapter_weights, read_adapter_config,
+    write_adapter_config,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
@@ -175,7 +176,7 @@ fn finish(
     config: AdapterConfig,
     coverage: String,
 ) -> Result<Loaded, Error> {
-    let weights = Checkpoint::open(&folder.join(ADAPTER_WEIGHTS))?;
+    let weights = open_adapter_weights(folder)?;
     if adapter.virtual_tokens.key_values.is_empty() {
         read_values(&weights, &mut adapter)?;
     } else {
@@ -298,10 +299,10 @@ pub(super) fn write_values(
 /// Fills every slot from the tensor of its name.
 ///
 /// # Errors
-/// Tensors that are missing, of another shape, or left over; all are named.
+/// Tensors that are missing, of another shape, or left over, and values that are not finite; all are named.
 pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
     let vectors = adapter.vectors();
-    let mut problems = Vec::new();
+    let (mut problems, mut entries) = (Vec::new(), Vec::new());
     for (slot, name) in adapter.names.iter().enumerate() {
         let (rows, cols) = adapter.params.shape(slot);
         let shape = if vectors.contains(&slot) {
@@ -320,6 +321,7 @@ pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result
             Some(entry) => {
                 let values = Tensor::from_f32(rows, cols, entry.to_f32()?);
                 adapter.params.view_mut(slot).copy_from(values.view());
+                entries.push(entry);
             }
         }
     }
@@ -331,7 +333,7 @@ pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result
             .map(|name| format!("{name}: no adapted module of this model reads it")),
     );
     if problems.is_empty() {
-        return Ok(());
+        return Ok(check_finite(&entries)?);
     }
     problems.push("is this adapter for another model?".to_owned());
     Err(Error::Tensors {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
     ADAPTER_WEIGHTS, PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix,
@@ -339,6 +339,7 @@ pub(super) fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result
             entry.shape
         )),
         Some(entry) if problems.is_empty() => {
+            check_finite([&entry])?;
             let parts = split_prefix(&entry.to_f32()?, n, slots);
             for (slot, values) in parts.into_iter().enumerate() {
                 let values = Tensor::from_f32(n, width, values);

@@ -87,6 +87,11 @@ fn a_config_that_is_not_supported_is_named() {
             if *field == "rope_scaling" {
                 config.remove("rope_parameters");
             }
+            if *field == "use_sliding_window" {
+                config.remove("layer_types");
+                config.insert("sliding_window".into(), 4.into());
+                config.insert("max_window_layers".into(), 0.into());
+            }
             config.insert((*field).to_owned(), value.clone());
         });
         let text = load(&place.path("model"));

@@ -4,6 +4,7 @@ mod adapters;
 mod bad_input;
 mod beams;
 mod common;
+mod configs;
 mod diff;
 mod generation;
 mod gradients;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use lowrank::base::Source;
 use lowrank::compare::{self, Budget};
-use lowrank::data::{Split, split_file};
+use lowrank::data::{Split, is_read_once, split_file};
 use lowrank::model::{ModelConfig, families};
 use lowrank::train::TrainConfig;
 use lowrank::tuning;
@@ -253,6 +253,12 @@ impl Config {
                 data.display()
             ));
         }
+        problems.require(!is_read_once(&data), || {
+            format!(
+                "{}: the rows are read again for every training, and a pipe can be read only once; save them to a file",
+                data.display()
+            )
+        });
         let held_out = held_out(&data, &written.train);
         problems.require(held_out.is_some() || entries.is_empty(), || {
             format!(

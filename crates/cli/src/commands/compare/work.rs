@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use lowrank::base::{Base, MODEL_FILES, Source};
 use lowrank::bench;
 use lowrank::compare::{Cost, SeedResult};
-use lowrank::data::{Split, split_file};
+use lowrank::data::{Split, count_rows, split_file};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
 use lowrank::train::TrainConfig;
@@ -296,7 +296,7 @@ impl<'a> Worker<'a> {
         } else if place.exists() {
             args.push("--overwrite".to_owned());
         }
-        let total = config.total_steps(rows(&config.data)?);
+        let total = config.total_steps(count_rows(&config.data, Split::Train)?);
         let log = with_ending(place, "log");
         let found = self.children.train(&args, &log, place, total)?;
         write_text(&outcome, &serde_json::to_string_pretty(&found)?)?;
@@ -575,14 +575,6 @@ fn median(values: impl Iterator<Item = anyhow::Result<f64>>) -> anyhow::Result<f
         .get(values.len() / 2)
         .copied()
         .context("a training of so few steps has no speed; raise steps of cost")
-}
-
-/// Lines of the training file, which are its rows but for blank ones.
-fn rows(data: &Path) -> anyhow::Result<usize> {
-    let file = split_file(data, Split::Train)?.unwrap_or_else(|| data.to_path_buf());
-    let text =
-        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(text.lines().filter(|line| !line.trim().is_empty()).count())
 }
 
 fn has_checkpoint(folder: &Path) -> bool {

@@ -1,7 +1,8 @@
 //! Checks of the training settings, alone and together.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use lowrank::data::is_standard_input;
 use serde_json::Value;
 
 use super::TrainSettings;
@@ -289,11 +290,21 @@ impl Layered<TrainSettings> {
             ("init_adapter", &s.init_adapter),
         ] {
             if let Some(path) = path {
-                problems.require(exists(path), || {
+                // Rows may come from standard input, but only once.
+                let input = key != "init_adapter" && is_standard_input(path);
+                problems.require(input || exists(path), || {
                     format!("{}: {} does not exist", self.name(key), path.display())
                 });
             }
         }
+        let input = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_standard_input);
+        problems.require(!(input(&s.data) && input(&s.valid_data)), || {
+            format!(
+                "{} and {} are both standard input, which can be read only once; put one of them into a file",
+                self.name("data"),
+                self.name("valid_data")
+            )
+        });
     }
 }
 

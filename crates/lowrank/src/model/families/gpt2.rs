@@ -9,8 +9,9 @@ use super::super::config::{
 };
 
 pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
-    let hidden_size = raw.usize("n_embd")?;
-    let heads = raw.usize("n_head")?;
+    let hidden_size = raw.usize(named(raw, "hidden_size", "n_embd"))?;
+    let heads = raw.usize(named(raw, "num_attention_heads", "n_head"))?;
+    let positions = named(raw, "max_position_embeddings", "n_positions");
     for (field, accepted) in [
         ("scale_attn_weights", true),
         ("scale_attn_by_inverse_layer_idx", false),
@@ -26,11 +27,11 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.opt_usize("n_inner")?.unwrap_or(4 * hidden_size),
-        num_hidden_layers: raw.usize("n_layer")?,
+        num_hidden_layers: raw.usize(named(raw, "num_hidden_layers", "n_layer"))?,
         num_attention_heads: heads,
         num_key_value_heads: heads,
         head_size: super::head_size(raw, hidden_size, heads, None)?,
-        max_position_embeddings: raw.opt_usize("n_positions")?.unwrap_or(1024),
+        max_position_embeddings: raw.opt_usize(positions)?.unwrap_or(1024),
         norm: NormKind::Layer,
         norm_eps: raw.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
         position: Position::Learned,
@@ -47,6 +48,15 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         layout: Layout::InOut,
         sliding_window: None,
     })
+}
+
+/// The name that a value has in this file. transformers knows GPT-2's by the common names too, and reads those last.
+fn named<'a>(raw: &HfConfig, common: &'a str, own: &'a str) -> &'a str {
+    if raw.get(common).is_some() {
+        common
+    } else {
+        own
+    }
 }
 
 pub(super) fn linear(kind: LinearKind) -> &'static str {

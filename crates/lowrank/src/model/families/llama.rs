@@ -9,35 +9,47 @@ use super::super::config::{Biases, BlockNorm, Family, LinearKind, MlpKind, Model
 pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.usize("hidden_size")?;
     let heads = raw.usize("num_attention_heads")?;
-    let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
-    // MistralConfig's own default is a window of 4096; null switches it off.
+    let layers = raw.usize("num_hidden_layers")?;
     let sliding_window = match family {
-        Family::Mistral if !raw.map().contains_key("sliding_window") => Some(4096),
-        Family::Mistral => raw.opt_usize("sliding_window")?,
+        Family::Mistral => window(raw, layers)?,
         _ => None,
     };
-    if raw.opt_usize("pretraining_tp")?.is_some_and(|tp| tp > 1) {
-        return Err(raw.unsupported("pretraining_tp", "1"));
+    let (kv_default, positions) = match family {
+        Family::Mistral => (8, 131_072),
+        _ => (heads, 2048),
+    };
+    let positions = raw
+        .opt_usize("max_position_embeddings")?
+        .unwrap_or(positions);
+    let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
+    let mlp_bias = raw.opt_bool("mlp_bias")?.unwrap_or(false);
+    if family == Family::Mistral && (attention_bias || mlp_bias) {
+        let field = if attention_bias {
+            "attention_bias"
+        } else {
+            "mlp_bias"
+        };
+        return Err(raw.unsupported(field, "false: transformers' Mistral has no biases"));
     }
     Ok(ModelConfig {
         family,
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.usize("intermediate_size")?,
-        num_hidden_layers: raw.usize("num_hidden_layers")?,
+        num_hidden_layers: layers,
         num_attention_heads: heads,
-        num_key_value_heads: raw.opt_usize("num_key_value_heads")?.unwrap_or(heads),
-        head_size: super::head_size(raw, hidden_size, heads, None)?,
-        max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        num_key_value_heads: super::key_value_heads(raw, heads, kv_default)?,
+        head_size: super::head_size(raw, hidden_size, heads, raw.opt_usize("head_dim")?)?,
+        max_position_embeddings: positions,
         norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        position: super::rope(raw, 10_000.0)?,
+        position: super::rope(raw, 10_000.0, positions)?,
         mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         biases: Biases {
             qkv: attention_bias,
             o: attention_bias,
-            mlp: raw.opt_bool("mlp_bias")?.unwrap_or(false),
+            mlp: mlp_bias,
         },
         qk_norm: false,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
@@ -45,6 +57,34 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         layout: Layout::OutIn,
         sliding_window,
     })
+}
+
+/// Mistral's window, the same on every layer. `layer_types` can say that no layer has one.
+fn window(raw: &HfConfig, layers: usize) -> Result<Option<usize>, FormatError> {
+    const FIELD: &str = "sliding_window";
+    // MistralConfig's own default is a window of 4096; null switches it off.
+    let size = if raw.map().contains_key(FIELD) {
+        raw.opt_usize(FIELD)?
+    } else {
+        Some(4096)
+    };
+    if size == Some(0) {
+        return Err(raw.unsupported(FIELD, "a whole number of at least 1, or null for none"));
+    }
+    let Some(kinds) = super::layer_types(raw, layers)? else {
+        return Ok(size);
+    };
+    let all = |wanted: &str| kinds.iter().all(|kind| *kind == wanted);
+    if all("full_attention") {
+        Ok(None)
+    } else if all("sliding_attention") {
+        Ok(size)
+    } else {
+        Err(raw.unsupported(
+            "layer_types",
+            "the same kind on every layer, full_attention or sliding_attention",
+        ))
+    }
 }
 
 pub(super) fn linear(kind: LinearKind) -> &'static str {

@@ -21,6 +21,11 @@ use crate::tuning::Sublayer;
 /// # Errors
 /// An architecture or a value that is not supported, by name; a field that is missing or impossible.
 pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
+    if raw.get("model_type").is_none() && raw.get("_class_name").is_some() {
+        let accepted =
+            "none: this is a part of a pipeline of Diffusers, and a language model is needed";
+        return Err(raw.unsupported("_class_name", accepted));
+    }
     let config = match raw.str("model_type")? {
         "llama" => llama::config(raw, Family::Llama),
         "mistral" => llama::config(raw, Family::Mistral),
@@ -61,7 +66,8 @@ pub(crate) fn bottleneck_module(config: &ModelConfig, layer: usize, place: Subla
     format!("{blocks}.{layer}.{place}_adapter")
 }
 
-fn blocks(family: Family) -> &'static str {
+/// The list that holds the blocks.
+pub(crate) fn blocks(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.h",
         _ => "model.layers",
@@ -138,14 +144,19 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
     })
 }
 
-/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4).
-fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
-    let field = if raw.get("rope_parameters").is_some() {
-        "rope_parameters"
-    } else {
-        "rope_scaling"
+/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4). Where a file has both objects,
+/// the older one is read and the other is not, as in transformers.
+fn rope(
+    raw: &HfConfig,
+    default_theta: f64,
+    max_position_embeddings: usize,
+) -> Result<Position, FormatError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let scaling = raw.opt_object("rope_scaling")?;
+    let nested = match scaling.filter(|scaling| !scaling.map().is_empty()) {
+        Some(scaling) => Some(scaling),
+        None => raw.opt_object("rope_parameters")?,
     };
-    let nested = raw.opt_object(field)?;
     let theta = match nested
         .as_ref()
         .map(|n| n.opt_f64("rope_theta"))
@@ -155,12 +166,23 @@ fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
         Some(theta) => theta,
         None => raw.opt_f64("rope_theta")?.unwrap_or(default_theta),
     };
+    if let Some(partial) = raw.opt_f64("partial_rotary_factor")?
+        && partial != 1.0
+    {
+        return Err(raw.unsupported("partial_rotary_factor", "1.0"));
+    }
     let Some(nested) = nested else {
         return Ok(Position::Rope(Rope {
             theta,
             scaling: RopeScaling::None,
         }));
     };
+    if let Some((layers, _)) = nested.map().iter().find(|(_, value)| value.is_object()) {
+        return Err(nested.unsupported(
+            layers,
+            "the same rotary positions on every layer, without objects in rope_parameters",
+        ));
+    }
     let kind_field = if nested.get("rope_type").is_some() {
         "rope_type"
     } else {
@@ -175,7 +197,12 @@ fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
             factor: nested.f64("factor")?,
             low_freq_factor: nested.f64("low_freq_factor")?,
             high_freq_factor: nested.f64("high_freq_factor")?,
-            original_max_position_embeddings: nested.f64("original_max_position_embeddings")?,
+            original_max_position_embeddings: match raw.opt_f64(ORIGINAL)? {
+                Some(beside) => beside,
+                None => nested
+                    .opt_f64(ORIGINAL)?
+                    .unwrap_or(max_position_embeddings as f64),
+            },
         },
         _ => return Err(nested.unsupported(kind_field, "default, linear, llama3")),
     };
@@ -187,8 +214,27 @@ fn rope(raw: &HfConfig, default_theta: f64) -> Result<Position, FormatError> {
     Ok(Position::Rope(Rope { theta, scaling }))
 }
 
-/// Shapes that the engine's arithmetic relies on.
+/// Keys that say that the model is another than its other keys describe, and shapes that the engine's arithmetic relies on.
 fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
+    const PLAIN: &str = "so take the model as it was before; where its weights are plain all the same, remove the key";
+    for (field, why) in [
+        (
+            "quantization_config",
+            format!("quantized weights are not read, {PLAIN}"),
+        ),
+        (
+            "quantization",
+            format!("MLX's quantized weights are not read, {PLAIN}"),
+        ),
+        (
+            "text_config",
+            "a model of text inside another one is not read".to_owned(),
+        ),
+    ] {
+        if raw.get(field).is_some() {
+            return Err(raw.unsupported(field, format!("none: {why}")));
+        }
+    }
     for (field, value) in [
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden_size),
@@ -218,14 +264,45 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
     Ok(())
 }
 
-fn all_full_attention(raw: &HfConfig) -> Result<(), FormatError> {
-    let Some(layers) = raw.opt_strs("layer_types")? else {
+/// What kind of attention each layer has, where the file says so.
+fn layer_types(raw: &HfConfig, layers: usize) -> Result<Option<Vec<&str>>, FormatError> {
+    let kinds = raw.opt_strs("layer_types")?;
+    if kinds.as_ref().is_some_and(|kinds| kinds.len() != layers) {
+        let accepted = format!("a list of num_hidden_layers, which is {layers}");
+        return Err(raw.unsupported("layer_types", accepted));
+    }
+    Ok(kinds)
+}
+
+/// Refuses a sliding window on any layer. `layer_types` says which layers have one; without it `use_sliding_window` does, for
+/// those from `max_window_layers` on.
+fn all_full_attention(raw: &HfConfig, layers: usize) -> Result<(), FormatError> {
+    let Some(kinds) = layer_types(raw, layers)? else {
+        let used = raw.opt_bool("use_sliding_window")?.unwrap_or(false);
+        // Absent means 4096, and null that there is none.
+        let window =
+            !raw.map().contains_key("sliding_window") || raw.get("sliding_window").is_some();
+        let from = raw.opt_usize("max_window_layers")?.unwrap_or(28);
+        if used && window && from < layers {
+            let accepted = format!("false, or a max_window_layers of {layers} or more");
+            return Err(raw.unsupported("use_sliding_window", accepted));
+        }
         return Ok(());
     };
-    if layers.iter().all(|kind| *kind == "full_attention") {
+    if kinds.iter().all(|kind| *kind == "full_attention") {
         Ok(())
     } else {
         Err(raw.unsupported("layer_types", "full_attention on every layer"))
+    }
+}
+
+/// `num_key_value_heads`: null means as many as there are heads. `absent` is the family's own default.
+fn key_value_heads(raw: &HfConfig, heads: usize, absent: usize) -> Result<usize, FormatError> {
+    const FIELD: &str = "num_key_value_heads";
+    if raw.map().contains_key(FIELD) {
+        Ok(raw.opt_usize(FIELD)?.unwrap_or(heads))
+    } else {
+        Ok(absent)
     }
 }
 
@@ -233,9 +310,9 @@ fn head_size(
     raw: &HfConfig,
     hidden_size: usize,
     heads: usize,
-    default: Option<usize>,
+    said: Option<usize>,
 ) -> Result<usize, FormatError> {
-    if let Some(size) = raw.opt_usize("head_dim")?.or(default) {
+    if let Some(size) = said {
         return Ok(size);
     }
     if heads == 0 || !hidden_size.is_multiple_of(heads) {

@@ -10,24 +10,28 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
     let hidden_size = raw.usize("hidden_size")?;
     let heads = raw.usize("num_attention_heads")?;
     let qwen3 = family == Family::Qwen3;
-    if raw.opt_bool("use_sliding_window")?.unwrap_or(false) {
-        return Err(raw.unsupported("use_sliding_window", "false"));
-    }
-    super::all_full_attention(raw)?;
+    let layers = raw.usize("num_hidden_layers")?;
+    super::all_full_attention(raw, layers)?;
+    let positions = raw.opt_usize("max_position_embeddings")?.unwrap_or(32_768);
     let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
     Ok(ModelConfig {
         family,
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.usize("intermediate_size")?,
-        num_hidden_layers: raw.usize("num_hidden_layers")?,
+        num_hidden_layers: layers,
         num_attention_heads: heads,
-        num_key_value_heads: raw.opt_usize("num_key_value_heads")?.unwrap_or(heads),
-        head_size: super::head_size(raw, hidden_size, heads, qwen3.then_some(128))?,
-        max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(32_768),
+        num_key_value_heads: super::key_value_heads(raw, heads, 32)?,
+        head_size: super::head_size(
+            raw,
+            hidden_size,
+            heads,
+            raw.opt_usize("head_dim")?.or(qwen3.then_some(128)),
+        )?,
+        max_position_embeddings: positions,
         norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        position: super::rope(raw, 10_000.0)?,
+        position: super::rope(raw, 10_000.0, positions)?,
         mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         // Qwen2's biases are fixed in its code; Qwen3's follow `attention_bias`.

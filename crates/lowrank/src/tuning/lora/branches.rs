@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
-use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, lora_key, parse_lora_key};
+use lowrank_formats::checkpoint::{Checkpoint, check_finite};
+use lowrank_formats::peft::{LoraConfig, LoraPart, lora_key, open_adapter_weights, parse_lora_key};
 
 use super::load::{Stacked, WHOLE, fused_parts};
 use crate::Error;
@@ -51,8 +51,12 @@ pub struct Branches {
 /// values that are not finite. Every problem is named.
 pub fn branches(folder: &Path) -> Result<Branches, Error> {
     let config = LoraConfig::read(folder)?;
-    let file = folder.join(ADAPTER_WEIGHTS);
-    let weights = Checkpoint::open(&file)?;
+    let weights = open_adapter_weights(folder)?;
+    let entries: Vec<_> = weights
+        .names()
+        .filter_map(|name| weights.get(name))
+        .collect();
+    check_finite(&entries)?;
     let parts = fused_parts(&weights)?;
     let mut problems = Vec::new();
     let mut modules = BTreeSet::new();
@@ -86,7 +90,7 @@ pub fn branches(folder: &Path) -> Result<Branches, Error> {
     }
     if !problems.is_empty() {
         return Err(Error::Tensors {
-            path: file,
+            path: weights.path().to_path_buf(),
             problems,
         });
     }
@@ -117,9 +121,6 @@ fn read_module(weights: &Checkpoint, config: &LoraConfig, module: &str) -> Resul
             return Err(format!("{name}: shape [{rows}, {cols}] cannot be used"));
         }
         let values = entry.to_f32().map_err(|error| error.to_string())?;
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err(format!("{name}: holds values that are not finite"));
-        }
         Ok(((rows, cols), values))
     };
     let ((rank, inputs), a) = matrix(LoraPart::A)?;

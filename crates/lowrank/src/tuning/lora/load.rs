@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, TargetModules};
+use lowrank_formats::peft::{LoraConfig, TargetModules, open_adapter_weights};
 
 use super::inject::{choose, coverage, lay_out};
 use super::save::FUSED_PARTS;
@@ -34,8 +34,7 @@ pub struct Loaded {
 /// shape (an adapter for another model). Every problem is named.
 pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let mut config = LoraConfig::read(folder)?;
-    let file = folder.join(ADAPTER_WEIGHTS);
-    let weights = Checkpoint::open(&file)?;
+    let weights = open_adapter_weights(folder)?;
     let parts = fused_parts(&weights)?;
     // PEFT accepts entries that match nothing beside ones that match; what counts is that the tensors fit.
     let mut chosen = matched(model, &config);
@@ -58,7 +57,7 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
         (adapter, config, chosen) =
             split(model, &config, &adapter, &chosen, &parts).map_err(|problems| {
                 Error::Tensors {
-                    path: file,
+                    path: weights.path().to_path_buf(),
                     problems,
                 }
             })?;

@@ -1,0 +1,244 @@
+//! Opening a data file once, whatever it is: a pipe, standard input, compressed; and saying what it is where it holds no rows.
+//!
+//! A pipe can be read only once, so nothing is looked at and opened again: what was read to see what the file is stands
+//! before the rest.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, IsTerminal, Read};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use lowrank_formats::recognise::{Format, HEAD};
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::super::error::DataError;
+use super::strange::{first_byte, not_rows, object_problem, text_problem};
+
+/// What `-` is called in messages and reports.
+pub(super) const STANDARD_INPUT: &str = "/dev/stdin";
+
+/// Whether a data path means the program's standard input.
+pub fn is_standard_input(path: &Path) -> bool {
+    ["-", STANDARD_INPUT, "/dev/fd/0", "/proc/self/fd/0"]
+        .iter()
+        .any(|name| path == Path::new(name))
+}
+
+/// Whether a data path is a pipe or the like, whose rows are gone once they have been read.
+pub fn is_read_once(path: &Path) -> bool {
+    is_standard_input(path)
+        || fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir())
+}
+
+/// An error about a file that cannot be opened.
+pub(super) fn missing(path: &Path, error: io::Error) -> DataError {
+    if error.kind() != ErrorKind::NotFound {
+        return DataError::io(path, error);
+    }
+    if let Ok(target) = fs::read_link(path) {
+        return DataError::layout(
+            path,
+            format!("is a link to {}, which is not there", target.display()),
+        );
+    }
+    if path.starts_with("/dev/fd") || path.starts_with("/proc") {
+        let reason = "was a pipe of the command that named it, and its rows are gone with it; \
+                      save the rows to a file to read them again";
+        return DataError::layout(path, reason);
+    }
+    DataError::io(path, error)
+}
+
+/// Opened rows, not yet parsed.
+pub(super) struct Opened {
+    pub(super) reader: Box<dyn BufRead>,
+    /// They are one array; otherwise an object a line.
+    pub(super) is_array: bool,
+}
+
+/// How much is read to see what a file is. A first line longer than this is one that is not checked beforehand.
+pub(super) const FIRST_LINE: u64 = 16 << 20;
+
+/// Opens a file of rows, decompresses it, and refuses what holds none.
+pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
+    let io = |error| DataError::io(path, error);
+    let refuse = |reason: String| Err(DataError::layout(path, reason));
+    let (mut head, mut reader) = peek(source(path)?).map_err(io)?;
+    let mut inside = "";
+    if let Some(decoder) = decoder(Format::of(&head)) {
+        inside = "once decompressed, ";
+        (head, reader) = peek(decoder(reader)).map_err(io)?;
+    }
+    match Format::of(&head) {
+        None | Some(Format::Empty) => {}
+        Some(format) => return refuse(format!("{inside}{}", not_rows(format, path))),
+    }
+    let mut reader = BufReader::with_capacity(1 << 20, reader);
+    let mut head = Vec::new();
+    let first = loop {
+        let mut limited = reader.by_ref().take(FIRST_LINE);
+        let read = limited.read_until(b'\n', &mut head).map_err(io)?;
+        let first = first_byte(&head);
+        if first.is_some() || read == 0 || head.len() as u64 >= FIRST_LINE {
+            break first;
+        }
+    };
+    let problem = match first {
+        None | Some(b'[') => None,
+        Some(b'{') => object_problem(path, &mut head, &mut reader).map_err(io)?,
+        Some(_) => text_problem(path, &mut head, &mut reader).map_err(io)?,
+    };
+    match problem {
+        Some(problem) => refuse(format!("{inside}{problem}")),
+        None => Ok(Opened {
+            reader: Box::new(Cursor::new(head).chain(reader)),
+            is_array: first == Some(b'['),
+        }),
+    }
+}
+
+fn source(path: &Path) -> Result<Box<dyn Read>, DataError> {
+    if is_standard_input(path) {
+        let input = io::stdin();
+        if input.is_terminal() {
+            tracing::info!(
+                "rows are read from standard input; Ctrl-D on a line of its own ends them"
+            );
+        }
+        return Ok(Box::new(input));
+    }
+    let kind = fs::metadata(path).map_err(|error| missing(path, error))?;
+    #[cfg(unix)]
+    if std::os::unix::fs::FileTypeExt::is_fifo(&kind.file_type()) && !path.starts_with("/dev/fd") {
+        tracing::info!("{}: rows are read from this pipe", path.display());
+    }
+    if kind.is_dir() {
+        return Err(DataError::layout(
+            path,
+            "is a folder; name one of its files",
+        ));
+    }
+    let file = File::open(path).map_err(|error| DataError::io(path, error))?;
+    Ok(Box::new(file))
+}
+
+/// The first bytes, and a reader that begins with them.
+fn peek(mut reader: Box<dyn Read>) -> io::Result<(Vec<u8>, Box<dyn Read>)> {
+    let mut head = Vec::new();
+    reader.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+    let again = Cursor::new(head.clone()).chain(reader);
+    Ok((head, Box::new(again)))
+}
+
+type Decoder = fn(Box<dyn Read>) -> Box<dyn Read>;
+
+fn decoder(format: Option<Format>) -> Option<Decoder> {
+    match format {
+        Some(Format::Gzip) => Some(|reader| {
+            let decoder = MultiGzDecoder::new(reader);
+            Box::new(Explained("gzip", decoder))
+        }),
+        Some(Format::Zstd) => Some(|reader| Box::new(Explained("Zstandard", Frames::new(reader)))),
+        _ => None,
+    }
+}
+
+/// A decoder whose errors say that the compressed data is at fault.
+struct Explained<R>(&'static str, R);
+
+impl<R: Read> Read for Explained<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Self(name, decoder) = self;
+        decoder.read(into).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => error,
+            ErrorKind::UnexpectedEof => io::Error::new(
+                error.kind(),
+                format!("the {name} data ends in its middle: the file is not complete; copy or download it again"),
+            ),
+            kind => io::Error::new(
+                kind,
+                format!("the {name} data is damaged ({error}); copy or download the file again"),
+            ),
+        })
+    }
+}
+
+/// The frames of a Zstandard file one after the other; `pzstd` writes several, and files may be put together.
+struct Frames {
+    reader: BufReader<Box<dyn Read>>,
+    decoder: FrameDecoder,
+    /// Whether a frame has begun whose contents have not all been handed on.
+    inside: bool,
+}
+
+impl Frames {
+    fn new(reader: Box<dyn Read>) -> Self {
+        Self {
+            reader: BufReader::with_capacity(1 << 16, reader),
+            decoder: FrameDecoder::new(),
+            inside: false,
+        }
+    }
+
+    /// Begins the next frame; false at the end of the file.
+    fn begin(&mut self) -> io::Result<bool> {
+        loop {
+            if self.reader.fill_buf()?.is_empty() {
+                return Ok(false);
+            }
+            match self.decoder.init(&mut self.reader) {
+                Ok(()) => return Ok(true),
+                // A frame that a tool keeps its own notes in.
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let mut notes = self.reader.by_ref().take(length.into());
+                    if io::copy(&mut notes, &mut io::sink())? < u64::from(length) {
+                        return Err(ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(error) => return Err(of_frame(error)),
+            }
+        }
+    }
+}
+
+impl Read for Frames {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if !self.inside && !self.begin()? {
+                return Ok(0);
+            }
+            self.inside = true;
+            if self.decoder.can_collect() > 0 || into.is_empty() {
+                return self.decoder.read(into);
+            }
+            if self.decoder.is_finished() {
+                let stored = self.decoder.get_checksum_from_data();
+                if stored.is_some() && stored != self.decoder.get_calculated_checksum() {
+                    return Err(io::Error::other("its checksum does not match"));
+                }
+                self.inside = false;
+                continue;
+            }
+            self.decoder
+                .decode_blocks(&mut self.reader, BlockDecodingStrategy::UptoBlocks(1))
+                .map_err(of_frame)?;
+        }
+    }
+}
+
+/// An end of the file inside a frame is told from damage.
+fn of_frame(error: FrameDecoderError) -> io::Error {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(one) = cause {
+        let io = one.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| io.kind() == ErrorKind::UnexpectedEof) {
+            return ErrorKind::UnexpectedEof.into();
+        }
+        cause = one.source();
+    }
+    io::Error::other(error)
+}
