@@ -50,13 +50,7 @@ impl ChatTemplate {
                 Err(Error::new(ErrorKind::InvalidOperation, message))
             },
         );
-        let now = seconds_since_1970();
-        environment.add_function("strftime_now", move |format: &str| {
-            strftime(format, now).map_err(|code| {
-                let message = format!("strftime_now: the format %{code} is not supported");
-                Error::new(ErrorKind::InvalidOperation, message)
-            })
-        });
+        add_date(&mut environment, seconds_since_1970());
         environment.add_filter(
             "tojson",
             |value: &Jinja, ascii: Option<bool>, options: Kwargs| tojson(value, ascii, &options),
@@ -76,6 +70,11 @@ impl ChatTemplate {
             with_tools: tool_use.is_some(),
             special_tokens,
         })
+    }
+
+    /// From now on `strftime_now` gives the date of `seconds` since 1970.
+    pub(super) fn set_date(&mut self, seconds: i64) {
+        add_date(&mut self.environment, seconds);
     }
 
     /// The text of `messages`, with the header of an assistant's turn behind it if `add_generation_prompt`.
@@ -108,6 +107,15 @@ impl ChatTemplate {
             .and_then(|template| template.render(variables))
             .map_err(|error| DataError::Template(describe(&error)))
     }
+}
+
+fn add_date(environment: &mut Environment<'static>, seconds: i64) {
+    environment.add_function("strftime_now", move |format: &str| {
+        strftime(format, seconds).map_err(|code| {
+            let message = format!("strftime_now: the format %{code} is not supported");
+            Error::new(ErrorKind::InvalidOperation, message)
+        })
+    });
 }
 
 /// A message as `transformers` hands it to a template: null fields left out, and a reasoning found under one of its
@@ -375,5 +383,13 @@ mod tests {
     #[test]
     fn the_date_can_be_asked() {
         assert_eq!(render("{{ strftime_now('%%') }}"), "%");
+    }
+
+    #[test]
+    fn the_date_can_be_set() {
+        let source = "{{ strftime_now('%d %b %Y') }}";
+        let mut template = ChatTemplate::new(source, None, Vec::new()).unwrap();
+        template.set_date(86_400);
+        assert_eq!(template.render(&[], None, false).unwrap(), "02 Jan 1970");
     }
 }

@@ -282,6 +282,14 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// A template that writes today's date writes that of `seconds` since 1970 instead: a run that goes on another day
+    /// must read the texts that it began with.
+    pub fn set_date(&mut self, seconds: i64) {
+        if let Some(template) = &mut self.template {
+            template.set_date(seconds);
+        }
+    }
+
     /// A conversation as the text that the model reads; encode it with `add_special` false, since the template writes
     /// the beginning token itself.
     ///
