@@ -18,7 +18,7 @@ use super::eval::EvalArgs;
 use super::generate::{BeamArgs, SamplingArgs, continue_all, together};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
-use crate::settings::values::Split;
+use crate::settings::values::{Split, finite};
 use crate::table::Facts;
 
 /// Arguments of text metrics.
@@ -59,7 +59,8 @@ pub struct TextArgs {
         long,
         value_name = "X",
         requires = "num_beams",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = finite::<f32>
     )]
     pub length_penalty: Option<f32>,
 

@@ -236,6 +236,7 @@ impl TrainConfig {
     /// Settings that no run can have, one line each.
     pub fn problems(&self) -> Vec<String> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
         let share = |x: f64| (0.0..1.0).contains(&x);
         let rules = [
             ("r", self.r > 0, "at least 1"),
@@ -272,7 +273,11 @@ impl TrainConfig {
                 (0.0..=1.0).contains(&self.warmup_ratio),
                 "from 0 to 1",
             ),
-            ("weight_decay", self.weight_decay >= 0.0, "0 or greater"),
+            (
+                "weight_decay",
+                not_negative(self.weight_decay),
+                "0 or greater",
+            ),
             (
                 "adam_beta1",
                 share(self.adam_beta1),
@@ -290,7 +295,7 @@ impl TrainConfig {
             ),
             (
                 "max_grad_norm",
-                self.max_grad_norm >= 0.0,
+                not_negative(self.max_grad_norm),
                 "0 (off) or greater",
             ),
             (
@@ -363,7 +368,8 @@ impl TrainConfig {
 
     /// Rows of an optimizer step.
     pub fn rows_per_step(&self) -> usize {
-        self.batch_size * self.gradient_accumulation_steps
+        self.batch_size
+            .saturating_mul(self.gradient_accumulation_steps)
     }
 
     /// Optimizer steps of the run over `rows` rows. The last step of an epoch takes what is left.
