@@ -6,6 +6,7 @@
 //! value on the way; the struct's own `resolve` then checks what the values mean.
 
 pub mod method;
+pub mod paths;
 pub mod peers;
 pub mod schema;
 pub mod train;

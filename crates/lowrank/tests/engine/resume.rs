@@ -319,5 +319,8 @@ fn there_must_be_a_run_to_resume() {
     fs::write(&state, &bytes).expect("the state");
     fs::write(checkpoint.join("trainer_state.json"), "{").expect("half of it");
     let text = failure(Watch::default().train(&config, Start::Resume));
-    assert_says(&text, &["trainer_state.json", "delete this checkpoint"]);
+    assert_says(
+        &text,
+        &["trainer_state.json", "step-2", "to begin again, delete"],
+    );
 }
