@@ -18,7 +18,7 @@ use super::eval::EvalArgs;
 use super::generate::{BeamArgs, SamplingArgs, continue_all, together};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
-use crate::settings::values::{Split, finite};
+use crate::settings::values::{Split, at_most, finite};
 use crate::table::Facts;
 
 /// Arguments of text metrics.
@@ -51,7 +51,7 @@ pub struct TextArgs {
     pub max_new_tokens: Option<usize>,
 
     /// Search with so many beams [default: 1, which takes the likeliest token each time]
-    #[arg(long, value_name = "N", requires = "metrics")]
+    #[arg(long, value_name = "N", requires = "metrics", value_parser = at_most::<1024>)]
     pub num_beams: Option<usize>,
 
     /// A beam's score is divided by its length to this power [default: 1]

@@ -19,7 +19,7 @@ use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, c
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::settings::values::{Split, finite};
+use crate::settings::values::{Split, at_most, finite};
 use crate::table::{bold, dim};
 
 /// Continuations that are computed together; each holds a cache.
@@ -165,7 +165,7 @@ impl SamplingArgs {
 #[command(next_help_heading = "Beam search")]
 pub struct BeamArgs {
     /// Let so many continuations go on together and take the best; 1 searches none
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most::<1024>)]
     pub num_beams: usize,
 
     /// A beam's score is divided by its length to this power [default: 1]

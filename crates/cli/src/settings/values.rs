@@ -275,6 +275,18 @@ pub fn finite<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
     }
 }
 
+/// Parses a whole number that is `MOST` at most, for what is multiplied or allocated before anything can say that it does not
+/// fit.
+///
+/// # Errors
+/// When the text is no such number.
+pub fn at_most<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.trim().parse::<usize>() {
+        Ok(number) if number <= MOST => Ok(number),
+        _ => Err(format!("expected a whole number of {MOST} at most")),
+    }
+}
+
 /// Parses `PATTERN=NUMBER` with a number as [`finite`] takes it.
 ///
 /// # Errors
@@ -409,6 +421,15 @@ mod tests {
         assert!(parse_pattern::<u64>("q_proj").is_err());
         assert!(parse_pattern::<u64>("q_proj=x").is_err());
         assert!(parse_pattern::<u64>("=4").is_err());
+    }
+
+    #[test]
+    fn counts_have_an_end() {
+        assert_eq!(at_most::<9>("9"), Ok(9));
+        for wrong in ["10", "-1", "1.5", "18446744073709551616", "x", ""] {
+            let text = at_most::<9>(wrong).unwrap_err();
+            assert_eq!(text, "expected a whole number of 9 at most");
+        }
     }
 
     #[test]

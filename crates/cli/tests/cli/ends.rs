@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::support::{Lab, lowrank, stderr_of, strs};
+use super::support::{Lab, lowrank, stderr_of, strs, write};
 
 /// A training that goes on for longer than a test waits, once it has taken a step.
 fn long_run(lab: &Lab, output: &str, wrap: &[&str]) -> Child {
@@ -110,6 +110,35 @@ fn a_folder_has_one_run() {
     lowrank().args(&args).assert().success();
     assert!(!lab.path("run/.lock").exists());
     assert!(lab.path("run/adapter_config.json").exists());
+}
+
+#[test]
+fn a_comparison_passes_a_signal_on() {
+    let lab = Lab::new();
+    let yaml = format!(
+        "model: {}\ndata: {}\ntrain: {{max_steps: 1000000}}\nmethods: [{{method: lora, r: 2, learning_rate: 1e-3}}]\n",
+        lab.arg("model"),
+        lab.arg("data")
+    );
+    let config = write(&lab.path(""), "compare.yaml", yaml);
+    let output = lab.arg("compared");
+    let compare = Command::new(assert_cmd::cargo::cargo_bin("lowrank"))
+        .args(["compare", &config, "--output", &output, "--stages=train"])
+        .args(["--threads=1", "--quiet"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let run = lab.path("compared/runs/lora-r-2/seed-42");
+    wait_for_steps(&run, 3);
+    send("-TERM", &compare);
+    let (code, text) = end(compare);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(text.contains("what is finished is kept"), "{text}");
+    // The training has saved what it had, and has ended.
+    let checkpoints = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    assert_eq!(checkpoints.count(), 1);
+    assert!(!run.join(".lock").exists());
 }
 
 #[test]
