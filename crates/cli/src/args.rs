@@ -294,4 +294,49 @@ mod tests {
         let text = message(&["lowrank", "train", "-1"]);
         assert!(text.contains("unexpected argument '-1'"), "{text}");
     }
+
+    /// Every flag that takes a number with a fraction, of every command, with the words that lead to it.
+    fn number_flags(command: &Command, words: &[String], found: &mut Vec<Vec<String>>) {
+        use std::any::TypeId;
+        let numbers = [
+            TypeId::of::<f64>(),
+            TypeId::of::<f32>(),
+            TypeId::of::<(String, f64)>(),
+        ];
+        for arg in command.get_arguments() {
+            let kind = arg.get_value_parser().type_id();
+            if let (true, Some(long)) = (numbers.iter().any(|one| kind == *one), arg.get_long()) {
+                let value = if kind == TypeId::of::<(String, f64)>() {
+                    "x="
+                } else {
+                    ""
+                };
+                found.push([words, &[format!("--{long}={value}")]].concat());
+            }
+        }
+        for inner in command.get_subcommands() {
+            let words = [words, &[inner.get_name().to_string()]].concat();
+            number_flags(inner, &words, found);
+        }
+    }
+
+    #[test]
+    fn no_number_is_nan_or_infinite() {
+        let mut flags = Vec::new();
+        number_flags(&Cli::command(), &["lowrank".to_string()], &mut flags);
+        assert!(flags.len() > 15, "{flags:?}");
+        for words in flags {
+            for value in ["nan", "NaN", "inf", "-inf", "infinity", "1e999", "-1e999"] {
+                let mut words = words.clone();
+                let flag = words.pop().unwrap();
+                let typed = [words.as_slice(), &[format!("{flag}{value}")]].concat();
+                let error = parse(typed.iter().map(OsString::from)).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ValueValidation, "{typed:?}");
+                let text = error.to_string();
+                let name = flag.split('=').next().unwrap();
+                assert!(text.contains(name), "{text}");
+                assert!(text.contains("expected a finite number"), "{text}");
+            }
+        }
+    }
 }

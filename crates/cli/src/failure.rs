@@ -6,17 +6,17 @@
 //! | 1 | failed: the command was fine, something that it met was not |
 //! | 2 | misuse: a flag, a setting or a combination of them cannot be used |
 //! | 3 | training diverged: its loss or gradients are no longer finite |
-//! | 130 | stopped with Ctrl-C |
+//! | 128 + n | stopped by signal n: 130 with Ctrl-C, 143 by SIGTERM, 129 by SIGHUP |
 
 use std::fmt;
 use std::process::ExitCode;
 
 use console::Style;
 
+use crate::interrupt;
+
 /// The exit code of a training that diverged.
 pub const DIVERGED: u8 = 3;
-/// The exit code after Ctrl-C.
-pub const INTERRUPTED: u8 = 130;
 
 /// The command as given cannot be run. Every problem is listed, so that one more try is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -90,7 +90,7 @@ impl fmt::Display for StdoutClosed {
 
 impl std::error::Error for StdoutClosed {}
 
-/// The user stopped the command with Ctrl-C and it ended in good order.
+/// Ctrl-C or another signal stopped the command, and it ended in good order.
 #[derive(Debug, Clone)]
 pub struct Interrupted {
     /// What was saved and how to go on.
@@ -114,8 +114,9 @@ pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.is::<Interrupted>() {
-        crate::progress::stderr_line(&format!("stopped: {error}"));
-        return ExitCode::from(INTERRUPTED);
+        let by = interrupt::signal_name().map_or_else(String::new, |name| format!(" by {name}"));
+        crate::progress::stderr_line(&format!("stopped{by}: {error}"));
+        return ExitCode::from(interrupt::exit_code());
     }
     print_error(&paragraph(&error));
     let diverged = matches!(error.downcast_ref(), Some(lowrank::Error::Diverged(_)));

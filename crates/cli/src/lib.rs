@@ -12,6 +12,7 @@ pub mod output;
 pub mod progress;
 pub mod settings;
 pub mod table;
+pub mod threads;
 
 use std::process::ExitCode;
 

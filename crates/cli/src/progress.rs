@@ -84,7 +84,8 @@ impl TrainProgress {
             self.bar = BARS.add(ProgressBar::new(total_steps).with_position(done_steps));
             self.bar
                 .set_style(bar_style("{wide_bar:.cyan/dim} {pos}/{len} · {msg}"));
-            self.bar.enable_steady_tick(Duration::from_millis(500));
+            // Drawn with each step. A ticker would be a thread of its own, which may not be had.
+            self.bar.tick();
         }
     }
 

@@ -13,6 +13,8 @@ use crate::Error;
 use crate::data::Tokenizer;
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, ModelConfig, Weights, families};
+use crate::plan::weight_bytes;
+use crate::report::units;
 
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
@@ -86,6 +88,18 @@ pub(crate) const SIDE_FILES: &[&str] = &[
 
 /// The files of a model folder that this program writes itself; the others are copied from the base.
 pub const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
+
+/// Bytes that reading a tokenizer takes for one of its file; 14 were measured with a vocabulary of 49,152.
+const TOKENIZER_FACTOR: u64 = 20;
+
+/// Bytes that loading weights takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadingBytes {
+    /// Of the files, which are mapped as a whole.
+    pub mapped: u64,
+    /// Of weights that are held in another type than the files'.
+    pub converted: u64,
+}
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +245,21 @@ impl Source {
         })
     }
 
+    /// Bytes of the files of weights, as far as they can be looked at.
+    fn weight_file_bytes(&self) -> u64 {
+        let Self::Folder(folder) = self else {
+            return builtin("model.safetensors").len() as u64;
+        };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let weights = entries.map(|entry| entry.path()).filter(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "safetensors")
+        });
+        weights
+            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()))
+            .sum()
+    }
+
     /// The tokenizer with its chat template.
     ///
     /// # Errors
@@ -266,6 +295,7 @@ impl Source {
     /// Anything about its files that can't be used, by name.
     pub fn load(self, dtype: DType) -> Result<Base, Error> {
         let config = families::read_config(&self.config()?)?;
+        self.check_limits(&config, dtype)?;
         let tokenizer = self.tokenizer()?;
         let tied = config.tie_word_embeddings;
         let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
@@ -280,6 +310,34 @@ impl Source {
             tokenizer,
             source: self,
         })
+    }
+
+    /// Refuses a model that the process's limits have no room for. The system's own "no" to an allocation can't be answered.
+    fn check_limits(&self, config: &ModelConfig, dtype: DType) -> Result<(), Error> {
+        let Self::Folder(folder) = self else {
+            return Ok(());
+        };
+        let loading = self.loading_bytes(config, dtype);
+        let tokenizer =
+            std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
+        let allocated = loading.converted + TOKENIZER_FACTOR * tokenizer;
+        crate::plan::check_limits(loading.mapped, allocated).map_err(|(needed, left)| {
+            Error::Training(format!(
+                "{self}: to load it takes about {}, and the limits of this process leave {}; raise them (ulimit -v, ulimit -d), or use a smaller model",
+                units::bytes(needed),
+                units::bytes(left)
+            ))
+        })
+    }
+
+    /// What loading the weights takes.
+    pub(crate) fn loading_bytes(&self, config: &ModelConfig, dtype: DType) -> LoadingBytes {
+        let (mapped, held) = (self.weight_file_bytes(), weight_bytes(config, dtype));
+        let is_converted = mapped.abs_diff(held) > held / 10;
+        LoadingBytes {
+            mapped,
+            converted: if is_converted { held } else { 0 },
+        }
     }
 
     /// Copies the tokenizer, the chat template and the generation settings into `folder`, byte for byte, and writes

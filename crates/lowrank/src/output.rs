@@ -5,6 +5,7 @@ use std::path::Path;
 use lowrank_formats::atomic;
 
 use crate::Error;
+use crate::lock::LOCK_FILE;
 
 /// Writes a text file aside, syncs it and moves it to its name; an earlier file is replaced.
 ///
@@ -16,7 +17,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     })?)
 }
 
-/// Whether something is at `folder` that writing there would replace. An empty folder is not.
+/// Whether something is at `folder` that writing there would replace. An empty folder is not, and neither is a lock.
 ///
 /// # Errors
 /// A file that stands in the folder's place, or a folder that can't be read.
@@ -30,8 +31,12 @@ pub(crate) fn is_taken(folder: &Path) -> Result<bool, Error> {
             folder.display()
         )));
     }
-    let mut entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
-    Ok(entries.next().is_some())
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        if entry.map_err(Error::io(folder))?.file_name() != LOCK_FILE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses to replace a folder that holds anything but the `known` files: deleting it could delete a person's work.

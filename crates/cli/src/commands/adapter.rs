@@ -10,7 +10,7 @@ use lowrank::report::inspect::{self, AdapterReport};
 use lowrank::report::units;
 use lowrank::tuning;
 
-use super::common::{load_adapter, set_threads};
+use super::common::load_adapter;
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::BaseDtype;
@@ -62,7 +62,6 @@ pub fn run(command: AdapterCommands) -> anyhow::Result<()> {
 
 /// The call into the library.
 fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
-    set_threads(args.threads)?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => tuning::base_of(&args.adapter)?.ok_or_else(|| {

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Context;
 use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataError, DataOptions, Dataset, Tokenizer, is_standard_input, split_file};
@@ -40,7 +39,6 @@ impl BaseArgs {
     /// # Errors
     /// When there is no such model or its files cannot be used.
     pub fn load(&self) -> anyhow::Result<Base> {
-        set_threads(self.threads)?;
         Ok(Source::find(&self.model)?.load(self.base_dtype.into())?)
     }
 }
@@ -365,23 +363,6 @@ pub fn check_length(
         )));
     }
     Ok(())
-}
-
-/// Sets the number of threads that everything computes with.
-///
-/// # Errors
-/// When it is zero or the threads cannot be started.
-pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    let Some(threads) = threads else {
-        return Ok(());
-    };
-    if threads == 0 {
-        return Err(Misuse::new("--threads must be 1 or greater").into());
-    }
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .context("cannot start the threads")
 }
 
 /// Gives the library's errors about settings the exit code of misuse.

@@ -98,7 +98,7 @@ pub fn run(args: &DemoArgs, progress: Mode) -> anyhow::Result<()> {
         None => temporary.path(),
     };
     let begun = Instant::now();
-    let stop = interrupt::install("stopping after this step")?;
+    let stop = interrupt::install_all("stopping after this step")?;
     let base = Source::Builtin.load(DType::Bf16)?;
     let mut tasks = Vec::new();
     for (name, files) in BUILTIN_TASKS {

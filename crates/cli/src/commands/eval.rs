@@ -1,5 +1,6 @@
 //! `lowrank eval`.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -106,7 +107,10 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
         adapter.as_ref().map(|_| 0),
         &data.examples,
         &Workspace::new(),
-        |rows| bar.inc(rows as u64),
+        |rows| {
+            bar.inc(rows as u64);
+            ControlFlow::Continue(())
+        },
     );
     let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();

@@ -18,7 +18,7 @@ use super::eval::EvalArgs;
 use super::generate::{BeamArgs, SamplingArgs, continue_all, together};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
-use crate::settings::values::Split;
+use crate::settings::values::{Split, at_most, finite};
 use crate::table::Facts;
 
 /// Arguments of text metrics.
@@ -51,7 +51,7 @@ pub struct TextArgs {
     pub max_new_tokens: Option<usize>,
 
     /// Search with so many beams [default: 1, which takes the likeliest token each time]
-    #[arg(long, value_name = "N", requires = "metrics")]
+    #[arg(long, value_name = "N", requires = "metrics", value_parser = at_most::<1024>)]
     pub num_beams: Option<usize>,
 
     /// A beam's score is divided by its length to this power [default: 1]
@@ -59,7 +59,8 @@ pub struct TextArgs {
         long,
         value_name = "X",
         requires = "num_beams",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = finite::<f32>
     )]
     pub length_penalty: Option<f32>,
 

@@ -19,7 +19,7 @@ use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, c
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::settings::values::Split;
+use crate::settings::values::{Split, at_most, finite};
 use crate::table::{bold, dim};
 
 /// Continuations that are computed together; each holds a cache.
@@ -90,7 +90,7 @@ pub struct SamplingArgs {
     pub max_new_tokens: usize,
 
     /// 0 takes the likeliest token each time; greater is more varied
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = finite::<f32>)]
     pub temperature: f32,
 
     /// Draw from the k likeliest tokens; 0 means all
@@ -98,7 +98,7 @@ pub struct SamplingArgs {
     pub top_k: usize,
 
     /// Draw from the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = finite::<f32>)]
     pub top_p: f32,
 
     /// The same seed draws the same tokens
@@ -170,11 +170,11 @@ impl SamplingArgs {
 #[command(next_help_heading = "Beam search")]
 pub struct BeamArgs {
     /// Let so many continuations go on together and take the best; 1 searches none
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most::<1024>)]
     pub num_beams: usize,
 
     /// A beam's score is divided by its length to this power [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite::<f32>)]
     pub length_penalty: Option<f32>,
 }
 

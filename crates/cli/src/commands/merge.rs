@@ -12,7 +12,7 @@ use lowrank::report::units;
 use lowrank::tuning;
 use serde::Serialize;
 
-use super::common::{choose_split, set_threads, warn_of_other_base};
+use super::common::{choose_split, warn_of_other_base};
 use crate::output::Output;
 use crate::settings::values::{BaseDtype, Split};
 use crate::table::Facts;
@@ -85,7 +85,6 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
 
 /// The call into the library.
 fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
-    set_threads(args.threads)?;
     let source = Source::find(&args.model)?;
     let config = source.model_config()?;
     let loaded = tuning::load(&args.adapter, &config)?;

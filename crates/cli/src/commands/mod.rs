@@ -19,12 +19,18 @@ use clap::ArgMatches;
 
 use crate::args::Commands;
 use crate::progress::Mode;
+use crate::threads::set_threads;
 
 /// Runs a command. `matches` are those of the innermost subcommand.
 ///
 /// # Errors
 /// Whatever went wrong; [`failure::conclude`](crate::failure::conclude) turns it into a message and an exit code.
 pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
+    // A training's settings file may say how many, so it starts them itself.
+    if !matches!(command, Commands::Train(_)) {
+        let threads = matches.try_get_one::<usize>("threads").ok().flatten();
+        set_threads(threads.copied())?;
+    }
     let result = match command {
         Commands::Demo(args) => demo::run(&args, progress),
         Commands::Train(args) => train::run(*args, matches, progress),

@@ -13,7 +13,7 @@ use lowrank::train::TrainConfig;
 
 use crate::output::Output;
 use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute};
+use crate::settings::values::{BaseDtype, Method, Recompute, at_most};
 use crate::table::{Align, Facts, Table, bold, dim};
 
 const RUN: &str = "Run";
@@ -38,7 +38,7 @@ pub struct PlanArgs {
     pub trained: MethodSettings,
 
     /// Rows computed at a time
-    #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = RUN)]
+    #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = at_most::<1_000_000>, help_heading = RUN)]
     pub batch_size: usize,
 
     /// Tokens of each row [default: 2048, or what the model takes where that is less]

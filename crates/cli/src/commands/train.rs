@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use lowrank::report::units;
-use lowrank::train::{Event, Observer, Outcome, Start, TrainConfig};
+use lowrank::train::{Event, Observer, Outcome, Start, TrainConfig, checkpoint};
 use serde_json::Value;
 
-use super::common::set_threads;
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::{Mode, TrainProgress};
 use crate::settings::train::{Resolved, TrainSettings};
-use crate::settings::{self, File, schema};
+use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
+use crate::threads::set_threads;
 
 /// `lowrank train config.yaml --learning-rate 1e-4`: a flag wins over the file, and every key of the file is a flag.
 #[derive(Debug, Args)]
@@ -100,10 +101,15 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
     if output.json {
         output.result(&outcome, |_| String::new())?;
     }
+    let done = match outcome.steps {
+        0 => "no step was taken yet".to_owned(),
+        steps => format!(
+            "{steps} of {} steps are done and saved",
+            outcome.total_steps
+        ),
+    };
     let message = format!(
-        "{} of {} steps are done and saved; go on with: lowrank train --output {} --resume",
-        outcome.steps,
-        outcome.total_steps,
+        "{done}; go on with: lowrank train --output {} --resume",
         outcome.output.display()
     );
     Err(Interrupted { message }.into())
@@ -121,12 +127,18 @@ pub fn settings_schema() -> anyhow::Result<Value> {
 
 /// Puts flags, file and, when resuming, the settings of the run so far together.
 fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
-    let given = args
+    let typed = |key: &str| matches.value_source(key) == Some(ValueSource::CommandLine);
+    let mut given = args
         .config
         .or(args.config_flag)
         .map(|path| File::read(&path))
         .transpose()?;
+    if let Some(file) = &mut given {
+        // The config.yaml of a run is a settings file, too.
+        paths::find(file, &typed);
+    }
     let mut files = Vec::new();
+    let mut first_adapter = None;
     if args.resume {
         let named = given
             .as_ref()
@@ -136,7 +148,15 @@ fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
                 "--resume needs --output, the folder of the run to go on with",
             ));
         };
-        files.push(earlier_settings(&folder)?);
+        let over = |key: &str| {
+            typed(key)
+                || given
+                    .as_ref()
+                    .is_some_and(|file| file.values.contains_key(key))
+        };
+        let (file, adapter) = earlier_settings(&folder, &over)?;
+        files.push(file);
+        first_adapter = adapter;
     }
     files.extend(given);
     let mut resolved = TrainSettings::resolve(settings::layer(args.settings, matches, files))?;
@@ -147,10 +167,18 @@ fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
             resolved.output.display().to_string().into(),
         );
     }
+    if let Some(adapter) = first_adapter {
+        resolved.values.insert("init_adapter".to_owned(), adapter);
+    }
     Ok(resolved)
 }
 
-fn earlier_settings(folder: &Path) -> Result<File, Misuse> {
+/// The settings of the run in a folder, with its paths as they can be found from here; `over` says which keys are given
+/// anew. An adapter that the run began with and that is gone is handed back apart: a checkpoint has all of it.
+fn earlier_settings(
+    folder: &Path,
+    over: &dyn Fn(&str) -> bool,
+) -> Result<(File, Option<Value>), Misuse> {
     let path = folder.join("config.yaml");
     if !path.is_file() {
         let shown = folder.display();
@@ -158,7 +186,22 @@ fn earlier_settings(folder: &Path) -> Result<File, Misuse> {
             "there is no run to resume in {shown}: it holds no config.yaml; leave --resume out"
         )));
     }
-    File::read(&path)
+    let mut file = File::read(&path)?;
+    let mut lost = paths::find(&mut file, over);
+    let has_checkpoint = !checkpoint::steps(folder).is_empty();
+    let mut first_adapter = None;
+    lost.retain(|lost| {
+        let needless = lost.key == "init_adapter" && has_checkpoint;
+        if needless {
+            first_adapter = file.values.shift_remove("init_adapter");
+        }
+        !needless
+    });
+    let mut problems = Misuse::default();
+    for lost in lost {
+        problems.push(lost.problem());
+    }
+    problems.or((file, first_adapter))
 }
 
 /// The call into the library.
@@ -172,7 +215,8 @@ fn train(
         .context("the settings do not fit the trainer's")?;
     config.force = force;
     set_threads(config.threads)?;
-    let stop = interrupt::install("finishing this step and saving")?;
+    let stop = interrupt::install_all("finishing this step and saving")?;
+    interrupt::nothing_to_save();
     let mut watcher = Watcher::new(progress);
     Ok(lowrank::train::train(&config, start, &mut watcher, stop)?)
 }
@@ -193,6 +237,7 @@ impl Watcher {
 impl Observer for Watcher {
     fn event(&mut self, event: &Event) {
         match event {
+            Event::Begin => interrupt::saving_begins(),
             Event::Start {
                 total_steps,
                 done_steps,

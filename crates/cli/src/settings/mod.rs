@@ -6,6 +6,7 @@
 //! value on the way; the struct's own `resolve` then checks what the values mean.
 
 pub mod method;
+pub mod paths;
 pub mod peers;
 pub mod schema;
 pub mod train;
@@ -74,10 +75,7 @@ impl File {
             Ok(_) => Err(Misuse::new(format!(
                 "the settings file {shown} must hold lines of the form `key: value`"
             ))),
-            Err(error) => Err(Misuse::new(format!(
-                "the settings file {shown} is not valid YAML: {}",
-                error.without_snippet()
-            ))),
+            Err(error) => Err(Misuse::new(describe(&error, &text, path))),
         }
     }
 
@@ -87,6 +85,22 @@ impl File {
             |name| name.to_string_lossy().into_owned(),
         )
     }
+}
+
+/// What is wrong with a settings file, in words. A number that is none names its line, and with it the key.
+fn describe(error: &serde_saphyr::Error, text: &str, path: &Path) -> String {
+    let (error, shown) = (error.without_snippet(), path.display());
+    if let (serde_saphyr::Error::NonFiniteFloat { value, .. }, Some(location)) =
+        (error, error.location())
+    {
+        let number = location.line();
+        let line = text.lines().nth(number.saturating_sub(1) as usize);
+        return format!(
+            "the settings file {shown}, line {number} (`{}`): {value} is not a finite number",
+            line.unwrap_or_default().trim()
+        );
+    }
+    format!("the settings file {shown} is not valid YAML: {error}")
 }
 
 /// Settings put together from their layers.

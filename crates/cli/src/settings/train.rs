@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::method::{LORA, MethodSettings, OTHERS};
 use super::values::{
     BaseDtype, Boundary, ByteSize, InitLoraWeights, OnBadRow, PrefixInit, Recompute, SchedulerType,
-    parse_pattern, pattern_map,
+    finite, finite_pattern, pattern_map,
 };
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
@@ -79,15 +79,15 @@ pub struct TrainSettings {
     pub trained: MethodSettings,
 
     /// The change of a weight is scaled by lora_alpha / r
-    #[arg(long, value_name = "X", default_value_t = 16.0, help_heading = LORA)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 16.0, help_heading = LORA)]
     pub lora_alpha: f64,
 
     /// Dropout on what goes into A
-    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = LORA)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "P", default_value_t = 0.0, help_heading = LORA)]
     pub lora_dropout: f64,
 
     /// Another lora_alpha for modules that match a pattern; may be repeated
-    #[arg(long, value_name = "PATTERN=X", value_parser = parse_pattern::<f64>, help_heading = LORA)]
+    #[arg(long, value_name = "PATTERN=X", value_parser = finite_pattern, help_heading = LORA)]
     #[serde(with = "pattern_map")]
     pub alpha_pattern: Vec<(String, f64)>,
 
@@ -106,7 +106,7 @@ pub struct TrainSettings {
     pub prefix_init: PrefixInit,
 
     /// The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3, prefix 1e-2]
-    #[arg(long, value_name = "X", help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", help_heading = OPTIMIZATION)]
     pub learning_rate: Option<f64>,
 
     /// How the learning rate falls
@@ -118,31 +118,31 @@ pub struct TrainSettings {
     pub warmup_steps: u64,
 
     /// The same as a share of all steps, used where warmup_steps is 0
-    #[arg(long, value_name = "P", default_value_t = 0.0, conflicts_with = "warmup_steps", help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "P", default_value_t = 0.0, conflicts_with = "warmup_steps", help_heading = OPTIMIZATION)]
     pub warmup_ratio: f64,
 
     /// Decoupled weight decay on everything that is trained
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 0.0, help_heading = OPTIMIZATION)]
     pub weight_decay: f64,
 
     /// AdamW's decay of the first moment
-    #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 0.9, help_heading = OPTIMIZATION)]
     pub adam_beta1: f64,
 
     /// AdamW's decay of the second moment
-    #[arg(long, value_name = "X", default_value_t = 0.999, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 0.999, help_heading = OPTIMIZATION)]
     pub adam_beta2: f64,
 
     /// AdamW's epsilon
-    #[arg(long, value_name = "X", default_value = "1e-8", help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value = "1e-8", help_heading = OPTIMIZATION)]
     pub adam_epsilon: f64,
 
     /// Scale gradients down to this norm; 0 turns it off
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 1.0, help_heading = OPTIMIZATION)]
     pub max_grad_norm: f64,
 
     /// Share of the target's probability that is spread over all tokens
-    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "P", default_value_t = 0.0, help_heading = OPTIMIZATION)]
     pub label_smoothing_factor: f64,
 
     /// Rows computed at a time
@@ -160,7 +160,7 @@ pub struct TrainSettings {
     pub share_prompts: bool,
 
     /// Passes over the rows
-    #[arg(long, value_name = "X", default_value_t = 3.0, help_heading = OPTIMIZATION)]
+    #[arg(long, value_parser = finite::<f64>, value_name = "X", default_value_t = 3.0, help_heading = OPTIMIZATION)]
     pub num_train_epochs: f64,
 
     /// Optimizer steps, instead of passes over the rows
@@ -463,6 +463,34 @@ mod tests {
           - --r is 8, and the adapter to start from has 4, which cannot be changed; leave it out
           - --use-rslora is true, and the adapter to start from has false, which cannot be changed; leave it out
         "#);
+    }
+
+    #[test]
+    fn numbers_must_be_usable() {
+        for value in [".nan", ".inf", "-.INF", "1e999"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run.yaml");
+            std::fs::write(&path, format!("r: 4\nlearning_rate: {value}\n")).unwrap();
+            let text = File::read(&path).unwrap_err().to_string();
+            let expected =
+                format!("line 2 (`learning_rate: {value}`): {value} is not a finite number");
+            assert!(text.ends_with(&expected), "{text}");
+        }
+        for value in ["nan", "\"inf\""] {
+            let text = problems(&WHOLE, &format!("learning_rate: {value}"));
+            assert!(text.starts_with("learning_rate (in run.yaml): got string"));
+        }
+        let flags = [
+            "--adam-epsilon=1e-60",
+            "--adam-beta2=0.9999999999",
+            "--lora-alpha=1e300",
+        ];
+        insta::assert_snapshot!(problems(&[&WHOLE[..], &flags].concat(), ""), @r"
+        3 problems with the settings:
+          - --lora-alpha must be greater than 0, not 1e300, which is inf as a 32-bit number
+          - --adam-beta2 must be at least 0 and less than 1, not 0.9999999999, which is 1 as a 32-bit number
+          - --adam-epsilon must be greater than 0, not 1e-60, which is 0 as a 32-bit number
+        ");
     }
 
     #[test]

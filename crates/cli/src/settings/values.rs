@@ -272,6 +272,41 @@ impl<'de> Deserialize<'de> for Targets {
     }
 }
 
+/// Parses a number. Rust's own parser also takes `nan`, `inf` and what is too large, such as `1e999`; JSON has no way to
+/// write those, so a setting would silently fall back to its default.
+///
+/// # Errors
+/// When the text is no number, or one that is not finite.
+pub fn finite<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
+    match text.trim().parse::<T>() {
+        Ok(number) if number.into().is_finite() => Ok(number),
+        Ok(_) => Err("expected a finite number".to_string()),
+        Err(_) => Err("expected a number".to_string()),
+    }
+}
+
+/// Parses a whole number that is `MOST` at most, for what is multiplied or allocated before anything can say that it does not
+/// fit.
+///
+/// # Errors
+/// When the text is no such number.
+pub fn at_most<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.trim().parse::<usize>() {
+        Ok(number) if number <= MOST => Ok(number),
+        _ => Err(format!("expected a whole number of {MOST} at most")),
+    }
+}
+
+/// Parses `PATTERN=NUMBER` with a number as [`finite`] takes it.
+///
+/// # Errors
+/// As [`parse_pattern`] and [`finite`].
+pub fn finite_pattern(text: &str) -> Result<(String, f64), String> {
+    let (pattern, number) = parse_pattern::<String>(text)?;
+    let number = finite(&number).map_err(|problem| format!("{problem} after the `=`"))?;
+    Ok((pattern, number))
+}
+
 /// Parses `PATTERN=NUMBER`. The last `=` divides, so a pattern may hold one.
 ///
 /// # Errors
@@ -396,6 +431,40 @@ mod tests {
         assert!(parse_pattern::<u64>("q_proj").is_err());
         assert!(parse_pattern::<u64>("q_proj=x").is_err());
         assert!(parse_pattern::<u64>("=4").is_err());
+    }
+
+    #[test]
+    fn counts_have_an_end() {
+        assert_eq!(at_most::<9>("9"), Ok(9));
+        for wrong in ["10", "-1", "1.5", "18446744073709551616", "x", ""] {
+            let text = at_most::<9>(wrong).unwrap_err();
+            assert_eq!(text, "expected a whole number of 9 at most");
+        }
+    }
+
+    #[test]
+    fn numbers_are_finite() {
+        assert_eq!(
+            (finite::<f64>("1e-4"), finite::<f32>(" -2 ")),
+            (Ok(1e-4), Ok(-2.0))
+        );
+        for wrong in [
+            "nan",
+            "-NaN",
+            "inf",
+            "-Infinity",
+            "1e999",
+            "-1e999",
+            "x",
+            "",
+        ] {
+            assert!(finite::<f64>(wrong).is_err(), "{wrong}");
+        }
+        assert!(finite::<f64>("1e39").is_ok() && finite::<f32>("1e39").is_err());
+        assert_eq!(finite_pattern("a=b=1.5"), Ok(("a=b".to_string(), 1.5)));
+        for wrong in ["a=nan", "a=inf", "a=1e999", "a=", "a", "=1"] {
+            assert!(finite_pattern(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

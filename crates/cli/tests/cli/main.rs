@@ -2,9 +2,11 @@
 
 mod bad_input;
 mod compare;
+mod ends;
 mod hub;
 mod misuse;
 mod plans;
+mod resumes;
 mod runs;
 mod support;
 mod texts;

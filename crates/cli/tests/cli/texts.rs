@@ -203,7 +203,7 @@ fn beams_do_not_go_with_draws() {
         ),
         (
             &["--num-beams", "2", "--length-penalty", "inf"],
-            "must be a number",
+            "expected a finite number",
         ),
     ] {
         lowrank()

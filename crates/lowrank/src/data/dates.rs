@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Now, in seconds; taken when the template is compiled, so that one run renders one date.
-pub(super) fn seconds_since_1970() -> i64 {
+pub(crate) fn seconds_since_1970() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))

@@ -39,6 +39,8 @@ mod stream;
 mod template;
 mod tokenizer;
 
+pub(crate) use dates::seconds_since_1970;
+
 pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
 pub use error::DataError;
 pub use example::{Boundary, Example};

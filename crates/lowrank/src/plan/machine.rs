@@ -1,14 +1,67 @@
-//! The memory that the machine has free, as the kernel and the process's control group count it.
+//! The memory that the machine has free, as the kernel, the process's control group and its own limits count it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes that this process could still get: what the system could give to programs now, or what its control group has left
-/// where that is less; `None` where the system doesn't tell.
+/// Bytes that this process could still get: what the system could give to programs now, or what its control group or its
+/// limits (`ulimit -v`, `ulimit -d`) have left where that is less; `None` where the system doesn't tell.
 pub fn available_memory() -> Option<u64> {
+    let process = Process::read();
+    let left = [
+        system_left(),
+        process.address_space.map(Limit::left),
+        process.data.map(Limit::left),
+    ];
+    left.into_iter().flatten().min()
+}
+
+/// Bytes that this process could hold in all, in the sense of a plan's total: what it could still get, and what it holds
+/// of what a plan counts. `mapped` bytes of weights are mapped: a limit on addresses counts them at once, while memory
+/// counts the pages that were read. `to_map` bytes are going to be. A limit on data counts neither.
+pub fn memory_room(mapped: u64, to_map: u64) -> Option<u64> {
+    let process = Process::read();
+    let system = system_left().map(|left| left + process.resident);
+    // Stacks and the allocator's reserves are addresses, too, but nothing that a plan counts.
+    let space = process
+        .address_space
+        .map(|limit| limit.left() + mapped + process.anonymous);
+    let data = process
+        .data
+        .map(|limit| limit.left() + mapped + to_map + process.anonymous);
+    [system, space, data].into_iter().flatten().min()
+}
+
+/// Whether addresses are limited, so that a file counts as a whole once it is mapped.
+pub fn addresses_are_limited() -> bool {
+    Process::read().address_space.is_some()
+}
+
+/// Whether `mapped` bytes of files and `allocated` bytes of memory fit in what the process's own limits have left. An
+/// allocation beyond a limit would end the program.
+///
+/// # Errors
+/// Where they don't: the bytes that are needed, and those that are left.
+pub fn check_limits(mapped: u64, allocated: u64) -> Result<(), (u64, u64)> {
+    let process = Process::read();
+    let limits = [
+        (process.address_space, mapped + allocated),
+        (process.data, allocated),
+    ];
+    for (limit, needed) in limits {
+        if let Some(left) = limit.map(Limit::left)
+            && needed > left
+        {
+            return Err((needed, left));
+        }
+    }
+    Ok(())
+}
+
+/// What the system could give to programs now, or what the control group has left where that is less.
+fn system_left() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo")
         .ok()
-        .and_then(|text| meminfo_available(&text));
+        .and_then(|text| field(&text, "MemAvailable:"));
     let group = fs::read_to_string("/proc/self/cgroup")
         .ok()
         .and_then(|text| group_left(&text, Path::new("/sys/fs/cgroup")));
@@ -18,9 +71,55 @@ pub fn available_memory() -> Option<u64> {
     }
 }
 
-fn meminfo_available(text: &str) -> Option<u64> {
+/// A limit of the process, and what counts against it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit {
+    most: u64,
+    used: u64,
+}
+
+impl Limit {
+    fn left(self) -> u64 {
+        self.most.saturating_sub(self.used)
+    }
+}
+
+/// What the process holds and may hold, in bytes; zero and `None` where the system doesn't tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Process {
+    resident: u64,
+    anonymous: u64,
+    address_space: Option<Limit>,
+    data: Option<Limit>,
+}
+
+impl Process {
+    fn read() -> Self {
+        let read = |name| fs::read_to_string(name).unwrap_or_default();
+        Self::parse(&read("/proc/self/status"), &read("/proc/self/limits"))
+    }
+
+    fn parse(status: &str, limits: &str) -> Self {
+        let bytes = |name| field(status, name).unwrap_or(0);
+        let limit = |name: &str, used| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+            // The soft limit comes first; "unlimited" is no number.
+            let most = line.split_whitespace().next()?.parse().ok()?;
+            Some(Limit { most, used })
+        };
+        Self {
+            resident: bytes("VmRSS:"),
+            anonymous: bytes("RssAnon:"),
+            address_space: limit("Max address space", bytes("VmSize:")),
+            data: limit("Max data size", bytes("VmData:")),
+        }
+    }
+}
+
+/// "NAME: 12 kB" in bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
     let kib = text.lines().find_map(|line| {
-        let value = line.strip_prefix("MemAvailable:")?.trim();
+        let value = line.strip_prefix(name)?.trim();
         value.strip_suffix(" kB")?.trim().parse::<u64>().ok()
     })?;
     Some(kib * 1024)
@@ -84,8 +183,24 @@ mod tests {
     #[test]
     fn meminfo_is_read() {
         let text = "MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:   64 kB\n";
-        assert_eq!(meminfo_available(text), Some(65536));
-        assert_eq!(meminfo_available("MemTotal: 100 kB\n"), None);
+        assert_eq!(field(text, "MemAvailable:"), Some(65536));
+        assert_eq!(field("MemTotal: 100 kB\n", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn the_limits_of_the_process_are_read() {
+        let status =
+            "VmSize:\t  2000 kB\nVmRSS:\t   500 kB\nRssAnon:\t   300 kB\nVmData:\t   400 kB\n";
+        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
+                      Max data size             unlimited            unlimited            bytes\n\
+                      Max address space         3072000              unlimited            bytes\n";
+        let process = Process::parse(status, limits);
+        assert_eq!((process.resident, process.anonymous), (512_000, 307_200));
+        assert_eq!(process.data, None);
+        let space = process.address_space.unwrap();
+        assert_eq!((space.most, space.left()), (3_072_000, 1_024_000));
+        assert_eq!(Limit { most: 1, used: 2 }.left(), 0);
+        assert_eq!(Process::parse("", ""), Process::default());
     }
 
     #[test]

@@ -2,14 +2,17 @@
 //!
 //! The file is appended to while a run goes on and each line reaches the operating system in one write, so a killed
 //! run loses at most the line it was writing. The reader accepts such a torn last line; a damaged line anywhere else
-//! is an error. A resumed run first cuts what was written after its checkpoint, so that the file reads as if the run
-//! had never stopped.
+//! is left out and reported, since nothing but figures depends on it. A resumed run first cuts what was written after its
+//! checkpoint, so that the file reads as if the run had never stopped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
+
+/// Damaged lines that a message lists.
+const LISTED: usize = 10;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,16 +102,15 @@ pub enum MetricsError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// A line that is not the last one is damaged.
-    #[error("{}, line {line} is not a line of metrics: {reason}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line's number, from 1.
-        line: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
+}
+
+/// What a `metrics.jsonl` holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics {
+    /// Its lines, in order.
+    pub lines: Vec<MetricsLine>,
+    /// Which lines were left out, and why, in words.
+    pub damage: Option<String>,
 }
 
 /// Appends lines to `metrics.jsonl`.
@@ -136,15 +138,21 @@ impl MetricsWriter {
     }
 
     /// Goes on with the file of a run that stopped: lines after `step`, the checkpoint's, and a torn last line are
-    /// cut, and everything before stays byte for byte. A file that does not exist is started.
+    /// cut, and everything before stays byte for byte, but for damaged lines: they are dropped, and the text says which.
+    /// A file that does not exist is started.
     ///
     /// # Errors
-    /// When the file cannot be read or replaced, or a line other than the last is damaged.
-    pub fn resume(path: impl Into<PathBuf>, step: u64) -> Result<Self, MetricsError> {
+    /// When the file cannot be read or replaced.
+    pub fn resume(
+        path: impl Into<PathBuf>,
+        step: u64,
+    ) -> Result<(Self, Option<String>), MetricsError> {
         let path = path.into();
         let text = match std::fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::create(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((Self::create(path)?, None));
+            }
             Err(source) => {
                 return Err(MetricsError::Io {
                     action: "read",
@@ -154,7 +162,8 @@ impl MetricsWriter {
             }
         };
         let mut kept = String::with_capacity(text.len());
-        for (raw, line) in parse(&text, &path)? {
+        let (lines, damaged) = parse(&text);
+        for (raw, line) in lines {
             if line.step() <= step {
                 kept.push_str(raw);
                 kept.push('\n');
@@ -165,8 +174,9 @@ impl MetricsWriter {
             path: path.clone(),
             source,
         })?;
+        let damage = describe(&path, &damaged);
         match OpenOptions::new().append(true).open(&path) {
-            Ok(file) => Ok(Self { path, file }),
+            Ok(file) => Ok((Self { path, file }, damage)),
             Err(source) => Err(MetricsError::Io {
                 action: "open",
                 path,
@@ -197,23 +207,27 @@ impl MetricsWriter {
 /// Reads a whole `metrics.jsonl`; a torn last line, left by a run that was killed, is dropped.
 ///
 /// # Errors
-/// When the file cannot be read or a line other than the last is damaged.
-pub fn read(path: &Path) -> Result<Vec<MetricsLine>, MetricsError> {
+/// When the file cannot be read.
+pub fn read(path: &Path) -> Result<Metrics, MetricsError> {
     let bytes = std::fs::read(path).map_err(|source| MetricsError::Io {
         action: "read",
         path: path.to_path_buf(),
         source,
     })?;
     let text = String::from_utf8_lossy(&bytes);
-    Ok(parse(&text, path)?
-        .into_iter()
-        .map(|(_, line)| line)
-        .collect())
+    let (lines, damaged) = parse(&text);
+    Ok(Metrics {
+        lines: lines.into_iter().map(|(_, line)| line).collect(),
+        damage: describe(path, &damaged),
+    })
 }
 
-/// The lines of `text` with what they say. The last line may be torn; blank lines are skipped.
-fn parse<'a>(text: &'a str, path: &Path) -> Result<Vec<(&'a str, MetricsLine)>, MetricsError> {
-    let mut lines = Vec::new();
+/// A line's number, from 1, and what is wrong with it.
+type Damaged = (usize, String);
+
+/// The lines of `text` with what they say, and those that say nothing. The last line may be torn; blank lines are skipped.
+fn parse(text: &str) -> (Vec<(&str, MetricsLine)>, Vec<Damaged>) {
+    let (mut lines, mut damaged) = (Vec::new(), Vec::new());
     let mut rows = text.split('\n').enumerate().peekable();
     while let Some((index, raw)) = rows.next() {
         if raw.trim().is_empty() {
@@ -225,20 +239,36 @@ fn parse<'a>(text: &'a str, path: &Path) -> Result<Vec<(&'a str, MetricsLine)>, 
         }
         match serde_json::from_str(raw) {
             Ok(line) => lines.push((raw, line)),
-            Err(error) => {
-                // After a power cut the last line may hold anything and still end in a newline.
-                if rows.clone().all(|(_, rest)| rest.trim().is_empty()) {
-                    break;
-                }
-                return Err(MetricsError::Line {
-                    path: path.to_path_buf(),
-                    line: index + 1,
-                    reason: error.to_string(),
-                });
-            }
+            // After a power cut the last line may hold anything and still end in a newline.
+            Err(_) if rows.clone().all(|(_, rest)| rest.trim().is_empty()) => break,
+            Err(error) => damaged.push((index + 1, error.to_string())),
         }
     }
-    Ok(lines)
+    (lines, damaged)
+}
+
+/// "runs/x/metrics.jsonl, line 5 is not a line of metrics: expected value at line 1 column 1".
+fn describe(path: &Path, damaged: &[Damaged]) -> Option<String> {
+    let (first, reason) = damaged.first()?;
+    let shown = path.display();
+    if damaged.len() == 1 {
+        return Some(format!(
+            "{shown}, line {first} is not a line of metrics: {reason}"
+        ));
+    }
+    let numbers: Vec<String> = damaged
+        .iter()
+        .take(LISTED)
+        .map(|(number, _)| number.to_string())
+        .collect();
+    let more = match damaged.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "{shown}, lines {}{more} are not lines of metrics; line {first}: {reason}",
+        numbers.join(", ")
+    ))
 }
 
 /// Replaces a file through a temporary one in the same folder.
@@ -311,7 +341,7 @@ mod tests {
         for line in &lines {
             writer.write(line).unwrap();
         }
-        assert_eq!(read(&path).unwrap(), lines);
+        assert_eq!(read(&path).unwrap().lines, lines);
     }
 
     #[test]
@@ -323,11 +353,12 @@ mod tests {
         let whole = std::fs::read_to_string(&path).unwrap();
         for torn in [&whole[..20], &whole[..whole.len() - 1], "\0\0\0\n"] {
             std::fs::write(&path, format!("{whole}{torn}")).unwrap();
-            assert_eq!(read(&path).unwrap(), [step(1)], "{torn:?}");
+            assert_eq!(read(&path).unwrap().lines, [step(1)], "{torn:?}");
         }
-        let mut writer = MetricsWriter::resume(&path, 9).unwrap();
+        let (mut writer, damage) = MetricsWriter::resume(&path, 9).unwrap();
+        assert_eq!(damage, None);
         writer.write(&step(2)).unwrap();
-        assert_eq!(read(&path).unwrap(), [step(1), step(2)]);
+        assert_eq!(read(&path).unwrap().lines, [step(1), step(2)]);
     }
 
     #[test]
@@ -339,23 +370,41 @@ mod tests {
             writer.write(&line).unwrap();
         }
         MetricsWriter::resume(&path, 2).unwrap();
-        assert_eq!(read(&path).unwrap(), [step(1), eval(1), step(2), eval(2)]);
+        let kept = [step(1), eval(1), step(2), eval(2)];
+        assert_eq!(read(&path).unwrap().lines, kept);
         let fresh = folder.path().join("none.jsonl");
         MetricsWriter::resume(&fresh, 2).unwrap();
-        assert_eq!(read(&fresh).unwrap(), []);
+        assert_eq!(read(&fresh).unwrap(), Metrics::default());
     }
 
     #[test]
-    fn damage_before_the_last_line_is_named() {
+    fn damaged_lines_are_named_and_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let line = serde_json::to_string(&step(1)).unwrap();
-        std::fs::write(&path, format!("{line}\nnot json\n{line}\n")).unwrap();
-        let message = read(&path).unwrap_err().to_string();
+        let line = |number| serde_json::to_string(&step(number)).unwrap();
+        let (first, second, third) = (line(1), line(2), line(3));
+        let mut bytes = format!("{first}\n\nnot json\n{second}\n{{}}\n").into_bytes();
+        bytes.extend(b"\xff\xfe\n");
+        bytes.extend(format!("{}\n{third}\n", &second[..30]).into_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!(found.lines, [step(1), step(2), step(3)]);
+        let damage = found.damage.unwrap();
         assert!(
-            message.contains("metrics.jsonl, line 2 is not a line of metrics"),
-            "{message}"
+            damage.contains("metrics.jsonl, lines 3, 5, 6, 7 are not lines of metrics"),
+            "{damage}"
         );
+        let (_, damage) = MetricsWriter::resume(&path, 2).unwrap();
+        assert!(damage.unwrap().contains("lines 3, 5, 6, 7"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("{first}\n{second}\n"));
+
+        std::fs::write(&path, "x\n".repeat(13) + &first + "\n").unwrap();
+        let damage = read(&path).unwrap().damage.unwrap();
+        assert!(damage.contains(", 10 and 3 more are not"), "{damage}");
+        std::fs::write(&path, format!("x\n{first}\n")).unwrap();
+        let damage = read(&path).unwrap().damage.unwrap();
+        assert!(damage.contains("line 1 is not a line of metrics: "));
     }
 
     #[test]

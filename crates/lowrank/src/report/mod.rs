@@ -15,5 +15,6 @@ mod svg;
 pub mod units;
 
 pub use metrics::{
-    EvalMetrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics, read as read_metrics,
+    EvalMetrics, Metrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics,
+    read as read_metrics,
 };

@@ -161,17 +161,70 @@ pub fn read(
 ) -> Result<TrainerState, Error> {
     let path = folder.join(TRAINER);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let state: TrainerState = serde_json::from_str(&text).map_err(|error| {
-        Error::Training(format!(
-            "{}: {error}; delete this checkpoint folder to go on from an earlier one",
-            path.display()
-        ))
-    })?;
+    let state: TrainerState = serde_json::from_str(&text)
+        .map_err(|error| Error::Training(format!("{}: {error}", path.display())))?;
+    let named = name_of(folder);
+    if named != format!("step-{}", state.step) {
+        return Err(Error::Training(format!(
+            "{}: it is of step {}, and the folder is called {named}",
+            path.display(),
+            state.step
+        )));
+    }
     read_values(folder, "param", &adapter.names, &mut adapter.params)?;
     read_values(folder, "m", &adapter.names, &mut optimizer.m)?;
     read_values(folder, "v", &adapter.names, &mut optimizer.v)?;
     optimizer.step = state.step;
     Ok(state)
+}
+
+/// Reads the newest checkpoint that can be read, and says where it is. Newer ones, which are damaged, are renamed to
+/// `damaged-step-N`, and `warn` is told of each: left in place, they would be counted as the newest again.
+///
+/// # Errors
+/// There are checkpoints, and none can be read.
+pub fn read_newest(
+    run: &Path,
+    adapter: &mut Adapter,
+    optimizer: &mut OptimizerState,
+    mut warn: impl FnMut(String),
+) -> Result<Option<TrainerState>, Error> {
+    let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
+    for step in steps(run).into_iter().rev() {
+        let folder = step_folder(run, step);
+        match read(&folder, adapter, optimizer) {
+            Ok(state) => {
+                for (folder, error) in damaged {
+                    let aside = folder.with_file_name(format!("damaged-{}", name_of(&folder)));
+                    drop(std::fs::remove_dir_all(&aside));
+                    let now = match std::fs::rename(&folder, &aside) {
+                        Ok(()) => format!("moved to {}", aside.display()),
+                        Err(error) => format!("left where it is ({error})"),
+                    };
+                    warn(format!(
+                        "warning: the checkpoint {} cannot be used and is {now}: {error}",
+                        folder.display()
+                    ));
+                }
+                return Ok(Some(state));
+            }
+            Err(error) => damaged.push((folder, error)),
+        }
+    }
+    match damaged.into_iter().next() {
+        None => Ok(None),
+        Some((folder, error)) => Err(Error::Training(format!(
+            "no checkpoint of {} can be used; the newest, {}: {error}; to begin again, delete {}",
+            run.display(),
+            name_of(&folder),
+            run.join("checkpoints").display()
+        ))),
+    }
+}
+
+fn name_of(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// Reads only the trained values of a checkpoint.
@@ -209,6 +262,11 @@ fn read_values(
     } else {
         Err(Error::Tensors { path, problems })
     }
+}
+
+/// Whether a run's folder or a checkpoint holds an adapter's files.
+pub fn has_adapter(folder: &Path) -> bool {
+    folder.join("adapter_config.json").is_file()
 }
 
 /// The folder of a step's checkpoint.

@@ -138,6 +138,9 @@ pub struct TrainConfig {
     pub base_dtype: BaseDtype,
     /// Threads; `None`: all the machine has.
     pub threads: Option<usize>,
+    /// When and where the run began. Not a setting: a fresh run writes it, and a resumed one reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Began>,
     /// Run although the memory is expected not to suffice. It belongs to one invocation, so files do not hold it.
     #[serde(skip)]
     pub force: bool,
@@ -145,6 +148,26 @@ pub struct TrainConfig {
 
 fn apart() -> Boundary {
     Boundary::Apart
+}
+
+/// When and where a run began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Began {
+    /// Seconds since 1970. A chat template that writes today's date writes that of this time, also when the run is resumed.
+    pub time: i64,
+    /// The working folder, which relative paths of the settings start at; `None` where its name is not UTF-8.
+    pub folder: Option<PathBuf>,
+}
+
+impl Began {
+    /// Now and here.
+    pub(super) fn now() -> Self {
+        let folder = std::env::current_dir().ok();
+        Self {
+            time: crate::data::seconds_since_1970(),
+            folder: folder.filter(|folder| folder.to_str().is_some()),
+        }
+    }
 }
 
 fn default_bottleneck() -> usize {
@@ -237,6 +260,7 @@ impl TrainConfig {
             early_stopping_patience: None,
             base_dtype: BaseDtype::Bf16,
             threads: None,
+            began: None,
             force: false,
         }
     }
@@ -244,6 +268,7 @@ impl TrainConfig {
     /// Settings that no run can have, one line each.
     pub fn problems(&self) -> Vec<String> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
+        let not_negative = |x: f64| x.is_finite() && x >= 0.0;
         let share = |x: f64| (0.0..1.0).contains(&x);
         let rules = [
             ("r", self.r > 0, "at least 1"),
@@ -280,7 +305,11 @@ impl TrainConfig {
                 (0.0..=1.0).contains(&self.warmup_ratio),
                 "from 0 to 1",
             ),
-            ("weight_decay", self.weight_decay >= 0.0, "0 or greater"),
+            (
+                "weight_decay",
+                not_negative(self.weight_decay),
+                "0 or greater",
+            ),
             (
                 "adam_beta1",
                 share(self.adam_beta1),
@@ -298,7 +327,7 @@ impl TrainConfig {
             ),
             (
                 "max_grad_norm",
-                self.max_grad_norm >= 0.0,
+                not_negative(self.max_grad_norm),
                 "0 (off) or greater",
             ),
             (
@@ -322,25 +351,28 @@ impl TrainConfig {
                 positive(self.num_train_epochs),
                 "greater than 0",
             ),
-            ("max_steps", self.max_steps != Some(0), "at least 1"),
-            ("eval_steps", self.eval_steps != Some(0), "at least 1"),
-            ("save_steps", self.save_steps != Some(0), "at least 1"),
-            (
-                "save_total_limit",
-                self.save_total_limit != Some(0),
-                "at least 1",
-            ),
-            (
-                "early_stopping_patience",
-                self.early_stopping_patience != Some(0),
-                "at least 1",
-            ),
         ];
+        let counts = self.counts().map(|(key, none)| (key, !none, "at least 1"));
         rules
             .into_iter()
+            .chain(counts)
             .filter(|(_, fine, _)| !fine)
             .map(|(key, _, range)| format!("{key} must be {range}"))
             .collect()
+    }
+
+    /// Keys that count something, if anything, and whether that is nothing.
+    fn counts(&self) -> [(&'static str, bool); 5] {
+        [
+            ("max_steps", self.max_steps == Some(0)),
+            ("eval_steps", self.eval_steps == Some(0)),
+            ("save_steps", self.save_steps == Some(0)),
+            ("save_total_limit", self.save_total_limit == Some(0)),
+            (
+                "early_stopping_patience",
+                self.early_stopping_patience == Some(0),
+            ),
+        ]
     }
 
     /// What the method top trains.
@@ -371,7 +403,8 @@ impl TrainConfig {
 
     /// Rows of an optimizer step.
     pub fn rows_per_step(&self) -> usize {
-        self.batch_size * self.gradient_accumulation_steps
+        self.batch_size
+            .saturating_mul(self.gradient_accumulation_steps)
     }
 
     /// Optimizer steps of the run over `rows` rows. The last step of an epoch takes what is left.
@@ -382,15 +415,23 @@ impl TrainConfig {
         })
     }
 
-    /// Keys whose value differs from `earlier` in a way that would change the result of going on.
+    /// Keys whose value differs from `earlier` in a way that would change the result of going on. Where the model and the
+    /// data lie is not among them: a checkpoint knows what was in them. The adapter that a run began with is in it, too.
     pub fn changes_since(&self, earlier: &Self) -> Vec<String> {
-        let neutral: &[&str] = &[
+        let mut neutral = vec![
             "output",
+            "model",
+            "data",
+            "valid_data",
+            "began",
             "threads",
             "save_steps",
             "save_total_limit",
             "memory_budget",
         ];
+        if self.init_adapter.is_some() && earlier.init_adapter.is_some() {
+            neutral.push("init_adapter");
+        }
         let as_map = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(map)) => map,
             _ => serde_json::Map::new(),

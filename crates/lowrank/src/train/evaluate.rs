@@ -1,5 +1,7 @@
 //! The loss on held-out rows.
 
+use std::ops::ControlFlow;
+
 use lowrank_kernels::Workspace;
 
 use crate::data::Example;
@@ -17,17 +19,19 @@ pub fn evaluate(
     examples: &[Example],
     ws: &Workspace,
 ) -> LossSum {
-    evaluate_rows(model, adapters, adapter, examples, ws, |_| {})
+    evaluate_rows(model, adapters, adapter, examples, ws, |_| {
+        ControlFlow::Continue(())
+    })
 }
 
-/// As [`evaluate`]; `done` is told how many rows each pass finished.
+/// As [`evaluate`]; `done` is told how many rows each pass finished, and may end it there, with the sums so far.
 pub fn evaluate_rows(
     model: &Decoder,
     adapters: AdapterSet,
     adapter: Option<usize>,
     examples: &[Example],
     ws: &Workspace,
-    mut done: impl FnMut(usize),
+    mut done: impl FnMut(usize) -> ControlFlow<()>,
 ) -> LossSum {
     let mut sums = LossSum::default();
     let virtual_tokens = adapter
@@ -42,22 +46,22 @@ pub fn evaluate_rows(
             batch
         };
         sums.add(model.loss(&batch, adapters, ws));
-        done(rows);
+        done(rows)
     };
     for example in examples {
         if rows > 0 && pending.tokens() + example.ids.len() > TOKENS_A_PASS {
             let next = Batch::with_virtual(virtual_tokens);
-            run(
-                std::mem::replace(&mut pending, next),
-                std::mem::take(&mut rows),
-            );
+            let whole = std::mem::replace(&mut pending, next);
+            if run(whole, std::mem::take(&mut rows)).is_break() {
+                return sums;
+            }
         }
         let prompt = example.prompt().len();
         pending.push_with_prompt(prompt, &example.ids, &example.supervised);
         rows += 1;
     }
     if rows > 0 {
-        run(pending, rows);
+        let _ = run(pending, rows);
     }
     sums
 }

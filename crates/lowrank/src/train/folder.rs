@@ -1,15 +1,17 @@
 //! A run's folder: how it begins, and the files that a reader finds in it at the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_formats::atomic;
 
-use super::config::TrainConfig;
+use super::checkpoint;
+use super::config::{Began, TrainConfig};
 use super::run::{Outcome, Start};
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::lock::LOCK_FILE;
 use crate::output;
-use crate::report::{self, MetricsLine};
+use crate::report;
 use crate::tuning::Method;
 
 const CONFIG: &str = "config.yaml";
@@ -21,15 +23,19 @@ const RUN_FILES: &[&str] = &[
     "README.md",
     "report.html",
     "checkpoints",
+    LOCK_FILE,
     "adapter_config.json",
     "adapter_model.safetensors",
 ];
 
-/// Whether a run may begin, or go on, in its output folder. Nothing is written.
-pub(super) fn check(config: &TrainConfig, start: Start) -> Result<(), Error> {
+/// Whether a run may begin, or go on, in its output folder; and when and where it began. Nothing is written.
+pub(super) fn check(config: &TrainConfig, start: Start) -> Result<Option<Began>, Error> {
     match start {
         Start::Resume => check_resume(config),
-        Start::Fresh { overwrite } => check_fresh(config, overwrite),
+        Start::Fresh { overwrite } => {
+            check_fresh(config, overwrite)?;
+            Ok(Some(Began::now()))
+        }
     }
 }
 
@@ -37,14 +43,51 @@ pub(super) fn check(config: &TrainConfig, start: Start) -> Result<(), Error> {
 pub(super) fn begin(config: &TrainConfig, start: Start) -> Result<(), Error> {
     check(config, start)?;
     let folder = &config.output;
-    if folder.exists() {
-        std::fs::remove_dir_all(folder).map_err(Error::io(folder))?;
-    }
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    write_config(config)
+    empty(folder)?;
+    write_config(config, &config.output)
 }
 
-fn check_resume(config: &TrainConfig) -> Result<(), Error> {
+/// Deletes what an earlier run left in a folder. The folder itself stays, and with it this run's lock; its config.yaml goes
+/// last, since a folder without one is never replaced.
+fn empty(folder: &Path) -> Result<(), Error> {
+    let mut config = None;
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let path = entry.path();
+        if entry.file_name() == LOCK_FILE {
+            continue;
+        }
+        if entry.file_name() == CONFIG {
+            config = Some(path);
+        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        } else {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    match config {
+        Some(path) => std::fs::remove_file(&path).map_err(Error::io(&path)),
+        None => Ok(()),
+    }
+}
+
+fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {
+    let earlier = read_config(config)?;
+    let changes = config.changes_since(&earlier);
+    if changes.is_empty() {
+        return Ok(earlier.began);
+    }
+    Err(Error::Settings(format!(
+        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output{}",
+        config.output.join(CONFIG).display(),
+        changes.join("\n  "),
+        from_what_was_learned(config)
+    )))
+}
+
+/// The settings that a run in the output folder was begun with.
+fn read_config(config: &TrainConfig) -> Result<TrainConfig, Error> {
     let path = config.output.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Error::Settings(format!(
@@ -52,21 +95,84 @@ fn check_resume(config: &TrainConfig) -> Result<(), Error> {
             path.display()
         ))
     })?;
-    let earlier: TrainConfig = serde_saphyr::from_str(&text).map_err(|error| {
+    serde_saphyr::from_str(&text).map_err(|error| {
         Error::Settings(format!(
             "{}: {error}; the run was begun by another version or the file was edited",
             path.display()
         ))
-    })?;
-    let changes = config.changes_since(&earlier);
-    if changes.is_empty() {
+    })
+}
+
+/// How a new run takes over what the one in the output folder has learned, where there is something to take over.
+pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
+    let run = &config.output;
+    if config.method == Method::Full {
+        let model = run.join("model.safetensors").exists();
+        let hint = || {
+            format!(
+                ", from what this one learned with --model {}",
+                run.display()
+            )
+        };
+        return model.then(hint).unwrap_or_default();
+    }
+    let newest = checkpoint::steps(run)
+        .last()
+        .map(|step| checkpoint::step_folder(run, *step));
+    let has_adapter = |folder: &PathBuf| checkpoint::has_adapter(folder);
+    match [Some(run.clone()), newest]
+        .into_iter()
+        .flatten()
+        .find(has_adapter)
+    {
+        Some(folder) => format!(
+            ", from what this one learned with --init-adapter {}",
+            folder.display()
+        ),
+        None => String::new(),
+    }
+}
+
+/// Lets config.yaml say where the model and the data are now, once they are known to be those that the run began with.
+pub(super) fn record_paths(config: &TrainConfig) -> Result<(), Error> {
+    // A run that was not begun by `train` has none.
+    if !config.output.join(CONFIG).exists() {
         return Ok(());
     }
-    Err(Error::Settings(format!(
-        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output",
-        path.display(),
-        changes.join("\n  ")
-    )))
+    let mut recorded = read_config(config)?;
+    let begun = recorded.began.clone().and_then(|began| began.folder);
+    let moved = |before: &Path, now: &Path| {
+        let same = before == now
+            || begun
+                .as_ref()
+                .is_some_and(|folder| folder.join(before) == now);
+        (!same).then(|| std::path::absolute(now).unwrap_or_else(|_| now.to_path_buf()))
+    };
+    let before = recorded.clone();
+    if let Some(data) = moved(&before.data, &config.data) {
+        recorded.data = data;
+    }
+    if let Some(now) = &config.valid_data
+        && let Some(valid) = moved(before.valid_data.as_deref().unwrap_or(Path::new("")), now)
+    {
+        recorded.valid_data = Some(valid);
+    }
+    if let Some(now) = &config.init_adapter
+        && let Some(adapter) = moved(before.init_adapter.as_deref().unwrap_or(Path::new("")), now)
+    {
+        recorded.init_adapter = Some(adapter);
+    }
+    if let Some(model) = moved(Path::new(&before.model), Path::new(&config.model)) {
+        recorded.model = match (model.is_dir(), model.to_str()) {
+            (true, Some(path)) => path.to_owned(),
+            // Not a folder, but a name.
+            _ => config.model.clone(),
+        };
+    }
+    if recorded == before {
+        return Ok(());
+    }
+    write_config(&recorded, &config.output)
 }
 
 fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
@@ -99,8 +205,8 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_config(config: &TrainConfig) -> Result<(), Error> {
-    let path = config.output.join(CONFIG);
+fn write_config(config: &TrainConfig, folder: &Path) -> Result<(), Error> {
+    let path = folder.join(CONFIG);
     let text = serde_saphyr::to_string(config)
         .map_err(|error| Error::Training(format!("{}: {error}", path.display())))?;
     Ok(atomic::write_file(&path, |out| {
@@ -121,7 +227,7 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
         .filter(|(key, value)| {
             let path = matches!(
                 key.as_str(),
-                "output" | "data" | "valid_data" | "model" | "init_adapter"
+                "output" | "data" | "valid_data" | "model" | "init_adapter" | "began"
             );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
             !path && !empty && config.method.reads(key)
@@ -137,13 +243,13 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Writes report.html from metrics.jsonl.
+/// Writes report.html from metrics.jsonl. The text says which of its lines could not be used.
 pub(super) fn write_report(
     config: &TrainConfig,
     summary: &str,
     figures: &[(String, String)],
-) -> Result<(), Error> {
-    let lines: Vec<MetricsLine> = report::metrics::read(&metrics_path(&config.output))?;
+) -> Result<Option<String>, Error> {
+    let found = report::metrics::read(&metrics_path(&config.output))?;
     let title = config
         .output
         .file_name()
@@ -153,12 +259,12 @@ pub(super) fn write_report(
         summary,
         figures,
         settings: &settings(config),
-        lines: &lines,
+        lines: &found.lines,
     });
-    Ok(atomic::write_file(
-        &config.output.join("report.html"),
-        |out| out.write_all(html.as_bytes()),
-    )?)
+    atomic::write_file(&config.output.join("report.html"), |out| {
+        out.write_all(html.as_bytes())
+    })?;
+    Ok(found.damage)
 }
 
 /// Writes README.md, the model card. `pefts`: PEFT loads the folder.

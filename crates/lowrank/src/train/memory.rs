@@ -5,10 +5,12 @@ use lowrank_kernels::DType;
 use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use crate::Error;
-use crate::base::Network;
+use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
-use crate::plan::{Memory, Work, available_memory, training_memory};
+use crate::plan::{
+    Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
+};
 use crate::report::units;
 use crate::tuning::{Adapter, Method};
 
@@ -16,6 +18,9 @@ use crate::tuning::{Adapter, Method};
 pub fn peak_rss() -> u64 {
     status_field("VmHWM:")
 }
+
+/// Addresses that an allocator reserves for each thread that converts weights.
+const ARENA: u64 = 64 * 1024 * 1024;
 
 fn status_field(name: &str) -> u64 {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
@@ -72,8 +77,8 @@ pub(super) fn choose_saving(
             training_memory(model, adapter, base_dtype, converted, work, saving),
         )
     };
-    // What the process holds already is part of what is predicted.
-    let available = available_memory().map(|free| free + resident());
+    let mapped = weight_bytes(model, base_dtype).saturating_sub(converted);
+    let available = memory_room(mapped, 0);
     let budget = config.memory_budget.or(available);
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute, budget);
@@ -105,9 +110,15 @@ pub(super) fn choose_saving(
 
 /// Refuses a run whose weights and trained values alone are more than there is, before any of them is loaded.
 ///
+/// Files that are not held as they are stay mapped beside what is made of them, which only a limit on addresses counts.
+///
 /// # Errors
 /// Too little memory, without `force`.
-pub(super) fn check_room(config: &TrainConfig, model: &ModelConfig) -> Result<(), Error> {
+pub(super) fn check_room(
+    config: &TrainConfig,
+    model: &ModelConfig,
+    loading: LoadingBytes,
+) -> Result<(), Error> {
     let adapter = config.lay_out(model)?;
     let saving = Saving {
         recompute: Recompute::Full,
@@ -123,7 +134,16 @@ pub(super) fn check_room(config: &TrainConfig, model: &ModelConfig) -> Result<()
     } else {
         mends.push("train fewer values or a smaller model");
     }
-    let available = available_memory().map(|free| free + resident());
+    let is_converted = loading.converted > 0;
+    let (beside, to_map) = match (is_converted, addresses_are_limited()) {
+        (true, true) => (
+            loading.mapped + ARENA * rayon::current_num_threads() as u64,
+            0,
+        ),
+        (true, false) => (0, 0),
+        (false, _) => (0, loading.mapped),
+    };
+    let available = memory_room(0, to_map).map(|room| room.saturating_sub(beside));
     refuse(
         config,
         least,
@@ -154,8 +174,13 @@ fn refuse(
     }
     match available {
         Some(available) if memory.total() > available && !config.force => {
+            let whose = if addresses_are_limited() {
+                "the machine, or this process under its limits (ulimit -v), has"
+            } else {
+                "the machine has"
+            };
             Err(Error::Settings(format!(
-                "the run takes {needed}, and the machine has {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                "the run takes {needed}, and {whose} {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
                 units::bytes(available)
             )))
         }
@@ -175,11 +200,6 @@ fn choose(
         None => all.iter().find(|(_, memory)| fits(memory)),
     };
     *chosen.unwrap_or(&all[2])
-}
-
-/// Resident memory of this process now, bytes.
-fn resident() -> u64 {
-    status_field("VmRSS:")
 }
 
 #[cfg(test)]

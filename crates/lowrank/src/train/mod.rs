@@ -16,7 +16,7 @@ mod run;
 mod schedule;
 mod step;
 
-pub use config::{BaseDtype, TrainConfig};
+pub use config::{BaseDtype, Began, TrainConfig};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;

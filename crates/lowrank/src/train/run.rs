@@ -1,5 +1,6 @@
 //! The run: from settings to a folder that PEFT loads.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use lowrank_kernels::Workspace;
 
 use super::checkpoint::{self, DataMark, TrainerState};
 use super::config::TrainConfig;
-use super::evaluate::evaluate;
+use super::evaluate::{evaluate, evaluate_rows};
 use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::{check_room, choose_saving, peak_rss};
@@ -19,6 +20,7 @@ use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, prob
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
+use crate::lock::FolderLock;
 use crate::model::{Saving, families};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
@@ -83,7 +85,8 @@ impl Outcome {
     }
 }
 
-/// Runs a training from its settings and writes its folder. `stop` ends it after the step under way.
+/// Runs a training from its settings and writes its folder, in which no other run may be at work. `stop` ends it after
+/// the step under way.
 ///
 /// # Errors
 /// Settings, files or data that can't be used; a loss that is not finite; a file that can't be written.
@@ -95,9 +98,24 @@ pub fn train(
 ) -> Result<Outcome, Error> {
     let source = Source::find(&config.model)?;
     check_settings(config)?;
-    folder::check(config, start)?;
-    check_room(config, &families::read_config(&source.config()?)?)?;
-    let base = source.load(config.base_dtype.into())?;
+    FolderLock::refuse_busy(&config.output)?;
+    let config = &TrainConfig {
+        began: folder::check(config, start)?,
+        ..config.clone()
+    };
+    // The same but for where an adapter to start from is found.
+    let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
+    let model = families::read_config(&source.config()?)?;
+    let loading = source.loading_bytes(&model, config.base_dtype.into());
+    check_room(begins, &model, loading)?;
+    let (_lock, warning) = FolderLock::take(&config.output)?;
+    if let Some(warning) = warning {
+        observer.event(&Event::Note(warning));
+    }
+    let mut base = source.load(config.base_dtype.into())?;
+    if let Some(began) = &config.began {
+        base.tokenizer.set_date(began.time);
+    }
     let options = DataOptions {
         max_seq_length: config.max_seq_length,
         train_on_prompt: config.train_on_prompt,
@@ -112,7 +130,7 @@ pub fn train(
     }
     check(config, valid.as_ref())?;
     let network = base.into_network();
-    let trained = prepare(config, &network, &data.examples, observer)?;
+    let trained = prepare(begins, &network, &data.examples, observer)?;
     let longest = data
         .report
         .longest
@@ -126,6 +144,7 @@ pub fn train(
         &data.examples,
         &mut Silent,
     )?;
+    observer.event(&Event::Begin);
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
     }
@@ -141,6 +160,23 @@ pub fn train(
         stop,
     )?;
     Ok(outcome)
+}
+
+/// The settings of a resumed run whose `init_adapter` is gone: the newest checkpoint has its options, and the values are
+/// read from there in any case.
+fn adapter_in_checkpoint(config: &TrainConfig, start: Start) -> Option<TrainConfig> {
+    let folder = config.init_adapter.as_ref()?;
+    if start != Start::Resume || folder.exists() {
+        return None;
+    }
+    let steps = checkpoint::steps(&config.output).into_iter().rev();
+    let found = steps
+        .map(|step| checkpoint::step_folder(&config.output, step))
+        .find(|folder| checkpoint::has_adapter(folder))?;
+    Some(TrainConfig {
+        init_adapter: Some(found),
+        ..config.clone()
+    })
 }
 
 fn load_valid(
@@ -269,6 +305,7 @@ pub fn fit(
         metrics,
     };
     let schedule = run.schedule(total_steps);
+    warn_of_warmup(schedule, observer);
     let mut outcome = Outcome::planned(config, base, &adapter, total_steps);
     step_rows.announce(observer);
     observer.event(&Event::Start {
@@ -278,10 +315,11 @@ pub fn fit(
         base_parameters: outcome.base_parameters,
     });
     if run.state.step == 0 && !valid.is_empty() {
-        run.state.first_eval_loss = Some(run.evaluate(&adapter, 0.0, observer)?);
+        run.state.first_eval_loss = run.evaluate(&adapter, 0.0, Some(stop), observer)?;
+        outcome.interrupted = run.state.first_eval_loss.is_none();
     }
 
-    while run.state.step < total_steps {
+    while run.state.step < total_steps && !outcome.interrupted {
         let step = run.state.step;
         let rows = step_rows.rows(step);
         let options = run.step_options(schedule.at(step));
@@ -309,7 +347,7 @@ pub fn fit(
             let best = run.evaluate_and_compare(&adapter, epochs, observer)?;
             save |= best && config.load_best_model_at_end;
         }
-        outcome.stopped_early = !last && run.has_no_patience();
+        outcome.stopped_early = !last && run.has_no_patience(observer);
         outcome.interrupted = !last && !outcome.stopped_early && stop.load(Ordering::Relaxed);
         if save || outcome.interrupted {
             run.checkpoint(&adapter, &optimizer, observer)?;
@@ -317,12 +355,6 @@ pub fn fit(
         if outcome.stopped_early || outcome.interrupted {
             break;
         }
-    }
-    if outcome.stopped_early {
-        observer.event(&Event::Note(format!(
-            "stopping early: {} evaluations without a lower eval_loss",
-            run.state.evaluations_without_best
-        )));
     }
     outcome.steps = run.state.step;
     outcome.first_eval_loss = run.state.first_eval_loss;
@@ -335,8 +367,25 @@ pub fn fit(
     }
     outcome.peak_rss = peak_rss();
     let summary = run.summary(&outcome);
-    folder::write_report(config, &summary, &figures(&outcome))?;
+    let damage = folder::write_report(config, &summary, &figures(&outcome))?;
+    if let Some(damage) = damage {
+        observer.event(&Event::Note(format!("warning: {damage}; left out")));
+    }
     Ok(outcome)
+}
+
+fn warn_of_warmup(schedule: Schedule, observer: &mut dyn Observer) {
+    let Schedule {
+        warmup_steps,
+        total_steps,
+        learning_rate,
+        ..
+    } = schedule;
+    if warmup_steps >= total_steps {
+        observer.event(&Event::Note(format!(
+            "warning: the warm-up takes {warmup_steps} steps and the run {total_steps}, so the learning rate never reaches {learning_rate}"
+        )));
+    }
 }
 
 /// The state that the run begins or goes on with, and the metrics file cut to it.
@@ -348,7 +397,7 @@ fn open_state(
     (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
     observer: &mut dyn Observer,
 ) -> Result<(TrainerState, MetricsWriter), Error> {
-    let mut state = TrainerState {
+    let state = TrainerState {
         base: base.decoder.weights().fingerprint(),
         data: DataMark::of(examples),
         valid: DataMark::of(valid),
@@ -356,19 +405,21 @@ fn open_state(
     };
     let restored = if start == Start::Resume {
         checkpoint::sweep(&config.output);
-        restore(config, adapter, optimizer, &state, observer)?
+        let restored = restore(config, adapter, optimizer, &state, observer)?;
+        folder::record_paths(config)?;
+        restored
     } else {
         None
     };
     let metrics_path = folder::metrics_path(&config.output);
-    let metrics = match restored {
-        Some(earlier) => {
-            state = earlier;
-            MetricsWriter::resume(&metrics_path, state.step)?
-        }
-        None => MetricsWriter::create(&metrics_path)?,
+    let Some(earlier) = restored else {
+        return Ok((state, MetricsWriter::create(&metrics_path)?));
     };
-    Ok((state, metrics))
+    let (metrics, damage) = MetricsWriter::resume(&metrics_path, earlier.step)?;
+    if let Some(damage) = damage {
+        observer.event(&Event::Note(format!("warning: {damage}; dropped")));
+    }
+    Ok((earlier, metrics))
 }
 
 /// The newest checkpoint's values, optimizer and state; `None` where there is none yet. `now` is what the run finds today.
@@ -379,23 +430,25 @@ fn restore(
     now: &TrainerState,
     observer: &mut dyn Observer,
 ) -> Result<Option<TrainerState>, Error> {
-    let Some(&step) = checkpoint::steps(&config.output).last() else {
+    let warn = |text| observer.event(&Event::Note(text));
+    let earlier = checkpoint::read_newest(&config.output, adapter, optimizer, warn)?;
+    let Some(earlier) = earlier else {
         observer.event(&Event::Note(
             "there is no checkpoint yet; starting from the beginning".to_owned(),
         ));
         return Ok(None);
     };
-    let folder = checkpoint::step_folder(&config.output, step);
-    let earlier = checkpoint::read(&folder, adapter, optimizer)?;
     let differences = earlier.differences(now);
     if !differences.is_empty() {
         return Err(Error::Settings(format!(
-            "{}, so it can't be resumed; give back what it began with, or start a new run with another --output",
-            differences.join("; ")
+            "{}, so it can't be resumed; give back what it began with, or start a new run with another --output{}",
+            differences.join("; "),
+            folder::from_what_was_learned(config)
         )));
     }
     observer.event(&Event::Note(format!(
-        "resuming after step {step} of {}",
+        "resuming after step {} of {}",
+        earlier.step,
         config.total_steps(now.data.rows)
     )));
     Ok(Some(earlier))
@@ -433,20 +486,33 @@ impl Loop<'_> {
         }
     }
 
+    /// The held-out loss; `None` where `stop` ended the evaluation.
     fn evaluate(
         &mut self,
         adapter: &Adapter,
         epoch: f64,
+        stop: Option<&AtomicBool>,
         observer: &mut dyn Observer,
-    ) -> Result<f64, Error> {
+    ) -> Result<Option<f64>, Error> {
         let set = [adapter];
-        let sums = evaluate(
+        let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let sums = evaluate_rows(
             &self.base.decoder,
             AdapterSet::new(&set),
             Some(0),
             self.valid,
             &self.ws,
+            |_| {
+                if stopped() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
         );
+        if stopped() {
+            return Ok(None);
+        }
         if !sums.mean().is_finite() {
             return Err(self.not_finite("held-out loss", sums.mean()));
         }
@@ -459,7 +525,7 @@ impl Loop<'_> {
         };
         self.metrics.write(&line.clone().into())?;
         observer.event(&Event::Eval(line));
-        Ok(sums.mean())
+        Ok(Some(sums.mean()))
     }
 
     /// One optimizer step with its line of metrics, and the seconds it took.
@@ -501,7 +567,10 @@ impl Loop<'_> {
         epoch: f64,
         observer: &mut dyn Observer,
     ) -> Result<bool, Error> {
-        let loss = self.evaluate(adapter, epoch, observer)?;
+        // Never stopped: a resumed run would not evaluate after this step again.
+        let Some(loss) = self.evaluate(adapter, epoch, None, observer)? else {
+            return Ok(false);
+        };
         let improved = self.state.best.is_none_or(|(best, _)| loss < best);
         if improved {
             self.state.best = Some((loss, self.state.step));
@@ -512,10 +581,16 @@ impl Loop<'_> {
         Ok(improved)
     }
 
-    fn has_no_patience(&self) -> bool {
-        self.config
-            .early_stopping_patience
-            .is_some_and(|patience| self.state.evaluations_without_best >= patience)
+    fn has_no_patience(&self, observer: &mut dyn Observer) -> bool {
+        let without = self.state.evaluations_without_best;
+        let patience = self.config.early_stopping_patience;
+        let stopping = patience.is_some_and(|patience| without >= patience);
+        if stopping {
+            observer.event(&Event::Note(format!(
+                "stopping early: {without} evaluations without a lower eval_loss"
+            )));
+        }
+        stopping
     }
 
     fn checkpoint(
@@ -597,8 +672,8 @@ impl Loop<'_> {
             }
             outcome.eval_loss = Some(loss);
         } else if !self.valid.is_empty() {
-            let lines = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
-            outcome.eval_loss = lines.iter().rev().find_map(|line| match line {
+            let found = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
+            outcome.eval_loss = found.lines.iter().rev().find_map(|line| match line {
                 MetricsLine::Eval(eval) => Some(eval.eval_loss),
                 MetricsLine::Step(_) => None,
             });
@@ -654,8 +729,9 @@ impl Loop<'_> {
 
 /// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.
 fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
-    let lines = crate::report::metrics::read(metrics)?;
-    let losses: Vec<f64> = lines
+    let found = crate::report::metrics::read(metrics)?;
+    let losses: Vec<f64> = found
+        .lines
         .iter()
         .filter_map(|line| match line {
             MetricsLine::Step(step) => Some(step.loss),

@@ -204,6 +204,14 @@ impl Watch {
         }
     }
 
+    /// Stops as soon as the run looks.
+    pub(crate) fn stopped() -> Self {
+        Self {
+            stop: AtomicBool::new(true),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn train(&mut self, config: &TrainConfig, start: Start) -> Result<Outcome, Error> {
         let mut observer = Watching {
             watch: &self.stop,

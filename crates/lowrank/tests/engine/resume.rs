@@ -74,6 +74,42 @@ fn a_stopped_run_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_run_stopped_in_its_first_evaluation_begins_again() {
+    let place = Place::new("llama");
+    run(&place.config(Method::Lora, "whole")).expect("the run");
+    let config = place.config(Method::Lora, "stopped");
+    let stopped = Watch::stopped()
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("a run that is stopped is no failure");
+    assert!(stopped.interrupted && stopped.steps == 0);
+    assert!(!place.path("stopped").join("checkpoints").exists());
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("it begins");
+    assert_same_run(&place, "whole", "stopped", Method::Lora);
+}
+
+#[test]
+fn a_warmup_that_never_ends_is_named() {
+    let place = Place::new("llama");
+    for (warmup_steps, named) in [(9, true), (8, false)] {
+        let config = TrainConfig {
+            warmup_steps,
+            ..place.config(Method::Lora, &format!("run{warmup_steps}"))
+        };
+        let mut watch = Watch::default();
+        watch
+            .train(&config, Start::Fresh { overwrite: false })
+            .expect("the run");
+        let found = watch
+            .notes
+            .iter()
+            .any(|note| note.contains("the warm-up takes 9 steps and the run 9"));
+        assert_eq!(found, named, "{:?}", watch.notes);
+    }
+}
+
+#[test]
 fn a_run_with_shared_prompts_goes_on_bit_for_bit() {
     for method in [Method::Lora, Method::Full] {
         let place = Place::new("llama");
@@ -319,5 +355,8 @@ fn there_must_be_a_run_to_resume() {
     fs::write(&state, &bytes).expect("the state");
     fs::write(checkpoint.join("trainer_state.json"), "{").expect("half of it");
     let text = failure(Watch::default().train(&config, Start::Resume));
-    assert_says(&text, &["trainer_state.json", "delete this checkpoint"]);
+    assert_says(
+        &text,
+        &["trainer_state.json", "step-2", "to begin again, delete"],
+    );
 }

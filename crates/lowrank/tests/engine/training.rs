@@ -74,7 +74,9 @@ fn a_lora_run_writes_its_folder() {
 
     let folder = place.path("run");
     let text = fs::read_to_string(folder.join("config.yaml")).expect("config.yaml");
-    let read: TrainConfig = serde_saphyr::from_str(&text).expect("it reads back");
+    let mut read: TrainConfig = serde_saphyr::from_str(&text).expect("it reads back");
+    let began = read.began.take().expect("when and where it began");
+    assert_eq!(began.folder, std::env::current_dir().ok());
     assert_eq!(read, config);
 
     let peft = LoraConfig::read(&folder).expect("adapter_config.json");

@@ -7,7 +7,6 @@ use lowrank::base::Source;
 use lowrank::diff::{AgainstWeight, Change, DiffReport, Of, diff};
 use lowrank::report::heatmap;
 
-use crate::commands::common::set_threads;
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::{BaseDtype, Factor};
@@ -66,7 +65,6 @@ impl From<Factor> for Of {
 pub(super) fn run(args: &DiffArgs) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
     check_output(args)?;
-    set_threads(args.threads)?;
     let base = match &args.model {
         Some(model) => Some(
             Source::find(model)?

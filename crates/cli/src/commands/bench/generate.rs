@@ -12,6 +12,7 @@ use super::{OpShare, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, load_adapter};
 use crate::failure::Misuse;
 use crate::output::Output;
+use crate::settings::values::at_most;
 use crate::table::{Align, Facts, Table};
 
 /// Arguments of `lowrank bench generate`.
@@ -34,7 +35,7 @@ pub struct BenchGenerateArgs {
     pub new_tokens: usize,
 
     /// Prompts that are continued together, measured beside one alone
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most::<65_536>, help_heading = "Work")]
     pub batch_size: usize,
 
     /// Say where the time of the largest batch went, operation by operation

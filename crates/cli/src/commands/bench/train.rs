@@ -17,7 +17,7 @@ use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute, Split};
+use crate::settings::values::{BaseDtype, Method, Recompute, Split, at_most};
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -37,12 +37,13 @@ pub struct BenchTrainArgs {
         value_name = "TOKENS",
         default_value_t = 256,
         conflicts_with = "data",
+        value_parser = at_most::<1_000_000>,
         help_heading = "Work"
     )]
     pub seq_length: usize,
 
     /// Rows of a step
-    #[arg(long, value_name = "ROWS", default_value_t = 8, help_heading = "Work")]
+    #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = at_most::<1_000_000>, help_heading = "Work")]
     pub batch_size: usize,
 
     /// Compute a prompt once for all rows of a step that have it, and put such rows side by side
@@ -50,11 +51,11 @@ pub struct BenchTrainArgs {
     pub share_prompts: bool,
 
     /// Steps that are timed
-    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Work")]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_most::<1_000_000>, help_heading = "Work")]
     pub steps: usize,
 
     /// Steps before them that are not
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_most::<1_000_000>, help_heading = "Work")]
     pub warmup: usize,
 
     /// What is trained
@@ -203,6 +204,9 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     })
 }
 
+/// Tokens of all rows that are made at random, which lie in memory.
+const MOST_TOKENS: usize = 1 << 30;
+
 fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> {
     if let Some(data) = &args.data {
         let split = choose_split(data, None, &[Split::Train])?;
@@ -210,6 +214,13 @@ fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> 
         return Ok(Dataset::load(data, split, &base.tokenizer, &options)?.examples);
     }
     let rows = (args.steps + args.warmup) * args.batch_size;
+    if rows.saturating_mul(args.seq_length) > MOST_TOKENS {
+        return Err(Misuse::new(format!(
+            "{rows} rows of {} tokens are more than the {MOST_TOKENS} tokens that are made for a measurement; lower --steps, --batch-size or --seq-length",
+            args.seq_length
+        ))
+        .into());
+    }
     Ok((0..rows)
         .map(|row| Example {
             ids: bench::random_ids(

@@ -11,7 +11,8 @@ use anyhow::{Context, bail};
 use lowrank::report::{MetricsLine, read_metrics};
 use serde_json::Value;
 
-use crate::failure::{DIVERGED, INTERRUPTED, Interrupted};
+use crate::failure::{DIVERGED, Interrupted};
+use crate::interrupt;
 use crate::progress::{Mode, TrainProgress};
 
 /// How often a training's metrics are looked at.
@@ -24,7 +25,7 @@ pub(super) struct Children<'a> {
     pub threads: Option<usize>,
     /// How progress is shown.
     pub progress: Mode,
-    /// Set by Ctrl-C, which the terminal sends to the children, too.
+    /// Set by Ctrl-C, which a terminal sends to the children, too, and by signals that it does not.
     pub stop: &'a AtomicBool,
 }
 
@@ -52,7 +53,7 @@ impl Children<'_> {
         let (metrics, mut seen) = (folder.join("metrics.jsonl"), 0);
         shown.start(total_steps, 0);
         self.watch(args, log, || {
-            let lines = read_metrics(&metrics).unwrap_or_default();
+            let lines = read_metrics(&metrics).unwrap_or_default().lines;
             for line in lines.iter().skip(seen) {
                 if let MetricsLine::Step(step) = line {
                     shown.step(step);
@@ -80,16 +81,21 @@ impl Children<'_> {
             .stderr(said)
             .spawn()
             .context("cannot start a process")?;
+        let mut asked = false;
         let status = loop {
             if let Some(status) = child.try_wait().context("cannot wait for a process")? {
                 break status;
+            }
+            if !asked && self.stop.load(Ordering::SeqCst) {
+                interrupt::ask_to_stop(&child);
+                asked = true;
             }
             look();
             sleep(LOOK_EVERY);
         };
         look();
         let stopped = !status.success() && self.stop.load(Ordering::SeqCst);
-        if stopped || status.code() == Some(INTERRUPTED.into()) {
+        if stopped || status.code().is_some_and(interrupt::is_exit_code) {
             return Err(interrupted());
         }
         if !status.success() {
@@ -106,7 +112,7 @@ impl Children<'_> {
     }
 }
 
-/// That Ctrl-C ended the comparison.
+/// That Ctrl-C or another signal ended the comparison.
 pub(super) fn interrupted() -> anyhow::Error {
     let message = "what is finished is kept; the same command goes on with the rest".to_owned();
     Interrupted { message }.into()

@@ -225,6 +225,12 @@ impl Config {
                 .map_or_else(Into::into, |()| anyhow::anyhow!("no model")));
         };
         let shapes = families::read_config(&Source::find(&model)?.config()?)?;
+        let room = shapes.max_position_embeddings;
+        let cost = written.cost;
+        problems.require(
+            cost.prompt_tokens.saturating_add(cost.new_tokens) <= room,
+            || format!("{shown}: prompt_tokens and new_tokens of cost are more than the {room} tokens that the model was made for"),
+        );
         let budget = written.budget.as_ref();
         let budget = read_budget(budget, &format!("{shown}"), &mut problems);
         let common = Common {

@@ -18,7 +18,6 @@ use lowrank::compare::{BaseResult, Comparison, MethodResult};
 use lowrank::{report, write_text};
 use serde_json::json;
 
-use super::common::set_threads;
 use crate::failure::{Interrupted, paragraph};
 use crate::interrupt;
 use crate::output::Output;
@@ -102,7 +101,7 @@ pub enum Stage {
 /// Runs the command.
 ///
 /// # Errors
-/// A file that cannot be used; a run that fails; Ctrl-C.
+/// A file that cannot be used; a run that fails; Ctrl-C or another signal that asks to stop.
 pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
     let overrides = Overrides {
@@ -114,9 +113,8 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     if args.dry_run {
         return output.result(&planned(&config), |output| show::plan(&config, output));
     }
-    set_threads(args.threads)?;
     let store = Store::new(&args.output);
-    let stop = interrupt::install("stopping after what is under way has been saved")?;
+    let stop = interrupt::install_all("stopping after what is under way has been saved")?;
     let children = Children {
         threads: args.threads,
         progress,

@@ -4,11 +4,12 @@
 //! that is there is not made again; one that was made with other settings is an error, not a wrong figure. A lock file
 //! beside it keeps two processes from making the same piece, so several may work in one folder.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lowrank::compare::{Cost, SeedResult};
+use lowrank::lock::{Attempt, Lock};
 use lowrank::write_text;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -69,21 +70,6 @@ pub(super) struct Measured {
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     root: PathBuf,
-}
-
-/// A piece that this process may make; others leave it alone until this is dropped.
-#[derive(Debug)]
-pub(super) struct Claim {
-    file: File,
-    path: PathBuf,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // Whoever waited for this name finds the result beside it, or makes the file anew.
-        let _ = fs::remove_file(&self.path);
-        let _ = self.file.unlock();
-    }
 }
 
 impl Store {
@@ -151,22 +137,21 @@ impl Store {
         Ok(write_text(&with_ending(place, "json"), &text)?)
     }
 
-    /// The right to make a piece; `None` while another process has it.
+    /// The right to make a piece, until it is dropped; `None` while another process has it.
     ///
     /// # Errors
-    /// When the folder cannot be written.
-    pub(super) fn claim(place: &Path) -> anyhow::Result<Option<Claim>> {
+    /// When the folder cannot be written or the file system has no locks.
+    pub(super) fn claim(place: &Path) -> anyhow::Result<Option<Lock>> {
         let path = with_ending(place, "lock");
         let shown = path.display();
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
-        let file = File::create(&path).with_context(|| format!("cannot write {shown}"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Claim { file, path })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
+        match Lock::attempt(&path).with_context(|| format!("cannot write {shown}"))? {
+            Attempt::Taken(lock) => Ok(Some(lock)),
+            Attempt::Busy(_) => Ok(None),
+            Attempt::Unsupported(error) => {
                 Err(error).with_context(|| format!("cannot lock {shown}"))
             }
         }

@@ -221,7 +221,7 @@ impl<'a> Worker<'a> {
         let settings = self.seed_settings(entry, rate, seed)?;
         let outcome = self.train(&settings, place)?;
         let scored = self.score(Some((entry.method, place)), place)?;
-        let lines = read_metrics(&place.join("metrics.jsonl"))?;
+        let lines = read_metrics(&place.join("metrics.jsonl"))?.lines;
         let trained = Trained {
             learning_rate: rate,
             checkpoint_bytes: task_bytes(entry.method, place),
@@ -245,7 +245,7 @@ impl<'a> Worker<'a> {
     fn make_cost(&self, entry: &Entry, place: &Path) -> anyhow::Result<()> {
         let settings = self.cost_settings(entry)?;
         let outcome = self.train(&settings, place)?;
-        let lines = read_metrics(&place.join("metrics.jsonl"))?;
+        let lines = read_metrics(&place.join("metrics.jsonl"))?.lines;
         // The first step also brings in the weights from the disk and the buffers from the system.
         let speeds = steps(&lines).skip(1).map(|step| step.tokens_per_second);
         let dtype = self.config.shared()?.base_dtype.into();

@@ -28,6 +28,9 @@ const ADAPTER_KEYS: &[&str] = &[
     "infix_tokens",
 ];
 
+/// Which numbers a setting takes, and the same in words.
+type Range = (fn(f64) -> bool, &'static str);
+
 impl Layered<TrainSettings> {
     /// Takes over what the config of `init_adapter` says; a setting that was given and says otherwise is a problem.
     /// A config that cannot be read is left to the trainer, whose message says why.
@@ -86,78 +89,49 @@ impl Layered<TrainSettings> {
 
     pub(super) fn check_ranges(&self, problems: &mut Misuse) {
         let s = &self.settings;
-        let mut number = |key: &str, value: f64, fine: bool, range: &str| {
-            problems.require(fine && value.is_finite(), || {
-                format!("{} must be {range}, not {value}", self.name(key))
+        let mut number = |key: &str, value: f64, fine: &dyn Fn(f64) -> bool, range: &str| {
+            // The engine computes in 32 bits, where a number may turn out as zero, one or infinite.
+            let held = f64::from(value as f32);
+            problems.require(fine(held) && held.is_finite(), || {
+                let rounded = if fine(value) && value.is_finite() {
+                    format!(", which is {held} as a 32-bit number")
+                } else {
+                    String::new()
+                };
+                format!(
+                    "{} must be {range}, not {}{rounded}",
+                    self.name(key),
+                    shown(value)
+                )
             });
         };
-        let positive = "greater than 0";
-        number("lora_alpha", s.lora_alpha, s.lora_alpha > 0.0, positive);
-        number(
-            "lora_dropout",
-            s.lora_dropout,
-            (0.0..1.0).contains(&s.lora_dropout),
-            "at least 0 and less than 1",
-        );
-        if let Some(rate) = s.learning_rate {
-            number("learning_rate", rate, rate > 0.0, positive);
+        let positive: Range = (|x| x > 0.0, "greater than 0");
+        let not_negative: Range = (|x| x >= 0.0, "0 or greater");
+        let share: Range = (|x| (0.0..1.0).contains(&x), "at least 0 and less than 1");
+        let rate = s.learning_rate.unwrap_or(1.0);
+        let rules: [(&str, f64, Range); 11] = [
+            ("lora_alpha", s.lora_alpha, positive),
+            ("lora_dropout", s.lora_dropout, share),
+            ("learning_rate", rate, positive),
+            (
+                "warmup_ratio",
+                s.warmup_ratio,
+                (|x| (0.0..=1.0).contains(&x), "from 0 to 1"),
+            ),
+            ("weight_decay", s.weight_decay, not_negative),
+            ("adam_beta1", s.adam_beta1, share),
+            ("adam_beta2", s.adam_beta2, share),
+            ("adam_epsilon", s.adam_epsilon, positive),
+            ("max_grad_norm", s.max_grad_norm, not_negative),
+            ("label_smoothing_factor", s.label_smoothing_factor, share),
+            ("num_train_epochs", s.num_train_epochs, positive),
+        ];
+        for (key, value, (fine, range)) in rules {
+            number(key, value, &fine, range);
         }
-        number(
-            "warmup_ratio",
-            s.warmup_ratio,
-            (0.0..=1.0).contains(&s.warmup_ratio),
-            "from 0 to 1",
-        );
-        number(
-            "weight_decay",
-            s.weight_decay,
-            s.weight_decay >= 0.0,
-            "0 or greater",
-        );
-        number(
-            "adam_beta1",
-            s.adam_beta1,
-            (0.0..1.0).contains(&s.adam_beta1),
-            "at least 0 and less than 1",
-        );
-        number(
-            "adam_beta2",
-            s.adam_beta2,
-            (0.0..1.0).contains(&s.adam_beta2),
-            "at least 0 and less than 1",
-        );
-        number(
-            "adam_epsilon",
-            s.adam_epsilon,
-            s.adam_epsilon > 0.0,
-            positive,
-        );
-        number(
-            "max_grad_norm",
-            s.max_grad_norm,
-            s.max_grad_norm >= 0.0,
-            "0 or greater",
-        );
-        let smoothing = s.label_smoothing_factor;
-        number(
-            "label_smoothing_factor",
-            smoothing,
-            (0.0..1.0).contains(&smoothing),
-            "at least 0 and less than 1",
-        );
-        number(
-            "num_train_epochs",
-            s.num_train_epochs,
-            s.num_train_epochs > 0.0,
-            positive,
-        );
         for (pattern, alpha) in &s.alpha_pattern {
-            number(
-                "alpha_pattern",
-                *alpha,
-                *alpha > 0.0,
-                &format!("greater than 0 for {pattern}"),
-            );
+            let range = format!("greater than 0 for {pattern}");
+            number("alpha_pattern", *alpha, &|x| x > 0.0, &range);
         }
 
         self.check_counts(problems);
@@ -305,6 +279,15 @@ impl Layered<TrainSettings> {
                 self.name("valid_data")
             )
         });
+    }
+}
+
+/// A number as a person would write it: 1e-60 without its zeros.
+fn shown(value: f64) -> String {
+    if value == 0.0 || (1e-6..1e16).contains(&value.abs()) {
+        value.to_string()
+    } else {
+        format!("{value:e}")
     }
 }
 

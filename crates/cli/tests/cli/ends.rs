@@ -1,0 +1,163 @@
+//! Signals, two runs in one folder, and machines that give no threads.
+#![cfg(unix)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::support::{Lab, lowrank, stderr_of, strs, write};
+
+/// A training that goes on for longer than a test waits, once it has taken a step.
+fn long_run(lab: &Lab, output: &str, wrap: &[&str]) -> Child {
+    let program = assert_cmd::cargo::cargo_bin("lowrank");
+    let mut args: Vec<String> = wrap.iter().map(ToString::to_string).collect();
+    args.push(program.display().to_string());
+    let six = lab.train(output, &[]);
+    args.extend(six.into_iter().map(|arg| match arg.as_str() {
+        "6" => "1000000".to_owned(),
+        _ => arg,
+    }));
+    let child = Command::new(&args[0])
+        .args(&args[1..])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    wait_for_steps(&lab.path(output), 2);
+    child
+}
+
+fn wait_for_steps(folder: &Path, lines: usize) {
+    let begun = Instant::now();
+    let metrics = folder.join("metrics.jsonl");
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < lines {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no step");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn send(signal: &str, child: &Child) {
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &id]).status();
+    assert!(sent.expect("kill can be run").success());
+}
+
+/// The exit code and what was said.
+fn end(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8(output.stderr).expect("messages are UTF-8");
+    (output.status.code(), text)
+}
+
+#[test]
+fn a_signal_ends_a_run_in_good_order() {
+    let lab = Lab::new();
+    for (signal, code, name) in [
+        ("-TERM", 143, "SIGTERM"),
+        ("-HUP", 129, "SIGHUP"),
+        ("-USR1", 138, "SIGUSR1"),
+    ] {
+        let run = long_run(&lab, name, &[]);
+        send(signal, &run);
+        let (found, text) = end(run);
+        assert_eq!(found, Some(code), "{text}");
+        assert!(text.contains(&format!("stopped by {name}: ")), "{text}");
+        assert!(text.contains("--resume"), "{text}");
+        let checkpoints = lab.path(name).join("checkpoints");
+        assert_eq!(fs::read_dir(checkpoints).expect("checkpoints").count(), 1);
+        assert!(!lab.path(name).join(".lock").exists());
+    }
+}
+
+#[test]
+fn nohup_keeps_its_promise() {
+    let lab = Lab::new();
+    let ignore = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\""];
+    let run = long_run(&lab, "kept", &ignore);
+    send("-HUP", &run);
+    let lines = fs::read_to_string(lab.path("kept/metrics.jsonl"))
+        .expect("metrics")
+        .lines()
+        .count();
+    wait_for_steps(&lab.path("kept"), lines + 50);
+    send("-TERM", &run);
+    assert_eq!(end(run).0, Some(143));
+}
+
+#[test]
+fn a_folder_has_one_run() {
+    let lab = Lab::new();
+    let first = long_run(&lab, "run", &[]);
+    std::os::unix::fs::symlink(lab.path("run"), lab.path("link")).expect("a link");
+    let before = fs::read(lab.path("run/config.yaml")).expect("config.yaml");
+    for output in ["run", "link"] {
+        for more in [&["--overwrite", "--r=4"][..], &["--resume"], &[]] {
+            let text = stderr_of(&strs(&lab.train(output, more)), 2);
+            let said = format!("another run (process {}) is writing to", first.id());
+            assert!(text.contains(&said), "{text}");
+        }
+    }
+    assert_eq!(
+        fs::read(lab.path("run/config.yaml")).expect("config.yaml"),
+        before
+    );
+    // Killed, it leaves the file, but no lock.
+    send("-KILL", &first);
+    end(first);
+    assert!(lab.path("run/.lock").exists());
+    let args = lab.train("run", &["--overwrite"]);
+    lowrank().args(&args).assert().success();
+    assert!(!lab.path("run/.lock").exists());
+    assert!(lab.path("run/adapter_config.json").exists());
+}
+
+#[test]
+fn a_comparison_passes_a_signal_on() {
+    let lab = Lab::new();
+    let yaml = format!(
+        "model: {}\ndata: {}\ntrain: {{max_steps: 1000000}}\nmethods: [{{method: lora, r: 2, learning_rate: 1e-3}}]\n",
+        lab.arg("model"),
+        lab.arg("data")
+    );
+    let config = write(&lab.path(""), "compare.yaml", yaml);
+    let output = lab.arg("compared");
+    let compare = Command::new(assert_cmd::cargo::cargo_bin("lowrank"))
+        .args(["compare", &config, "--output", &output, "--stages=train"])
+        .args(["--threads=1", "--quiet"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let run = lab.path("compared/runs/lora-r-2/seed-42");
+    wait_for_steps(&run, 3);
+    send("-TERM", &compare);
+    let (code, text) = end(compare);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(text.contains("what is finished is kept"), "{text}");
+    // The training has saved what it had, and has ended.
+    let checkpoints = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    assert_eq!(checkpoints.count(), 1);
+    assert!(!run.join(".lock").exists());
+}
+
+#[test]
+fn more_threads_than_processors_are_not_started() {
+    let lab = Lab::new();
+    let args = ["--model", &lab.arg("model"), "--data", &lab.arg("data")];
+    let assert = lowrank()
+        .arg("eval")
+        .args(args)
+        .arg("--threads=1000000")
+        .assert()
+        .success();
+    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(text.contains("--threads is 1000000"), "{text}");
+    for rubbish in ["x", "-3", "0"] {
+        let mut eval = lowrank();
+        eval.env("RAYON_NUM_THREADS", rubbish);
+        eval.arg("eval").args(args).assert().success();
+    }
+    let text = stderr_of(&[&["eval"][..], &args, &["--threads=0"]].concat(), 2);
+    assert!(text.contains("--threads must be 1 or greater"), "{text}");
+}
