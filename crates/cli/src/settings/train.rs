@@ -41,7 +41,7 @@ pub struct TrainSettings {
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, or one file (required)
+    /// Rows to train on: a folder with train.jsonl and maybe valid.jsonl, one file, or - for standard input (required)
     #[arg(long, value_name = "PATH", help_heading = DATA)]
     pub data: Option<PathBuf>,
 

@@ -41,14 +41,16 @@ fn help_of_train() {
       -V, --version             Print version
 
     Data:
-          --data <PATH>               Rows to train on: a folder with train.jsonl and maybe valid.jsonl,
-                                      or one file (required)
-          --valid-data <FILE>         Held-out rows, where they are not valid.jsonl beside the others
-          --max-seq-length <TOKENS>   Cut longer rows to so many tokens, from the end [default: 2048]
-          --train-on-prompt[=<BOOL>]  Let the loss fall on prompts too, not on completions alone
-          --on-bad-row <WHAT>         What to do with a row that cannot be used [default: error]
-                                      [possible values: error, skip]
-          --no-shuffle[=<BOOL>]       Keep the rows in the order of the file (key: shuffle)
+          --data <PATH>                Rows to train on: a folder with train.jsonl and maybe
+                                       valid.jsonl, one file, or - for standard input (required)
+          --valid-data <FILE>          Held-out rows, where they are not valid.jsonl beside the others
+          --max-seq-length <TOKENS>    Cut longer rows to so many tokens, from the end [default: 2048]
+          --train-on-prompt[=<BOOL>]   Let the loss fall on prompts too, not on completions alone
+          --on-bad-row <WHAT>          What to do with a row that cannot be used [default: error]
+                                       [possible values: error, skip]
+          --completion-boundary <HOW>  Encode prompt and completion as one text, as TRL does, or each by
+                                       itself [default: joint] [possible values: joint, apart]
+          --no-shuffle[=<BOOL>]        Keep the rows in the order of the file (key: shuffle)
 
     LoRA:
           --r <N>                      Rank of the matrices A and B [default: 8]

@@ -225,7 +225,7 @@ fn check(config: &TrainConfig, valid: Option<&Dataset>) -> Result<(), Error> {
         && let Some((_, key)) = needs_valid.iter().find(|(set, _)| *set)
     {
         return Err(Error::Settings(format!(
-            "{key} needs held-out rows: put a valid.jsonl beside train.jsonl, or give --valid-data FILE"
+            "{key} needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give --valid-data FILE"
         )));
     }
     Ok(())
