@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::chat::{ChatNotes, encode_chat};
 use super::dataset::DataOptions;
 use super::message::Message;
-use super::rows::{Content, Instruction};
+use super::rows::{AlpacaRow, Content};
 use super::tokenizer::Tokenizer;
 
 /// A row, ready for training.
@@ -203,7 +203,7 @@ fn end(tokenizer: &Tokenizer, ids: &mut Vec<u32>) {
 
 /// An Alpaca row as a conversation up to its answer: the system message, the history, and the instruction with the input
 /// behind an empty line.
-pub(super) fn alpaca_turns(row: &Instruction) -> Vec<Message> {
+pub(super) fn alpaca_turns(row: &AlpacaRow) -> Vec<Message> {
     let mut turns = Vec::new();
     if let Some(system) = &row.system {
         turns.push(Message::new("system", system));
@@ -226,7 +226,7 @@ pub(super) fn alpaca_turns(row: &Instruction) -> Vec<Message> {
 ///
 /// # Errors
 /// If the row has a history, for which the layout has no place.
-pub(super) fn alpaca_prompt(row: &Instruction) -> Result<String, String> {
+pub(super) fn alpaca_prompt(row: &AlpacaRow) -> Result<String, String> {
     if !row.history.is_empty() {
         return Err(
             "the row has a \"history\", which only a chat template can write, and the model has none; put a \
@@ -413,11 +413,11 @@ mod tests {
     #[test]
     fn alpaca_is_a_chat_where_there_is_a_template() {
         let content = |input: &str| {
-            Content::Instruction(Instruction {
+            Content::Instruction(AlpacaRow {
                 instruction: "Do".into(),
                 input: input.into(),
                 output: "done".into(),
-                ..Instruction::default()
+                ..AlpacaRow::default()
             })
         };
         let chat = fixture::tokenizer();
@@ -451,12 +451,12 @@ mod tests {
 
     #[test]
     fn alpacas_system_and_history_are_written() {
-        let row = Instruction {
+        let row = AlpacaRow {
             instruction: "Do".into(),
             output: "done".into(),
             system: Some("Be brief.".into()),
             history: vec![("one?".into(), "1".into())],
-            ..Instruction::default()
+            ..AlpacaRow::default()
         };
         let chat = fixture::tokenizer();
         let example = encoded(
@@ -475,7 +475,7 @@ mod tests {
         let with_history = Content::Instruction(row.clone());
         let error = encoded(&plain, &with_history, &DataOptions::default()).unwrap_err();
         assert!(error.contains("the row has a \"history\""), "{error}");
-        let without = Instruction {
+        let without = AlpacaRow {
             history: Vec::new(),
             ..row
         };

@@ -81,13 +81,13 @@ pub(super) enum Content {
         prompt: String,
         completion: String,
     },
-    Instruction(Instruction),
+    Instruction(AlpacaRow),
     Text(String),
 }
 
 /// Alpaca's row.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Instruction {
+pub(super) struct AlpacaRow {
     pub(super) instruction: String,
     pub(super) input: String,
     pub(super) output: String,
@@ -146,7 +146,7 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
             if output.is_empty() {
                 return Err(RowProblem::Bad("\"output\" is empty".into()));
             }
-            Content::Instruction(Instruction {
+            Content::Instruction(AlpacaRow {
                 instruction,
                 input,
                 output,

@@ -65,7 +65,7 @@ impl<'a> Turns<'a> {
         {
             return Ok(turn);
         }
-        self.from_the_beginning(at)
+        self.by_prefix(at)
             .or_else(|error| self.by_header(at, from).ok_or(error))
     }
 
@@ -80,7 +80,7 @@ impl<'a> Turns<'a> {
     }
 
     /// From everything before the turn.
-    fn from_the_beginning(&self, at: usize) -> Result<Turn, String> {
+    fn by_prefix(&self, at: usize) -> Result<Turn, String> {
         let before = self.render(&self.messages[..at], true).map_err(|error| {
             if at > self.lead {
                 return error;
@@ -262,7 +262,7 @@ mod tests {
                 let mut from = 0;
                 for (at, message) in messages.iter().enumerate() {
                     if message.role() == "assistant" {
-                        let expected = turns.from_the_beginning(at).unwrap();
+                        let expected = turns.by_prefix(at).unwrap();
                         let found = turns.around(at, from);
                         assert_eq!(found, Some(expected.clone()), "{at} of {template}");
                         from = expected.range.start;
@@ -281,7 +281,7 @@ mod tests {
         .unwrap();
         let whole = tokenizer.render_chat(&messages, None, false).unwrap();
         let turns = Turns::new(&tokenizer, &messages, None, &whole);
-        assert!(turns.from_the_beginning(0).is_err());
+        assert!(turns.by_prefix(0).is_err());
         let turn = turns.find(0, 0).unwrap();
         assert!(whole[turn.range].starts_with("Welcome!<|im_end|>"));
     }

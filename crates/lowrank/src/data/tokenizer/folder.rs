@@ -61,22 +61,19 @@ impl Files {
         let mut special = Special::default();
         special.read_config(&config_path, &config)?;
         let mut files = Self::default();
-        match config.get("added_tokens_decoder") {
-            Some(list) => {
-                files.listed = read_decoder(&config_path, list)?;
-                files.listed_in = "tokenizer_config.json";
-                files.complete = true;
+        if let Some(list) = config.get("added_tokens_decoder") {
+            files.listed = read_decoder(&config_path, list)?;
+            files.listed_in = "tokenizer_config.json";
+            files.complete = true;
+        } else {
+            let path = folder.join("special_tokens_map.json");
+            if let Some(map) = read_json(&path)? {
+                special.read_map(&path, &map)?;
             }
-            None => {
-                let path = folder.join("special_tokens_map.json");
-                if let Some(map) = read_json(&path)? {
-                    special.read_map(&path, &map)?;
-                }
-                let path = folder.join("added_tokens.json");
-                if let Some(list) = read_json(&path)? {
-                    files.listed = read_added_tokens(&path, &list, &special)?;
-                    files.listed_in = "added_tokens.json";
-                }
+            let path = folder.join("added_tokens.json");
+            if let Some(list) = read_json(&path)? {
+                files.listed = read_added_tokens(&path, &list, &special)?;
+                files.listed_in = "added_tokens.json";
             }
         }
         files.class = Class::of(&config, &model, tokenizer_json);
@@ -185,13 +182,11 @@ impl Special {
             Value::Null => None,
             // `add_bos_token` and its like.
             Value::Bool(_) => return Ok(()),
-            _ => match token_of(value) {
-                Some(token) => Some(token.special(true)),
-                None => {
-                    let reason = format!("{name:?} is neither a text nor a token's object");
-                    return Err(wrong(path, reason));
-                }
-            },
+            _ => {
+                let reason = || format!("{name:?} is neither a text nor a token's object");
+                let token = token_of(value).ok_or_else(|| wrong(path, reason()))?;
+                Some(token.special(true))
+            }
         };
         self.named.insert(name.to_owned(), token);
         Ok(())
@@ -264,15 +259,11 @@ fn read_added_tokens(
     special: &Special,
 ) -> Result<BTreeMap<u32, AddedToken>, DataError> {
     list.iter()
-        .map(|(text, value)| match as_id(value) {
-            Some(id) => {
-                let token = AddedToken::from(text.as_str(), special.names_or_lists(text));
-                Ok((id, token))
-            }
-            None => {
-                let reason = format!("the value of {text:?} must be an id, but is {value}");
-                Err(wrong(path, reason))
-            }
+        .map(|(text, value)| {
+            let reason = || format!("the value of {text:?} must be an id, but is {value}");
+            let id = as_id(value).ok_or_else(|| wrong(path, reason()))?;
+            let token = AddedToken::from(text.as_str(), special.names_or_lists(text));
+            Ok((id, token))
         })
         .collect()
 }
