@@ -86,6 +86,9 @@ pub(crate) const SIDE_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
+/// Folders of such files: named chat templates.
+pub(crate) const SIDE_FOLDERS: &[&str] = &["additional_chat_templates"];
+
 /// The files of a model folder that this program writes itself; the others are copied from the base.
 pub const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
 
@@ -155,6 +158,20 @@ impl Base {
         release_freed_memory();
         network
     }
+}
+
+/// Copies the files of a folder, if it is there, into another.
+fn copy_files(from: &Path, to: &Path) -> Result<(), Error> {
+    let Ok(entries) = std::fs::read_dir(from) else {
+        return Ok(());
+    };
+    for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
+        let bytes = std::fs::read(entry.path()).map_err(Error::io(&entry.path()))?;
+        std::fs::create_dir_all(to).map_err(Error::io(to))?;
+        let copy = to.join(entry.file_name());
+        atomic::write_file(&copy, |out| out.write_all(&bytes))?;
+    }
+    Ok(())
 }
 
 /// The ids that generation_config.json of the built-in model names as ends.
@@ -372,6 +389,11 @@ impl Source {
                 },
             };
             atomic::write_file(&folder.join(name), |out| out.write_all(&bytes))?;
+        }
+        if let Self::Folder(from) = self {
+            for name in SIDE_FOLDERS {
+                copy_files(&from.join(name), &folder.join(name))?;
+            }
         }
         let mut config = self.config()?.map().clone();
         let name = match dtype {

@@ -12,7 +12,7 @@ use lowrank_formats::{FormatError, atomic};
 use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
 
 use crate::Error;
-use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::model::weights::write_model;
 use crate::model::{
     Batch, Biases, Decoder, LinearId, ModelConfig, Part, WeightId, Weights, families,
@@ -162,7 +162,7 @@ fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), E
     if let Source::Folder(base) = source {
         crate::output::check_apart(output, base)?;
     }
-    crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])
+    crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])
 }
 
 /// W0 + Σ scale·B·A of one linear, f32, in the base's layout.

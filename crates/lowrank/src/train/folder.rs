@@ -8,7 +8,7 @@ use super::checkpoint;
 use super::config::{Began, TrainConfig};
 use super::run::{Outcome, Start};
 use crate::Error;
-use crate::base::{MODEL_FILES, SIDE_FILES, Source};
+use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::lock::LOCK_FILE;
 use crate::output;
 use crate::report;
@@ -192,7 +192,7 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
             folder.display()
         )));
     }
-    output::check_replaceable(folder, &[RUN_FILES, MODEL_FILES, SIDE_FILES])?;
+    output::check_replaceable(folder, &[RUN_FILES, MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])?;
     let inputs = [
         Some(Path::new(&config.model)),
         Some(config.data.as_path()),

@@ -105,7 +105,7 @@ pub fn train(
     };
     // The same but for where an adapter to start from is found.
     let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let model = families::read_config(&source.config()?)?;
+    let model = source.model_config()?;
     let loading = source.loading_bytes(&model, config.base_dtype.into());
     check_room(begins, &model, loading)?;
     let (_lock, warning) = FolderLock::take(&config.output)?;

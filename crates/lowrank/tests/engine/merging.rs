@@ -64,6 +64,9 @@ fn the_merged_model_has_the_adapters_logits() {
         ),
     ] {
         let place = Place::new(family);
+        let templates = place.path("model").join("additional_chat_templates");
+        fs::create_dir(&templates).expect("a folder");
+        fs::write(templates.join("tool_use.jinja"), "tools").expect("a template");
         let base = open(&place.path("model"));
         let trained = adapter(&base, &targets.unwrap_or_else(all_linear), 3);
         let report = merge_into(&place, &trained, "merged", &PLAIN).expect("the merge");
@@ -108,6 +111,7 @@ fn the_merged_model_has_the_adapters_logits() {
             "tokenizer.json",
             "tokenizer_config.json",
             "chat_template.jinja",
+            "additional_chat_templates/tool_use.jinja",
         ] {
             let read = |folder: &str| fs::read(place.path(folder).join(name)).expect("the file");
             assert_eq!(read("model"), read("merged"), "{name}");

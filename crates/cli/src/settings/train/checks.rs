@@ -267,7 +267,12 @@ impl Layered<TrainSettings> {
                 // Rows may come from standard input, but only once.
                 let input = key != "init_adapter" && is_standard_input(path);
                 problems.require(input || exists(path), || {
-                    format!("{}: {} does not exist", self.name(key), path.display())
+                    let mend = if path.starts_with("/dev/fd") || path.starts_with("/proc") {
+                        "; it was a pipe, which is gone once it was read, so write its rows into a file and give that"
+                    } else {
+                        ""
+                    };
+                    format!("{}: {} does not exist{mend}", self.name(key), path.display())
                 });
             }
         }
