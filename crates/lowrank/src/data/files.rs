@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::DataError;
-use super::rows::type_name;
+use super::named::type_name;
 
 mod array;
 mod folder;

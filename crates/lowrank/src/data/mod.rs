@@ -31,6 +31,7 @@ mod fixture;
 pub mod gguf_tokenizer;
 mod jinja2;
 mod message;
+mod named;
 mod preview;
 mod prompts;
 mod pyjson;

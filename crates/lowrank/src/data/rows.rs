@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::message::{MARKS, Message, read_message, read_messages};
+use super::named::{names, shown, type_name};
 
 /// The form of a file's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -333,42 +334,6 @@ fn string(row: &Map<String, Value>, name: &str) -> Result<String, String> {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Err(format!("{name:?} must be a text, but is {}", shown(other))),
         None => Err(format!("{name:?} is missing; the row has {}", names(row))),
-    }
-}
-
-/// The fields of a row, for a message.
-pub(super) fn names(row: &Map<String, Value>) -> String {
-    if row.is_empty() {
-        return "no field at all".into();
-    }
-    let mut list: Vec<String> = row
-        .keys()
-        .take(12)
-        .map(|name| format!("{name:?}"))
-        .collect();
-    if row.len() > list.len() {
-        list.push(format!("{} more", row.len() - list.len()));
-    }
-    list.join(", ")
-}
-
-pub(super) fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A scalar as it is, anything else by its type.
-pub(super) fn shown(value: &Value) -> String {
-    match value {
-        Value::Bool(_) | Value::Number(_) => format!("{} ({value})", type_name(value)),
-        Value::String(text) if text.chars().count() <= 40 => format!("{text:?}"),
-        _ => type_name(value).to_owned(),
     }
 }
 

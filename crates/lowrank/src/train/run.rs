@@ -21,7 +21,7 @@ use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
 use crate::lock::FolderLock;
-use crate::model::{Saving, families};
+use crate::model::Saving;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};

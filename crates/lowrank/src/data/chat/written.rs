@@ -11,8 +11,8 @@ use minijinja::value::{Serde, Value as Jinja};
 use serde_json::{Map, Value};
 
 use crate::data::message::Message;
+use crate::data::named::{shown, type_name};
 use crate::data::pyjson;
-use crate::data::rows::{shown, type_name};
 use crate::data::tokenizer::Tokenizer;
 
 /// A conversation that the template writes rightly, and its text.
