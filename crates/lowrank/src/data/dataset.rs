@@ -340,6 +340,7 @@ struct Notes {
     parts: usize,
     rewritten: usize,
     empty: usize,
+    unreadable: usize,
     shared_token: usize,
     roles: BTreeSet<String>,
 }
@@ -350,6 +351,7 @@ impl Notes {
         self.parts += usize::from(row.chat.parts);
         self.rewritten += row.chat.rewritten;
         self.empty += row.chat.empty;
+        self.unreadable += row.chat.unreadable;
         self.shared_token += usize::from(row.shared_token);
         self.roles.extend(row.chat.roles);
     }
@@ -375,6 +377,10 @@ impl Notes {
             "messages are not in the text as they stand: the chat template leaves them out or rewrites them",
         );
         add(self.empty, "answers are empty: only their end is learned");
+        add(
+            self.unreadable,
+            "tool calls have arguments that are no JSON, and are learned as they stand",
+        );
         add(
             self.shared_token,
             "rows have a token that covers the end of the prompt and the beginning of the completion; the prompt alone is \

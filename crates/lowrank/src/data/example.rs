@@ -95,8 +95,10 @@ pub(super) fn encode_row(
             (ids, supervised)
         }
         Content::Text(text) => {
-            let mut ids = encode_prompt(tokenizer, text)?;
-            let given = ids.len() - encode(tokenizer, text)?.len();
+            let ids = encode(tokenizer, text)?;
+            let own = ids.len();
+            let mut ids = with_prefix(tokenizer, ids);
+            let given = ids.len() - own;
             end(tokenizer, &mut ids);
             let supervised = (0..ids.len()).map(|at| at >= given).collect();
             (ids, supervised)
@@ -116,6 +118,9 @@ pub(super) fn encode_row(
     let full = ids.len();
     if !supervised.contains(&true) {
         return Err(match content {
+            Content::Chat { messages, .. } if messages.iter().any(Message::is_supervised) => {
+                "no token is supervised: the chat template does not write what the assistant says".into()
+            }
             Content::Chat { .. } => {
                 "no token is supervised: every assistant message is marked as not to be learned (\"weight\": 0 or the like)".into()
             }

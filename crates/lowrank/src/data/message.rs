@@ -103,6 +103,23 @@ pub(super) fn read_message(at: usize, item: &Value) -> Result<Message, String> {
     let other_ways = ["tool_calls", "function_call"]
         .iter()
         .any(|name| fields.get(*name).is_some_and(|v| !v.is_null()));
+    match fields.get("tool_calls") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(calls)) => {
+            if let Some(at) = calls.iter().position(|call| !call.is_object()) {
+                return Err(format!(
+                    "{place}.tool_calls[{at}] must be an object, but is {}",
+                    type_name(&calls[at])
+                ));
+            }
+        }
+        Some(other) => {
+            return Err(format!(
+                "{place}.tool_calls must be a list of objects, but is {}; a JSON text has to be parsed into the list first",
+                type_name(other)
+            ));
+        }
+    }
     match fields.get("content") {
         Some(Value::String(_) | Value::Array(_)) => {}
         None | Some(Value::Null) if role == "assistant" && other_ways => {}

@@ -177,7 +177,6 @@ pub(super) fn unknown_kind(row: &Map<String, Value>) -> String {
 fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
     match row.get("tools") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(tools)) if tools.is_empty() => Ok(None),
         Some(Value::Array(tools)) => match tools.iter().position(|tool| !tool.is_object()) {
             Some(at) => Err(format!(
                 "tools[{at}] must be an object, but is {}",
@@ -186,8 +185,13 @@ fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
             None => Ok(Some(Value::Array(tools.clone()))),
         },
         Some(other) => Err(format!(
-            "\"tools\" must be a list of objects, but is {}",
-            type_name(other)
+            "\"tools\" must be a list of objects, but is {}{}",
+            type_name(other),
+            if other.is_string() {
+                "; parse the JSON text into the list first"
+            } else {
+                ""
+            }
         )),
     }
 }

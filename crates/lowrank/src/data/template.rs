@@ -49,6 +49,8 @@ pub(super) struct ChatTemplate {
     names: Vec<String>,
     /// Every word of the sources.
     words: HashSet<String>,
+    /// The sources, one behind the other.
+    text: String,
     /// `bos_token`, `eos_token` and so on.
     special_tokens: Vec<(String, String)>,
 }
@@ -82,7 +84,7 @@ impl ChatTemplate {
             "tojson",
             |value: &Jinja, ascii: Option<bool>, options: Kwargs| tojson(value, ascii, &options),
         );
-        let (mut names, mut words) = (Vec::new(), HashSet::new());
+        let (mut names, mut words, mut text) = (Vec::new(), HashSet::new(), String::new());
         for (name, source) in templates.sources {
             if source.starts_with('\u{FEFF}') {
                 tracing::warn!(
@@ -91,6 +93,7 @@ impl ChatTemplate {
                 );
             }
             words.extend(words_of(&source).map(str::to_owned));
+            text.push_str(&source);
             let source = without_generation_marks(&with_unix_line_ends(&source));
             environment
                 .add_template_owned(name.clone(), source)
@@ -103,8 +106,14 @@ impl ChatTemplate {
             environment,
             names,
             words,
+            text,
             special_tokens,
         }))
+    }
+
+    /// Whether a source has `text` in quotes.
+    pub(super) fn has_text(&self, text: &str) -> bool {
+        self.text.contains(&format!("'{text}'")) || self.text.contains(&format!("\"{text}\""))
     }
 
     pub(super) fn has_tool_use(&self) -> bool {
@@ -262,6 +271,12 @@ fn describe(error: &Error) -> String {
 }
 
 fn tojson(value: &Jinja, positional: Option<bool>, options: &Kwargs) -> Result<Jinja, Error> {
+    if jinja2::has_undefined(value) {
+        return Err(Error::new(
+            ErrorKind::UndefinedError,
+            "tojson: a value is undefined",
+        ));
+    }
     let json = serde_json::to_value(value)
         .map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
     let indent = match options.get::<Option<Jinja>>("indent")? {
@@ -498,6 +513,35 @@ mod tests {
             ("{%- raw -%}\n{{ x }}{%- endraw -%}\ny", "{{ x }}y"),
         ] {
             assert_eq!(render(template), expected, "{template}");
+        }
+        for (template, expected) in [
+            (
+                "{{ 1e-5 }} {{ 1e16 }} {{ 0.5 }} {{ 100.0 }}",
+                "1e-05 1e+16 0.5 100.0",
+            ),
+            (
+                "{{ [2e-5, 'a', none] }} {{ {'k': 1e17} | string }}",
+                "[2e-05, 'a', None] {'k': 1e+17}",
+            ),
+            ("{{ '<a href=\"/x\">' | e }}", "&lt;a href=&#34;/x&#34;&gt;"),
+            (
+                "{{ 'a\nb\n\nc' | indent }}|{{ 'a\nb' | indent(2, true) }}|{{ 'a\nb' | indent(width='> ') }}",
+                "a\n    b\n\n    c|  a\n  b|a\n> b",
+            ),
+        ] {
+            assert_eq!(render(template), expected, "{template}");
+        }
+        for (template, expected) in [
+            ("{{ nothing | tojson }}", "undefined"),
+            ("{{ {'a': messages[0].nothing} | tojson }}", "undefined"),
+            ("{{ 'x' | indent(99999999999) }}", "at most 1000"),
+            (
+                "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+                "fuel",
+            ),
+        ] {
+            let error = render_with(template, &json!([{"role": "user"}]), None).unwrap_err();
+            assert!(error.to_string().contains(expected), "{template}: {error}");
         }
         let error = render_with("{{ tools | length }}", &json!([]), None).unwrap_err();
         assert!(

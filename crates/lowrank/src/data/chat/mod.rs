@@ -41,6 +41,8 @@ pub(super) struct ChatNotes {
     pub(super) rewritten: usize,
     /// Learned messages that say nothing: only their end is learned.
     pub(super) empty: usize,
+    /// Arguments of tool calls that are texts without JSON in them.
+    pub(super) unreadable: usize,
     /// Roles that are not the usual ones.
     pub(super) roles: BTreeSet<String>,
 }
@@ -99,7 +101,7 @@ pub(super) fn encode_chat(
         notes: ChatNotes {
             arguments: written.arguments,
             parts: written.parts,
-            ..notes(messages, whole)
+            ..notes(tokenizer, messages, whole)
         },
         ids: encoded.ids,
         supervised,
@@ -131,7 +133,7 @@ fn no_assistant(messages: &[Message]) -> String {
 
 const SHOWN_ROLES: usize = 6;
 
-fn notes(messages: &[Message], whole: &str) -> ChatNotes {
+fn notes(tokenizer: &Tokenizer, messages: &[Message], whole: &str) -> ChatNotes {
     let mut notes = ChatNotes::default();
     let mut from = 0;
     for message in messages {
@@ -147,9 +149,17 @@ fn notes(messages: &[Message], whole: &str) -> ChatNotes {
             "reasoning",
             "thinking",
         ];
-        let only_content = !calls
-            .iter()
-            .any(|name| message.fields().contains_key(*name));
+        // What the template does not write is not said.
+        let says_more = |name: &&str| {
+            let is_empty = match message.fields().get(*name) {
+                None | Some(Value::Null) => true,
+                Some(Value::Array(items)) => items.is_empty(),
+                Some(_) => false,
+            };
+            !is_empty && tokenizer.template_mentions(name)
+        };
+        let only_content = !calls.iter().any(says_more);
+        notes.unreadable += written::unreadable_arguments(message);
         if content.is_empty() && message.is_supervised() && only_content {
             notes.empty += 1;
         }

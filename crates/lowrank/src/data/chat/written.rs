@@ -2,8 +2,9 @@
 //!
 //! Two things come in two forms. A tool call's arguments are a JSON text in OpenAI's files and an object in those of
 //! `transformers`; a content is a text, or a list of parts. Templates are written for one of them, and many write the
-//! other wrongly without an error: arguments as a quoted text within JSON, parts as a list of Python. So a conversation
-//! is rendered as it is, looked at, and rendered with the other form where it came out wrong.
+//! other wrongly without an error: arguments as a quoted text within JSON, parts as a list of Python or not at all. So
+//! the template is tried: the conversation is rendered in each form with marks in place of the texts of parts, and the
+//! first form is taken in which no mark is lost, nothing is printed as Python and no arguments are quoted.
 
 use std::borrow::Cow;
 
@@ -49,79 +50,147 @@ pub(in crate::data) fn written<'a>(
     tools: Option<&Value>,
     prompt: bool,
 ) -> Result<Written<'a>, String> {
-    let texts = part_texts(messages)?;
-    let arguments = || messages.iter().flat_map(argument_values);
+    let has_parts = check_parts(tokenizer, messages)?;
+    let has_arguments = messages
+        .iter()
+        .any(|message| argument_values(message).next().is_some());
     let render = |messages: &[Message]| {
         let text = tokenizer.render_chat(messages, tools, prompt);
         text.map_err(|error| error.to_string())
     };
-    let given = render(messages);
-    let has_parts = messages.iter().any(|message| parts_of(message).is_some());
-    let has_arguments = arguments().next().is_some();
     if !has_parts && !has_arguments {
         return Ok(Written {
             messages: Cow::Borrowed(messages),
-            text: given?,
+            text: render(messages)?,
             arguments: false,
             parts: false,
         });
     }
-    // How much of a text is wrong: nothing may be written as Python or as a quoted text, and no part may be lost.
-    let wrong = |text: &str| {
-        let python = messages.iter().filter_map(first_part_in_python);
-        let quoted = arguments().filter_map(Value::as_str).flat_map(quoted);
-        let lost = |part: &&&str| !text.contains(**part);
-        10_000
-            * python
-                .chain(quoted)
-                .filter(|bad| text.contains(bad))
-                .count()
-            + texts.iter().filter(lost).count()
-    };
+    let forms = [Arguments::Given, Arguments::Objects, Arguments::Texts];
     let mut best: Option<(usize, Written<'a>)> = None;
     let mut refusal = None;
-    let changes = [(false, false), (false, true), (true, false), (true, true)];
-    for (change_arguments, change_parts) in changes {
-        if (change_arguments && !has_arguments) || (change_parts && !has_parts) {
+    for arguments in forms {
+        if arguments != Arguments::Given && !has_arguments {
             continue;
         }
-        let changed: Cow<'a, [Message]> = if change_arguments || change_parts {
-            let change = |message| changed(message, change_arguments, change_parts);
-            messages.iter().map(change).collect::<Vec<_>>().into()
-        } else {
-            Cow::Borrowed(messages)
-        };
-        match render(&changed) {
-            Ok(text) => {
-                let amount = wrong(&text);
-                if best.as_ref().is_none_or(|(least, _)| amount < *least) {
-                    let written = Written {
-                        messages: changed,
-                        text,
-                        arguments: change_arguments,
-                        parts: change_parts,
-                    };
-                    best = Some((amount, written));
-                }
-                if amount == 0 {
-                    break;
-                }
+        for as_text in [false, true] {
+            if as_text && !has_parts {
+                continue;
             }
-            Err(error) => refusal = refusal.or(Some(error)),
+            let changed: Cow<'a, [Message]> = if arguments == Arguments::Given && !as_text {
+                Cow::Borrowed(messages)
+            } else {
+                let change = |message| changed(message, arguments, as_text);
+                messages.iter().map(change).collect::<Vec<_>>().into()
+            };
+            let text = match render(&changed) {
+                Ok(text) => text,
+                Err(error) => {
+                    refusal = refusal.or(Some(error));
+                    continue;
+                }
+            };
+            let amount = wrong(messages, &changed, &text, as_text, &render);
+            if best.as_ref().is_none_or(|(least, _)| amount < *least) {
+                let written = Written {
+                    arguments: differs(messages, &changed, arguments_of),
+                    parts: as_text,
+                    messages: changed,
+                    text,
+                };
+                best = Some((amount, written));
+            }
+            if amount == 0 {
+                break;
+            }
+        }
+        if best.as_ref().is_some_and(|(amount, _)| *amount == 0) {
+            break;
         }
     }
     best.map(|(_, written)| written)
         .ok_or_else(|| refusal.unwrap_or_default())
 }
 
-/// The texts of all contents in parts, trimmed.
-fn part_texts(messages: &[Message]) -> Result<Vec<&str>, String> {
-    let mut texts = Vec::new();
+/// The form in which arguments are handed to the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arguments {
+    Given,
+    /// JSON texts as what they hold.
+    Objects,
+    /// Objects as JSON texts.
+    Texts,
+}
+
+/// How much of a rendering is wrong: parts that are lost or printed as Python, arguments that are quoted.
+fn wrong(
+    given: &[Message],
+    changed: &[Message],
+    text: &str,
+    as_text: bool,
+    render: &impl Fn(&[Message]) -> Result<String, String>,
+) -> usize {
+    let arguments = changed.iter().flat_map(argument_values);
+    let quoted = arguments.filter_map(Value::as_str).flat_map(quoted);
+    let mut amount = quoted.filter(|bad| text.contains(bad)).count();
+    // Marks instead of the texts: a short text could stand elsewhere by chance.
+    let mut marks = Vec::new();
+    let marked: Vec<Message> = given
+        .iter()
+        .zip(changed)
+        .map(|(given, changed)| marked(given, changed, as_text, &mut marks))
+        .collect();
+    if marks.is_empty() {
+        return amount;
+    }
+    let Ok(text) = render(&marked) else {
+        // The template looks into the texts; what came out with the real ones has to do.
+        return amount;
+    };
+    amount += marks.iter().filter(|mark| !text.contains(*mark)).count();
+    let python = marked.iter().filter_map(first_part_in_python);
+    amount + 1000 * python.filter(|bad| text.contains(bad)).count()
+}
+
+/// The message with a mark in place of each part's text; the marks are added to the list.
+fn marked(given: &Message, changed: &Message, as_text: bool, marks: &mut Vec<String>) -> Message {
+    let Some(parts) = parts_of(given) else {
+        return changed.clone();
+    };
+    let mut mark = || {
+        let mark = format!("qz{}zq", marks.len());
+        marks.push(mark.clone());
+        mark
+    };
+    if as_text {
+        let texts: Vec<String> = parts.iter().map(|_| mark()).collect();
+        return changed.with("content", texts.join("\n").into());
+    }
+    let parts = parts.iter().map(|part| match part {
+        Value::Object(fields) => {
+            let mut fields = fields.clone();
+            fields.insert("text".to_owned(), mark().into());
+            Value::Object(fields)
+        }
+        _ => mark().into(),
+    });
+    changed.with("content", parts.collect::<Vec<Value>>().into())
+}
+
+fn differs(given: &[Message], changed: &[Message], of: impl Fn(&Message) -> Vec<&Value>) -> bool {
+    given.iter().zip(changed).any(|(a, b)| of(a) != of(b))
+}
+
+/// Whether there are contents in parts.
+///
+/// # Errors
+/// For a part that is no text, unless the template says that it knows its type.
+fn check_parts(tokenizer: &Tokenizer, messages: &[Message]) -> Result<bool, String> {
+    let mut found = false;
     for (at, message) in messages.iter().enumerate() {
         for (number, part) in parts_of(message).unwrap_or_default().iter().enumerate() {
-            if let Some(text) = text_of(part) {
-                let text = text.trim();
-                texts.extend((!text.is_empty()).then_some(text));
+            found = true;
+            if text_of(part).is_some() {
                 continue;
             }
             let place = format!("messages[{at}].content[{number}]");
@@ -140,9 +209,16 @@ fn part_texts(messages: &[Message]) -> Result<Vec<&str>, String> {
                 let found = part.get("text").map_or("missing".to_owned(), shown);
                 return Err(format!("{place}.text must be a text, but is {found}"));
             }
+            if !tokenizer.template_has_text(kind) {
+                return Err(format!(
+                    "{place} is of the type {kind:?}, which this chat template does not write; put reasoning into \
+                     \"reasoning_content\" of the message, calls into \"tool_calls\", results into messages of the role \
+                     \"tool\", or leave the part out"
+                ));
+            }
         }
     }
-    Ok(texts)
+    Ok(found)
 }
 
 fn parts_of(message: &Message) -> Option<&[Value]> {
@@ -186,34 +262,52 @@ fn quoted(text: &str) -> [String; 2] {
 }
 
 /// The arguments of a message's tool calls.
-fn argument_values(message: &Message) -> impl Iterator<Item = &Value> {
+fn arguments_of(message: &Message) -> Vec<&Value> {
     let calls = message.fields().get("tool_calls").and_then(Value::as_array);
     let calls = calls.into_iter().flatten();
     let functions = calls.map(|call| call.get("function").unwrap_or(call));
     functions
         .chain(message.fields().get("function_call"))
         .filter_map(|function| function.get("arguments"))
-        .filter(|arguments| other_form(arguments).is_some())
+        .collect()
 }
 
-/// An object for a JSON text, and the other way round.
-fn other_form(arguments: &Value) -> Option<Value> {
-    match arguments {
-        Value::String(text) => {
-            let object: Map<String, Value> = serde_json::from_str(text).ok()?;
-            Some(Value::Object(object))
-        }
-        Value::Object(_) => Some(Value::from(pyjson::dumps(
+/// Those that have another form.
+fn argument_values(message: &Message) -> impl Iterator<Item = &Value> {
+    arguments_of(message)
+        .into_iter()
+        .filter(|arguments| object_of(arguments).is_some() || arguments.is_object())
+}
+
+/// How many arguments are texts that hold no JSON.
+pub(super) fn unreadable_arguments(message: &Message) -> usize {
+    let texts = arguments_of(message).into_iter().filter_map(Value::as_str);
+    texts
+        .filter(|text| serde_json::from_str::<Value>(text).is_err())
+        .count()
+}
+
+/// The object that a JSON text holds.
+fn object_of(arguments: &Value) -> Option<Value> {
+    let object: Map<String, Value> = serde_json::from_str(arguments.as_str()?).ok()?;
+    Some(Value::Object(object))
+}
+
+fn in_form(arguments: &Value, form: Arguments) -> Option<Value> {
+    match form {
+        Arguments::Given => None,
+        Arguments::Objects => object_of(arguments),
+        Arguments::Texts if arguments.is_object() => Some(Value::from(pyjson::dumps(
             arguments,
             &pyjson::Style::default(),
         ))),
-        _ => None,
+        Arguments::Texts => None,
     }
 }
 
-fn changed(message: &Message, arguments: bool, parts: bool) -> Message {
+fn changed(message: &Message, arguments: Arguments, as_text: bool) -> Message {
     let mut message = message.clone();
-    if parts && let Some(list) = parts_of(&message) {
+    if as_text && let Some(list) = parts_of(&message) {
         let texts: Option<Vec<&str>> = list.iter().map(text_of).collect();
         if let Some(texts) = texts {
             // As llama.cpp and vLLM join them for such templates.
@@ -221,29 +315,30 @@ fn changed(message: &Message, arguments: bool, parts: bool) -> Message {
             message = message.with("content", text.into());
         }
     }
-    if arguments {
-        let change = |function: &mut Value| {
-            if let Some(given) = function.get_mut("arguments")
-                && let Some(other) = other_form(given)
-            {
-                *given = other;
-            }
-        };
-        if let Some(Value::Array(calls)) = message.fields().get("tool_calls") {
-            let mut calls = calls.clone();
-            for call in &mut calls {
-                match call.get_mut("function") {
-                    Some(function) => change(function),
-                    None => change(call),
-                }
-            }
-            message = message.with("tool_calls", calls.into());
+    if arguments == Arguments::Given {
+        return message;
+    }
+    let change = |function: &mut Value| {
+        if let Some(given) = function.get_mut("arguments")
+            && let Some(other) = in_form(given, arguments)
+        {
+            *given = other;
         }
-        if let Some(call) = message.fields().get("function_call") {
-            let mut call = call.clone();
-            change(&mut call);
-            message = message.with("function_call", call);
+    };
+    if let Some(Value::Array(calls)) = message.fields().get("tool_calls") {
+        let mut calls = calls.clone();
+        for call in &mut calls {
+            match call.get_mut("function") {
+                Some(function) => change(function),
+                None => change(call),
+            }
         }
+        message = message.with("tool_calls", calls.into());
+    }
+    if let Some(call) = message.fields().get("function_call") {
+        let mut call = call.clone();
+        change(&mut call);
+        message = message.with("function_call", call);
     }
     message
 }
@@ -305,6 +400,10 @@ mod tests {
                 "messages[0].content[1].text must be a text, but is missing",
             ),
             (json!(3), "messages[0].content[1] must be a text or a part"),
+            (
+                json!({"type": "thinking", "thinking": "hm"}),
+                "is of the type \"thinking\", which this chat template does not write",
+            ),
         ] {
             let messages =
                 json!([{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]);
@@ -345,5 +444,27 @@ mod tests {
             write(CALLS, &plain),
             written(r#"{"name": "f", "arguments": "Oslo"}"#, false)
         );
+    }
+
+    #[test]
+    fn a_short_text_is_not_taken_for_another_one() {
+        // As Qwen 3: what is no text is left out.
+        let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.content is string %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}";
+        let messages = json!([{"role": "user", "content": "A or B?"}, {"role": "assistant", "content": [{"type": "text", "text": "B"}]}]);
+        let (text, _, parts) = write(template, &messages).unwrap();
+        assert!(text.ends_with("assistant\nB<|im_end|>"), "{text}");
+        assert!(parts);
+    }
+
+    #[test]
+    fn arguments_of_both_forms_become_one() {
+        let call = |arguments: Value| json!({"function": {"name": "f", "arguments": arguments}});
+        let messages = json!([{"role": "assistant", "tool_calls": [call(json!("{\"a\": 1}")), call(json!({"b": 2}))]}]);
+        let (text, arguments, _) = write(CALLS, &messages).unwrap();
+        assert_eq!(
+            text,
+            r#"{"name": "f", "arguments": {"a": 1}}{"name": "f", "arguments": {"b": 2}}"#
+        );
+        assert!(arguments);
     }
 }

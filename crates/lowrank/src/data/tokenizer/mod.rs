@@ -128,8 +128,9 @@ impl Tokenizer {
 
     fn build(json: &[u8], origin: &str, files: Files) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::tokenizer(origin, reason);
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
+        let mut inner = read_json(json)
             .map_err(|error| wrong(format!("is not a tokenizer this program can read: {error}")))?;
+        without_dropout(&mut inner);
         inner
             .with_truncation(None)
             .map_err(|error| wrong(error.to_string()))?;
@@ -360,6 +361,13 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// Whether a chat template has `text` in quotes, as where it compares something with it.
+    pub(super) fn template_has_text(&self, text: &str) -> bool {
+        self.template
+            .as_ref()
+            .is_some_and(|template| template.has_text(text))
+    }
+
     /// Whether there is a template of its own for conversations with tools.
     pub(super) fn has_tool_template(&self) -> bool {
         self.template
@@ -412,6 +420,33 @@ fn warn_of_flags(flags: [Option<bool>; 2], prefix: &[u32], suffix: &[u32]) {
                  counts, as in transformers 5"
             );
         }
+    }
+}
+
+/// The tokenizer of a tokenizer.json. The crate that reads it panics at some contents that cannot be.
+fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
+    std::panic::set_hook(hook);
+    match read {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err("its merges, its normalizer or another part of it is damaged".into()),
+    }
+}
+
+/// Merges that are left out at random are for training a tokenizer's model; the same text must have the same tokens here.
+fn without_dropout(inner: &mut tokenizers::Tokenizer) {
+    let tokenizers::ModelWrapper::BPE(model) = inner.get_model() else {
+        return;
+    };
+    if model.dropout.is_some_and(|dropout| dropout > 0.0) {
+        tracing::warn!(
+            "tokenizer.json has a dropout, with which transformers gives a text other tokens each time; it is off here"
+        );
+        let mut model = model.clone();
+        model.dropout = None;
+        inner.with_model(model);
     }
 }
 
