@@ -646,6 +646,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_the_template_does_not_write_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.jsonl");
+        let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
+        std::fs::write(&path, row).unwrap();
+        let tokenizer = fixture::with_template(Some("{{ messages[0].content }}"));
+        let options = DataOptions::default();
+        let error = Dataset::load(&path, Split::File, &tokenizer, &options).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("the chat template does not write what the assistant says"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_template_without_an_end_token_is_noted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("chat.jsonl");

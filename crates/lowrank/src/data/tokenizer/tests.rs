@@ -1,0 +1,268 @@
+use super::*;
+use crate::data::fixture;
+
+fn error_of(folder: &Path) -> String {
+    Tokenizer::from_folder(folder).unwrap_err().to_string()
+}
+
+#[test]
+fn ids_and_text_return() {
+    let tokenizer = fixture::tokenizer();
+    for text in [
+        "hello",
+        " hello  hello",
+        "héllo 👍🏽\n",
+        "<|im_start|>hello",
+        "\u{0}\u{7f}",
+    ] {
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+    let ids = tokenizer.encode("<|im_start|>hello", false).unwrap();
+    assert_eq!(
+        ids,
+        [
+            tokenizer.token_id("<|im_start|>").unwrap(),
+            tokenizer.token_id("hello").unwrap()
+        ]
+    );
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello");
+    assert_eq!(tokenizer.vocab_size(), 266);
+    assert_eq!(
+        (tokenizer.eos_id(), tokenizer.bos_id(), tokenizer.stop_ids()),
+        (2, Some(3), [2].as_slice())
+    );
+}
+
+#[test]
+fn tokens_are_shown_with_their_spaces_and_bytes() {
+    let tokenizer = fixture::tokenizer();
+    let shown = |text: &str| {
+        let ids = tokenizer.encode(text, false).unwrap();
+        ids.iter()
+            .map(|id| tokenizer.token_text(*id))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(" hello\n"), [" hello", "\n"]);
+    assert_eq!(shown("é<|im_end|>"), ["\\xC3", "\\xA9", "<|im_end|>"]);
+    assert_eq!(tokenizer.token_text(9999), "<no token 9999>");
+}
+
+#[test]
+fn a_beginning_is_added_where_the_tokenizer_does() {
+    let plain = fixture::tokenizer();
+    assert!(!plain.adds_bos());
+    assert_eq!(
+        plain.encode("hello", true).unwrap(),
+        plain.encode("hello", false).unwrap()
+    );
+    let with = fixture::with_bos();
+    assert!(with.adds_bos());
+    let bare = with.encode("hello", false).unwrap();
+    assert_eq!(
+        with.encode("hello", true).unwrap(),
+        [vec![3], bare].concat()
+    );
+    // The flags of tokenizer_config.json do nothing beside tokenizer.json, as in transformers.
+    let folder = tempfile::tempdir().unwrap();
+    fixture::write(&fixture::parts(), folder.path());
+    let path = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["add_bos_token"] = true.into();
+    config["add_eos_token"] = true.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let flagged = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(
+        flagged.encode("l", true).unwrap(),
+        flagged.encode("l", false).unwrap()
+    );
+}
+
+#[test]
+fn ends_are_gathered_from_all_files() {
+    let folder = tempfile::tempdir().unwrap();
+    fixture::write(&fixture::parts(), folder.path());
+    fs::write(
+        folder.path().join("generation_config.json"),
+        r#"{"eos_token_id": [2, 0]}"#,
+    )
+    .unwrap();
+    fs::write(folder.path().join("config.json"), r#"{"eos_token_id": 1}"#).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(tokenizer.stop_ids(), [2, 0, 1]);
+    // Without a name in the tokenizer's files, the first of them is the end token.
+    fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+    assert_eq!(Tokenizer::from_folder(folder.path()).unwrap().eos_id(), 2);
+    fs::write(
+        folder.path().join("special_tokens_map.json"),
+        r#"{"eos_token": {"content": "<|endoftext|>"}}"#,
+    )
+    .unwrap();
+    assert_eq!(Tokenizer::from_folder(folder.path()).unwrap().eos_id(), 0);
+}
+
+#[test]
+fn templates_are_found_in_every_place() {
+    let folder = tempfile::tempdir().unwrap();
+    fixture::write(&fixture::parts(), folder.path());
+    let config =
+        |template: &str| format!(r#"{{"eos_token": "<|im_end|>", "chat_template": {template}}}"#);
+    let path = folder.path().join("tokenizer_config.json");
+    let messages = [Message::new("user", "x")];
+    let tools = serde_json::json!([{"name": "f"}]);
+    let render = |tools| {
+        Tokenizer::from_folder(folder.path())
+            .unwrap()
+            .render_chat(&messages, tools, false)
+            .unwrap()
+    };
+    fs::write(&path, config(r#""from config""#)).unwrap();
+    assert!(render(None).starts_with("<|im_start|>"));
+    fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(render(None), "from config");
+    let named =
+        r#"[{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]"#;
+    fs::write(&path, config(named)).unwrap();
+    assert_eq!(render(None), "plain");
+    assert_eq!(render(Some(&tools)), "tools");
+    fs::write(&path, config("7")).unwrap();
+    assert!(
+        error_of(folder.path())
+            .contains("\"chat_template\" must be a text or a list of named templates")
+    );
+    fs::write(&path, config(r#""{% if %}""#)).unwrap();
+    assert!(error_of(folder.path()).starts_with("chat template: cannot be read: syntax error"));
+}
+
+#[test]
+fn errors_name_the_file_and_the_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(error_of(folder.path()).contains("there is no tokenizer.json"));
+    fs::write(folder.path().join("tokenizer.model"), "").unwrap();
+    assert!(error_of(folder.path()).contains("AutoTokenizer"));
+    fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(
+        error_of(folder.path())
+            .contains("tokenizer.json: is not a tokenizer this program can read")
+    );
+    fixture::write(&fixture::parts(), folder.path());
+    let config = folder.path().join("tokenizer_config.json");
+    for (text, expected) in [
+        ("{", "tokenizer_config.json: invalid JSON"),
+        ("[]", "must hold one JSON object"),
+        (
+            "{}",
+            "no end token is known, so a model could not learn to stop; name it as \"eos_token\"",
+        ),
+        (
+            r#"{"eos_token": "<|im_end|>", "added_tokens_decoder": []}"#,
+            "\"added_tokens_decoder\" must be an object with ids as keys",
+        ),
+        (
+            r#"{"eos_token": "<|im_end|>", "added_tokens_decoder": {"two": {"content": "x"}}}"#,
+            "has the key \"two\"",
+        ),
+        (
+            r#"{"eos_token": "<|im_end|>", "extra_special_tokens": [3]}"#,
+            "\"extra_special_tokens\" must be a list of texts",
+        ),
+        (
+            r#"{"eos_token": 5}"#,
+            "\"eos_token\" is neither a text nor a token's object",
+        ),
+    ] {
+        fs::write(&config, text).unwrap();
+        let error = error_of(folder.path());
+        assert!(error.contains(expected), "{error}");
+    }
+    fixture::write(&fixture::parts(), folder.path());
+    fs::write(
+        folder.path().join("config.json"),
+        r#"{"eos_token_id": "two"}"#,
+    )
+    .unwrap();
+    assert!(
+        error_of(folder.path())
+            .contains("config.json: \"eos_token_id\" must be an id or a list of ids")
+    );
+    let error = fixture::with_template(None)
+        .render_chat(&[Message::new("user", "x")], None, false)
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("put a chat_template.jinja into the model's folder"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_built_in_tokenizer_needs_no_folder() {
+    let json = fixture::parts()
+        .to_files()
+        .unwrap()
+        .tokenizer_json
+        .to_string();
+    let tokenizer =
+        Tokenizer::from_parts(json.as_bytes(), Some(fixture::CHATML), "<|im_end|>", &[0]).unwrap();
+    assert_eq!(tokenizer.stop_ids(), [2, 0]);
+    assert_eq!(tokenizer.eos_id(), 2);
+    assert!(tokenizer.has_chat_template());
+    let error = Tokenizer::from_parts(json.as_bytes(), None, "</s>", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("the built-in tokenizer.json: eos_token is \"</s>\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_off() {
+    let mut json = fixture::parts().to_files().unwrap().tokenizer_json;
+    json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+    let tokenizer =
+        Tokenizer::from_parts(json.to_string().as_bytes(), None, "<|im_end|>", &[]).unwrap();
+    assert_eq!(tokenizer.encode("abcd", true).unwrap().len(), 4);
+}
+
+#[test]
+fn what_the_reader_of_a_tokenizer_panics_at_is_an_error() {
+    let json = fixture::parts().to_files().unwrap().tokenizer_json;
+    let error = |json: &Value| {
+        let read = Tokenizer::from_parts(json.to_string().as_bytes(), None, "<|im_end|>", &[]);
+        read.unwrap_err().to_string()
+    };
+    let mut charsmap = json.clone();
+    charsmap["normalizer"] =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let mut merges = json;
+    merges["model"]["continuing_subword_prefix"] = "##".into();
+    for json in [charsmap, merges] {
+        let error = error(&json);
+        assert!(
+            error.contains("is not a tokenizer this program can read"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_dropout_is_off() {
+    let mut json = fixture::parts().to_files().unwrap().tokenizer_json;
+    json["model"]["dropout"] = 0.9.into();
+    let tokenizer = Tokenizer::from_parts(json.to_string().as_bytes(), None, "<|im_end|>", &[]);
+    let hello = fixture::tokenizer().encode("hello hello", false).unwrap();
+    for _ in 0..10 {
+        assert_eq!(
+            tokenizer
+                .as_ref()
+                .unwrap()
+                .encode("hello hello", false)
+                .unwrap(),
+            hello
+        );
+    }
+}
