@@ -341,6 +341,7 @@ struct Notes {
     rewritten: usize,
     empty: usize,
     unreadable: usize,
+    large_numbers: usize,
     shared_token: usize,
     roles: BTreeSet<String>,
 }
@@ -352,6 +353,7 @@ impl Notes {
         self.rewritten += row.chat.rewritten;
         self.empty += row.chat.empty;
         self.unreadable += row.chat.unreadable;
+        self.large_numbers += usize::from(row.chat.large_numbers);
         self.shared_token += usize::from(row.shared_token);
         self.roles.extend(row.chat.roles);
     }
@@ -380,6 +382,10 @@ impl Notes {
         add(
             self.unreadable,
             "tool calls have arguments that are no JSON, and are learned as they stand",
+        );
+        add(
+            self.large_numbers,
+            "rows have tools or calls with whole numbers of 20 digits or more, of which 17 are kept; write them as texts",
         );
         add(
             self.shared_token,
@@ -711,6 +717,15 @@ mod tests {
         let text = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"q\"}]}, {\"role\": \"assistant\", \"content\": \"\"}, \
                     {\"role\": \"critic\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n";
         let shown = load(text).unwrap().report.to_string();
+        let call = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\", \
+                    \"tool_calls\": [{\"name\": \"f\", \"arguments\": {\"id\": 123456789012345678901}}, {\"name\": \"f\", \"arguments\": \"x\"}]}]}\n";
+        let of_call = load(call).unwrap().report.to_string();
+        for expected in [
+            "1 rows have tools or calls with whole numbers of 20 digits",
+            "1 tool calls have arguments that are no JSON",
+        ] {
+            assert!(of_call.contains(expected), "{of_call}");
+        }
         for expected in [
             "1 rows have contents in parts",
             "1 answers are empty",

@@ -43,6 +43,8 @@ pub(super) struct ChatNotes {
     pub(super) empty: usize,
     /// Arguments of tool calls that are texts without JSON in them.
     pub(super) unreadable: usize,
+    /// Whether tools or calls hold a number of more digits than are kept.
+    pub(super) large_numbers: bool,
     /// Roles that are not the usual ones.
     pub(super) roles: BTreeSet<String>,
 }
@@ -101,11 +103,29 @@ pub(super) fn encode_chat(
         notes: ChatNotes {
             arguments: written.arguments,
             parts: written.parts,
+            large_numbers: tools.is_some_and(holds_large_number)
+                || messages
+                    .iter()
+                    .flat_map(|message| message.fields().values())
+                    .any(holds_large_number),
             ..notes(tokenizer, messages, whole)
         },
         ids: encoded.ids,
         supervised,
     })
+}
+
+/// Whether a value holds a number that no 64 bits hold exactly.
+fn holds_large_number(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_f64().is_some_and(|number| {
+            let is_whole = number.fract() == 0.0;
+            is_whole && number.abs() >= 18_446_744_073_709_551_615.0
+        }),
+        Value::Array(items) => items.iter().any(holds_large_number),
+        Value::Object(map) => map.values().any(holds_large_number),
+        _ => false,
+    }
 }
 
 /// That nobody answers, and who speaks instead.

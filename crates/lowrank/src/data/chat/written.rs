@@ -58,58 +58,63 @@ pub(in crate::data) fn written<'a>(
         let text = tokenizer.render_chat(messages, tools, prompt);
         text.map_err(|error| error.to_string())
     };
-    if !has_parts && !has_arguments {
-        return Ok(Written {
-            messages: Cow::Borrowed(messages),
-            text: render(messages)?,
-            arguments: false,
-            parts: false,
-        });
+    // The forms to try, as they came first.
+    let mut forms = Vec::new();
+    // A message of tool calls alone has null for a content, which templates that add texts stumble over.
+    for fill in [false, true] {
+        for arguments in [Arguments::Given, Arguments::Objects, Arguments::Texts] {
+            for as_text in [false, true] {
+                forms.push((fill, arguments, as_text));
+            }
+        }
     }
-    let forms = [Arguments::Given, Arguments::Objects, Arguments::Texts];
+    let is_possible = |&(fill, arguments, as_text): &(bool, Arguments, bool)| {
+        (!fill || messages.iter().any(lacks_content))
+            && (arguments == Arguments::Given || has_arguments)
+            && (!as_text || has_parts)
+    };
+    forms.retain(is_possible);
     let mut best: Option<(usize, Written<'a>)> = None;
     let mut refusal = None;
-    for arguments in forms {
-        if arguments != Arguments::Given && !has_arguments {
-            continue;
+    for (fill, arguments, as_text) in forms {
+        if fill && best.is_some() {
+            break;
         }
-        for as_text in [false, true] {
-            if as_text && !has_parts {
+        let is_given = !fill && arguments == Arguments::Given && !as_text;
+        let changed: Cow<'a, [Message]> = if is_given {
+            Cow::Borrowed(messages)
+        } else {
+            let change = |message| changed(message, fill, arguments, as_text);
+            messages.iter().map(change).collect::<Vec<_>>().into()
+        };
+        let text = match render(&changed) {
+            Ok(text) => text,
+            Err(error) => {
+                refusal = refusal.or(Some(error));
                 continue;
             }
-            let changed: Cow<'a, [Message]> = if arguments == Arguments::Given && !as_text {
-                Cow::Borrowed(messages)
-            } else {
-                let change = |message| changed(message, arguments, as_text);
-                messages.iter().map(change).collect::<Vec<_>>().into()
+        };
+        let amount = wrong(messages, &changed, &text, as_text, &render);
+        if best.as_ref().is_none_or(|(least, _)| amount < *least) {
+            let written = Written {
+                arguments: differs(messages, &changed, arguments_of),
+                parts: as_text,
+                messages: changed,
+                text,
             };
-            let text = match render(&changed) {
-                Ok(text) => text,
-                Err(error) => {
-                    refusal = refusal.or(Some(error));
-                    continue;
-                }
-            };
-            let amount = wrong(messages, &changed, &text, as_text, &render);
-            if best.as_ref().is_none_or(|(least, _)| amount < *least) {
-                let written = Written {
-                    arguments: differs(messages, &changed, arguments_of),
-                    parts: as_text,
-                    messages: changed,
-                    text,
-                };
-                best = Some((amount, written));
-            }
-            if amount == 0 {
-                break;
-            }
+            best = Some((amount, written));
         }
-        if best.as_ref().is_some_and(|(amount, _)| *amount == 0) {
+        if amount == 0 {
             break;
         }
     }
     best.map(|(_, written)| written)
         .ok_or_else(|| refusal.unwrap_or_default())
+}
+
+fn lacks_content(message: &Message) -> bool {
+    let content = message.fields().get("content");
+    content.is_none_or(Value::is_null)
 }
 
 /// The form in which arguments are handed to the template.
@@ -188,8 +193,9 @@ fn differs(given: &[Message], changed: &[Message], of: impl Fn(&Message) -> Vec<
 fn check_parts(tokenizer: &Tokenizer, messages: &[Message]) -> Result<bool, String> {
     let mut found = false;
     for (at, message) in messages.iter().enumerate() {
-        for (number, part) in parts_of(message).unwrap_or_default().iter().enumerate() {
-            found = true;
+        let parts = parts_of(message);
+        found |= parts.is_some();
+        for (number, part) in parts.unwrap_or_default().iter().enumerate() {
             if text_of(part).is_some() {
                 continue;
             }
@@ -305,8 +311,11 @@ fn in_form(arguments: &Value, form: Arguments) -> Option<Value> {
     }
 }
 
-fn changed(message: &Message, arguments: Arguments, as_text: bool) -> Message {
+fn changed(message: &Message, fill: bool, arguments: Arguments, as_text: bool) -> Message {
     let mut message = message.clone();
+    if fill && lacks_content(&message) {
+        message = message.with("content", "".into());
+    }
     if as_text && let Some(list) = parts_of(&message) {
         let texts: Option<Vec<&str>> = list.iter().map(text_of).collect();
         if let Some(texts) = texts {
@@ -466,5 +475,15 @@ mod tests {
             r#"{"name": "f", "arguments": {"a": 1}}{"name": "f", "arguments": {"b": 2}}"#
         );
         assert!(arguments);
+    }
+
+    #[test]
+    fn a_content_that_is_null_or_without_parts_is_empty() {
+        let template = "{% for m in messages %}{{ '[' + m.content + ']' }}{% for c in m.tool_calls %}{{ c.name }}{% endfor %}{% endfor %}";
+        let messages = json!([{"role": "user", "content": []}, {"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]);
+        assert_eq!(write(template, &messages).unwrap().0, "[][]f");
+        let messages =
+            json!([{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]);
+        assert_eq!(write(template, &messages).unwrap().0, "[]f");
     }
 }
