@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::files::RawRow;
 use super::message::{MARKS, Message, read_message, read_messages};
 use super::named::{names, shown, type_name};
 
@@ -103,6 +104,16 @@ pub(super) enum RowProblem {
     /// It is of another kind; the text names the kind, or the fields found.
     OtherKind(String),
     Bad(String),
+}
+
+impl RowProblem {
+    /// Names the row where its line alone may not tell which it is.
+    pub(super) fn about(self, row: &RawRow) -> Self {
+        match self {
+            Self::Bad(reason) => Self::Bad(row.about(reason)),
+            Self::OtherKind(found) => Self::OtherKind(row.after(found)),
+        }
+    }
 }
 
 impl From<String> for RowProblem {

@@ -13,7 +13,8 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::super::error::DataError;
-use super::strange::{first_byte, not_rows, object_problem, text_problem};
+use super::lines::{Place, skip_blank, skip_mark};
+use super::strange::{not_rows, object_problem, text_problem};
 
 /// What `-` is called in messages and reports.
 pub(super) const STANDARD_INPUT: &str = "/dev/stdin";
@@ -55,6 +56,8 @@ pub(super) struct Opened {
     pub(super) reader: Box<dyn BufRead>,
     /// They are one array; otherwise an object a line.
     pub(super) is_array: bool,
+    /// That of the reader's first byte, which is not blank.
+    pub(super) place: Place,
 }
 
 /// How much is read to see what a file is. A first line longer than this is one that is not checked beforehand.
@@ -75,18 +78,15 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         Some(format) => return refuse(format!("{inside}{}", not_rows(format, path))),
     }
     let mut reader = BufReader::with_capacity(1 << 20, reader);
+    let mut place = Place::default();
+    skip_mark(&mut reader, &mut place).map_err(io)?;
+    let first = skip_blank(&mut reader, &mut place).map_err(io)?;
     let mut head = Vec::new();
-    let first = loop {
-        let mut limited = reader.by_ref().take(FIRST_LINE);
-        let read = limited.read_until(b'\n', &mut head).map_err(io)?;
-        let first = first_byte(&head);
-        if first.is_some() || read == 0 || head.len() as u64 >= FIRST_LINE {
-            break first;
-        }
-    };
+    let mut limited = reader.by_ref().take(FIRST_LINE);
+    limited.read_until(b'\n', &mut head).map_err(io)?;
     let problem = match first {
         None | Some(b'[') => None,
-        Some(b'{') => object_problem(path, &mut head, &mut reader).map_err(io)?,
+        Some(b'{') => object_problem(path, place.lines, &mut head, &mut reader).map_err(io)?,
         Some(_) => text_problem(path, &mut head, &mut reader).map_err(io)?,
     };
     match problem {
@@ -94,6 +94,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         None => Ok(Opened {
             reader: Box::new(Cursor::new(head).chain(reader)),
             is_array: first == Some(b'['),
+            place,
         }),
     }
 }
