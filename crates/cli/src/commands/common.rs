@@ -365,6 +365,19 @@ pub fn check_length(
     Ok(())
 }
 
+/// What a calculation that gave NaN or infinity is reported as. `what` is what came out of it.
+pub fn not_finite(what: &str, base: &Base, adapter: Option<&str>) -> anyhow::Error {
+    let source = &base.source;
+    let common = "weights that are too large or damaged, or a config.json that does not belong to them, cause this";
+    match adapter {
+        None => anyhow::anyhow!("{what} of {source} is not finite (NaN or infinite); {common}"),
+        Some(name) => anyhow::anyhow!(
+            "{what} of {source} with the adapter {name} is not finite (NaN or infinite); {common}; \
+             run it without the adapter to see which of the two is at fault"
+        ),
+    }
+}
+
 /// Gives the library's errors about settings the exit code of misuse.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<lowrank::Error>() {
