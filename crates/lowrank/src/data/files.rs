@@ -16,6 +16,7 @@ mod array;
 mod folder;
 mod lines;
 mod open;
+mod slips;
 mod strange;
 
 use array::Array;
@@ -101,30 +102,15 @@ impl RawRow {
         ))
     }
 
-    /// What Python writes where a program prints a row, or lets its json module write numbers that JSON does not have.
-    fn python_hint(&self) -> &'static str {
-        let has = |text: &str| {
-            let mut parts = self.bytes.windows(text.len());
-            parts.any(|part| part == text.as_bytes())
-        };
-        let after = |text: &str| has(&format!(": {text}")) || has(&format!(":{text}"));
-        if self.bytes.trim_ascii_start().starts_with(b"{'") {
-            "; this is a Python dict, and json.dumps(row) writes it as JSON"
-        } else if ["NaN", "Infinity", "-Infinity"].into_iter().any(after) {
-            "; NaN and Infinity are not JSON, so leave the field out or write null"
-        } else if ["None", "True", "False"].into_iter().any(after) {
-            "; None, True and False are Python's, and json.dumps(row) writes them as JSON"
-        } else {
-            ""
-        }
-    }
-
     fn describe(&self, error: &serde_json::Error) -> (usize, String) {
         let (line, column) = (error.line().max(1), error.column());
         let text = error.to_string();
         let what = text
             .rsplit_once(" at line ")
             .map_or(text.as_str(), |(what, _)| what);
+        let before = self.bytes.split_inclusive(|byte| *byte == b'\n');
+        let before: usize = before.take(line - 1).map(<[u8]>::len).sum();
+        let hint = slips::hint(&self.bytes, before + column.saturating_sub(1), what);
         let column = if line == 1 {
             self.column + column
         } else {
@@ -132,10 +118,7 @@ impl RawRow {
         };
         (
             self.line + line - 1,
-            self.about(format!(
-                "invalid JSON at column {column}: {what}{}",
-                self.python_hint()
-            )),
+            self.about(format!("invalid JSON at column {column}: {what}{hint}")),
         )
     }
 }
@@ -295,7 +278,72 @@ mod tests {
             (
                 "a.jsonl",
                 b"{\"a\": \"\\ud83d\"}",
-                "line 1: invalid JSON at column",
+                "the row has half of a surrogate pair",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": \"\\uDE00\"}",
+                "the row has half of a surrogate pair",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1},\n{\"a\": 2},\n",
+                "trailing characters; remove the comma at the end of the line",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n{\"a\": 2} {\"a\": 3}\n",
+                "line 2: invalid JSON at column 10: trailing characters; another object follows on the line",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\r{\"a\": 2}\r",
+                "the lines end with CR alone",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n// {\"a\": 2}\n",
+                "line 2: invalid JSON at column 1: expected value; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"# rows\n{\"a\": 1}\n",
+                "line 1: invalid JSON at column 1: expected value; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1} # one\n",
+                "trailing characters; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n\x1A",
+                "line 2: invalid JSON at column 1: expected value; the row ends with Ctrl-Z",
+            ),
+            (
+                "a.jsonl",
+                b"\xEF\xBB\xBF\xEF\xBB\xBF{\"a\": 1}\n",
+                "line 1: invalid JSON at column 1: expected value; a byte order mark stands before the row",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n\xEF\xBB\xBF{\"a\": 1}\n",
+                "line 2: invalid JSON at column 1: expected value; a byte order mark",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": 1}, {\"a\": NaN}]",
+                "row 2 of the array: invalid JSON at column 18: expected value; NaN and Infinity",
+            ),
+            (
+                "a.json",
+                b"[{}, // none\n{}]",
+                "row 2 of the array: invalid JSON at column 6: expected value; JSON has no comments",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": \"\\ud83d\"}]",
+                "row 1 of the array: invalid JSON at column 16: unexpected end of hex escape; the row has half",
             ),
             (
                 "a.json",
@@ -310,7 +358,7 @@ mod tests {
             (
                 "a.json",
                 b"[{},\n]",
-                "line 2: invalid JSON at column 1: expected a row, found ']'",
+                "line 2: invalid JSON at column 1: expected a row, found ']'; remove the comma before it",
             ),
             (
                 "a.json",

@@ -9,6 +9,10 @@ use super::files::RawRow;
 use super::message::{MARKS, Message, read_message, read_messages};
 use super::named::{names, shown, type_name};
 
+mod unknown;
+
+pub(super) use unknown::unknown_kind;
+
 /// The form of a file's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -136,7 +140,10 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
     }
     Ok(match kind {
         RowKind::Messages => Content::Chat {
-            messages: with_system(read_messages(&row["messages"])?, row)?,
+            messages: with_system(
+                read_messages(&row["messages"]).map_err(|e| sharegpt(e, row))?,
+                row,
+            )?,
             tools: read_tools(row)?,
         },
         RowKind::ShareGpt => read_sharegpt(row)?,
@@ -176,13 +183,17 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
     })
 }
 
-/// Why the first row's kind cannot be told.
-pub(super) fn unknown_kind(row: &Map<String, Value>) -> String {
-    format!(
-        "the row has {}, which is no known kind; rows are {{\"messages\"}}, {{\"conversations\"}}, {{\"prompt\", \"completion\"}}, \
-         {{\"instruction\", \"output\"}} or {{\"text\"}}",
-        names(row)
-    )
+/// The reason why messages cannot be read, with the mend where they are ShareGPT's.
+fn sharegpt(reason: String, row: &Map<String, Value>) -> String {
+    let messages = row.get("messages").and_then(Value::as_array);
+    let is_turn = |item: &Value| item.get("role").is_none() && item.get("from").is_some();
+    if messages.is_some_and(|list| list.iter().any(is_turn)) {
+        format!(
+            "{reason}; rename \"messages\" to \"conversations\", whose turns have \"from\" and \"value\""
+        )
+    } else {
+        reason
+    }
 }
 
 fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
@@ -243,6 +254,13 @@ fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
             "human" | "user" => "user",
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "tool" | "observation" | "function_response" => "tool",
+            "function_call" => {
+                return Err(format!(
+                    "{place}.from is \"function_call\", which is written as a message of the role assistant with \
+                     \"tool_calls\": rename \"conversations\" to \"messages\", \"from\" and \"value\" to \"role\" and \
+                     \"content\", and put the call into tool_calls"
+                ));
+            }
             other => {
                 return Err(format!(
                     "{place}.from is {other:?}; known are system, human, user, gpt, assistant and tool"

@@ -81,7 +81,7 @@ impl Array {
             let upto = upto.map_or(from.len(), |(end, _)| end);
             return Err(row(&from[..upto])
                 .utf8_problem()
-                .unwrap_or_else(|| row(&[]).describe(&error)));
+                .unwrap_or_else(|| row(&from[..upto]).describe(&error)));
         }
         let row = row(&self.bytes[self.at..self.at + length]);
         self.advance(length);
@@ -102,9 +102,14 @@ impl Array {
             format!("{:?}", char::from(byte))
         });
         let column = self.place.column + 1;
+        let hint = match next {
+            Some(b']') => "; remove the comma before it",
+            Some(b'/' | b'#') => "; JSON has no comments, so remove it",
+            _ => "",
+        };
         (
             self.place.lines + 1,
-            format!("invalid JSON at column {column}: expected {what}, found {found}"),
+            format!("invalid JSON at column {column}: expected {what}, found {found}{hint}"),
         )
     }
 

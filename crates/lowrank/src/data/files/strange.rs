@@ -7,6 +7,7 @@ use lowrank_formats::recognise::Format;
 use serde_json::{Map, Value};
 
 use super::super::rows::RowKind;
+use super::BYTE_ORDER_MARK;
 use super::folder::{COMPRESSED, ENDINGS};
 use super::open::FIRST_LINE;
 
@@ -203,6 +204,10 @@ pub(super) fn text_problem(
     head: &mut Vec<u8>,
     rest: &mut impl BufRead,
 ) -> io::Result<Option<String>> {
+    // A second mark is a slip that the reader of lines names.
+    if head.starts_with(BYTE_ORDER_MARK) {
+        return Ok(None);
+    }
     rest.by_ref().take(TEXT).read_to_end(head)?;
     let text = head.as_slice();
     let control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
