@@ -23,7 +23,7 @@ use array::Array;
 pub(super) use folder::require_split;
 pub use folder::{Split, split_file};
 use lines::Lines;
-pub use open::{is_read_once, is_standard_input};
+pub use open::{is_read_once, is_standard_input, looks_remote};
 
 /// How many rows a split has, without reading them as anything but JSON.
 ///
@@ -343,7 +343,7 @@ mod tests {
             (
                 "a.json",
                 b"[{\"a\": \"\\ud83d\"}]",
-                "row 1 of the array: invalid JSON at column 16: unexpected end of hex escape; the row has half",
+                "row 1 of the array: invalid JSON at column 15: unexpected end of hex escape; the row has half",
             ),
             (
                 "a.json",

@@ -29,7 +29,7 @@ pub(super) const COMPRESSED: &[&str] = &["", ".gz", ".zst"];
 impl Split {
     /// What a folder's file may be called without its ending. The first is the name that documents use; the others are
     /// those of other trainers, and mean the same.
-    fn stems(self) -> &'static [&'static str] {
+    pub fn stems(self) -> &'static [&'static str] {
         match self {
             Self::Train => &["train", "training"],
             Self::Valid => &["valid", "validation", "val", "eval", "dev"],

@@ -48,7 +48,38 @@ pub(super) fn missing(path: &Path, error: io::Error) -> DataError {
                       save the rows to a file to read them again";
         return DataError::layout(path, reason);
     }
+    if looks_remote(path) {
+        let shown = path.display();
+        return DataError::layout(
+            path,
+            format!(
+                "does not exist, and data sets are not downloaded; save the rows first, for example: python -c \"from datasets \
+                 import load_dataset; load_dataset('{shown}', split='train').to_json('train.jsonl')\", or download the file"
+            ),
+        );
+    }
     DataError::io(path, error)
+}
+
+/// Whether a path at which nothing is looks like an address, or like an id of the Hub, `owner/name`.
+pub fn looks_remote(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    if text.contains("://") || text.starts_with("hf:") {
+        return true;
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        [owner, name] => {
+            let is_part = |part: &str| !part.is_empty() && part.chars().all(allowed);
+            let is_file = [".jsonl", ".json", ".gz", ".zst", ".txt", ".csv", ".parquet"];
+            is_part(owner)
+                && is_part(name)
+                && !owner.starts_with('.')
+                && !Path::new(owner).exists()
+                && !is_file.iter().any(|ending| name.ends_with(ending))
+        }
+        _ => false,
+    }
 }
 
 /// Opened rows, not yet parsed.
