@@ -84,6 +84,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatche
     let matches = command
         .try_get_matches_from(&args)
         .map_err(|error| advise(error, &args))?;
+    // These keep their settings in files of text.
+    if matches!(matches.subcommand_name(), Some("train" | "compare"))
+        && let Some(error) = not_utf8(&args)
+    {
+        return Err(error);
+    }
     let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches)?;
     let mut innermost = matches;
     while let Some((_, inner)) = innermost.remove_subcommand() {
@@ -147,8 +153,60 @@ fn forgotten_text(mut command: Command, args: &[OsString]) -> Option<clap::Error
     ))
 }
 
-/// Adds our own name to the error about a flag that another program has.
+/// The error about words that are not UTF-8, with the flag before each.
+fn not_utf8(args: &[OsString]) -> Option<clap::Error> {
+    let mut problems = Vec::new();
+    for (at, word) in args.iter().enumerate().skip(1) {
+        if word.to_str().is_some() {
+            continue;
+        }
+        let shown = word.to_string_lossy();
+        let before = args[at - 1].to_string_lossy();
+        problems.push(match shown.split_once('=') {
+            Some((flag, value)) if flag.starts_with("--") => {
+                format!("the value `{value}` of {flag} is not UTF-8")
+            }
+            _ if before.starts_with('-') => format!("the value `{shown}` of {before} is not UTF-8"),
+            _ => format!("argument {at}, `{shown}`, is not UTF-8"),
+        });
+    }
+    if problems.is_empty() {
+        return None;
+    }
+    let mend = "set the terminal, or what writes the command, to UTF-8, and give files such names";
+    let text = format!("{}; {mend}", problems.join("; "));
+    Some(built(args).error(ErrorKind::InvalidUtf8, text))
+}
+
+/// The error about a value that is no whole number, in the words that other numbers have.
+fn not_whole(error: &clap::Error, args: &[OsString]) -> Option<clap::Error> {
+    let cause = std::error::Error::source(error)?.to_string();
+    let expected = match cause.as_str() {
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "expected a whole number, 0 or greater"
+        }
+        "number too large to fit in target type" => "this number is too large",
+        _ => return None,
+    };
+    let shown = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (value, flag) = (
+        shown(ContextKind::InvalidValue)?,
+        shown(ContextKind::InvalidArg)?,
+    );
+    let text = format!("invalid value '{value}' for '{flag}': {expected}");
+    Some(built(args).error(ErrorKind::ValueValidation, text))
+}
+
+/// Puts errors into our own words, and adds our own name to the error about a flag that another program has.
 fn advise(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    match error.kind() {
+        ErrorKind::InvalidUtf8 => return not_utf8(args).unwrap_or(error),
+        ErrorKind::ValueValidation => return not_whole(&error, args).unwrap_or(error),
+        _ => {}
+    }
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
@@ -173,6 +231,13 @@ fn advise(mut error: clap::Error, args: &[OsString]) -> clap::Error {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
     }
     error
+}
+
+/// The subcommand that was typed, under its whole name.
+fn built(args: &[OsString]) -> Command {
+    let mut command = Cli::command();
+    command.build();
+    chosen(&command, args)
 }
 
 /// The subcommand that the first words choose; flags that may stand before it have no values.
@@ -221,6 +286,65 @@ mod tests {
         assert!(text.contains("'--learning-rate'"), "{text}");
         let text = message(&["lowrank", "train", "--xyzzy", "1"]);
         assert!(!text.contains("tip:"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_whole_number_is_answered_like_other_numbers() {
+        for flag in [
+            "--top-k",
+            "--seed",
+            "--limit",
+            "--max-new-tokens",
+            "--threads",
+        ] {
+            for value in ["nan", "inf", "-1", "1e3", "1.5", "", "x"] {
+                let word = format!("{flag}={value}");
+                let text = message(&["lowrank", "generate", "--model=m", "--data=d", &word]);
+                assert!(
+                    text.contains(&format!("invalid value '{value}' for '{flag} <"))
+                        && text.contains(": expected a whole number, 0 or greater"),
+                    "{text}"
+                );
+            }
+            let word = format!("{flag}=99999999999999999999999");
+            let text = message(&["lowrank", "generate", "--model=m", "--data=d", &word]);
+            assert!(text.contains("this number is too large"), "{text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn words_that_are_not_utf_8_are_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let message = |words: &[&[u8]]| {
+            let words = words.iter().map(|word| OsString::from_vec(word.to_vec()));
+            parse(words).unwrap_err().to_string()
+        };
+        let text = message(&[
+            b"lowrank",
+            b"generate",
+            b"--model",
+            b"m",
+            b"--prompt",
+            b"caf\xe9",
+        ]);
+        assert!(
+            text.contains("the value `caf\u{fffd}` of --prompt is not UTF-8"),
+            "{text}"
+        );
+        let text = message(&[b"lowrank", b"generate", b"--model=m", b"--prompt=caf\xe9"]);
+        assert!(
+            text.contains("the value `caf\u{fffd}` of --prompt is not UTF-8"),
+            "{text}"
+        );
+        let text = message(&[b"lowrank", b"train", b"--output", b"b\xe9d"]);
+        assert!(
+            text.contains("the value `b\u{fffd}d` of --output is not UTF-8"),
+            "{text}"
+        );
+        // A path that is only opened may have any name.
+        let words: [&[u8]; 5] = [b"lowrank", b"generate", b"--model=m", b"--data", b"b\xe9d"];
+        assert!(parse(words.map(|word| OsString::from_vec(word.to_vec()))).is_ok());
     }
 
     fn prompt(args: &[&str]) -> String {

@@ -41,6 +41,11 @@ pub(crate) fn read_object(path: &Path, cap: u64) -> Result<Map<String, Value>, F
 
 /// Why bytes are no JSON: another format, Python's names for numbers that JSON does not have, or the parser's word.
 fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    if bytes.starts_with(b"\xEF\xBB\xBF") {
+        return "begins with a byte order mark, which JSON may not have; save it as UTF-8 without one \
+                (\"UTF-8\", not \"UTF-8 with BOM\"): sed -i '1s/^\\xEF\\xBB\\xBF//' FILE"
+            .to_owned();
+    }
     if let Some(format) = Format::of(&bytes[..bytes.len().min(HEAD)]) {
         let mend = format.fetch_again().unwrap_or("JSON is needed here");
         return format!("is {format}; {mend}");
@@ -114,6 +119,7 @@ mod tests {
                 "`git lfs pull`",
             ),
             ("", "is empty; download or copy it again"),
+            ("\u{feff}{\"a\": 1}", "begins with a byte order mark"),
             ("{\"a\":", "not valid JSON: EOF"),
             ("{\"a\": \"NaN", "not valid JSON: EOF"),
         ] {

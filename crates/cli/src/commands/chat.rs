@@ -63,7 +63,7 @@ const HELP: &str = "\
 /adapters       list the adapters
 /system TEXT    set the system message and start over
 /reset          start over
-/quit           leave (or Ctrl-D); Ctrl-C ends an answer early";
+/quit           leave (or Ctrl-D, or Ctrl-C); during an answer, Ctrl-C ends the answer";
 
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Self {
@@ -120,6 +120,8 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let adapters = Adapters::load(&args.adapter, &base)?;
     let names = adapters.names.clone();
     let stop = interrupt::install("ending this answer")?;
+    // While there is no answer to end, a signal ends the program, as a second one during an answer does.
+    stop.store(true, Ordering::SeqCst);
     let mut model = Model {
         base: &base,
         adapters: &adapters,
@@ -164,7 +166,7 @@ impl Answer for Model<'_> {
             return Ok((String::new(), Finish::ContextFull));
         }
         self.stop.store(false, Ordering::SeqCst);
-        continue_on_screen(
+        let answer = continue_on_screen(
             prompt.ids,
             adapter,
             self.base,
@@ -172,7 +174,9 @@ impl Answer for Model<'_> {
             self.options,
             self.stop,
             show,
-        )
+        );
+        self.stop.store(true, Ordering::SeqCst);
+        answer
     }
 }
 

@@ -140,6 +140,23 @@ pub fn choose_split(
                     return Ok(split.into());
                 }
             }
+            let train = lowrank::data::Split::Train;
+            if let Some(file) = split_file(data, train)?
+                && !preferred.contains(&Split::Train)
+            {
+                let names: Vec<&str> = preferred
+                    .iter()
+                    .flat_map(|&split| lowrank::data::Split::from(split).stems())
+                    .copied()
+                    .collect();
+                return Err(Misuse::new(format!(
+                    "--data {} has no file of held-out rows ({}); it has {}, which --split train reads",
+                    data.display(),
+                    names.join(", "),
+                    file.file_name().unwrap_or_default().display()
+                ))
+                .into());
+            }
             // The library's own message lists what the folder holds.
             Ok(preferred
                 .first()
@@ -309,6 +326,14 @@ pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
         ))
         .into());
     }
+    if !folder.exists() && lowrank::data::looks_remote(folder) {
+        return Err(Misuse::new(format!(
+            "--adapter: there is no folder {0}, and adapters are not downloaded; download it first: \
+             hf download OWNER/NAME --local-dir adapter, and give --adapter adapter",
+            folder.display()
+        ))
+        .into());
+    }
     let loaded = tuning::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);
     warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
@@ -365,6 +390,19 @@ pub fn check_length(
     Ok(())
 }
 
+/// What a calculation that gave NaN or infinity is reported as. `what` is what came out of it.
+pub fn not_finite(what: &str, base: &Base, adapter: Option<&str>) -> anyhow::Error {
+    let source = &base.source;
+    let common = "weights that are too large or damaged, or a config.json that does not belong to them, cause this";
+    match adapter {
+        None => anyhow::anyhow!("{what} of {source} is not finite (NaN or infinite); {common}"),
+        Some(name) => anyhow::anyhow!(
+            "{what} of {source} with the adapter {name} is not finite (NaN or infinite); {common}; \
+             run it without the adapter to see which of the two is at fault"
+        ),
+    }
+}
+
 /// Gives the library's errors about settings the exit code of misuse.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<lowrank::Error>() {
@@ -407,6 +445,17 @@ mod tests {
                 .to_string()
                 .contains("leave --split out")
         );
+        let train = tempfile::tempdir().unwrap();
+        std::fs::write(train.path().join("train.jsonl"), "").unwrap();
+        let error = choose(train.path(), None).unwrap_err().to_string();
+        assert!(
+            error.contains("(test, testing, valid, validation, val, eval, dev); it has train.jsonl, which --split train"),
+            "{error}"
+        );
+        let error = choose(Path::new("nobody/some-rows"), None).unwrap_err();
+        assert!(error.is::<Misuse>(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("data sets are not downloaded"), "{error}");
         assert!(
             choose(&folder.path().join("none"), None)
                 .unwrap_err()

@@ -10,7 +10,7 @@ use lowrank::report::units;
 use lowrank::train::evaluate_rows;
 use serde::Serialize;
 
-use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter};
+use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter, not_finite};
 use super::eval_text::{self, TextArgs};
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -115,6 +115,10 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
     let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let loss = sums.mean();
+    if !loss.is_finite() {
+        let name = args.adapter.as_ref().map(|one| one.display().to_string());
+        return Err(not_finite("the loss", &base, name.as_deref()));
+    }
     Ok(EvalReport {
         loss,
         perplexity: loss.exp(),

@@ -235,6 +235,9 @@ fn predict(args: &EvalArgs, progress: Mode) -> anyhow::Result<(Vec<Prediction>, 
 
     let bar = progress::counter(progress, meanings.len() as u64, "texts");
     let ws = Workspace::new();
+    let names: Vec<String> = (args.adapter.iter())
+        .map(|folder| folder.display().to_string())
+        .collect();
     let mut predictions = Vec::with_capacity(meanings.len());
     let mut unfinished = 0;
     for part in meanings.chunks(together(beams.as_ref())) {
@@ -246,7 +249,7 @@ fn predict(args: &EvalArgs, progress: Mode) -> anyhow::Result<(Vec<Prediction>, 
             })
             .collect();
         let set = adapter_set(&adapters);
-        let made = continue_all(&base, set, &ids, &options, beams.as_ref(), &ws);
+        let made = continue_all(&base, set, &names, &ids, &options, beams.as_ref(), &ws)?;
         for (meaning, continuation) in part.iter().zip(made) {
             unfinished += usize::from(continuation.finish != Finish::Stop);
             let text = base.tokenizer.decode(&continuation.ids, true)?;

@@ -15,7 +15,9 @@ use lowrank::generate::{
 use lowrank::tuning::AdapterSet;
 use serde::Serialize;
 
-use super::common::{AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split};
+use super::common::{
+    AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split, not_finite,
+};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
@@ -216,19 +218,40 @@ pub fn together(beams: Option<&BeamOptions>) -> usize {
     })
 }
 
-/// Continues prompts with beams, or a token at a time.
+/// Continues prompts with beams, or a token at a time. `names` are those of the adapters.
+///
+/// # Errors
+/// When the model's numbers are not finite.
 pub fn continue_all(
     base: &Base,
     adapters: AdapterSet,
+    names: &[String],
     prompts: &[PromptIds],
     options: &GenerateOptions,
     beams: Option<&BeamOptions>,
     ws: &Workspace,
-) -> Vec<Continuation> {
-    match beams {
+) -> anyhow::Result<Vec<Continuation>> {
+    let made = match beams {
         Some(beams) => engine::beam_search(&base.decoder, adapters, prompts, beams, ws),
         None => engine::generate(&base.decoder, adapters, prompts, options, ws, |_, _| true),
+    };
+    for (prompt, one) in prompts.iter().zip(&made) {
+        check_finite(one.finish, base, names, prompt.adapter)?;
     }
+    Ok(made)
+}
+
+fn check_finite(
+    finish: Finish,
+    base: &Base,
+    names: &[String],
+    adapter: Option<usize>,
+) -> anyhow::Result<()> {
+    if finish != Finish::NotFinite {
+        return Ok(());
+    }
+    let name = adapter.map(|index| names[index].as_str());
+    Err(not_finite("the output", base, name))
 }
 
 /// The result of `lowrank generate`.
@@ -342,7 +365,7 @@ fn stream(
 /// Continues a prompt and hands the text on as it comes, until it is done or `stop` turns true.
 ///
 /// # Errors
-/// Those of `show`, and of the tokenizer's decoder.
+/// Those of `show`, and of the tokenizer's decoder; or when the model's numbers are not finite.
 pub fn continue_on_screen(
     ids: Vec<u32>,
     adapter: Option<usize>,
@@ -379,12 +402,14 @@ pub fn continue_on_screen(
     if let Some(error) = failure {
         return Err(error);
     }
+    let finish = made.pop().map_or(Finish::Length, |one| one.finish);
     let rest = pieces.finish().context("cannot write tokens as text")?;
     if !rest.is_empty() {
         show(&rest)?;
         whole.push_str(&rest);
     }
-    Ok((whole, made.pop().map_or(Finish::Length, |one| one.finish)))
+    check_finite(finish, base, &adapters.names, adapter)?;
+    Ok((whole, finish))
 }
 
 /// Every prompt with every adapter, some at a time.
@@ -421,7 +446,9 @@ fn generate(
         let mut options = options.clone();
         // Draws differ by their place among those made together; parts differ by seed.
         options.sampling.seed = options.sampling.seed.wrapping_add(number as u64);
-        let made = continue_all(base, adapter_set(&all), &ids, &options, beams, &workspace);
+        let set = adapter_set(&all);
+        let names = &adapters.names;
+        let made = continue_all(base, set, names, &ids, &options, beams, &workspace)?;
         for ((prompt, adapter), continuation) in part.iter().zip(made) {
             generations.push(Generation {
                 prompt: prompt.text.clone(),

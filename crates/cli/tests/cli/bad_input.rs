@@ -235,3 +235,84 @@ fn the_earlier_checkpoint_survives_a_write_that_fails() {
         .assert()
         .success();
 }
+
+#[test]
+fn adapter_tensors_under_other_names_are_told_as_such() {
+    let lab = Lab::new();
+    lowrank().args(lab.train("run", &[])).assert().success();
+    let path = lab.path("run/adapter_model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+    let header = header.replace("lora_A.weight", "lora_A.default.weight");
+    let header = header.replace("lora_B.weight", "lora_B.default.weight");
+    let renamed = [
+        &(header.len() as u64).to_le_bytes()[..],
+        header.as_bytes(),
+        &bytes[8 + length..],
+    ];
+    std::fs::write(&path, renamed.concat()).unwrap();
+    let (model, run, data) = (lab.arg("model"), lab.arg("run"), lab.arg("data"));
+    let args = [
+        "eval",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--data",
+        &data,
+    ];
+    let text = stderr_of(&args, 1);
+    for part in [
+        "have other names than",
+        "lora_A.default.weight",
+        "lora_A.weight is read",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    for part in ["missing", "another model"] {
+        assert!(!text.contains(part), "`{part}` is in:\n{text}");
+    }
+}
+
+#[test]
+fn what_would_have_to_be_downloaded_is_told_so() {
+    let lab = Lab::new();
+    let (model, data) = (lab.arg("model"), lab.arg("data"));
+    let id = "nobody/some-thing";
+    let text = stderr_of(&["eval", "--model", &model, "--data", id], 2);
+    assert!(text.contains("data sets are not downloaded"), "{text}");
+    let text = stderr_of(
+        &["eval", "--model", &model, "--data", &data, "--adapter", id],
+        2,
+    );
+    assert!(text.contains("adapters are not downloaded"), "{text}");
+    let text = stderr_of(
+        &[
+            "train",
+            "--model",
+            &model,
+            "--data",
+            id,
+            "--output",
+            &lab.arg("x"),
+        ],
+        2,
+    );
+    assert!(text.contains("are not downloaded here"), "{text}");
+    let text = stderr_of(
+        &[
+            "bench",
+            "gemm",
+            "--model",
+            &model,
+            "--tokens",
+            "9223372036854775807",
+        ],
+        2,
+    );
+    assert!(
+        text.contains("expected a whole number of 65536 at most"),
+        "{text}"
+    );
+}

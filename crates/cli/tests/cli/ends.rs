@@ -161,3 +161,37 @@ fn more_threads_than_processors_are_not_started() {
     let text = stderr_of(&[&["eval"][..], &args, &["--threads=0"]].concat(), 2);
     assert!(text.contains("--threads must be 1 or greater"), "{text}");
 }
+
+#[test]
+fn ctrl_c_ends_a_chat_that_waits_for_a_message() {
+    use std::io::{BufRead, BufReader, Write};
+    let lab = Lab::new();
+    let mut chat = Command::new(assert_cmd::cargo::cargo_bin("lowrank"))
+        .args([
+            "chat",
+            "--model",
+            &lab.arg("model"),
+            "--max-new-tokens",
+            "3",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut input = chat.stdin.take().expect("a pipe");
+    input.write_all(b"/adapters\n").expect("it reads");
+    let mut answer = String::new();
+    let mut output = BufReader::new(chat.stdout.take().expect("a pipe"));
+    output.read_line(&mut answer).expect("it answers");
+    send("-INT", &chat);
+    let begun = Instant::now();
+    while chat.try_wait().expect("a state").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (code, text) = end(chat);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(!text.contains("ending this answer"), "{text}");
+    drop(input);
+}

@@ -214,3 +214,38 @@ fn beams_do_not_go_with_draws() {
             .stderr(contains(expected));
     }
 }
+
+#[test]
+fn numbers_that_are_not_finite_are_an_error_wherever_they_come_out() {
+    let lab = Lab::new();
+    lowrank().args(lab.train("run", &[])).assert().success();
+    let large = "model.norm.weight";
+    let mut file = std::fs::read(lab.path("model/model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let at = |which| header[large]["data_offsets"][which].as_u64().unwrap() as usize;
+    for value in file[8 + length..][at(0)..at(1)].chunks_mut(4) {
+        value.copy_from_slice(&3.4e38f32.to_le_bytes());
+    }
+    std::fs::write(lab.path("model/model.safetensors"), file).unwrap();
+    let (model, run, data) = (lab.arg("model"), lab.arg("run"), lab.arg("data"));
+    let prompt = ["generate", "--prompt", "Number 3 is"];
+    let commands: &[&[&str]] = &[
+        &["eval", "--data", &data],
+        &["eval", "--data", &data, "--json"],
+        &["eval", "--data", &data, "--metrics", "bleu"],
+        &prompt,
+        &[&prompt[..], &["--json"]].concat(),
+        &[&prompt[..], &["--temperature", "1"]].concat(),
+        &[&prompt[..], &["--num-beams", "2"]].concat(),
+    ];
+    for command in commands {
+        let base = [command, &["--model", &model, "--base-dtype", "f32"][..]].concat();
+        let text = stderr_of(&base, 1);
+        assert!(text.contains("is not finite (NaN or infinite)"), "{text}");
+        assert!(!text.contains("with the adapter"), "{text}");
+        let text = stderr_of(&[&base[..], &["--adapter", &run]].concat(), 1);
+        assert!(text.contains("with the adapter"), "{text}");
+        assert!(text.contains("run it without the adapter"), "{text}");
+    }
+}

@@ -233,7 +233,7 @@ impl Loader<'_> {
                 Err((line, reason)) => Err((*line, RowProblem::Bad(reason.clone()))),
                 Ok(row) => self
                     .encode(kind.map(|(kind, _)| kind), row, raw.line)
-                    .map_err(|problem| (raw.line, problem)),
+                    .map_err(|problem| (raw.line, problem.about(raw))),
             })
             .collect();
         for (outcome, row) in encoded.into_iter().zip(&parsed) {

@@ -4,7 +4,7 @@
 //! since both are found under the name `.json`. Lines are streamed; an array is read whole and its rows are found
 //! one after the other, so that each can be parsed on its own, in parallel, and named by its line.
 
-use std::io::{BufRead, Read};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -14,13 +14,16 @@ use super::named::type_name;
 
 mod array;
 mod folder;
+mod lines;
 mod open;
+mod slips;
 mod strange;
 
 use array::Array;
 pub(super) use folder::require_split;
 pub use folder::{Split, split_file};
-pub use open::{is_read_once, is_standard_input};
+use lines::Lines;
+pub use open::{is_read_once, is_standard_input, looks_remote};
 
 /// How many rows a split has, without reading them as anything but JSON.
 ///
@@ -43,6 +46,8 @@ pub fn count_rows(path: &Path, split: Split) -> Result<usize, DataError> {
 pub(super) struct RawRow {
     /// Counted from 1.
     pub(super) line: usize,
+    /// Which row of an array it is, counted from 1: many of them may stand on one line.
+    number: Option<usize>,
     /// Bytes of the line before the row.
     column: usize,
     /// Bytes of the file before the row.
@@ -60,9 +65,28 @@ impl RawRow {
             Ok(Value::Object(map)) => Ok(map),
             Ok(other) => Err((
                 self.line,
-                format!("a row must be an object, but this is {}", type_name(&other)),
+                self.about(format!(
+                    "a row must be an object, but this is {}",
+                    type_name(&other)
+                )),
             )),
             Err(error) => Err(self.describe(&error)),
+        }
+    }
+
+    /// What is wrong with the row, begun with its number where the line alone may not tell which row it is.
+    pub(super) fn about(&self, reason: String) -> String {
+        match self.number {
+            Some(number) => format!("row {number} of the array: {reason}"),
+            None => reason,
+        }
+    }
+
+    /// As [`Self::about`], with the number behind the text.
+    pub(super) fn after(&self, text: String) -> String {
+        match self.number {
+            Some(number) => format!("{text} (row {number} of the array)"),
+            None => text,
         }
     }
 
@@ -72,26 +96,10 @@ impl RawRow {
         let offset = self.offset + at;
         Some((
             line,
-            format!("invalid UTF-8 at byte {offset} of the file; save the file as UTF-8"),
+            self.about(format!(
+                "invalid UTF-8 at byte {offset} of the file; save the file as UTF-8"
+            )),
         ))
-    }
-
-    /// What Python writes where a program prints a row, or lets its json module write numbers that JSON does not have.
-    fn python_hint(&self) -> &'static str {
-        let has = |text: &str| {
-            let mut parts = self.bytes.windows(text.len());
-            parts.any(|part| part == text.as_bytes())
-        };
-        let after = |text: &str| has(&format!(": {text}")) || has(&format!(":{text}"));
-        if self.bytes.trim_ascii_start().starts_with(b"{'") {
-            "; this is a Python dict, and json.dumps(row) writes it as JSON"
-        } else if ["NaN", "Infinity", "-Infinity"].into_iter().any(after) {
-            "; NaN and Infinity are not JSON, so leave the field out or write null"
-        } else if ["None", "True", "False"].into_iter().any(after) {
-            "; None, True and False are Python's, and json.dumps(row) writes them as JSON"
-        } else {
-            ""
-        }
     }
 
     fn describe(&self, error: &serde_json::Error) -> (usize, String) {
@@ -100,6 +108,9 @@ impl RawRow {
         let what = text
             .rsplit_once(" at line ")
             .map_or(text.as_str(), |(what, _)| what);
+        let before = self.bytes.split_inclusive(|byte| *byte == b'\n');
+        let before: usize = before.take(line - 1).map(<[u8]>::len).sum();
+        let hint = slips::hint(&self.bytes, before + column.saturating_sub(1), what);
         let column = if line == 1 {
             self.column + column
         } else {
@@ -107,10 +118,7 @@ impl RawRow {
         };
         (
             self.line + line - 1,
-            format!(
-                "invalid JSON at column {column}: {what}{}",
-                self.python_hint()
-            ),
+            self.about(format!("invalid JSON at column {column}: {what}{hint}")),
         )
     }
 }
@@ -135,13 +143,9 @@ impl Rows {
             let mut bytes = Vec::new();
             let read = opened.reader.read_to_end(&mut bytes);
             read.map_err(|error| DataError::io(path, error))?;
-            return Ok(Self::Array(Array::new(bytes)));
+            return Ok(Self::Array(Array::new(bytes, opened.place)));
         }
-        Ok(Self::Lines(Lines {
-            reader: opened.reader,
-            line: 0,
-            offset: 0,
-        }))
+        Ok(Self::Lines(Lines::new(opened.reader, opened.place)))
     }
 
     /// The next rows, in order; none at the end.
@@ -162,49 +166,6 @@ impl Rows {
             batch.push(row);
         }
         Ok(batch)
-    }
-}
-
-/// A row a line; blank lines are passed over.
-pub(super) struct Lines {
-    reader: Box<dyn BufRead>,
-    /// Lines read so far.
-    line: usize,
-    /// Bytes read so far.
-    offset: usize,
-}
-
-impl Lines {
-    fn next_row(&mut self) -> std::io::Result<Option<RawRow>> {
-        loop {
-            let mut bytes = Vec::new();
-            let read = self.reader.read_until(b'\n', &mut bytes)?;
-            if read == 0 {
-                return Ok(None);
-            }
-            let mut start = 0;
-            if self.offset == 0 && bytes.starts_with(BYTE_ORDER_MARK) {
-                bytes.drain(..BYTE_ORDER_MARK.len());
-                start = BYTE_ORDER_MARK.len();
-            }
-            self.line += 1;
-            while bytes
-                .last()
-                .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
-            {
-                bytes.pop();
-            }
-            let row = RawRow {
-                line: self.line,
-                column: 0,
-                offset: self.offset + start,
-                bytes,
-            };
-            self.offset += read;
-            if !row.bytes.iter().all(u8::is_ascii_whitespace) {
-                return Ok(Some(row));
-            }
-        }
     }
 }
 
@@ -317,12 +278,77 @@ mod tests {
             (
                 "a.jsonl",
                 b"{\"a\": \"\\ud83d\"}",
-                "line 1: invalid JSON at column",
+                "the row has half of a surrogate pair",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": \"\\uDE00\"}",
+                "the row has half of a surrogate pair",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1},\n{\"a\": 2},\n",
+                "trailing characters; remove the comma at the end of the line",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n{\"a\": 2} {\"a\": 3}\n",
+                "line 2: invalid JSON at column 10: trailing characters; another object follows on the line",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\r{\"a\": 2}\r",
+                "the lines end with CR alone",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n// {\"a\": 2}\n",
+                "line 2: invalid JSON at column 1: expected value; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"# rows\n{\"a\": 1}\n",
+                "line 1: invalid JSON at column 1: expected value; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1} # one\n",
+                "trailing characters; JSON has no comments",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n\x1A",
+                "line 2: invalid JSON at column 1: expected value; the row ends with Ctrl-Z",
+            ),
+            (
+                "a.jsonl",
+                b"\xEF\xBB\xBF\xEF\xBB\xBF{\"a\": 1}\n",
+                "line 1: invalid JSON at column 1: expected value; a byte order mark stands before the row",
+            ),
+            (
+                "a.jsonl",
+                b"{\"a\": 1}\n\xEF\xBB\xBF{\"a\": 1}\n",
+                "line 2: invalid JSON at column 1: expected value; a byte order mark",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": 1}, {\"a\": NaN}]",
+                "row 2 of the array: invalid JSON at column 18: expected value; NaN and Infinity",
+            ),
+            (
+                "a.json",
+                b"[{}, // none\n{}]",
+                "row 2 of the array: invalid JSON at column 6: expected value; JSON has no comments",
+            ),
+            (
+                "a.json",
+                b"[{\"a\": \"\\ud83d\"}]",
+                "row 1 of the array: invalid JSON at column 15: unexpected end of hex escape; the row has half",
             ),
             (
                 "a.json",
                 b"[{\"a\": 1},\n  {\"a\" 1}]",
-                "line 2: invalid JSON at column 8: expected `:`",
+                "line 2: row 2 of the array: invalid JSON at column 8: expected `:`",
             ),
             (
                 "a.json",
@@ -332,7 +358,7 @@ mod tests {
             (
                 "a.json",
                 b"[{},\n]",
-                "line 2: invalid JSON at column 1: expected a row, found ']'",
+                "line 2: invalid JSON at column 1: expected a row, found ']'; remove the comma before it",
             ),
             (
                 "a.json",
@@ -352,17 +378,22 @@ mod tests {
             (
                 "a.json",
                 b"[{},\n\"x\"]",
-                "line 2: a row must be an object, but this is a text",
+                "line 2: row 2 of the array: a row must be an object, but this is a text",
+            ),
+            (
+                "a.json",
+                b"[{}, {}, {\"a\": \"\xff\"}]",
+                "line 1: row 3 of the array: invalid UTF-8 at byte 16 of the file",
             ),
             (
                 "a.json",
                 b"[{},\n{\"\xff\": 1}]",
-                "line 2: invalid UTF-8 at byte 7 of the file",
+                "line 2: row 2 of the array: invalid UTF-8 at byte 7 of the file",
             ),
             (
                 "a.json",
                 b"[{\"a\":\n1",
-                "line 2: invalid JSON at column 1: EOF while parsing an object",
+                "line 2: row 1 of the array: invalid JSON at column 1: EOF while parsing an object",
             ),
             (
                 "a.jsonl",
@@ -383,6 +414,39 @@ mod tests {
                 String::from_utf8_lossy(bytes)
             );
         }
+    }
+
+    #[test]
+    fn any_number_of_blank_lines_may_stand_between_rows() {
+        let blank = "\r\n \n".repeat(500_000);
+        for file in [
+            format!("\u{feff}{blank}  {{\"a\": 1}}\n{blank}{{\"a\": }}"),
+            format!("{blank}[{{\"a\": 1}},\n{blank}{{\"a\": }}]"),
+        ] {
+            let start = std::time::Instant::now();
+            let error = read("a.jsonl", file.as_bytes()).unwrap_err();
+            assert!(error.starts_with("line 2000002: "), "{error}");
+            assert!(
+                error.contains("invalid JSON at column 7: expected value"),
+                "{error}"
+            );
+            let packed = gzip(file.replace("{\"a\": }", "{}").as_bytes());
+            assert_eq!(
+                lines(&read("a.gz", &packed).unwrap()),
+                [1_000_001, 2_000_002]
+            );
+            // A reader that looks at every blank line again with each one takes minutes.
+            assert!(start.elapsed().as_secs() < 30);
+        }
+        let marked = [b"\xEF\xBB\xBF".as_slice(), blank.as_bytes(), b" {\"\xff"].concat();
+        let error = read("a.jsonl", &marked).unwrap_err();
+        let byte = marked.len() - 1;
+        assert!(
+            error.contains(&format!("line 1000001: invalid UTF-8 at byte {byte} of")),
+            "{error}"
+        );
+        // Nothing but blanks, on one line, is an empty file.
+        assert_eq!(read("a.jsonl", &vec![b' '; 20 << 20]).unwrap(), []);
     }
 
     #[test]

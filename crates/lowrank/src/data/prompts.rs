@@ -71,7 +71,7 @@ pub fn load_prompts(
             break;
         }
         for raw in &batch {
-            let bad = |reason: String| DataError::row(&file, raw.line, reason);
+            let bad = |reason: String| DataError::row(&file, raw.line, raw.about(reason));
             let mut row = raw
                 .parse()
                 .map_err(|(line, reason)| DataError::row(&file, line, reason))?;
@@ -88,7 +88,7 @@ pub fn load_prompts(
                     line: raw.line,
                     first_line,
                     expected: kind.to_string(),
-                    found,
+                    found: raw.after(found),
                 },
             })?;
             let prompt = prompt_of(tokenizer, content, raw.line).map_err(bad)?;

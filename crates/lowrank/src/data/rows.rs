@@ -5,8 +5,13 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::files::RawRow;
 use super::message::{MARKS, Message, read_message, read_messages};
 use super::named::{names, shown, type_name};
+
+mod unknown;
+
+pub(super) use unknown::unknown_kind;
 
 /// The form of a file's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -105,6 +110,16 @@ pub(super) enum RowProblem {
     Bad(String),
 }
 
+impl RowProblem {
+    /// Names the row where its line alone may not tell which it is.
+    pub(super) fn about(self, row: &RawRow) -> Self {
+        match self {
+            Self::Bad(reason) => Self::Bad(row.about(reason)),
+            Self::OtherKind(found) => Self::OtherKind(row.after(found)),
+        }
+    }
+}
+
 impl From<String> for RowProblem {
     fn from(reason: String) -> Self {
         Self::Bad(reason)
@@ -125,7 +140,10 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
     }
     Ok(match kind {
         RowKind::Messages => Content::Chat {
-            messages: with_system(read_messages(&row["messages"])?, row)?,
+            messages: with_system(
+                read_messages(&row["messages"]).map_err(|e| sharegpt(e, row))?,
+                row,
+            )?,
             tools: read_tools(row)?,
         },
         RowKind::ShareGpt => read_sharegpt(row)?,
@@ -165,13 +183,17 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
     })
 }
 
-/// Why the first row's kind cannot be told.
-pub(super) fn unknown_kind(row: &Map<String, Value>) -> String {
-    format!(
-        "the row has {}, which is no known kind; rows are {{\"messages\"}}, {{\"conversations\"}}, {{\"prompt\", \"completion\"}}, \
-         {{\"instruction\", \"output\"}} or {{\"text\"}}",
-        names(row)
-    )
+/// The reason why messages cannot be read, with the mend where they are ShareGPT's.
+fn sharegpt(reason: String, row: &Map<String, Value>) -> String {
+    let messages = row.get("messages").and_then(Value::as_array);
+    let is_turn = |item: &Value| item.get("role").is_none() && item.get("from").is_some();
+    if messages.is_some_and(|list| list.iter().any(is_turn)) {
+        format!(
+            "{reason}; rename \"messages\" to \"conversations\", whose turns have \"from\" and \"value\""
+        )
+    } else {
+        reason
+    }
 }
 
 fn read_tools(row: &Map<String, Value>) -> Result<Option<Value>, String> {
@@ -236,6 +258,13 @@ fn read_sharegpt(row: &Map<String, Value>) -> Result<Content, String> {
             "human" | "user" => "user",
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "tool" | "observation" | "function_response" => "tool",
+            "function_call" => {
+                return Err(format!(
+                    "{place}.from is \"function_call\", which is written as a message of the role assistant with \
+                     \"tool_calls\": rename \"conversations\" to \"messages\", \"from\" and \"value\" to \"role\" and \
+                     \"content\", and put the call into tool_calls"
+                ));
+            }
             other => {
                 return Err(format!(
                     "{place}.from is {other:?}; known are system, human, user, gpt, assistant and tool"

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use super::prefixes::{Prefixes, infix, read_infix};
 use super::repeats::ban_repeats;
-use super::{Continuation, Finish, PromptIds};
+use super::{Continuation, Finish, PromptIds, can_choose};
 use crate::model::{Batch, Decoder, KvCache};
 use crate::tuning::AdapterSet;
 
@@ -193,6 +193,13 @@ impl Search<'_> {
         let Some(first) = self.beams.first() else {
             return;
         };
+        if !can_choose(logits) {
+            let ids = first.made.clone();
+            let finish = Finish::NotFinite;
+            self.finished = vec![(f32::INFINITY, Continuation { ids, finish })];
+            self.beams.clear();
+            return;
+        }
         let length = first.made.len() + 1;
         let worth = |score: f32| score / (length as f32).powf(options.length_penalty);
         let is_last = length == self.most;

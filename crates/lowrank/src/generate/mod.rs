@@ -8,7 +8,7 @@ mod sampling;
 
 use std::ops::Range;
 
-use lowrank_kernels::{Segment, Workspace, argmax_rows};
+use lowrank_kernels::{Segment, View, Workspace, argmax_rows};
 
 pub use beams::{BeamOptions, beam_search};
 pub use sampling::Sampling;
@@ -43,6 +43,8 @@ pub enum Finish {
     ContextFull,
     /// The caller asked to stop.
     Cancelled,
+    /// The model's numbers are no longer finite, so that no token can be chosen.
+    NotFinite,
 }
 
 /// One sequence under way: its rows of the cache and its adapter.
@@ -199,6 +201,10 @@ fn advance(
     let greedy = (options.sampling.is_greedy() && n == 0).then(|| argmax_rows(logits.view()));
     for (row, &index) in active.iter().enumerate() {
         let sequence = &mut sequences[index];
+        if !can_choose(logits.view().slice_rows(row..row + 1)) {
+            sequence.finish = Some(Finish::NotFinite);
+            continue;
+        }
         let token = if let Some(best) = &greedy {
             best[row] as u32
         } else {
@@ -224,4 +230,13 @@ fn advance(
         };
     }
     ws.give(logits);
+}
+
+/// Whether logits say anything: -∞ is a token that may not come, while NaN and ∞ come of a calculation that overflowed.
+fn can_choose(logits: View) -> bool {
+    (0..logits.rows()).all(|row| {
+        let values = logits.slice_rows(row..row + 1).to_vec();
+        let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        largest.is_finite() && !values.iter().any(|x| x.is_nan())
+    })
 }

@@ -335,9 +335,80 @@ pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result
     if problems.is_empty() {
         return Ok(check_finite(&entries)?);
     }
-    problems.push("is this adapter for another model?".to_owned());
+    let missing = |name: &&String| weights.get(name).is_none();
+    let renamed: Vec<(&str, &str)> = weights
+        .names()
+        .filter(|name| !used.contains(name))
+        .filter_map(|found| {
+            let mut wanted = adapter.names.iter().filter(missing);
+            let expected = wanted.find(|name| parts(name) == parts(found))?;
+            Some((found, expected.as_str()))
+        })
+        .collect();
+    if let Some((found, expected)) = renamed.first() {
+        // One cause for all of them is told once, in place of two lines for each.
+        problems.retain(|problem| {
+            let name = problem.split(": ").next().unwrap_or_default();
+            !renamed.iter().any(|(a, b)| name == *a || name == *b)
+        });
+        problems.push(format!(
+            "{} tensors have other names than PEFT's save_pretrained writes: there is {found}, and {expected} is read; \
+             rename them, or save the adapter again with save_pretrained",
+            renamed.len()
+        ));
+    } else {
+        problems.push("is this adapter for another model?".to_owned());
+    }
     Err(Error::Tensors {
         path: weights.path().to_path_buf(),
         problems,
     })
+}
+
+/// A tensor's name without what wrappers put into it: an adapter's name, and the parts that PEFT, torch.compile and
+/// distributed training add.
+fn parts(name: &str) -> Vec<&str> {
+    const WRAPPERS: &[&str] = &[
+        "_fsdp_wrapped_module",
+        "_orig_mod",
+        "base_layer",
+        "base_model",
+        "model",
+        "module",
+        "weight",
+    ];
+    let all: Vec<&str> = name.split('.').collect();
+    // What stands between lora_A and weight is the name that the adapter had in the program.
+    let branch = all.iter().position(|part| part.starts_with("lora_"));
+    let end = branch.map_or(all.len(), |at| at + 1);
+    all[..end]
+        .iter()
+        .copied()
+        .filter(|part| !WRAPPERS.contains(part))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn wrapped_names_mean_the_same_tensor() {
+        let expected = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+        for found in [
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "model.layers.0.self_attn.q_proj.base_layer.lora_A.weight",
+            "base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.mine.weight",
+        ] {
+            assert_eq!(parts(found), parts(expected), "{found}");
+        }
+        for other in [
+            "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
+            "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight",
+        ] {
+            assert_ne!(parts(other), parts(expected), "{other}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::commands::common::BaseArgs;
 use crate::output::Output;
+use crate::settings::values::at_most;
 use crate::table::{Align, Table};
 
 /// Arguments of `lowrank bench gemm`.
@@ -16,15 +17,15 @@ pub struct BenchGemmArgs {
     pub base: BaseArgs,
 
     /// Tokens of a step
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_most::<65_536>)]
     pub tokens: usize,
 
     /// Tokens of them that carry loss [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_most::<65_536>)]
     pub supervised_tokens: Option<usize>,
 
     /// Take the best of so many
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_most::<1_000_000>)]
     pub repeats: usize,
 
     /// Print one JSON object
@@ -84,10 +85,15 @@ fn text(report: &Report, output: &Output) -> String {
         ]);
     }
     format!(
-        "{}\n{} weights, {} threads: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s; memory {:.1} GB/s",
+        "{}\n{} weights, {} {}: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s; memory {:.1} GB/s",
         table.render(output.width, output.color),
         report.base_dtype,
         report.threads,
+        if report.threads == 1 {
+            "thread"
+        } else {
+            "threads"
+        },
         report.peak_gflops,
         report.mean_gflops,
         report.read_bandwidth / 1e9

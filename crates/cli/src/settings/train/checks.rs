@@ -269,6 +269,8 @@ impl Layered<TrainSettings> {
                 problems.require(input || exists(path), || {
                     let mend = if path.starts_with("/dev/fd") || path.starts_with("/proc") {
                         "; it was a pipe, which is gone once it was read, so write its rows into a file and give that"
+                    } else if lowrank::data::looks_remote(path) {
+                        "; data sets and adapters are not downloaded here, so download it first and give its folder or file (rows as JSON lines)"
                     } else {
                         ""
                     };

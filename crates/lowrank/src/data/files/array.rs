@@ -2,15 +2,17 @@
 
 use serde::de::IgnoredAny;
 
-use super::{BYTE_ORDER_MARK, RawRow};
+use super::RawRow;
+use super::lines::Place;
 
 /// The elements of one array. What is no JSON ends the file: where the next row would begin cannot be known.
 pub(in crate::data) struct Array {
     bytes: Vec<u8>,
     at: usize,
-    /// The line of `at`, counted from 1, and where it starts.
-    line: usize,
-    line_start: usize,
+    /// That of `at`.
+    place: Place,
+    /// Rows that were begun.
+    rows: usize,
     state: State,
 }
 
@@ -22,13 +24,13 @@ enum State {
 }
 
 impl Array {
-    /// The bytes of a file whose first character is a bracket.
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
+    /// The bytes of a file from its bracket on, which stands at `place`.
+    pub(super) fn new(bytes: Vec<u8>, place: Place) -> Self {
         Self {
             bytes,
             at: 0,
-            line: 1,
-            line_start: 0,
+            place,
+            rows: 0,
             state: State::Before,
         }
     }
@@ -39,7 +41,7 @@ impl Array {
             State::After => return Ok(None),
             State::Before => {
                 // The caller has seen the bracket.
-                self.at += 1;
+                self.advance(1);
                 next = self.skip_blank();
                 if next == Some(b']') {
                     return self.end();
@@ -48,7 +50,7 @@ impl Array {
             State::Inside => match next {
                 Some(b']') => return self.end(),
                 Some(b',') => {
-                    self.at += 1;
+                    self.advance(1);
                     next = self.skip_blank();
                 }
                 _ => return Err(self.expected("\",\" or \"]\" after a row", next)),
@@ -58,15 +60,17 @@ impl Array {
         if next.is_none() || next == Some(b']') {
             return Err(self.expected("a row", next));
         }
-        let (line, column) = (self.line, self.at - self.line_start);
+        self.rows += 1;
+        let (place, number) = (self.place, self.rows);
         let mut elements =
             serde_json::Deserializer::from_slice(&self.bytes[self.at..]).into_iter::<IgnoredAny>();
         let outcome = elements.next();
         let length = elements.byte_offset();
         let row = |bytes: &[u8]| RawRow {
-            line,
-            column,
-            offset: self.at,
+            line: place.lines + 1,
+            number: Some(number),
+            column: place.column,
+            offset: place.offset,
             bytes: bytes.to_vec(),
         };
         if let Some(Err(error)) = outcome {
@@ -77,7 +81,7 @@ impl Array {
             let upto = upto.map_or(from.len(), |(end, _)| end);
             return Err(row(&from[..upto])
                 .utf8_problem()
-                .unwrap_or_else(|| row(&[]).describe(&error)));
+                .unwrap_or_else(|| row(&from[..upto]).describe(&error)));
         }
         let row = row(&self.bytes[self.at..self.at + length]);
         self.advance(length);
@@ -85,7 +89,7 @@ impl Array {
     }
 
     fn end(&mut self) -> Result<Option<RawRow>, (usize, String)> {
-        self.at += 1;
+        self.advance(1);
         self.state = State::After;
         match self.skip_blank() {
             None => Ok(None),
@@ -97,19 +101,20 @@ impl Array {
         let found = next.map_or("the end of the file".to_owned(), |byte| {
             format!("{:?}", char::from(byte))
         });
-        let column = self.at - self.line_start + 1;
+        let column = self.place.column + 1;
+        let hint = match next {
+            Some(b']') => "; remove the comma before it",
+            Some(b'/' | b'#') => "; JSON has no comments, so remove it",
+            _ => "",
+        };
         (
-            self.line,
-            format!("invalid JSON at column {column}: expected {what}, found {found}"),
+            self.place.lines + 1,
+            format!("invalid JSON at column {column}: expected {what}, found {found}{hint}"),
         )
     }
 
     /// Goes to the next byte that means something.
     fn skip_blank(&mut self) -> Option<u8> {
-        if self.at == 0 && self.bytes.starts_with(BYTE_ORDER_MARK) {
-            self.at = BYTE_ORDER_MARK.len();
-            self.line_start = self.at;
-        }
         let blank = self.bytes[self.at..]
             .iter()
             .take_while(|byte| byte.is_ascii_whitespace())
@@ -119,14 +124,7 @@ impl Array {
     }
 
     fn advance(&mut self, length: usize) {
-        for (at, _) in self.bytes[self.at..self.at + length]
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'\n')
-        {
-            self.line += 1;
-            self.line_start = self.at + at + 1;
-        }
+        self.place.advance(&self.bytes[self.at..self.at + length]);
         self.at += length;
     }
 }

@@ -29,7 +29,7 @@ pub(super) const COMPRESSED: &[&str] = &["", ".gz", ".zst"];
 impl Split {
     /// What a folder's file may be called without its ending. The first is the name that documents use; the others are
     /// those of other trainers, and mean the same.
-    fn stems(self) -> &'static [&'static str] {
+    pub fn stems(self) -> &'static [&'static str] {
         match self {
             Self::Train => &["train", "training"],
             Self::Valid => &["valid", "validation", "val", "eval", "dev"],
@@ -116,6 +116,10 @@ pub(in crate::data) fn require_split(path: &Path, split: Split) -> Result<PathBu
         return Err(DataError::layout(path, reason));
     }
     fs::read_dir(path).map_err(|error| DataError::io(path, error))?;
+    if is_model(path) {
+        let reason = "is a model, not rows of text; give the folder or file of the rows";
+        return Err(DataError::layout(path, reason));
+    }
     Err(DataError::layout(
         path,
         format!(
@@ -124,6 +128,18 @@ pub(in crate::data) fn require_split(path: &Path, split: Split) -> Result<PathBu
             what_it_holds(path)
         ),
     ))
+}
+
+/// Whether a folder holds a model or an adapter.
+fn is_model(folder: &Path) -> bool {
+    [
+        "config.json",
+        "adapter_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    .iter()
+    .any(|name| folder.join(name).is_file())
 }
 
 /// What a folder without the wanted rows holds instead, and how they become rows.
@@ -166,10 +182,18 @@ fn what_it_holds(folder: &Path) -> String {
         );
     }
     // A snapshot of a data set on the Hub keeps its files in data/ or in a folder for each of its parts.
-    let inner = files
+    let inner: Vec<PathBuf> = files
         .iter()
         .filter(|file| file.is_dir())
-        .flat_map(|inner| listed(inner));
+        .flat_map(|inner| listed(inner))
+        .collect();
+    if let Some(first) = inner.iter().find(|file| is_rows(file)) {
+        let holder = first.parent().unwrap_or(folder).display();
+        return format!(
+            "its rows lie deeper; give {holder}, or one file such as {}",
+            first.display()
+        );
+    }
     let tables: Vec<PathBuf> = files
         .iter()
         .cloned()
@@ -199,6 +223,24 @@ fn what_it_holds(folder: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_lie_deeper_and_models_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let reason = || require_split(path, Split::Train).unwrap_err().to_string();
+        fs::create_dir(path.join("data")).unwrap();
+        let inner = path.join("data").join("train.jsonl");
+        fs::write(&inner, "").unwrap();
+        let expected = format!(
+            "its rows lie deeper; give {}, or one file such as {}",
+            path.join("data").display(),
+            inner.display()
+        );
+        assert!(reason().ends_with(&expected), "{}", reason());
+        fs::write(path.join("config.json"), "{}").unwrap();
+        assert!(reason().contains("is a model, not rows"), "{}", reason());
+    }
 
     #[test]
     fn splits_are_files_of_a_folder() {

@@ -13,7 +13,8 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::super::error::DataError;
-use super::strange::{first_byte, not_rows, object_problem, text_problem};
+use super::lines::{Place, skip_blank, skip_mark};
+use super::strange::{not_rows, object_problem, text_problem};
 
 /// What `-` is called in messages and reports.
 pub(super) const STANDARD_INPUT: &str = "/dev/stdin";
@@ -47,7 +48,38 @@ pub(super) fn missing(path: &Path, error: io::Error) -> DataError {
                       save the rows to a file to read them again";
         return DataError::layout(path, reason);
     }
+    if looks_remote(path) {
+        let shown = path.display();
+        return DataError::layout(
+            path,
+            format!(
+                "does not exist, and data sets are not downloaded; save the rows first, for example: python -c \"from datasets \
+                 import load_dataset; load_dataset('{shown}', split='train').to_json('train.jsonl')\", or download the file"
+            ),
+        );
+    }
     DataError::io(path, error)
+}
+
+/// Whether a path at which nothing is looks like an address, or like an id of the Hub, `owner/name`.
+pub fn looks_remote(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    if text.contains("://") || text.starts_with("hf:") {
+        return true;
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        [owner, name] => {
+            let is_part = |part: &str| !part.is_empty() && part.chars().all(allowed);
+            let is_file = [".jsonl", ".json", ".gz", ".zst", ".txt", ".csv", ".parquet"];
+            is_part(owner)
+                && is_part(name)
+                && !owner.starts_with('.')
+                && !Path::new(owner).exists()
+                && !is_file.iter().any(|ending| name.ends_with(ending))
+        }
+        _ => false,
+    }
 }
 
 /// Opened rows, not yet parsed.
@@ -55,6 +87,8 @@ pub(super) struct Opened {
     pub(super) reader: Box<dyn BufRead>,
     /// They are one array; otherwise an object a line.
     pub(super) is_array: bool,
+    /// That of the reader's first byte, which is not blank.
+    pub(super) place: Place,
 }
 
 /// How much is read to see what a file is. A first line longer than this is one that is not checked beforehand.
@@ -75,18 +109,15 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         Some(format) => return refuse(format!("{inside}{}", not_rows(format, path))),
     }
     let mut reader = BufReader::with_capacity(1 << 20, reader);
+    let mut place = Place::default();
+    skip_mark(&mut reader, &mut place).map_err(io)?;
+    let first = skip_blank(&mut reader, &mut place).map_err(io)?;
     let mut head = Vec::new();
-    let first = loop {
-        let mut limited = reader.by_ref().take(FIRST_LINE);
-        let read = limited.read_until(b'\n', &mut head).map_err(io)?;
-        let first = first_byte(&head);
-        if first.is_some() || read == 0 || head.len() as u64 >= FIRST_LINE {
-            break first;
-        }
-    };
+    let mut limited = reader.by_ref().take(FIRST_LINE);
+    limited.read_until(b'\n', &mut head).map_err(io)?;
     let problem = match first {
         None | Some(b'[') => None,
-        Some(b'{') => object_problem(path, &mut head, &mut reader).map_err(io)?,
+        Some(b'{') => object_problem(path, place.lines, &mut head, &mut reader).map_err(io)?,
         Some(_) => text_problem(path, &mut head, &mut reader).map_err(io)?,
     };
     match problem {
@@ -94,6 +125,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         None => Ok(Opened {
             reader: Box::new(Cursor::new(head).chain(reader)),
             is_array: first == Some(b'['),
+            place,
         }),
     }
 }

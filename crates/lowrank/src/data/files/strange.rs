@@ -14,12 +14,9 @@ use super::open::FIRST_LINE;
 /// How much of a text is looked at to tell whether any of its lines is JSON.
 const TEXT: u64 = 64 << 10;
 
-/// The first byte that is no space, after a byte order mark.
-pub(super) fn first_byte(head: &[u8]) -> Option<u8> {
-    let text = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
-    text.iter()
-        .copied()
-        .find(|byte| !byte.is_ascii_whitespace())
+/// The first byte that is no space.
+fn first_byte(line: &[u8]) -> Option<u8> {
+    line.trim_ascii_start().first().copied()
 }
 
 /// About a file of another format.
@@ -80,9 +77,11 @@ pub(super) fn table_mend(kind: &str, path: &Path) -> Option<String> {
     ))
 }
 
-/// What is wrong with a file whose first character is a brace, where it is not a row a line. `head` is its first line.
+/// What is wrong with a file whose first character is a brace, where it is not a row a line. `head` is its first line
+/// that is not blank, after `blank` lines that are.
 pub(super) fn object_problem(
     path: &Path,
+    blank: usize,
     head: &mut Vec<u8>,
     rest: &mut impl Read,
 ) -> io::Result<Option<String>> {
@@ -90,13 +89,13 @@ pub(super) fn object_problem(
     if head.len() as u64 >= FIRST_LINE && !head.ends_with(b"\n") {
         return Ok(None);
     }
-    let first = serde_json::from_slice::<Value>(text_of(head));
+    let first = serde_json::from_slice::<Value>(head);
     match first {
         Ok(Value::Object(object)) => Ok(wrapped(&object, path)),
         // The object goes on in the next line. Damage is left to the reader of lines, which names its place.
         Err(error) if error.is_eof() => {
             rest.take(FIRST_LINE).read_to_end(head)?;
-            let mut objects = serde_json::Deserializer::from_slice(text_of(head)).into_iter();
+            let mut objects = serde_json::Deserializer::from_slice(head).into_iter();
             let object: Value = match objects.next() {
                 Some(Ok(object)) => object,
                 Some(Err(error)) if error.is_eof() && head.len() as u64 > FIRST_LINE => {
@@ -104,8 +103,8 @@ pub(super) fn object_problem(
                 }
                 _ => return Ok(None),
             };
-            let upto = &text_of(head)[..objects.byte_offset()];
-            let lines = upto.split(|byte| *byte == b'\n').count();
+            let upto = &head[..objects.byte_offset()];
+            let lines = blank + upto.split(|byte| *byte == b'\n').count();
             let wrapped = object.as_object().and_then(|object| wrapped(object, path));
             Ok(Some(
                 wrapped.unwrap_or_else(|| several_lines(Some(lines), path)),
@@ -113,10 +112,6 @@ pub(super) fn object_problem(
         }
         _ => Ok(None),
     }
-}
-
-fn text_of(head: &[u8]) -> &[u8] {
-    head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head)
 }
 
 fn several_lines(lines: Option<usize>, path: &Path) -> String {
@@ -209,8 +204,12 @@ pub(super) fn text_problem(
     head: &mut Vec<u8>,
     rest: &mut impl BufRead,
 ) -> io::Result<Option<String>> {
+    // A second mark is a slip that the reader of lines names.
+    if head.starts_with(BYTE_ORDER_MARK) {
+        return Ok(None);
+    }
     rest.by_ref().take(TEXT).read_to_end(head)?;
-    let text = text_of(head);
+    let text = head.as_slice();
     let control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
     if text.iter().filter(|byte| control(byte)).count() * 20 > text.len() {
         return Ok(Some(
