@@ -300,6 +300,12 @@ fn what_would_have_to_be_downloaded_is_told_so() {
         2,
     );
     assert!(text.contains("are not downloaded here"), "{text}");
+}
+
+#[test]
+fn counts_of_a_bench_are_bounded() {
+    let lab = Lab::new();
+    let model = lab.arg("model");
     let text = stderr_of(
         &[
             "bench",
@@ -315,4 +321,19 @@ fn what_would_have_to_be_downloaded_is_told_so() {
         text.contains("expected a whole number of 65536 at most"),
         "{text}"
     );
+    let text = stderr_of(
+        &[
+            "bench",
+            "gemm",
+            "--model",
+            &model,
+            "--tokens",
+            "0",
+            "--repeats",
+            "0",
+        ],
+        2,
+    );
+    assert!(text.contains("--tokens must be 1 or greater"), "{text}");
+    assert!(text.contains("--repeats must be 1 or greater"), "{text}");
 }

@@ -133,8 +133,9 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
         return Err(match RowKind::detect(row) {
             Some(other) => RowProblem::OtherKind(other.to_string()),
             None => RowProblem::Bad(format!(
-                "{missing:?} is missing; the row has {}",
-                names(row)
+                "{missing:?} is missing; the row has {}{}",
+                names(row),
+                unknown::mend(row)
             )),
         });
     }

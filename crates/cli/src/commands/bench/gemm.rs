@@ -5,6 +5,7 @@ use lowrank::bench::{self, GemmFigures};
 use serde::Serialize;
 
 use crate::commands::common::BaseArgs;
+use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::at_most;
 use crate::table::{Align, Table};
@@ -50,8 +51,18 @@ struct Report {
 /// A model that cannot be used.
 pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
+    let supervised = args.supervised_tokens.unwrap_or(args.tokens);
+    let mut problems = Misuse::default();
+    for (flag, count) in [
+        ("--tokens", args.tokens),
+        ("--supervised-tokens", supervised),
+        ("--repeats", args.repeats),
+    ] {
+        problems.require(count > 0, || format!("{flag} must be 1 or greater"));
+    }
+    problems.or(())?;
     let base = args.base.load()?;
-    let work = (args.tokens, args.supervised_tokens.unwrap_or(args.tokens));
+    let work = (args.tokens, supervised);
     let dtype = lowrank::DType::from(args.base.base_dtype);
     let shapes = bench::gemm(base.decoder.config(), work, dtype, args.repeats);
     let report = Report {

@@ -21,7 +21,7 @@ impl Place {
         match bytes.iter().rposition(|byte| *byte == b'\n') {
             None => self.column += bytes.len(),
             Some(last) => {
-                self.lines += bytes.iter().filter(|byte| **byte == b'\n').count();
+                self.lines += bytes.split(|byte| *byte == b'\n').count() - 1;
                 self.column = bytes.len() - last - 1;
             }
         }

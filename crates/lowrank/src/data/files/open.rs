@@ -49,14 +49,17 @@ pub(super) fn missing(path: &Path, error: io::Error) -> DataError {
         return DataError::layout(path, reason);
     }
     if looks_remote(path) {
-        let shown = path.display();
-        return DataError::layout(
-            path,
+        let shown = path.to_string_lossy();
+        let mend = if shown.contains("://") {
+            "download the file first, and give its path".to_owned()
+        } else {
             format!(
-                "does not exist, and data sets are not downloaded; save the rows first, for example: python -c \"from datasets \
-                 import load_dataset; load_dataset('{shown}', split='train').to_json('train.jsonl')\", or download the file"
-            ),
-        );
+                "save its rows first: python -c \"from datasets import load_dataset; \
+                 load_dataset('{shown}', split='train').to_json('train.jsonl')\""
+            )
+        };
+        let reason = format!("does not exist, and data sets are not downloaded; {mend}");
+        return DataError::layout(path, reason);
     }
     DataError::io(path, error)
 }

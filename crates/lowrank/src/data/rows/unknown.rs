@@ -77,7 +77,7 @@ const RENAMES: &[(&[&str], &str)] = &[
 ];
 
 /// How a row becomes one of a known kind, where that can be told; it begins with a semicolon.
-fn mend(row: &Map<String, Value>) -> String {
+pub(super) fn mend(row: &Map<String, Value>) -> String {
     let inside = row.iter().find_map(|(name, value)| {
         let kind = RowKind::detect(value.as_object()?)?;
         Some((name, kind))
@@ -157,6 +157,16 @@ mod tests {
             let text = unknown_kind(row.as_object().unwrap());
             assert!(text.contains(expected), "{text}");
         }
+        let row = json!({"prompt": "a", "response": "b"});
+        let Err(RowProblem::Bad(text)) =
+            read_row(RowKind::PromptCompletion, row.as_object().unwrap())
+        else {
+            panic!("it has no completion")
+        };
+        assert!(
+            text.ends_with(r#"; rename "response" to "completion""#),
+            "{text}"
+        );
         assert!(unknown_kind(json!({"a": 1}).as_object().unwrap()).ends_with(r#"or {"text"}"#));
         let row = json!({"messages": [{"from": "human", "value": "a"}]});
         let Err(RowProblem::Bad(text)) = read_row(RowKind::Messages, row.as_object().unwrap())
