@@ -253,13 +253,17 @@ impl Observer for Watcher {
 
 fn summary(outcome: &Outcome, output: &Output) -> String {
     let mut facts = Facts::default();
+    let place = outcome.output.display();
     let percent =
         100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters.max(1) as f64;
     let trainable = units::grouped(outcome.trainable_parameters as u64);
-    facts.add(
-        "trainable parameters",
-        format!("{trainable} ({percent:.3} %)"),
-    );
+    // The base of a run that was finished before may be gone.
+    if outcome.base_parameters > 0 {
+        facts.add(
+            "trainable parameters",
+            format!("{trainable} ({percent:.3} %)"),
+        );
+    }
     let early = if outcome.stopped_early {
         ", stopped early"
     } else {
@@ -295,7 +299,11 @@ fn summary(outcome: &Outcome, output: &Output) -> String {
         facts.add("peak memory", units::bytes(outcome.peak_rss));
     }
     facts.render(
-        &format!("written to {}", outcome.output.display()),
+        &if outcome.already_finished {
+            format!("finished before, and left as it is: {place}")
+        } else {
+            format!("written to {place}")
+        },
         output.color,
     )
 }

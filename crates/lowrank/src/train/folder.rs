@@ -133,8 +133,9 @@ pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
     }
 }
 
-/// Lets config.yaml say where the model and the data are now, once they are known to be those that the run began with.
-pub(super) fn record_paths(config: &TrainConfig) -> Result<(), Error> {
+/// Lets config.yaml say where the model and the data are now, once they are known to be those that the run began with, and
+/// what is recomputed from now on.
+pub(super) fn record_changes(config: &TrainConfig) -> Result<(), Error> {
     // A run that was not begun by `train` has none.
     if !config.output.join(CONFIG).exists() {
         return Ok(());
@@ -169,6 +170,7 @@ pub(super) fn record_paths(config: &TrainConfig) -> Result<(), Error> {
             _ => config.model.clone(),
         };
     }
+    recorded.recompute = config.recompute;
     if recorded == before {
         return Ok(());
     }

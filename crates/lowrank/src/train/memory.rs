@@ -52,7 +52,8 @@ fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: Virtua
     work
 }
 
-/// What the blocks keep: what the settings ask for, or as much as the memory allows, which is the fastest.
+/// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds
+/// otherwise; else as much as the memory allows, which is the fastest.
 ///
 /// # Errors
 /// A memory budget, or a machine without `force`, that it does not fit in.
@@ -61,6 +62,7 @@ pub(super) fn choose_saving(
     base: &Network,
     adapter: &Adapter,
     examples: &[Example],
+    kept: Option<Recompute>,
     observer: &mut dyn Observer,
 ) -> Result<Saving, Error> {
     let base_dtype = config.base_dtype.into();
@@ -81,17 +83,41 @@ pub(super) fn choose_saving(
     let available = memory_room(mapped, 0);
     let budget = config.memory_budget.or(available);
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
-    let (saving, memory) = choose(&all, config.recompute, budget);
+    let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
     let Memory { activations, .. } = memory;
     let rows = format!(
         "rows of up to {} tokens a batch (recompute {})",
         work.tokens, saving.recompute
     );
     let mut mends = Vec::new();
-    if saving.recompute != Recompute::Full {
-        mends.push("set --recompute full");
+    let is_least = saving.recompute == Recompute::Full;
+    let rounds = saving.dtype != DType::F32;
+    match kept {
+        None if is_least => {}
+        None => mends.push("set --recompute full"),
+        Some(_) if is_least => mends.push("resume with more memory"),
+        Some(_) => {
+            mends.push("resume with more memory");
+            mends.push(if rounds {
+                "set --recompute full, which may change the last bits of the result"
+            } else {
+                "set --recompute full"
+            });
+        }
     }
-    mends.push("lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length");
+    if kept.is_none() {
+        mends.push(
+            "lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length",
+        );
+    } else if let Some(now) = config.recompute
+        && kept != Some(now)
+        && rounds
+    {
+        observer.event(&Event::Note(format!(
+            "warning: recompute was {} until now and is {now} from here on; the result may differ in its last bits from that of a run that kept it",
+            kept.unwrap_or_default()
+        )));
+    }
     refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
         "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {})",
