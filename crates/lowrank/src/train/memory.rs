@@ -9,7 +9,7 @@ use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
 use crate::plan::{
-    Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
+    Bound, Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
 };
 use crate::report::units;
 use crate::tuning::{Adapter, Method};
@@ -81,7 +81,7 @@ pub(super) fn choose_saving(
     };
     let mapped = weight_bytes(model, base_dtype).saturating_sub(converted);
     let available = memory_room(mapped, 0);
-    let budget = config.memory_budget.or(available);
+    let budget = config.memory_budget.or(available.map(|(room, _)| room));
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
     let Memory { activations, .. } = memory;
@@ -169,7 +169,8 @@ pub(super) fn check_room(
         (true, false) => (0, 0),
         (false, _) => (0, loading.mapped),
     };
-    let available = memory_room(0, to_map).map(|room| room.saturating_sub(beside));
+    let available =
+        memory_room(0, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
     refuse(
         config,
         least,
@@ -183,7 +184,7 @@ pub(super) fn check_room(
 fn refuse(
     config: &TrainConfig,
     memory: Memory,
-    available: Option<u64>,
+    available: Option<(u64, Bound)>,
     what: &str,
     mends: &[&str],
 ) -> Result<(), Error> {
@@ -199,14 +200,10 @@ fn refuse(
         )));
     }
     match available {
-        Some(available) if memory.total() > available && !config.force => {
-            let whose = if addresses_are_limited() {
-                "the machine, or this process under its limits (ulimit -v), has"
-            } else {
-                "the machine has"
-            };
+        Some((available, bound)) if memory.total() > available && !config.force => {
             Err(Error::Settings(format!(
-                "the run takes {needed}, and {whose} {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                "the run takes {needed}, and {} has {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                bound.whose(),
                 units::bytes(available)
             )))
         }
