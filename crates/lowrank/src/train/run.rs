@@ -21,7 +21,7 @@ use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, prob
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::lock::FolderLock;
+use crate::lock::{FolderLock, check_held};
 use crate::model::Saving;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
@@ -474,7 +474,7 @@ impl Loop<'_> {
             eval_accuracy: Some(sums.correct as f64 / sums.tokens as f64),
             eval_supervised_tokens: Some(sums.tokens as u64),
         };
-        self.metrics.write(&line.clone().into())?;
+        self.write_line(&line.clone().into(), observer)?;
         observer.event(&Event::Eval(line));
         Ok(Some(sums.mean()))
     }
@@ -506,9 +506,25 @@ impl Loop<'_> {
             tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
             peak_rss: peak_rss(),
         };
-        self.metrics.write(&line.clone().into())?;
+        self.write_line(&line.clone().into(), observer)?;
         observer.event(&Event::Step(line));
         Ok((done, seconds))
+    }
+
+    /// Adds a line of metrics. A file that was deleted meanwhile is begun anew, as long as the folder is still this run's.
+    fn write_line(&mut self, line: &MetricsLine, observer: &mut dyn Observer) -> Result<(), Error> {
+        if !self.metrics.is_in_place() {
+            let run = &self.config.output;
+            check_held(run)?;
+            let path = folder::metrics_path(run);
+            self.metrics = MetricsWriter::create(&path)?;
+            observer.event(&Event::Note(format!(
+                "warning: {} was deleted or moved away; it begins anew with step {}, and the report lacks what was before",
+                path.display(),
+                line.step()
+            )));
+        }
+        Ok(self.metrics.write(line)?)
     }
 
     /// Evaluates after a step; whether that is the best loss so far.
@@ -551,6 +567,7 @@ impl Loop<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         let run = &self.config.output;
+        check_held(run)?;
         let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
             self.save_adapter(folder, adapter)
         })
@@ -614,6 +631,7 @@ impl Loop<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         let config = self.config;
+        check_held(&config.output)?;
         if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
             if step != self.state.step {
                 checkpoint::read_params(&checkpoint::step_folder(&config.output, step), adapter)?;
@@ -664,6 +682,7 @@ impl Loop<'_> {
     /// Writes report.html.
     fn report(&self, outcome: &mut Outcome, observer: &mut dyn Observer) -> Result<(), Error> {
         outcome.peak_rss = peak_rss();
+        check_held(&self.config.output)?;
         let summary = self.summary(outcome);
         let damage = folder::write_report(self.config, &summary, &figures(outcome))?;
         if let Some(damage) = damage {
