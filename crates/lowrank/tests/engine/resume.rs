@@ -490,6 +490,9 @@ fn what_is_recomputed_stays_as_it_was() {
         .expect("it ends");
 }
 
+/// What a message says of damage, and how to do it to a checkpoint.
+type Damage = (&'static str, fn(&Path));
+
 #[test]
 fn a_checkpoint_whose_values_changed_is_not_used() {
     let place = Place::new("llama");
@@ -498,7 +501,7 @@ fn a_checkpoint_whose_values_changed_is_not_used() {
         save_steps: Some(2),
         ..place.config(Method::Lora, "run")
     };
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [Damage; 4] = [
         ("its values are not those that were written", |folder| {
             let path = folder.join("training_state.safetensors");
             let mut bytes = fs::read(&path).expect("the state");
