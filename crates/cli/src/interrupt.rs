@@ -26,14 +26,15 @@ static IDLE: Mutex<bool> = Mutex::new(false);
 /// When the system refuses the handler.
 pub fn install(message: &'static str) -> anyhow::Result<&'static AtomicBool> {
     listen(SIGINT, &REQUESTED)?;
-    speak(&[SIGINT], message);
+    speak(&[SIGINT], message, Vec::new());
     Ok(&REQUESTED)
 }
 
-/// Starts listening for Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, for work that can be saved. One that the program was started
+/// Starts listening for Ctrl-C, SIGTERM, SIGHUP and what schedulers send before they end a job (SIGUSR1, SIGUSR2, SIGXCPU), for
+/// work that can be saved. One that the program was started
 /// to ignore stays ignored, but for Ctrl-C: `nohup` promises that a closed terminal ends nothing, while shells let every
-/// program in the background ignore Ctrl-C. SIGUSR1 never ends the program at once, however often it comes: a comparison
-/// sends it to its trainings beside what these get themselves.
+/// program in the background ignore Ctrl-C. Those of schedulers never end the program at once, however often they come: a
+/// comparison sends SIGUSR1 to its trainings beside what these get themselves, and SIGXCPU comes every second.
 ///
 /// # Errors
 /// When the system refuses a handler.
@@ -47,17 +48,78 @@ pub fn install_all(message: &'static str) -> anyhow::Result<&'static AtomicBool>
     if !ignored(signal_hook::consts::SIGHUP).unwrap_or(true) {
         signals.push(signal_hook::consts::SIGHUP);
     }
-    for &signal in &signals {
-        listen(signal, &AT_ONCE)?;
-    }
+    let mut all = signals.clone();
     #[cfg(unix)]
-    {
-        let signal = signal_hook::consts::SIGUSR1;
-        request(signal)?;
-        signals.push(signal);
+    all.extend(NOTICES);
+    speak(&all, message, signals.clone());
+    // The thread that speaks deletes what is unfinished before it ends the program; the handlers alone cannot.
+    let speaks = SPEAKS.load(Ordering::SeqCst);
+    for signal in all {
+        if speaks || !signals.contains(&signal) {
+            request(signal)?;
+        } else {
+            listen(signal, &AT_ONCE)?;
+        }
     }
-    speak(&signals, message);
     Ok(&REQUESTED)
+}
+
+/// Signals that say that the end is near, and do not mean it at once.
+#[cfg(unix)]
+const NOTICES: [i32; 3] = [
+    signal_hook::consts::SIGUSR1,
+    signal_hook::consts::SIGUSR2,
+    signal_hook::consts::SIGXCPU,
+];
+
+/// For commands that have nothing to save: the first Ctrl-C, SIGTERM or SIGHUP deletes files and folders that are not finished,
+/// and ends the program. One that the program was started to ignore stays ignored.
+#[cfg(unix)]
+pub fn clean_up() {
+    use signal_hook::iterator::Signals;
+    let ends: Vec<i32> = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP]
+        .into_iter()
+        .filter(|&signal| !ignored(signal).unwrap_or(false))
+        .collect();
+    let Ok(mut coming) = Signals::new(&ends) else {
+        return;
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    let started = thread.spawn(move || {
+        if let Some(signal) = coming.forever().next() {
+            let by = match signal {
+                SIGINT => String::new(),
+                other => format!(" by {}", name(other)),
+            };
+            lowrank::lock::abandon();
+            crate::progress::stderr_line(&format!("stopped{by}"));
+            std::process::exit(128 + signal);
+        }
+    });
+    if started.is_err() {
+        // The handlers are there already, and would do nothing.
+        for signal in ends {
+            drop(flag::register_conditional_shutdown(
+                signal,
+                128 + signal,
+                Arc::new(AtomicBool::new(true)),
+            ));
+        }
+    }
+}
+
+/// The system's own way ends a program here, and what is unfinished stays.
+#[cfg(not(unix))]
+pub fn clean_up() {}
+
+/// A file that grows over the limit on its size (`ulimit -f`) is an error of the write, as a full disk is, and not the end of
+/// the program without a word.
+pub fn no_end_by_file_size() {
+    #[cfg(unix)]
+    drop(flag::register(
+        signal_hook::consts::SIGXFSZ,
+        Arc::new(AtomicBool::new(false)),
+    ));
 }
 
 /// From [`install_all`] until [`saving_begins`] there is nothing to save: the first signal ends the program.
@@ -118,25 +180,33 @@ fn request(signal: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints what a signal does when it comes.
+/// Prints what a signal does when it comes. The second of `ends` ends the program.
 #[cfg(unix)]
-fn speak(signals: &[i32], message: &'static str) {
+fn speak(signals: &[i32], message: &'static str, ends: Vec<i32>) {
     use signal_hook::iterator::Signals;
     let Ok(mut coming) = Signals::new(signals) else {
         return;
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
     let started = thread.spawn(move || {
+        let mut asked = false;
         for signal in coming.forever() {
             if let Ok(idle) = IDLE.lock()
                 && *idle
             {
                 end_idle(signal);
             }
+            if ends.contains(&signal) {
+                if asked {
+                    lowrank::lock::abandon();
+                    std::process::exit(128 + signal);
+                }
+                asked = true;
+            }
             let name = name(signal);
             let text = match signal {
                 SIGINT => format!("{message}; press Ctrl-C again to stop at once"),
-                signal_hook::consts::SIGUSR1 => format!("{name}: {message}"),
+                notice if NOTICES.contains(&notice) => format!("{name}: {message}"),
                 _ => format!("{name}: {message}; send it again to stop at once"),
             };
             crate::progress::stderr_line(&text);
@@ -147,7 +217,7 @@ fn speak(signals: &[i32], message: &'static str) {
 
 /// Nothing can wait for a signal here; the handlers do their work without a word.
 #[cfg(not(unix))]
-fn speak(_: &[i32], _: &'static str) {}
+fn speak(_: &[i32], _: &'static str, _: Vec<i32>) {}
 
 /// Whether there is a thread that prints messages, and ends a program that has nothing to save.
 static SPEAKS: AtomicBool = AtomicBool::new(false);
@@ -182,6 +252,8 @@ fn name(signal: i32) -> &'static str {
     match signal {
         signal_hook::consts::SIGHUP => return "SIGHUP",
         signal_hook::consts::SIGUSR1 => return "SIGUSR1",
+        signal_hook::consts::SIGUSR2 => return "SIGUSR2",
+        signal_hook::consts::SIGXCPU => return "SIGXCPU",
         _ => {}
     }
     match signal {

@@ -28,6 +28,7 @@ pub fn main() -> ExitCode {
     } else {
         i16::from(cli.verbose)
     });
+    interrupt::no_end_by_file_size();
     let progress = progress::Mode::detect(cli.quiet);
     failure::conclude(commands::run(cli.command, &matches, progress))
 }

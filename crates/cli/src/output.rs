@@ -1,11 +1,22 @@
 //! Where a command's results go: text or one JSON object on standard output, everything else on standard error.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use console::Term;
 use serde::Serialize;
 
 use crate::failure::StdoutClosed;
+
+/// A path as an argument of a command line that a POSIX shell reads.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_./-+:=@%,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
 
 /// Standard output as the command's results see it.
 #[derive(Debug, Clone, Copy)]
@@ -73,5 +84,20 @@ impl Output {
                 Err(anyhow::Error::from(error).context("cannot write to standard output"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_words_as_they_were() {
+        let word = |text: &str| shell_word(Path::new(text));
+        assert_eq!(word("runs/a-1.b"), "runs/a-1.b");
+        assert_eq!(word("a b"), "'a b'");
+        assert_eq!(word("a'b \"c\" $d;e"), r#"'a'\''b "c" $d;e'"#);
+        assert_eq!(word("~x"), "'~x'");
+        assert_eq!(word(""), "''");
     }
 }

@@ -39,7 +39,8 @@ pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
             None => "RAYON_NUM_THREADS",
         };
         tracing::warn!(
-            "{name} is {asked}, and this process has {wanted} processors; {} used",
+            "{name} is {asked}, and this process has {wanted} processor{}; {} used",
+            if wanted == 1 { "" } else { "s" },
             counted(wanted)
         );
     }

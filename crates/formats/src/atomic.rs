@@ -3,17 +3,72 @@
 //! A file is written aside in the same folder under a name such as `.model.safetensors.k3Xp9q.tmp`, flushed, synced
 //! and renamed over its final name; then the folder is synced, so the name survives a power cut. A full disk, an error
 //! or a crash leaves the earlier file as it was; a crash may also leave the temporary file, whose name says what it is.
+//! A program that a signal ends in order calls [`discard_unfinished`] first.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::FormatError;
 
 const BUFFER: usize = 1 << 20;
+
+/// Files and folders of this process that are not finished.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A file or a folder that [`discard_unfinished`] deletes. Dropping it says that it is finished, or gone.
+#[derive(Debug)]
+pub struct Unfinished(PathBuf);
+
+impl Unfinished {
+    /// From now on `path` is unfinished.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        // The working folder may be another by then.
+        let path = std::path::absolute(&path).unwrap_or(path);
+        if let Ok(mut all) = UNFINISHED.lock() {
+            all.push(path.clone());
+        }
+        Self(path)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Ok(mut all) = UNFINISHED.lock()
+            && let Some(place) = all.iter().position(|path| *path == self.0)
+        {
+            all.swap_remove(place);
+        }
+    }
+}
+
+/// Deletes every file and folder that this process has begun and not finished. For a process that is about to end while
+/// other threads may still be writing.
+pub fn discard_unfinished() {
+    // Another thread may make a file in a folder while it is being deleted.
+    const TRIES: usize = 8;
+    let Ok(all) = UNFINISHED.lock() else {
+        return;
+    };
+    for path in all.iter().rev() {
+        for _ in 0..TRIES {
+            let deleted = if path.is_dir() {
+                fs::remove_dir_all(path)
+            } else {
+                fs::remove_file(path)
+            };
+            match deleted {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+                _ => break,
+            }
+        }
+    }
+}
 
 /// Writes `path` through `fill`, atomically. What `fill` writes is buffered.
 ///
@@ -29,6 +84,7 @@ pub fn write_file(
     let folder = parent(path);
     let file = temporary_file(path, folder)
         .map_err(|e| FormatError::io(path, "create a temporary file beside", e))?;
+    let _unfinished = Unfinished::new(file.path());
     let mut writer = BufWriter::with_capacity(BUFFER, file);
     fill(&mut writer).map_err(|e| FormatError::io(path, "write", e))?;
     let file = writer
@@ -39,7 +95,7 @@ pub fn write_file(
         .sync_all()
         .map_err(|e| FormatError::io(path, "sync", e))?;
     file.persist(path)
-        .map_err(|e| FormatError::io(path, "move the finished file to", e.error))?;
+        .map_err(|e| FormatError::io(path, "move the finished file there", e.error))?;
     sync_folder(folder)
 }
 
@@ -65,6 +121,7 @@ pub fn write_folder<T, E: From<FormatError>>(
         .suffix(".tmp")
         .tempdir_in(folder)
         .map_err(|e| FormatError::io(path, "create a temporary folder beside", e))?;
+    let _unfinished = Unfinished::new(temporary.path());
     let value = fill(temporary.path())?;
     sync_folder(temporary.path())?;
     move_folder(temporary, path, replaced)?;
@@ -98,8 +155,16 @@ fn check_target(path: &Path, overwrite: bool) -> Result<bool, FormatError> {
 
 fn move_folder(temporary: TempDir, path: &Path, replaced: bool) -> Result<(), FormatError> {
     if !replaced {
-        fs::rename(temporary.path(), path)
-            .map_err(|e| FormatError::io(path, "move the finished folder to", e))?;
+        fs::rename(temporary.path(), path).map_err(|e| match e.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                FormatError::Missing {
+                    path: path.to_path_buf(),
+                    problem: "something was put there while this was being written; choose another output folder"
+                        .into(),
+                }
+            }
+            _ => FormatError::io(path, "move the finished folder there", e),
+        })?;
         // The folder now has its final name: nothing is left to clean up.
         let _ = temporary.keep();
         return Ok(());
@@ -121,7 +186,7 @@ fn move_folder(temporary: TempDir, path: &Path, replaced: bool) -> Result<(), Fo
                 back,
             ));
         }
-        return Err(FormatError::io(path, "move the finished folder to", e));
+        return Err(FormatError::io(path, "move the finished folder there", e));
     }
     let _ = temporary.keep();
     aside
@@ -218,6 +283,41 @@ mod tests {
             ["model"],
             "no temporary file may stay"
         );
+    }
+
+    #[test]
+    fn what_is_unfinished_can_be_discarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let failed: Result<(), FormatError> = write_folder(&path, false, |inside| {
+            write_file(&inside.join("done"), |out| out.write_all(b"x"))?;
+            write_file(&inside.join("half"), |_| {
+                discard_unfinished();
+                Ok(())
+            })
+        });
+        failed.unwrap_err();
+        assert!(names(folder.path()).is_empty());
+        // What is finished stays.
+        write_folder(&path, false, |inside| {
+            write_file(&inside.join("done"), |out| out.write_all(b"x"))
+        })
+        .unwrap();
+        discard_unfinished();
+        assert_eq!(names(&path), ["done"]);
+    }
+
+    #[test]
+    fn a_folder_that_came_meanwhile_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let failed: Result<(), FormatError> = write_folder(&path, false, |_| {
+            fs::create_dir(&path).unwrap();
+            write_file(&path.join("theirs"), |out| out.write_all(b"x"))
+        });
+        let text = failed.unwrap_err().to_string();
+        assert!(text.contains("was put there while"), "{text}");
+        assert_eq!(names(folder.path()), ["run"]);
     }
 
     #[test]

@@ -338,10 +338,11 @@ impl Source {
         let tokenizer =
             std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
         let allocated = loading.converted + TOKENIZER_FACTOR * tokenizer;
-        crate::plan::check_limits(loading.mapped, allocated).map_err(|(needed, left)| {
+        crate::plan::check_limits(loading.mapped, allocated).map_err(|(needed, left, bound)| {
             Error::Training(format!(
-                "{self}: to load it takes about {}, and the limits of this process leave {}; raise them (ulimit -v, ulimit -d), or use a smaller model",
+                "{self}: to load it takes about {}, and {} has {} left; raise the limit, or use a smaller model",
                 units::bytes(needed),
+                bound.whose(),
                 units::bytes(left)
             ))
         })

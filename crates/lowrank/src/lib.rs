@@ -22,4 +22,4 @@ pub mod tuning;
 
 pub use error::Error;
 pub use lowrank_kernels::{DType, Workspace};
-pub use output::write_text;
+pub use output::{Unfinished, write_text};

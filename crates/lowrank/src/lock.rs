@@ -72,8 +72,10 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Deleted first: whoever opened it meanwhile sees that it is gone and tries again.
-        let _ = fs::remove_file(&self.path);
+        // Deleted first: whoever opened it meanwhile sees that it is gone and tries again. Another's in its place is not touched.
+        if is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
         let _ = self.file.unlock();
     }
 }
@@ -86,8 +88,16 @@ pub struct FolderLock {
     made: Vec<PathBuf>,
 }
 
-/// The folder locks of this process, for [`abandon`]: their files, and the folders that were made for them.
-static HELD: Mutex<Vec<(PathBuf, Vec<PathBuf>)>> = Mutex::new(Vec::new());
+/// The folder locks of this process, for [`abandon`] and [`check_held`].
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+struct Held {
+    path: PathBuf,
+    /// The locked file; `None` where there are no locks.
+    file: Option<File>,
+    /// The folders that were made for it.
+    made: Vec<PathBuf>,
+}
 
 impl FolderLock {
     /// Locks a folder, which is made if it is not there. The text is a warning: the file system has no locks.
@@ -108,6 +118,12 @@ impl FolderLock {
             taken.made = make_folders(folder)?;
             attempt = Lock::attempt(&path);
         }
+        if path.is_dir() {
+            return Err(Error::Settings(format!(
+                "{} is a folder, and a run locks a file of that name; delete it, or give another --output",
+                path.display()
+            )));
+        }
         let attempt = attempt.map_err(Error::io(folder))?;
         let warning = match attempt {
             Attempt::Taken(lock) => {
@@ -121,7 +137,12 @@ impl FolderLock {
             )),
         };
         if let Ok(mut held) = HELD.lock() {
-            held.push((path, taken.made.clone()));
+            let file = taken
+                .lock
+                .as_ref()
+                .and_then(|lock| lock.file.try_clone().ok());
+            let made = taken.made.clone();
+            held.push(Held { path, file, made });
         }
         Ok((taken, warning))
     }
@@ -144,20 +165,51 @@ impl FolderLock {
 impl Drop for FolderLock {
     fn drop(&mut self) {
         if let (Some(lock), Ok(mut held)) = (&self.lock, HELD.lock()) {
-            held.retain(|(path, _)| *path != lock.path);
+            held.retain(|held| held.path != lock.path);
         }
         self.lock = None;
         remove_empty(&self.made);
     }
 }
 
-/// Deletes what the folder locks of this process made, for a process that ends without dropping them.
+/// Deletes what this process has not finished writing, and what its folder locks made, for a process that ends without dropping
+/// them.
 pub fn abandon() {
+    lowrank_formats::atomic::discard_unfinished();
     if let Ok(held) = HELD.lock() {
-        for (path, made) in held.iter() {
-            let _ = fs::remove_file(path);
+        for Held { path, file, made } in held.iter() {
+            if file.as_ref().is_none_or(|file| is_at(file, path)) {
+                let _ = fs::remove_file(path);
+            }
             remove_empty(made);
         }
+    }
+}
+
+/// Whether a folder that this process has locked is still there, and its lock still this process's.
+///
+/// # Errors
+/// The folder is gone, or the lock's file was deleted, so that another run may be writing there by now.
+pub(crate) fn check_held(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(LOCK_FILE);
+    let Ok(held) = HELD.lock() else {
+        return Ok(());
+    };
+    let Some(held) = held.iter().find(|held| held.path == path) else {
+        return Ok(());
+    };
+    if !folder.is_dir() {
+        return Err(Error::Training(format!(
+            "{} was deleted or moved away while the run was writing to it",
+            folder.display()
+        )));
+    }
+    match &held.file {
+        Some(file) if !is_at(file, &path) => Err(Error::Training(format!(
+            "{} was deleted or replaced, so another run may be writing to this folder; this one stops, and writes nothing more there",
+            path.display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -177,7 +229,7 @@ fn process(file: &mut File) -> Option<u32> {
 }
 
 /// Whether the open file is still the one at `path`.
-fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
@@ -258,6 +310,39 @@ mod tests {
         assert_eq!(text, format!("{}\n", std::process::id()));
         drop(lock);
         assert!(!file.exists() && place.path().exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_whose_file_is_gone_is_lost() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        let (first, _) = FolderLock::take(&folder).unwrap();
+        check_held(&folder).unwrap();
+        fs::remove_file(folder.join(LOCK_FILE)).unwrap();
+        let text = check_held(&folder).unwrap_err().to_string();
+        assert!(text.contains("another run may be writing"), "{text}");
+        let file = folder.join(LOCK_FILE);
+        fs::write(&file, "another's").unwrap();
+        check_held(&folder).unwrap_err();
+        drop(first);
+        assert!(file.exists(), "another's lock is not deleted");
+
+        let (lock, _) = FolderLock::take(&folder).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let text = check_held(&folder).unwrap_err().to_string();
+        assert!(text.contains("was deleted or moved away"), "{text}");
+        drop(lock);
+        check_held(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_in_the_place_of_the_lock_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join(LOCK_FILE)).unwrap();
+        let text = FolderLock::take(place.path()).unwrap_err().to_string();
+        assert!(text.contains(".lock is a folder"), "{text}");
     }
 
     #[test]

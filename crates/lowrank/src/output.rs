@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+pub use lowrank_formats::atomic::Unfinished;
+
 use lowrank_formats::atomic;
 
 use crate::Error;
@@ -23,6 +25,12 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), Error> {
 /// A file that stands in the folder's place, or a folder that can't be read.
 pub(crate) fn is_taken(folder: &Path) -> Result<bool, Error> {
     if !folder.exists() {
+        if folder.is_symlink() {
+            return Err(Error::Settings(format!(
+                "output {} is a link to something that is not there; make that folder, delete the link, or give another --output",
+                folder.display()
+            )));
+        }
         return Ok(false);
     }
     if !folder.is_dir() {

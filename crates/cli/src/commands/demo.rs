@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use lowrank::Unfinished;
 use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source};
 use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
@@ -97,30 +98,51 @@ pub fn run(args: &DemoArgs, progress: Mode) -> anyhow::Result<()> {
         }
         None => temporary.path(),
     };
-    let begun = Instant::now();
     let stop = interrupt::install_all("stopping after this step")?;
+    let unfinished = Unfinished::new(folder);
+    let demo = make(args, folder, progress, stop);
+    if demo.is_err() && args.output.is_some() {
+        // A demonstration in part is of no use, and would be in the way of the next one. What cannot be deleted stays.
+        drop(std::fs::remove_dir_all(folder));
+    }
+    drop(unfinished);
+    let demo = demo?;
+    output.result(&demo, |output| text(&demo, output))
+}
+
+/// The demonstration, with its files in `folder`.
+fn make(
+    args: &DemoArgs,
+    folder: &Path,
+    progress: Mode,
+    stop: &std::sync::atomic::AtomicBool,
+) -> anyhow::Result<Demo> {
+    let begun = Instant::now();
     let base = Source::Builtin.load(DType::Bf16)?;
     let mut tasks = Vec::new();
     for (name, files) in BUILTIN_TASKS {
         write_data(&folder.join("data").join(name), files)?;
         let outcome = train_task(folder, name, progress, stop)?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(Interrupted {
-                message: "the demo was stopped".to_owned(),
-            }
-            .into());
-        }
+        refuse_stopped(stop)?;
         tasks.push(measure(&base, folder, name, &outcome)?);
+        refuse_stopped(stop)?;
     }
-    let demo = Demo {
+    Ok(Demo {
         model: BUILTIN,
         base_parameters: base.decoder.config().parameters(),
         base_bytes: base.source.checkpoint()?.total_bytes(),
         tasks,
         seconds: begun.elapsed().as_secs_f64(),
         kept_in: args.output.clone(),
-    };
-    output.result(&demo, |output| text(&demo, output))
+    })
+}
+
+fn refuse_stopped(stop: &std::sync::atomic::AtomicBool) -> Result<(), Interrupted> {
+    if !stop.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let message = "the demo was stopped, and nothing of it is kept".to_owned();
+    Err(Interrupted { message })
 }
 
 fn write_data(folder: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {

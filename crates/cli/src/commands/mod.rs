@@ -31,6 +31,14 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         let threads = matches.try_get_one::<usize>("threads").ok().flatten();
         set_threads(threads.copied())?;
     }
+    // These save what they have, in their own way.
+    let saves = matches!(
+        command,
+        Commands::Demo(_) | Commands::Train(_) | Commands::Compare(_) | Commands::Chat(_)
+    );
+    if !saves {
+        crate::interrupt::clean_up();
+    }
     let result = match command {
         Commands::Demo(args) => demo::run(&args, progress),
         Commands::Train(args) => train::run(*args, matches, progress),

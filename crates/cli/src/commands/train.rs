@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
+use lowrank::data::is_read_once;
 use lowrank::report::units;
 use lowrank::train::{Event, Observer, Outcome, Start, TrainConfig, checkpoint};
 use serde_json::Value;
 
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt;
-use crate::output::Output;
+use crate::output::{Output, shell_word};
 use crate::progress::{Mode, TrainProgress};
 use crate::settings::train::{Resolved, TrainSettings};
 use crate::settings::{self, File, paths, schema};
@@ -108,10 +109,19 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
             outcome.total_steps
         ),
     };
-    let message = format!(
-        "{done}; go on with: lowrank train --output {} --resume",
-        outcome.output.display()
-    );
+    let word = shell_word(&outcome.output);
+    let place = match word.strip_prefix('-') {
+        Some(_) => format!("--output={word}"),
+        None => format!("--output {word}"),
+    };
+    let data = resolved.values.get("data").and_then(Value::as_str);
+    let data = match data {
+        Some(data) if is_read_once(Path::new(data)) => {
+            " --data FILE, where FILE has the rows that came from the pipe; save them first"
+        }
+        _ => "",
+    };
+    let message = format!("{done}; go on with: lowrank train {place} --resume{data}");
     Err(Interrupted { message }.into())
 }
 
@@ -183,7 +193,15 @@ fn earlier_settings(
     if !path.is_file() {
         let shown = folder.display();
         return Err(Misuse::new(format!(
-            "there is no run to resume in {shown}: it holds no config.yaml; leave --resume out"
+            "there is no run to resume in {shown}: {}",
+            if folder
+                .read_dir()
+                .is_ok_and(|mut entries| entries.next().is_some())
+            {
+                "it holds other files, and no config.yaml; give the folder of a run, or leave --resume out and give a new folder as --output"
+            } else {
+                "it holds no config.yaml; leave --resume out"
+            }
         )));
     }
     let mut file = File::read(&path)?;
@@ -253,13 +271,17 @@ impl Observer for Watcher {
 
 fn summary(outcome: &Outcome, output: &Output) -> String {
     let mut facts = Facts::default();
+    let place = outcome.output.display();
     let percent =
         100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters.max(1) as f64;
     let trainable = units::grouped(outcome.trainable_parameters as u64);
-    facts.add(
-        "trainable parameters",
-        format!("{trainable} ({percent:.3} %)"),
-    );
+    // The base of a run that was finished before may be gone.
+    if outcome.base_parameters > 0 {
+        facts.add(
+            "trainable parameters",
+            format!("{trainable} ({percent:.3} %)"),
+        );
+    }
     let early = if outcome.stopped_early {
         ", stopped early"
     } else {
@@ -295,7 +317,11 @@ fn summary(outcome: &Outcome, output: &Output) -> String {
         facts.add("peak memory", units::bytes(outcome.peak_rss));
     }
     facts.render(
-        &format!("written to {}", outcome.output.display()),
+        &if outcome.already_finished {
+            format!("finished before, and left as it is: {place}")
+        } else {
+            format!("written to {place}")
+        },
         output.color,
     )
 }

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank::base::Source;
+use lowrank::hub::looks_like_id;
 use lowrank::train::Began;
 
 use super::{File, flag};
@@ -36,8 +38,13 @@ impl Lost {
             ),
             None => format!("{path} does not exist"),
         };
+        let pull = if self.key == "model" && looks_like_id(&path.to_string()) {
+            format!(", or fetch it from the Hub: lowrank model pull {path}")
+        } else {
+            String::new()
+        };
         format!(
-            "{} (in {}): {place}; say where it is now with {flag}",
+            "{} (in {}): {place}; say where it is now with {flag}{pull}",
             self.key, self.file
         )
     }
@@ -66,7 +73,7 @@ pub fn find(file: &mut File, over: &dyn Fn(&str) -> bool) -> Vec<Lost> {
                 file.values.insert(key.to_owned(), found.into());
             }
             // A model may have a name instead of a folder; whoever looks it up says what is wrong with it.
-            None if key == "model" && !path.is_absolute() => {}
+            None if key == "model" && is_named(text, began.as_deref()) => {}
             None => lost.push(Lost {
                 key,
                 path,
@@ -76,6 +83,13 @@ pub fn find(file: &mut File, over: &dyn Fn(&str) -> bool) -> Vec<Lost> {
         }
     }
     lost
+}
+
+/// Whether a model that is no folder is to be looked up by its name: it is known by it, or it is of a file that no run wrote, whose
+/// reader says what is wrong.
+fn is_named(model: &str, began: Option<&Path>) -> bool {
+    Path::new(model).is_relative()
+        && (began.is_none() || model.starts_with("builtin:") || Source::find(model).is_ok())
 }
 
 fn is_there(path: &Path) -> bool {
@@ -114,6 +128,20 @@ mod tests {
         );
         let gone = "init_adapter (in config.yaml): /nowhere/a does not exist; say where it is now with --init-adapter";
         assert_eq!(problems, [both.as_str(), gone]);
+
+        // A model that moved is no name.
+        std::fs::rename(began.path().join("m"), began.path().join("n")).unwrap();
+        let mut file = File::read(&path).unwrap();
+        let lost = find(&mut file, &|key| key != "model");
+        let text = lost.first().unwrap().problem();
+        assert!(
+            text.starts_with("model (in config.yaml): m is neither"),
+            "{text}"
+        );
+        assert!(text.ends_with("say where it is now with --model"), "{text}");
+        file.values
+            .insert("model".to_owned(), "builtin:tiny".into());
+        assert_eq!(find(&mut file, &|key| key != "model"), []);
 
         let mut file = File::read(&path).unwrap();
         assert_eq!(find(&mut file, &|key| key != "r"), []);

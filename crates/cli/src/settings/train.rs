@@ -487,7 +487,7 @@ mod tests {
         ];
         insta::assert_snapshot!(problems(&[&WHOLE[..], &flags].concat(), ""), @r"
         3 problems with the settings:
-          - --lora-alpha must be greater than 0, not 1e300, which is inf as a 32-bit number
+          - --lora-alpha must be greater than 0, and no larger than 3.4e38, the largest 32-bit number; it is 1e300
           - --adam-beta2 must be at least 0 and less than 1, not 0.9999999999, which is 1 as a 32-bit number
           - --adam-epsilon must be greater than 0, not 1e-60, which is 0 as a 32-bit number
         ");

@@ -210,6 +210,9 @@ fn the_earlier_checkpoint_survives_a_write_that_fails() {
         names.sort();
         names
     };
+    // As one that was killed after step 5.
+    std::fs::remove_dir_all(lab.path("run/checkpoints/step-6")).expect("a checkpoint");
+    std::fs::remove_file(lab.path("run/README.md")).expect("a card");
     let before = checkpoints(&lab.path("run"));
     // Going on from step 4 of 6 with a checkpoint after step 5, which does not fit.
     let script = "trap '' XFSZ; ulimit -f 2; exec \"$0\" \"$@\"";

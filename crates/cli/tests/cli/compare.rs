@@ -302,3 +302,24 @@ fn the_shipped_files_are_sound() {
     }
     assert_eq!(seen, 3);
 }
+
+#[test]
+fn a_comparison_names_the_key_that_is_wrong() {
+    let lab = Lab::new();
+    let said = |line: &str| {
+        let yaml = format!(
+            "model: {}\ndata: {}\n{line}\nmethods: [{{method: lora, r: 2, learning_rate: 1e-3}}]\n",
+            lab.arg("model"),
+            lab.arg("data")
+        );
+        let config = write(&lab.path(""), "wrong.yaml", yaml);
+        stderr_of(&["compare", &config, "--output", &lab.arg("compared")], 2)
+    };
+    let text = said("seeds: [-1]");
+    assert!(
+        text.contains("seeds must be a list of whole numbers"),
+        "{text}"
+    );
+    let text = said("train: {output: x, max_steps: 1}");
+    assert!(text.contains("train: output cannot be set"), "{text}");
+}

@@ -57,6 +57,8 @@ fn a_signal_ends_a_run_in_good_order() {
         ("-TERM", 143, "SIGTERM"),
         ("-HUP", 129, "SIGHUP"),
         ("-USR1", 138, "SIGUSR1"),
+        ("-USR2", 140, "SIGUSR2"),
+        ("-XCPU", 152, "SIGXCPU"),
     ] {
         let run = long_run(&lab, name, &[]);
         send(signal, &run);
@@ -68,6 +70,118 @@ fn a_signal_ends_a_run_in_good_order() {
         assert_eq!(fs::read_dir(checkpoints).expect("checkpoints").count(), 1);
         assert!(!lab.path(name).join(".lock").exists());
     }
+}
+
+#[test]
+fn the_way_on_is_a_command_that_a_shell_reads() {
+    let lab = Lab::new();
+    let name = "a'b \"c\" $d;e";
+    let run = long_run(&lab, name, &[]);
+    send("-TERM", &run);
+    let (_, text) = end(run);
+    let (_, command) = text.split_once("go on with: lowrank").expect("a hint");
+    let output = Command::new("sh")
+        .args(["-c", &format!("printf '%s|' {command}")])
+        .output()
+        .expect("a shell");
+    let words = String::from_utf8(output.stdout).expect("words");
+    assert_eq!(words, format!("train|--output|{}|--resume|", lab.arg(name)));
+}
+
+#[test]
+fn a_command_that_saves_nothing_ends_at_the_first_signal() {
+    let lab = Lab::new();
+    let program = assert_cmd::cargo::cargo_bin("lowrank");
+    let mut eval = Command::new(&program)
+        .args(["eval", "--model", &lab.arg("model"), "--data=-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let pipe = eval.stdin.take();
+    std::thread::sleep(Duration::from_millis(700));
+    send("-TERM", &eval);
+    let (code, text) = end(eval);
+    drop(pipe);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(text.contains("stopped by SIGTERM"), "{text}");
+
+    // A demonstration that was stopped is not in the way of the next.
+    let folder = lab.path("demo");
+    let demo = Command::new(&program)
+        .args(["demo", "--quiet", "--output", &lab.arg("demo")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let begun = Instant::now();
+    while !folder.join("cards/metrics.jsonl").exists()
+        && !folder.join("report/metrics.jsonl").exists()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no training");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send("-TERM", &demo);
+    let (code, text) = end(demo);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(!folder.exists(), "{text}");
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error() {
+    let lab = Lab::new();
+    let output = Command::new("bash")
+        .args(["-c", "ulimit -f 2; exec \"$0\" \"$@\""])
+        .arg(assert_cmd::cargo::cargo_bin("lowrank"))
+        .args(lab.train("run", &["--save-steps=1"]))
+        .output()
+        .expect("bash can be run");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("error: ") && text.contains("File too large"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_run_that_lost_its_lock_stops() {
+    let lab = Lab::new();
+    let first = long_run(&lab, "run", &[]);
+    fs::remove_file(lab.path("run/.lock")).expect("a lock");
+    lowrank()
+        .args(lab.train("run", &["--overwrite"]))
+        .assert()
+        .success();
+    let (code, text) = end(first);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("another run may be writing"), "{text}");
+    let lines = fs::read_to_string(lab.path("run/metrics.jsonl")).expect("metrics");
+    assert_eq!(lines.lines().count(), 8, "six steps and two evaluations");
+}
+
+#[test]
+fn what_is_deleted_during_a_run_is_noticed() {
+    let lab = Lab::new();
+    let run = long_run(&lab, "gone", &[]);
+    fs::rename(lab.path("gone"), lab.path("moved")).expect("moved");
+    let (code, text) = end(run);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("was deleted or moved away"), "{text}");
+    assert!(!lab.path("gone").exists());
+
+    let run = long_run(&lab, "run", &[]);
+    fs::remove_file(lab.path("run/metrics.jsonl")).expect("metrics");
+    wait_for_steps(&lab.path("run"), 2);
+    send("-TERM", &run);
+    let (code, text) = end(run);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(
+        text.contains("metrics.jsonl was deleted or moved away"),
+        "{text}"
+    );
+    assert!(lab.path("run/report.html").exists());
 }
 
 #[test]

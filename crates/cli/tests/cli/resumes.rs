@@ -56,6 +56,7 @@ fn a_template_that_writes_the_date_keeps_that_of_the_beginning() {
     let yaml = fs::read_to_string(&config).expect("config.yaml");
     let (old, _) = yaml.split_once("began:").expect("a record");
     fs::write(&config, old).expect("config.yaml");
+    fs::remove_file(lab.path("run/README.md")).expect("a card");
     let text = resume(&lab, "run", &lab.path(""), &[], 2);
     assert!(text.contains("the training data changed"), "{text}");
     assert!(text.contains("--init-adapter"), "{text}");
@@ -80,6 +81,7 @@ fn a_run_is_found_from_another_folder_and_with_moved_files() {
             .assert()
             .success();
         fs::remove_dir_all(lab.path("run/checkpoints/step-6")).expect("a checkpoint");
+        fs::remove_file(lab.path("run/README.md")).expect("a card");
     };
     let config = || fs::read_to_string(lab.path("run/config.yaml")).expect("config.yaml");
 
@@ -108,6 +110,7 @@ fn a_run_is_found_from_another_folder_and_with_moved_files() {
 
     // Other contents are refused.
     fs::remove_dir_all(lab.path("run/checkpoints/step-6")).expect("a checkpoint");
+    fs::remove_file(lab.path("run/README.md")).expect("a card");
     let rows = data.join("train.jsonl");
     let text = fs::read_to_string(&rows).expect("rows");
     fs::write(&rows, text.replace("odd", "even")).expect("rows");
@@ -150,6 +153,7 @@ fn damage_beside_the_checkpoint_is_reported_and_passed_over() {
 
     fs::remove_dir_all(lab.path("run/checkpoints/step-6")).expect("a checkpoint");
     fs::remove_file(&metrics).expect("metrics");
+    fs::remove_file(lab.path("run/README.md")).expect("a card");
     resume(&lab, "run", &lab.path(""), &[], 0);
     assert!(adapter(&lab, "run") == before);
 }
@@ -172,6 +176,7 @@ fn a_damaged_checkpoint_is_moved_aside() {
     // None is left that can be used.
     let last = lab.path("run/checkpoints/step-6/trainer_state.json");
     fs::write(&last, "{").expect("a checkpoint");
+    fs::remove_file(lab.path("run/README.md")).expect("a card");
     let text = resume(&lab, "run", &lab.path(""), &[], 1);
     assert!(
         text.contains("no checkpoint of") && text.contains("step-6"),

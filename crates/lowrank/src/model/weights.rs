@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use super::config::{ModelConfig, WeightId};
 use super::families;
 use crate::Error;
+use crate::random::{hash, mix};
 
 /// Every tensor of a base model. Matrices are stored as `base_dtype`, vectors always as f32.
 pub struct Weights {
@@ -179,6 +180,29 @@ impl Weights {
     pub fn converted_bytes(&self) -> u64 {
         let own = self.tensors.values().filter(|tensor| !tensor.is_shared());
         own.map(|tensor| tensor.nbytes() as u64).sum()
+    }
+
+    /// A hash of all of the base's values as they are held. Unlike the [`fingerprint`](Self::fingerprint) it notices any
+    /// change, and it is another for another storage.
+    pub fn hash(&self) -> String {
+        // So many elements are copied out at a time.
+        const PART: usize = 1 << 18;
+        let ids = self.config.weights();
+        let parts: Vec<View<'_>> = ids
+            .iter()
+            .flat_map(|&(id, (rows, cols))| {
+                let view = self.view(id);
+                let step = (PART / cols.max(1)).max(1);
+                (0..rows)
+                    .step_by(step)
+                    .map(move |row| view.slice_rows(row..rows.min(row + step)))
+            })
+            .collect();
+        let hashes: Vec<u64> = parts
+            .into_par_iter()
+            .map(|part| hash(&part.to_le_bytes(part.dtype())))
+            .collect();
+        format!("{:016x}", hashes.into_iter().fold(0, mix))
     }
 
     /// A short hash of shapes and of 64 values of each tensor, rounded to bf16: the same model stored as f32 or as bf16

@@ -3,12 +3,38 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// What bounds the memory of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bound {
+    /// What the system could give to programs.
+    Machine,
+    /// The limit of a control group, such as a container's or a job's.
+    Group,
+    /// The limit on addresses.
+    Addresses,
+    /// The limit on data.
+    Data,
+}
+
+impl Bound {
+    /// Who has so much free, as the beginning of "… has 12 MiB free".
+    pub fn whose(self) -> &'static str {
+        match self {
+            Self::Machine => "the machine",
+            Self::Group => "the control group of this process (a container's or a job's limit)",
+            Self::Addresses => "this process under its limit on addresses (ulimit -v)",
+            Self::Data => "this process under its limit on data (ulimit -d)",
+        }
+    }
+}
+
 /// Bytes that this process could still get: what the system could give to programs now, or what its control group or its
 /// limits (`ulimit -v`, `ulimit -d`) have left where that is less; `None` where the system doesn't tell.
 pub fn available_memory() -> Option<u64> {
     let process = Process::read();
     let left = [
-        system_left(),
+        machine_left(),
+        group_room(0),
         process.address_space.map(Limit::left),
         process.data.map(Limit::left),
     ];
@@ -17,10 +43,12 @@ pub fn available_memory() -> Option<u64> {
 
 /// Bytes that this process could hold in all, in the sense of a plan's total: what it could still get, and what it holds
 /// of what a plan counts. `mapped` bytes of weights are mapped: a limit on addresses counts them at once, while memory
-/// counts the pages that were read. `to_map` bytes are going to be. A limit on data counts neither.
-pub fn memory_room(mapped: u64, to_map: u64) -> Option<u64> {
+/// counts the pages that were read. `to_map` bytes are going to be. A limit on data counts neither. Also what bounds it.
+pub fn memory_room(mapped: u64, to_map: u64) -> Option<(u64, Bound)> {
     let process = Process::read();
-    let system = system_left().map(|left| left + process.resident);
+    // Pages of files, such as the program's own, are given back where they are wanted, so they are among what is left.
+    let machine = machine_left().map(|left| left + process.anonymous);
+    let group = group_room(process.anonymous);
     // Stacks and the allocator's reserves are addresses, too, but nothing that a plan counts.
     let space = process
         .address_space
@@ -28,7 +56,15 @@ pub fn memory_room(mapped: u64, to_map: u64) -> Option<u64> {
     let data = process
         .data
         .map(|limit| limit.left() + mapped + to_map + process.anonymous);
-    [system, space, data].into_iter().flatten().min()
+    let all = [
+        (machine, Bound::Machine),
+        (group, Bound::Group),
+        (space, Bound::Addresses),
+        (data, Bound::Data),
+    ];
+    all.into_iter()
+        .filter_map(|(room, bound)| Some((room?, bound)))
+        .min()
 }
 
 /// Whether addresses are limited, so that a file counts as a whole once it is mapped.
@@ -40,35 +76,33 @@ pub fn addresses_are_limited() -> bool {
 /// allocation beyond a limit would end the program.
 ///
 /// # Errors
-/// Where they don't: the bytes that are needed, and those that are left.
-pub fn check_limits(mapped: u64, allocated: u64) -> Result<(), (u64, u64)> {
+/// Where they don't: the bytes that are needed, those that are left, and by which limit.
+pub fn check_limits(mapped: u64, allocated: u64) -> Result<(), (u64, u64, Bound)> {
     let process = Process::read();
     let limits = [
-        (process.address_space, mapped + allocated),
-        (process.data, allocated),
+        (process.address_space, mapped + allocated, Bound::Addresses),
+        (process.data, allocated, Bound::Data),
     ];
-    for (limit, needed) in limits {
+    for (limit, needed, bound) in limits {
         if let Some(left) = limit.map(Limit::left)
             && needed > left
         {
-            return Err((needed, left));
+            return Err((needed, left, bound));
         }
     }
     Ok(())
 }
 
-/// What the system could give to programs now, or what the control group has left where that is less.
-fn system_left() -> Option<u64> {
-    let system = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| field(&text, "MemAvailable:"));
-    let group = fs::read_to_string("/proc/self/cgroup")
-        .ok()
-        .and_then(|text| group_left(&text, Path::new("/sys/fs/cgroup")));
-    match (system, group) {
-        (Some(system), Some(group)) => Some(system.min(group)),
-        (one, other) => one.or(other),
-    }
+/// What the system could give to programs now.
+fn machine_left() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    field(&text, "MemAvailable:")
+}
+
+/// What the process's control group has room for beside what others hold, where the process holds `held` bytes.
+fn group_room(held: u64) -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    group_room_in(&text, Path::new("/sys/fs/cgroup"), held)
 }
 
 /// A limit of the process, and what counts against it, in bytes.
@@ -87,7 +121,6 @@ impl Limit {
 /// What the process holds and may hold, in bytes; zero and `None` where the system doesn't tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Process {
-    resident: u64,
     anonymous: u64,
     address_space: Option<Limit>,
     data: Option<Limit>,
@@ -108,7 +141,6 @@ impl Process {
             Some(Limit { most, used })
         };
         Self {
-            resident: bytes("VmRSS:"),
             anonymous: bytes("RssAnon:"),
             address_space: limit("Max address space", bytes("VmSize:")),
             data: limit("Max data size", bytes("VmData:")),
@@ -125,9 +157,9 @@ fn field(text: &str, name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The least that the control groups of a process have left, from the root down to its own; both versions. `text` is
-/// /proc/self/cgroup: lines of `id:controllers:path`.
-fn group_left(text: &str, root: &Path) -> Option<u64> {
+/// The least that the control groups of a process have left, from the root down to its own, and `held` bytes with it, but never
+/// more than a group's limit; both versions. `text` is /proc/self/cgroup: lines of `id:controllers:path`.
+fn group_room_in(text: &str, root: &Path, held: u64) -> Option<u64> {
     let groups = text.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
@@ -144,7 +176,7 @@ fn group_left(text: &str, root: &Path) -> Option<u64> {
         .flat_map(|(mount, path, limit, usage)| {
             folders(&mount, path)
                 .into_iter()
-                .filter_map(move |folder| left_in(&folder, limit, usage))
+                .filter_map(move |folder| room_in(&folder, limit, usage, held))
         })
         .min()
 }
@@ -158,7 +190,7 @@ fn folders(mount: &Path, path: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn left_in(folder: &Path, limit: &str, usage: &str) -> Option<u64> {
+fn room_in(folder: &Path, limit: &str, usage: &str, held: u64) -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
         let text = fs::read_to_string(folder.join(name)).ok()?;
         text.trim().parse().ok()
@@ -168,12 +200,23 @@ fn left_in(folder: &Path, limit: &str, usage: &str) -> Option<u64> {
     let used = number(usage)?;
     // Pages of files are given back where they are wanted.
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let reclaimable = stat.lines().find_map(|line| {
-        let (name, value) = line.split_once(' ')?;
-        let is_file = matches!(name, "inactive_file" | "total_inactive_file");
-        is_file.then(|| value.trim().parse::<u64>().ok())?
-    });
-    Some(limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0))))
+    let value = |wanted: &str| -> Option<u64> {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let (_, value) = lines.find(|(name, _)| *name == wanted)?;
+        value.trim().parse().ok()
+    };
+    // Version 1 counts the groups below under other names.
+    let reclaimable: u64 = ["inactive_file", "active_file"]
+        .iter()
+        .filter_map(|name| value(&format!("total_{name}")).or_else(|| value(name)))
+        .sum();
+    let charged = used.saturating_sub(reclaimable);
+    Some(
+        limit
+            .saturating_sub(charged)
+            .saturating_add(held)
+            .min(limit),
+    )
 }
 
 #[cfg(test)]
@@ -189,13 +232,12 @@ mod tests {
 
     #[test]
     fn the_limits_of_the_process_are_read() {
-        let status =
-            "VmSize:\t  2000 kB\nVmRSS:\t   500 kB\nRssAnon:\t   300 kB\nVmData:\t   400 kB\n";
+        let status = "VmSize:\t  2000 kB\nRssAnon:\t   300 kB\nVmData:\t   400 kB\n";
         let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
                       Max data size             unlimited            unlimited            bytes\n\
                       Max address space         3072000              unlimited            bytes\n";
         let process = Process::parse(status, limits);
-        assert_eq!((process.resident, process.anonymous), (512_000, 307_200));
+        assert_eq!(process.anonymous, 307_200);
         assert_eq!(process.data, None);
         let space = process.address_space.unwrap();
         assert_eq!((space.most, space.left()), (3_072_000, 1_024_000));
@@ -221,16 +263,29 @@ mod tests {
             "a/b",
             &[("memory.max", "max\n"), ("memory.current", "800\n")],
         );
-        assert_eq!(group_left("0::/a/b\n", root.path()), Some(100));
+        let room = |text, held| group_room_in(text, root.path(), held);
+        assert_eq!(room("0::/a/b\n", 0), Some(100));
         write("a", &[("memory.stat", "anon 5\ninactive_file 250\n")]);
-        assert_eq!(group_left("0::/a/b\n", root.path()), Some(350));
-        assert_eq!(group_left("0::/\n", root.path()), None);
+        assert_eq!(room("0::/a/b\n", 0), Some(350));
+        let stat = "anon 5\ninactive_file 250\nactive_file 50\n";
+        write("a", &[("memory.stat", stat)]);
+        assert_eq!(room("0::/a/b\n", 0), Some(400));
+        assert_eq!(room("0::/a/b\n", 500), Some(900));
+        assert_eq!(
+            room("0::/a/b\n", 5000),
+            Some(1000),
+            "never more than the limit"
+        );
+        assert_eq!(room("0::/\n", 0), None);
         let first = [
             ("memory.limit_in_bytes", "500"),
             ("memory.usage_in_bytes", "600"),
         ];
         write("memory/x", &first);
         let text = "3:cpu,cpuacct:/x\n2:memory:/x\n";
-        assert_eq!(group_left(text, root.path()), Some(0));
+        assert_eq!(room(text, 0), Some(0));
+        let stat = "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 100\n";
+        write("memory/x", &[("memory.stat", stat)]);
+        assert_eq!(room(text, 0), Some(200));
     }
 }

@@ -9,5 +9,5 @@ pub mod presets;
 
 pub use estimate::{Estimate, Plan, PlanOptions, PrefixCounts, plan};
 pub use flops::{StepFlops, Work, step_flops};
-pub use machine::{addresses_are_limited, available_memory, check_limits, memory_room};
+pub use machine::{Bound, addresses_are_limited, available_memory, check_limits, memory_room};
 pub use memory::{Memory, training_memory, weight_bytes};

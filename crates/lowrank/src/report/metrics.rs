@@ -185,6 +185,11 @@ impl MetricsWriter {
         }
     }
 
+    /// Whether what is written still goes to the file of that name.
+    pub fn is_in_place(&self) -> bool {
+        crate::lock::is_at(&self.file, &self.path)
+    }
+
     /// Appends one line and hands it to the operating system at once.
     ///
     /// # Errors

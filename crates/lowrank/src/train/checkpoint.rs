@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::atomic;
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{Arena, DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::step::OptimizerState;
 use crate::Error;
 use crate::data::Example;
-use crate::random::mix;
+use crate::model::{Recompute, Weights};
+use crate::random::{hash, mix};
 use crate::tuning::Adapter;
 
 const STATE: &str = "training_state.safetensors";
@@ -38,6 +39,38 @@ pub struct TrainerState {
     pub best: Option<(f64, u64)>,
     /// Evaluations since the best one.
     pub evaluations_without_best: usize,
+    /// What the blocks compute again in the backward, which the memory decided where the settings did not. With a bf16 base
+    /// another choice rounds otherwise. Checkpoints of older versions have none.
+    #[serde(default)]
+    pub recompute: Option<Recompute>,
+    /// The base in full. Checkpoints of older versions have none.
+    #[serde(default)]
+    pub base_mark: Option<ModelMark>,
+    /// A hash of every tensor of the state, which shows damage. Checkpoints of older versions have none.
+    #[serde(default)]
+    pub state_hash: Option<String>,
+}
+
+/// Enough about a base to notice any other in its place, such as one that was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelMark {
+    /// A hash of what config.json decides about the network.
+    pub config: String,
+    /// [`Weights::hash`].
+    pub weights: String,
+}
+
+impl ModelMark {
+    /// The mark of a base.
+    pub fn of(weights: &Weights) -> Self {
+        Self {
+            config: format!(
+                "{:016x}",
+                hash(format!("{:?}", weights.config()).as_bytes())
+            ),
+            weights: weights.hash(),
+        }
+    }
 }
 
 /// Enough about some examples to notice others in their place.
@@ -80,21 +113,36 @@ impl TrainerState {
                 )
             })
         };
-        let base = (self.base != now.base).then(|| {
-            format!(
-                "the base model changed since the run began (fingerprint {} then, {} now)",
-                self.base, now.base
-            )
-        });
         let data = [
             data("training data", &self.data, &now.data),
             data("held-out data", &self.valid, &now.valid),
         ];
+        let base = self.other_base(now);
         base.into_iter().chain(data.into_iter().flatten()).collect()
+    }
+
+    /// How the base of `now` is another, if it is. A mark that either side lacks says nothing.
+    fn other_base(&self, now: &Self) -> Option<String> {
+        if self.base != now.base {
+            return Some(format!(
+                "this is another base than the run began with (fingerprint {} then, {} now)",
+                self.base, now.base
+            ));
+        }
+        let (then, now) = (self.base_mark.as_ref()?, now.base_mark.as_ref()?);
+        let what = match (then.config != now.config, then.weights != now.weights) {
+            (false, false) => return None,
+            (true, false) => "its config.json says otherwise",
+            (false, true) => "its weights differ",
+            (true, true) => "its config.json and its weights differ",
+        };
+        Some(format!(
+            "this is another base than the run began with: {what}"
+        ))
     }
 }
 
-/// Writes `checkpoints/step-N`. `write_adapter` adds the method's own files.
+/// Writes `checkpoints/step-N`, whose state gets its hash. `write_adapter` adds the method's own files.
 ///
 /// # Errors
 /// A file can't be written; an earlier checkpoint is then intact.
@@ -129,21 +177,25 @@ pub fn write(
             })
             .collect();
         let slots = adapter.names.len();
+        // The file's order is the writer's own.
+        let mut hashes = vec![0; specs.len()];
         write_safetensors(
             &temporary.join(STATE),
             &specs,
             &std::collections::BTreeMap::new(),
             |index, out| {
-                out.write_all(
-                    &arenas[index / slots]
-                        .1
-                        .view(index % slots)
-                        .to_le_bytes(DType::F32),
-                )
+                let tensor = arenas[index / slots].1.view(index % slots);
+                let bytes = tensor.to_le_bytes(DType::F32);
+                hashes[index] = hash(&bytes);
+                out.write_all(&bytes)
             },
         )?;
+        let state = TrainerState {
+            state_hash: Some(format!("{:016x}", hashes.into_iter().fold(0, mix))),
+            ..state.clone()
+        };
         atomic::write_file(&temporary.join(TRAINER), |out| {
-            Ok(serde_json::to_writer_pretty(out, state)?)
+            Ok(serde_json::to_writer_pretty(out, &state)?)
         })?;
         Ok(())
     })?;
@@ -159,6 +211,30 @@ pub fn read(
     adapter: &mut Adapter,
     optimizer: &mut OptimizerState,
 ) -> Result<TrainerState, Error> {
+    let state = read_state(folder)?;
+    let file = open_whole(folder, &state, &adapter.names)?;
+    read_values(&file, "param", &adapter.names, &mut adapter.params)?;
+    read_values(&file, "m", &adapter.names, &mut optimizer.m)?;
+    read_values(&file, "v", &adapter.names, &mut optimizer.v)?;
+    optimizer.step = state.step;
+    Ok(state)
+}
+
+/// Reads only the trained values of a checkpoint.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_params(folder: &Path, adapter: &mut Adapter) -> Result<(), Error> {
+    let state = read_state(folder)?;
+    let file = open_whole(folder, &state, &adapter.names)?;
+    read_values(&file, "param", &adapter.names, &mut adapter.params)
+}
+
+/// What a checkpoint knows beside the trained values.
+///
+/// # Errors
+/// A file that is missing or damaged, or that is of another step than its folder.
+pub fn read_state(folder: &Path) -> Result<TrainerState, Error> {
     let path = folder.join(TRAINER);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     let state: TrainerState = serde_json::from_str(&text)
@@ -171,34 +247,44 @@ pub fn read(
             state.step
         )));
     }
-    read_values(folder, "param", &adapter.names, &mut adapter.params)?;
-    read_values(folder, "m", &adapter.names, &mut optimizer.m)?;
-    read_values(folder, "v", &adapter.names, &mut optimizer.v)?;
-    optimizer.step = state.step;
     Ok(state)
 }
 
-/// Reads the newest checkpoint that can be read, and says where it is. Newer ones, which are damaged, are renamed to
-/// `damaged-step-N`, and `warn` is told of each: left in place, they would be counted as the newest again.
+/// Reads the newest checkpoint that can be read. `check` refuses those of another run, and with them to go on. Newer
+/// ones, which are damaged or of a step after `total_steps`, are renamed to `damaged-step-N`, and `warn` is told of each: left in
+/// place, they would be counted as the newest again.
 ///
 /// # Errors
-/// There are checkpoints, and none can be read.
+/// There are checkpoints, and none can be read; what `check` says.
 pub fn read_newest(
     run: &Path,
-    adapter: &mut Adapter,
-    optimizer: &mut OptimizerState,
+    (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
+    total_steps: u64,
+    check: impl Fn(&TrainerState) -> Result<(), Error>,
     mut warn: impl FnMut(String),
 ) -> Result<Option<TrainerState>, Error> {
     let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
     for step in steps(run).into_iter().rev() {
         let folder = step_folder(run, step);
-        match read(&folder, adapter, optimizer) {
+        let found = match read_state(&folder) {
+            Ok(state) => {
+                check(&state)?;
+                if state.step > total_steps {
+                    Err(Error::Training(format!(
+                        "it is of step {}, and the run has {total_steps}",
+                        state.step
+                    )))
+                } else {
+                    read(&folder, adapter, optimizer)
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match found {
             Ok(state) => {
                 for (folder, error) in damaged {
-                    let aside = folder.with_file_name(format!("damaged-{}", name_of(&folder)));
-                    drop(std::fs::remove_dir_all(&aside));
-                    let now = match std::fs::rename(&folder, &aside) {
-                        Ok(()) => format!("moved to {}", aside.display()),
+                    let now = match move_aside(&folder) {
+                        Ok(aside) => format!("moved to {}", aside.display()),
                         Err(error) => format!("left where it is ({error})"),
                     };
                     warn(format!(
@@ -222,27 +308,50 @@ pub fn read_newest(
     }
 }
 
+fn move_aside(folder: &Path) -> std::io::Result<PathBuf> {
+    let aside = folder.with_file_name(format!("damaged-{}", name_of(folder)));
+    drop(std::fs::remove_dir_all(&aside));
+    std::fs::rename(folder, &aside)?;
+    Ok(aside)
+}
+
 fn name_of(folder: &Path) -> String {
     let name = folder.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
-/// Reads only the trained values of a checkpoint.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_params(folder: &Path, adapter: &mut Adapter) -> Result<(), Error> {
-    read_values(folder, "param", &adapter.names, &mut adapter.params)
+/// Opens the state's tensors, and looks whether they are as they were written and are numbers.
+fn open_whole(folder: &Path, state: &TrainerState, names: &[String]) -> Result<Checkpoint, Error> {
+    let path = folder.join(STATE);
+    let file = Checkpoint::open(&path)?;
+    let keys = ["param", "m", "v"]
+        .iter()
+        .flat_map(|kind| names.iter().map(move |name| format!("{kind}.{name}")));
+    // One that is missing is named by whoever reads it.
+    let entries: Vec<_> = keys.filter_map(|key| file.get(&key)).collect();
+    if let Some(written) = &state.state_hash
+        && entries.len() == 3 * names.len()
+    {
+        let sum = entries
+            .iter()
+            .fold(0, |sum, entry| mix(sum, hash(entry.bytes.as_ref())));
+        if *written != format!("{sum:016x}") {
+            return Err(Error::Training(format!(
+                "{}: its values are not those that were written (hash {written} then, {sum:016x} now)",
+                path.display()
+            )));
+        }
+    }
+    check_finite(&entries)?;
+    Ok(file)
 }
 
 fn read_values(
-    folder: &Path,
+    file: &Checkpoint,
     kind: &str,
     names: &[String],
     arena: &mut Arena,
 ) -> Result<(), Error> {
-    let path = folder.join(STATE);
-    let file = Checkpoint::open(&path)?;
     let mut problems = Vec::new();
     for (slot, name) in names.iter().enumerate() {
         let (rows, cols) = arena.shape(slot);
@@ -260,7 +369,10 @@ fn read_values(
     if problems.is_empty() {
         Ok(())
     } else {
-        Err(Error::Tensors { path, problems })
+        Err(Error::Tensors {
+            path: file.path().to_path_buf(),
+            problems,
+        })
     }
 }
 

@@ -428,6 +428,8 @@ impl TrainConfig {
             "save_steps",
             "save_total_limit",
             "memory_budget",
+            // Whoever names one knows that the last bits may change, and is told.
+            "recompute",
         ];
         if self.init_adapter.is_some() && earlier.init_adapter.is_some() {
             neutral.push("init_adapter");

@@ -74,6 +74,14 @@ fn empty(folder: &Path) -> Result<(), Error> {
 
 fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {
     let earlier = read_config(config)?;
+    let checkpoints = config.output.join("checkpoints");
+    if checkpoints.exists() && !checkpoints.is_dir() {
+        return Err(Error::Settings(format!(
+            "{} is no folder, and the run's checkpoints are in a folder of that name; put it back, or start a new run with another --output{}",
+            checkpoints.display(),
+            from_what_was_learned(config)
+        )));
+    }
     let changes = config.changes_since(&earlier);
     if changes.is_empty() {
         return Ok(earlier.began);
@@ -95,12 +103,40 @@ fn read_config(config: &TrainConfig) -> Result<TrainConfig, Error> {
             path.display()
         ))
     })?;
-    serde_saphyr::from_str(&text).map_err(|error| {
+    parse_config(&text).map_err(|problem| {
         Error::Settings(format!(
-            "{}: {error}; the run was begun by another version or the file was edited",
-            path.display()
+            "{}: {problem}; the file was damaged or edited, or another version wrote it; put it back as it was, or start a new run with another --output{}",
+            path.display(),
+            from_what_was_learned(config)
         ))
     })
+}
+
+/// Settings from the text of a config.yaml; what is wrong with it, in words.
+fn parse_config(text: &str) -> Result<TrainConfig, String> {
+    if text.trim().is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    let value: serde_json::Value = serde_saphyr::from_str(text)
+        .map_err(|error| format!("it is not valid YAML: {}", error.without_snippet()))?;
+    let Some(map) = value.as_object() else {
+        return Err("it does not hold lines of the form `key: value`".to_owned());
+    };
+    let is_missing = |key: &&str| map.get(*key).is_none_or(serde_json::Value::is_null);
+    let needed = ["method", "model", "data", "output", "learning_rate", "seed"];
+    if let Some(key) = needed.iter().find(|key| is_missing(key)) {
+        return Err(format!("it has no {key}"));
+    }
+    if let Some(began) = map.get("began").filter(|began| !began.is_null())
+        && let time = began.get("time").unwrap_or(&serde_json::Value::Null)
+        && !time.is_i64()
+    {
+        return Err(format!(
+            "began.time is {time}, and must be a whole number of seconds since 1970"
+        ));
+    }
+    // The text itself, whose lines the error names.
+    serde_saphyr::from_str(text).map_err(|error| error.without_snippet().to_string())
 }
 
 /// How a new run takes over what the one in the output folder has learned, where there is something to take over.
@@ -133,8 +169,9 @@ pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
     }
 }
 
-/// Lets config.yaml say where the model and the data are now, once they are known to be those that the run began with.
-pub(super) fn record_paths(config: &TrainConfig) -> Result<(), Error> {
+/// Lets config.yaml say where the model and the data are now, once they are known to be those that the run began with, and
+/// what is recomputed from now on.
+pub(super) fn record_changes(config: &TrainConfig) -> Result<(), Error> {
     // A run that was not begun by `train` has none.
     if !config.output.join(CONFIG).exists() {
         return Ok(());
@@ -169,6 +206,7 @@ pub(super) fn record_paths(config: &TrainConfig) -> Result<(), Error> {
             _ => config.model.clone(),
         };
     }
+    recorded.recompute = config.recompute;
     if recorded == before {
         return Ok(());
     }
@@ -180,7 +218,7 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
     if !output::is_taken(folder)? {
         return Ok(());
     }
-    if !overwrite {
+    if !overwrite && folder.join(CONFIG).exists() {
         return Err(Error::Settings(format!(
             "output {} exists; give another --output, --resume to go on with the run in it, or --overwrite to replace it",
             folder.display()
@@ -188,7 +226,7 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
     }
     if !folder.join(CONFIG).exists() {
         return Err(Error::Settings(format!(
-            "output {} is not a folder that a run wrote (it has no {CONFIG}), so --overwrite does not replace it; give another --output",
+            "output {} holds files and no run (it has no {CONFIG}), so there is nothing to resume, and --overwrite does not replace it; give another --output, or empty the folder",
             folder.display()
         )));
     }
@@ -306,4 +344,31 @@ pub(super) fn write_card(
         &config.output.join("README.md"),
         |out| out.write_all(card.as_bytes()),
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_config_is_said_in_words() {
+        let config = TrainConfig::new(Method::Lora, "m", "d", "o");
+        let whole = serde_saphyr::to_string(&config).unwrap();
+        assert_eq!(parse_config(&whole).unwrap(), config);
+        let problem = |text: &str| parse_config(text).unwrap_err();
+        assert_eq!(problem(" \n"), "the file is empty");
+        assert_eq!(
+            problem(&whole.replace("model: m\n", "model:\n")),
+            "it has no model"
+        );
+        assert_eq!(problem(&whole.replace("data: d\n", "")), "it has no data");
+        let yesterday = format!("{whole}began:\n  time: yesterday\n  folder: /\n");
+        let words = "began.time is \"yesterday\", and must be";
+        assert!(
+            problem(&yesterday).contains(words),
+            "{}",
+            problem(&yesterday)
+        );
+        assert!(problem("- a\n- b\n").contains("`key: value`"));
+    }
 }

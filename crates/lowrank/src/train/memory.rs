@@ -9,7 +9,7 @@ use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
 use crate::plan::{
-    Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
+    Bound, Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
 };
 use crate::report::units;
 use crate::tuning::{Adapter, Method};
@@ -52,7 +52,8 @@ fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: Virtua
     work
 }
 
-/// What the blocks keep: what the settings ask for, or as much as the memory allows, which is the fastest.
+/// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds
+/// otherwise; else as much as the memory allows, which is the fastest.
 ///
 /// # Errors
 /// A memory budget, or a machine without `force`, that it does not fit in.
@@ -61,6 +62,7 @@ pub(super) fn choose_saving(
     base: &Network,
     adapter: &Adapter,
     examples: &[Example],
+    kept: Option<Recompute>,
     observer: &mut dyn Observer,
 ) -> Result<Saving, Error> {
     let base_dtype = config.base_dtype.into();
@@ -79,19 +81,43 @@ pub(super) fn choose_saving(
     };
     let mapped = weight_bytes(model, base_dtype).saturating_sub(converted);
     let available = memory_room(mapped, 0);
-    let budget = config.memory_budget.or(available);
+    let budget = config.memory_budget.or(available.map(|(room, _)| room));
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
-    let (saving, memory) = choose(&all, config.recompute, budget);
+    let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
     let Memory { activations, .. } = memory;
     let rows = format!(
         "rows of up to {} tokens a batch (recompute {})",
         work.tokens, saving.recompute
     );
     let mut mends = Vec::new();
-    if saving.recompute != Recompute::Full {
-        mends.push("set --recompute full");
+    let is_least = saving.recompute == Recompute::Full;
+    let rounds = saving.dtype != DType::F32;
+    match kept {
+        None if is_least => {}
+        None => mends.push("set --recompute full"),
+        Some(_) if is_least => mends.push("resume with more memory"),
+        Some(_) => {
+            mends.push("resume with more memory");
+            mends.push(if rounds {
+                "set --recompute full, which may change the last bits of the result"
+            } else {
+                "set --recompute full"
+            });
+        }
     }
-    mends.push("lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length");
+    if kept.is_none() {
+        mends.push(
+            "lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length",
+        );
+    } else if let Some(now) = config.recompute
+        && kept != Some(now)
+        && rounds
+    {
+        observer.event(&Event::Note(format!(
+            "warning: recompute was {} until now and is {now} from here on; the result may differ in its last bits from that of a run that kept it",
+            kept.unwrap_or_default()
+        )));
+    }
     refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
         "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {})",
@@ -143,7 +169,8 @@ pub(super) fn check_room(
         (true, false) => (0, 0),
         (false, _) => (0, loading.mapped),
     };
-    let available = memory_room(0, to_map).map(|room| room.saturating_sub(beside));
+    let available =
+        memory_room(0, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
     refuse(
         config,
         least,
@@ -157,7 +184,7 @@ pub(super) fn check_room(
 fn refuse(
     config: &TrainConfig,
     memory: Memory,
-    available: Option<u64>,
+    available: Option<(u64, Bound)>,
     what: &str,
     mends: &[&str],
 ) -> Result<(), Error> {
@@ -173,14 +200,10 @@ fn refuse(
         )));
     }
     match available {
-        Some(available) if memory.total() > available && !config.force => {
-            let whose = if addresses_are_limited() {
-                "the machine, or this process under its limits (ulimit -v), has"
-            } else {
-                "the machine has"
-            };
+        Some((available, bound)) if memory.total() > available && !config.force => {
             Err(Error::Settings(format!(
-                "the run takes {needed}, and {whose} {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                "the run takes {needed}, and {} has {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                bound.whose(),
                 units::bytes(available)
             )))
         }

@@ -12,6 +12,7 @@ mod memory;
 mod method;
 mod order;
 mod prepare;
+mod resume;
 mod run;
 mod schedule;
 mod step;

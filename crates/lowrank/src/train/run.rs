@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lowrank_kernels::Workspace;
 
-use super::checkpoint::{self, DataMark, TrainerState};
+use super::checkpoint::{self, TrainerState};
 use super::config::TrainConfig;
 use super::evaluate::{evaluate, evaluate_rows};
 use super::events::{Event, Observer, Silent};
@@ -15,19 +15,20 @@ use super::folder;
 use super::memory::{check_room, choose_saving, peak_rss};
 use super::order::StepRows;
 use super::prepare::{Trained, prepare};
+use super::resume;
 use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
-use crate::lock::FolderLock;
+use crate::lock::{FolderLock, check_held};
 use crate::model::Saving;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};
 
 /// Steps whose losses are averaged for the final figure.
-const LAST_STEPS: usize = 20;
+pub(super) const LAST_STEPS: usize = 20;
 
 /// How a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub enum Start {
 pub struct Outcome {
     /// The run's folder.
     pub output: PathBuf,
+    /// The run had been finished before, and nothing was done.
+    pub already_finished: bool,
     /// Optimizer steps taken in all.
     pub steps: u64,
     /// Optimizer steps planned.
@@ -96,13 +99,23 @@ pub fn train(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
-    let source = Source::find(&config.model)?;
     check_settings(config)?;
+    let find_base = || Source::find(&config.model);
+    if start != Start::Resume {
+        find_base()?;
+    }
     FolderLock::refuse_busy(&config.output)?;
     let config = &TrainConfig {
         began: folder::check(config, start)?,
         ..config.clone()
     };
+    if start == Start::Resume
+        && let Some(outcome) = resume::finished(config)
+    {
+        observer.event(&Event::Note(resume::finished_note(config, &outcome)));
+        return Ok(outcome);
+    }
+    let source = find_base()?;
     // The same but for where an adapter to start from is found.
     let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
     let model = source.model_config()?;
@@ -130,20 +143,20 @@ pub fn train(
     }
     check(config, valid.as_ref())?;
     let network = base.into_network();
+    if start == Start::Resume {
+        resume::check_base(config, &network)?;
+    }
     let trained = prepare(begins, &network, &data.examples, observer)?;
     let longest = data
         .report
         .longest
         .max(valid.as_ref().map_or(0, |v| v.report.longest));
     check_length(&network, &trained.adapter, longest)?;
-    // A run that cannot fit leaves no folder behind.
-    choose_saving(
-        config,
-        &network,
-        &trained.adapter,
-        &data.examples,
-        &mut Silent,
-    )?;
+    if matches!(start, Start::Fresh { .. }) {
+        // A run that cannot fit leaves no folder behind.
+        let (adapter, rows) = (&trained.adapter, &data.examples);
+        choose_saving(config, &network, adapter, rows, None, &mut Silent)?;
+    }
     observer.event(&Event::Begin);
     if matches!(start, Start::Fresh { .. }) {
         folder::begin(config, start)?;
@@ -285,20 +298,26 @@ pub fn fit(
     let mut optimizer = OptimizerState::new(&adapter);
     let total_steps = config.total_steps(examples.len());
     let mut step_rows = StepRows::new(config, examples);
-    let (state, metrics) = open_state(
+    let mut state = resume::open_state(
         config,
         base,
         (examples, valid),
-        start,
+        start == Start::Resume,
         (&mut adapter, &mut optimizer),
         observer,
     )?;
-    let mut last_losses = last_losses(&folder::metrics_path(&config.output))?;
+    let saving = choose_saving(config, base, &adapter, examples, state.recompute, observer)?;
+    state.recompute = Some(saving.recompute);
+    if start == Start::Resume {
+        folder::record_changes(config)?;
+    }
+    let metrics = resume::open_metrics(config, &state, observer)?;
+    let mut last_losses = resume::last_losses(&folder::metrics_path(&config.output))?;
     let mut run = Loop {
         config,
         base,
         adapter_config: adapter_config.as_ref(),
-        saving: choose_saving(config, base, &adapter, examples, observer)?,
+        saving,
         valid,
         ws: Workspace::new(),
         state,
@@ -319,7 +338,10 @@ pub fn fit(
         outcome.interrupted = run.state.first_eval_loss.is_none();
     }
 
-    while run.state.step < total_steps && !outcome.interrupted {
+    // Its last checkpoint may be that of the very step after which it stopped.
+    let more = run.state.step < total_steps;
+    outcome.stopped_early = more && run.has_no_patience(observer);
+    while run.state.step < total_steps && !outcome.interrupted && !outcome.stopped_early {
         let step = run.state.step;
         let rows = step_rows.rows(step);
         let options = run.step_options(schedule.at(step));
@@ -365,12 +387,7 @@ pub fn fit(
         }
         run.finish(&mut adapter, &mut outcome, observer)?;
     }
-    outcome.peak_rss = peak_rss();
-    let summary = run.summary(&outcome);
-    let damage = folder::write_report(config, &summary, &figures(&outcome))?;
-    if let Some(damage) = damage {
-        observer.event(&Event::Note(format!("warning: {damage}; left out")));
-    }
+    run.report(&mut outcome, observer)?;
     Ok(outcome)
 }
 
@@ -386,72 +403,6 @@ fn warn_of_warmup(schedule: Schedule, observer: &mut dyn Observer) {
             "warning: the warm-up takes {warmup_steps} steps and the run {total_steps}, so the learning rate never reaches {learning_rate}"
         )));
     }
-}
-
-/// The state that the run begins or goes on with, and the metrics file cut to it.
-fn open_state(
-    config: &TrainConfig,
-    base: &Network,
-    (examples, valid): (&[Example], &[Example]),
-    start: Start,
-    (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
-    observer: &mut dyn Observer,
-) -> Result<(TrainerState, MetricsWriter), Error> {
-    let state = TrainerState {
-        base: base.decoder.weights().fingerprint(),
-        data: DataMark::of(examples),
-        valid: DataMark::of(valid),
-        ..TrainerState::default()
-    };
-    let restored = if start == Start::Resume {
-        checkpoint::sweep(&config.output);
-        let restored = restore(config, adapter, optimizer, &state, observer)?;
-        folder::record_paths(config)?;
-        restored
-    } else {
-        None
-    };
-    let metrics_path = folder::metrics_path(&config.output);
-    let Some(earlier) = restored else {
-        return Ok((state, MetricsWriter::create(&metrics_path)?));
-    };
-    let (metrics, damage) = MetricsWriter::resume(&metrics_path, earlier.step)?;
-    if let Some(damage) = damage {
-        observer.event(&Event::Note(format!("warning: {damage}; dropped")));
-    }
-    Ok((earlier, metrics))
-}
-
-/// The newest checkpoint's values, optimizer and state; `None` where there is none yet. `now` is what the run finds today.
-fn restore(
-    config: &TrainConfig,
-    adapter: &mut Adapter,
-    optimizer: &mut OptimizerState,
-    now: &TrainerState,
-    observer: &mut dyn Observer,
-) -> Result<Option<TrainerState>, Error> {
-    let warn = |text| observer.event(&Event::Note(text));
-    let earlier = checkpoint::read_newest(&config.output, adapter, optimizer, warn)?;
-    let Some(earlier) = earlier else {
-        observer.event(&Event::Note(
-            "there is no checkpoint yet; starting from the beginning".to_owned(),
-        ));
-        return Ok(None);
-    };
-    let differences = earlier.differences(now);
-    if !differences.is_empty() {
-        return Err(Error::Settings(format!(
-            "{}, so it can't be resumed; give back what it began with, or start a new run with another --output{}",
-            differences.join("; "),
-            folder::from_what_was_learned(config)
-        )));
-    }
-    observer.event(&Event::Note(format!(
-        "resuming after step {} of {}",
-        earlier.step,
-        config.total_steps(now.data.rows)
-    )));
-    Ok(Some(earlier))
 }
 
 impl Loop<'_> {
@@ -523,7 +474,7 @@ impl Loop<'_> {
             eval_accuracy: Some(sums.correct as f64 / sums.tokens as f64),
             eval_supervised_tokens: Some(sums.tokens as u64),
         };
-        self.metrics.write(&line.clone().into())?;
+        self.write_line(&line.clone().into(), observer)?;
         observer.event(&Event::Eval(line));
         Ok(Some(sums.mean()))
     }
@@ -555,9 +506,25 @@ impl Loop<'_> {
             tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
             peak_rss: peak_rss(),
         };
-        self.metrics.write(&line.clone().into())?;
+        self.write_line(&line.clone().into(), observer)?;
         observer.event(&Event::Step(line));
         Ok((done, seconds))
+    }
+
+    /// Adds a line of metrics. A file that was deleted meanwhile is begun anew, as long as the folder is still this run's.
+    fn write_line(&mut self, line: &MetricsLine, observer: &mut dyn Observer) -> Result<(), Error> {
+        if !self.metrics.is_in_place() {
+            let run = &self.config.output;
+            check_held(run)?;
+            let path = folder::metrics_path(run);
+            self.metrics = MetricsWriter::create(&path)?;
+            observer.event(&Event::Note(format!(
+                "warning: {} was deleted or moved away; it begins anew with step {}, and the report lacks what was before",
+                path.display(),
+                line.step()
+            )));
+        }
+        Ok(self.metrics.write(line)?)
     }
 
     /// Evaluates after a step; whether that is the best loss so far.
@@ -600,6 +567,7 @@ impl Loop<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         let run = &self.config.output;
+        check_held(run)?;
         let folder = checkpoint::write(run, adapter, optimizer, &self.state, |folder| {
             self.save_adapter(folder, adapter)
         })
@@ -663,6 +631,7 @@ impl Loop<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         let config = self.config;
+        check_held(&config.output)?;
         if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
             if step != self.state.step {
                 checkpoint::read_params(&checkpoint::step_folder(&config.output, step), adapter)?;
@@ -710,6 +679,18 @@ impl Loop<'_> {
         }
     }
 
+    /// Writes report.html.
+    fn report(&self, outcome: &mut Outcome, observer: &mut dyn Observer) -> Result<(), Error> {
+        outcome.peak_rss = peak_rss();
+        check_held(&self.config.output)?;
+        let summary = self.summary(outcome);
+        let damage = folder::write_report(self.config, &summary, &figures(outcome))?;
+        if let Some(damage) = damage {
+            observer.event(&Event::Note(format!("warning: {damage}; left out")));
+        }
+        Ok(())
+    }
+
     fn summary(&self, outcome: &Outcome) -> String {
         let end = if outcome.interrupted {
             ", interrupted"
@@ -727,21 +708,7 @@ impl Loop<'_> {
     }
 }
 
-/// The losses of the last steps that metrics.jsonl holds: a resumed run states the same figure as one that never stopped.
-fn last_losses(metrics: &Path) -> Result<Vec<f64>, Error> {
-    let found = crate::report::metrics::read(metrics)?;
-    let losses: Vec<f64> = found
-        .lines
-        .iter()
-        .filter_map(|line| match line {
-            MetricsLine::Step(step) => Some(step.loss),
-            MetricsLine::Eval(_) => None,
-        })
-        .collect();
-    Ok(losses[losses.len().saturating_sub(LAST_STEPS)..].to_vec())
-}
-
-fn mean(values: &[f64]) -> Option<f64> {
+pub(super) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 

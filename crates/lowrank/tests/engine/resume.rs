@@ -325,9 +325,272 @@ fn other_data_or_another_base_is_refused() {
     let mut other = full::inject(model.weights());
     other.params.view_mut(1).fill(0.5);
     full::save_weights(model.config(), &other, &place.path("model"), DType::F32).expect("another");
-    assert_says(&failure(resume()), &["the base model changed"]);
+    assert_says(
+        &failure(resume()),
+        &["another base than the run began with"],
+    );
     fs::write(&weights, bytes).expect("the model");
     resume().expect("everything is as it was");
+}
+
+/// Every file of a folder with its contents.
+fn contents(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            let bytes = fs::read(&path).expect("a file");
+            all.push((path, bytes));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    for method in [Method::Lora, Method::Full] {
+        let place = Place::new("llama");
+        let config = place.config(method, "run");
+        let whole = run(&config).expect("the run");
+        let before = contents(&place.path("run"));
+        let mut watch = Watch::default();
+        let again = watch.train(&config, Start::Resume).expect("no failure");
+        assert!(again.already_finished && !again.interrupted, "{again:?}");
+        assert_eq!(
+            (again.steps, again.total_steps, again.trainable_parameters),
+            (whole.steps, whole.total_steps, whole.trainable_parameters)
+        );
+        assert_eq!(again.train_loss, whole.train_loss);
+        assert_eq!(again.first_eval_loss, whole.first_eval_loss);
+        assert_eq!(again.eval_loss, whole.eval_loss);
+        let words = ["is finished (9 of 9 steps)", "--overwrite"];
+        assert_says(&watch.notes.join("\n"), &words);
+        assert!(contents(&place.path("run")) == before);
+        // Not even the rows are needed.
+        fs::remove_dir_all(place.path("data")).expect("gone");
+        let again = Watch::default().train(&config, Start::Resume);
+        assert!(again.expect("no failure").already_finished);
+    }
+    // Without what it was for, it is not finished.
+    let place = Place::new("llama");
+    let config = place.config(Method::Lora, "run");
+    run(&config).expect("the run");
+    fs::write(place.path("run").join("adapter_model.safetensors"), "x").expect("damage");
+    let again = Watch::default()
+        .train(&config, Start::Resume)
+        .expect("the run");
+    assert!(!again.already_finished && again.steps == 9);
+}
+
+#[test]
+fn a_run_that_stopped_early_is_finished() {
+    let place = Place::new("llama");
+    place.write_contrary_valid();
+    for save_steps in [None, Some(1)] {
+        let name = format!("run{}", save_steps.is_some());
+        let config = TrainConfig {
+            eval_steps: Some(1),
+            save_steps,
+            early_stopping_patience: Some(2),
+            warmup_steps: 0,
+            ..place.config(Method::Lora, &name)
+        };
+        let whole = run(&config).expect("the run");
+        assert!(whole.stopped_early && whole.steps < 9, "{whole:?}");
+        let before = contents(&place.path(&name));
+        let again = Watch::default()
+            .train(&config, Start::Resume)
+            .expect("no failure");
+        assert!(again.already_finished && again.stopped_early, "{again:?}");
+        assert_eq!(again.steps, whole.steps);
+        assert!(contents(&place.path(&name)) == before);
+    }
+    // Killed between its last checkpoint and its end: no further step.
+    let config = TrainConfig {
+        eval_steps: Some(1),
+        save_steps: Some(1),
+        early_stopping_patience: Some(2),
+        warmup_steps: 0,
+        ..place.config(Method::Lora, "runtrue")
+    };
+    let before = metrics(&place.path("runtrue")).len();
+    fs::remove_file(place.path("runtrue").join("README.md")).expect("the card");
+    let again = Watch::default()
+        .train(&config, Start::Resume)
+        .expect("it ends");
+    assert!(again.stopped_early && !again.already_finished);
+    assert_eq!(metrics(&place.path("runtrue")).len(), before);
+}
+
+/// Changes the JSON of a checkpoint's trainer_state.json.
+fn change_state(checkpoint: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = checkpoint.join("trainer_state.json");
+    let text = fs::read_to_string(&path).expect("a state");
+    let mut state: Value = serde_json::from_str(&text).expect("JSON");
+    change(state.as_object_mut().expect("an object"));
+    fs::write(&path, state.to_string()).expect("a state");
+}
+
+#[test]
+fn what_is_recomputed_stays_as_it_was() {
+    let place = Place::new("llama");
+    let config = TrainConfig {
+        base_dtype: lowrank::train::BaseDtype::Bf16,
+        save_steps: Some(2),
+        ..place.config(Method::Lora, "run")
+    };
+    Watch::stopping_after(4)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let checkpoint = place.path("run/checkpoints/step-4");
+    // As on a machine with less memory.
+    change_state(&checkpoint, |state| {
+        assert_eq!(state["recompute"], "none");
+        state["recompute"] = "selective".into();
+    });
+    let small = TrainConfig {
+        memory_budget: Some(19_000_000),
+        ..config.clone()
+    };
+    let text = failure(Watch::default().train(&small, Start::Resume));
+    assert_says(
+        &text,
+        &[
+            "memory_budget is 18.1 MiB",
+            "resume with more memory",
+            "--recompute full",
+        ],
+    );
+    let mut watch = Watch::stopping_after(6);
+    watch.train(&config, Start::Resume).expect("stopped again");
+    assert_says(&watch.notes.join("\n"), &["recompute selective)"]);
+
+    // Another choice can be made, and is kept from then on.
+    let full = TrainConfig {
+        recompute: Some(lowrank::model::Recompute::Full),
+        ..config.clone()
+    };
+    let mut watch = Watch::stopping_after(8);
+    watch.train(&full, Start::Resume).expect("stopped again");
+    let words = ["recompute was selective until now and is full from here on"];
+    assert_says(&watch.notes.join("\n"), &words);
+    let yaml = fs::read_to_string(place.path("run/config.yaml")).expect("config.yaml");
+    assert_says(&yaml, &["recompute: full"]);
+    // A checkpoint of an older version has none of it.
+    for name in ["recompute", "base_mark", "state_hash"] {
+        change_state(&place.path("run/checkpoints/step-8"), |state| {
+            assert!(state.remove(name).is_some(), "{name}");
+        });
+    }
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("it ends");
+}
+
+/// What a message says of damage, and how to do it to a checkpoint.
+type Damage = (&'static str, fn(&Path));
+
+#[test]
+fn a_checkpoint_whose_values_changed_is_not_used() {
+    let place = Place::new("llama");
+    run(&place.config(Method::Lora, "whole")).expect("the run");
+    let config = TrainConfig {
+        save_steps: Some(2),
+        ..place.config(Method::Lora, "run")
+    };
+    let damages: [Damage; 4] = [
+        ("its values are not those that were written", |folder| {
+            let path = folder.join("training_state.safetensors");
+            let mut bytes = fs::read(&path).expect("the state");
+            let last = bytes.len() - 1;
+            bytes[last - 70] ^= 1;
+            fs::write(&path, bytes).expect("damage");
+        }),
+        // Of an older version, which has no hash.
+        ("training_state.safetensors", |folder| {
+            change_state(folder, |state| drop(state.remove("state_hash")));
+            let path = folder.join("training_state.safetensors");
+            let mut bytes = fs::read(&path).expect("the state");
+            let last = bytes.len() - 4;
+            bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+            fs::write(&path, bytes).expect("damage");
+        }),
+        ("it is of step 40, and the run has 9", |folder| {
+            change_state(folder, |state| drop(state.insert("step".into(), 40.into())));
+            fs::rename(folder, folder.with_file_name("step-40")).expect("renamed");
+        }),
+        ("the folder is called step-4", |folder| {
+            change_state(folder, |state| drop(state.insert("step".into(), 3.into())));
+        }),
+    ];
+    for (words, damage) in damages {
+        drop(fs::remove_dir_all(place.path("run")));
+        Watch::stopping_after(4)
+            .train(&config, Start::Fresh { overwrite: false })
+            .expect("stopped");
+        damage(&place.path("run/checkpoints/step-4"));
+        let mut watch = Watch::default();
+        watch.train(&config, Start::Resume).expect("it goes on");
+        let said = ["resuming after step 2 of 9", "is moved to", words];
+        assert_says(&watch.notes.join("\n"), &said);
+        assert_same_run(&place, "whole", "run", Method::Lora);
+    }
+}
+
+#[test]
+fn any_other_base_is_refused() {
+    let place = Place::new("llama");
+    let config = place.config(Method::Lora, "run");
+    Watch::stopping_after(2)
+        .train(&config, Start::Fresh { overwrite: false })
+        .expect("stopped");
+    let model = place.path("model");
+    let files = ["config.json", "model.safetensors"].map(|name| {
+        let path = model.join(name);
+        let bytes = fs::read(&path).expect("the model");
+        (path, bytes)
+    });
+    let refused = |words: &[&str]| {
+        let text = failure(Watch::default().train(&config, Start::Resume));
+        assert_says(
+            &text,
+            &["this is another base than the run began with", "--model"],
+        );
+        assert_says(&text, words);
+        assert!(!text.contains("delete"), "{text}");
+        for (path, bytes) in &files {
+            fs::write(path, bytes).expect("the model");
+        }
+    };
+    let eps = |json: &mut Value| json["rms_norm_eps"] = 0.01.into();
+    let theta = |json: &mut Value| json["rope_parameters"]["rope_theta"] = 123.0.into();
+    let act = |json: &mut Value| json["hidden_act"] = "gelu".into();
+    let changes: [&dyn Fn(&mut Value); 3] = [&eps, &theta, &act];
+    for change in changes {
+        let mut json: Value = serde_json::from_slice(&files[0].1).expect("JSON");
+        change(&mut json);
+        fs::write(&files[0].0, json.to_string()).expect("another");
+        refused(&["its config.json says otherwise"]);
+    }
+    // One weight of one tensor.
+    let mut bytes = files[1].1.clone();
+    let last = bytes.len() - 8;
+    bytes[last] ^= 1;
+    fs::write(&files[1].0, bytes).expect("another");
+    refused(&["its weights differ"]);
+    // Of another shape.
+    let other = Place::new("qwen3");
+    for (path, _) in &files {
+        let name = path.file_name().expect("a name");
+        fs::copy(other.path("model").join(name), path).expect("another");
+    }
+    refused(&["fingerprint"]);
+    Watch::default()
+        .train(&config, Start::Resume)
+        .expect("everything is as it was");
 }
 
 #[test]

@@ -199,6 +199,14 @@ impl Config {
     pub(super) fn read(path: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
         let file = File::read(path)?;
         let shown = path.display();
+        if let Some(seeds) = file.values.get("seeds")
+            && serde_json::from_value::<Vec<u64>>(seeds.clone()).is_err()
+        {
+            return Err(Misuse::new(format!(
+                "{shown}: seeds must be a list of whole numbers, 0 or greater, such as [1, 2, 3], not {seeds}"
+            ))
+            .into());
+        }
         let written: Written =
             serde_json::from_value(Value::Object(file.values)).map_err(|error| {
                 Misuse::new(format!("{shown}: {}", settings::plain(&error.to_string())))
@@ -212,6 +220,11 @@ impl Config {
         problems.require(data.is_some(), || {
             format!("{shown} names no data; give it some, or --data")
         });
+        for (name, settings) in [("train", &written.train), ("sweep", &written.sweep)] {
+            problems.require(!settings.contains_key("output"), || {
+                format!("{shown}: {name}: output cannot be set, since every training has a folder of its own in --output; leave it out")
+            });
+        }
         problems.require(!written.methods.is_empty(), || {
             format!("{shown} lists no methods; give at least one, such as {{method: lora, r: 4}}")
         });

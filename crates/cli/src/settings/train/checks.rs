@@ -94,6 +94,13 @@ impl Layered<TrainSettings> {
             let held = f64::from(value as f32);
             problems.require(fine(held) && held.is_finite(), || {
                 let rounded = if fine(value) && value.is_finite() {
+                    if held.is_infinite() {
+                        return format!(
+                            "{} must be {range}, and no larger than 3.4e38, the largest 32-bit number; it is {}",
+                            self.name(key),
+                            shown(value)
+                        );
+                    }
                     format!(", which is {held} as a 32-bit number")
                 } else {
                     String::new()
