@@ -26,7 +26,14 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
                 .replace('"', "&#34;")
         });
     }
-    environment.add_filter("indent", indent);
+    environment.add_filter(
+        "indent",
+        |text: &str,
+         width: Option<Jinja>,
+         first: Option<bool>,
+         blank: Option<bool>,
+         options: Kwargs| { indent(text, width, first, blank, &options) },
+    );
     // A template that would run for hours is a mistake or an attack.
     environment.set_fuel(Some(FUEL));
     environment.add_test("iterable", |value: &Jinja| {
@@ -58,7 +65,7 @@ fn indent(
     width: Option<Jinja>,
     first: Option<bool>,
     blank: Option<bool>,
-    options: Kwargs,
+    options: &Kwargs,
 ) -> Result<String, Error> {
     let width = match options.get::<Option<Jinja>>("width")?.or(width) {
         None => " ".repeat(4),

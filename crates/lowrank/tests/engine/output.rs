@@ -47,7 +47,7 @@ fn only_what_a_run_wrote_is_replaced() {
     write("plain/notes.txt");
     assert_says(
         &failure(overwrite("plain")),
-        &["not a folder that a run wrote", "config.yaml"],
+        &["holds files and no run", "config.yaml"],
     );
 
     // A project whose own settings are in config.yaml.

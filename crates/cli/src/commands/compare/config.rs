@@ -191,12 +191,8 @@ pub(super) struct Entry {
     pub positions: usize,
 }
 
-impl Config {
-    /// Reads the file and works out every method.
-    ///
-    /// # Errors
-    /// With every problem that was found.
-    pub(super) fn read(path: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
+impl Written {
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let file = File::read(path)?;
         let shown = path.display();
         if let Some(seeds) = file.values.get("seeds")
@@ -207,10 +203,21 @@ impl Config {
             ))
             .into());
         }
-        let written: Written =
-            serde_json::from_value(Value::Object(file.values)).map_err(|error| {
-                Misuse::new(format!("{shown}: {}", settings::plain(&error.to_string())))
-            })?;
+        let written = serde_json::from_value(Value::Object(file.values));
+        Ok(written.map_err(|error| {
+            Misuse::new(format!("{shown}: {}", settings::plain(&error.to_string())))
+        })?)
+    }
+}
+
+impl Config {
+    /// Reads the file and works out every method.
+    ///
+    /// # Errors
+    /// With every problem that was found.
+    pub(super) fn read(path: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
+        let written = Written::read(path)?;
+        let shown = path.display();
         let mut problems = Misuse::default();
         let model = overrides.model.clone().or(written.model);
         let data = overrides.data.clone().or(written.data);

@@ -301,13 +301,12 @@ fn object_of(arguments: &Value) -> Option<Value> {
 
 fn in_form(arguments: &Value, form: Arguments) -> Option<Value> {
     match form {
-        Arguments::Given => None,
         Arguments::Objects => object_of(arguments),
         Arguments::Texts if arguments.is_object() => Some(Value::from(pyjson::dumps(
             arguments,
             &pyjson::Style::default(),
         ))),
-        Arguments::Texts => None,
+        Arguments::Given | Arguments::Texts => None,
     }
 }
 
