@@ -14,12 +14,12 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Segment, View, Workspace};
+use lowrank_kernels::{Segment, View, Workspace, all_finite};
 use rayon::prelude::*;
 
 use super::prefixes::{Prefixes, infix, read_infix};
 use super::repeats::ban_repeats;
-use super::{Continuation, Finish, PromptIds, can_choose};
+use super::{Continuation, Finish, PromptIds};
 use crate::model::{Batch, Decoder, KvCache};
 use crate::tuning::AdapterSet;
 
@@ -193,7 +193,7 @@ impl Search<'_> {
         let Some(first) = self.beams.first() else {
             return;
         };
-        if !can_choose(logits) {
+        if !all_finite(logits) {
             let ids = first.made.clone();
             let finish = Finish::NotFinite;
             self.finished = vec![(f32::INFINITY, Continuation { ids, finish })];

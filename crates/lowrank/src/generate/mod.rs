@@ -8,7 +8,7 @@ mod sampling;
 
 use std::ops::Range;
 
-use lowrank_kernels::{Segment, View, Workspace, argmax_rows};
+use lowrank_kernels::{Segment, Workspace, all_finite, argmax_rows};
 
 pub use beams::{BeamOptions, beam_search};
 pub use sampling::Sampling;
@@ -197,11 +197,13 @@ fn advance(
         active.push(index);
     }
     let logits = model.logits(&batch, adapters, &last_rows, Some(cache), ws);
+    let finite = all_finite(logits.view());
     let n = options.no_repeat_ngram_size;
     let greedy = (options.sampling.is_greedy() && n == 0).then(|| argmax_rows(logits.view()));
     for (row, &index) in active.iter().enumerate() {
         let sequence = &mut sequences[index];
-        if !can_choose(logits.view().slice_rows(row..row + 1)) {
+        // NaN and ∞ come of a calculation that overflowed.
+        if !finite && !all_finite(logits.view().slice_rows(row..row + 1)) {
             sequence.finish = Some(Finish::NotFinite);
             continue;
         }
@@ -230,13 +232,4 @@ fn advance(
         };
     }
     ws.give(logits);
-}
-
-/// Whether logits say anything: -∞ is a token that may not come, while NaN and ∞ come of a calculation that overflowed.
-fn can_choose(logits: View) -> bool {
-    (0..logits.rows()).all(|row| {
-        let values = logits.slice_rows(row..row + 1).to_vec();
-        let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        largest.is_finite() && !values.iter().any(|x| x.is_nan())
-    })
 }
