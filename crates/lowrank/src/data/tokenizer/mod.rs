@@ -41,8 +41,6 @@ pub struct Tokenizer {
     unnamed_end: Option<u32>,
     special: HashSet<u32>,
     vocab_size: usize,
-    /// The same for tokenizer.json alone.
-    given_size: usize,
     /// Rows of the model's embedding, where they are known.
     rows: Option<usize>,
     /// Tokens whose id is not the one that a file gives them, and what is wrong.
@@ -86,11 +84,9 @@ impl Tokenizer {
             return Err(DataError::layout(folder, hint));
         }
         let json = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
-        Self::build(
-            &json,
-            &path.display().to_string(),
-            Files::read(folder, &json)?,
-        )
+        let origin = path.display().to_string();
+        let inner = read(&json, &origin)?;
+        Self::build(inner, &json, &origin, Files::read(folder, &json)?)
     }
 
     /// A tokenizer from the contents of its files, for a model that is built into a program.
@@ -116,26 +112,29 @@ impl Tokenizer {
         if let Some(template) = chat_template {
             files.templates.add("default", template.to_owned());
         }
-        let built = Self::build(tokenizer_json, origin, files)?;
-        if built.misplaced.is_empty() && (built.eos as usize) < built.given_size {
-            return Ok(built);
+        let inner = read(tokenizer_json, origin)?;
+        if inner.token_to_id(eos_token).is_none() {
+            return Err(DataError::tokenizer(
+                origin,
+                format!("eos_token is {eos_token:?}, but the vocabulary has no such token"),
+            ));
         }
-        Err(DataError::tokenizer(
-            origin,
-            format!("eos_token is {eos_token:?}, but the vocabulary has no such token"),
-        ))
+        Self::build(inner, tokenizer_json, origin, files)
     }
 
-    fn build(json: &[u8], origin: &str, files: Files) -> Result<Self, DataError> {
+    /// `inner` is what `json` holds.
+    fn build(
+        mut inner: tokenizers::Tokenizer,
+        json: &[u8],
+        origin: &str,
+        files: Files,
+    ) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::tokenizer(origin, reason);
-        let mut inner = read_json(json)
-            .map_err(|error| wrong(format!("is not a tokenizer this program can read: {error}")))?;
         without_dropout(&mut inner);
         inner
             .with_truncation(None)
             .map_err(|error| wrong(error.to_string()))?;
         inner.with_padding(None);
-        let given_size = size_of(&inner);
         let misplaced = add_tokens(&mut inner, json, &files).map_err(wrong)?;
         inner.set_encode_special_tokens(files.split_special_tokens);
         let (prefix, suffix) = added_by_post_processor(&inner).map_err(wrong)?;
@@ -145,9 +144,10 @@ impl Tokenizer {
 
         let id_of = |name: &str| inner.token_to_id(&files.named.get(name)?.content);
         let named_bos = id_of("bos_token");
-        let vocab_size = size_of(&inner);
-        let known_end = files.end_ids.iter().copied();
-        let known_end = known_end.clone().find(|id| (*id as usize) < vocab_size);
+        let vocabulary = inner.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        let mut ends = files.end_ids.iter().copied();
+        let known_end = ends.find(|id| (*id as usize) < vocab_size);
         let Some(eos) = id_of("eos_token").or(known_end) else {
             return Err(wrong(
                 "no end token is known, so a model could not learn to stop; name it as \"eos_token\" in \
@@ -186,7 +186,6 @@ impl Tokenizer {
             stop,
             special,
             vocab_size,
-            given_size,
             rows: None,
             misplaced,
             template,
@@ -424,14 +423,20 @@ fn warn_of_flags(flags: [Option<bool>; 2], prefix: &[u32], suffix: &[u32]) {
 }
 
 /// The tokenizer of a tokenizer.json. The crate that reads it panics at some contents that cannot be.
-fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+fn read(json: &[u8], origin: &str) -> Result<tokenizers::Tokenizer, DataError> {
+    let wrong = |error: String| {
+        let reason = format!("is not a tokenizer this program can read: {error}");
+        DataError::tokenizer(origin, reason)
+    };
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
     std::panic::set_hook(hook);
     match read {
-        Ok(read) => read.map_err(|error| error.to_string()),
-        Err(_) => Err("its merges, its normalizer or another part of it is damaged".into()),
+        Ok(read) => read.map_err(|error| wrong(error.to_string())),
+        Err(_) => Err(wrong(
+            "its merges, its normalizer or another part of it is damaged".into(),
+        )),
     }
 }
 
@@ -448,12 +453,6 @@ fn without_dropout(inner: &mut tokenizers::Tokenizer) {
         model.dropout = None;
         inner.with_model(model);
     }
-}
-
-/// One more than the largest id.
-fn size_of(inner: &tokenizers::Tokenizer) -> usize {
-    let vocabulary = inner.get_vocab(true);
-    vocabulary.values().max().map_or(0, |id| *id as usize + 1)
 }
 
 /// The part of tokenizer.json that says which id an added token has.
