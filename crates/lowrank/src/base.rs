@@ -160,31 +160,6 @@ impl Base {
     }
 }
 
-/// Copies the files of a folder, if it is there, into another.
-fn copy_files(from: &Path, to: &Path) -> Result<(), Error> {
-    let Ok(entries) = std::fs::read_dir(from) else {
-        return Ok(());
-    };
-    for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
-        let bytes = std::fs::read(entry.path()).map_err(Error::io(&entry.path()))?;
-        std::fs::create_dir_all(to).map_err(Error::io(to))?;
-        let copy = to.join(entry.file_name());
-        atomic::write_file(&copy, |out| out.write_all(&bytes))?;
-    }
-    Ok(())
-}
-
-/// The ids that generation_config.json of the built-in model names as ends.
-fn builtin_ends() -> Vec<u32> {
-    #[derive(serde::Deserialize)]
-    struct Ends {
-        eos_token_id: Vec<u32>,
-    }
-    serde_json::from_slice::<Ends>(builtin("generation_config.json"))
-        .map(|ends| ends.eos_token_id)
-        .unwrap_or_default()
-}
-
 impl Source {
     /// Finds the files that a `--model` value means.
     ///
@@ -433,6 +408,31 @@ impl Source {
             Self::Builtin => BUILTIN.to_owned(),
         }
     }
+}
+
+/// Copies the files of a folder, if it is there, into another.
+fn copy_files(from: &Path, to: &Path) -> Result<(), Error> {
+    let Ok(entries) = std::fs::read_dir(from) else {
+        return Ok(());
+    };
+    for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
+        let bytes = std::fs::read(entry.path()).map_err(Error::io(&entry.path()))?;
+        std::fs::create_dir_all(to).map_err(Error::io(to))?;
+        let copy = to.join(entry.file_name());
+        atomic::write_file(&copy, |out| out.write_all(&bytes))?;
+    }
+    Ok(())
+}
+
+/// The ids that generation_config.json of the built-in model names as ends.
+fn builtin_ends() -> Vec<u32> {
+    #[derive(serde::Deserialize)]
+    struct Ends {
+        eos_token_id: Vec<u32>,
+    }
+    serde_json::from_slice::<Ends>(builtin("generation_config.json"))
+        .map(|ends| ends.eos_token_id)
+        .unwrap_or_default()
 }
 
 /// Refuses what stands in a file's place where a clone or a download has failed.

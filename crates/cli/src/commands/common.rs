@@ -5,11 +5,12 @@ use std::str::FromStr;
 
 use clap::Args;
 use lowrank::base::{Base, Source};
-use lowrank::data::{DataError, DataOptions, Dataset, Tokenizer, is_standard_input, split_file};
+use lowrank::data::{DataOptions, Dataset, Tokenizer, is_standard_input, split_file, why_missing};
 use lowrank::model::Weights;
 use lowrank::tuning::{self, Adapter, AdapterSet, Loaded};
 
 use crate::failure::{Misuse, paragraph};
+use crate::settings::paths::why_no_adapter;
 use crate::settings::values::{BaseDtype, Boundary, Method, OnBadRow, Recompute, Split};
 
 /// Which model, and how it is held.
@@ -116,15 +117,8 @@ pub fn choose_split(
     preferred: &[Split],
 ) -> anyhow::Result<lowrank::data::Split> {
     if !data.exists() && !is_standard_input(data) {
-        let shown = data.display();
-        // A link to nothing and a pipe that is gone have messages of their own.
-        return Err(
-            Misuse::new(match split_file(data, lowrank::data::Split::File) {
-                Err(error @ DataError::Layout { .. }) => format!("--data: {error}"),
-                _ => format!("--data: {shown} does not exist"),
-            })
-            .into(),
-        );
+        let reason = why_missing(data).unwrap_or_else(|| "does not exist".to_owned());
+        return Err(Misuse::new(format!("--data: {} {reason}", data.display())).into());
     }
     match asked {
         Some(_) if !data.is_dir() => Err(Misuse::new(format!(
@@ -326,13 +320,8 @@ pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
         ))
         .into());
     }
-    if !folder.exists() && lowrank::data::looks_remote(folder) {
-        return Err(Misuse::new(format!(
-            "--adapter: there is no folder {0}, and adapters are not downloaded; download it first: \
-             hf download OWNER/NAME --local-dir adapter, and give --adapter adapter",
-            folder.display()
-        ))
-        .into());
+    if let Some(reason) = why_no_adapter(folder) {
+        return Err(Misuse::new(format!("--adapter: {} {reason}", folder.display())).into());
     }
     let loaded = tuning::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);

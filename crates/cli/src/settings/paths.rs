@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank::base::Source;
+use lowrank::data::looks_remote;
 use lowrank::hub::looks_like_id;
 use lowrank::train::Began;
 
@@ -90,6 +91,16 @@ pub fn find(file: &mut File, over: &dyn Fn(&str) -> bool) -> Vec<Lost> {
 fn is_named(model: &str, began: Option<&Path>) -> bool {
     Path::new(model).is_relative()
         && (began.is_none() || model.starts_with("builtin:") || Source::find(model).is_ok())
+}
+
+/// Why there may be no adapter at a path, where it looks like an address or an id of the Hub.
+pub fn why_no_adapter(folder: &Path) -> Option<String> {
+    let remote = !folder.exists() && looks_remote(folder);
+    remote.then(|| {
+        "does not exist, and adapters are not downloaded here; download it first: hf download OWNER/NAME --local-dir adapter, \
+         and give that folder"
+            .to_owned()
+    })
 }
 
 fn is_there(path: &Path) -> bool {

@@ -23,6 +23,21 @@ fn replace(lab: &Lab, name: &str, content: impl AsRef<[u8]>) {
     write(&lab.path("model"), name, content);
 }
 
+/// What `eval` of the lab's model with the run's adapter says as it fails.
+fn evaluated_with_run(lab: &Lab) -> String {
+    let (model, run, data) = (lab.arg("model"), lab.arg("run"), lab.arg("data"));
+    let args = [
+        "eval",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--data",
+        &data,
+    ];
+    stderr_of(&args, 1)
+}
+
 #[test]
 fn weights_that_are_missing_or_damaged() {
     let lab = Lab::new();
@@ -141,19 +156,8 @@ fn an_adapter_for_another_model() {
     lowrank().args(lab.train("run", &[])).assert().success();
     replace(&lab, "config.json", config(32).to_string());
     replace(&lab, "model.safetensors", safetensors(&tensors(32)));
-    let (model, run, data) = (lab.arg("model"), lab.arg("run"), lab.arg("data"));
-    let text = stderr_of(
-        &[
-            "eval",
-            "--model",
-            &model,
-            "--adapter",
-            &run,
-            "--data",
-            &data,
-        ],
-        1,
-    );
+    let (model, data) = (lab.arg("model"), lab.arg("data"));
+    let text = evaluated_with_run(&lab);
     for part in ["adapter_model.safetensors", "lora_A", "[8, 16]", "[8, 32]"] {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");
     }
@@ -255,17 +259,7 @@ fn adapter_tensors_under_other_names_are_told_as_such() {
         &bytes[8 + length..],
     ];
     std::fs::write(&path, renamed.concat()).unwrap();
-    let (model, run, data) = (lab.arg("model"), lab.arg("run"), lab.arg("data"));
-    let args = [
-        "eval",
-        "--model",
-        &model,
-        "--adapter",
-        &run,
-        "--data",
-        &data,
-    ];
-    let text = stderr_of(&args, 1);
+    let text = evaluated_with_run(&lab);
     for part in [
         "have other names than",
         "lora_A.default.weight",

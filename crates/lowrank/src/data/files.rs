@@ -23,7 +23,7 @@ use array::Array;
 pub(super) use folder::require_split;
 pub use folder::{Split, split_file};
 use lines::Lines;
-pub use open::{is_read_once, is_standard_input, looks_remote};
+pub use open::{is_read_once, is_standard_input, looks_remote, why_missing};
 
 /// How many rows a split has, without reading them as anything but JSON.
 ///
@@ -242,9 +242,21 @@ mod tests {
         assert_eq!(read("a.json", array.as_bytes()).unwrap(), rows);
     }
 
+    /// Files by name and contents, and a part of each one's error.
+    fn assert_errors(cases: &[(&str, &[u8], &str)]) {
+        for (name, bytes, expected) in cases {
+            let error = read(name, bytes).unwrap_err();
+            assert!(
+                error.contains(expected),
+                "{:?}: {error}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+    }
+
     #[test]
     fn problems_name_line_and_place() {
-        for (name, bytes, expected) in [
+        assert_errors(&[
             (
                 "a.jsonl",
                 b"{\"a\": 1}\n{\"a\" 1}\n".as_slice(),
@@ -336,19 +348,12 @@ mod tests {
                 "line 2: invalid JSON at column 7: expected value; NaN and Infinity are not JSON",
             ),
             ("a.txt", b"x", "is text, and rows are read as JSON"),
-        ] {
-            let error = read(name, bytes).unwrap_err();
-            assert!(
-                error.contains(expected),
-                "{:?}: {error}",
-                String::from_utf8_lossy(bytes)
-            );
-        }
+        ]);
     }
 
     #[test]
     fn slips_come_with_their_mend() {
-        for (name, bytes, expected) in [
+        assert_errors(&[
             (
                 "a.jsonl",
                 b"{\"a\": \"\\ud83d\"}".as_slice(),
@@ -419,14 +424,7 @@ mod tests {
                 b"[{\"a\": \"\\ud83d\"}]",
                 "row 1 of the array: invalid JSON at column 15: unexpected end of hex escape; the row has half",
             ),
-        ] {
-            let error = read(name, bytes).unwrap_err();
-            assert!(
-                error.contains(expected),
-                "{:?}: {error}",
-                String::from_utf8_lossy(bytes)
-            );
-        }
+        ]);
     }
 
     #[test]

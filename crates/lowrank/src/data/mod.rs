@@ -45,7 +45,9 @@ pub(crate) use dates::seconds_since_1970;
 pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
 pub use error::DataError;
 pub use example::{Boundary, Example};
-pub use files::{Split, count_rows, is_read_once, is_standard_input, looks_remote, split_file};
+pub use files::{
+    Split, count_rows, is_read_once, is_standard_input, looks_remote, split_file, why_missing,
+};
 pub use message::Message;
 pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};

@@ -20,7 +20,7 @@ use super::jinja2;
 use super::message::{MARKS, Message};
 use super::pyjson;
 
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
 /// Templates by name, as a tokenizer's files have them. `default` is the usual one; `tool_use` is that of conversations

@@ -54,6 +54,9 @@ pub struct TrainerState {
 /// Enough about a base to notice any other in its place, such as one that was trained on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelMark {
+    /// The version of this program that made the mark: another may describe the same config.json in another way.
+    #[serde(default)]
+    pub version: String,
     /// A hash of what config.json decides about the network.
     pub config: String,
     /// [`Weights::hash`].
@@ -64,6 +67,7 @@ impl ModelMark {
     /// The mark of a base.
     pub fn of(weights: &Weights) -> Self {
         Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             config: format!(
                 "{:016x}",
                 hash(format!("{:?}", weights.config()).as_bytes())
@@ -130,7 +134,8 @@ impl TrainerState {
             ));
         }
         let (then, now) = (self.base_mark.as_ref()?, now.base_mark.as_ref()?);
-        let what = match (then.config != now.config, then.weights != now.weights) {
+        let other_config = then.version == now.version && then.config != now.config;
+        let what = match (other_config, then.weights != now.weights) {
             (false, false) => return None,
             (true, false) => "its config.json says otherwise",
             (false, true) => "its weights differ",

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank::data::is_standard_input;
+use lowrank::data::{is_standard_input, why_missing};
 use serde_json::Value;
 
 use super::TrainSettings;
 use crate::failure::Misuse;
+use crate::settings::paths::why_no_adapter;
 use crate::settings::values::{PrefixKind, Targets};
 use crate::settings::{Layered, flag, object};
 
@@ -274,14 +275,13 @@ impl Layered<TrainSettings> {
                 // Rows may come from standard input, but only once.
                 let input = key != "init_adapter" && is_standard_input(path);
                 problems.require(input || exists(path), || {
-                    let mend = if path.starts_with("/dev/fd") || path.starts_with("/proc") {
-                        "; it was a pipe, which is gone once it was read, so write its rows into a file and give that"
-                    } else if lowrank::data::looks_remote(path) {
-                        "; data sets and adapters are not downloaded here, so download it first and give its folder or file (rows as JSON lines)"
+                    let reason = if key == "init_adapter" {
+                        why_no_adapter(path)
                     } else {
-                        ""
+                        why_missing(path)
                     };
-                    format!("{}: {} does not exist{mend}", self.name(key), path.display())
+                    let reason = reason.unwrap_or_else(|| "does not exist".to_owned());
+                    format!("{}: {} {reason}", self.name(key), path.display())
                 });
             }
         }

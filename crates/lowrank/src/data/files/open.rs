@@ -34,34 +34,40 @@ pub fn is_read_once(path: &Path) -> bool {
 
 /// An error about a file that cannot be opened.
 pub(super) fn missing(path: &Path, error: io::Error) -> DataError {
-    if error.kind() != ErrorKind::NotFound {
-        return DataError::io(path, error);
+    match (error.kind(), why_missing(path)) {
+        (ErrorKind::NotFound, Some(reason)) => DataError::layout(path, reason),
+        _ => DataError::io(path, error),
     }
+}
+
+/// Why there may be nothing at a data path, with the mend; none where nothing but its absence is known.
+pub fn why_missing(path: &Path) -> Option<String> {
     if let Ok(target) = fs::read_link(path) {
-        return DataError::layout(
-            path,
-            format!("is a link to {}, which is not there", target.display()),
-        );
+        return Some(format!(
+            "is a link to {}, which is not there",
+            target.display()
+        ));
     }
     if path.starts_with("/dev/fd") || path.starts_with("/proc") {
         let reason = "was a pipe of the command that named it, and its rows are gone with it; \
                       save the rows to a file to read them again";
-        return DataError::layout(path, reason);
+        return Some(reason.to_owned());
     }
-    if looks_remote(path) {
-        let shown = path.to_string_lossy();
-        let mend = if shown.contains("://") {
-            "download the file first, and give its path".to_owned()
-        } else {
-            format!(
-                "save its rows first: python -c \"from datasets import load_dataset; \
-                 load_dataset('{shown}', split='train').to_json('train.jsonl')\""
-            )
-        };
-        let reason = format!("does not exist, and data sets are not downloaded; {mend}");
-        return DataError::layout(path, reason);
+    if !looks_remote(path) {
+        return None;
     }
-    DataError::io(path, error)
+    let shown = path.to_string_lossy();
+    let mend = if shown.contains("://") {
+        "download the file first, and give its path".to_owned()
+    } else {
+        format!(
+            "save its rows first: python -c \"from datasets import load_dataset; \
+             load_dataset('{shown}', split='train').to_json('train.jsonl')\""
+        )
+    };
+    Some(format!(
+        "does not exist, and data sets are not downloaded here; {mend}"
+    ))
 }
 
 /// Whether a path at which nothing is looks like an address, or like an id of the Hub, `owner/name`.

@@ -15,7 +15,7 @@ use tokenizers::AddedToken;
 
 use super::DataError;
 use super::class::Class;
-use crate::data::template::Templates;
+use crate::data::template::{DEFAULT, Templates};
 
 /// The special tokens that every tokenizer may have, in the order in which `transformers` adds those that are missing.
 const NAMES: [&str; 7] = [
@@ -279,7 +279,7 @@ fn read_templates(
     let text = |path: &Path| fs::read_to_string(path).map_err(|error| DataError::io(path, error));
     let file = folder.join("chat_template.jinja");
     if file.is_file() {
-        templates.add("default", text(&file)?);
+        templates.add(DEFAULT, text(&file)?);
     }
     let more = folder.join("additional_chat_templates");
     if let Ok(entries) = fs::read_dir(&more) {
@@ -303,7 +303,7 @@ fn read_templates(
     };
     match config.get("chat_template") {
         None | Some(Value::Null) => {}
-        Some(Value::String(text)) => templates.add("default", text.clone()),
+        Some(Value::String(text)) => templates.add(DEFAULT, text.clone()),
         Some(Value::Array(list)) => {
             for entry in list {
                 let (name, text) = (entry["name"].as_str(), entry["template"].as_str());

@@ -25,7 +25,7 @@ use self::folder::Files;
 use super::error::DataError;
 use super::message::Message;
 use super::stream::DecodeStream;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, DEFAULT};
 
 /// Text to ids and back. Cheap to share between threads by reference.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Tokenizer {
         let end = AddedToken::from(eos_token, true);
         files.named.insert("eos_token".into(), end);
         if let Some(template) = chat_template {
-            files.templates.add("default", template.to_owned());
+            files.templates.add(DEFAULT, template.to_owned());
         }
         let inner = read(tokenizer_json, origin)?;
         if inner.token_to_id(eos_token).is_none() {
