@@ -9,15 +9,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::describe::type_name;
 use super::error::DataError;
-use super::named::type_name;
 
 mod array;
 mod folder;
 mod lines;
+mod not_rows;
 mod open;
 mod slips;
-mod strange;
 
 use array::Array;
 pub(super) use folder::require_split;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::named::{names, shown, type_name};
+use super::describe::{names, shown, type_name};
 
 /// Fields of a message that say whether it is learned, by the names of several trainers: true or 1, false or 0.
 pub(super) const MARKS: [&str; 5] = ["weight", "train", "training", "trainable", "loss"];

@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::describe::{names, shown, type_name};
 use super::files::RawRow;
 use super::message::{MARKS, Message, read_message, read_messages};
-use super::named::{names, shown, type_name};
 
 mod unknown;
 

@@ -11,8 +11,8 @@ use std::borrow::Cow;
 use minijinja::value::{Serde, Value as Jinja};
 use serde_json::{Map, Value};
 
+use crate::data::describe::{shown, type_name};
 use crate::data::message::Message;
-use crate::data::named::{shown, type_name};
 use crate::data::pyjson;
 use crate::data::tokenizer::Tokenizer;
 

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::super::error::DataError;
+use super::not_rows::table_mend;
 use super::open::{STANDARD_INPUT, missing};
-use super::strange::table_mend;
 
 /// Which rows of a data folder are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::super::error::DataError;
 use super::lines::{Place, skip_blank, skip_mark};
-use super::strange::{not_rows, object_problem, text_problem};
+use super::not_rows::{not_rows, object_problem, text_problem};
 
 /// What `-` is called in messages and reports.
 pub(super) const STANDARD_INPUT: &str = "/dev/stdin";

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::RowKind;
-use crate::data::named::names;
+use crate::data::describe::names;
 
 /// Why the first row's kind cannot be told.
 pub(in crate::data) fn unknown_kind(row: &Map<String, Value>) -> String {
