@@ -9,10 +9,11 @@ use common::{ADAPTERS, Comparison, Golden, METHODS, MODELS, PROMPT_ADAPTERS, met
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Batch, Decoder, Weights};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
 use lowrank::tuning::lora::{self, InitLoraWeights};
-use lowrank::tuning::{self, Adapter, AdapterSet, full};
+use lowrank::tuning::{self, full};
 use lowrank_formats::peft::{LoraConfig, PROMPT_EMBEDDINGS, TargetModules, join_prefix};
 use lowrank_kernels::{Arena, Tensor, Workspace};
 

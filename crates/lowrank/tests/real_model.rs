@@ -4,12 +4,13 @@ use std::path::Path;
 
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Example, Split};
+use lowrank::model::Adapter;
 use lowrank::model::{Recompute, Saving};
 use lowrank::train::{
     OptimizerState, Silent, StepOptions, TrainConfig, accumulate, optimizer_step, prepare,
 };
+use lowrank::tuning::Method;
 use lowrank::tuning::lora::Targets;
-use lowrank::tuning::{Adapter, Method};
 use lowrank::{DType, Workspace};
 
 fn model() -> Option<Base> {

@@ -7,7 +7,8 @@ use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Tokenizer, is_standard_input, split_file, why_missing};
 use lowrank::model::Weights;
-use lowrank::tuning::{self, Adapter, AdapterSet, Loaded};
+use lowrank::model::{Adapter, AdapterSet};
+use lowrank::tuning::{self, Loaded};
 
 use crate::failure::{Misuse, paragraph};
 use crate::settings::paths::why_no_adapter;

@@ -12,7 +12,7 @@ use lowrank::data::{Message, Prompt, load_prompts};
 use lowrank::generate::{
     self as engine, BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling,
 };
-use lowrank::tuning::AdapterSet;
+use lowrank::model::AdapterSet;
 use serde::Serialize;
 
 use super::common::{

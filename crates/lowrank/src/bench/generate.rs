@@ -5,8 +5,8 @@ use std::time::Instant;
 use lowrank_kernels::{OpCost, Workspace, read_bandwidth, start_profile, stop_profile};
 
 use crate::generate::{GenerateOptions, PromptIds, Sampling, generate as continue_prompts};
+use crate::model::{Adapter, AdapterSet};
 use crate::model::{Decoder, WeightId};
-use crate::tuning::{Adapter, AdapterSet};
 
 /// What was measured.
 #[derive(Clone, Debug)]

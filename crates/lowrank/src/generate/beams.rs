@@ -20,8 +20,8 @@ use rayon::prelude::*;
 use super::prefixes::{Prefixes, infix, read_infix};
 use super::repeats::ban_repeats;
 use super::{Continuation, Finish, PromptIds};
+use crate::model::AdapterSet;
 use crate::model::{Batch, Decoder, KvCache};
-use crate::tuning::AdapterSet;
 
 /// How beams are searched.
 #[derive(Clone, Debug, PartialEq)]

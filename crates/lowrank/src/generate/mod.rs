@@ -15,8 +15,8 @@ pub use sampling::Sampling;
 
 use self::prefixes::{Prefixes, infix, read_infix};
 use self::repeats::ban_repeats;
+use crate::model::AdapterSet;
 use crate::model::{Batch, Decoder, KvCache};
-use crate::tuning::AdapterSet;
 
 /// How a continuation is made.
 #[derive(Clone, Debug, PartialEq)]

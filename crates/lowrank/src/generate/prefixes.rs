@@ -5,8 +5,8 @@ use std::ops::Range;
 use lowrank_kernels::Segment;
 
 use super::PromptIds;
+use crate::model::AdapterSet;
 use crate::model::{Batch, KvCache, VirtualPart};
-use crate::tuning::AdapterSet;
 
 /// The first rows of a cache.
 pub(super) struct Prefixes {

@@ -14,10 +14,10 @@ use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, sc
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::model::weights::write_model;
+use crate::model::{Adapter, AdapterSet, LowRankSite};
 use crate::model::{
     Batch, Biases, Decoder, LinearId, ModelConfig, Part, WeightId, Weights, families,
 };
-use crate::tuning::{Adapter, AdapterSet, LowRankSite};
 
 /// Largest logit difference of a merge stored in f32.
 pub const F32_LIMIT: f32 = 1e-3;

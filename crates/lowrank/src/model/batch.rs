@@ -49,7 +49,7 @@ pub struct Batch {
     pub supervised: Vec<u32>,
     /// The token that each supervised row must predict.
     pub targets: Vec<u32>,
-    /// Which adapter of the [`AdapterSet`](crate::tuning::AdapterSet) a range of rows uses; rows in no range use none.
+    /// Which adapter of the [`AdapterSet`](super::AdapterSet) a range of rows uses; rows in no range use none.
     pub adapters: Vec<(Range<usize>, usize)>,
     /// With a KV cache: rows of this batch and the cache row that the first of them is written to.
     pub appends: Vec<(Range<usize>, usize)>,

@@ -19,13 +19,14 @@ use lowrank_kernels::{
     embedding_forward, gated_backward, gated_forward, rope_backward, rope_forward,
 };
 
+use super::adapter::Reach;
 use super::bottleneck::BottleneckSaved;
+use super::config::Sublayer;
 use super::config::{BlockNorm, LinearId, LinearKind, MlpKind, Part, WeightId};
 use super::decoder::{Keep, KvCache};
 use super::linear::LinearBack;
 use super::pass::{NormSaved, Pass};
 use super::saving::Recompute;
-use crate::tuning::{Reach, Sublayer};
 
 /// What one block saves for its backward.
 pub(crate) enum BlockSaved {

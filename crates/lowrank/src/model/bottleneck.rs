@@ -14,9 +14,9 @@ use lowrank_kernels::{
     linear_backward_input, linear_backward_weight, linear_forward,
 };
 
+use super::adapter::{Adapter, BottleneckSite};
+use super::config::Sublayer;
 use super::pass::{NormSaved, Pass};
-use crate::tuning::adapter::NORM_EPS;
-use crate::tuning::{Adapter, BottleneckSite, Sublayer};
 
 /// What one adapter layer saves for its backward.
 pub(super) struct BottleneckSaved {
@@ -85,7 +85,7 @@ impl Pass<'_> {
                 h.view(),
                 at.value(weight),
                 Some(at.value(bias)),
-                NORM_EPS,
+                BottleneckSite::NORM_EPS,
             );
             NormSaved {
                 mean: Some(mean),

@@ -201,6 +201,15 @@ pub enum BlockNorm {
     K,
 }
 
+/// Where in a block a bottleneck stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sublayer {
+    /// Behind the attention's output projection.
+    Attention,
+    /// Behind the MLP's second linear.
+    Mlp,
+}
+
 /// A tensor of the base model. Ordered as the forward pass meets them, the head last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightId {

@@ -10,13 +10,13 @@ use lowrank_kernels::{
     cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
+use super::adapter::{Adapter, AdapterSet};
 use super::batch::Batch;
 use super::block::{BlockSaved, Place, Wanted};
 use super::config::{ModelConfig, Part, Position, WeightId};
 use super::pass::Pass;
 use super::saving::Saving;
 use super::weights::Weights;
-use crate::tuning::{Adapter, AdapterSet};
 
 /// Sums over the supervised tokens of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -15,10 +15,10 @@ use lowrank_kernels::{
     linears_forward, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
 };
 
+use super::adapter::LowRankSite;
 use super::config::{LinearId, Part, WeightId};
 use super::pass::Pass;
 use crate::random::mix;
-use crate::tuning::LowRankSite;
 
 /// A branch of the batch's adapters at a linear.
 struct BranchAt<'a> {

@@ -2,6 +2,7 @@
 //!
 //! One configurable block serves every family; a family is a translation of `config.json` and of tensor names.
 
+mod adapter;
 mod batch;
 mod block;
 mod bottleneck;
@@ -15,10 +16,11 @@ mod prefix;
 mod saving;
 pub(crate) mod weights;
 
+pub use adapter::{Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, VirtualSites};
 pub use batch::{Batch, VirtualPart, VirtualTokens};
 pub use config::{
     Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
-    Position, Rope, RopeScaling, WeightId,
+    Position, Rope, RopeScaling, Sublayer, WeightId,
 };
 pub use decoder::{Decoder, KvCache, LossSum, PassOptions};
 pub use saving::{Recompute, Saving};

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use lowrank_kernels::{Precision, Tensor, View, Workspace};
 
+use super::adapter::AdapterSet;
 use super::batch::Batch;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
 use super::weights::Weights;
-use crate::tuning::AdapterSet;
 
 /// One pass over one batch.
 #[derive(Clone, Copy)]

@@ -6,9 +6,10 @@ use serde::Serialize;
 use super::paper::{Claim, claims};
 use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::{ModelConfig, Recompute, Saving};
 use crate::train::TrainConfig;
-use crate::tuning::{Adapter, Method, prefix};
+use crate::tuning::{Method, prefix};
 
 /// What is planned.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,10 @@
 
 use serde::Serialize;
 
+use crate::model::{Adapter, Reach, Sublayer};
 use crate::model::{
     Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, VirtualTokens, WeightId,
 };
-use crate::tuning::{Adapter, Reach, Sublayer};
 
 /// How much there is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

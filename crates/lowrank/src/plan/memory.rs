@@ -9,10 +9,10 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use super::Work;
+use crate::model::{Adapter, Sublayer};
 use crate::model::{
     Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
 };
-use crate::tuning::{Adapter, Sublayer};
 
 /// Bytes of a run, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::merge::delta;
+use crate::model::Adapter;
 use crate::model::{Decoder, Part, WeightId, families};
-use crate::tuning::{Adapter, Loaded, Method};
+use crate::tuning::{Loaded, Method};
 
 /// A model without its values: only headers are read.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::step::OptimizerState;
 use crate::Error;
 use crate::data::Example;
+use crate::model::Adapter;
 use crate::model::{Recompute, Weights};
 use crate::random::{hash, mix};
-use crate::tuning::Adapter;
 
 const STATE: &str = "training_state.safetensors";
 const TRAINER: &str = "trainer_state.json";

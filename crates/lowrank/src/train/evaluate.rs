@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use lowrank_kernels::Workspace;
 
 use crate::data::Example;
+use crate::model::AdapterSet;
 use crate::model::{Batch, Decoder, LossSum};
-use crate::tuning::AdapterSet;
 
 /// Tokens that one pass of an evaluation computes at most, unless a single row is longer.
 const TOKENS_A_PASS: usize = 2048;

@@ -7,12 +7,13 @@ use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
+use crate::model::Adapter;
 use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
 use crate::plan::{
     Bound, Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
 };
 use crate::report::units;
-use crate::tuning::{Adapter, Method};
+use crate::tuning::Method;
 
 /// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
 pub fn peak_rss() -> u64 {

@@ -5,9 +5,10 @@ use lowrank_kernels::Layout;
 
 use super::config::TrainConfig;
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::{ModelConfig, families};
 use crate::tuning::lora::Targets;
-use crate::tuning::{self, Adapter, AdapterConfig, Method};
+use crate::tuning::{self, AdapterConfig, Method};
 
 impl TrainConfig {
     /// What a run with these settings trains, as shapes without values: nothing is loaded or allocated.

@@ -7,10 +7,9 @@ use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
+use crate::model::Adapter;
 use crate::random::mix;
-use crate::tuning::{
-    self, Adapter, AdapterConfig, Method, adapter, bitfit, full, lora, prefix, top,
-};
+use crate::tuning::{self, AdapterConfig, Method, adapter, bitfit, full, lora, prefix, top};
 
 /// A method's trainable values with what its files need.
 pub struct Trained {

@@ -13,8 +13,9 @@ use super::step::OptimizerState;
 use crate::Error;
 use crate::base::{Network, Source};
 use crate::data::Example;
+use crate::model::Adapter;
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
-use crate::tuning::{Adapter, Method};
+use crate::tuning::Method;
 
 /// What a run in the output folder came to, if it is finished: it has what it was for, and took its last step or stopped
 /// early. Nothing is to be done then, and nothing is read but its own files.

@@ -23,9 +23,10 @@ use crate::base::{Base, Network, Source};
 use crate::data::{DataOptions, Dataset, Example, Split, split_file};
 use crate::lock::{FolderLock, check_held};
 use crate::model::Saving;
+use crate::model::{Adapter, AdapterSet};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
-use crate::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, full};
+use crate::tuning::{self, AdapterConfig, BaseMark, full};
 
 /// Steps whose losses are averaged for the final figure.
 pub(super) const LAST_STEPS: usize = 20;

@@ -5,9 +5,9 @@ use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, sum_squar
 use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
+use crate::model::{Adapter, AdapterSet};
 use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving, VirtualTokens};
 use crate::random::mix;
-use crate::tuning::{Adapter, AdapterSet};
 
 /// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
 pub struct OptimizerState {

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files::check_keys;
-use super::{Adapter, BottleneckSite, Sublayer};
 use crate::Error;
+use crate::model::{Adapter, BottleneckSite, Sublayer};
 use crate::model::{ModelConfig, families};
 use crate::random::mix;
 
@@ -24,9 +24,6 @@ pub(super) const PEFT_TYPE: &str = "LOWRANK_ADAPTER";
 
 /// r where nothing is said.
 pub const DEFAULT_BOTTLENECK: usize = 64;
-
-/// The layer norm's epsilon.
-pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// Where the layers stand (`adapter_kind`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

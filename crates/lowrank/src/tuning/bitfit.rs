@@ -3,7 +3,7 @@
 //! A model that has biases trains its own, those of layer norms among them. One that has none, as Llama, gets a bias at
 //! zero on every linear of its blocks.
 
-use super::Adapter;
+use crate::model::Adapter;
 use crate::model::{ModelConfig, Part, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.

@@ -18,8 +18,9 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::{Adapter, Method, adapter, bitfit, full, lora, prefix, top};
+use super::{Method, adapter, bitfit, full, lora, prefix, top};
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::ModelConfig;
 
 /// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use lowrank_kernels::{DType, Tensor, fill_normal};
 
-use super::Adapter;
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::weights::write_model;
 use crate::model::{ModelConfig, Part, WeightId, Weights};
 use crate::random::mix;

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files::{BASE_FINGERPRINT, BaseMark, check_keys, write_config};
-use super::{Adapter, AdapterSet};
 use crate::Error;
+use crate::model::{Adapter, AdapterSet};
 use crate::model::{Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId};
 use crate::random::mix;
 

@@ -6,9 +6,9 @@ use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use serde_json::Value;
 
-use super::Adapter;
 use super::files::check_keys;
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::{ModelConfig, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.

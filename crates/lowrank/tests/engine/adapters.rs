@@ -5,8 +5,8 @@ use std::path::Path;
 
 use lowrank::Workspace;
 use lowrank::model::Batch;
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::tuning::lora::{self, InitLoraWeights};
-use lowrank::tuning::{Adapter, AdapterSet};
 use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use lowrank::generate::{
     BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling, beam_search, generate,
 };
 use lowrank::model::Decoder;
-use lowrank::tuning::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet};
 use serde::Deserialize;
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits_after};

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank::DType;
 use lowrank::data::Example;
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Batch, Decoder, Weights};
 use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train};
+use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights};
-use lowrank::tuning::{Adapter, AdapterSet, Method};
 use lowrank::{Error, Workspace};
 use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::peft::{LoraConfig, TargetModules};

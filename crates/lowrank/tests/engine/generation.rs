@@ -3,7 +3,7 @@
 use lowrank::Workspace;
 use lowrank::generate::{Continuation, Finish, GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::model::Decoder;
-use lowrank::tuning::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits};
 

@@ -1,9 +1,10 @@
 //! Sums of gradients do not depend on how rows are put into micro-batches, and dropout acts in training alone.
 
 use lowrank::data::Example;
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Decoder, LossSum, Recompute, Saving, VirtualTokens};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
-use lowrank::tuning::{Adapter, AdapterSet, full};
+use lowrank::tuning::full;
 use lowrank::{DType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};

@@ -4,7 +4,7 @@ use std::fs;
 
 use lowrank::base::Source;
 use lowrank::merge::{F32_LIMIT, MergeReport, merge};
-use lowrank::tuning::Adapter;
+use lowrank::model::Adapter;
 use lowrank::tuning::lora;
 use lowrank::{DType, Error};
 use lowrank_kernels::scale;

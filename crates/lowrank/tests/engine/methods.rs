@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use lowrank::base::Source;
 use lowrank::merge::merge;
+use lowrank::model::{Adapter, AdapterSet, Sublayer};
 use lowrank::model::{Batch, Decoder, Recompute, Saving};
 use lowrank::train::{OptimizerState, StepOptions, TrainConfig, accumulate};
-use lowrank::tuning::{
-    self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method, Sublayer, adapter, bitfit, top,
-};
+use lowrank::tuning::{self, AdapterConfig, BaseMark, Method, adapter, bitfit, top};
 use lowrank::{DType, Workspace};
 use lowrank_kernels::{Tensor, add_assign, fill_normal};
 use serde_json::Value;
@@ -463,7 +462,7 @@ fn damaged_folders_name_the_file_and_the_field() {
 /// A head or adapter layers behind the last MLP leave the blocks below them alone.
 #[test]
 fn backward_goes_no_further_than_needed() {
-    use lowrank::tuning::Reach;
+    use lowrank::model::Reach;
     let model = decoder("llama");
     let reach = |index: usize| {
         let (_, adapter) = &all(&model)[index];

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use lowrank::Workspace;
 use lowrank::data::Example;
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Decoder, LossSum, PassOptions};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, shared_batch_of};
-use lowrank::tuning::{Adapter, AdapterSet, Method, full};
+use lowrank::tuning::{Method, full};
 use serde_json::Value;
 
 use super::common::{

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use lowrank::base::Source;
 use lowrank::data::{DataOptions, Dataset, Split};
+use lowrank::model::AdapterSet;
 use lowrank::model::Decoder;
 use lowrank::train::{SchedulerType, Start, TrainConfig, evaluate};
+use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, Targets};
-use lowrank::tuning::{AdapterSet, Method};
 use lowrank::{DType, Workspace};
 use lowrank_formats::peft::{LoraConfig, TargetModules};
 

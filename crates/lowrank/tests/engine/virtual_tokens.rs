@@ -4,10 +4,11 @@ use std::fs;
 
 use lowrank::data::Example;
 use lowrank::generate::{Finish, GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Batch, Decoder, PassOptions, Recompute, Saving};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, evaluate, shared_batch_of};
 use lowrank::tuning::prefix::{self, Init, Kind, Options};
-use lowrank::tuning::{self, Adapter, AdapterConfig, AdapterSet, BaseMark, Method};
+use lowrank::tuning::{self, AdapterConfig, BaseMark, Method};
 use lowrank::{DType, Workspace};
 
 use super::common::{

@@ -11,9 +11,10 @@ use lowrank::bench;
 use lowrank::compare::{Cost, SeedResult};
 use lowrank::data::{Split, count_rows, split_file};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::model::Adapter;
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
 use lowrank::train::TrainConfig;
-use lowrank::tuning::{self, Adapter, Method};
+use lowrank::tuning::{self, Method};
 use lowrank::{Workspace, write_text};
 use serde_json::{Map, Value};
 

@@ -10,11 +10,11 @@ use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::Activation;
 
+use super::config::Sublayer;
 use super::config::{
     Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, WeightId,
 };
 use crate::Error;
-use crate::tuning::Sublayer;
 
 /// Translates a `config.json`.
 ///

@@ -9,8 +9,8 @@ use lowrank_kernels::{fill_normal, fill_uniform};
 use super::{Candidate, InitLoraWeights, candidates};
 use crate::Error;
 use crate::model::ModelConfig;
+use crate::model::{Adapter, LowRankSite};
 use crate::random::mix;
-use crate::tuning::{Adapter, LowRankSite};
 
 /// What the targets matched.
 #[derive(Clone, Debug, PartialEq, Eq)]

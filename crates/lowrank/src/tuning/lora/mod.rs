@@ -17,8 +17,8 @@ pub use load::{Loaded, load};
 pub use save::save;
 
 use crate::Error;
+use crate::model::Adapter;
 use crate::model::{LinearId, LinearKind, ModelConfig, families};
-use crate::tuning::Adapter;
 
 /// The branches of a config, all zero.
 pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter, Error> {

@@ -13,9 +13,9 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 
 use super::{Candidate, candidates};
 use crate::Error;
+use crate::model::{Adapter, LowRankSite};
 use crate::model::{LinearKind, ModelConfig, families};
 use crate::tuning::files::BASE_FINGERPRINT;
-use crate::tuning::{Adapter, LowRankSite};
 
 /// Metadata key: JSON, the parts of fused linears and their ranks by module.
 pub(super) const FUSED_PARTS: &str = "lowrank.fused_parts";

@@ -1,0 +1,296 @@
+//! The table that an adapter is: trainable values, and where in the model each of them acts.
+//!
+//! The decoder reads these tables and knows nothing of the methods that fill them ([`tuning`](crate::tuning)). The kinds of entry:
+//!
+//! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
+//! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
+//!   that the base does not have (a bias, the head of tied embeddings);
+//! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP;
+//! - `virtual_tokens`: embeddings, or keys and values in every block, that stand where tokens would.
+
+use std::collections::{HashMap, HashSet};
+
+use lowrank_kernels::{Activation, Arena, View};
+
+use super::batch::{VirtualPart, VirtualTokens};
+use super::config::{BlockNorm, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
+use super::families;
+use super::weights::Weights;
+
+/// A low-rank branch beside a linear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRankSite {
+    /// Arena slot of A, [r, in].
+    pub a: usize,
+    /// Arena slot of B, [n, r], n being the columns that the branch writes.
+    pub b: usize,
+    /// lora_alpha / r, or lora_alpha / √r.
+    pub scale: f32,
+    /// The first column of the linear's output that the branch writes.
+    pub out_offset: usize,
+    /// Probability that an element of the branch's input is dropped in training.
+    pub dropout: f32,
+}
+
+/// Two linears with a nonlinearity between them: `y + act(h Dᵀ + b) Uᵀ + c`.
+///
+/// y [T, C] is what the sublayer gives to the residual stream, and h is y too; with a norm, y is the stream behind the
+/// sublayer and h its layer norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BottleneckSite {
+    /// Arena slots of the layer norm's weight and bias, each [1, C].
+    pub norm: Option<(usize, usize)>,
+    /// Arena slots of D [r, C] and of its bias b [1, r].
+    pub down: (usize, usize),
+    /// Arena slots of U [C, r] and of its bias c [1, C].
+    pub up: (usize, usize),
+    /// The nonlinearity.
+    pub activation: Activation,
+}
+
+impl BottleneckSite {
+    /// Epsilon of the layer norm.
+    pub const NORM_EPS: f32 = 1e-5;
+
+    /// Every slot of it.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = usize> {
+        let pairs = [self.norm, Some(self.down), Some(self.up)];
+        pairs
+            .into_iter()
+            .flatten()
+            .flat_map(|(weight, bias)| [weight, bias])
+    }
+}
+
+/// How far back in a block its backward has to go; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Nothing in it is trained.
+    Nothing,
+    /// To the bottleneck behind the MLP.
+    MlpBottleneck,
+    /// To the norm before the MLP.
+    Mlp,
+    /// To the bottleneck behind the attention.
+    AttentionBottleneck,
+    /// To the attention's output projection.
+    Output,
+    /// To the norm before the attention.
+    Attention,
+    /// To the block's input.
+    Input,
+}
+
+/// Trained rows that stand where tokens would.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VirtualSites {
+    /// Slots of keys and values [n, KV·D] before every sequence, for each block; empty: none.
+    pub key_values: Vec<(usize, usize)>,
+    /// Slot of embeddings [n, C] before every sequence.
+    pub prefix: Option<usize>,
+    /// Slot of embeddings [n, C] between prompt and completion.
+    pub infix: Option<usize>,
+}
+
+impl VirtualSites {
+    /// Slot of some of the embeddings.
+    pub(crate) fn embedding(&self, part: VirtualPart) -> Option<usize> {
+        match part {
+            VirtualPart::Prefix => self.prefix,
+            VirtualPart::Infix => self.infix,
+        }
+    }
+}
+
+/// Trainable values and where in the model they act.
+pub struct Adapter {
+    /// The values, f32.
+    pub params: Arena,
+    /// A name for each slot of `params`, as the method saves it.
+    pub names: Vec<String>,
+    /// Low-rank branches by the linear they stand beside.
+    pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
+    /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
+    pub replaced: HashMap<WeightId, usize>,
+    /// Bottlenecks by block and place.
+    pub bottleneck: HashMap<(usize, Sublayer), BottleneckSite>,
+    /// Rows that stand where tokens would.
+    pub virtual_tokens: VirtualSites,
+}
+
+impl Adapter {
+    /// Values that act nowhere yet: slots of zeros with their names.
+    pub fn new(params: Vec<(String, (usize, usize))>) -> Self {
+        let (names, shapes): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        Self {
+            params: Arena::new(&shapes),
+            names,
+            low_rank: HashMap::new(),
+            replaced: HashMap::new(),
+            bottleneck: HashMap::new(),
+            virtual_tokens: VirtualSites::default(),
+        }
+    }
+
+    /// Values that stand in for these weights, in their order, all zero; a slot's name is the weight's.
+    pub(crate) fn replacing(config: &ModelConfig, weights: &[(WeightId, (usize, usize))]) -> Self {
+        let named = weights
+            .iter()
+            .map(|(id, shape)| (families::tensor_name(config, *id), *shape));
+        let mut adapter = Self::new(named.collect());
+        adapter.replaced = weights
+            .iter()
+            .enumerate()
+            .map(|(slot, (id, _))| (*id, slot))
+            .collect();
+        adapter
+    }
+
+    /// Takes the base's values for the weights that it has; another stays as it is, and an untied head begins as the
+    /// embedding.
+    pub(crate) fn copy_base(&mut self, weights: &Weights) {
+        for (id, &slot) in &self.replaced {
+            let from = match id {
+                WeightId::Head if weights.config().tie_word_embeddings => WeightId::Embedding,
+                id => *id,
+            };
+            if let Some(values) = weights.get(from) {
+                self.params.view_mut(slot).copy_from(values);
+            }
+        }
+    }
+
+    /// The lowest block in which something is trained; backward goes no further down. `None`: only what lies above the
+    /// blocks.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.reaches().map(|(layer, _)| layer).min()
+    }
+
+    /// How far back a block's backward has to go for what is trained in it or below it.
+    pub fn reach(&self, layer: usize) -> Reach {
+        let reaches = self.reaches();
+        reaches
+            .filter(|(at, _)| *at <= layer)
+            .map(|(at, reach)| if at < layer { Reach::Input } else { reach })
+            .max()
+            .unwrap_or(Reach::Nothing)
+    }
+
+    /// Block and place of everything that is trained in a block or below it.
+    fn reaches(&self) -> impl Iterator<Item = (usize, Reach)> + '_ {
+        let branches = self.low_rank.keys().map(|id| (id.layer, reach_of(id.kind)));
+        let weights = self.replaced.keys().filter_map(|id| match id {
+            WeightId::Linear(linear, _) => Some((linear.layer, reach_of(linear.kind))),
+            WeightId::Norm(layer, BlockNorm::Mlp, _) => Some((*layer, Reach::Mlp)),
+            WeightId::Norm(layer, ..) => Some((*layer, Reach::Attention)),
+            WeightId::Embedding | WeightId::Positions => Some((0, Reach::Input)),
+            WeightId::FinalNorm(_) | WeightId::Head => None,
+        });
+        let bottlenecks = self.bottleneck.keys().map(|(layer, place)| {
+            let reach = match place {
+                Sublayer::Attention => Reach::AttentionBottleneck,
+                Sublayer::Mlp => Reach::MlpBottleneck,
+            };
+            (*layer, reach)
+        });
+        let sites = &self.virtual_tokens;
+        let keys = (0..sites.key_values.len()).map(|layer| (layer, Reach::Attention));
+        let embeds = sites.prefix.is_some() || sites.infix.is_some();
+        let embeddings = embeds.then_some((0, Reach::Input));
+        branches
+            .chain(weights)
+            .chain(bottlenecks)
+            .chain(keys)
+            .chain(embeddings)
+    }
+
+    /// Slots whose matrix of one row is a vector, which files hold with one dimension.
+    pub(crate) fn vectors(&self) -> HashSet<usize> {
+        let replaced = self.replaced.iter();
+        let replaced = replaced
+            .filter(|(id, _)| id.is_vector())
+            .map(|(_, slot)| *slot);
+        let bottlenecks = self.bottleneck.values().flat_map(|site| {
+            let matrices = [site.down.0, site.up.0];
+            site.slots().filter(move |slot| !matrices.contains(slot))
+        });
+        replaced.chain(bottlenecks).collect()
+    }
+
+    /// What it puts before and between the tokens of its sequences.
+    pub fn virtual_tokens(&self) -> VirtualTokens {
+        let rows = |slot: usize| self.params.shape(slot).0;
+        let sites = &self.virtual_tokens;
+        VirtualTokens {
+            keys: sites.key_values.first().map_or(0, |(k, _)| rows(*k)),
+            prefix: sites.prefix.map_or(0, rows),
+            infix: sites.infix.map_or(0, rows),
+        }
+    }
+
+    /// Whether other adapters, or rows without one, may be in the same batch: replaced weights act on every row.
+    pub fn goes_with_others(&self) -> bool {
+        self.replaced.is_empty()
+    }
+
+    /// Number of trained values.
+    pub fn parameters(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Slot of a parameter by its name.
+    pub fn slot(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|n| n == name)
+    }
+}
+
+fn reach_of(kind: LinearKind) -> Reach {
+    match kind {
+        LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv => Reach::Attention,
+        LinearKind::O => Reach::Output,
+        LinearKind::Gate | LinearKind::Up | LinearKind::Down => Reach::Mlp,
+    }
+}
+
+/// The adapters that a batch may use, by index. Many sets can share one base.
+#[derive(Clone, Copy, Default)]
+pub struct AdapterSet<'a> {
+    adapters: &'a [&'a Adapter],
+}
+
+impl<'a> AdapterSet<'a> {
+    /// A set; [`Batch::adapters`](super::Batch::adapters) refers to its indices.
+    ///
+    /// # Panics
+    /// If one of several replaces base weights: that changes every row, so it can only be the sole member.
+    pub fn new(adapters: &'a [&'a Adapter]) -> Self {
+        let alone = adapters.iter().any(|adapter| !adapter.goes_with_others());
+        assert!(
+            adapters.len() < 2 || !alone,
+            "an adapter that replaces base weights is the only one of its set"
+        );
+        Self { adapters }
+    }
+
+    /// The base alone.
+    pub fn none() -> Self {
+        Self { adapters: &[] }
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &'a Adapter {
+        self.adapters[index]
+    }
+
+    /// The values that stand in for a base weight.
+    pub(crate) fn replacement(&self, id: WeightId) -> Option<View<'a>> {
+        let adapter = self.adapters.first()?;
+        adapter
+            .replaced
+            .get(&id)
+            .map(|&slot| adapter.params.view(slot))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.adapters.is_empty()
+    }
+}
