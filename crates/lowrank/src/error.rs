@@ -14,6 +14,9 @@ pub enum Error {
     /// A file that is damaged, missing, or says something unsupported.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A gradient that would have to be of two adapters at once.
+    #[error(transparent)]
+    ForeignAdapter(#[from] crate::model::ForeignAdapter),
     /// Training data, a tokenizer or a chat template.
     #[error(transparent)]
     Data(#[from] DataError),

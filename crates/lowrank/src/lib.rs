@@ -13,6 +13,7 @@ pub mod lock;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+pub mod objective;
 mod output;
 pub mod plan;
 mod random;

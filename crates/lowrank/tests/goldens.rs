@@ -269,7 +269,8 @@ impl Case {
             0,
             &options,
             &self.ws,
-        );
+        )
+        .expect("one adapter");
         comparison.scalar(
             &format!("{prefix}loss"),
             sums.mean() as f32,

@@ -60,7 +60,8 @@ fn gradients(base: &Base, adapter: &Adapter, rows: &[Example], saving: Saving) -
         0,
         &options,
         &ws,
-    );
+    )
+    .expect("one adapter");
     (0..adapter.names.len())
         .map(|slot| state.grads.view(slot).to_vec())
         .collect()

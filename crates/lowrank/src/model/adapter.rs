@@ -281,6 +281,11 @@ impl<'a> AdapterSet<'a> {
         self.adapters[index]
     }
 
+    /// The adapter that a pass with gradients trains.
+    pub(crate) fn first(&self) -> Option<&'a Adapter> {
+        self.adapters.first().copied()
+    }
+
     /// The values that stand in for a base weight.
     pub(crate) fn replacement(&self, id: WeightId) -> Option<View<'a>> {
         let adapter = self.adapters.first()?;

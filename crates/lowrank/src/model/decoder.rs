@@ -1,108 +1,56 @@
-//! The decoder: embedding, blocks, final norm, head; forward, loss and backward over one [`Batch`].
+//! The decoder: embedding, blocks, final norm; forward and backward over one [`Batch`].
 //!
-//! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`].
+//! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`]. A forward gives hidden rows,
+//! and what scores them is not known here: [`Forward::backward`] takes the gradient of the hidden rows from there.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, CrossEntropy, Precision, RopeTable, Tensor, View, Weight, Workspace,
-    cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
+    Arena, Layout, Precision, RopeTable, Tensor, View, Weight, Workspace, embedding_backward,
+    embedding_forward, head_logits, in_pool,
 };
 
 use super::adapter::{Adapter, AdapterSet};
 use super::batch::Batch;
-use super::block::{BlockSaved, Place, Wanted};
+use super::block::{Block, BlockSaved, SomeRows};
+use super::cache::KvCache;
 use super::config::{ModelConfig, Part, Position, WeightId};
-use super::pass::Pass;
+use super::pass::{NormSaved, Pass};
 use super::saving::Saving;
 use super::weights::Weights;
-
-/// Sums over the supervised tokens of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossSum {
-    /// Σ of the tokens' losses, in nats.
-    pub loss: f64,
-    /// Tokens whose most likely prediction is the label.
-    pub correct: usize,
-    /// Number of supervised tokens.
-    pub tokens: usize,
-}
-
-impl LossSum {
-    /// Mean nats a supervised token.
-    pub fn mean(&self) -> f64 {
-        self.loss / self.tokens as f64
-    }
-
-    /// Adds another batch's sums.
-    pub fn add(&mut self, other: Self) {
-        self.loss += other.loss;
-        self.correct += other.correct;
-        self.tokens += other.tokens;
-    }
-}
-
-/// What the blocks do with their intermediate values.
-pub(crate) enum Keep<'a> {
-    Nothing,
-    Cache(&'a mut KvCache),
-    /// Saved by blocks `from` and above, for a backward that goes down to `from`.
-    Saved {
-        blocks: Vec<BlockSaved>,
-        from: usize,
-        saving: Saving,
-    },
-}
 
 /// What a pass with gradients is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PassOptions {
-    /// Share of a target's probability that is spread over all tokens.
-    pub label_smoothing: f32,
     /// Key of the dropout masks; `None`: nothing is dropped.
     pub dropout_key: Option<u64>,
     /// What the blocks keep for the backward.
     pub saving: Saving,
 }
 
-/// Keys and values of earlier tokens: for each layer two matrices [capacity, KV·D]; a batch says which rows are whose.
-pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
+/// Rows of a batch that is to have gradients use an adapter that is not the trained one, which is the first of its set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "rows {}..{} of a batch use adapter {adapter} of its set, and only the first one is trained; give it a pass of its own",
+    rows.start,
+    rows.end
+)]
+pub struct ForeignAdapter {
+    /// The rows.
+    pub rows: std::ops::Range<usize>,
+    /// The adapter that they use.
+    pub adapter: usize,
 }
 
-impl KvCache {
-    /// Room for `rows` tokens in all.
-    pub fn new(config: &ModelConfig, rows: usize) -> Self {
-        let new = || Tensor::zeros(rows, config.kv_size());
-        Self {
-            layers: (0..config.num_hidden_layers)
-                .map(|_| (new(), new()))
-                .collect(),
-        }
-    }
-
-    /// Writes an adapter's trained keys and values to the rows from `at` on.
-    pub(crate) fn write_prefix(&mut self, adapter: &Adapter, at: usize) {
-        for (layer, &(k, v)) in adapter.virtual_tokens.key_values.iter().enumerate() {
-            let (cache_k, cache_v) = self.layer_mut(layer);
-            for (cache, slot) in [(cache_k, k), (cache_v, v)] {
-                let values = adapter.params.view(slot);
-                let mut rows = cache.view_mut().slice_rows(at..at + values.rows());
-                rows.copy_from(values);
-            }
-        }
-    }
-
-    pub(crate) fn layer(&self, layer: usize) -> (View<'_>, View<'_>) {
-        let (k, v) = &self.layers[layer];
-        (k.view(), v.view())
-    }
-
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut Tensor, &mut Tensor) {
-        let (k, v) = &mut self.layers[layer];
-        (k, v)
-    }
+/// The output projection: logits = hidden · Wᵀ.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// The weight [V, C], the embedding's where the two are tied.
+    pub weight: Weight<'a>,
+    /// Slot of its gradient, where it is trained.
+    pub slot: Option<usize>,
+    /// How exactly gradients are computed that go through it.
+    pub precision: Precision,
 }
 
 /// A base model: immutable weights and what is derived from the config.
@@ -139,194 +87,100 @@ impl Decoder {
         &self.weights
     }
 
-    /// The losses of a batch, without gradients.
+    /// The hidden rows of a batch that are supervised; nothing is kept for a backward.
     ///
     /// # Panics
     /// If the batch has not the virtual tokens of its rows' adapters.
-    pub fn loss(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
-        in_pool(|| self.loss_here(batch, adapters, ws))
-    }
-
-    fn loss_here(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> LossSum {
+    pub fn forward<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        ws: &'a Workspace,
+    ) -> Forward<'a> {
         check_virtual(batch, adapters);
-        let pass = self.pass(batch, adapters, ws);
-        let adapter_rows = batch.adapters_of(&batch.supervised);
-        let wanted = self.wanted(batch, &adapter_rows);
-        let x = self.blocks(&pass, &mut Keep::Nothing, wanted);
-        let rows = match wanted {
-            Some(_) => x,
-            None => gather(&pass, x, &batch.supervised),
-        };
-        let (h, saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        let head = head(&pass);
-        let sums = cross_entropy_forward_backward(
-            None,
-            None,
-            h.view(),
-            head,
-            &batch.targets,
-            0.0,
-            pass.precision,
-            ws,
-        );
-        pass.give([rows, h]);
-        pass.give_norm(saved);
-        loss_sum(sums, batch)
+        let run = self.run(batch, &batch.supervised, self.pass(batch, adapters, ws));
+        let mut x = run.embed();
+        for layer in 0..self.config().num_hidden_layers {
+            x = run.block(layer).forward(x, None);
+        }
+        Forward::new(run, x, None)
     }
 
-    /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the adapter's `params`). Every
-    /// row uses adapter 0 of the set.
+    /// The same, keeping what [`Forward::backward`] needs. The first adapter of the set is the one that is trained.
+    ///
+    /// # Errors
+    /// If rows use another adapter, of which no gradient could be computed.
     ///
     /// # Panics
-    /// As [`loss`](Self::loss).
-    pub fn forward_backward(
-        &self,
-        batch: &Batch,
-        adapters: AdapterSet,
-        grads: &mut Arena,
+    /// As [`forward`](Self::forward).
+    pub fn forward_keeping<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
         options: &PassOptions,
-        ws: &Workspace,
-    ) -> LossSum {
-        in_pool(|| self.forward_backward_here(batch, adapters, grads, options, ws))
-    }
-
-    fn forward_backward_here(
-        &self,
-        batch: &Batch,
-        adapters: AdapterSet,
-        grads: &mut Arena,
-        options: &PassOptions,
-        ws: &Workspace,
-    ) -> LossSum {
+        ws: &'a Workspace,
+    ) -> Result<Forward<'a>, ForeignAdapter> {
+        let foreign =
+            |(rows, adapter): &&(std::ops::Range<usize>, usize)| *adapter != 0 && !rows.is_empty();
+        if let Some((rows, adapter)) = batch.adapters.iter().find(foreign) {
+            return Err(ForeignAdapter {
+                rows: rows.clone(),
+                adapter: *adapter,
+            });
+        }
         check_virtual(batch, adapters);
         let pass = Pass {
             dropout_key: options.dropout_key,
             precision: options.saving.precision(),
             ..self.pass(batch, adapters, ws)
         };
-        let adapter = adapters.get(0);
-        let lowest = adapter.lowest_layer();
+        let run = self.run(batch, &batch.supervised, pass);
         let layers = self.config().num_hidden_layers;
-        let mut keep = Keep::Saved {
-            blocks: Vec::with_capacity(layers),
-            from: lowest.unwrap_or(layers),
-            saving: options.saving,
-        };
-        let adapter_rows = batch.adapters_of(&batch.supervised);
-        let wanted = self.wanted(batch, &adapter_rows);
-        let x = self.blocks(&pass, &mut keep, wanted);
-        let Keep::Saved {
-            mut blocks, from, ..
-        } = keep
-        else {
-            unreachable!("the blocks do not change how they keep")
-        };
-
-        let rows = match wanted {
-            Some(_) => x,
-            None => gather(&pass, x, &batch.supervised),
-        };
-        let (h, norm_saved) = pass.norm(WeightId::FinalNorm, rows.view());
-        // A head that is trained alone needs no gradient of what it reads.
-        let trains_below = from < layers
-            || [Part::Weight, Part::Bias]
-                .into_iter()
-                .any(|part| pass.trained(WeightId::FinalNorm(part)).is_some());
-        let mut dh = trains_below.then(|| pass.take(h.rows(), h.cols()));
-        let head_slot = pass.trained(pass.head_id());
-        let dw = head_slot.map(|slot| grads.view_mut(slot));
-        let head = head(&pass);
-        let sums = cross_entropy_forward_backward(
-            dh.as_mut().map(Tensor::view_mut),
-            dw,
-            h.view(),
-            head,
-            &batch.targets,
-            options.label_smoothing,
-            pass.precision,
-            ws,
-        );
-
-        let Some(dh) = dh else {
-            pass.give([rows, h]);
-            pass.give_norm(norm_saved);
-            return loss_sum(sums, batch);
-        };
-
-        let mut d_rows = pass.take(h.rows(), h.cols());
-        d_rows.view_mut().fill(0.0);
-        pass.norm_backward(
-            WeightId::FinalNorm,
-            d_rows.view_mut(),
-            dh.view(),
-            rows.view(),
-            &norm_saved,
-            grads,
-        );
-        pass.give([rows, h, dh]);
-        pass.give_norm(norm_saved);
-        let mut dx = if wanted.is_some() {
-            d_rows
-        } else {
-            let mut dx = pass.take(batch.tokens(), d_rows.cols());
-            dx.view_mut().fill(0.0);
-            // rows = x[supervised]
-            embedding_backward(dx.view_mut(), &batch.supervised, d_rows.view());
-            ws.give(d_rows);
-            dx
-        };
-
-        for layer in (from..layers).rev() {
-            let Some(saved) = blocks.pop() else { break };
-            dx = pass.block_backward(
-                self.place(layer, wanted),
-                dx,
-                saved,
-                adapter.reach(layer),
-                grads,
-            );
+        let lowest = adapters.first().and_then(Adapter::lowest_layer);
+        let from = lowest.unwrap_or(layers);
+        let mut blocks = Vec::with_capacity(layers);
+        let mut x = run.embed();
+        for layer in 0..layers {
+            let block = run.block(layer);
+            x = if layer < from {
+                block.forward(x, None)
+            } else {
+                let (x_out, saved) = block.forward_keeping(x, options.saving);
+                blocks.push(saved);
+                x_out
+            };
         }
-        embed_backward(&pass, dx.view(), grads);
-        ws.give(dx);
-        loss_sum(sums, batch)
+        Ok(Forward::new(run, x, Some(Kept { blocks, from })))
     }
 
-    /// Logits [rows, V] of the given rows of a batch. With a cache, the batch's keys and values are appended to it first,
-    /// and its segments refer to cache rows.
+    /// Logits [rows, V] of the given rows of a batch, in ascending order. With a cache, the batch's keys and values are appended to
+    /// it first, and its segments refer to cache rows.
     ///
     /// # Panics
-    /// Without a cache as [`loss`](Self::loss).
+    /// Without a cache as [`forward`](Self::forward).
     pub fn logits(
         &self,
         batch: &Batch,
         adapters: AdapterSet,
         rows: &[u32],
-        cache: Option<&mut KvCache>,
-        ws: &Workspace,
-    ) -> Tensor {
-        in_pool(|| self.logits_here(batch, adapters, rows, cache, ws))
-    }
-
-    fn logits_here(
-        &self,
-        batch: &Batch,
-        adapters: AdapterSet,
-        rows: &[u32],
-        cache: Option<&mut KvCache>,
+        mut cache: Option<&mut KvCache>,
         ws: &Workspace,
     ) -> Tensor {
         if cache.is_none() {
             check_virtual(batch, adapters);
         }
-        let pass = self.pass(batch, adapters, ws);
-        let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
-        let gathered = gather(&pass, x, rows);
-        let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
-        let mut logits = pass.take(rows.len(), self.config().vocab_size);
-        head_logits(logits.view_mut(), h.view(), head(&pass));
-        pass.give([gathered, h]);
-        pass.give_norm(saved);
-        logits
+        in_pool(|| {
+            let run = self.run(batch, rows, self.pass(batch, adapters, ws));
+            let mut x = run.embed();
+            for layer in 0..self.config().num_hidden_layers {
+                x = run.block(layer).forward(x, cache.as_deref_mut());
+            }
+            let forward = Forward::new(run, x, None);
+            let mut logits = ws.take(rows.len(), self.config().vocab_size);
+            head_logits(logits.view_mut(), forward.hidden(), forward.head().weight);
+            forward.finish();
+            logits
+        })
     }
 
     fn pass<'a>(
@@ -337,7 +191,6 @@ impl Decoder {
     ) -> Pass<'a> {
         Pass {
             weights: &self.weights,
-            batch,
             adapters,
             rows_of_adapters: &batch.adapters,
             ws,
@@ -346,57 +199,197 @@ impl Decoder {
         }
     }
 
-    /// The place of a block; of the last one only the wanted rows are computed to the end.
-    fn place<'a>(&'a self, layer: usize, wanted: Option<Wanted<'a>>) -> Place<'a> {
-        Place {
-            layer,
-            rope: self.rope.as_ref(),
-            wanted: wanted.filter(|_| layer + 1 == self.config().num_hidden_layers),
+    /// A pass of which these rows are wanted. Where they are so few that picking them out pays, the last block goes on with them
+    /// alone.
+    fn run<'a>(&'a self, batch: &'a Batch, rows: &'a [u32], pass: Pass<'a>) -> Run<'a> {
+        let few = Batch::goes_on_with(rows.len(), batch.tokens());
+        let picked = (few && self.config().num_hidden_layers > 0).then(|| SomeRows {
+            rows: rows.to_vec(),
+            adapters: batch.adapters_of(rows),
+        });
+        Run {
+            decoder: self,
+            batch,
+            pass,
+            rows,
+            picked,
         }
-    }
-
-    /// The scored rows, where they are so few that going on with them alone pays for picking them out.
-    fn wanted<'b>(
-        &self,
-        batch: &'b Batch,
-        adapters: &'b [(Range<usize>, usize)],
-    ) -> Option<Wanted<'b>> {
-        let few = Batch::goes_on_with(batch.supervised.len(), batch.tokens());
-        (few && self.config().num_hidden_layers > 0).then_some(Wanted {
-            rows: &batch.supervised,
-            adapters,
-        })
-    }
-
-    fn blocks(&self, pass: &Pass, keep: &mut Keep, wanted: Option<Wanted>) -> Tensor {
-        let config = self.config();
-        let mut x = pass.take(pass.batch.tokens(), config.hidden_size);
-        embedding_forward(
-            x.view_mut(),
-            &pass.batch.ids,
-            pass.weight(WeightId::Embedding),
-            false,
-        );
-        pass.embed_virtual(&mut x);
-        if config.position == Position::Learned {
-            embedding_forward(
-                x.view_mut(),
-                &pass.batch.positions,
-                pass.weight(WeightId::Positions),
-                true,
-            );
-        }
-        for layer in 0..config.num_hidden_layers {
-            x = pass.block(self.place(layer, wanted), x, keep);
-        }
-        x
     }
 }
 
-fn head<'p>(pass: &'p Pass) -> Weight<'p> {
-    Weight {
-        view: pass.weight(pass.head_id()),
-        layout: lowrank_kernels::Layout::OutIn,
+/// A pass through the decoder.
+struct Run<'a> {
+    decoder: &'a Decoder,
+    batch: &'a Batch,
+    /// Over all rows.
+    pass: Pass<'a>,
+    /// The wanted rows, ascending.
+    rows: &'a [u32],
+    /// The same where the last block computes these alone.
+    picked: Option<SomeRows>,
+}
+
+impl Run<'_> {
+    fn block(&self, layer: usize) -> Block<'_> {
+        let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
+        let wanted = self.picked.as_ref().filter(|_| is_last);
+        let rope = self.decoder.rope.as_ref();
+        Block::new(&self.pass, self.batch, layer, rope, wanted)
+    }
+
+    fn embed(&self) -> Tensor {
+        let (pass, batch) = (&self.pass, self.batch);
+        let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
+        let table = pass.weight(WeightId::Embedding);
+        embedding_forward(x.view_mut(), &batch.ids, table, false);
+        pass.embed_virtual(batch, &mut x);
+        if pass.config().position == Position::Learned {
+            let table = pass.weight(WeightId::Positions);
+            embedding_forward(x.view_mut(), &batch.positions, table, true);
+        }
+        x
+    }
+
+    fn embed_backward(&self, dx: View, grads: &mut Arena) {
+        let (pass, batch) = (&self.pass, self.batch);
+        pass.embed_virtual_backward(batch, dx, grads);
+        if let Some(slot) = pass.trained(WeightId::Embedding) {
+            embedding_backward(grads.view_mut(slot), &batch.ids, dx);
+        }
+        if let Some(slot) = pass.trained(WeightId::Positions) {
+            embedding_backward(grads.view_mut(slot), &batch.positions, dx);
+        }
+    }
+
+    /// The wanted rows of what the last block gave, which is consumed.
+    fn pick(&self, x: Tensor) -> Tensor {
+        if self.picked.is_some() {
+            return x;
+        }
+        let mut picked = self.pass.take(self.rows.len(), x.cols());
+        embedding_forward(picked.view_mut(), self.rows, x.view(), false);
+        self.pass.give([x]);
+        picked
+    }
+
+    /// The gradient of what the last block gave from that of the wanted rows.
+    fn spread(&self, d_rows: Tensor) -> Tensor {
+        if self.picked.is_some() {
+            return d_rows;
+        }
+        let mut dx = self.pass.take(self.batch.tokens(), d_rows.cols());
+        dx.view_mut().fill(0.0);
+        // rows = x[wanted]
+        embedding_backward(dx.view_mut(), self.rows, d_rows.view());
+        self.pass.give([d_rows]);
+        dx
+    }
+}
+
+/// What the blocks saved, from block `from` on.
+struct Kept {
+    blocks: Vec<BlockSaved>,
+    from: usize,
+}
+
+/// A forward that was computed: hidden rows, and what its backward needs. It ends with [`finish`](Self::finish) or
+/// [`backward`](Self::backward), which give its buffers back.
+pub struct Forward<'a> {
+    run: Run<'a>,
+    /// The wanted rows before the final norm, and behind it.
+    rows: Tensor,
+    hidden: Tensor,
+    norm: NormSaved,
+    kept: Option<Kept>,
+}
+
+impl<'a> Forward<'a> {
+    fn new(run: Run<'a>, x: Tensor, kept: Option<Kept>) -> Self {
+        let rows = run.pick(x);
+        let (hidden, norm) = run.pass.norm(WeightId::FinalNorm, rows.view());
+        Self {
+            run,
+            rows,
+            hidden,
+            norm,
+            kept,
+        }
+    }
+
+    /// The wanted rows [n, C] behind the final norm.
+    pub fn hidden(&self) -> View<'_> {
+        self.hidden.view()
+    }
+
+    /// The output projection of this pass.
+    pub fn head(&self) -> Head<'_> {
+        let pass = &self.run.pass;
+        let id = pass.head_id();
+        Head {
+            weight: Weight {
+                view: pass.weight(id),
+                layout: Layout::OutIn,
+            },
+            slot: pass.trained(id),
+            precision: pass.precision,
+        }
+    }
+
+    /// Whether [`backward`](Self::backward) reads a gradient of the hidden rows: a head that is trained alone needs none.
+    pub fn needs_gradient(&self) -> bool {
+        let pass = &self.run.pass;
+        let trains_norm = || {
+            [Part::Weight, Part::Bias]
+                .into_iter()
+                .any(|part| pass.trained(WeightId::FinalNorm(part)).is_some())
+        };
+        self.kept
+            .as_ref()
+            .is_some_and(|kept| kept.from < pass.config().num_hidden_layers || trains_norm())
+    }
+
+    /// Gives the buffers back.
+    pub fn finish(self) {
+        let pass = &self.run.pass;
+        for saved in self.kept.into_iter().flat_map(|kept| kept.blocks) {
+            saved.give(pass);
+        }
+        pass.give([self.rows, self.hidden]);
+        pass.give_norm(self.norm);
+    }
+
+    /// Adds to the gradients of what is trained, `dh` [n, C] being the gradient of the hidden rows. Without [`Decoder::forward_keeping`] there is
+    /// nothing to go back to.
+    pub fn backward(self, dh: Tensor, grads: &mut Arena) {
+        let Self {
+            run,
+            rows,
+            hidden,
+            norm,
+            kept,
+        } = self;
+        let pass = &run.pass;
+        let mut d_rows = pass.take(rows.rows(), rows.cols());
+        d_rows.view_mut().fill(0.0);
+        let (id, d_out) = (WeightId::FinalNorm, d_rows.view_mut());
+        pass.norm_backward(id, d_out, dh.view(), rows.view(), &norm, grads);
+        pass.give([rows, hidden, dh]);
+        pass.give_norm(norm);
+        let Some(Kept { mut blocks, from }) = kept else {
+            pass.give([d_rows]);
+            return;
+        };
+        let mut dx = run.spread(d_rows);
+        let adapter = pass.adapters.first();
+        for layer in (from..pass.config().num_hidden_layers).rev() {
+            let (Some(saved), Some(adapter)) = (blocks.pop(), adapter) else {
+                break;
+            };
+            let reach = adapter.reach(layer);
+            dx = run.block(layer).backward(dx, saved, reach, grads);
+        }
+        run.embed_backward(dx.view(), grads);
+        pass.give([dx]);
     }
 }
 
@@ -408,31 +401,5 @@ fn check_virtual(batch: &Batch, adapters: AdapterSet) {
             batch.virtual_tokens,
             "a batch begins with the virtual tokens of its adapter"
         );
-    }
-}
-
-fn embed_backward(pass: &Pass, dx: View, grads: &mut Arena) {
-    pass.embed_virtual_backward(dx, grads);
-    if let Some(slot) = pass.trained(WeightId::Embedding) {
-        embedding_backward(grads.view_mut(slot), &pass.batch.ids, dx);
-    }
-    if let Some(slot) = pass.trained(WeightId::Positions) {
-        embedding_backward(grads.view_mut(slot), &pass.batch.positions, dx);
-    }
-}
-
-/// Some rows of x, which is given back.
-fn gather(pass: &Pass, x: Tensor, rows: &[u32]) -> Tensor {
-    let mut gathered = pass.take(rows.len(), x.cols());
-    embedding_forward(gathered.view_mut(), rows, x.view(), false);
-    pass.ws.give(x);
-    gathered
-}
-
-fn loss_sum(sums: CrossEntropy, batch: &Batch) -> LossSum {
-    LossSum {
-        loss: sums.loss_sum,
-        correct: sums.correct,
-        tokens: batch.targets.len(),
     }
 }

@@ -27,11 +27,18 @@ struct BranchAt<'a> {
     site: &'a LowRankSite,
 }
 
-/// A linear on the way back: the gradient of its output, and `x Aᵀ` of its branches.
+/// What a linear saves for its backward; nothing by default.
+#[derive(Default)]
+pub(crate) struct LinearSaved {
+    /// `x Aᵀ` [rows, r] of each branch.
+    branches: Vec<Tensor>,
+}
+
+/// A linear on the way back: the gradient of its output, and what it saved.
 pub(crate) struct LinearBack<'a> {
     pub(crate) id: LinearId,
     pub(crate) dy: View<'a>,
-    pub(crate) branches: &'a [Tensor],
+    pub(crate) saved: &'a LinearSaved,
 }
 
 impl Pass<'_> {
@@ -43,8 +50,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Output [T, out] and, for each branch, `x Aᵀ` [rows, r], which its backward needs.
-    pub(crate) fn linear(&self, id: LinearId, x: View) -> (Tensor, Vec<Tensor>) {
+    /// Output [T, out], and what the backward needs.
+    pub(crate) fn linear(&self, id: LinearId, x: View) -> (Tensor, LinearSaved) {
         let [output] = self.linears([id], x);
         output
     }
@@ -54,23 +61,26 @@ impl Pass<'_> {
         &self,
         ids: [LinearId; N],
         x: View,
-    ) -> [(Tensor, Vec<Tensor>); N] {
+    ) -> [(Tensor, LinearSaved); N] {
         let branches = ids.map(|id| self.branches_at(id));
         let mut outputs = std::array::from_fn(|i| {
             let (_, out) = self.config().linear_shape(ids[i].kind);
             let hidden = branches[i]
                 .iter()
                 .map(|at| self.take(at.rows.len(), at.branch.a.rows()));
-            (self.take(x.rows(), out), hidden.collect::<Vec<_>>())
+            let saved = LinearSaved {
+                branches: hidden.collect(),
+            };
+            (self.take(x.rows(), out), saved)
         });
         let jobs = ids.iter().zip(&branches).zip(&mut outputs);
-        let jobs = jobs.map(|((&id, branches), (y, hidden))| LinearOutput {
+        let jobs = jobs.map(|((&id, branches), (y, saved))| LinearOutput {
             y: y.view_mut(),
             w: self.linear_weight(id),
             bias: self.find(WeightId::Linear(id, Part::Bias)),
             branches: branches
                 .iter()
-                .zip(hidden)
+                .zip(&mut saved.branches)
                 .map(|(at, u)| BranchOutput {
                     u: u.view_mut(),
                     rows: at.rows.clone(),
@@ -125,7 +135,7 @@ impl Pass<'_> {
         }
         for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
             self.parameters_backward(linear, x, grads);
-            for ((at, du), u) in branches.iter().zip(hidden).zip(linear.branches) {
+            for ((at, du), u) in branches.iter().zip(hidden).zip(&linear.saved.branches) {
                 let Some(x) = x else { continue };
                 let rows = at.rows.clone();
                 if let Some(dx) = dx.as_mut().filter(|_| at.branch.drops()) {
@@ -137,6 +147,11 @@ impl Pass<'_> {
             }
         }
         self.give(hidden.into_iter().flatten());
+    }
+
+    /// Gives back what linears saved.
+    pub(crate) fn give_linears(&self, saved: impl IntoIterator<Item = LinearSaved>) {
+        self.give(saved.into_iter().flat_map(|saved| saved.branches));
     }
 
     /// The gradients of a linear's own weight and bias, where they are trained.

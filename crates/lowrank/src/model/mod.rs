@@ -6,6 +6,7 @@ mod adapter;
 mod batch;
 mod block;
 mod bottleneck;
+mod cache;
 mod config;
 mod decoder;
 pub mod families;
@@ -18,10 +19,11 @@ pub(crate) mod weights;
 
 pub use adapter::{Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, VirtualSites};
 pub use batch::{Batch, VirtualPart, VirtualTokens};
+pub use cache::KvCache;
 pub use config::{
     Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
     Position, Rope, RopeScaling, Sublayer, WeightId,
 };
-pub use decoder::{Decoder, KvCache, LossSum, PassOptions};
+pub use decoder::{Decoder, ForeignAdapter, Forward, Head, PassOptions};
 pub use saving::{Recompute, Saving};
 pub use weights::Weights;

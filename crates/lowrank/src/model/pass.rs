@@ -1,21 +1,19 @@
-//! What every layer of one forward or backward pass reads: the base, the batch, the adapters and the buffers.
+//! What every layer of one forward or backward pass reads: the base, the adapters and the buffers.
 
 use std::ops::Range;
 
 use lowrank_kernels::{Precision, Tensor, View, Workspace};
 
 use super::adapter::AdapterSet;
-use super::batch::Batch;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
 use super::weights::Weights;
 
-/// One pass over one batch.
+/// One pass over the rows of a batch, or over some of them.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub(crate) weights: &'a Weights,
-    pub(crate) batch: &'a Batch,
     pub(crate) adapters: AdapterSet<'a>,
-    /// Which adapter a range of the rows uses that the pass computes now: the batch's, or those that are left of them.
+    /// Which adapter a range of the pass's rows uses.
     pub(crate) rows_of_adapters: &'a [(Range<usize>, usize)],
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
@@ -30,7 +28,15 @@ pub(crate) struct NormSaved {
     pub(crate) rstd: Tensor,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// The same over other rows, of which ranges use these adapters.
+    pub(crate) fn over(&self, rows_of_adapters: &'a [(Range<usize>, usize)]) -> Self {
+        Self {
+            rows_of_adapters,
+            ..*self
+        }
+    }
+
     pub(crate) fn config(&self) -> &ModelConfig {
         self.weights.config()
     }

@@ -8,13 +8,14 @@
 
 use lowrank_kernels::{Arena, Tensor, View, add_assign};
 
+use super::batch::Batch;
 use super::pass::Pass;
 
 impl Pass<'_> {
     /// Overwrites the rows whose embeddings are the adapter's.
-    pub(super) fn embed_virtual(&self, x: &mut Tensor) {
-        for (rows, part) in &self.batch.embedded {
-            let Some(index) = self.batch.adapter_of(rows.start) else {
+    pub(super) fn embed_virtual(&self, batch: &Batch, x: &mut Tensor) {
+        for (rows, part) in &batch.embedded {
+            let Some(index) = batch.adapter_of(rows.start) else {
                 continue;
             };
             let adapter = self.adapters.get(index);
@@ -26,8 +27,8 @@ impl Pass<'_> {
     }
 
     /// Adds to the gradients of trained embeddings.
-    pub(super) fn embed_virtual_backward(&self, dx: View, grads: &mut Arena) {
-        for (rows, part) in &self.batch.embedded {
+    pub(super) fn embed_virtual_backward(&self, batch: &Batch, dx: View, grads: &mut Arena) {
+        for (rows, part) in &batch.embedded {
             let sites = &self.adapters.get(0).virtual_tokens;
             if let Some(slot) = sites.embedding(*part) {
                 add_assign(grads.view_mut(slot), dx.slice_rows(rows.clone()));
@@ -36,18 +37,24 @@ impl Pass<'_> {
     }
 
     /// Slots of the trained keys and values that stand before this batch's own, and the adapter they belong to.
-    fn trained_keys(&self, layer: usize) -> Option<(usize, (usize, usize))> {
-        if self.batch.virtual_tokens.keys == 0 {
+    fn trained_keys(&self, batch: &Batch, layer: usize) -> Option<(usize, (usize, usize))> {
+        if batch.virtual_tokens.keys == 0 {
             return None;
         }
-        let index = self.batch.adapter_of(0)?;
+        let index = batch.adapter_of(0)?;
         let sites = &self.adapters.get(index).virtual_tokens;
         Some((index, *sites.key_values.get(layer)?))
     }
 
     /// k and v [n + T, KV·D] with the trained rows before the batch's own.
-    pub(super) fn with_trained_keys(&self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
-        let Some((index, slots)) = self.trained_keys(layer) else {
+    pub(super) fn with_trained_keys(
+        &self,
+        batch: &Batch,
+        layer: usize,
+        k: Tensor,
+        v: Tensor,
+    ) -> (Tensor, Tensor) {
+        let Some((index, slots)) = self.trained_keys(batch, layer) else {
             return (k, v);
         };
         let join = |slot: usize, own: Tensor| {
@@ -66,12 +73,13 @@ impl Pass<'_> {
     /// Adds to the gradients of trained keys and values; what is left are those of the batch's own rows [T, KV·D].
     pub(super) fn trained_keys_backward(
         &self,
+        batch: &Batch,
         layer: usize,
         dk: Tensor,
         dv: Tensor,
         grads: &mut Arena,
     ) -> (Tensor, Tensor) {
-        let Some((_, slots)) = self.trained_keys(layer) else {
+        let Some((_, slots)) = self.trained_keys(batch, layer) else {
             return (dk, dv);
         };
         let mut cut = |slot: usize, all: Tensor| {

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use lowrank_kernels::Workspace;
 
 use crate::data::Example;
-use crate::model::AdapterSet;
-use crate::model::{Batch, Decoder, LossSum};
+use crate::model::{AdapterSet, Batch, Decoder};
+use crate::objective::{self, LossSum, NextToken};
 
 /// Tokens that one pass of an evaluation computes at most, unless a single row is longer.
 const TOKENS_A_PASS: usize = 2048;
@@ -45,7 +45,13 @@ pub fn evaluate_rows(
         } else {
             batch
         };
-        sums.add(model.loss(&batch, adapters, ws));
+        sums.add(objective::loss(
+            model,
+            &batch,
+            adapters,
+            &NextToken::of(&batch),
+            ws,
+        ));
         done(rows)
     };
     for example in examples {

@@ -5,8 +5,8 @@ use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, sum_squar
 use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
-use crate::model::{Adapter, AdapterSet};
-use crate::model::{Batch, Decoder, LossSum, PassOptions, Saving, VirtualTokens};
+use crate::model::{Adapter, AdapterSet, Batch, Decoder, PassOptions, Saving, VirtualTokens};
+use crate::objective::{LossSum, NextToken, loss_and_gradients};
 use crate::random::mix;
 
 /// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
@@ -118,6 +118,9 @@ pub fn shared_batch_of(examples: &[&Example], virtual_tokens: VirtualTokens) -> 
 }
 
 /// Adds up the gradients of `rows`, a micro-batch at a time, into `grads`, which is zeroed first; nothing is divided.
+///
+/// # Errors
+/// As [`loss_and_gradients`].
 pub fn accumulate(
     model: &Decoder,
     adapter: &Adapter,
@@ -126,7 +129,7 @@ pub fn accumulate(
     step: u64,
     options: &StepOptions,
     ws: &Workspace,
-) -> (LossSum, usize) {
+) -> Result<(LossSum, usize), Error> {
     grads.zero();
     let (mut sums, mut tokens) = (LossSum::default(), 0);
     for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
@@ -134,15 +137,20 @@ pub fn accumulate(
         tokens += batch.real_tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
-        let pass = PassOptions {
+        let objective = NextToken {
             label_smoothing: options.label_smoothing as f32,
+            ..NextToken::of(&batch)
+        };
+        let pass = PassOptions {
             dropout_key: Some(key),
             saving: options.saving,
         };
         let set = AdapterSet::new(&set);
-        sums.add(model.forward_backward(&batch, set, grads, &pass, ws));
+        sums.add(loss_and_gradients(
+            model, &batch, set, &objective, grads, &pass, ws,
+        )?);
     }
-    (sums, tokens)
+    Ok((sums, tokens))
 }
 
 /// Takes one optimizer step on `rows`.
@@ -165,7 +173,7 @@ pub fn optimizer_step(
         state.step,
         options,
         ws,
-    );
+    )?;
     let count = sums.tokens as f64;
     // The gradients are sums over tokens; a mean's are smaller by this, which the optimizer multiplies them by.
     let mut grad_scale = 1.0 / count;

@@ -2,7 +2,8 @@
 
 use lowrank::data::Example;
 use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Decoder, LossSum, Recompute, Saving, VirtualTokens};
+use lowrank::model::{Batch, Decoder, Recompute, Saving, VirtualTokens};
+use lowrank::objective::{self, LossSum, NextToken};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
 use lowrank::tuning::full;
 use lowrank::{DType, Workspace};
@@ -34,7 +35,8 @@ fn gradients(
     let mut state = OptimizerState::new(adapter);
     let rows: Vec<&Example> = rows.iter().collect();
     let ws = Workspace::new();
-    let (sums, tokens) = accumulate(model, adapter, &mut state.grads, &rows, step, options, &ws);
+    let (sums, tokens) = accumulate(model, adapter, &mut state.grads, &rows, step, options, &ws)
+        .expect("one adapter");
     assert_eq!(tokens, rows.iter().map(|row| row.ids.len()).sum::<usize>());
     let grads = (0..adapter.names.len())
         .map(|slot| state.grads.view(slot).to_vec())
@@ -138,10 +140,11 @@ fn packed_rows_have_the_loss_of_each_row() {
         let set = [&trained];
         let (set, ws) = (AdapterSet::new(&set), Workspace::new());
         let rows = examples();
-        let packed = model.loss(&batch_of(&rows, VirtualTokens::default()), set, &ws);
+        let loss = |batch: Batch| objective::loss(&model, &batch, set, &NextToken::of(&batch), &ws);
+        let packed = loss(batch_of(&rows, VirtualTokens::default()));
         let mut alone = LossSum::default();
         for row in &rows {
-            alone.add(model.loss(&batch_of([row], VirtualTokens::default()), set, &ws));
+            alone.add(loss(batch_of([row], VirtualTokens::default())));
         }
         assert_eq!(packed.tokens, alone.tokens);
         assert_eq!(packed.correct, alone.correct);

@@ -10,6 +10,7 @@ mod generation;
 mod gradients;
 mod merging;
 mod methods;
+mod objectives;
 mod output;
 mod resume;
 mod sharing;

@@ -81,7 +81,8 @@ fn gradients(model: &Decoder, adapter: &Adapter, options: &StepOptions) -> (f64,
     let rows = examples();
     let rows: Vec<_> = rows.iter().collect();
     let ws = Workspace::new();
-    let (sums, _) = accumulate(model, adapter, &mut state.grads, &rows, 0, options, &ws);
+    let (sums, _) =
+        accumulate(model, adapter, &mut state.grads, &rows, 0, options, &ws).expect("one adapter");
     (sums.loss, state.grads.flat().to_vec())
 }
 

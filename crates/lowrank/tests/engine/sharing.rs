@@ -6,7 +6,8 @@ use std::path::Path;
 use lowrank::Workspace;
 use lowrank::data::Example;
 use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Decoder, LossSum, PassOptions};
+use lowrank::model::{Decoder, PassOptions};
+use lowrank::objective::{self, LossSum, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, shared_batch_of};
 use lowrank::tuning::{Method, full};
 use serde_json::Value;
@@ -62,12 +63,14 @@ fn gradients(
     let mut grads = OptimizerState::new(trained).grads;
     let (set, ws) = ([trained], Workspace::new());
     let set = AdapterSet::new(&set);
-    let options = PassOptions {
+    let labels = NextToken {
         label_smoothing: smoothing,
-        ..PassOptions::default()
+        ..NextToken::of(&batch)
     };
-    let sums = model.forward_backward(&batch, set, &mut grads, &options, &ws);
-    let evaluated = model.loss(&batch, set, &ws);
+    let options = PassOptions::default();
+    let sums = loss_and_gradients(model, &batch, set, &labels, &mut grads, &options, &ws)
+        .expect("one adapter");
+    let evaluated = objective::loss(model, &batch, set, &NextToken::of(&batch), &ws);
     assert_eq!(
         (evaluated.correct, evaluated.tokens),
         (sums.correct, sums.tokens)

@@ -6,6 +6,7 @@ use lowrank::data::Example;
 use lowrank::generate::{Finish, GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::model::{Adapter, AdapterSet};
 use lowrank::model::{Batch, Decoder, PassOptions, Recompute, Saving};
+use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, evaluate, shared_batch_of};
 use lowrank::tuning::prefix::{self, Init, Kind, Options};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method};
@@ -71,9 +72,9 @@ fn batch(made: &Adapter, rows: &[Example], share: bool) -> Batch {
 }
 
 fn loss(model: &Decoder, made: &Adapter, batch: &Batch) -> f64 {
-    model
-        .loss(batch, AdapterSet::new(&[made]), &Workspace::new())
-        .loss
+    let set = [made];
+    let set = AdapterSet::new(&set);
+    objective::loss(model, batch, set, &NextToken::of(batch), &Workspace::new()).loss
 }
 
 fn gradients(model: &Decoder, made: &Adapter, batch: &Batch, recompute: Recompute) -> Vec<f32> {
@@ -87,7 +88,8 @@ fn gradients(model: &Decoder, made: &Adapter, batch: &Batch, recompute: Recomput
     };
     let set = [made];
     let set = AdapterSet::new(&set);
-    model.forward_backward(batch, set, &mut grads, &options, &Workspace::new());
+    let (labels, ws) = (NextToken::of(batch), Workspace::new());
+    loss_and_gradients(model, batch, set, &labels, &mut grads, &options, &ws).expect("one adapter");
     grads.flat().to_vec()
 }
 

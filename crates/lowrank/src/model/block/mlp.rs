@@ -1,0 +1,302 @@
+//! The second half of a block: x_mid = x + o·Wᵀ, x_out = x_mid + down(act(gate(n), up(n))) with n = norm(x_mid), over the rows
+//! that go on behind attention.
+
+use std::borrow::Cow;
+
+use lowrank_kernels::{
+    Arena, Tensor, View, activation_backward, activation_forward, gated_backward, gated_forward,
+};
+
+use crate::model::adapter::Reach;
+use crate::model::bottleneck::BottleneckSaved;
+use crate::model::config::{BlockNorm, LinearId, LinearKind, MlpKind, Part, Sublayer, WeightId};
+use crate::model::linear::{LinearBack, LinearSaved};
+use crate::model::pass::{NormSaved, Pass};
+
+/// The second half of a block, of a pass over the rows that go on.
+pub(crate) struct MlpHalf<'a> {
+    pub(super) pass: Pass<'a>,
+    pub(super) layer: usize,
+}
+
+/// The values of its forward. Matrices may be kept as bf16.
+pub(crate) struct MlpValues {
+    /// Attention's output [rows, H·D], where the output projection's trained values read it.
+    pub(super) o: Option<Tensor>,
+    /// The residual stream between attention and MLP.
+    pub(super) x_mid: Tensor,
+    pub(super) norm: NormSaved,
+    /// Outputs of the MLP's first linears, unless they are computed again.
+    pub(super) inputs: Option<MlpInputs>,
+    /// Of the adapter layers behind attention and MLP.
+    pub(super) attention_bottlenecks: Vec<BottleneckSaved>,
+    pub(super) mlp_bottlenecks: Vec<BottleneckSaved>,
+    /// Of the output projection, of gate and up, and of the last linear once it was computed.
+    pub(super) output_linear: LinearSaved,
+    pub(super) input_linears: Vec<LinearSaved>,
+    pub(super) last_linear: LinearSaved,
+}
+
+/// The MLP before its activation.
+pub(super) struct MlpInputs {
+    pub(super) gate: Option<Tensor>,
+    pub(super) up: Tensor,
+}
+
+impl MlpHalf<'_> {
+    /// Everything before the last linear, from the residual stream [rows, C] and attention's output [rows, H·D].
+    pub(super) fn forward(&self, stream: Cow<Tensor>, o: Tensor) -> MlpValues {
+        let pass = &self.pass;
+        let id = self.linear_id(LinearKind::O);
+        let (mut x_mid, output_linear) = pass.linear(id, o.view());
+        let attention_bottlenecks =
+            pass.join_stream(self.layer, Sublayer::Attention, &mut x_mid, stream.view());
+        pass.give_widened(stream);
+        let o = if pass.reads_input(id) {
+            Some(o)
+        } else {
+            pass.give([o]);
+            None
+        };
+
+        let (normed, norm) = pass.norm(self.norm(), x_mid.view());
+        let (inputs, input_linears) = self.inputs(normed.view());
+        pass.give([normed]);
+        MlpValues {
+            o,
+            x_mid,
+            norm,
+            inputs: Some(inputs),
+            attention_bottlenecks,
+            mlp_bottlenecks: Vec::new(),
+            output_linear,
+            input_linears,
+            last_linear: LinearSaved::default(),
+        }
+    }
+
+    /// The block's output from its values, to which those of the last linear and of what stands behind it are added.
+    pub(super) fn output(&self, values: &mut MlpValues) -> Tensor {
+        let Some(inputs) = &values.inputs else {
+            unreachable!("values that were just computed are whole")
+        };
+        let pass = &self.pass;
+        let h = self.activation(inputs);
+        let (mut x_out, saved) = pass.linear(self.linear_id(LinearKind::Down), h.view());
+        pass.give([h]);
+        values.last_linear = saved;
+        values.mlp_bottlenecks =
+            pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, values.x_mid.view());
+        x_out
+    }
+
+    /// Whether a backward reads what [`output`](Self::output) saves.
+    pub(super) fn reads_output(&self) -> bool {
+        self.pass.reads_input(self.linear_id(LinearKind::Down))
+            || self.pass.has_bottleneck(self.layer, Sublayer::Mlp)
+    }
+
+    /// From the gradient of the output, which becomes that of the residual stream, to that of attention's output, if the backward
+    /// goes on to there; gives all values back.
+    pub(super) fn backward(
+        &self,
+        dx: &mut Tensor,
+        saved: MlpValues,
+        reach: Reach,
+        grads: &mut Arena,
+    ) -> Option<Tensor> {
+        self.mlp_backward(dx, &saved, reach, grads);
+        let d_o = (reach > Reach::Mlp)
+            .then(|| self.output_backward(dx, &saved, reach, grads))
+            .flatten();
+        saved.give(&self.pass);
+        d_o
+    }
+
+    /// x_out = x_mid + down(act(gate(n), up(n))), n = norm(x_mid)
+    fn mlp_backward(&self, dx: &mut Tensor, saved: &MlpValues, reach: Reach, grads: &mut Arena) {
+        let pass = &self.pass;
+        let finish = reach > Reach::MlpBottleneck;
+        let bottlenecks = &saved.mlp_bottlenecks;
+        let d_out =
+            pass.join_stream_backward(self.layer, Sublayer::Mlp, dx, bottlenecks, finish, grads);
+        if !finish {
+            return;
+        }
+        let norm = self.norm();
+        let x_mid = pass.widened(&saved.x_mid);
+        let reads = self.input_ids().into_iter().any(|id| pass.reads_input(id));
+        let mut normed = None;
+        let again = saved.inputs.is_none().then(|| {
+            let n = normed.insert(pass.norm_again(&norm, x_mid.view(), &saved.norm));
+            let (inputs, linears) = self.inputs(n.view());
+            pass.give_linears(linears);
+            inputs
+        });
+        if !reads {
+            pass.give(normed.take());
+        }
+        let Some(inputs) = again.as_ref().or(saved.inputs.as_ref()) else {
+            unreachable!("computed above where they were not saved")
+        };
+        let d_inputs =
+            self.last_linear_backward(d_out.as_ref().unwrap_or(dx), inputs, saved, grads);
+        if let Some(inputs) = again {
+            inputs.give(pass);
+        }
+        pass.give(d_out);
+
+        if reads && normed.is_none() {
+            normed = Some(pass.norm_again(&norm, x_mid.view(), &saved.norm));
+        }
+        let dys = d_inputs.gate.iter().chain([&d_inputs.up]);
+        let linears = self.input_ids().into_iter().zip(dys);
+        let linears: Vec<LinearBack> = linears
+            .zip(&saved.input_linears)
+            .map(|((id, dy), saved)| LinearBack {
+                id,
+                dy: dy.view(),
+                saved,
+            })
+            .collect();
+        let mut dn = pass.take(dx.rows(), dx.cols());
+        let n = normed.as_ref().map(Tensor::view);
+        pass.linears_backward(&linears, n, Some(dn.view_mut()), grads);
+        drop(linears);
+        let (dx, x) = (dx.view_mut(), x_mid.view());
+        pass.norm_backward(&norm, dx, dn.view(), x, &saved.norm, grads);
+        pass.give_widened(x_mid);
+        pass.give([dn]);
+        pass.give(normed);
+        d_inputs.give(pass);
+    }
+
+    /// Through the last linear and the activation: the gradients of gate and up.
+    fn last_linear_backward(
+        &self,
+        dy: &Tensor,
+        inputs: &MlpInputs,
+        saved: &MlpValues,
+        grads: &mut Arena,
+    ) -> MlpInputs {
+        let pass = &self.pass;
+        let id = self.linear_id(LinearKind::Down);
+        let h = pass.reads_input(id).then(|| self.activation(inputs));
+        let mut dh = pass.take(dy.rows(), inputs.up.cols());
+        let back = LinearBack {
+            id,
+            dy: dy.view(),
+            saved: &saved.last_linear,
+        };
+        let (x, dx) = (h.as_ref().map(Tensor::view), dh.view_mut());
+        pass.linears_backward(&[back], x, Some(dx), grads);
+        pass.give(h);
+        let d_inputs = self.activation_backward(&dh, inputs);
+        pass.give([dh]);
+        d_inputs
+    }
+
+    /// The gradient of the attention's output, if the backward goes on to there.
+    fn output_backward(
+        &self,
+        dx: &mut Tensor,
+        saved: &MlpValues,
+        reach: Reach,
+        grads: &mut Arena,
+    ) -> Option<Tensor> {
+        let pass = &self.pass;
+        let (place, bottlenecks) = (Sublayer::Attention, &saved.attention_bottlenecks);
+        let finish = reach > Reach::AttentionBottleneck;
+        let d_out = pass.join_stream_backward(self.layer, place, dx, bottlenecks, finish, grads);
+        if !finish {
+            return None;
+        }
+        let mut d_o = (reach > Reach::Output).then(|| pass.take(dx.rows(), pass.config().q_size()));
+        let back = LinearBack {
+            id: self.linear_id(LinearKind::O),
+            dy: d_out.as_ref().unwrap_or(dx).view(),
+            saved: &saved.output_linear,
+        };
+        let o = saved.o.as_ref().map(|o| pass.widened(o));
+        let (x, d_x) = (
+            o.as_ref().map(|o| o.view()),
+            d_o.as_mut().map(Tensor::view_mut),
+        );
+        pass.linears_backward(&[back], x, d_x, grads);
+        if let Some(o) = o {
+            pass.give_widened(o);
+        }
+        pass.give(d_out);
+        d_o
+    }
+
+    fn norm(&self) -> impl Fn(Part) -> WeightId + use<> {
+        let layer = self.layer;
+        move |part| WeightId::Norm(layer, BlockNorm::Mlp, part)
+    }
+
+    fn linear_id(&self, kind: LinearKind) -> LinearId {
+        LinearId {
+            layer: self.layer,
+            kind,
+        }
+    }
+
+    /// The linears that read the normed rows.
+    fn input_ids(&self) -> Vec<LinearId> {
+        let kinds: &[LinearKind] = match self.pass.config().mlp {
+            MlpKind::Gated => &[LinearKind::Gate, LinearKind::Up],
+            MlpKind::Plain => &[LinearKind::Up],
+        };
+        kinds.iter().map(|&kind| self.linear_id(kind)).collect()
+    }
+
+    /// Gate and up of the normed rows, and what their linears save.
+    fn inputs(&self, normed: View) -> (MlpInputs, Vec<LinearSaved>) {
+        let (pass, up) = (&self.pass, self.linear_id(LinearKind::Up));
+        match pass.config().mlp {
+            MlpKind::Gated => {
+                let gate = self.linear_id(LinearKind::Gate);
+                let [(gate, of_gate), (up, of_up)] = pass.linears([gate, up], normed);
+                let gate = Some(gate);
+                (MlpInputs { gate, up }, vec![of_gate, of_up])
+            }
+            MlpKind::Plain => {
+                let (up, saved) = pass.linear(up, normed);
+                (MlpInputs { gate: None, up }, vec![saved])
+            }
+        }
+    }
+
+    /// What the last linear reads.
+    fn activation(&self, MlpInputs { gate, up }: &MlpInputs) -> Tensor {
+        let activation = self.pass.config().activation;
+        let mut h = self.pass.take(up.rows(), up.cols());
+        match gate {
+            Some(gate) => gated_forward(h.view_mut(), gate.view(), up.view(), activation),
+            None => activation_forward(h.view_mut(), up.view(), activation),
+        }
+        h
+    }
+
+    /// The gradients of gate and up from that of what the last linear reads.
+    fn activation_backward(&self, dh: &Tensor, MlpInputs { gate, up }: &MlpInputs) -> MlpInputs {
+        let pass = &self.pass;
+        let activation = pass.config().activation;
+        let mut d_up = pass.take(dh.rows(), dh.cols());
+        let d_gate = gate.as_ref().map(|gate| {
+            let mut d_gate = pass.take(dh.rows(), dh.cols());
+            let (gate, up) = (gate.view(), up.view());
+            let (d_gate_out, d_up_out) = (d_gate.view_mut(), d_up.view_mut());
+            gated_backward(d_gate_out, d_up_out, dh.view(), gate, up, activation);
+            d_gate
+        });
+        if d_gate.is_none() {
+            activation_backward(d_up.view_mut(), dh.view(), up.view(), activation);
+        }
+        MlpInputs {
+            gate: d_gate,
+            up: d_up,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a block keeps from its forward for its backward.
+//!
+//! The norms' outputs and the MLP's hidden activation are computed again, and more where [`Recompute`] says so. Matrices may be
+//! kept as bf16; q, k and v never are: the gradients of scores are small differences of large numbers, and rounding what they are
+//! computed from again costs several times as much precision as rounding everything else.
+
+use lowrank_kernels::{DType, Tensor};
+
+use super::attention::{AttentionValues, HeadsSaved, RawHeads};
+use super::mlp::{MlpInputs, MlpValues};
+use crate::model::pass::Pass;
+use crate::model::saving::{Recompute, Saving};
+
+/// What one block saves for its backward.
+pub(crate) enum BlockSaved {
+    /// Everything that is not cheap.
+    Values(Box<(AttentionValues, MlpValues)>),
+    /// The input [T, C] alone, in f32.
+    Input(Tensor),
+}
+
+impl BlockSaved {
+    /// Gives everything back.
+    pub(crate) fn give(self, pass: &Pass) {
+        match self {
+            Self::Input(x) => pass.give([x]),
+            Self::Values(values) => {
+                values.0.give(pass);
+                values.1.give(pass);
+            }
+        }
+    }
+}
+
+impl AttentionValues {
+    /// What is kept of them.
+    pub(super) fn keep(self, pass: &Pass, dtype: DType) -> Self {
+        let keep = |tensor| pass.keep(tensor, dtype);
+        let HeadsSaved { q, k, v, raw } = self.heads;
+        let raw = raw.map(|raw| RawHeads {
+            q: keep(raw.q),
+            k: keep(raw.k),
+            ..raw
+        });
+        Self {
+            x: keep(self.x),
+            heads: HeadsSaved { q, k, v, raw },
+            ..self
+        }
+    }
+
+    /// Gives back everything but the block's input.
+    pub(super) fn give_all_but_input(self, pass: &Pass) -> Tensor {
+        let HeadsSaved { q, k, v, raw } = self.heads;
+        pass.give([self.lse, q, k, v]);
+        if let Some(raw) = raw {
+            pass.give([raw.q, raw.q_rstd, raw.k, raw.k_rstd]);
+        }
+        pass.give_linears(self.linears);
+        pass.give_norm(self.norm);
+        self.x
+    }
+
+    /// Gives everything back.
+    pub(super) fn give(self, pass: &Pass) {
+        let x = self.give_all_but_input(pass);
+        pass.give([x]);
+    }
+}
+
+impl MlpInputs {
+    /// Gives both back.
+    pub(super) fn give(self, pass: &Pass) {
+        pass.give(self.gate);
+        pass.give([self.up]);
+    }
+}
+
+impl MlpValues {
+    /// What is kept of them.
+    pub(super) fn keep(self, pass: &Pass, saving: Saving) -> Self {
+        let keep = |tensor| pass.keep(tensor, saving.dtype);
+        let again = saving.recompute == Recompute::Selective;
+        let inputs = self.inputs.and_then(|inputs| {
+            if again {
+                inputs.give(pass);
+                return None;
+            }
+            Some(MlpInputs {
+                gate: inputs.gate.map(keep),
+                up: keep(inputs.up),
+            })
+        });
+        // What gate and up are computed from again stays as it is.
+        let x_mid = if again { self.x_mid } else { keep(self.x_mid) };
+        let bottlenecks = |saved| pass.keep_bottlenecks(saved, saving.dtype);
+        Self {
+            o: self.o.map(keep),
+            x_mid,
+            inputs,
+            attention_bottlenecks: bottlenecks(self.attention_bottlenecks),
+            mlp_bottlenecks: bottlenecks(self.mlp_bottlenecks),
+            ..self
+        }
+    }
+
+    /// Gives everything back.
+    pub(super) fn give(self, pass: &Pass) {
+        pass.give(self.o);
+        pass.give([self.x_mid]);
+        pass.give_norm(self.norm);
+        if let Some(inputs) = self.inputs {
+            inputs.give(pass);
+        }
+        pass.give_bottlenecks(self.attention_bottlenecks);
+        pass.give_bottlenecks(self.mlp_bottlenecks);
+        pass.give_linears([self.output_linear, self.last_linear]);
+        pass.give_linears(self.input_linears);
+    }
+}

@@ -1,0 +1,116 @@
+//! What a pass is scored by: from hidden rows to losses, and to the gradient of the hidden rows.
+//!
+//! The decoder knows no loss. [`loss`] and [`loss_and_gradients`] put a forward, an [`Objective`] and a backward together, on one path.
+
+mod next_token;
+
+use lowrank_kernels::{Arena, Tensor, View, ViewMut, Workspace, in_pool};
+
+pub use next_token::NextToken;
+
+use crate::model::{AdapterSet, Batch, Decoder, ForeignAdapter, Forward, Head, PassOptions};
+
+/// Sums over the labels of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSum {
+    /// Σ of the labels' losses, in nats.
+    pub loss: f64,
+    /// Labels that are the most likely prediction.
+    pub correct: usize,
+    /// Number of labels: supervised tokens of a language model.
+    pub tokens: usize,
+}
+
+impl LossSum {
+    /// Mean nats a label.
+    pub fn mean(&self) -> f64 {
+        self.loss / self.tokens as f64
+    }
+
+    /// Adds another batch's sums.
+    pub fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.correct += other.correct;
+        self.tokens += other.tokens;
+    }
+}
+
+/// Where the gradients of a score go.
+pub struct Gradients<'a> {
+    /// Of the hidden rows [n, C], overwritten; `None` where nothing below them is trained.
+    pub dh: Option<ViewMut<'a>>,
+    /// Of what is trained, added to; laid out as the trained adapter's `params`.
+    pub trained: &'a mut Arena,
+}
+
+/// Scores the rows that a batch names as supervised. One value holds the labels of one batch.
+///
+/// The losses are SUMS over the labels, and so are the gradients: they are divided once a step, by its labels.
+pub trait Objective: Sync {
+    /// The losses of hidden rows [n, C], in the order of the batch's supervised rows, and their gradients if asked for.
+    fn score(
+        &self,
+        head: Head<'_>,
+        hidden: View<'_>,
+        gradients: Option<Gradients<'_>>,
+        ws: &Workspace,
+    ) -> LossSum;
+}
+
+/// The losses of a batch.
+///
+/// # Panics
+/// If the batch has not the virtual tokens of its rows' adapters.
+pub fn loss(
+    model: &Decoder,
+    batch: &Batch,
+    adapters: AdapterSet,
+    objective: &dyn Objective,
+    ws: &Workspace,
+) -> LossSum {
+    in_pool(|| score(model.forward(batch, adapters, ws), objective, None, ws))
+}
+
+/// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the first adapter's `params`).
+///
+/// # Errors
+/// If a row uses another adapter of the set than the first, which is the one that is trained.
+///
+/// # Panics
+/// As [`loss`].
+pub fn loss_and_gradients(
+    model: &Decoder,
+    batch: &Batch,
+    adapters: AdapterSet,
+    objective: &dyn Objective,
+    grads: &mut Arena,
+    options: &PassOptions,
+    ws: &Workspace,
+) -> Result<LossSum, ForeignAdapter> {
+    in_pool(|| {
+        let forward = model.forward_keeping(batch, adapters, options, ws)?;
+        Ok(score(forward, objective, Some(grads), ws))
+    })
+}
+
+/// Scores a forward, and goes back through it where there are gradients to add to.
+fn score(
+    forward: Forward<'_>,
+    objective: &dyn Objective,
+    mut grads: Option<&mut Arena>,
+    ws: &Workspace,
+) -> LossSum {
+    let hidden = forward.hidden();
+    let needed = grads.is_some() && forward.needs_gradient();
+    let mut dh = needed.then(|| ws.take(hidden.rows(), hidden.cols()));
+    let gradients = grads.as_deref_mut().map(|trained| Gradients {
+        dh: dh.as_mut().map(Tensor::view_mut),
+        trained,
+    });
+    let sums = objective.score(forward.head(), hidden, gradients, ws);
+    match (dh, grads) {
+        (Some(dh), Some(grads)) => forward.backward(dh, grads),
+        _ => forward.finish(),
+    }
+    sums
+}
