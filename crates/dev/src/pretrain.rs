@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result};
 use lowrank::base::{Network, Source};
 use lowrank::data::Example;
 use lowrank::model::{Decoder, families};
-use lowrank::train::{BaseDtype, Event, Observer, SchedulerType, Start, TrainConfig, Trained, fit};
+use lowrank::train::{
+    BaseDtype, Event, Observer, Rows, SchedulerType, TrainConfig, Trained, Trainer,
+};
 use lowrank::tuning::{Method, full};
 
 use crate::builtin::FOLDER;
@@ -42,26 +44,22 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
         source,
     };
     let settings = settings(output, steps);
-    let start = if resume {
-        Start::Resume
-    } else {
-        Start::Fresh { overwrite: false }
-    };
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
     let trained = Trained {
         adapter,
         config: None,
     };
-    let outcome = fit(
-        &settings,
-        &network,
-        trained,
-        rows,
-        held_out,
-        start,
-        &mut Lines,
-        &AtomicBool::new(false),
-    )?;
+    let rows = Rows {
+        train: rows,
+        valid: held_out,
+    };
+    let mut lines = Lines;
+    let trainer = if resume {
+        Trainer::resume(&settings, &network, trained, rows, &mut lines)
+    } else {
+        Trainer::new(&settings, &network, trained, rows, false, &mut lines)
+    };
+    let outcome = trainer?.run(&AtomicBool::new(false))?;
     let target = root.join(FOLDER).join("model.safetensors");
     std::fs::copy(output.join("model.safetensors"), &target)
         .with_context(|| format!("cannot write {}", target.display()))?;

@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::SchedulerType;
+use crate::Error;
 use crate::data::{Boundary, OnBadRow};
 use crate::model::Recompute;
 use crate::tuning::lora::{InitLoraWeights, Targets};
@@ -262,6 +263,19 @@ impl TrainConfig {
             threads: None,
             began: None,
             force: false,
+        }
+    }
+
+    /// Refuses settings that no run can have.
+    ///
+    /// # Errors
+    /// With all [`problems`](Self::problems).
+    pub fn check(&self) -> Result<(), Error> {
+        let problems = self.problems();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Settings(problems.join("\n")))
         }
     }
 

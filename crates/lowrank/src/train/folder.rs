@@ -6,7 +6,8 @@ use lowrank_formats::atomic;
 
 use super::checkpoint;
 use super::config::{Began, TrainConfig};
-use super::run::{Outcome, Start};
+use super::outcome::Outcome;
+use super::run::Start;
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::lock::LOCK_FILE;
@@ -40,8 +41,8 @@ pub(super) fn check(config: &TrainConfig, start: Start) -> Result<Option<Began>,
 }
 
 /// Makes the folder of a fresh run, in place of an earlier run's where [`check`] allows it.
-pub(super) fn begin(config: &TrainConfig, start: Start) -> Result<(), Error> {
-    check(config, start)?;
+pub(super) fn begin(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
+    check_fresh(config, overwrite)?;
     let folder = &config.output;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     empty(folder)?;

@@ -11,19 +11,23 @@ mod folder;
 mod memory;
 mod method;
 mod order;
+mod outcome;
 mod prepare;
 mod resume;
 mod run;
 mod schedule;
 mod step;
+mod trainer;
 
 pub use config::{BaseDtype, Began, TrainConfig};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
+pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
-pub use run::{Outcome, Start, fit, train};
+pub use run::{Start, train};
 pub use schedule::{Schedule, SchedulerType};
 pub use step::{
     OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step, shared_batch_of,
 };
+pub use trainer::{Rows, Trainer};

@@ -8,11 +8,11 @@ use super::checkpoint::{self, DataMark, ModelMark, TrainerState};
 use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use super::folder;
-use super::run::{LAST_STEPS, Outcome, mean};
+use super::outcome::{Outcome, mean};
 use super::step::OptimizerState;
+use super::trainer::{LAST_STEPS, Rows};
 use crate::Error;
 use crate::base::{Network, Source};
-use crate::data::Example;
 use crate::model::Adapter;
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
 use crate::tuning::Method;
@@ -171,28 +171,29 @@ fn check_same(
     )))
 }
 
-/// The state that a run begins with, or goes on with. `None` is said of one that begins.
+/// The state that a run begins with.
+pub(super) fn new_state(base: &Network, rows: Rows<'_>) -> TrainerState {
+    let weights = base.decoder.weights();
+    TrainerState {
+        base: weights.fingerprint(),
+        base_mark: Some(ModelMark::of(weights)),
+        data: DataMark::of(rows.train),
+        valid: DataMark::of(rows.valid),
+        ..TrainerState::default()
+    }
+}
+
+/// The state that a run goes on with, or begins with where there is no checkpoint yet.
 pub(super) fn open_state(
     config: &TrainConfig,
     base: &Network,
-    (examples, valid): (&[Example], &[Example]),
-    resume: bool,
+    rows: Rows<'_>,
     (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
     observer: &mut dyn Observer,
 ) -> Result<TrainerState, Error> {
-    let weights = base.decoder.weights();
-    let now = TrainerState {
-        base: weights.fingerprint(),
-        base_mark: Some(ModelMark::of(weights)),
-        data: DataMark::of(examples),
-        valid: DataMark::of(valid),
-        ..TrainerState::default()
-    };
-    if !resume {
-        return Ok(now);
-    }
+    let now = new_state(base, rows);
     checkpoint::sweep(&config.output);
-    let total_steps = config.total_steps(examples.len());
+    let total_steps = config.total_steps(rows.train.len());
     let earlier = checkpoint::read_newest(
         &config.output,
         (adapter, optimizer),

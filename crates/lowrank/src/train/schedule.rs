@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::TrainConfig;
+use super::events::{Event, Observer};
+
 /// The shape of the learning rate after the warm-up (`lr_scheduler_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,6 +32,36 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The schedule of a run of so many steps.
+    pub fn of(config: &TrainConfig, total_steps: u64) -> Self {
+        let warmup_steps = if config.warmup_steps > 0 {
+            config.warmup_steps
+        } else {
+            (config.warmup_ratio * total_steps as f64).ceil() as u64
+        };
+        Self {
+            kind: config.lr_scheduler_type,
+            learning_rate: config.learning_rate,
+            warmup_steps,
+            total_steps,
+        }
+    }
+
+    /// Says that the highest rate is never reached, where that is so.
+    pub(super) fn warn_of_warmup(self, observer: &mut dyn Observer) {
+        let Self {
+            warmup_steps,
+            total_steps,
+            learning_rate,
+            ..
+        } = self;
+        if warmup_steps >= total_steps {
+            observer.event(&Event::Note(format!(
+                "warning: the warm-up takes {warmup_steps} steps and the run {total_steps}, so the learning rate never reaches {learning_rate}"
+            )));
+        }
+    }
+
     /// The rate of optimizer step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {

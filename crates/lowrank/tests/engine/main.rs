@@ -14,5 +14,6 @@ mod objectives;
 mod output;
 mod resume;
 mod sharing;
+mod trainer;
 mod training;
 mod virtual_tokens;

@@ -1,0 +1,205 @@
+//! What a run comes to, and the files that say so.
+
+use std::path::PathBuf;
+
+use super::checkpoint;
+use super::config::TrainConfig;
+use super::evaluate::evaluate;
+use super::events::Event;
+use super::folder;
+use super::memory::peak_rss;
+use super::trainer::Trainer;
+use crate::Error;
+use crate::base::Network;
+use crate::lock::check_held;
+use crate::model::{Adapter, AdapterSet};
+use crate::report::MetricsLine;
+use crate::tuning::{AdapterConfig, full};
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// The run's folder.
+    pub output: PathBuf,
+    /// The run had been finished before, and nothing was done.
+    pub already_finished: bool,
+    /// Optimizer steps taken in all.
+    pub steps: u64,
+    /// Optimizer steps planned.
+    pub total_steps: u64,
+    /// Stopped by the user before the end; a checkpoint was written.
+    pub interrupted: bool,
+    /// Stopped because the held-out loss no longer fell.
+    pub stopped_early: bool,
+    /// Values trained.
+    pub trainable_parameters: usize,
+    /// Parameters of the base.
+    pub base_parameters: usize,
+    /// Mean loss of the last steps.
+    pub train_loss: Option<f64>,
+    /// Held-out loss before the first step.
+    pub first_eval_loss: Option<f64>,
+    /// Held-out loss of what was saved.
+    pub eval_loss: Option<f64>,
+    /// Tokens computed by this process.
+    pub tokens: u64,
+    /// Seconds of this process's steps.
+    pub seconds: f64,
+    /// Largest resident memory, bytes.
+    pub peak_rss: u64,
+}
+
+impl Outcome {
+    /// What is known before the first step.
+    pub(super) fn planned(
+        config: &TrainConfig,
+        base: &Network,
+        adapter: &Adapter,
+        total_steps: u64,
+    ) -> Self {
+        Self {
+            output: config.output.clone(),
+            trainable_parameters: adapter.parameters(),
+            base_parameters: base.decoder.config().parameters(),
+            total_steps,
+            ..Self::default()
+        }
+    }
+}
+
+impl Trainer<'_> {
+    /// Ends the run: writes the adapter or the model, unless the run was interrupted, and the report.
+    ///
+    /// # Errors
+    /// A result that is not finite; a file that can't be written.
+    pub fn finish(mut self) -> Result<Outcome, Error> {
+        self.outcome.train_loss = mean(&self.last_losses);
+        if !self.outcome.interrupted {
+            if self.rows.valid.is_empty() {
+                self.check_result()?;
+            }
+            self.write_result()?;
+        }
+        self.report()?;
+        Ok(self.outcome)
+    }
+
+    /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
+    fn check_result(&self) -> Result<(), Error> {
+        let set = [&self.adapter];
+        let rows = self.rows.train;
+        let rows = &rows[..rows.len().min(self.config.batch_size)];
+        let sums = evaluate(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            rows,
+            &self.ws,
+        );
+        if sums.mean().is_finite() {
+            Ok(())
+        } else {
+            Err(self.not_finite("training loss", sums.mean()))
+        }
+    }
+
+    /// Writes what the run was for.
+    fn write_result(&mut self) -> Result<(), Error> {
+        let config = self.config;
+        check_held(&config.output)?;
+        if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
+            if step != self.state.step {
+                let best = checkpoint::step_folder(&config.output, step);
+                checkpoint::read_params(&best, &mut self.adapter)?;
+                self.observer.event(&Event::Note(format!(
+                    "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
+                )));
+            }
+            self.outcome.eval_loss = Some(loss);
+        } else if !self.rows.valid.is_empty() {
+            let found = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
+            self.outcome.eval_loss = found.lines.iter().rev().find_map(|line| match line {
+                MetricsLine::Eval(eval) => Some(eval.eval_loss),
+                MetricsLine::Step(_) => None,
+            });
+        }
+        if self.adapter_config.is_some() {
+            self.save_adapter(&config.output)?;
+        } else {
+            let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
+            full::save_weights(model, &self.adapter, &config.output, dtype)?;
+            self.base.source.write_side_files(&config.output, dtype)?;
+        }
+        let pefts = self
+            .adapter_config
+            .as_ref()
+            .is_some_and(AdapterConfig::is_pefts);
+        folder::write_card(config, &self.base.source, &self.outcome, pefts)
+    }
+
+    /// Writes report.html.
+    fn report(&mut self) -> Result<(), Error> {
+        self.outcome.peak_rss = peak_rss();
+        check_held(&self.config.output)?;
+        let summary = self.summary();
+        let damage = folder::write_report(self.config, &summary, &figures(&self.outcome))?;
+        if let Some(damage) = damage {
+            self.observer
+                .event(&Event::Note(format!("warning: {damage}; left out")));
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> String {
+        let outcome = &self.outcome;
+        let end = if outcome.interrupted {
+            ", interrupted"
+        } else {
+            ""
+        };
+        let title = self.config.method.title();
+        let method = title[..1].to_uppercase() + &title[1..];
+        format!(
+            "{method} of {}, {} of {} steps{end}",
+            self.base.source.short_name(),
+            outcome.steps,
+            outcome.total_steps
+        )
+    }
+}
+
+pub(super) fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn figures(outcome: &Outcome) -> Vec<(String, String)> {
+    let percent = 100.0 * outcome.trainable_parameters as f64 / outcome.base_parameters as f64;
+    let mut figures = vec![
+        (
+            "trainable parameters".to_owned(),
+            format!("{} ({percent:.3} %)", outcome.trainable_parameters),
+        ),
+        ("steps".to_owned(), outcome.steps.to_string()),
+    ];
+    let mut add = |name: &str, value: Option<f64>| {
+        if let Some(value) = value {
+            figures.push((name.to_owned(), format!("{value:.4}")));
+        }
+    };
+    add("training loss, last steps", outcome.train_loss);
+    add("held-out loss before", outcome.first_eval_loss);
+    add("held-out loss after", outcome.eval_loss);
+    if outcome.seconds > 0.0 {
+        figures.push((
+            "tokens a second".to_owned(),
+            format!("{:.0}", outcome.tokens as f64 / outcome.seconds),
+        ));
+    }
+    if outcome.peak_rss > 0 {
+        figures.push((
+            "peak memory".to_owned(),
+            format!("{:.0} MiB", outcome.peak_rss as f64 / 1_048_576.0),
+        ));
+    }
+    figures
+}

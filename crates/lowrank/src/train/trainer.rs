@@ -1,0 +1,529 @@
+//! A training under way: adapter, optimizer, schedule, metrics and observer in one value that takes a step at a time.
+//!
+//! [`train`](super::train) drives one from the settings to the finished folder. Whatever has rows and a base of its own drives it itself:
+//! [`Trainer::new`] or [`Trainer::resume`], [`advance`](Trainer::advance) until nothing is left, [`finish`](Trainer::finish).
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lowrank_kernels::Workspace;
+
+use super::checkpoint::{self, TrainerState};
+use super::config::TrainConfig;
+use super::evaluate::evaluate_rows;
+use super::events::{Event, Observer};
+use super::folder;
+use super::memory::{choose_saving, peak_rss};
+use super::order::StepRows;
+use super::outcome::Outcome;
+use super::prepare::Trained;
+use super::resume;
+use super::schedule::Schedule;
+use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
+use crate::Error;
+use crate::base::Network;
+use crate::data::Example;
+use crate::lock::check_held;
+use crate::model::{Adapter, AdapterSet, Saving};
+use crate::random::mix;
+use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
+use crate::tuning::{self, AdapterConfig, BaseMark};
+
+/// Steps whose losses are averaged for the final figure.
+pub(super) const LAST_STEPS: usize = 20;
+
+/// The rows of a training.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Rows to train on.
+    pub train: &'a [Example],
+    /// Held-out rows; there may be none.
+    pub valid: &'a [Example],
+}
+
+/// A training under way.
+pub struct Trainer<'a> {
+    pub(super) config: &'a TrainConfig,
+    pub(super) base: &'a Network,
+    pub(super) rows: Rows<'a>,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) adapter: Adapter,
+    /// What the adapter's files say; `None` for full training.
+    pub(super) adapter_config: Option<AdapterConfig>,
+    optimizer: OptimizerState,
+    order: StepRows<'a>,
+    schedule: Schedule,
+    saving: Saving,
+    pub(super) ws: Workspace,
+    pub(super) state: TrainerState,
+    metrics: MetricsWriter,
+    /// Losses of the last steps, at most [`LAST_STEPS`].
+    pub(super) last_losses: Vec<f64>,
+    /// What it has come to so far.
+    pub(super) outcome: Outcome,
+}
+
+impl<'a> Trainer<'a> {
+    /// A training that begins, in a folder that is made for it; with `overwrite` in place of an earlier run's. Until
+    /// [`Event::Begin`] nothing is written.
+    ///
+    /// # Errors
+    /// Settings, rows or a folder that can't be used; too little memory.
+    pub fn new(
+        config: &'a TrainConfig,
+        base: &'a Network,
+        trained: Trained,
+        rows: Rows<'a>,
+        overwrite: bool,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        Self::begin(config, base, trained, rows, overwrite, observer)
+    }
+
+    /// [`new`](Self::new) with settings that were checked.
+    pub(super) fn begin(
+        config: &'a TrainConfig,
+        base: &'a Network,
+        trained: Trained,
+        rows: Rows<'a>,
+        overwrite: bool,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        check(config, rows, base, &trained.adapter)?;
+        let mut state = resume::new_state(base, rows);
+        let adapter = &trained.adapter;
+        let saving = choose_saving(config, base, adapter, rows.train, None, observer)?;
+        state.recompute = Some(saving.recompute);
+        observer.event(&Event::Begin);
+        folder::begin(config, overwrite)?;
+        let optimizer = OptimizerState::new(adapter);
+        Self::start(
+            config,
+            base,
+            (trained, optimizer),
+            rows,
+            (state, saving),
+            observer,
+        )
+    }
+
+    /// A training that goes on from the newest checkpoint in its folder, or begins if there is none yet.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a checkpoint of another base or other rows.
+    pub fn resume(
+        config: &'a TrainConfig,
+        base: &'a Network,
+        trained: Trained,
+        rows: Rows<'a>,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        Self::go_on(config, base, trained, rows, observer)
+    }
+
+    /// [`resume`](Self::resume) with settings that were checked.
+    pub(super) fn go_on(
+        config: &'a TrainConfig,
+        base: &'a Network,
+        mut trained: Trained,
+        rows: Rows<'a>,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        check(config, rows, base, &trained.adapter)?;
+        observer.event(&Event::Begin);
+        let mut optimizer = OptimizerState::new(&trained.adapter);
+        let values = (&mut trained.adapter, &mut optimizer);
+        let mut state = resume::open_state(config, base, rows, values, observer)?;
+        let (adapter, kept) = (&trained.adapter, state.recompute);
+        let saving = choose_saving(config, base, adapter, rows.train, kept, observer)?;
+        state.recompute = Some(saving.recompute);
+        folder::record_changes(config)?;
+        Self::start(
+            config,
+            base,
+            (trained, optimizer),
+            rows,
+            (state, saving),
+            observer,
+        )
+    }
+
+    fn start(
+        config: &'a TrainConfig,
+        base: &'a Network,
+        (trained, optimizer): (Trained, OptimizerState),
+        rows: Rows<'a>,
+        (state, saving): (TrainerState, Saving),
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, Error> {
+        let Trained {
+            adapter,
+            config: adapter_config,
+        } = trained;
+        let metrics = resume::open_metrics(config, &state, observer)?;
+        let total_steps = config.total_steps(rows.train.len());
+        let trainer = Self {
+            order: StepRows::new(config, rows.train),
+            schedule: Schedule::of(config, total_steps),
+            last_losses: resume::last_losses(&folder::metrics_path(&config.output))?,
+            outcome: Outcome {
+                steps: state.step,
+                first_eval_loss: state.first_eval_loss,
+                ..Outcome::planned(config, base, &adapter, total_steps)
+            },
+            config,
+            base,
+            rows,
+            observer,
+            adapter,
+            adapter_config,
+            optimizer,
+            saving,
+            ws: Workspace::new(),
+            state,
+            metrics,
+        };
+        trainer.schedule.warn_of_warmup(trainer.observer);
+        trainer.order.announce(trainer.observer);
+        trainer.observer.event(&Event::Start {
+            total_steps,
+            done_steps: trainer.state.step,
+            trainable_parameters: trainer.outcome.trainable_parameters,
+            base_parameters: trainer.outcome.base_parameters,
+        });
+        Ok(trainer)
+    }
+
+    /// What is trained, as it is now.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Optimizer steps taken.
+    pub fn steps(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Optimizer steps planned.
+    pub fn total_steps(&self) -> u64 {
+        self.schedule.total_steps
+    }
+
+    /// Takes all steps, or as many as there are before `stop`, and writes the folder's files.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance) and [`finish`](Self::finish).
+    pub fn run(mut self, stop: &AtomicBool) -> Result<Outcome, Error> {
+        while self.advance(stop)? {}
+        self.finish()
+    }
+
+    /// Takes the next step, and evaluates and writes a checkpoint where the settings say so after it; before the first one the
+    /// held-out loss of the start is taken. Whether there is more to do: not after the last step, nor where the run stops early, nor
+    /// after `stop`, which leaves a checkpoint.
+    ///
+    /// # Errors
+    /// A loss that is not finite; a file that can't be written.
+    pub fn advance(&mut self, stop: &AtomicBool) -> Result<bool, Error> {
+        if self.state.step == 0 && self.state.first_eval_loss.is_none() && self.has_valid() {
+            self.state.first_eval_loss = self.evaluate_unless(Some(stop))?;
+            self.outcome.first_eval_loss = self.state.first_eval_loss;
+            if self.state.first_eval_loss.is_none() {
+                self.outcome.interrupted = true;
+                return Ok(false);
+            }
+        }
+        // The last checkpoint may be that of the very step after which the run stopped early.
+        if self.is_done() || self.stops_early() {
+            return Ok(false);
+        }
+        self.step()?;
+        let mut save = self.is_due(self.config.save_steps);
+        if self.has_valid() && (self.is_done() || self.is_due(self.config.eval_steps)) {
+            let improved = self.evaluate()?;
+            save |= improved && self.config.load_best_model_at_end;
+        }
+        let stops_early = self.stops_early();
+        let interrupted = !self.is_done() && !stops_early && stop.load(Ordering::Relaxed);
+        self.outcome.interrupted = interrupted;
+        if save || interrupted {
+            self.checkpoint()?;
+        }
+        Ok(!self.is_done() && !stops_early && !interrupted)
+    }
+
+    fn is_done(&self) -> bool {
+        self.state.step >= self.schedule.total_steps
+    }
+
+    fn has_valid(&self) -> bool {
+        !self.rows.valid.is_empty()
+    }
+
+    /// Whether something is to be done after this step that is done every so many, and at the end.
+    fn is_due(&self, every: Option<u64>) -> bool {
+        every.is_some_and(|every| self.is_done() || self.state.step.is_multiple_of(every))
+    }
+
+    /// Passes over the rows by the end of so many steps.
+    fn epoch_after(&self, steps: u64) -> f64 {
+        steps as f64 / self.order.steps_per_epoch() as f64
+    }
+
+    fn options(&self) -> StepOptions {
+        let config = self.config;
+        StepOptions {
+            learning_rate: self.schedule.at(self.state.step),
+            betas: (config.adam_beta1, config.adam_beta2),
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+            max_grad_norm: config.max_grad_norm,
+            label_smoothing: config.label_smoothing_factor,
+            batch_size: config.batch_size,
+            share_prompts: config.share_prompts,
+            saving: self.saving,
+            seed: mix(config.seed, 2),
+        }
+    }
+
+    /// Takes one optimizer step and writes its line of metrics.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite; metrics that can't be written.
+    pub fn step(&mut self) -> Result<StepOutcome, Error> {
+        let begun = Instant::now();
+        let (rows, options) = (self.order.rows(self.state.step), self.options());
+        let done = optimizer_step(
+            &self.base.decoder,
+            &mut self.adapter,
+            &mut self.optimizer,
+            &rows,
+            &options,
+            &self.ws,
+        )
+        .map_err(|error| self.with_last_good(&error))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.state.step += 1;
+        let outcome = &mut self.outcome;
+        outcome.steps = self.state.step;
+        outcome.tokens += done.tokens as u64;
+        outcome.seconds += seconds;
+        self.last_losses.push(done.loss);
+        if self.last_losses.len() > LAST_STEPS {
+            self.last_losses.remove(0);
+        }
+        let line = StepMetrics {
+            step: self.state.step,
+            epoch: self.epoch_after(self.state.step),
+            loss: done.loss,
+            learning_rate: options.learning_rate,
+            grad_norm: done.grad_norm,
+            tokens: done.tokens as u64,
+            supervised_tokens: done.supervised_tokens as u64,
+            tokens_per_second: done.tokens as f64 / seconds.max(f64::EPSILON),
+            peak_rss: peak_rss(),
+        };
+        self.write_line(&line.clone().into())?;
+        self.observer.event(&Event::Step(line));
+        Ok(done)
+    }
+
+    /// Evaluates the held-out rows after a step; whether their loss is the lowest so far.
+    ///
+    /// # Errors
+    /// A loss that is not finite; metrics that can't be written.
+    pub fn evaluate(&mut self) -> Result<bool, Error> {
+        // Never stopped: a resumed run would not evaluate after this step again.
+        let Some(loss) = self.evaluate_unless(None)? else {
+            return Ok(false);
+        };
+        let improved = self.state.best.is_none_or(|(best, _)| loss < best);
+        if improved {
+            self.state.best = Some((loss, self.state.step));
+            self.state.evaluations_without_best = 0;
+        } else {
+            self.state.evaluations_without_best += 1;
+        }
+        Ok(improved)
+    }
+
+    /// The held-out loss; `None` where `stop` ended the evaluation.
+    fn evaluate_unless(&mut self, stop: Option<&AtomicBool>) -> Result<Option<f64>, Error> {
+        let set = [&self.adapter];
+        let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let sums = evaluate_rows(
+            &self.base.decoder,
+            AdapterSet::new(&set),
+            Some(0),
+            self.rows.valid,
+            &self.ws,
+            |_| {
+                if stopped() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        );
+        if stopped() {
+            return Ok(None);
+        }
+        if !sums.mean().is_finite() {
+            return Err(self.not_finite("held-out loss", sums.mean()));
+        }
+        let line = EvalMetrics {
+            step: self.state.step,
+            epoch: self.epoch_after(self.state.step),
+            eval_loss: sums.mean(),
+            eval_accuracy: Some(sums.correct as f64 / sums.tokens as f64),
+            eval_supervised_tokens: Some(sums.tokens as u64),
+        };
+        self.write_line(&line.clone().into())?;
+        self.observer.event(&Event::Eval(line));
+        Ok(Some(sums.mean()))
+    }
+
+    /// Adds a line of metrics. A file that was deleted meanwhile is begun anew, as long as the folder is still this run's.
+    fn write_line(&mut self, line: &MetricsLine) -> Result<(), Error> {
+        if !self.metrics.is_in_place() {
+            let run = &self.config.output;
+            check_held(run)?;
+            let path = folder::metrics_path(run);
+            self.metrics = MetricsWriter::create(&path)?;
+            self.observer.event(&Event::Note(format!(
+                "warning: {} was deleted or moved away; it begins anew with step {}, and the report lacks what was before",
+                path.display(),
+                line.step()
+            )));
+        }
+        Ok(self.metrics.write(line)?)
+    }
+
+    /// Whether the run ends before its last step, since the held-out loss no longer falls; said once.
+    fn stops_early(&mut self) -> bool {
+        let without = self.state.evaluations_without_best;
+        let patience = self.config.early_stopping_patience;
+        let stopping = !self.is_done() && patience.is_some_and(|patience| without >= patience);
+        if stopping && !std::mem::replace(&mut self.outcome.stopped_early, true) {
+            self.observer.event(&Event::Note(format!(
+                "stopping early: {without} evaluations without a lower eval_loss"
+            )));
+        }
+        stopping
+    }
+
+    /// Writes a checkpoint of this step, and deletes those that are not to be kept.
+    ///
+    /// # Errors
+    /// A file that can't be written; a folder that is no longer this run's.
+    pub fn checkpoint(&mut self) -> Result<(), Error> {
+        let run = &self.config.output;
+        check_held(run)?;
+        let folder =
+            checkpoint::write(run, &self.adapter, &self.optimizer, &self.state, |folder| {
+                self.save_adapter(folder)
+            })
+            .map_err(|error| self.with_last_good(&error))?;
+        if let Some(limit) = self.config.save_total_limit {
+            let best = self.state.best;
+            let best = best.filter(|_| self.config.load_best_model_at_end);
+            checkpoint::prune(run, limit, best.map(|(_, step)| step))?;
+        }
+        self.observer.event(&Event::Checkpoint(folder));
+        Ok(())
+    }
+
+    /// Writes the adapter's files; full training has none.
+    pub(super) fn save_adapter(&self, folder: &Path) -> Result<(), Error> {
+        let Some(config) = &self.adapter_config else {
+            return Ok(());
+        };
+        let base = BaseMark {
+            name: &self.config.model,
+            fingerprint: &self.state.base,
+        };
+        let model = self.base.decoder.config();
+        tuning::save(folder, model, config, &self.adapter, base)
+    }
+
+    /// The error for a loss that the weights of the current step give.
+    pub(super) fn not_finite(&self, what: &str, loss: f64) -> Error {
+        let step = self.state.step;
+        let cause = probable_cause(step, self.config.learning_rate);
+        self.with_last_good(&Error::Diverged(format!(
+            "after step {step} the {what} is {loss}: {cause}"
+        )))
+    }
+
+    /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the
+    /// very values that failed, or is the one that could not be written.
+    pub(super) fn with_last_good(&self, error: &Error) -> Error {
+        let steps = checkpoint::steps(&self.config.output);
+        let last = steps.into_iter().rfind(|step| *step < self.state.step);
+        let rescue = last.map_or_else(
+            || "no checkpoint was written before it".to_owned(),
+            |step| {
+                format!(
+                    "the last good checkpoint is {}",
+                    checkpoint::step_folder(&self.config.output, step).display()
+                )
+            },
+        );
+        let message = format!("{error}; {rescue}");
+        match error {
+            Error::Diverged(_) => Error::Diverged(message),
+            _ => Error::Training(message),
+        }
+    }
+}
+
+/// Checks settings and rows together.
+fn check(
+    config: &TrainConfig,
+    rows: Rows<'_>,
+    base: &Network,
+    adapter: &Adapter,
+) -> Result<(), Error> {
+    if rows.train.is_empty() {
+        return Err(Error::Settings("there is no row to train on".to_owned()));
+    }
+    let needs_valid = [
+        (config.eval_steps.is_some(), "eval_steps"),
+        (config.load_best_model_at_end, "load_best_model_at_end"),
+        (
+            config.early_stopping_patience.is_some(),
+            "early_stopping_patience",
+        ),
+    ];
+    if rows.valid.is_empty()
+        && let Some((_, key)) = needs_valid.iter().find(|(set, _)| *set)
+    {
+        return Err(Error::Settings(format!(
+            "{key} needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give --valid-data FILE"
+        )));
+    }
+    let all = rows.train.iter().chain(rows.valid);
+    let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);
+    check_length(base, adapter, longest)
+}
+
+/// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.
+fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(), Error> {
+    let taken = adapter.virtual_tokens().total();
+    let limit = base.decoder.config().max_position_embeddings;
+    let room = limit.saturating_sub(taken);
+    if longest <= room {
+        return Ok(());
+    }
+    let of_them = match taken {
+        0 => String::new(),
+        _ => format!(", {taken} of them virtual"),
+    };
+    Err(Error::Settings(format!(
+        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set --max-seq-length {room} to cut rows there"
+    )))
+}
