@@ -15,9 +15,12 @@ mod norm;
 mod pass;
 mod prefix;
 mod saving;
+mod scales;
 pub(crate) mod weights;
 
-pub use adapter::{Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, VirtualSites};
+pub use adapter::{
+    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, ScaleSite, VirtualSites,
+};
 pub use batch::{Batch, VirtualPart, VirtualTokens};
 pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
