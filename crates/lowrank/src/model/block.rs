@@ -163,6 +163,7 @@ impl Pass<'_> {
             v,
             &self.batch.segments,
             &self.attention_shape(),
+            self.classes,
             self.ws,
         );
 

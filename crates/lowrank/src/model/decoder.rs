@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, CrossEntropy, Precision, RopeTable, Tensor, View, Weight, Workspace,
+    Arena, CrossEntropy, Precision, RopeTable, RowClasses, Tensor, View, Weight, Workspace,
     cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
@@ -318,12 +318,22 @@ impl Decoder {
         if cache.is_none() {
             check_virtual(batch, adapters);
         }
-        let pass = self.pass(batch, adapters, ws);
+        // One new row a sequence of the cache is a generated one.
+        let single = batch.segments.iter().all(|s| s.queries.len() == 1);
+        let classes = if single && cache.is_some() {
+            RowClasses::GENERATED
+        } else {
+            RowClasses::PROMPT
+        };
+        let pass = Pass {
+            classes,
+            ..self.pass(batch, adapters, ws)
+        };
         let x = self.blocks(&pass, &mut cache.map_or(Keep::Nothing, Keep::Cache), None);
         let gathered = gather(&pass, x, rows);
         let (h, saved) = pass.norm(WeightId::FinalNorm, gathered.view());
         let mut logits = pass.take(rows.len(), self.config().vocab_size);
-        head_logits(logits.view_mut(), h.view(), head(&pass));
+        head_logits(logits.view_mut(), h.view(), head(&pass), pass.classes);
         pass.give([gathered, h]);
         pass.give_norm(saved);
         logits
@@ -340,6 +350,7 @@ impl Decoder {
             batch,
             adapters,
             rows_of_adapters: &batch.adapters,
+            classes: RowClasses::PROMPT,
             ws,
             dropout_key: None,
             precision: Precision::F32,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Precision, Tensor, View, Workspace};
+use lowrank_kernels::{Precision, RowClasses, Tensor, View, Workspace};
 
 use super::batch::Batch;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
@@ -17,6 +17,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) adapters: AdapterSet<'a>,
     /// Which adapter a range of the rows uses that the pass computes now: the batch's, or those that are left of them.
     pub(crate) rows_of_adapters: &'a [(Range<usize>, usize)],
+    /// Which of the rows are generated.
+    pub(crate) classes: RowClasses,
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
