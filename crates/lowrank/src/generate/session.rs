@@ -323,6 +323,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                 order.push((index, 1));
             }
         }
+        let first = layout.batch.tokens();
         let prompts: Vec<usize> = order.iter().map(|(index, _)| *index).collect();
         let mut going_on: Vec<(Option<usize>, usize)> = members
             .iter()
@@ -350,6 +351,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
             };
             order.push((index, rows));
         }
+        layout.batch.generated = layout.batch.tokens() - first;
         order
     }
 

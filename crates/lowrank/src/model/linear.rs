@@ -107,7 +107,7 @@ impl Pass<'_> {
                 })
                 .collect(),
         });
-        linears_forward(x, jobs.collect(), self.precision, self.ws);
+        linears_forward(x, jobs.collect(), self.classes, self.precision, self.ws);
         outputs
     }
 
