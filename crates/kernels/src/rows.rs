@@ -255,15 +255,13 @@ impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let many_registers = S::REGISTER_COUNT >= 32;
-        // As many sums as hide the latency of an addition and fit in the registers, next to what two vectors of each row
-        // of w are widened to. With many registers what is packed is read half as often for many tokens, too.
+        // Up to four tokens, memory sets the pace, and a row at a time is what processors fetch ahead best. More take their time in
+        // products; where there are many registers, two rows at a time read what is packed half as often.
         match (self.count, many_registers) {
-            (1, _) => self.with::<S, 4, 1>(simd),
-            (2, false) => self.with::<S, 3, 2>(simd),
-            (2, true) => self.with::<S, 4, 2>(simd),
-            (3, false) => self.with::<S, 2, 3>(simd),
-            (3, true) => self.with::<S, 3, 3>(simd),
-            (4, _) => self.with::<S, 2, 4>(simd),
+            (1, _) => self.with::<S, 1, 1>(simd),
+            (2, _) => self.with::<S, 1, 2>(simd),
+            (3, _) => self.with::<S, 1, 3>(simd),
+            (4, _) => self.with::<S, 1, 4>(simd),
             (5, false) => self.with::<S, 1, 5>(simd),
             (5, true) => self.with::<S, 2, 5>(simd),
             (6, false) => self.with::<S, 1, 6>(simd),
