@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args};
 use lowrank::DType;
 use lowrank::base::Source;
-use lowrank::model::{ModelConfig, families};
+use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
 use lowrank::report::units::{decimal_bytes, grouped};
-use lowrank::train::TrainConfig;
+use lowrank::train::{BaseDtype, TrainConfig};
+use lowrank::tuning::Method;
 
 use crate::output::Output;
 use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute, at_most};
+use crate::settings::values::at_most;
 use crate::table::{Align, Facts, Table, bold, dim};
 
 const RUN: &str = "Run";
@@ -73,7 +74,7 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         name: &name,
         model: &model,
         train: &train_config(args, matches, &model)?,
-        recompute: args.recompute.into(),
+        recompute: args.recompute,
         file_dtype: DType::from(args.dtype),
     };
     let plan = plan(&options)?;
@@ -104,7 +105,7 @@ fn train_config(
         max_seq_length: args
             .max_seq_length
             .unwrap_or_else(|| default_length(&args.trained, model)),
-        base_dtype: serde_json::from_value(serde_json::to_value(args.base_dtype)?)?,
+        base_dtype: args.base_dtype,
         ..args.trained.train_config("", matches)?
     })
 }

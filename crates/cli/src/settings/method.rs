@@ -5,11 +5,12 @@
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args};
 use lowrank::train::TrainConfig;
-use lowrank::tuning::Method as Tuning;
+use lowrank::tuning::lora::Targets;
+use lowrank::tuning::{Method, adapter, prefix};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::values::{AdapterKind, Method, PrefixKind, Targets, parse_pattern, pattern_map};
+use super::values::{parse_pattern, pattern_map};
 use super::{flag, object};
 use crate::failure::Misuse;
 
@@ -55,7 +56,7 @@ pub struct MethodSettings {
 
     /// Where adapter layers stand
     #[arg(long, value_name = "KIND", default_value = "houlsby", help_heading = OTHERS)]
-    pub adapter_kind: AdapterKind,
+    pub adapter_kind: adapter::Kind,
 
     /// Width of adapter layers
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = OTHERS)]
@@ -63,7 +64,7 @@ pub struct MethodSettings {
 
     /// What virtual tokens are (method prefix)
     #[arg(long, value_name = "KIND", default_value = "layer", help_heading = OTHERS)]
-    pub prefix_kind: PrefixKind,
+    pub prefix_kind: prefix::Kind,
 
     /// Virtual tokens before every sequence
     #[arg(long, value_name = "N", default_value_t = 20, help_heading = OTHERS)]
@@ -80,7 +81,7 @@ impl MethodSettings {
     /// # Errors
     /// When a flag of one method stands beside another, which would do nothing.
     pub fn train_config(&self, model: &str, matches: &ArgMatches) -> anyhow::Result<TrainConfig> {
-        let method = Tuning::from(self.method);
+        let method = self.method;
         let mut problems = Misuse::default();
         for id in matches.ids() {
             let typed = matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);

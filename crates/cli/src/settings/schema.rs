@@ -67,7 +67,7 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
     } else if parser == TypeId::of::<u64>() || parser == TypeId::of::<usize>() {
         set("type", json!("integer"));
         set("minimum", json!(0));
-    } else if parser == TypeId::of::<super::values::Targets>() {
+    } else if parser == TypeId::of::<lowrank::tuning::lora::Targets>() {
         set("type", json!(["string", "array"]));
         set("items", json!({"type": "string"}));
     } else {

@@ -9,14 +9,16 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, FromArgMatches};
+use lowrank::data::{Boundary, OnBadRow};
+use lowrank::model::Recompute;
+use lowrank::train::{BaseDtype, SchedulerType};
+use lowrank::tuning::lora::InitLoraWeights;
+use lowrank::tuning::prefix;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::method::{LORA, MethodSettings, OTHERS};
-use super::values::{
-    BaseDtype, Boundary, ByteSize, InitLoraWeights, OnBadRow, PrefixInit, Recompute, SchedulerType,
-    finite, finite_pattern, pattern_map,
-};
+use super::values::{ByteSize, finite, finite_pattern, pattern_map};
 use super::{Layered, Settings, object};
 use crate::failure::Misuse;
 
@@ -103,7 +105,7 @@ pub struct TrainSettings {
 
     /// What virtual tokens begin as
     #[arg(long, value_name = "INIT", default_value = "text", help_heading = OTHERS)]
-    pub prefix_init: PrefixInit,
+    pub prefix_init: prefix::Init,
 
     /// The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3, prefix 1e-2]
     #[arg(long, value_parser = finite::<f64>, value_name = "X", help_heading = OPTIMIZATION)]
@@ -253,7 +255,7 @@ impl TrainSettings {
         layered.check_combinations(&mut problems);
         layered.check_paths(&mut problems);
         let mut settings = layered.settings;
-        let method = lowrank::tuning::Method::from(settings.trained.method);
+        let method = settings.trained.method;
         settings.learning_rate.get_or_insert(method.learning_rate());
         let values = object(&settings).unwrap_or_else(|problem| {
             problems.push(problem);
@@ -276,9 +278,9 @@ fn parse_negated(text: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::values::Targets;
     use super::super::{File, layer};
     use super::*;
+    use lowrank::tuning::lora::Targets;
 
     fn layered(flags: &[&str], yaml: &str) -> Layered<TrainSettings> {
         let folder = tempfile::tempdir().unwrap();
@@ -329,7 +331,7 @@ mod tests {
         );
         assert_eq!(
             (s.shuffle, s.init_lora_weights),
-            (false, InitLoraWeights::True)
+            (false, InitLoraWeights::KaimingUniform)
         );
         assert_eq!((s.max_steps, s.num_train_epochs), (None, 1.0));
         assert_eq!((s.warmup_steps, s.warmup_ratio), (0, 0.1));

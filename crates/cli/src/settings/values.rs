@@ -1,161 +1,8 @@
-//! Values that several settings share: names with few choices, lists of modules, patterns.
+//! Values that several settings share: numbers, sizes in bytes, patterns.
 
-use std::convert::Infallible;
 use std::str::FromStr;
 
-use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize};
-
-/// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Low-rank matrices beside frozen weights
-    Lora,
-    /// Every weight of the model
-    Full,
-    /// The last blocks, or the output projection alone
-    Top,
-    /// Biases alone; zeros are added where the model has none
-    Bitfit,
-    /// New layers of a small width between the frozen ones
-    Adapter,
-    /// Virtual tokens before every sequence
-    Prefix,
-}
-
-/// What virtual tokens are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrefixKind {
-    /// Keys and values in every block: PEFT's prefix tuning
-    Layer,
-    /// Token embeddings: PEFT's prompt tuning
-    Embedding,
-}
-
-/// What virtual tokens begin as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrefixInit {
-    /// The tokens of the first prompts
-    Text,
-    /// Tokens drawn from the vocabulary
-    Vocab,
-    /// Normal with standard deviation 1
-    Random,
-    /// Zeros
-    Zero,
-}
-
-/// Where adapter layers stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdapterKind {
-    /// Behind attention and feed-forward (Houlsby et al., 2019)
-    Houlsby,
-    /// Behind the feed-forward, with a layer norm of its own (Lin et al., 2020)
-    Lin,
-    /// Behind the feed-forward (Pfeiffer et al., 2021)
-    Pfeiffer,
-}
-
-/// How numbers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BaseDtype {
-    /// 32-bit floats
-    F32,
-    /// bfloat16, half the memory
-    Bf16,
-}
-
-/// A matrix of a LoRA branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Factor {
-    /// A: directions of the input
-    A,
-    /// B: directions of the output
-    B,
-    /// ΔW: directions of the input, in the order of what they come to
-    Delta,
-}
-
-/// The shape of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SchedulerType {
-    /// Falls linearly to zero
-    Linear,
-    /// Falls to zero along half a cosine
-    Cosine,
-    /// Stays
-    Constant,
-}
-
-/// How LoRA's A and B begin, in PEFT's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InitLoraWeights {
-    /// A ~ N(0, 1/r²), B = 0
-    Gaussian,
-    /// A ~ Kaiming uniform, B = 0
-    True,
-    /// Both at random, so that the adapter changes the model from the start
-    False,
-}
-
-impl<'de> Deserialize<'de> for InitLoraWeights {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected gaussian, true or false")]
-        enum Raw {
-            Bool(bool),
-            Text(String),
-        }
-        match Raw::deserialize(deserializer)? {
-            Raw::Bool(true) => Ok(Self::True),
-            Raw::Bool(false) => Ok(Self::False),
-            Raw::Text(text) => <Self as ValueEnum>::from_str(&text, false).map_err(|_| {
-                serde::de::Error::custom(format!(
-                    "got \"{text}\", expected gaussian, true or false"
-                ))
-            }),
-        }
-    }
-}
-
-/// What to do with a row that cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnBadRow {
-    /// Stop and say which row and why
-    Error,
-    /// Leave the row out, and say how many were
-    Skip,
-}
-
-/// How a prompt and its completion become tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Boundary {
-    /// As one text; a token that covers a part of both is learned
-    Joint,
-    /// Each by itself, so that the prompt's tokens are those that it has alone
-    Apart,
-}
-
-/// What a block computes again in the backward instead of keeping it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Recompute {
-    /// Next to nothing: the fastest
-    None,
-    /// The MLP's first linears: less than half the memory
-    Selective,
-    /// The whole block: the least memory
-    Full,
-}
 
 /// A number of bytes: `2GiB`, `500 MB`, `1073741824`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -208,67 +55,6 @@ impl<'de> Deserialize<'de> for ByteSize {
             Raw::Bytes(bytes) => Ok(Self(bytes)),
             Raw::Text(text) => text.parse().map_err(serde::de::Error::custom),
         }
-    }
-}
-
-/// A file of a data folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// train.jsonl
-    Train,
-    /// valid.jsonl
-    Valid,
-    /// test.jsonl
-    Test,
-}
-
-/// Which modules: names, or one pattern for the whole name.
-///
-/// A text with a character that names do not hold, such as `*` or `(`, is a regular expression; `all-linear` is a
-/// pattern too; anything else is a list of names between commas.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// `all-linear`, or a regular expression that matches a whole name.
-    Pattern(String),
-    /// Names: a module matches an entry that it equals or ends in, after a dot.
-    Names(Vec<String>),
-}
-
-impl FromStr for Targets {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let text = text.trim();
-        if text == "all-linear" || text.contains(|c| r"*+?()[]{}|^$\".contains(c)) {
-            return Ok(Self::Pattern(text.to_string()));
-        }
-        let names = text
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty());
-        Ok(Self::Names(names.map(String::from).collect()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Targets {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "expected a list of names, a regular expression or all-linear"
-        )]
-        enum Raw {
-            One(String),
-            Many(Vec<String>),
-        }
-        Ok(match Raw::deserialize(deserializer)? {
-            Raw::One(text) => text
-                .parse()
-                .unwrap_or_else(|never: Infallible| match never {}),
-            Raw::Many(names) => Self::Names(names),
-        })
     }
 }
 
@@ -398,31 +184,6 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_names_or_a_pattern() {
-        let names =
-            |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_string()).collect());
-        let cases = [
-            ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
-            ("q_proj, v_proj ,", names(&["q_proj", "v_proj"])),
-            ("c_attn.q", names(&["c_attn.q"])),
-            ("all-linear", Targets::Pattern("all-linear".to_string())),
-            (
-                r".*\.(q|v)_proj",
-                Targets::Pattern(r".*\.(q|v)_proj".to_string()),
-            ),
-        ];
-        for (text, targets) in cases {
-            assert_eq!(text.parse(), Ok(targets.clone()), "{text}");
-            let written = serde_json::to_value(&targets).unwrap();
-            assert_eq!(
-                serde_json::from_value::<Targets>(written).unwrap(),
-                targets,
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
     fn patterns_have_a_number() {
         assert_eq!(
             parse_pattern::<u64>("layers.0.*q_proj=4"),
@@ -465,20 +226,5 @@ mod tests {
         for wrong in ["a=nan", "a=inf", "a=1e999", "a=", "a", "=1"] {
             assert!(finite_pattern(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn init_is_a_word_or_a_boolean() {
-        let read = |text: &str| {
-            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
-        };
-        assert_eq!(read("true"), Ok(InitLoraWeights::True));
-        assert_eq!(read("\"false\""), Ok(InitLoraWeights::False));
-        assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
-        assert!(
-            read("\"pissa\"")
-                .unwrap_err()
-                .contains("expected gaussian, true or false")
-        );
     }
 }

@@ -182,10 +182,13 @@ fn default_virtual_tokens() -> usize {
 /// Storage of the base's matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum BaseDtype {
     /// 32-bit floats.
     F32,
-    /// bfloat16, widened where it is used.
+    /// bfloat16, half the memory.
+    ///
+    /// It is widened where it is used.
     #[default]
     Bf16,
 }

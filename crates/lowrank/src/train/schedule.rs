@@ -8,8 +8,11 @@ use super::events::{Event, Observer};
 /// The shape of the learning rate after the warm-up (`lr_scheduler_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum SchedulerType {
-    /// Falls linearly to zero at the last step.
+    /// Falls linearly to zero.
+    ///
+    /// It would be zero at the step behind the last.
     #[default]
     Linear,
     /// Falls to zero along half a cosine.

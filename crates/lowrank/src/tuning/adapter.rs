@@ -28,13 +28,20 @@ pub const DEFAULT_BOTTLENECK: usize = 64;
 /// Where the layers stand (`adapter_kind`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Kind {
-    /// Behind attention and MLP, with GELU.
+    /// Behind attention and feed-forward (Houlsby et al., 2019).
+    ///
+    /// With GELU.
     #[default]
     Houlsby,
-    /// Behind the MLP on the residual stream, normed, with ReLU.
+    /// Behind the feed-forward, with a layer norm of its own (Lin et al., 2020).
+    ///
+    /// On the residual stream, with ReLU.
     Lin,
-    /// Behind the MLP, with ReLU.
+    /// Behind the feed-forward (Pfeiffer et al., 2021).
+    ///
+    /// With ReLU.
     Pfeiffer,
 }
 

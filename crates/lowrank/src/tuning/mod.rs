@@ -19,18 +19,19 @@ pub use files::{AdapterConfig, BaseMark, Loaded, base_of, lay_out, load, save};
 /// A way to adapt a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Method {
-    /// Low-rank matrices beside frozen linears (Hu et al., 2021).
+    /// Low-rank matrices beside frozen weights.
     Lora,
-    /// Every weight.
+    /// Every weight of the model.
     Full,
-    /// The last blocks, or the head alone.
+    /// The last blocks, or the output projection alone.
     Top,
-    /// Biases alone (Ben Zaken et al., 2022).
+    /// Biases alone; zeros are added where the model has none.
     Bitfit,
-    /// Bottleneck layers between frozen ones (Houlsby et al., 2019).
+    /// New layers of a small width between the frozen ones.
     Adapter,
-    /// Trained virtual tokens: embeddings, or keys and values (Li and Liang, 2021).
+    /// Virtual tokens before every sequence.
     Prefix,
 }
 

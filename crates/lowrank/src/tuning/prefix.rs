@@ -36,24 +36,30 @@ pub const DEFAULT_VIRTUAL_TOKENS: usize = 20;
 /// What is trained (`prefix_kind`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Kind {
-    /// Keys and values of every block.
+    /// Keys and values in every block: PEFT's prefix tuning.
     #[default]
     Layer,
-    /// Token embeddings.
+    /// Token embeddings: PEFT's prompt tuning.
     Embedding,
 }
 
 /// What the trained values begin as (`prefix_init`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Init {
-    /// What the base computes for the tokens of the first prompts: their embeddings, or their keys and values.
+    /// The tokens of the first prompts.
+    ///
+    /// That is what the base computes for them: their embeddings, or their keys and values.
     #[default]
     Text,
-    /// The same for tokens drawn from the vocabulary.
+    /// Tokens drawn from the vocabulary.
     Vocab,
-    /// Normal with standard deviation 1, as PEFT draws.
+    /// Normal with standard deviation 1.
+    ///
+    /// PEFT draws so.
     Random,
     /// Zeros.
     Zero,

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args};
 use lowrank::base::Base;
 use lowrank::bench::{self, TrainOptions};
-use lowrank::data::{DataOptions, Dataset, Example};
-use lowrank::model::Saving;
+use lowrank::data::{DataOptions, Dataset, Example, Split};
+use lowrank::model::{Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::report::units;
-use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
+use lowrank::train::{BaseDtype, Silent, StepOptions, TrainConfig, prepare};
+use lowrank::tuning::Method;
 use serde::Serialize;
 
 use super::{OpShare, Sharing, profile_table, shares};
@@ -17,7 +18,7 @@ use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute, Split, at_most};
+use crate::settings::values::at_most;
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -163,7 +164,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
             batch_size: args.batch_size,
             share_prompts: args.share_prompts,
             saving: Saving {
-                recompute: args.recompute.into(),
+                recompute: args.recompute,
                 dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
             },
             seed: config.seed,

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use lowrank::data::{is_standard_input, why_missing};
+use lowrank::tuning::lora::Targets;
+use lowrank::tuning::prefix;
 use serde_json::Value;
 
 use super::TrainSettings;
 use crate::failure::Misuse;
 use crate::settings::paths::why_no_adapter;
-use crate::settings::values::{PrefixKind, Targets};
 use crate::settings::{Layered, flag, object};
 
 /// Keys that `init_adapter` decides.
@@ -58,7 +59,7 @@ impl Layered<TrainSettings> {
             return;
         };
         let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
-        let method = lowrank::tuning::Method::from(self.settings.trained.method);
+        let method = self.settings.trained.method;
         for key in ADAPTER_KEYS.iter().filter(|key| method.reads(key)) {
             let adapters = match config.get(*key) {
                 None | Some(Value::Null) => defaults.get(*key),
@@ -179,7 +180,7 @@ impl Layered<TrainSettings> {
 
     pub(super) fn check_combinations(&self, problems: &mut Misuse) {
         let s = &self.settings;
-        let method = lowrank::tuning::Method::from(s.trained.method);
+        let method = s.trained.method;
         // A run's own config.yaml names every key, so only values that ask for something are refused.
         let defaults = object(&TrainSettings::defaults()).unwrap_or_default();
         let values = object(s).unwrap_or_default();
@@ -203,7 +204,7 @@ impl Layered<TrainSettings> {
                 )
             },
         );
-        let layer = s.trained.prefix_kind == PrefixKind::Layer;
+        let layer = s.trained.prefix_kind == prefix::Kind::Layer;
         problems.require(!layer || s.trained.infix_tokens == 0, || {
             format!(
                 "{} goes with {} embedding",

@@ -8,8 +8,11 @@ mod inject;
 mod load;
 mod save;
 
+use std::convert::Infallible;
+use std::str::FromStr;
+
 use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
 pub use inject::{Coverage, inject, parameters};
@@ -28,7 +31,10 @@ pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter,
 }
 
 /// Which modules a list of targets names (`target_modules`, `exclude_modules`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A text with a character that names do not hold, such as `*` or `(`, is a regular expression; `all-linear` is a
+/// pattern too; anything else is a list of names between commas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Targets {
     /// `"all-linear"`, or a regular expression that matches a whole module name.
@@ -56,6 +62,42 @@ impl Targets {
     }
 }
 
+impl FromStr for Targets {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let text = text.trim();
+        if text == "all-linear" || text.contains(|c| r"*+?()[]{}|^$\".contains(c)) {
+            return Ok(Self::Pattern(text.to_owned()));
+        }
+        let names = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        Ok(Self::Names(names.map(str::to_owned).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Targets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "expected a list of names, a regular expression or all-linear"
+        )]
+        enum Raw {
+            One(String),
+            Many(Vec<String>),
+        }
+        Ok(match Raw::deserialize(deserializer)? {
+            Raw::One(text) => text
+                .parse()
+                .unwrap_or_else(|never: Infallible| match never {}),
+            Raw::Many(names) => Self::Names(names),
+        })
+    }
+}
+
 impl InitLoraWeights {
     /// The value that `adapter_config.json` records.
     pub fn to_json(self) -> serde_json::Value {
@@ -68,18 +110,49 @@ impl InitLoraWeights {
 }
 
 /// How A and B begin (`init_lora_weights`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum InitLoraWeights {
     /// A ~ N(0, 1/r²), B = 0.
     #[default]
     #[serde(rename = "gaussian")]
     Gaussian,
-    /// A ~ Kaiming uniform with a = √5, B = 0.
+    /// A ~ Kaiming uniform, B = 0.
+    ///
+    /// With a = √5.
     #[serde(rename = "true")]
+    #[cfg_attr(feature = "clap", value(name = "true"))]
     KaimingUniform,
-    /// Both as `true` draws A: the branch does something from the first step, for tests.
+    /// Both at random, so that the adapter changes the model from the start.
+    ///
+    /// Each is drawn as `true` draws A. For tests.
     #[serde(rename = "false")]
+    #[cfg_attr(feature = "clap", value(name = "false"))]
     Random,
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    /// A word, or a boolean as in YAML's `init_lora_weights: true`.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected gaussian, true or false")]
+        enum Raw {
+            Bool(bool),
+            Text(String),
+        }
+        let text = match Raw::deserialize(deserializer)? {
+            Raw::Bool(value) => value.to_string(),
+            Raw::Text(text) => text,
+        };
+        match text.as_str() {
+            "gaussian" => Ok(Self::Gaussian),
+            "true" => Ok(Self::KaimingUniform),
+            "false" => Ok(Self::Random),
+            _ => Err(serde::de::Error::custom(format!(
+                "got \"{text}\", expected gaussian, true or false"
+            ))),
+        }
+    }
 }
 
 /// A place where LoRA can act: a linear, or a part of a fused one.
@@ -119,4 +192,49 @@ pub(crate) fn candidates(config: &ModelConfig) -> Vec<Candidate> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_names_or_a_pattern() {
+        let names =
+            |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_owned()).collect());
+        let cases = [
+            ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
+            ("q_proj, v_proj ,", names(&["q_proj", "v_proj"])),
+            ("c_attn.q", names(&["c_attn.q"])),
+            ("all-linear", Targets::Pattern("all-linear".to_owned())),
+            (
+                r".*\.(q|v)_proj",
+                Targets::Pattern(r".*\.(q|v)_proj".to_owned()),
+            ),
+        ];
+        for (text, targets) in cases {
+            assert_eq!(text.parse(), Ok(targets.clone()), "{text}");
+            let written = serde_json::to_value(&targets).unwrap();
+            assert_eq!(
+                serde_json::from_value::<Targets>(written).unwrap(),
+                targets,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn init_is_a_word_or_a_boolean() {
+        let read = |text: &str| {
+            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("true"), Ok(InitLoraWeights::KaimingUniform));
+        assert_eq!(read("\"false\""), Ok(InitLoraWeights::Random));
+        assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
+        assert!(
+            read("\"pissa\"")
+                .unwrap_err()
+                .contains("expected gaussian, true or false")
+        );
+    }
 }
