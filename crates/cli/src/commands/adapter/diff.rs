@@ -63,7 +63,7 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<()> {
         ),
         None => None,
     };
-    let report = diff(&args.first, &args.second, args.of.into(), base.as_ref())?;
+    let report = diff(&args.first, &args.second, args.of, base.as_ref())?;
     if report.same_base == Some(false) {
         tracing::warn!(
             "the two were trained on different models, so equal directions need not mean the same"

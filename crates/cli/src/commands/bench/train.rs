@@ -17,7 +17,8 @@ use super::{OpShare, Sharing, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::method::MethodSettings;
+use crate::settings::Flags;
+use crate::settings::method::MethodArgs;
 use crate::settings::values::at_most;
 use crate::table::Facts;
 
@@ -61,7 +62,7 @@ pub struct BenchTrainArgs {
 
     /// What is trained
     #[command(flatten)]
-    pub trained: MethodSettings,
+    pub trained: MethodArgs,
 
     /// What a block computes again in the backward
     #[arg(
@@ -141,7 +142,9 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
         share_prompts: args.share_prompts,
         ..args.trained.train_config(&args.base.model, matches)?
     };
-    config.problems().into_iter().for_each(|p| problems.push(p));
+    for problem in config.problems_as(&Flags) {
+        problems.push(problem);
+    }
     problems.or(())?;
     let base = args.base.load()?;
     let examples = examples(args, &base)?;

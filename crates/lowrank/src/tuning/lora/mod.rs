@@ -6,17 +6,17 @@
 mod branches;
 mod inject;
 mod load;
+mod method;
 mod save;
 
-use std::convert::Infallible;
-use std::str::FromStr;
-
-use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
+use lowrank_formats::peft::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
 pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
+pub(super) use method::Spec;
+pub use method::{Config, Settings};
 pub use save::save;
 
 use crate::Error;
@@ -28,74 +28,6 @@ pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter,
     LoraConfig::from_json(&lora.to_json())
         .map_err(|problems| Error::Settings(problems.join("\n")))?;
     Ok(inject::lay_out(model, lora, &inject::choose(model, lora)?))
-}
-
-/// Which modules a list of targets names (`target_modules`, `exclude_modules`).
-///
-/// A text with a character that names do not hold, such as `*` or `(`, is a regular expression; `all-linear` is a
-/// pattern too; anything else is a list of names between commas.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// `"all-linear"`, or a regular expression that matches a whole module name.
-    Pattern(String),
-    /// Names: a module matches an entry that it equals or ends in, after a dot.
-    Names(Vec<String>),
-}
-
-impl Targets {
-    /// As PEFT's `target_modules`.
-    pub fn to_target_modules(&self) -> TargetModules {
-        match self {
-            Self::Pattern(text) if text == "all-linear" => TargetModules::AllLinear,
-            Self::Pattern(text) => TargetModules::Regex(text.clone()),
-            Self::Names(names) => TargetModules::List(names.clone()),
-        }
-    }
-
-    /// As PEFT's `exclude_modules`.
-    pub fn to_module_names(&self) -> ModuleNames {
-        match self {
-            Self::Pattern(text) => ModuleNames::Regex(text.clone()),
-            Self::Names(names) => ModuleNames::List(names.clone()),
-        }
-    }
-}
-
-impl FromStr for Targets {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let text = text.trim();
-        if text == "all-linear" || text.contains(|c| r"*+?()[]{}|^$\".contains(c)) {
-            return Ok(Self::Pattern(text.to_owned()));
-        }
-        let names = text
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty());
-        Ok(Self::Names(names.map(str::to_owned).collect()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Targets {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "expected a list of names, a regular expression or all-linear"
-        )]
-        enum Raw {
-            One(String),
-            Many(Vec<String>),
-        }
-        Ok(match Raw::deserialize(deserializer)? {
-            Raw::One(text) => text
-                .parse()
-                .unwrap_or_else(|never: Infallible| match never {}),
-            Raw::Many(names) => Self::Names(names),
-        })
-    }
 }
 
 impl InitLoraWeights {
@@ -197,31 +129,6 @@ pub(crate) fn candidates(config: &ModelConfig) -> Vec<Candidate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn targets_are_names_or_a_pattern() {
-        let names =
-            |list: &[&str]| Targets::Names(list.iter().map(|name| (*name).to_owned()).collect());
-        let cases = [
-            ("q_proj,v_proj", names(&["q_proj", "v_proj"])),
-            ("q_proj, v_proj ,", names(&["q_proj", "v_proj"])),
-            ("c_attn.q", names(&["c_attn.q"])),
-            ("all-linear", Targets::Pattern("all-linear".to_owned())),
-            (
-                r".*\.(q|v)_proj",
-                Targets::Pattern(r".*\.(q|v)_proj".to_owned()),
-            ),
-        ];
-        for (text, targets) in cases {
-            assert_eq!(text.parse(), Ok(targets.clone()), "{text}");
-            let written = serde_json::to_value(&targets).unwrap();
-            assert_eq!(
-                serde_json::from_value::<Targets>(written).unwrap(),
-                targets,
-                "{text}"
-            );
-        }
-    }
 
     #[test]
     fn init_is_a_word_or_a_boolean() {
