@@ -1,93 +1,172 @@
-//! y = x·wᵀ for few tokens, for one weight or several of one input.
+//! y = x·wᵀ for generated rows, for one weight or several, and for some of the rows or all.
 //!
-//! Each weight is read once and nothing of it is copied; see [`rows`](crate::rows). Several weights
-//! are one piece of work for the threads, because the smallest take only microseconds.
+//! A strip of a weight comes from memory once, meets all rows, and nothing of it is copied; see [`rows`](crate::rows). All
+//! weights are one piece of work for the threads, because the smallest take only microseconds. A row's bits do not depend on the
+//! others.
+
+use std::ops::Range;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use crate::matmul::Shared;
-use crate::parallel::for_runs;
-use crate::rows::{Element, Packed, products_of_rows, with_packed};
+use crate::parallel::{ForEachPart, for_runs};
+use crate::rows::{Packed, TOGETHER, pack_rows_for, packed_len, products_of_rows};
+use crate::scratch::with_scratch;
 use crate::strips::Start;
 use crate::view::{Data, View, ViewMut};
 
-/// Tokens up to which this is faster than packing the weights.
-pub(crate) const FEW_TOKENS: usize = 32;
 /// Weights, and rows of them, that a task takes at least. Tokens that do not fit in the L1 cache come
 /// into it anew with each task.
 const BLOCK: usize = 8 * 1024;
 const ROWS: usize = 32;
+/// How many times as many rows a task takes, at most, where there are many tokens.
+const TALLER: usize = 4;
 
-/// A weight and where its product goes.
+/// A weight, the rows of x that it is for, and where their product goes.
+pub(crate) struct FewJob<'a> {
+    /// [rows, N].
+    pub(crate) y: ViewMut<'a>,
+    pub(crate) rows: Range<usize>,
+    /// [N, K].
+    pub(crate) w: View<'a>,
+    pub(crate) start: Start<'a>,
+}
+
+/// A job under way.
 struct Job<'a> {
     y: Shared<'a>,
     w: View<'a>,
     start: Start<'a>,
+    /// Which of the packed ones are its rows.
+    packed: usize,
+    tokens: usize,
+    /// Rows of w that a task takes.
+    block: usize,
 }
 
-/// y (+)= x·wᵀ for each (y, w, start); y [T, N], x [T, K], w [N, K].
-pub(crate) fn few_times_rows(x: View<'_>, outputs: Vec<(ViewMut<'_>, View<'_>, Start<'_>)>) {
-    let jobs: Vec<Job<'_>> = outputs
+impl Job<'_> {
+    fn tasks(&self) -> usize {
+        self.w.rows().div_ceil(self.block)
+    }
+}
+
+/// Rows of x that are packed for one number format.
+#[derive(PartialEq, Eq)]
+struct Pack {
+    rows: Range<usize>,
+    wide: bool,
+}
+
+/// y (+)= x·wᵀ for each job; x [T, K].
+pub(crate) fn few_times_rows(x: View<'_>, jobs: Vec<FewJob<'_>>) {
+    let ins = x.cols();
+    let mut packs: Vec<Pack> = Vec::new();
+    let jobs: Vec<Job<'_>> = jobs
         .into_iter()
-        .map(|(y, w, start)| Job {
-            y: Shared::from(y),
-            w,
-            start,
+        .filter(|job| !job.rows.is_empty())
+        .map(|FewJob { y, rows, w, start }| {
+            let tokens = rows.len();
+            let pack = Pack {
+                rows,
+                wide: matches!(w.data(), Data::F32(_)),
+            };
+            let known = packs.iter().position(|other| *other == pack);
+            let taller = tokens.div_ceil(TOGETHER).min(TALLER);
+            Job {
+                y: Shared::from(y),
+                w,
+                start,
+                packed: known.unwrap_or_else(|| {
+                    packs.push(pack);
+                    packs.len() - 1
+                }),
+                tokens,
+                block: taller * BLOCK.div_ceil(ins.max(1)).max(ROWS),
+            }
         })
         .collect();
-    let (tokens, ins) = (x.rows(), x.cols());
-    let rows = BLOCK.div_ceil(ins.max(1)).max(ROWS);
-    let tasks = |job: &Job<'_>| job.w.rows().div_ceil(rows);
-    let run = |mut task: usize, wide: Packed<'_>, narrow: Packed<'_>| {
-        let mut jobs = jobs.iter();
-        let job = loop {
-            let Some(job) = jobs.next() else { return };
-            if task < tasks(job) {
-                break job;
+    with_all_packed(x, &packs, |packed| {
+        for_runs(jobs.iter().map(Job::tasks).sum(), |mut task| {
+            for job in &jobs {
+                if task < job.tasks() {
+                    return run(job, task, packed[job.packed], ins);
+                }
+                task -= job.tasks();
             }
-            task -= tasks(job);
-        };
-        let outs = task * rows..((task + 1) * rows).min(job.w.rows());
-        #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
-        // SAFETY: each task of a job has other columns, and each job another matrix.
-        let mut tile = unsafe { job.y.block(0..tokens, outs.clone()) };
-        let add = job.start.prepare(&mut tile, &outs);
-        if ins == 0 && !add {
-            (0..tokens).for_each(|token| tile.row(token).fill(0.0));
-        }
-        let numbers = outs.start * ins..outs.end * ins;
-        match job.w.data() {
-            Data::F32(w) => products_of_rows(
-                wide,
-                &w[numbers],
-                ins,
-                #[inline(always)]
-                |token, out, sums, more| {
-                    tile.put_column(token, out, sums, add || more);
-                },
-            ),
-            Data::Bf16(w) => products_of_rows(
-                narrow,
-                &w[numbers],
-                ins,
-                #[inline(always)]
-                |token, out, sums, more| {
-                    tile.put_column(token, out, sums, add || more);
-                },
-            ),
-        }
-    };
-    let count = jobs.iter().map(tasks).sum();
-    let is_wide = |job: &Job<'_>| matches!(job.w.data(), Data::F32(_));
-    with_packed_if::<f32>(jobs.iter().any(is_wide), x, |wide| {
-        with_packed_if::<bf16>(!jobs.iter().all(is_wide), x, |narrow| {
-            for_runs(count, |task| run(task, wide, narrow));
         });
     });
 }
 
-/// Calls `work` with the tokens packed for an `E`, or with nothing if no weight is one.
-fn with_packed_if<E: Element>(needed: bool, x: View<'_>, work: impl FnOnce(Packed<'_>)) {
-    let x_if = if needed { x.f32s() } else { &[] };
-    with_packed::<E, _>(x_if, x.cols(), work);
+/// One task of a job: a strip of the weight with all of the job's rows.
+fn run(job: &Job<'_>, task: usize, packed: Packed<'_>, ins: usize) {
+    let outs = task * job.block..((task + 1) * job.block).min(job.w.rows());
+    #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+    // SAFETY: each task of a job has other columns, and each job another matrix.
+    let mut tile = unsafe { job.y.block(0..job.tokens, outs.clone()) };
+    let add = job.start.prepare(&mut tile, &outs);
+    if ins == 0 && !add {
+        tile.fill_zero();
+    }
+    let numbers = outs.start * ins..outs.end * ins;
+    match job.w.data() {
+        Data::F32(w) => products_of_rows(
+            packed,
+            &w[numbers],
+            ins,
+            #[inline(always)]
+            |token, out, sums, more| {
+                tile.put_column(token, out, sums, add || more);
+            },
+        ),
+        Data::Bf16(w) => products_of_rows(
+            packed,
+            &w[numbers],
+            ins,
+            #[inline(always)]
+            |token, out, sums, more| {
+                tile.put_column(token, out, sums, add || more);
+            },
+        ),
+    }
+}
+
+/// Calls `work` with each of these packed, in their order.
+fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])) {
+    let cols = x.cols();
+    let len = |pack: &Pack| packed_len(pack.rows.len(), cols);
+    with_scratch(packs.iter().map(len).sum(), |scratch| {
+        let mut pieces = Vec::new();
+        let mut rest = &mut *scratch;
+        for pack in packs {
+            for first in pack.rows.clone().step_by(TOGETHER) {
+                let rows = first..(first + TOGETHER).min(pack.rows.end);
+                let (to, others) = rest.split_at_mut(packed_len(rows.len(), cols));
+                rest = others;
+                let from = &x.f32s()[rows.start * cols..rows.end * cols];
+                pieces.push((to, from, pack.wide));
+            }
+        }
+        let pack = |(to, from, wide): (&mut [f32], &[f32], bool)| {
+            if wide {
+                pack_rows_for::<f32>(to, from, cols);
+            } else {
+                pack_rows_for::<bf16>(to, from, cols);
+            }
+        };
+        // Other threads are worth their while only for many rows.
+        if pieces.len() <= 2 {
+            pieces.into_iter().for_each(pack);
+        } else {
+            pieces.into_par_iter().for_each_part(pack);
+        }
+        let mut rest = &*scratch;
+        let mut packed = Vec::with_capacity(packs.len());
+        for pack in packs {
+            let (own, others) = rest.split_at(len(pack));
+            rest = others;
+            packed.push(Packed::new(own, pack.rows.len(), cols));
+        }
+        work(&packed);
+    });
 }

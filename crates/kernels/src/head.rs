@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::classes::RowClasses;
 use crate::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
 use crate::measure::argmax;
 use crate::parallel::ForEachPart;
@@ -26,12 +27,12 @@ const CHUNK_ROWS: Range<usize> = 32..256;
 /// Numbers that are summed in f32 before the sum goes on in f64.
 const SUM: usize = 1024;
 
-/// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C].
+/// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn head_logits(logits: ViewMut<'_>, h: View<'_>, w: Weight<'_>) {
-    linear_forward(logits, h, w, None);
+pub fn head_logits(logits: ViewMut<'_>, h: View<'_>, w: Weight<'_>, classes: RowClasses) {
+    linear_forward(logits, h, w, None, classes);
 }
 
 /// For each row the logarithm of the target's probability, the log-sum-exp, the mean logit, and
@@ -226,7 +227,8 @@ fn for_chunks(
     for start in (0..h.rows()).step_by(step) {
         let rows = start..(start + step).min(h.rows());
         let mut logits = buffer.view_mut().slice_rows(0..rows.len());
-        head_logits(logits.reborrow(), h.slice_rows(rows.clone()), w);
+        let h = h.slice_rows(rows.clone());
+        head_logits(logits.reborrow(), h, w, RowClasses::PROMPT);
         work(rows, logits);
     }
     ws.give(buffer);

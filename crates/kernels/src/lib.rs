@@ -14,6 +14,8 @@
 //! - The result depends on the inputs and on the kind of processor, never on the number of threads:
 //!   sums are taken in a fixed order. Where the pieces of a result decide that order, their size is
 //!   fixed, too.
+//! - A row of a forward has the bits that it has alone, whatever else is in the batch and however a prompt is cut into pieces: what
+//!   computes it depends on its class ([`RowClasses`]) and on the weight.
 //! - Operations compute in f32, or with numbers of bf16 that add up to the f32 ones. A frozen weight may be bf16; it is widened a
 //!   strip at a time into scratch memory, or in registers, never as a whole. So may what an activation function read in
 //!   the forward; [`convert`] makes it so.
@@ -39,8 +41,10 @@ mod activation;
 mod arena;
 mod attention;
 mod blocks;
+mod classes;
 mod elementwise;
 mod embedding;
+mod engine;
 mod few;
 mod head;
 mod linear;
@@ -58,6 +62,7 @@ mod random;
 pub mod reference;
 mod rope;
 mod rows;
+mod scale_columns;
 mod scratch;
 mod simd;
 mod storage;
@@ -75,8 +80,11 @@ pub use activation::{
 };
 pub use arena::Arena;
 pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
+pub use classes::RowClasses;
 pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
 pub use embedding::{embedding_backward, embedding_forward};
+#[doc(hidden)]
+pub use engine::{Engine, engines, with_engine};
 pub use head::{
     CrossEntropy, cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs,
     head_logits,
@@ -104,6 +112,7 @@ pub use parallel::in_pool;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
 pub use rope::{RopeTable, rope_backward, rope_forward};
+pub use scale_columns::{scale_columns, scale_columns_backward};
 pub use storage::release_freed_memory;
 pub use strips::Precision;
 pub use tensor::{DType, Tensor, TensorError};

@@ -3,14 +3,16 @@
 //! `linear_forward` overwrites y; `linear_backward_input` overwrites or accumulates as asked;
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::few::{FEW_TOKENS, few_times_rows};
-use crate::low_rank::{LowRank, low_rank_down, low_rank_forward};
+use crate::classes::RowClasses;
+use crate::few::{FewJob, few_times_rows};
+use crate::low_rank::{GeneratedBranch, LowRank, add_generated, low_rank_down};
 use crate::matmul::for_tiles;
 use crate::profile::op;
 use crate::simd;
-use crate::strips::{Factor, Job, Precision, Start, Term, multiply, times_columns, times_rows};
+use crate::strips::{Factor, Job, Precision, Start, Term, multiply};
 use crate::tensor::DType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
@@ -78,101 +80,197 @@ pub struct BranchOutput<'a> {
 
 /// y = x·Wᵀ + b, plus s·u·Bᵀ with u = drop(x)·Aᵀ for each branch; for several linears at once. x [T, in].
 ///
+/// A row's bits are those that it has alone, among rows of its class. The workspace is for devices that need temporaries here; this
+/// one does not.
+///
 /// # Panics
-/// If the shapes do not match.
+/// If the shapes do not match, or a branch of generated rows drops some of their numbers.
 pub fn linears_forward(
     x: View<'_>,
     outputs: Vec<LinearOutput<'_>>,
+    classes: RowClasses,
     precision: Precision,
-    ws: &Workspace,
+    _ws: &Workspace,
 ) {
-    if x.rows() <= FEW_TOKENS {
-        return few_linears_forward(x, outputs, ws);
+    forward(x, outputs, classes, precision);
+}
+
+/// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn linear_forward(
+    y: ViewMut<'_>,
+    x: View<'_>,
+    w: Weight<'_>,
+    bias: Option<View<'_>>,
+    classes: RowClasses,
+) {
+    let output = LinearOutput {
+        y,
+        w,
+        bias,
+        branches: Vec::new(),
+    };
+    forward(x, vec![output], classes, Precision::F32);
+}
+
+/// What is left of an output when its `y` is taken.
+struct Rest<'a> {
+    w: Weight<'a>,
+    bias: Option<Cow<'a, [f32]>>,
+    prompt: Vec<BranchOutput<'a>>,
+    generated: Vec<BranchOutput<'a>>,
+}
+
+impl<'a> Rest<'a> {
+    fn start(&self) -> Start<'_> {
+        self.bias.as_deref().map_or(Start::Zero, Start::Row)
     }
-    let (mut ys, mut rest) = (Vec::new(), Vec::new());
-    for mut output in outputs {
-        for BranchOutput { u, rows, branch } in &mut output.branches {
-            branch.check(output.y.cols(), x, (u.rows(), u.cols()), rows);
+
+    /// The rows that panels compute: those of prompts, and all where a weight does not lie as generated rows read it.
+    fn rows_in_panels(&self, tokens: usize, classes: RowClasses) -> Range<usize> {
+        match self.w.layout {
+            Layout::OutIn => classes.split(&(0..tokens)).0,
+            Layout::InOut => 0..tokens,
+        }
+    }
+
+    fn new(output: LinearOutput<'a>, x: View<'_>, classes: RowClasses) -> (ViewMut<'a>, Self) {
+        let LinearOutput {
+            y,
+            w,
+            bias,
+            branches,
+        } = output;
+        x.assert_shape("the input of a linear", y.rows(), w.inputs());
+        y.assert_shape("the output of a linear", x.rows(), w.outputs());
+        let bias = bias.map(|bias| {
+            bias.assert_shape("the bias of a linear", 1, w.outputs());
+            match bias.dtype() {
+                DType::F32 => Cow::Borrowed(bias.f32s()),
+                DType::Bf16 => Cow::Owned(bias.to_vec()),
+            }
+        });
+        let (mut prompt, mut generated) = (Vec::new(), Vec::new());
+        for BranchOutput { u, rows, branch } in branches {
+            branch.check(y.cols(), x, (u.rows(), u.cols()), &rows, classes);
+            let (before, after) = classes.split(&rows);
+            let (u_before, u_after) = u.split_rows(before.len());
+            for (u, rows, list) in [
+                (u_before, before, &mut prompt),
+                (u_after, after, &mut generated),
+            ] {
+                if !rows.is_empty() {
+                    list.push(BranchOutput { u, rows, branch });
+                }
+            }
+        }
+        let rest = Self {
+            w,
+            bias,
+            prompt,
+            generated,
+        };
+        (y, rest)
+    }
+}
+
+fn forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, classes: RowClasses, precision: Precision) {
+    let outputs = outputs
+        .into_iter()
+        .map(|output| Rest::new(output, x, classes));
+    let (mut ys, mut rest): (Vec<_>, Vec<_>) = outputs.unzip();
+    for output in &mut rest {
+        for BranchOutput { u, rows, branch } in &mut output.prompt {
             low_rank_down(u.reborrow(), x, rows.clone(), branch);
         }
-        let shape = (x.rows(), output.w.outputs());
-        output
-            .y
-            .assert_shape("the output of a linear", shape.0, shape.1);
-        x.assert_shape("the input of a linear", x.rows(), output.w.inputs());
-        if let Some(bias) = output.bias {
-            bias.assert_shape("the bias of a linear", 1, shape.1);
-        }
-        ys.push(output.y);
-        rest.push((output.w, output.bias.map(|b| b.to_vec()), output.branches));
     }
     let _op = op("linear forward", || {
-        let products = rest.iter().map(|(w, _, branches)| {
-            let branches = branches.iter().map(|b| b.rows.len() * b.branch.b.len());
-            x.rows() * w.view.len() + branches.sum::<usize>()
+        let products = rest.iter().map(|output| {
+            let branches = output.prompt.iter();
+            let branches = branches.map(|b| b.rows.len() * b.branch.b.len());
+            x.rows() * output.w.view.len() + branches.sum::<usize>()
         });
         2.0 * products.sum::<usize>() as f64
     });
+    in_panels(x, &mut ys, &rest, classes, precision);
+    generated(x, ys, &mut rest, classes);
+}
+
+/// The rows that panels compute, with their branches.
+fn in_panels(
+    x: View<'_>,
+    ys: &mut [ViewMut<'_>],
+    rest: &[Rest<'_>],
+    classes: RowClasses,
+    precision: Precision,
+) {
     let terms: Vec<Vec<Term<'_>>> = rest
         .iter()
-        .map(|(w, _, branches)| {
-            let w = match w.layout {
-                Layout::OutIn => Factor::turned(w.view),
-                Layout::InOut => Factor::straight(w.view),
+        .map(|output| {
+            let w = match output.w.layout {
+                Layout::OutIn => Factor::turned(output.w.view),
+                Layout::InOut => Factor::straight(output.w.view),
             };
-            let branches = branches.iter().map(|b| Term {
-                a: b.u.as_view().as_mat(),
-                b: Factor::turned(b.branch.b),
-                scale: b.branch.scale,
-                precision,
-                at: (b.rows.start, b.branch.out_offset),
-            });
-            let product = Term::new(x.as_mat(), w).with(precision);
+            let rows = output.rows_in_panels(x.rows(), classes);
+            let product = Term::new(x.slice_rows(rows).as_mat(), w).with(precision);
+            let branches = (output.prompt.iter()).map(|b| b.branch.up(b.u.as_view(), b.rows.start));
+            let branches = branches.map(|term| term.with(precision));
             std::iter::once(product).chain(branches).collect()
         })
         .collect();
-    let jobs = ys.into_iter().zip(&terms).zip(&rest);
-    let jobs = jobs.map(|((y, terms), (_, bias, _))| Job {
-        y,
-        start: bias.as_deref().map_or(Start::Zero, Start::Row),
-        terms,
+    let jobs = ys.iter_mut().zip(&terms).zip(rest);
+    let jobs = jobs.filter_map(|((y, terms), output)| {
+        let rows = output.rows_in_panels(x.rows(), classes);
+        (!rows.is_empty()).then(|| Job {
+            y: y.reborrow().slice_rows(rows),
+            start: output.start(),
+            terms,
+        })
     });
-    multiply(jobs.collect());
+    let jobs: Vec<Job<'_>> = jobs.collect();
+    if !jobs.is_empty() {
+        multiply(jobs);
+    }
 }
 
-/// [`linears_forward`] for few tokens: the weights together, then each branch.
-fn few_linears_forward(x: View<'_>, mut outputs: Vec<LinearOutput<'_>>, ws: &Workspace) {
-    let together = outputs.iter().all(|output| {
-        let bias = output.bias.is_none_or(|bias| bias.dtype() == DType::F32);
-        output.w.layout == Layout::OutIn && bias
-    });
-    if together {
-        let _op = op("linear forward", || {
-            let weights: usize = outputs.iter().map(|output| output.w.view.len()).sum();
-            2.0 * (x.rows() * weights) as f64
-        });
-        let jobs = outputs.iter_mut().map(|output| {
-            let LinearOutput { y, w, bias, .. } = output;
-            x.assert_shape("the input of a linear", y.rows(), w.inputs());
-            y.assert_shape("the output of a linear", x.rows(), w.outputs());
-            if let Some(bias) = bias {
-                bias.assert_shape("the bias of a linear", 1, w.outputs());
-            }
-            let start = bias.map_or(Start::Zero, |bias| Start::Row(bias.f32s()));
-            (y.reborrow(), w.view, start)
-        });
-        few_times_rows(x, jobs.collect());
-    } else {
-        for LinearOutput { y, w, bias, .. } in &mut outputs {
-            linear_forward(y.reborrow(), x, *w, *bias);
+/// What panels do not compute: the generated rows of weights that lie as these read them, and the branches of generated rows.
+fn generated(x: View<'_>, ys: Vec<ViewMut<'_>>, rest: &mut [Rest<'_>], classes: RowClasses) {
+    let (_, rows) = classes.split(&(0..x.rows()));
+    if rows.is_empty() {
+        return;
+    }
+    let mut ys: Vec<ViewMut<'_>> = (ys.into_iter())
+        .map(|y| y.slice_rows(rows.clone()))
+        .collect();
+    let mut jobs = Vec::new();
+    for (y, output) in ys.iter_mut().zip(&mut *rest) {
+        if output.w.layout == Layout::OutIn {
+            jobs.push(FewJob {
+                y: y.reborrow(),
+                rows: rows.clone(),
+                w: output.w.view,
+                start: output.bias.as_deref().map_or(Start::Zero, Start::Row),
+            });
+        }
+        for BranchOutput { u, rows, branch } in &mut output.generated {
+            jobs.push(branch.down_job(u.reborrow(), rows.clone()));
         }
     }
-    for output in outputs {
-        let mut y = output.y;
-        for BranchOutput { u, rows, branch } in output.branches {
-            low_rank_forward(y.reborrow(), u, x, rows, &branch, ws);
-        }
-    }
+    few_times_rows(x, jobs);
+    let branches: Vec<Vec<GeneratedBranch<'_>>> = rest
+        .iter()
+        .map(|output| {
+            let branches = output.generated.iter().map(|b| GeneratedBranch {
+                u: b.u.as_view(),
+                first: b.rows.start - rows.start,
+                branch: b.branch,
+            });
+            branches.collect()
+        })
+        .collect();
+    add_generated(ys.into_iter().zip(branches).collect());
 }
 
 /// The gradient of a linear's output, on its way to the input.
@@ -238,27 +336,6 @@ pub fn linears_backward_input(
     }]);
 }
 
-/// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn linear_forward(y: ViewMut<'_>, x: View<'_>, w: Weight<'_>, bias: Option<View<'_>>) {
-    let _op = op("linear forward", || 2.0 * (x.rows() * w.view.len()) as f64);
-    x.assert_shape("the input of a linear", y.rows(), w.inputs());
-    y.assert_shape("the output of a linear", x.rows(), w.outputs());
-    let run = |start: Start<'_>| match w.layout {
-        Layout::OutIn => times_rows(y, x, w.view, start, Precision::F32),
-        Layout::InOut => times_columns(y, x, w.view, start, Precision::F32),
-    };
-    match bias {
-        None => run(Start::Zero),
-        Some(bias) => {
-            bias.assert_shape("the bias of a linear", 1, w.outputs());
-            bias.with_f32s(|bias| run(Start::Row(bias)));
-        }
-    }
-}
-
 /// dx = dy·W, or dx += dy·W if `accumulate`; dx [T, in], dy [T, out].
 ///
 /// # Panics
@@ -277,10 +354,16 @@ pub fn linear_backward_input(
     dy.assert_shape("the output gradient of a linear", dx.rows(), w.outputs());
     let start = if accumulate { Start::Sum } else { Start::Zero };
     // y = x·Wᵀ + b, so dx = dy·W
-    match w.layout {
-        Layout::OutIn => times_columns(dx, dy, w.view, start, precision),
-        Layout::InOut => times_rows(dx, dy, w.view, start, precision),
-    }
+    let w = match w.layout {
+        Layout::OutIn => Factor::straight(w.view),
+        Layout::InOut => Factor::turned(w.view),
+    };
+    let terms = &[Term::new(dy.as_mat(), w).with(precision)];
+    multiply(vec![Job {
+        y: dx,
+        start,
+        terms,
+    }]);
 }
 
 /// dW += dyᵀ·x in the weight's own layout; dy [T, out], x [T, in].

@@ -8,10 +8,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::matmul::{ALL, Mat, MatMut, for_tiles, product};
+use crate::blocks::{NR, add_turned};
+use crate::classes::RowClasses;
+use crate::few::{FewJob, few_times_rows};
+use crate::matmul::{ALL, Mat, MatMut, Shared, for_tiles, product};
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
-use crate::parallel::ForEachPart;
+use crate::parallel::{ForEachPart, for_runs};
 use crate::profile::op;
 use crate::random::drop_out;
 use crate::rows::{Packed, products_of_rows, with_packed};
@@ -68,7 +71,37 @@ impl LowRank<'_> {
         self.dropout.filter(|dropout| dropout.p > 0.0)
     }
 
-    pub(crate) fn check(&self, y_cols: usize, x: View<'_>, u: (usize, usize), rows: &Range<usize>) {
+    /// The term that adds s·u·Bᵀ to rows of an output, from row `first` on. It is apart, since it may be for some of the rows.
+    pub(crate) fn up<'b>(&'b self, u: View<'b>, first: usize) -> Term<'b> {
+        Term {
+            scale: self.scale,
+            at: (first, self.out_offset),
+            apart: true,
+            ..Term::new(u.as_mat(), Factor::turned(self.b))
+        }
+    }
+
+    /// u = x·Aᵀ for generated rows.
+    pub(crate) fn down_job<'b>(&self, u: ViewMut<'b>, rows: Range<usize>) -> FewJob<'b>
+    where
+        Self: 'b,
+    {
+        FewJob {
+            y: u,
+            rows,
+            w: self.a,
+            start: Start::Zero,
+        }
+    }
+
+    pub(crate) fn check(
+        &self,
+        y_cols: usize,
+        x: View<'_>,
+        u: (usize, usize),
+        rows: &Range<usize>,
+        classes: RowClasses,
+    ) {
         self.b.assert_shape("B", self.b.rows(), self.rank());
         self.a.assert_shape("A", self.rank(), x.cols());
         assert!(
@@ -86,6 +119,10 @@ impl LowRank<'_> {
             rows.start <= rows.end && rows.end <= x.rows(),
             "rows {rows:?} do not lie within the {} of the input",
             x.rows()
+        );
+        assert!(
+            !self.drops() || classes.split(rows).1.is_empty(),
+            "dropout is for training, and generated rows are not trained on"
         );
     }
 }
@@ -107,45 +144,101 @@ const COLUMNS: usize = 64;
 /// x [T, in]. The workspace is for devices that need temporaries here; this one does not.
 ///
 /// # Panics
-/// If the shapes do not match.
+/// If the shapes do not match, or numbers of generated rows are dropped.
 pub fn low_rank_forward(
     y: ViewMut<'_>,
     u: ViewMut<'_>,
     x: View<'_>,
     rows: Range<usize>,
     lr: &LowRank<'_>,
+    classes: RowClasses,
     _ws: &Workspace,
 ) {
     let _op = op("low-rank forward", || {
         2.0 * (rows.len() * (lr.a.len() + lr.b.len())) as f64
     });
-    lr.check(y.cols(), x, (u.rows(), u.cols()), &rows);
+    lr.check(y.cols(), x, (u.rows(), u.cols()), &rows, classes);
     assert_eq!(y.rows(), x.rows(), "tokens of a low-rank branch");
-    let (rank, outs, y_cols) = (lr.rank(), lr.b.rows(), y.cols());
-    if rank == 0 || outs == 0 {
-        return;
+    let (prompt, generated) = classes.split(&rows);
+    let (mut u_prompt, mut u_generated) = u.split_rows(prompt.len());
+    let (y_prompt, y_generated) = y.slice_rows(rows).split_rows(prompt.len());
+    if !prompt.is_empty() {
+        low_rank_down(u_prompt.reborrow(), x, prompt, lr);
+        let terms = &[lr.up(u_prompt.as_view(), 0)];
+        multiply(vec![Job {
+            y: y_prompt,
+            start: Start::Sum,
+            terms,
+        }]);
     }
-    let b = lr.b.as_mat();
-    let first = rows.start;
-    let run = |a: Option<Packed<'_>>| {
-        y.slice_rows(rows)
-            .into_f32s()
-            .par_chunks_mut(TOKENS * y_cols)
-            .zip(u.into_f32s().par_chunks_mut(TOKENS * rank))
-            .enumerate()
-            .for_each_part(|(i, (y, u))| {
-                let count = u.len() / rank;
-                let start = first + i * TOKENS;
-                let mut u = MatMut::new(u, count, rank);
-                down(&mut u, lr, x, start..start + count, a);
-                let y = MatMut::strided(&mut y[lr.out_offset..], count, outs, y_cols);
-                product(y, true, lr.scale, u.as_mat(), b.t());
-            });
-    };
-    with_rows_of_a(lr, run);
+    if !generated.is_empty() {
+        few_times_rows(x, vec![lr.down_job(u_generated.reborrow(), generated)]);
+        let branch = GeneratedBranch {
+            u: u_generated.as_view(),
+            first: 0,
+            branch: *lr,
+        };
+        add_generated(vec![(y_generated, vec![branch])]);
+    }
 }
 
-/// u = drop(x)·Aᵀ for the given rows; u [rows, r] overwritten, x [T, in].
+/// A branch of generated rows, whose u is known.
+pub(crate) struct GeneratedBranch<'a> {
+    pub(crate) u: View<'a>,
+    /// The first of its rows in the output.
+    pub(crate) first: usize,
+    pub(crate) branch: LowRank<'a>,
+}
+
+/// Columns of an output that a task of [`add_generated`] takes.
+const STRIP: usize = 4 * NR;
+
+/// y += s·u·Bᵀ for all branches of each y, the branches of all adapters as one piece of work for the threads.
+pub(crate) fn add_generated(outputs: Vec<(ViewMut<'_>, Vec<GeneratedBranch<'_>>)>) {
+    let outputs = outputs
+        .into_iter()
+        .filter(|(_, branches)| !branches.is_empty());
+    let outputs: Vec<_> = outputs
+        .map(|(y, branches)| (y.rows(), y.cols(), Shared::from(y), branches))
+        .collect();
+    let tasks = |cols: usize| cols.div_ceil(STRIP);
+    let count = outputs.iter().map(|(_, cols, ..)| tasks(*cols)).sum();
+    for_runs(count, |mut task| {
+        for (rows, cols, y, branches) in &outputs {
+            if task >= tasks(*cols) {
+                task -= tasks(*cols);
+                continue;
+            }
+            let strip = task * STRIP..((task + 1) * STRIP).min(*cols);
+            #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+            // SAFETY: each task of an output has other columns, and each output is another matrix.
+            let mut tile = unsafe { y.block(0..*rows, strip.clone()) };
+            for branch in branches {
+                add_branch(&mut tile, &strip, branch);
+            }
+            return;
+        }
+    });
+}
+
+/// What a branch adds to some columns of an output.
+fn add_branch(tile: &mut MatMut<'_>, strip: &Range<usize>, branch: &GeneratedBranch<'_>) {
+    let GeneratedBranch { u, first, branch } = branch;
+    let (offset, rank) = (branch.out_offset, branch.rank());
+    let columns = strip.start.max(offset)..strip.end.min(offset + branch.b.rows());
+    if columns.is_empty() || rank == 0 {
+        return;
+    }
+    let window = tile.window(
+        *first..first + u.rows(),
+        columns.start - strip.start..columns.end - strip.start,
+    );
+    let b = branch.b.as_mat();
+    let b = b.block(columns.start - offset..columns.end - offset, 0..rank);
+    add_turned(window, u.as_mat(), b, branch.scale);
+}
+
+/// u = drop(x)·Aᵀ for rows of prompts; u [rows, r] overwritten, x [T, in]. What computes it depends on the branch alone.
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -225,7 +318,8 @@ pub fn low_rank_backward_weights(
     let _op = op("low-rank backward", || {
         2.0 * (rows.len() * (lr.a.len() + lr.b.len())) as f64
     });
-    lr.check(dy.cols(), x, (u.rows(), u.cols()), &rows);
+    let shape = (u.rows(), u.cols());
+    lr.check(dy.cols(), x, shape, &rows, RowClasses::PROMPT);
     assert_eq!(dy.rows(), x.rows(), "tokens of a low-rank branch");
     let (ins, rank, outs) = (x.cols(), lr.rank(), lr.b.rows());
     da.assert_shape("the gradient of A", rank, ins);

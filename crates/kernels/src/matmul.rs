@@ -9,6 +9,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use crate::panels;
 use crate::parallel::for_each_task;
+use crate::scratch::with_scratch;
 use crate::view::ViewMut;
 use gemm_common::Parallelism;
 
@@ -228,16 +229,6 @@ impl MatMut<'_> {
         let at = self.start.wrapping_add(row * self.row_stride + col);
         (at, self.row_stride)
     }
-
-    /// The matrix to read; its rows must have no gaps between them.
-    #[expect(unsafe_code, reason = "a mutable borrow seen as a shared one")]
-    pub(crate) fn as_mat(&self) -> Mat<'_> {
-        assert!(self.rows <= 1 || self.row_stride == self.cols);
-        // SAFETY: the constructors checked that the rows lie within the borrowed data, and there is
-        // nothing between them that another thread could write.
-        let data = unsafe { std::slice::from_raw_parts(self.start, self.rows * self.cols) };
-        Mat::new(data, self.rows, self.cols)
-    }
 }
 
 /// A row-major matrix of which several threads write pieces that do not overlap.
@@ -325,6 +316,50 @@ pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>,
         return panels::multiply_mats(out, accumulate, alpha, a, b);
     }
     product_anywhere(out, accumulate, alpha, a, b);
+}
+
+/// Rows that `gemm-f32` multiplies at once: it chooses the order of a sum by the size of a product.
+const HEIGHT: usize = 48;
+
+/// [`product`] with `gemm-f32`, in an order that does not depend on how many rows there are, or on which of them a row is.
+pub(crate) fn product_in_blocks(
+    out: &mut MatMut<'_>,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
+    assert_eq!(a.rows(), rows, "rows of a product");
+    for start in (0..rows).step_by(HEIGHT) {
+        let block = start..(start + HEIGHT).min(rows);
+        let count = block.len();
+        let a = a.block(block.clone(), 0..inner);
+        let mut out = out.window(block, 0..cols);
+        if count == HEIGHT {
+            product_anywhere(out, accumulate, alpha, a, b);
+            continue;
+        }
+        // Rows of zeros fill it up.
+        with_scratch(HEIGHT * (inner + cols), |scratch| {
+            let (left, sums) = scratch.split_at_mut(HEIGHT * inner);
+            left[count * inner..].fill(0.0);
+            for (i, to) in left.chunks_exact_mut(inner.max(1)).take(count).enumerate() {
+                for (p, to) in to.iter_mut().enumerate() {
+                    *to = a.data[i * a.row_stride + p * a.col_stride];
+                }
+            }
+            sums[count * cols..].fill(0.0);
+            for (i, to) in sums.chunks_exact_mut(cols.max(1)).take(count).enumerate() {
+                to.copy_from_slice(out.row(i));
+            }
+            let left = Mat::new(left, HEIGHT, inner);
+            product_anywhere(MatMut::new(sums, HEIGHT, cols), accumulate, alpha, left, b);
+            for (i, from) in sums.chunks_exact(cols.max(1)).take(count).enumerate() {
+                out.row(i).copy_from_slice(from);
+            }
+        });
+    }
 }
 
 /// [`product`] with `gemm-f32`, for processors that [`panels`] has no code for.

@@ -19,6 +19,7 @@ use std::arch::x86_64::{
 use half::bf16;
 
 use crate::blocks::{Block, Left, MR, NR, add_panels, pack_rows};
+use crate::engine::{Engine, engine};
 use crate::matmul::{Mat, MatMut};
 use crate::scratch::with_scratch;
 use crate::strips::{Factor, Term};
@@ -36,8 +37,9 @@ const ROWS: usize = 8 * MR;
 const CONFLICT: usize = 1024;
 
 /// Whether this processor can.
+#[inline]
 pub(crate) fn supported() -> bool {
-    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    engine() >= Engine::Avx2
 }
 
 /// Inner indices that panels may hold on top of [`DEPTH`], so that a low-rank branch goes with its linear.
@@ -93,6 +95,24 @@ pub(crate) fn multiply_mats(
         }
         panels.scale(cols, alpha);
     });
+}
+
+/// factor·bᵀ in panels [columns / 16][inner][16]; columns past the last are zero. Rows of b lie in one piece each.
+///
+/// # Panics
+/// If `to` has not that size, or the processor is not [`supported`].
+pub(crate) fn pack_columns(to: &mut [f32], b: Mat<'_>, factor: f32) {
+    assert!(supported(), "a processor without AVX2 and FMA");
+    let (cols, inner) = (b.rows(), b.cols());
+    assert_eq!(b.col_stride(), 1, "rows that lie in one piece");
+    assert_eq!(to.len(), cols.next_multiple_of(NR) * inner, "panels");
+    let mut panels = Panels {
+        numbers: to,
+        inner,
+        part: 0..inner,
+    };
+    pack_turned(&mut panels, b.data(), b.row_stride(), cols);
+    panels.scale(cols, factor);
 }
 
 /// Some inner indices of a term that share panels with others.

@@ -59,6 +59,13 @@ pub fn low_rank(
     y.iter().map(|y| scale * y).collect()
 }
 
+/// l ⊙ x for every row of x [T, n], l [n].
+pub fn scale_columns(x: &[f64], l: &[f64]) -> Vec<f64> {
+    let rows = x.chunks_exact(l.len());
+    rows.flat_map(|row| row.iter().zip(l).map(|(x, l)| x * l))
+        .collect()
+}
+
 /// y = x / √(mean(x²) + ε) · w, in pieces of the size of w.
 pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len());

@@ -1,11 +1,12 @@
 //! Products of rows for few tokens: y = x·wᵀ, where the time goes into reading w.
 //!
-//! A row of w meets up to eight tokens at a time, with its numbers widened in registers, and the
-//! rows are read one after the other, or two at a time: few streams of addresses are what processors
-//! fetch ahead best. Nothing of w is copied; the tokens are, once, side by side and in the order in which w's
-//! numbers come out of a register.
+//! A row of w meets up to eight tokens at a time, with its numbers widened in registers. The fewer the tokens, the more
+//! rows of w are read side by side, so that there are enough sums to hide the latency of an addition; they are four at
+//! most, since few streams of addresses are what processors fetch ahead best. Nothing of w is copied; the tokens
+//! are, once, side by side and in the order in which w's numbers come out of a register.
 //!
-//! A sum's order depends on how many tokens are taken together and on the kind of processor.
+//! A sum's order depends on how long a row is and on the kind of processor, and not on what is computed beside it: each sum is one vector,
+//! to which the chunks of a part of the row are added in order; its lanes are added up where the part ends, and the parts in order.
 
 use std::ops::Range;
 
@@ -14,6 +15,8 @@ use half::bf16;
 use pulp::x86::V4;
 use pulp::{Simd, WithSimd};
 
+#[cfg(target_arch = "x86_64")]
+use crate::engine::{Engine, engine};
 use crate::scratch::with_scratch;
 use crate::simd::{dispatch, fetch, vectorize};
 
@@ -21,10 +24,12 @@ use crate::simd::{dispatch, fetch, vectorize};
 const CHUNK: usize = 32;
 
 /// Packed rows whose sums stay in registers while a row goes by.
-const TOGETHER: usize = 8;
+pub(crate) const TOGETHER: usize = 8;
 /// Packed numbers that stay in the L1 cache while the rows go by: 24 KiB. A smaller part of longer
 /// rows breaks the stream into shorter pieces, which costs more than the room gains.
 const NEAR: usize = 6 * 1024;
+/// Columns of a part of a row, at most: those of as many rows as are taken together are near.
+const DEPTH: usize = NEAR / TOGETHER;
 /// Bytes that come from memory at once.
 const CACHE_LINE: usize = 64;
 /// How many bytes ahead of what is read memory is asked for. Measured: with less than 3 KiB numbers
@@ -81,6 +86,27 @@ pub(crate) struct Packed<'a> {
     cols: usize,
 }
 
+impl<'a> Packed<'a> {
+    /// What [`pack_rows_for`] has packed.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), packed_len(rows, cols), "numbers of packed rows");
+        Self { data, rows, cols }
+    }
+}
+
+/// Room that rows of `cols` numbers take when they are packed. Rows in groups of [`TOGETHER`] may be packed one group after the other.
+pub(crate) fn packed_len(rows: usize, cols: usize) -> usize {
+    rows * cols.next_multiple_of(CHUNK)
+}
+
+/// Packs rows of `cols` numbers for products with an `E`.
+pub(crate) fn pack_rows_for<E: Element>(to: &mut [f32], from: &[f32], cols: usize) {
+    vectorize(
+        #[inline(always)]
+        || pack(to, from, cols, E::EVEN_FIRST),
+    );
+}
+
 /// Calls `work` with rows of `cols` numbers packed for products with an `E`.
 pub(crate) fn with_packed<E: Element, R>(
     from: &[f32],
@@ -88,11 +114,8 @@ pub(crate) fn with_packed<E: Element, R>(
     work: impl FnOnce(Packed<'_>) -> R,
 ) -> R {
     let rows = from.len().checked_div(cols).unwrap_or(0);
-    with_scratch(rows * cols.next_multiple_of(CHUNK), |data| {
-        vectorize(
-            #[inline(always)]
-            || pack(data, from, cols, E::EVEN_FIRST),
-        );
+    with_scratch(packed_len(rows, cols), |data| {
+        pack_rows_for::<E>(data, from, cols);
         work(Packed { data, rows, cols })
     })
 }
@@ -158,24 +181,27 @@ fn products_at<E: Element>(
         return;
     }
     let size = cols.next_multiple_of(CHUNK);
-    for first in (0..rows).step_by(TOGETHER) {
-        let count = (rows - first).min(TOGETHER);
-        let group = &data[first * size..(first + count) * size];
-        let parts = group.len().div_ceil(NEAR);
-        let depth = cols.div_ceil(parts).next_multiple_of(CHUNK);
-        for start in (0..cols).step_by(depth) {
-            let end = (start + depth).min(size);
-            let part = Part {
+    // Parts of about one size.
+    let depth = cols.div_ceil(cols.div_ceil(DEPTH)).next_multiple_of(CHUNK);
+    // Of few tokens several parts are near, and a row of w is read on through all of them.
+    let parts = (NEAR / (rows.clamp(1, TOGETHER) * depth)).max(1);
+    let span = parts * depth;
+    for start in (0..cols).step_by(span) {
+        for first in (0..rows).step_by(TOGETHER) {
+            let count = (rows - first).min(TOGETHER);
+            let group = &data[first * size..(first + count) * size];
+            let end = (start + span).min(size);
+            let span = Span {
                 x: &group[start * count..end * count],
                 w,
                 stride,
-                columns: start..(start + depth).min(cols),
+                columns: start..end.min(cols),
+                depth,
                 first,
                 count,
-                more: start > 0,
                 write: &mut write,
             };
-            level.run(part);
+            level.run(span);
         }
     }
 }
@@ -194,7 +220,7 @@ impl Level {
     #[inline(always)]
     fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let Some(simd) = V4::try_new() {
+        if let Some(simd) = V4::try_new().filter(|_| engine() >= Engine::Avx512) {
             return Self::Avx512(simd);
         }
         Self::Usual
@@ -210,64 +236,62 @@ impl Level {
     }
 }
 
-/// Some columns of one group and of all rows of w.
-struct Part<'a, E, F> {
+/// Some columns of one group and of all rows of w: one part of them or several.
+struct Span<'a, E, F> {
     x: &'a [f32],
     w: &'a [E],
     stride: usize,
     columns: Range<usize>,
+    /// Columns of a part.
+    depth: usize,
     first: usize,
     count: usize,
-    more: bool,
     write: &'a mut F,
 }
 
-impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Part<'_, E, F> {
+impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, F> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let many_registers = S::REGISTER_COUNT >= 32;
-        // As many sums as hide the latency of an addition and fit in the registers. With many of them
-        // two rows of w are taken at once, and what is packed is read half as often.
+        // As many sums as hide the latency of an addition and fit in the registers, next to what two vectors of each row
+        // of w are widened to. With many registers what is packed is read half as often for many tokens, too.
         match (self.count, many_registers) {
-            (1, _) => self.with::<S, 1, 1, 4>(simd),
-            (2, _) => self.with::<S, 1, 2, 4>(simd),
-            (3, _) => self.with::<S, 1, 3, 2>(simd),
-            (4, _) => self.with::<S, 1, 4, 2>(simd),
-            (5, false) => self.with::<S, 1, 5, 1>(simd),
-            (6, false) => self.with::<S, 1, 6, 1>(simd),
-            (7, false) => self.with::<S, 1, 7, 1>(simd),
-            (_, false) => self.with::<S, 1, 8, 1>(simd),
-            (5, true) => self.with::<S, 2, 5, 1>(simd),
-            (6, true) => self.with::<S, 2, 6, 1>(simd),
-            (7, true) => self.with::<S, 2, 7, 1>(simd),
-            (_, true) => self.with::<S, 2, 8, 1>(simd),
+            (1, _) => self.with::<S, 4, 1>(simd),
+            (2, false) => self.with::<S, 3, 2>(simd),
+            (2, true) => self.with::<S, 4, 2>(simd),
+            (3, false) => self.with::<S, 2, 3>(simd),
+            (3, true) => self.with::<S, 3, 3>(simd),
+            (4, _) => self.with::<S, 2, 4>(simd),
+            (5, false) => self.with::<S, 1, 5>(simd),
+            (5, true) => self.with::<S, 2, 5>(simd),
+            (6, false) => self.with::<S, 1, 6>(simd),
+            (6, true) => self.with::<S, 2, 6>(simd),
+            (7, false) => self.with::<S, 1, 7>(simd),
+            (7, true) => self.with::<S, 2, 7>(simd),
+            (_, false) => self.with::<S, 1, 8>(simd),
+            (_, true) => self.with::<S, 2, 8>(simd),
         }
     }
 }
 
-impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> Part<'_, E, F> {
-    /// For a group of `I` rows and `R` rows of w at a time, with `A` sums for each two.
+impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
+    /// For a group of `I` rows and `R` rows of w at a time.
     #[inline(always)]
-    fn with<S: Simd, const R: usize, const I: usize, const A: usize>(self, simd: S) {
-        let Part {
+    fn with<S: Simd, const R: usize, const I: usize>(self, simd: S) {
+        let Span {
             x,
             w,
             stride,
             columns,
+            depth,
             first,
-            more,
             write,
             ..
         } = self;
         let (x, _) = x.as_chunks::<CHUNK>();
         let (x, _) = x.as_chunks::<I>();
-        let ahead = if columns.len() == stride {
-            AHEAD / size_of::<E>()
-        } else {
-            AHEAD.div_ceil(columns.len() * size_of::<E>()) * stride
-        };
         let rows = w.len().div_ceil(stride);
         let row = |j: usize| &w[j * stride..][columns.clone()];
         let together = rows - rows % R;
@@ -276,30 +300,75 @@ impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> Part<'_, E, F> {
                 #[inline(always)]
                 |r| row(j + r),
             );
-            let sums = sums::<S, E, R, I, A>(simd, x, w, ahead);
-            for (r, sums) in sums.iter().enumerate() {
-                write(first, j + r, sums, more);
+            let ahead = Ahead::new::<E>(columns.len(), stride, R);
+            for (part, x) in x.chunks(depth / CHUNK).enumerate() {
+                let sums = sums::<S, E, R, I>(simd, x, w, part * depth, ahead);
+                for (r, sums) in sums.iter().enumerate() {
+                    write(first, j + r, sums, columns.start + part * depth > 0);
+                }
             }
         }
         // A row's sums are the same, alone or not.
         for j in together..rows {
-            let [sums] = sums::<S, E, 1, I, A>(simd, x, [row(j)], ahead);
-            write(first, j, &sums, more);
+            let ahead = Ahead::new::<E>(columns.len(), stride, 1);
+            for (part, x) in x.chunks(depth / CHUNK).enumerate() {
+                let [sums] = sums::<S, E, 1, I>(simd, x, [row(j)], part * depth, ahead);
+                write(first, j, &sums, columns.start + part * depth > 0);
+            }
         }
     }
 }
 
-/// Products of `R` rows with `I` others, and `ahead` numbers further on a hint to fetch what comes.
+/// Where what will be read some time after a chunk lies, as seen from that chunk.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Further on in the same row, for the columns before `turn`.
+    within: usize,
+    /// At the beginning of rows that come later, for the others.
+    beyond: usize,
+    turn: usize,
+}
+
+impl Ahead {
+    /// For `together` rows of `columns` numbers, `stride` apart, that are read side by side.
+    #[inline(always)]
+    fn new<E>(columns: usize, stride: usize, together: usize) -> Self {
+        let within = AHEAD / size_of::<E>() / together;
+        let turn = columns.saturating_sub(within);
+        // Short rows: several of them lie between.
+        let groups = within.div_ceil(columns.max(1)).max(1);
+        Self {
+            within,
+            beyond: (groups * together * stride).wrapping_sub(turn),
+            turn,
+        }
+    }
+
+    #[inline(always)]
+    fn of(self, column: usize) -> usize {
+        if column < self.turn {
+            self.within
+        } else {
+            self.beyond
+        }
+    }
+}
+
+/// Products of `R` rows with `I` others, in a part of their columns that begins at `start`.
 #[inline(always)]
-fn sums<S: Simd, E: Element, const R: usize, const I: usize, const A: usize>(
+fn sums<S: Simd, E: Element, const R: usize, const I: usize>(
     simd: S,
     x: &[[[f32; CHUNK]; I]],
     w: [&[E]; R],
-    ahead: usize,
+    start: usize,
+    ahead: Ahead,
 ) -> [[f32; I]; R] {
     let w = w.map(
         #[inline(always)]
-        |row| row.as_chunks::<CHUNK>(),
+        |row| {
+            let end = (start + x.len() * CHUNK).min(row.len());
+            row[start..end].as_chunks::<CHUNK>()
+        },
     );
     let whole = w[0].0.len();
     let w_whole = w.map(
@@ -307,12 +376,13 @@ fn sums<S: Simd, E: Element, const R: usize, const I: usize, const A: usize>(
         |(chunks, _)| &chunks[..whole],
     );
     let (x, x_rest) = x.split_at(whole);
-    let mut sums = [[[simd.splat_f32s(0.0); A]; I]; R];
+    let mut sums = [[simd.splat_f32s(0.0); I]; R];
     for (k, x) in x.iter().enumerate() {
         let w: [&[E; CHUNK]; R] = std::array::from_fn(
             #[inline(always)]
             |r| &w_whole[r][k],
         );
+        let ahead = ahead.of(start + k * CHUNK);
         for w in w {
             for line in w.chunks(CACHE_LINE / size_of::<E>()) {
                 fetch(line.as_ptr().wrapping_add(ahead));
@@ -330,22 +400,18 @@ fn sums<S: Simd, E: Element, const R: usize, const I: usize, const A: usize>(
     // By value, or the sums would lie in memory all the time.
     let mut out = [[0.0; I]; R];
     for (out, sums) in out.iter_mut().zip(sums) {
-        for (out, sums) in out.iter_mut().zip(sums) {
-            let mut sum = sums[0];
-            for &more in &sums[1..] {
-                sum = simd.add_f32s(sum, more);
-            }
+        for (out, sum) in out.iter_mut().zip(sums) {
             *out = simd.reduce_sum_f32s(sum);
         }
     }
     out
 }
 
-/// Adds the products of one chunk of each row; its vectors go to the `A` sums of each two in turn.
+/// Adds the products of one chunk of each row.
 #[inline(always)]
-fn add_chunk<S: Simd, E: Element, const R: usize, const I: usize, const A: usize>(
+fn add_chunk<S: Simd, E: Element, const R: usize, const I: usize>(
     simd: S,
-    sums: &mut [[[S::f32s; A]; I]; R],
+    sums: &mut [[S::f32s; I]; R],
     x: &[[f32; CHUNK]; I],
     w: [&[E; CHUNK]; R],
 ) {
@@ -359,8 +425,7 @@ fn add_chunk<S: Simd, E: Element, const R: usize, const I: usize, const A: usize
             for (i, x) in x.iter().enumerate() {
                 let x = S::as_simd_f32s(x).0[vector];
                 for (sums, w) in sums.iter_mut().zip(&wide) {
-                    let sum = &mut sums[i][(2 * v + second) % A];
-                    *sum = simd.mul_add_e_f32s(x, w[second], *sum);
+                    sums[i] = simd.mul_add_e_f32s(x, w[second], sums[i]);
                 }
             }
         }
@@ -419,6 +484,46 @@ mod tests {
             check(rows, 3, cols, |w| w);
             check(rows, 3, cols, bf16::from_f32);
         }
+    }
+
+    /// Whatever rows are taken together with it, and however many rows of w there are.
+    #[test]
+    fn a_row_has_the_bits_that_it_has_alone() {
+        fn run<E: Element>(level: Level, x: &[f32], w: &[E], cols: usize) -> Vec<Vec<u32>> {
+            let outs = w.len() / cols;
+            let mut found = vec![vec![0.0; outs]; x.len() / cols];
+            with_packed::<E, _>(x, cols, |packed| {
+                products_at(level, packed, w, cols, |first, j, sums, more| {
+                    for (found, sum) in found[first..].iter_mut().zip(sums) {
+                        found[j] = if more { found[j] + sum } else { *sum };
+                    }
+                });
+            });
+            let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
+            found.into_iter().map(bits).collect()
+        }
+        fn check<E: Element>(narrow: impl Fn(f32) -> E) {
+            for cols in [1, 40, 96, 700, 769, 1600, 6200] {
+                let number = |i: usize| ((i * 7919) as f32).sin();
+                let x: Vec<f32> = (0..19 * cols).map(number).collect();
+                let w: Vec<E> = (0..11 * cols).map(|i| narrow(number(i + 5))).collect();
+                for level in [Level::best(), Level::Usual] {
+                    let all = run(level, &x, &w, cols);
+                    for (i, row) in x.chunks(cols).enumerate() {
+                        let [alone] = &run(level, row, &w, cols)[..] else {
+                            panic!("one row");
+                        };
+                        assert_eq!(*alone, all[i], "{level:?}: row {i} of {cols}");
+                        for j in [0, 10] {
+                            let one = run(level, row, &w[j * cols..(j + 1) * cols], cols);
+                            assert_eq!(one[0][0], alone[j], "{level:?}: output {j} of {cols}");
+                        }
+                    }
+                }
+            }
+        }
+        check(|w| w);
+        check(bf16::from_f32);
     }
 
     #[test]

@@ -16,6 +16,9 @@ use pulp::Arch;
 use pulp::{Scalar, x86::V3};
 use pulp::{Simd, WithSimd};
 
+#[cfg(target_arch = "x86_64")]
+use crate::engine::{Engine, engine};
+
 /// Runs a closure compiled for this processor's vectors.
 #[inline(always)]
 pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
@@ -27,7 +30,7 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
 #[inline(always)]
 pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
-    match V3::try_new() {
+    match V3::try_new().filter(|_| engine() != Engine::Portable) {
         Some(simd) => Simd::vectorize(simd, op),
         None => op.with_simd(Scalar),
     }

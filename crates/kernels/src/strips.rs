@@ -2,15 +2,16 @@
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
 //! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
-//! tokens with it; for few tokens see [`few`](crate::few), and for processors that multiply bf16 itself `tiles`.
+//! tokens with it; for generated rows see [`few`](crate::few), and for processors that multiply bf16 itself `tiles`.
 //!
 //! Several outputs can be computed at once, so that threads meet once and not after each of them, and
 //! an output can be a sum of products, so that it is written once.
+//!
+//! How many rows there are decides how an output is cut, and never what computes it or in which order an element is summed.
 
 use std::ops::Range;
 
-use crate::few::{FEW_TOKENS, few_times_rows};
-use crate::matmul::{Mat, MatMut, Shared, product_anywhere};
+use crate::matmul::{Mat, MatMut, Shared, product_in_blocks};
 use crate::parallel::for_each_piece;
 use crate::scratch::with_scratch;
 use crate::simd;
@@ -22,6 +23,8 @@ use crate::{panels, tiles};
 const ROW_STEP: usize = 48;
 /// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
+/// Rows and columns of a piece for `gemm-f32`, which chooses the order of a sum by the size of a product: they are fixed.
+const FIXED_PIECE: (usize, usize) = (96, 192);
 
 /// The right factor of a product, [K, N]: a window of a weight, or of its transpose.
 #[derive(Clone, Copy)]
@@ -102,6 +105,9 @@ pub(crate) struct Term<'a> {
     pub(crate) precision: Precision,
     /// Row and column of the output where the window begins.
     pub(crate) at: (usize, usize),
+    /// Whether it is summed by itself and then added, even if it and its neighbours write the whole output. A row's bits must not
+    /// depend on which other rows a term is for.
+    pub(crate) apart: bool,
 }
 
 impl<'a> Term<'a> {
@@ -113,6 +119,7 @@ impl<'a> Term<'a> {
             scale: 1.0,
             precision: Precision::F32,
             at: (0, 0),
+            apart: false,
         }
     }
 
@@ -136,7 +143,11 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
         .iter()
         .map(|job| (job.y.rows(), job.y.cols()))
         .collect();
-    let pieces = cut(&sizes, threads_to_cut_for(), costs(&jobs));
+    let pieces = if sums_in_order() {
+        cut(&sizes, rayon::current_num_threads(), costs(&jobs))
+    } else {
+        pieces_of(&sizes, FIXED_PIECE)
+    };
     let jobs: Vec<(Shared<'_>, Start<'_>, &[Term<'_>])> = jobs
         .into_iter()
         .map(|job| (Shared::from(job.y), job.start, job.terms))
@@ -151,14 +162,12 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
     });
 }
 
-/// For how many threads outputs are cut. Panels sum in one order whatever the piece; `gemm-f32` takes
-/// its own view of a piece's size, so it must not depend on the machine.
-fn threads_to_cut_for() -> usize {
+/// Whether an element is summed in one order whatever piece it lies in. `gemm-f32` takes its own view of a piece's size.
+fn sums_in_order() -> bool {
     #[cfg(target_arch = "x86_64")]
-    if panels::supported() {
-        return rayon::current_num_threads();
-    }
-    8
+    return panels::supported();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// One piece of an output of this size, on one thread.
@@ -182,12 +191,7 @@ fn multiply_piece(
                 ..*term
             });
             let parts: Vec<Term<'_>> = parts.collect();
-            if is_tiled(&rest[..together], size) {
-                #[cfg(target_arch = "x86_64")]
-                tiles::multiply(tile.reborrow(), holds, &parts);
-            } else {
-                multiply_terms(tile.reborrow(), holds, &parts);
-            }
+            multiply_group(tile.reborrow(), holds, &rest[..together], &parts);
             holds = true;
             rest = &rest[together..];
             continue;
@@ -216,7 +220,7 @@ fn multiply_piece(
                 .block(0..term.b.rows(), across.start - col..across.end - col),
             ..*term
         };
-        multiply_terms(window, true, &[part]);
+        multiply_group(window, true, std::slice::from_ref(term), &[part]);
     }
     if !holds {
         tile.fill_zero();
@@ -234,18 +238,20 @@ struct Piece {
     cols: Range<usize>,
 }
 
-/// How many of the first terms are of the size of the whole output.
+/// How many of the first terms are of the size of the whole output and summed together.
 fn whole_terms(terms: &[Term<'_>], size: (usize, usize)) -> usize {
-    let whole = |term: &&Term<'_>| term.at == (0, 0) && (term.a.rows(), term.b.cols()) == size;
-    terms.iter().take_while(whole).count()
+    let whole = |term: &Term<'_>| term.at == (0, 0) && (term.a.rows(), term.b.cols()) == size;
+    let together = |(i, term): &(usize, &Term<'_>)| whole(term) && (*i == 0 || !term.apart);
+    terms.iter().enumerate().take_while(together).count()
 }
 
-/// Whether [`tiles`] computes these terms, which are of the size of their output.
-fn is_tiled(terms: &[Term<'_>], size: (usize, usize)) -> bool {
+/// out (+)= Σ parts, which are of the size of `out` and cut from `terms`. What computes them depends on the terms alone.
+fn multiply_group(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>], parts: &[Term<'_>]) {
     #[cfg(target_arch = "x86_64")]
-    return tiles::is_worthwhile(size, terms);
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    if tiles::is_worthwhile(terms) {
+        return tiles::multiply(out, accumulate, parts);
+    }
+    multiply_terms(out, accumulate, parts);
 }
 
 /// What decides how outputs are cut: times of a piece for each inner index, in that of a row of a product of 16 columns.
@@ -265,7 +271,8 @@ fn costs(jobs: &[Job<'_>]) -> Costs {
     const CACHED_BYTES: usize = 8 * 1024 * 1024;
     let size = |job: &Job<'_>| (job.y.rows(), job.y.cols());
     #[cfg(target_arch = "x86_64")]
-    if (jobs.iter()).any(|job| is_tiled(&job.terms[..whole_terms(job.terms, size(job))], size(job)))
+    if (jobs.iter())
+        .any(|job| tiles::is_worthwhile(&job.terms[..whole_terms(job.terms, size(job))]))
     {
         return tiles::COSTS;
     }
@@ -313,6 +320,11 @@ fn cut(sizes: &[(usize, usize)], threads: usize, costs: Costs) -> Vec<Piece> {
         }
     }
     let (_, strip, block) = best;
+    pieces_of(sizes, (block, strip))
+}
+
+/// Cuts outputs into pieces of so many rows and columns.
+fn pieces_of(sizes: &[(usize, usize)], (block, strip): (usize, usize)) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (job, &(rows, cols)) in sizes.iter().enumerate() {
         for col in (0..cols).step_by(strip) {
@@ -351,7 +363,7 @@ fn multiply_term_anywhere(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>
         let part = start..(start + DEPTH).min(b.rows());
         let a = a.block(0..rows, part.clone());
         with_widened(b.block(part, 0..b.cols()), |b| {
-            product_anywhere(out.reborrow(), accumulate || start > 0, scale, a, b);
+            product_in_blocks(&mut out, accumulate || start > 0, scale, a, b);
         });
     }
 }
@@ -381,33 +393,6 @@ impl Start<'_> {
             }
         }
     }
-}
-
-/// y (+)= x·wᵀ; y [T, N], x [T, K], w [N, K].
-pub(crate) fn times_rows(
-    y: ViewMut<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    start: Start<'_>,
-    precision: Precision,
-) {
-    if x.rows() <= FEW_TOKENS {
-        return few_times_rows(x, vec![(y, w, start)]);
-    }
-    let terms = &[Term::new(x.as_mat(), Factor::turned(w)).with(precision)];
-    multiply(vec![Job { y, start, terms }]);
-}
-
-/// y (+)= x·w; y [T, N], x [T, K], w [K, N].
-pub(crate) fn times_columns(
-    y: ViewMut<'_>,
-    x: View<'_>,
-    w: View<'_>,
-    start: Start<'_>,
-    precision: Precision,
-) {
-    let terms = &[Term::new(x.as_mat(), Factor::straight(w)).with(precision)];
-    multiply(vec![Job { y, start, terms }]);
 }
 
 /// Calls `work` with a factor in f32: in place if it is f32, else widened into scratch.

@@ -9,14 +9,16 @@ use std::arch::x86_64::{
 };
 
 use crate::blocks::{Left, MR, NR};
+use crate::engine::{Engine, engine};
 use crate::matmul::{Mat, MatMut};
 
 /// Rows of a block: two groups of those that are packed side by side.
 pub(crate) const ROWS: usize = 2 * MR;
 
 /// Whether this processor can.
+#[inline]
 pub(crate) fn supported() -> bool {
-    std::arch::is_x86_feature_detected!("avx512f")
+    engine() >= Engine::Avx512
 }
 
 /// `height` rows of up to `P` outputs of 16 columns, each (+)= Σ lefts · its panel; `first` is the first row of the left factors.

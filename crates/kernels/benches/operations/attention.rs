@@ -3,7 +3,8 @@
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use lowrank_kernels::{
-    AttentionShape, Segment, Tensor, Workspace, attention_backward, attention_forward, reference,
+    AttentionShape, RowClasses, Segment, Tensor, Workspace, attention_backward, attention_forward,
+    reference,
 };
 
 use crate::{flops, random, wide};
@@ -54,6 +55,7 @@ fn forward(bencher: Bencher<'_, '_>, tokens: usize) {
             v.view(),
             &segments,
             &SHAPE,
+            RowClasses::PROMPT,
             &ws,
         );
     });
@@ -72,6 +74,7 @@ fn backward(bencher: Bencher<'_, '_>, tokens: usize) {
         v.view(),
         &segments,
         &SHAPE,
+        RowClasses::PROMPT,
         &ws,
     );
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
@@ -106,6 +109,7 @@ fn one_query(bencher: Bencher<'_, '_>, keys: usize) {
             v.view(),
             &segments,
             &SHAPE,
+            RowClasses::GENERATED,
             &ws,
         );
     });

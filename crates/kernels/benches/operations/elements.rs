@@ -3,7 +3,8 @@
 use divan::Bencher;
 use lowrank_kernels::{
     Activation, AdamW, RopeTable, Tensor, activation_backward, activation_forward, adamw_step,
-    convert, gated_backward, gated_forward, reference, rope_forward,
+    convert, gated_backward, gated_forward, reference, rope_forward, scale_columns,
+    scale_columns_backward,
 };
 
 use crate::{HIDDEN, INNER, bf16, flops, random, wide};
@@ -181,4 +182,28 @@ fn f32_to_bf16_naive(bencher: Bencher<'_, '_>) {
             *to = half::bf16::from_f32(*from);
         }
     });
+}
+
+#[divan::bench]
+fn scaled_columns(bencher: Bencher<'_, '_>) {
+    let (mut x, l) = (random(TOKENS, INNER), random(1, INNER));
+    bencher
+        .counter(flops(COUNT))
+        .bench_local(|| scale_columns(x.view_mut(), l.view()));
+}
+
+#[divan::bench]
+fn scaled_columns_slope(bencher: Bencher<'_, '_>) {
+    let (x, mut dl) = (random(TOKENS, INNER), random(1, INNER));
+    bencher
+        .counter(flops(2 * COUNT))
+        .bench_local(|| scale_columns_backward(dl.view_mut(), x.view(), x.view()));
+}
+
+#[divan::bench]
+fn scaled_columns_naive(bencher: Bencher<'_, '_>) {
+    let (x, l) = (wide(&random(TOKENS, INNER)), wide(&random(1, INNER)));
+    bencher
+        .counter(flops(COUNT))
+        .bench_local(|| reference::scale_columns(&x, &l));
 }

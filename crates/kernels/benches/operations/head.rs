@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    Layout, Precision, Tensor, Weight, Workspace, cross_entropy_forward_backward, head_logits,
-    reference,
+    Layout, Precision, RowClasses, Tensor, Weight, Workspace, cross_entropy_forward_backward,
+    head_logits, reference,
 };
 
 use crate::{HIDDEN, bf16, flops, random, wide};
@@ -46,7 +46,7 @@ fn logits_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     };
     bencher
         .counter(flops(2 * rows * HIDDEN * VOCABULARY))
-        .bench_local(|| head_logits(logits.view_mut(), h.view(), w));
+        .bench_local(|| head_logits(logits.view_mut(), h.view(), w, RowClasses::GENERATED));
 }
 
 #[divan::bench(args = [1, 16])]

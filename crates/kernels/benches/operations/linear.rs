@@ -3,8 +3,8 @@
 use divan::Bencher;
 use lowrank_kernels::{
     BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
-    Tensor, Weight, Workspace, linear_backward_input, linear_backward_weight, linear_forward,
-    linears_backward_input, linears_forward, reference,
+    RowClasses, Tensor, Weight, Workspace, linear_backward_input, linear_backward_weight,
+    linear_forward, linears_backward_input, linears_forward, reference,
 };
 
 use crate::{HIDDEN, INNER, RANK, bf16, flops, random, wide};
@@ -12,14 +12,26 @@ use crate::{HIDDEN, INNER, RANK, bf16, flops, random, wide};
 const BRANCH_TOKENS: usize = 256;
 const BRANCH_FLOPS: usize = 2 * BRANCH_TOKENS * (HIDDEN * INNER + RANK * (HIDDEN + INNER));
 
-#[divan::bench(args = [1, 4, 8, 16, 64, 256, 1024])]
+#[divan::bench(args = [1, 16, 64, 256, 1024])]
 fn forward_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
     forward(bencher, tokens, &bf16(INNER, HIDDEN), Layout::OutIn);
 }
 
-#[divan::bench(args = [1, 4, 8, 16, 64, 256, 1024])]
+#[divan::bench(args = [1, 16, 64, 256, 1024])]
 fn forward_f32(bencher: Bencher<'_, '_>, tokens: usize) {
     forward(bencher, tokens, &random(INNER, HIDDEN), Layout::OutIn);
+}
+
+#[divan::bench(args = [1, 2, 4, 8, 16, 64, 256])]
+fn generated_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
+    let w = bf16(INNER, HIDDEN);
+    forward_of(bencher, tokens, &w, Layout::OutIn, RowClasses::GENERATED);
+}
+
+#[divan::bench(args = [1, 2, 4, 8, 16, 64, 256])]
+fn generated_f32(bencher: Bencher<'_, '_>, tokens: usize) {
+    let w = random(INNER, HIDDEN);
+    forward_of(bencher, tokens, &w, Layout::OutIn, RowClasses::GENERATED);
 }
 
 #[divan::bench(args = [1, 256])]
@@ -28,6 +40,16 @@ fn forward_in_out_bf16(bencher: Bencher<'_, '_>, tokens: usize) {
 }
 
 fn forward(bencher: Bencher<'_, '_>, tokens: usize, w: &Tensor, layout: Layout) {
+    forward_of(bencher, tokens, w, layout, RowClasses::PROMPT);
+}
+
+fn forward_of(
+    bencher: Bencher<'_, '_>,
+    tokens: usize,
+    w: &Tensor,
+    layout: Layout,
+    classes: RowClasses,
+) {
     let x = random(tokens, HIDDEN);
     let mut y = Tensor::zeros(tokens, INNER);
     let w = Weight {
@@ -36,7 +58,7 @@ fn forward(bencher: Bencher<'_, '_>, tokens: usize, w: &Tensor, layout: Layout) 
     };
     bencher
         .counter(flops(2 * tokens * HIDDEN * INNER))
-        .bench_local(|| linear_forward(y.view_mut(), x.view(), w, None));
+        .bench_local(|| linear_forward(y.view_mut(), x.view(), w, None, classes));
 }
 
 #[divan::bench(args = [
@@ -93,7 +115,8 @@ fn forward_with_branch(bencher: Bencher<'_, '_>, dtype: DType) {
                 },
             }],
         };
-        linears_forward(x.view(), vec![output], Precision::F32, &ws);
+        let classes = RowClasses::PROMPT;
+        linears_forward(x.view(), vec![output], classes, Precision::F32, &ws);
     });
 }
 

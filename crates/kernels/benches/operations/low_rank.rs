@@ -2,7 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    Layout, LowRank, Tensor, Workspace, low_rank_backward_hidden, low_rank_backward_input,
+    BranchOutput, DType, Layout, LinearOutput, LowRank, Precision, RowClasses, Tensor, Weight,
+    Workspace, linears_forward, low_rank_backward_hidden, low_rank_backward_input,
     low_rank_backward_weights, low_rank_delta, low_rank_forward, reference,
 };
 
@@ -30,9 +31,46 @@ fn forward(bencher: Bencher<'_, '_>, tokens: usize) {
     let x = random(tokens, HIDDEN);
     let (mut y, mut u) = (Tensor::zeros(tokens, HIDDEN), Tensor::zeros(tokens, RANK));
     let ws = Workspace::new();
+    let classes = RowClasses::PROMPT;
     bencher.counter(flops(tokens * FLOPS)).bench_local(|| {
         let lr = branch(&a, &b);
-        low_rank_forward(y.view_mut(), u.view_mut(), x.view(), 0..tokens, &lr, &ws);
+        let (y, u) = (y.view_mut(), u.view_mut());
+        low_rank_forward(y, u, x.view(), 0..tokens, &lr, classes, &ws);
+    });
+}
+
+/// A linear with generated rows of so many adapters, one row each.
+#[divan::bench(args = [1, 8, 32])]
+fn generated(bencher: Bencher<'_, '_>, adapters: usize) {
+    let w = Tensor::from_f32_as(
+        HIDDEN,
+        HIDDEN,
+        &random(HIDDEN, HIDDEN).to_vec(),
+        DType::Bf16,
+    );
+    let factors: Vec<_> = (0..adapters).map(|_| factors()).collect();
+    let (x, mut y) = (random(adapters, HIDDEN), Tensor::zeros(adapters, HIDDEN));
+    let mut hidden: Vec<Tensor> = (0..adapters).map(|_| Tensor::zeros(1, RANK)).collect();
+    let ws = Workspace::new();
+    let flops = flops(adapters * (2 * HIDDEN * HIDDEN + FLOPS));
+    bencher.counter(flops).bench_local(|| {
+        let branches = factors.iter().zip(&mut hidden).enumerate();
+        let branches = branches.map(|(i, ((a, b), u))| BranchOutput {
+            u: u.view_mut(),
+            rows: i..i + 1,
+            branch: branch(a, b),
+        });
+        let output = LinearOutput {
+            y: y.view_mut(),
+            w: Weight {
+                view: w.view(),
+                layout: Layout::OutIn,
+            },
+            bias: None,
+            branches: branches.collect(),
+        };
+        let classes = RowClasses::GENERATED;
+        linears_forward(x.view(), vec![output], classes, Precision::F32, &ws);
     });
 }
 

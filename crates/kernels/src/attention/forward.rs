@@ -2,10 +2,11 @@
 
 use super::columns::Columns;
 use super::{
-    AttentionShape, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, multiply_pair, query_tiles,
-    seen_pairs, single,
+    AttentionShape, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, check_classes,
+    multiply_pair, query_tiles, seen_pairs, single,
 };
 use crate::blocks::{Left, MR, NR, pack_rows};
+use crate::classes::RowClasses;
 use crate::matmul::{MatMut, Shared};
 use crate::parallel::for_runs;
 use crate::profile::op;
@@ -24,8 +25,12 @@ const SMALL: usize = 32 * 1024;
 /// key gets zeros and an lse of -∞. The workspace is for devices that need temporaries here; this
 /// one does not.
 ///
+/// A query's bits are those that it has alone, among queries of its class, as long as the keys that it sees come in the same
+/// list of ranges; the last of these may be longer than it sees.
+///
 /// # Panics
-/// If the shapes do not match, if a range does not lie within them, or if segments share queries.
+/// If the shapes do not match, if a range does not lie within them, if segments share queries, or if a generated query is not alone
+/// in its segment.
 pub fn attention_forward(
     o: ViewMut<'_>,
     lse: ViewMut<'_>,
@@ -34,10 +39,12 @@ pub fn attention_forward(
     v: View<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
+    classes: RowClasses,
     _ws: &Workspace,
 ) {
     let _op = op("attention forward", || 4.0 * seen_pairs(segments, shape));
     check(q, k, v, segments, shape);
+    check_classes(segments, classes);
     o.assert_shape("the output of attention", q.rows(), q.cols());
     lse.assert_shape("lse", q.rows(), shape.heads);
     let task = Task {
@@ -53,7 +60,7 @@ pub fn attention_forward(
     let run = |i: usize| {
         let tile = &tiles[i / shape.kv_heads];
         let kv_head = i % shape.kv_heads;
-        if tile.queries.len() * shape.group() <= single::MAX_ROWS {
+        if tile.is_generated(classes) {
             task.run_single(tile, kv_head);
         } else {
             task.run(tile, kv_head);

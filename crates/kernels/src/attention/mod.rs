@@ -22,6 +22,7 @@ pub use backward::attention_backward;
 pub use forward::attention_forward;
 
 use crate::blocks::{Left, NR, add_pair, add_rows};
+use crate::classes::RowClasses;
 use crate::matmul::MatMut;
 use crate::view::View;
 
@@ -110,17 +111,22 @@ impl<'a> Sight<'a> {
     }
 
     /// Calls `work` for tiles of the keys at these positions: runs of consecutive rows.
+    ///
+    /// A tile begins at a multiple of its size from the start of its range, or where the span does. So the sums over what a
+    /// query sees are cut in the same places whichever queries are beside it, and however long the last range has grown.
     fn for_key_tiles(&self, span: Range<usize>, mut work: impl FnMut(KeyTile)) {
         let mut at = 0;
         for range in &self.segment.keys {
             let first = span.start.clamp(at, at + range.len());
             let last = span.end.clamp(at, at + range.len());
-            for start in (first..last).step_by(TILE_KEYS) {
-                let end = (start + TILE_KEYS).min(last);
+            let mut start = first;
+            while start < last {
+                let end = (start + TILE_KEYS - (start - at) % TILE_KEYS).min(last);
                 work(KeyTile {
                     rows: range.start + start - at..range.start + end - at,
                     position: start,
                 });
+                start = end;
             }
             at += range.len();
         }
@@ -142,6 +148,11 @@ struct QueryTile<'a> {
 }
 
 impl QueryTile<'_> {
+    /// Whether its query is a generated one.
+    fn is_generated(&self, classes: RowClasses) -> bool {
+        classes.is_generated(self.rows().start)
+    }
+
     /// Rows of q and o.
     fn rows(&self) -> Range<usize> {
         let start = self.sight.segment.queries.start;
@@ -217,6 +228,16 @@ fn seen_pairs(segments: &[Segment], shape: &AttentionShape) -> f64 {
         })
         .sum();
     (seen * shape.heads * shape.head_size) as f64
+}
+
+/// Panics unless each segment is of one class, and a generated one has one query.
+fn check_classes(segments: &[Segment], classes: RowClasses) {
+    for Segment { queries, .. } in segments.iter().filter(|s| !s.queries.is_empty()) {
+        assert!(
+            !classes.is_generated(queries.end - 1) || queries.len() == 1,
+            "generated rows are one a sequence, but queries {queries:?} are of one segment"
+        );
+    }
 }
 
 /// Panics unless all shapes fit, all ranges lie within them, and no two segments share a query.

@@ -1,5 +1,4 @@
-//! The path for very few queries, which is what generating text needs: no tiles, each key and
-//! value is read once.
+//! The path for generated queries, one a sequence: no tiles, each key and value is read once.
 
 use std::ops::Range;
 
@@ -9,9 +8,6 @@ use crate::rows::{products_of_rows, with_packed};
 use crate::scratch::with_scratch;
 use crate::simd::{self, LANES, Weights, exp, fetch, lane_max, lane_sum, vectorize};
 use crate::view::View;
-
-/// Queries times heads up to which this path is the faster one.
-pub(super) const MAX_ROWS: usize = 8;
 
 /// Attention of a tile of queries and one key/value head; `o` and `lse` are their blocks.
 pub(super) fn forward(

@@ -7,6 +7,8 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
+use crate::engine::{Engine, engine};
+
 /// Rows and columns of a tile of sums.
 pub(crate) const SIDE: usize = 16;
 /// Inner indices of a step.
@@ -16,8 +18,14 @@ pub(crate) const TILE: usize = SIDE * STEP;
 /// Tiles of sums that are computed together.
 pub(crate) const TOGETHER: usize = 4;
 
-/// Whether this processor can, and the system lets it.
+/// Whether this processor can.
+#[inline]
 pub(crate) fn supported() -> bool {
+    engine() >= Engine::Amx
+}
+
+/// Whether this processor can, and the system lets it.
+pub(crate) fn available() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| has_instructions() && may_use())
 }

@@ -14,10 +14,10 @@ mod pack;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::ops::Range;
 
-pub(crate) use self::kernel::supported;
+pub(crate) use self::kernel::available;
+use self::kernel::supported;
 use self::kernel::{Parts, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
-use crate::few::FEW_TOKENS;
 use crate::matmul::MatMut;
 use crate::scratch::with_scratch;
 use crate::strips::{Costs, Factor, Precision, Term};
@@ -28,7 +28,7 @@ const ROWS: usize = 256;
 const DEPTH: usize = 24;
 /// Steps more that there may be, so that a low-rank branch goes with its linear.
 const SLACK: usize = 4;
-/// Smaller outputs and sums stay with vectors; from where on tiles pay was not measured closely.
+/// Narrower outputs and shorter sums stay with vectors; from where on tiles pay was not measured closely.
 const COLUMNS: usize = 32;
 const INNER: usize = 128;
 /// Of the inner indices, how many times as many must take two or three products as take six. With six alone vectors are faster.
@@ -43,14 +43,14 @@ pub(crate) const COSTS: Costs = Costs {
     ],
 };
 
-/// Whether an output of this size, and these terms of that size, are faster computed here.
-pub(crate) fn is_worthwhile((rows, cols): (usize, usize), terms: &[Term<'_>]) -> bool {
+/// Whether these terms, which are as wide as their output, are computed here: their columns, inner sizes and formats say so, and
+/// not their rows.
+pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
     let inner = |six: bool| -> usize {
         let terms = (terms.iter()).filter(|term| (parts(term) == Parts::ThreeByThree) == six);
         terms.map(|term| term.a.cols()).sum()
     };
-    rows > FEW_TOKENS
-        && cols >= COLUMNS
+    (terms.iter()).all(|term| term.b.cols() >= COLUMNS)
         && inner(false) >= INNER.max(NARROW * inner(true))
         && (terms.iter()).all(|term| term.a.col_stride() == 1 || term.a.row_stride() == 1)
         && terms.iter().all(|term| is_wide(term) || term.scale == 1.0)
@@ -372,9 +372,8 @@ mod tests {
 
     /// Computes an output in pieces as linears do, and makes sure that tiles do it.
     fn compute_pieces(y: &mut Tensor, start: Start<'_>, terms: &[Term<'_>]) {
-        let size = (y.rows(), y.cols());
         let whole = terms.iter().take_while(|term| term.at == (0, 0));
-        assert!(is_worthwhile(size, &terms[..whole.count()]));
+        assert!(is_worthwhile(&terms[..whole.count()]));
         strips::multiply(vec![Job {
             y: y.view_mut(),
             start,

@@ -6,7 +6,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    AttentionShape, Segment, Tensor, Workspace, attention_backward, attention_forward, reference,
+    AttentionShape, RowClasses, Segment, Tensor, Workspace, attention_backward, attention_forward,
+    reference,
 };
 
 use proptest::collection::vec;
@@ -43,12 +44,32 @@ fn shape(heads: usize, kv_heads: usize, head_size: usize) -> AttentionShape {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let windowed = |window, shape: AttentionShape| AttentionShape {
+fn windowed(window: usize, shape: AttentionShape) -> AttentionShape {
+    AttentionShape {
         window: Some(window),
         ..shape
-    };
+    }
+}
+
+/// New queries of several caches.
+fn generated_case() -> Case {
+    Case {
+        name: "caches in pieces and a window",
+        queries: 4,
+        keys: 700,
+        segments: vec![
+            segment_of(0..1, vec![0..300], true),
+            segment_of(1..2, vec![690..700, 300..428, 428..556, 556..600], true),
+            segment_of(2..3, vec![600..601], true),
+            segment_of(3..4, vec![601..690], true),
+        ],
+        shape: windowed(200, shape(9, 3, 20)),
+    }
+}
+
+fn cases() -> Vec<Case> {
     vec![
+        generated_case(),
         Case {
             name: "a single query and key",
             queries: 1,
@@ -169,6 +190,10 @@ impl Values {
     }
 
     fn forward(&self, case: &Case) -> (Tensor, Tensor) {
+        self.forward_of(case, RowClasses::PROMPT)
+    }
+
+    fn forward_of(&self, case: &Case, classes: RowClasses) -> (Tensor, Tensor) {
         let mut o = zeros_like(&self.q);
         let rows = vec![f32::NEG_INFINITY; case.queries * case.shape.heads];
         let mut lse = Tensor::from_f32(case.queries, case.shape.heads, rows);
@@ -180,6 +205,7 @@ impl Values {
             self.v.view(),
             &case.segments,
             &case.shape,
+            classes,
             &Workspace::new(),
         );
         (o, lse)
@@ -211,7 +237,6 @@ impl Values {
 fn forward_is_the_reference() {
     for case in cases() {
         let values = Values::of(&case);
-        let (o, lse) = values.forward(&case);
         let (expected, expected_lse) = reference::attention(
             &wide(&values.q),
             &wide(&values.k),
@@ -219,8 +244,13 @@ fn forward_is_the_reference() {
             &case.segments,
             &case.shape,
         );
-        assert_close(case.name, &o, &expected, 3e-6);
-        assert_close(case.name, &lse, &expected_lse, 3e-6);
+        let single = case.segments.iter().all(|s| s.queries.len() == 1);
+        let mut found = vec![values.forward(&case)];
+        found.extend(single.then(|| values.forward_of(&case, RowClasses::GENERATED)));
+        for (o, lse) in found {
+            assert_close(case.name, &o, &expected, 3e-6);
+            assert_close(case.name, &lse, &expected_lse, 3e-6);
+        }
     }
 }
 
@@ -382,7 +412,11 @@ fn large_scores_do_not_overflow() {
 
 #[test]
 fn a_query_without_keys_gets_zeros() {
-    for queries in [1, 20] {
+    for (queries, classes) in [
+        (1, RowClasses::GENERATED),
+        (1, RowClasses::PROMPT),
+        (20, RowClasses::PROMPT),
+    ] {
         let case = Case {
             name: "no keys",
             queries,
@@ -391,7 +425,7 @@ fn a_query_without_keys_gets_zeros() {
             shape: shape(1, 1, 4),
         };
         let values = Values::of(&case);
-        let (o, lse) = values.forward(&case);
+        let (o, lse) = values.forward_of(&case, classes);
         assert!(o.to_vec().iter().all(|&x| x == 0.0));
         assert!(lse.to_vec().iter().all(|&x| x == f32::NEG_INFINITY));
         let gradients = values.backward(&case, &lse);
@@ -401,6 +435,19 @@ fn a_query_without_keys_gets_zeros() {
                 .all(|grad| grad.to_vec().iter().all(|&x| x == 0.0))
         );
     }
+}
+
+#[test]
+#[should_panic(expected = "generated rows are one a sequence")]
+fn a_generated_query_is_alone_in_its_segment() {
+    let case = Case {
+        name: "two at once",
+        queries: 3,
+        keys: 8,
+        segments: vec![segment_of(0..3, vec![0..8], true)],
+        shape: shape(1, 1, 4),
+    };
+    Values::of(&case).forward_of(&case, RowClasses::generated_from(2));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use lowrank_kernels::{
     Activation, DType, RopeTable, Tensor, activation_backward, activation_forward, add_assign,
     add_cols, copy_cols, embedding_backward, embedding_forward, gated_backward, gated_forward,
-    reference, rope_backward, rope_forward, scale,
+    reference, rope_backward, rope_forward, scale, scale_columns, scale_columns_backward,
 };
 
 use crate::common::{
@@ -194,5 +194,40 @@ fn bits_do_not_depend_on_threads() {
         let mut h = zeros_like(&x);
         gated_forward(h.view_mut(), x.view(), dy.view(), Activation::Silu);
         vec![dtable, h]
+    });
+}
+
+#[test]
+fn columns_are_scaled_and_their_factors_have_gradients() {
+    for (rows, cols) in [(1, 1), (7, 33), (130, 70), (65, 300)] {
+        let (x, l, dy) = (
+            random(rows, cols, 1),
+            random(1, cols, 2),
+            random(rows, cols, 3),
+        );
+        let (xs, ls, g) = (wide(&x), wide(&l), wide(&dy));
+        let mut y = x.clone();
+        scale_columns(y.view_mut(), l.view());
+        assert_close("y", &y, &reference::scale_columns(&xs, &ls), 1e-7);
+        let mut dl = Tensor::zeros(1, cols);
+        scale_columns_backward(dl.view_mut(), dy.view(), x.view());
+        check_gradient("dl", &l, &dl, 1e-5, |l| {
+            dot(&g, &reference::scale_columns(&xs, l))
+        });
+        let mut dx = dy.clone();
+        scale_columns(dx.view_mut(), l.view());
+        check_gradient("dx", &x, &dx, 1e-5, |x| {
+            dot(&g, &reference::scale_columns(x, &ls))
+        });
+        let once = wide(&dl);
+        scale_columns_backward(dl.view_mut(), dy.view(), x.view());
+        let twice: Vec<f64> = once.iter().map(|g| 2.0 * g).collect();
+        assert_close("dl accumulates", &dl, &twice, 1e-6);
+    }
+    let (x, dy) = (random(300, 200, 1), random(300, 200, 3));
+    same_bits_on_any_threads(|| {
+        let mut dl = Tensor::zeros(1, 200);
+        scale_columns_backward(dl.view_mut(), dy.view(), x.view());
+        vec![dl]
     });
 }

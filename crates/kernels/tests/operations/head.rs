@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    DType, Layout, Precision, Tensor, Weight, Workspace, cross_entropy_forward_backward,
-    head_backward, head_log_probs, head_logits, reference,
+    DType, Layout, Precision, RowClasses, Tensor, Weight, Workspace,
+    cross_entropy_forward_backward, head_backward, head_log_probs, head_logits, reference,
 };
 
 use crate::common::{
@@ -35,7 +35,7 @@ fn logits_are_the_product() {
             let h = random(rows, hidden, 1);
             let w = random_as(vocabulary, hidden, 2, dtype);
             let mut logits = random(rows, vocabulary, 3);
-            head_logits(logits.view_mut(), h.view(), weight(&w));
+            head_logits(logits.view_mut(), h.view(), weight(&w), RowClasses::PROMPT);
             let expected = reference::linear(
                 &wide(&h),
                 &wide(&w),
@@ -85,7 +85,7 @@ fn log_probs_are_the_reference() {
         let mut targets = targets(rows, vocabulary);
         // Some targets that are right.
         let mut logits = Tensor::zeros(rows, vocabulary);
-        head_logits(logits.view_mut(), h.view(), weight(&w));
+        head_logits(logits.view_mut(), h.view(), weight(&w), RowClasses::PROMPT);
         let best = lowrank_kernels::argmax_rows(logits.view());
         for i in (0..rows).step_by(3) {
             targets[i] = best[i] as u32;

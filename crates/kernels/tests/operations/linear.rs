@@ -2,9 +2,9 @@ use std::ops::Range;
 
 use lowrank_kernels::{
     BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
-    Tensor, Weight, Workspace, bias_backward, linear_backward_input, linear_backward_weight,
-    linear_forward, linears_backward_input, linears_forward, low_rank_backward_hidden,
-    low_rank_backward_input, low_rank_delta, low_rank_forward, reference,
+    RowClasses, Tensor, Weight, Workspace, bias_backward, linear_backward_input,
+    linear_backward_weight, linear_forward, linears_backward_input, linears_forward,
+    low_rank_backward_hidden, low_rank_backward_input, low_rank_delta, low_rank_forward, reference,
 };
 
 use crate::common::{
@@ -49,12 +49,18 @@ fn forward_is_the_reference() {
         let w = weight(layout, inputs, outputs, dtype);
         let bias = random_as(1, outputs, 3, dtype);
         for bias in [None, Some(&bias)] {
-            let mut y = random(tokens, outputs, 4);
             let w_view = Weight {
                 view: w.view(),
                 layout,
             };
-            linear_forward(y.view_mut(), x.view(), w_view, bias.map(Tensor::view));
+            let mut found = Vec::new();
+            for first_generated in [0, tokens / 2, tokens] {
+                let mut y = random(tokens, outputs, 4);
+                let bias = bias.map(Tensor::view);
+                let classes = RowClasses::generated_from(first_generated);
+                linear_forward(y.view_mut(), x.view(), w_view, bias, classes);
+                found.push(y);
+            }
             let bias = bias.map(wide);
             let expected = reference::linear(
                 &wide(&x),
@@ -65,7 +71,9 @@ fn forward_is_the_reference() {
                 layout,
             );
             let name = format!("linear {tokens}x{inputs}x{outputs} {layout:?} {dtype}");
-            assert_close(&name, &y, &expected, 3e-6);
+            for y in found {
+                assert_close(&name, &y, &expected, 3e-6);
+            }
         }
     });
 }
@@ -93,15 +101,18 @@ fn several_linears_are_each_alone() {
                     bias,
                     branches: Vec::new(),
                 });
+                let classes = RowClasses::generated_from(tokens / 2);
                 linears_forward(
                     x.view(),
                     together.collect(),
+                    classes,
                     Precision::F32,
                     &Workspace::new(),
                 );
                 for i in 0..3 {
                     let mut alone = random(tokens, outputs[i], 5);
-                    linear_forward(alone.view_mut(), x.view(), weights[i], biases[i]);
+                    let y = alone.view_mut();
+                    linear_forward(y, x.view(), weights[i], biases[i], classes);
                     assert_eq!(found[i].to_vec(), alone.to_vec());
                 }
             }
@@ -119,8 +130,13 @@ fn branches_go_with_their_linear() {
         (130, 0..130, 0..140),
     ] {
         for rank in [4, 8, 20] {
-            branch_goes_with_its_linear(tokens, &rows, &columns, rank, Precision::F32, 1e-5);
-            branch_goes_with_its_linear(tokens, &rows, &columns, rank, Precision::Bf16x2, 4e-5);
+            for first_generated in [0, tokens / 2, tokens] {
+                let classes = RowClasses::generated_from(first_generated);
+                for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16x2, 4e-5)] {
+                    let how = (classes, precision, tolerance);
+                    branch_goes_with_its_linear(tokens, &rows, &columns, rank, how);
+                }
+            }
         }
     }
 }
@@ -130,8 +146,7 @@ fn branch_goes_with_its_linear(
     rows: &Range<usize>,
     columns: &Range<usize>,
     rank: usize,
-    precision: Precision,
-    tolerance: f64,
+    (classes, precision, tolerance): (RowClasses, Precision, f64),
 ) {
     let (inputs, outputs, ws) = (150, 140, Workspace::new());
     let (x, w) = (
@@ -161,15 +176,16 @@ fn branch_goes_with_its_linear(
             branch,
         }],
     };
-    linears_forward(x.view(), vec![output], precision, &ws);
+    linears_forward(x.view(), vec![output], classes, precision, &ws);
     let (mut alone, mut u_alone) = (random(tokens, outputs, 7), random(rows.len(), rank, 8));
-    linear_forward(alone.view_mut(), x.view(), w, None);
+    linear_forward(alone.view_mut(), x.view(), w, None, classes);
     low_rank_forward(
         alone.view_mut(),
         u_alone.view_mut(),
         x.view(),
         rows.clone(),
         &branch,
+        classes,
         &ws,
     );
     assert_close("y", &y, &wide(&alone), tolerance);
@@ -282,7 +298,8 @@ fn bits_do_not_depend_on_threads() {
                 layout,
             };
             let mut y = Tensor::zeros(tokens, outputs);
-            linear_forward(y.view_mut(), x.view(), w_view, None);
+            let classes = RowClasses::generated_from(tokens / 2);
+            linear_forward(y.view_mut(), x.view(), w_view, None, classes);
             let mut db = Tensor::zeros(1, outputs);
             bias_backward(db.view_mut(), dy.view());
             let mut all = vec![y, db];
@@ -306,7 +323,10 @@ fn nothing_in_gives_nothing_or_the_bias_out() {
         layout: Layout::OutIn,
     };
     let mut none = Tensor::zeros(0, 5);
-    linear_forward(none.view_mut(), Tensor::zeros(0, 3).view(), w, None);
+    let x = Tensor::zeros(0, 3);
+    for classes in [RowClasses::PROMPT, RowClasses::GENERATED] {
+        linear_forward(none.view_mut(), x.view(), w, None, classes);
+    }
     linear_backward_input(
         Tensor::zeros(0, 3).view_mut(),
         none.view(),
@@ -332,6 +352,7 @@ fn a_wrong_shape_is_named() {
         Tensor::zeros(2, 4).view(),
         w,
         None,
+        RowClasses::PROMPT,
     );
 }
 

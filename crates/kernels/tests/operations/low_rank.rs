@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Dropout, LowRank, Tensor, Workspace, low_rank_backward_hidden, low_rank_backward_input,
-    low_rank_backward_weights, low_rank_forward, reference,
+    Dropout, LowRank, RowClasses, Tensor, Workspace, low_rank_backward_hidden,
+    low_rank_backward_input, low_rank_backward_weights, low_rank_forward, reference,
 };
 
 use crate::common::{assert_close, check_gradient, dot, random, same_bits_on_any_threads, wide};
@@ -81,6 +81,10 @@ impl Values {
     }
 
     fn forward(&self, case: &Case) -> (Tensor, Tensor) {
+        self.forward_of(case, RowClasses::PROMPT)
+    }
+
+    fn forward_of(&self, case: &Case, classes: RowClasses) -> (Tensor, Tensor) {
         let mut y = self.base.clone();
         let mut u = random(case.rows.len(), case.rank, 6);
         low_rank_forward(
@@ -89,6 +93,7 @@ impl Values {
             self.x.view(),
             case.rows.clone(),
             &self.branch(case),
+            classes,
             &Workspace::new(),
         );
         (y, u)
@@ -138,7 +143,6 @@ fn expected(case: &Case, base: &[f64], x: &[f64], a: &[f64], b: &[f64]) -> Vec<f
 fn forward_is_the_reference_and_touches_nothing_else() {
     for case in cases() {
         let values = Values::of(&case);
-        let (y, _) = values.forward(&case);
         let expected = expected(
             &case,
             &wide(&values.base),
@@ -146,21 +150,35 @@ fn forward_is_the_reference_and_touches_nothing_else() {
             &wide(&values.a),
             &wide(&values.b),
         );
-        assert_close(&format!("rank {}", case.rank), &y, &expected, 3e-6);
-        let (y, base) = (y.to_vec(), values.base.to_vec());
-        let width = values.base.cols();
-        for i in 0..y.len() {
-            let (row, column) = (i / width, i % width);
-            let columns = case.offset..case.offset + case.outputs;
-            if !case.rows.contains(&row) || !columns.contains(&column) {
-                assert_eq!(
-                    y[i].to_bits(),
-                    base[i].to_bits(),
-                    "row {row} column {column}"
-                );
+        for first_generated in [0, case.tokens / 2, case.tokens] {
+            if case.dropout.is_some() && first_generated < case.rows.end {
+                continue; // Generated rows drop nothing.
+            }
+            let classes = RowClasses::generated_from(first_generated);
+            let (y, _) = values.forward_of(&case, classes);
+            assert_close(&format!("rank {}", case.rank), &y, &expected, 3e-6);
+            let (y, base) = (y.to_vec(), values.base.to_vec());
+            let width = values.base.cols();
+            for i in 0..y.len() {
+                let (row, column) = (i / width, i % width);
+                let columns = case.offset..case.offset + case.outputs;
+                if !case.rows.contains(&row) || !columns.contains(&column) {
+                    assert_eq!(
+                        y[i].to_bits(),
+                        base[i].to_bits(),
+                        "row {row} column {column}"
+                    );
+                }
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "dropout is for training")]
+fn generated_rows_drop_nothing() {
+    let case = case((3, 1..3), (20, 10), 4, 0, DROPOUT);
+    Values::of(&case).forward_of(&case, RowClasses::generated_from(2));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    DType, Layout, Precision, Tensor, Weight, fill_normal, head_chunk_rows, linear_backward_input,
-    linear_forward,
+    DType, Layout, Precision, RowClasses, Tensor, Weight, fill_normal, head_chunk_rows,
+    linear_backward_input, linear_forward,
 };
 use serde::Serialize;
 
@@ -120,7 +120,7 @@ fn measure(
         flops / best / 1e9
     };
     let forward = rate(Box::new(|| {
-        linear_forward(y.view_mut(), x.view(), w, None);
+        linear_forward(y.view_mut(), x.view(), w, None, RowClasses::PROMPT);
     }));
     let backward = rate(Box::new(|| {
         linear_backward_input(x.view_mut(), y.view(), w, false, Precision::F32);

@@ -129,9 +129,7 @@ mod tests {
     fn the_nearest_size_is_found() {
         let model = presets::config("gpt2-medium").unwrap();
         let with = |method, change: fn(&mut MethodOptions)| {
-            let mut config = TrainConfig::new(method, "m", "", "");
-            change(&mut config.options);
-            config
+            TrainConfig::new(method, "m", "", "").with_options(change)
         };
         let lora = with(Method::Lora, |options| {
             let names = Targets::Names(vec!["c_attn.q".into(), "c_attn.v".into()]);

@@ -14,14 +14,13 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Segment, View, Workspace, all_finite};
+use lowrank_kernels::{View, all_finite};
 use rayon::prelude::*;
 
-use super::prefixes::{Prefixes, infix, read_infix};
+use super::layout::{Layout, Prompt, Sight};
 use super::repeats::ban_repeats;
-use super::{Continuation, Finish, PromptIds};
-use crate::model::AdapterSet;
-use crate::model::{Batch, Decoder, KvCache};
+use super::{Continuation, Finish};
+use crate::model::CacheRows;
 
 /// How beams are searched.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,12 +49,13 @@ struct Beam {
 }
 
 /// The search of one prompt.
-struct Search<'a> {
-    prompt: &'a PromptIds,
-    /// Rows of the cache that are its adapter's.
-    before: Range<usize>,
+pub(super) struct Search {
+    pub(super) prompt: Prompt,
+    options: BeamOptions,
     /// Rows of the cache that are the prompt's, an infix with it.
-    rows: Range<usize>,
+    pub(super) rows: CacheRows,
+    /// Rows of each slot.
+    pub(super) slots: Vec<CacheRows>,
     /// New tokens at most, as far as the context reaches.
     most: usize,
     beams: Vec<Beam>,
@@ -70,126 +70,73 @@ struct Candidate {
     token: u32,
 }
 
-/// Continues every prompt with its best beam, all together in one batch.
-pub fn beam_search(
-    model: &Decoder,
-    adapters: AdapterSet,
-    prompts: &[PromptIds],
-    options: &BeamOptions,
-    ws: &Workspace,
-) -> Vec<Continuation> {
-    let limit = model.config().max_position_embeddings;
-    let prefixes = Prefixes::new(adapters, prompts);
-    let mut rows = prefixes.end();
-    let mut searches: Vec<Search> = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        let before = prefixes.before(prompt);
-        let own = prompt.ids.len() + infix(adapters, prompt);
-        // The last token is not read, so it may be one more than there are places.
-        let room = (limit + 1).saturating_sub(before.len() + own);
-        let most = if prompt.ids.is_empty() || options.num_beams == 0 {
-            0
-        } else {
-            options.max_new_tokens.min(room)
-        };
-        let search = Search {
+impl Search {
+    /// A search that begins, with rows of the cache for the prompt and for each slot, as [`rows_for`](Self::rows_for) asks.
+    pub(super) fn new(
+        prompt: Prompt,
+        options: BeamOptions,
+        most: usize,
+        rows: CacheRows,
+        slots: Vec<CacheRows>,
+    ) -> Self {
+        Self {
             prompt,
-            before,
-            rows: rows..rows + own,
+            options,
+            rows,
+            slots,
             most,
-            beams: vec![Beam::default(); usize::from(most > 0)],
+            beams: vec![Beam::default()],
             finished: Vec::new(),
-        };
-        if most > 0 {
-            rows += own + options.num_beams * (most - 1);
         }
-        searches.push(search);
     }
-    let mut cache = KvCache::new(model.config(), rows);
-    prefixes.write_keys(adapters, &mut cache);
-    let mut first = Some(prefixes);
-    while searches.iter().any(|search| !search.beams.is_empty()) {
-        let mut batch = Batch::default();
-        let mut last_rows = Vec::new();
-        if let Some(prefixes) = first.take() {
-            prefixes.read_embeddings(&mut batch);
-        }
-        for search in &searches {
-            search.read(&mut batch, &mut last_rows);
-        }
-        let logits = model.logits(&batch, adapters, &last_rows, Some(&mut cache), ws);
-        let mut row = 0;
-        for search in &mut searches {
-            let beams = search.beams.len();
-            search.advance(logits.view().slice_rows(row..row + beams), options);
-            row += beams;
-        }
-        ws.give(logits);
-    }
-    searches
-        .into_iter()
-        .map(|search| {
-            let all_there = options.max_new_tokens == 0 || search.prompt.ids.is_empty();
-            let nothing = || Continuation {
-                ids: Vec::new(),
-                finish: if all_there || search.most > 0 {
-                    Finish::Length
-                } else {
-                    Finish::ContextFull
-                },
-            };
-            let best = search.finished.into_iter().next();
-            best.map_or_else(nothing, |(_, continuation)| continuation)
-        })
-        .collect()
-}
 
-impl Search<'_> {
-    /// Adds what is to be read next: the prompt, or the last token of each beam.
-    fn read(&self, batch: &mut Batch, last_rows: &mut Vec<u32>) {
-        let position = self.before.len() + self.rows.len();
+    /// New tokens at most for a prompt of so many rows, `limit` being the rows that the context has for both.
+    pub(super) fn most_tokens(own: usize, limit: usize, options: &BeamOptions) -> usize {
+        // The last token is not read, so it may be one more than there are places.
+        options.max_new_tokens.min((limit + 1).saturating_sub(own))
+    }
+
+    /// Adds the last token of each beam.
+    pub(super) fn read_tokens(&self, layout: &mut Layout, sight: &Sight<'_>) {
         for beam in &self.beams {
-            let start = batch.tokens();
-            let mut keys = vec![self.before.clone(), self.rows.clone()];
-            keys.retain(|keys| !keys.is_empty());
-            let written = match beam.made.as_slice() {
-                [] => {
-                    batch.ids.extend(&self.prompt.ids);
-                    read_infix(batch, self.rows.len() - self.prompt.ids.len());
-                    let positions = self.before.len()..position;
-                    batch.positions.extend(positions.map(|p| p as u32));
-                    self.rows.start
-                }
-                [.., token] => {
-                    batch.ids.push(*token);
-                    let step = beam.made.len() - 1;
-                    batch.positions.push((position + step) as u32);
-                    keys.extend(beam.path.iter().map(|(slot, steps)| {
-                        self.cache_row(*slot, steps.start)..self.cache_row(*slot, steps.end)
-                    }));
-                    self.cache_row(beam.slot, step)
-                }
+            let Some((token, step)) = beam.made.last().zip(beam.made.len().checked_sub(1)) else {
+                continue;
             };
-            let rows = start..batch.tokens();
-            batch.appends.push((rows.clone(), written));
-            batch.segments.push(Segment {
-                queries: rows.clone(),
-                keys,
-                causal: true,
-            });
-            last_rows.push((rows.end - 1) as u32);
-            if let Some(adapter) = self.prompt.adapter {
-                batch.adapters.push((rows, adapter));
-            }
+            let keys = self.rows.places(0..self.rows.len());
+            let made = beam.path.iter();
+            let made = made.flat_map(|(slot, steps)| self.slots[*slot].places(steps.clone()));
+            let own = (&self.slots[beam.slot], step..step + 1);
+            let position = sight.before.len() + self.rows.len() + step;
+            let rows = layout.push_seeing(sight, keys.chain(made), own, position, &[*token]);
+            layout.want(rows.start);
         }
     }
 
-    fn cache_row(&self, slot: usize, step: usize) -> usize {
-        self.rows.end + slot * (self.most - 1) + step
+    /// Whether it is over.
+    pub(super) fn is_done(&self) -> bool {
+        self.beams.is_empty()
+    }
+
+    /// Beams that go on.
+    pub(super) fn beams(&self) -> usize {
+        self.beams.len()
+    }
+
+    /// The best continuation that was found.
+    pub(super) fn end(&mut self) -> Continuation {
+        let best = std::mem::take(&mut self.finished).into_iter().next();
+        best.map_or_else(
+            || Continuation {
+                ids: Vec::new(),
+                finish: Finish::Length,
+            },
+            |(_, continuation)| continuation,
+        )
     }
 
     /// Goes on with the best candidates after logits [beams, V].
-    fn advance(&mut self, logits: View, options: &BeamOptions) {
+    pub(super) fn advance(&mut self, logits: View) {
+        let options = &self.options;
         let Some(first) = self.beams.first() else {
             return;
         };
@@ -203,7 +150,7 @@ impl Search<'_> {
         let length = first.made.len() + 1;
         let worth = |score: f32| score / (length as f32).powf(options.length_penalty);
         let is_last = length == self.most;
-        let candidates = self.candidates(logits, options);
+        let candidates = self.candidates(logits);
         let mut next = Vec::with_capacity(options.num_beams);
         for (rank, candidate) in candidates.iter().enumerate() {
             let stops = options.stop_ids.contains(&candidate.token);
@@ -242,7 +189,8 @@ impl Search<'_> {
     }
 
     /// The best tokens after the beams, best first: enough for `num_beams` of them not to end the text.
-    fn candidates(&self, logits: View, options: &BeamOptions) -> Vec<Candidate> {
+    fn candidates(&self, logits: View) -> Vec<Candidate> {
+        let options = &self.options;
         let wanted = options.num_beams * (1 + options.stop_ids.len());
         let beams = self.beams.par_iter().enumerate();
         let of_each = beams.map(|(index, beam)| {
@@ -314,6 +262,8 @@ fn largest(row: &[f32], count: usize) -> Vec<(f32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Source;
+    use crate::model::KvCache;
 
     #[test]
     fn the_largest_come_first() {
@@ -325,18 +275,20 @@ mod tests {
 
     #[test]
     fn paths_part_without_copies() {
-        let prompt = PromptIds {
-            ids: vec![7, 8],
-            adapter: None,
+        // Rows of the cache are numbered so that each list of rows has a block of its own.
+        let config = Source::Builtin.model_config().expect("a config");
+        let mut cache = KvCache::new(&config, 4);
+        let mut take = |rows| cache.take(rows).expect("a block");
+        let (before, rows) = (take(3), take(3));
+        let slots = vec![take(4), take(4)];
+        let options = BeamOptions {
+            num_beams: 2,
+            length_penalty: 1.0,
+            max_new_tokens: 5,
+            no_repeat_ngram_size: 0,
+            stop_ids: Vec::new(),
         };
-        let mut search = Search {
-            prompt: &prompt,
-            before: 2..5,
-            rows: 10..13,
-            most: 5,
-            beams: vec![Beam::default()],
-            finished: Vec::new(),
-        };
+        let mut search = Search::new(Prompt::new(vec![7, 8, 9], 0), options, 5, rows, slots);
         let candidate = |beam, token| Candidate {
             score: 0.0,
             beam,
@@ -357,11 +309,22 @@ mod tests {
         assert_eq!(a.path, [(1, 0..1), (0, 1..3)]);
         assert_eq!((b.made.as_slice(), b.slot), ([2, 3, 6].as_slice(), 1));
         assert_eq!(b.path, [(1, 0..3)]);
-        let (mut batch, mut last) = (Batch::default(), Vec::new());
-        search.read(&mut batch, &mut last);
+        let mut layout = Layout::default();
+        let sight = Sight {
+            before: &before,
+            adapter: None,
+        };
+        search.read_tokens(&mut layout, &sight);
+        let batch = layout.batch;
         assert_eq!((batch.ids, batch.positions), (vec![5, 6], vec![8, 8]));
-        assert_eq!(batch.segments[0].keys, [2..5, 10..13, 17..18, 14..16]);
-        assert_eq!(batch.segments[1].keys, [2..5, 10..13, 17..20]);
-        assert_eq!(batch.appends, [(0..1, 15), (1..2, 19)]);
+        let of =
+            |block: usize, rows: Range<usize>| block * 128 + rows.start..block * 128 + rows.end;
+        let shared = [of(0, 0..3), of(1, 0..3)];
+        let first = [of(3, 0..1), of(2, 1..3)];
+        assert_eq!(batch.segments[0].keys, [shared.clone(), first].concat());
+        let second = [shared.as_slice(), &[of(3, 0..3)]].concat();
+        assert_eq!(batch.segments[1].keys, second);
+        assert_eq!(batch.appends, [(0..1, 2 * 128 + 2), (1..2, 3 * 128 + 2)]);
+        assert_eq!(layout.wanted, [0, 1]);
     }
 }

@@ -1,22 +1,24 @@
 //! Text from a model: sampling or beam search over a KV cache, one prompt or many together, each with its own adapter or
 //! none.
+//!
+//! [`Decoding`] is the session that everything goes through; [`generate`] and [`beam_search`] admit all their prompts to one and take steps until
+//! it is empty.
 
 mod beams;
+mod layout;
 mod prefixes;
 mod repeats;
 mod sampling;
+mod sequence;
+mod session;
 
-use std::ops::Range;
+use lowrank_kernels::Workspace;
 
-use lowrank_kernels::{Segment, Workspace, all_finite, argmax_rows};
-
-pub use beams::{BeamOptions, beam_search};
+pub use beams::BeamOptions;
 pub use sampling::Sampling;
+pub use session::{Decoding, Made, NoRoom, Request, RequestId, Strategy, Token};
 
-use self::prefixes::{Prefixes, infix, read_infix};
-use self::repeats::ban_repeats;
-use crate::model::AdapterSet;
-use crate::model::{Batch, Decoder, KvCache};
+use crate::model::{Adapter, AdapterSet, Decoder};
 
 /// How a continuation is made.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,20 +49,6 @@ pub enum Finish {
     NotFinite,
 }
 
-/// One sequence under way: its rows of the cache and its adapter.
-struct Sequence {
-    rows: Range<usize>,
-    /// Rows of the cache before its own: trained keys and values, or those of trained embeddings.
-    before: Range<usize>,
-    /// Trained embeddings behind the prompt.
-    infix: usize,
-    filled: usize,
-    adapter: Option<usize>,
-    next: Vec<u32>,
-    made: Vec<u32>,
-    finish: Option<Finish>,
-}
-
 /// A prompt and the adapter of the set that it uses.
 #[derive(Clone, Debug)]
 pub struct PromptIds {
@@ -79,7 +67,7 @@ pub struct Continuation {
     pub finish: Finish,
 }
 
-/// Continues every prompt, all together in one batch. `on_token(prompt, token)` sees each new token and stops that prompt
+/// Continues every prompt, all together in one batch. Prompt `i` draws as a sequence of its own seed, made of the options' seed and `i`. `on_token(prompt, token)` sees each new token and stops that prompt
 /// by returning false.
 pub fn generate(
     model: &Decoder,
@@ -87,149 +75,76 @@ pub fn generate(
     prompts: &[PromptIds],
     options: &GenerateOptions,
     ws: &Workspace,
-    mut on_token: impl FnMut(usize, u32) -> bool,
+    on_token: impl FnMut(usize, u32) -> bool,
 ) -> Vec<Continuation> {
-    let context = model.config().max_position_embeddings;
-    let mut sequences = Vec::with_capacity(prompts.len());
-    let prefixes = Prefixes::new(adapters, prompts);
-    let mut rows = prefixes.end();
-    for prompt in prompts {
-        let before = prefixes.before(prompt);
-        let infix = infix(adapters, prompt);
-        let limit = context.saturating_sub(before.len() + infix);
-        let fits = (1..=limit).contains(&prompt.ids.len());
-        let capacity = if fits {
-            let new = prompt.ids.len().saturating_add(options.max_new_tokens);
-            infix + new.min(limit)
-        } else {
-            0
-        };
-        let finish = if options.max_new_tokens == 0 || prompt.ids.is_empty() {
-            Some(Finish::Length)
-        } else {
-            (!fits).then_some(Finish::ContextFull)
-        };
-        let next = prompt.ids.clone();
-        sequences.push(Sequence {
-            rows: rows..rows + capacity,
-            before,
-            infix,
-            filled: 0,
-            adapter: prompt.adapter,
-            next,
-            made: Vec::new(),
-            finish,
-        });
-        rows += capacity;
-    }
-    let mut cache = KvCache::new(model.config(), rows);
-    prefixes.write_keys(adapters, &mut cache);
-    // The rows of trained embeddings go with the prompts of the first pass.
-    let mut first = Some(prefixes);
-    while sequences.iter().any(|s| s.finish.is_none()) {
-        advance(
-            model,
-            adapters,
-            prompts,
-            &mut sequences,
-            first.take(),
-            &mut cache,
-            options,
-            ws,
-            &mut on_token,
-        );
-    }
-    sequences
-        .into_iter()
-        .map(|s| Continuation {
-            ids: s.made,
-            finish: s.finish.unwrap_or(Finish::Length),
+    let strategy = |index: usize| {
+        Strategy::Sample(GenerateOptions {
+            sampling: options.sampling.for_sequence(index as u64),
+            ..options.clone()
         })
-        .collect()
+    };
+    continue_all(model, adapters, prompts, strategy, ws, on_token)
 }
 
-/// One pass over the new tokens of every sequence that goes on, and one drawn token each.
-fn advance(
+/// Continues every prompt with its best beam, all together in one batch.
+pub fn beam_search(
     model: &Decoder,
     adapters: AdapterSet,
     prompts: &[PromptIds],
-    sequences: &mut [Sequence],
-    first: Option<Prefixes>,
-    cache: &mut KvCache,
-    options: &GenerateOptions,
+    options: &BeamOptions,
     ws: &Workspace,
-    on_token: &mut impl FnMut(usize, u32) -> bool,
-) {
-    let mut batch = Batch::default();
-    let mut last_rows = Vec::new();
-    let mut active = Vec::new();
-    if let Some(prefixes) = first {
-        prefixes.read_embeddings(&mut batch);
-    }
-    for (index, sequence) in sequences
-        .iter_mut()
+) -> Vec<Continuation> {
+    let strategy = |_| Strategy::Beams(options.clone());
+    continue_all(model, adapters, prompts, strategy, ws, |_, _| true)
+}
+
+/// Admits every prompt to a session and takes its steps until all are over.
+fn continue_all(
+    model: &Decoder,
+    adapters: AdapterSet,
+    prompts: &[PromptIds],
+    strategy: impl Fn(usize) -> Strategy,
+    ws: &Workspace,
+    mut on_token: impl FnMut(usize, u32) -> bool,
+) -> Vec<Continuation> {
+    let requests: Vec<Request<&Adapter>> = prompts
+        .iter()
         .enumerate()
-        .filter(|(_, s)| s.finish.is_none())
-    {
-        let start = batch.tokens();
-        batch.ids.append(&mut sequence.next);
-        read_infix(&mut batch, std::mem::take(&mut sequence.infix));
-        let rows = start..batch.tokens();
-        let position = sequence.before.len() + sequence.filled;
-        let positions = (position..position + rows.len()).map(|p| p as u32);
-        batch.positions.extend(positions);
-        batch
-            .appends
-            .push((rows.clone(), sequence.rows.start + sequence.filled));
-        sequence.filled += rows.len();
-        let keys = sequence.rows.start..sequence.rows.start + sequence.filled;
-        let mut keys = vec![sequence.before.clone(), keys];
-        keys.retain(|keys| !keys.is_empty());
-        batch.segments.push(Segment {
-            queries: rows.clone(),
-            keys,
-            causal: true,
-        });
-        last_rows.push((rows.end - 1) as u32);
-        if let Some(adapter) = sequence.adapter {
-            batch.adapters.push((rows, adapter));
+        .map(|(index, prompt)| Request {
+            prompt: prompt.ids.clone(),
+            adapter: prompt.adapter.map(|index| adapters.get(index)),
+            search: strategy(index),
+            log_probs: false,
+        })
+        .collect();
+    let mut session = Decoding::with_room_for(model, &requests, ws);
+    // The session was made with room for all of them.
+    let ids: Vec<RequestId> = requests
+        .into_iter()
+        .filter_map(|request| session.admit(request).ok())
+        .collect();
+    let mut all: Vec<Option<Continuation>> = vec![None; prompts.len()];
+    while !session.is_empty() {
+        for made in session.step() {
+            let Ok(prompt) = ids.binary_search(&made.id) else {
+                continue;
+            };
+            let goes_on = made.token.is_none_or(|token| on_token(prompt, token.id));
+            all[prompt] = made.finished;
+            if !goes_on {
+                let removed = session.remove(made.id).or(all[prompt].take());
+                all[prompt] = removed.map(|made| Continuation {
+                    finish: Finish::Cancelled,
+                    ..made
+                });
+            }
         }
-        active.push(index);
     }
-    let logits = model.logits(&batch, adapters, &last_rows, Some(cache), ws);
-    let finite = all_finite(logits.view());
-    let n = options.no_repeat_ngram_size;
-    let greedy = (options.sampling.is_greedy() && n == 0).then(|| argmax_rows(logits.view()));
-    for (row, &index) in active.iter().enumerate() {
-        let sequence = &mut sequences[index];
-        // NaN and ∞ come of a calculation that overflowed.
-        if !finite && !all_finite(logits.view().slice_rows(row..row + 1)) {
-            sequence.finish = Some(Finish::NotFinite);
-            continue;
-        }
-        let token = if let Some(best) = &greedy {
-            best[row] as u32
-        } else {
-            let mut values = logits.view().slice_rows(row..row + 1).to_vec();
-            ban_repeats(&mut values, &prompts[index].ids, &sequence.made, n);
-            let position = sequence.made.len() as u64;
-            options.sampling.draw(&mut values, index as u64, position)
-        };
-        if options.stop_ids.contains(&token) {
-            sequence.finish = Some(Finish::Stop);
-            continue;
-        }
-        sequence.made.push(token);
-        sequence.next = vec![token];
-        sequence.finish = if !on_token(index, token) {
-            Some(Finish::Cancelled)
-        } else if sequence.made.len() == options.max_new_tokens {
-            Some(Finish::Length)
-        } else if sequence.filled >= sequence.rows.len() {
-            Some(Finish::ContextFull)
-        } else {
-            None
-        };
-    }
-    ws.give(logits);
+    let nothing = || Continuation {
+        ids: Vec::new(),
+        finish: Finish::Length,
+    };
+    all.into_iter()
+        .map(|made| made.unwrap_or_else(nothing))
+        .collect()
 }

@@ -1,95 +1,92 @@
 //! What adapters put before their sequences, as rows of the cache: once an adapter, for all sequences that use it.
 
-use std::ops::Range;
+use std::ops::Deref;
 
-use lowrank_kernels::Segment;
+use super::session::NoRoom;
+use crate::model::{Adapter, CacheRows, KvCache};
 
-use super::PromptIds;
-use crate::model::AdapterSet;
-use crate::model::{Batch, KvCache, VirtualPart};
-
-/// The first rows of a cache.
-pub(super) struct Prefixes {
-    all: Vec<Prefix>,
-    rows: usize,
+/// The prefixes of the adapters that are in use.
+pub(super) struct Prefixes<A> {
+    all: Vec<Prefix<A>>,
 }
 
 /// The rows that sequences of one adapter have before their own.
-struct Prefix {
-    adapter: usize,
-    rows: Range<usize>,
-    /// Whether they are those of trained embeddings, which a pass computes.
-    embedded: bool,
+pub(super) struct Prefix<A> {
+    pub(super) adapter: A,
+    pub(super) rows: CacheRows,
+    /// Whether the rows are written: trained keys at once, trained embeddings in the first pass that has them.
+    pub(super) is_written: bool,
+    /// Sequences that use it.
+    users: usize,
 }
 
-impl Prefixes {
-    /// Room for what the prompts' adapters put before them.
-    pub(super) fn new(adapters: AdapterSet, prompts: &[PromptIds]) -> Self {
-        let mut all: Vec<Prefix> = Vec::new();
-        let mut rows = 0;
-        for adapter in prompts.iter().filter_map(|prompt| prompt.adapter) {
-            let tokens = adapters.get(adapter).virtual_tokens();
-            let count = tokens.keys + tokens.prefix;
-            if count > 0 && all.iter().all(|prefix| prefix.adapter != adapter) {
-                all.push(Prefix {
-                    adapter,
-                    rows: rows..rows + count,
-                    embedded: tokens.keys == 0,
-                });
-                rows += count;
-            }
+/// Rows that an adapter puts before its sequences.
+pub(super) fn rows_before(adapter: &Adapter) -> usize {
+    let tokens = adapter.virtual_tokens();
+    tokens.keys + tokens.prefix
+}
+
+impl<A: Deref<Target = Adapter> + Clone> Prefixes<A> {
+    pub(super) fn new() -> Self {
+        Self { all: Vec::new() }
+    }
+
+    /// Another sequence uses this adapter; nothing happens where that puts nothing before it.
+    ///
+    /// # Errors
+    /// If the cache has no room for its rows, which were not there yet.
+    pub(super) fn enter(&mut self, adapter: &A, cache: &mut KvCache) -> Result<(), NoRoom> {
+        let len = rows_before(adapter);
+        if len == 0 {
+            return Ok(());
         }
-        Self { all, rows }
+        if let Some(prefix) = self.all.iter_mut().find(|p| same(&p.adapter, adapter)) {
+            prefix.users += 1;
+            return Ok(());
+        }
+        let rows = cache.take(len).ok_or(NoRoom)?;
+        let has_keys = adapter.virtual_tokens().keys > 0;
+        if has_keys {
+            cache.write_prefix(adapter, &rows);
+        }
+        self.all.push(Prefix {
+            adapter: adapter.clone(),
+            rows,
+            is_written: has_keys,
+            users: 1,
+        });
+        Ok(())
     }
 
-    /// The first row behind all of them.
-    pub(super) fn end(&self) -> usize {
-        self.rows
-    }
-
-    /// The rows before a sequence's own.
-    pub(super) fn before(&self, prompt: &PromptIds) -> Range<usize> {
-        let mut all = self.all.iter();
-        all.find(|prefix| Some(prefix.adapter) == prompt.adapter)
-            .map_or(0..0, |prefix| prefix.rows.clone())
-    }
-
-    /// Fills the rows of trained keys and values.
-    pub(super) fn write_keys(&self, adapters: AdapterSet, cache: &mut KvCache) {
-        for prefix in self.all.iter().filter(|prefix| !prefix.embedded) {
-            cache.write_prefix(adapters.get(prefix.adapter), prefix.rows.start);
+    /// A sequence of this adapter is over.
+    pub(super) fn leave(&mut self, adapter: &A, cache: &mut KvCache) {
+        let found = self.all.iter().position(|p| same(&p.adapter, adapter));
+        let Some(at) = found else { return };
+        self.all[at].users -= 1;
+        if self.all[at].users == 0 {
+            cache.give(self.all.swap_remove(at).rows);
         }
     }
 
-    /// Adds trained embeddings to the first batch, which holds the prompts too.
-    pub(super) fn read_embeddings(&self, batch: &mut Batch) {
-        for prefix in self.all.iter().filter(|prefix| prefix.embedded) {
-            let rows = batch.tokens()..batch.tokens() + prefix.rows.len();
-            batch.ids.resize(rows.end, 0);
-            batch.positions.extend(0..rows.len() as u32);
-            batch.appends.push((rows.clone(), prefix.rows.start));
-            batch.embedded.push((rows.clone(), VirtualPart::Prefix));
-            batch.adapters.push((rows.clone(), prefix.adapter));
-            batch.segments.push(Segment {
-                queries: rows,
-                keys: vec![prefix.rows.clone()],
-                causal: true,
-            });
+    /// That of an adapter, if it has one.
+    pub(super) fn of(&self, adapter: &A) -> Option<&Prefix<A>> {
+        self.all.iter().find(|p| same(&p.adapter, adapter))
+    }
+
+    /// Says that the rows of an adapter's prefix are written.
+    pub(super) fn set_written(&mut self, adapter: &Adapter) {
+        let found = self.all.iter_mut().find(|p| same_as(&p.adapter, adapter));
+        if let Some(prefix) = found {
+            prefix.is_written = true;
         }
     }
 }
 
-/// Trained embeddings behind a prompt.
-pub(super) fn infix(adapters: AdapterSet, prompt: &PromptIds) -> usize {
-    let adapter = prompt.adapter.map(|adapter| adapters.get(adapter));
-    adapter.map_or(0, |adapter| adapter.virtual_tokens().infix)
+/// Whether two handles are of one adapter.
+pub(super) fn same<A: Deref<Target = Adapter>>(a: &A, b: &A) -> bool {
+    same_as(a, b)
 }
 
-/// Adds the rows of trained embeddings behind a prompt's.
-pub(super) fn read_infix(batch: &mut Batch, count: usize) {
-    if count > 0 {
-        let rows = batch.tokens()..batch.tokens() + count;
-        batch.ids.resize(rows.end, 0);
-        batch.embedded.push((rows, VirtualPart::Infix));
-    }
+fn same_as(a: &Adapter, b: &Adapter) -> bool {
+    std::ptr::eq(a, b)
 }

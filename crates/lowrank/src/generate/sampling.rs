@@ -35,8 +35,17 @@ impl Sampling {
         self.temperature <= 0.0
     }
 
-    /// Draws a token. `sequence` and `position` say which draw of the run this is.
-    pub fn draw(&self, logits: &mut [f32], sequence: u64, position: u64) -> u32 {
+    /// The same with a seed of its own, for one of several sequences.
+    #[must_use]
+    pub fn for_sequence(self, sequence: u64) -> Self {
+        Self {
+            seed: mix(self.seed, sequence),
+            ..self
+        }
+    }
+
+    /// Draws the token at a position of a sequence: a function of the logits, the seed and the position alone.
+    pub fn draw(&self, logits: &[f32], position: u64) -> u32 {
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let by_logit = |a: &u32, b: &u32| {
             logits[*b as usize]
@@ -68,7 +77,7 @@ impl Sampling {
             });
             weights.truncate(keep.map_or(weights.len(), |last| last + 1));
         }
-        let mut rng = CounterRng::new(mix(mix(self.seed, sequence), position));
+        let mut rng = CounterRng::new(mix(self.seed, position));
         let mut point = rng.next_f64() * weights.iter().sum::<f64>();
         for (weight, &id) in weights.iter().zip(&order) {
             point -= weight;
@@ -87,7 +96,7 @@ mod tests {
     fn share(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
         for position in 0..4000 {
-            counts[sampling.draw(&mut logits.to_vec(), 0, position) as usize] += 1.0 / 4000.0;
+            counts[sampling.draw(logits, position) as usize] += 1.0 / 4000.0;
         }
         counts
     }
@@ -129,6 +138,20 @@ mod tests {
     }
 
     #[test]
+    fn sequences_of_one_seed_draw_their_own() {
+        let sampling = Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        };
+        let draws = |sequence| {
+            let own = sampling.for_sequence(sequence);
+            (0..40).map(move |position| own.draw(&[0.0; 64], position))
+        };
+        assert!(draws(0).eq(draws(0)));
+        assert!(draws(0).ne(draws(1)));
+    }
+
+    #[test]
     fn the_same_seed_draws_the_same() {
         let sampling = Sampling {
             temperature: 1.0,
@@ -137,8 +160,8 @@ mod tests {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32).sin()).collect();
         for position in 0..20 {
             assert_eq!(
-                sampling.draw(&mut logits.clone(), 3, position),
-                sampling.draw(&mut logits.clone(), 3, position)
+                sampling.draw(&logits, position),
+                sampling.draw(&logits, position)
             );
         }
     }

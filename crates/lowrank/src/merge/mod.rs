@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_formats::{FormatError, atomic};
-use lowrank_kernels::{DType, Tensor, Workspace, low_rank_delta, max_abs_diff, scale};
+use lowrank_kernels::{
+    DType, Layout, Tensor, Workspace, low_rank_delta, max_abs_diff, scale, scale_columns,
+};
 
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
@@ -124,7 +126,7 @@ impl MergedConfig {
                 "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
             );
         }
-        if adapter.low_rank.is_empty() && adapter.replaced.is_empty() {
+        if adapter.low_rank.is_empty() && adapter.scaled.is_empty() && adapter.replaced.is_empty() {
             return refuse("this adapter changes no weight, so there is nothing to merge");
         }
         let (mut config, mut changes) = (base.clone(), Vec::new());
@@ -165,7 +167,8 @@ fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), E
     crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])
 }
 
-/// W0 + Σ scale·B·A of one linear, f32, in the base's layout.
+/// The weight of one linear with all that an adapter does to it, f32, in the base's layout: W0 + Σ scale·B·A, with rows and columns
+/// multiplied with the adapter's factors.
 pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
     let base = model.weights().view(WeightId::Linear(id, Part::Weight));
     let mut weight = Tensor::zeros(base.rows(), base.cols());
@@ -176,7 +179,35 @@ pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor
         adapter,
         adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
     );
+    if let Some(site) = adapter.scaled.get(&id) {
+        // Inputs are the columns of a weight [out, in], and the rows of one that is [in, out].
+        let (rows, columns) = match model.config().layout {
+            Layout::OutIn => (site.output, site.input),
+            Layout::InOut => (site.input, site.output),
+        };
+        if let Some(columns) = columns {
+            scale_columns(weight.view_mut(), adapter.params.view(columns));
+        }
+        if let Some(rows) = rows {
+            let factors = adapter.params.view(rows);
+            for row in 0..weight.rows() {
+                let factor = factors.get(0, row);
+                scale(weight.view_mut().slice_rows(row..row + 1), factor);
+            }
+        }
+    }
     weight
+}
+
+/// The bias of one linear, multiplied with the adapter's factors of its output, f32.
+fn merged_bias(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
+    let base = model.weights().view(WeightId::Linear(id, Part::Bias));
+    let mut bias = Tensor::zeros(base.rows(), base.cols());
+    bias.view_mut().copy_from(base);
+    if let Some(slot) = adapter.scaled.get(&id).and_then(|site| site.output) {
+        scale_columns(bias.view_mut(), adapter.params.view(slot));
+    }
+    bias
 }
 
 /// What an adapter adds to one linear: Σ scale·B·A, f32, in the base's layout.
@@ -218,8 +249,14 @@ fn write_merged(
             let slot = adapter.replaced[&id];
             out.write_all(&adapter.params.view(slot).to_le_bytes(dtype))
         }
-        WeightId::Linear(id, Part::Weight) if adapter.low_rank.contains_key(&id) => {
+        WeightId::Linear(id, Part::Weight)
+            if adapter.low_rank.contains_key(&id) || adapter.scaled.contains_key(&id) =>
+        {
             out.write_all(&merged_weight(model, adapter, id).view().to_le_bytes(dtype))
+        }
+        WeightId::Linear(linear, Part::Bias) if adapter.scaled.contains_key(&linear) => {
+            let merged = merged_bias(model, adapter, linear);
+            out.write_all(&merged.view().to_le_bytes(dtype))
         }
         id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
     })
@@ -256,7 +293,7 @@ fn prove(
         }
     };
     Ok(MergeReport {
-        modules: adapter.low_rank.len() + adapter.replaced.len(),
+        modules: adapter.low_rank.len() + adapter.scaled.len() + adapter.replaced.len(),
         tokens: passages.iter().map(Vec::len).sum(),
         max_logit_difference,
         rounding_difference,

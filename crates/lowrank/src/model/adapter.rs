@@ -3,6 +3,7 @@
 //! The decoder reads these tables and knows nothing of the methods that fill them ([`tuning`](crate::tuning)). The kinds of entry:
 //!
 //! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
+//! - `scaled`: factors of a linear's input or output columns;
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
 //!   that the base does not have (a bias, the head of tied embeddings);
 //! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP;
@@ -30,6 +31,15 @@ pub struct LowRankSite {
     pub out_offset: usize,
     /// Probability that an element of the branch's input is dropped in training.
     pub dropout: f32,
+}
+
+/// Factors of a linear's columns: `((x ⊙ input) Wᵀ + b, and its branches) ⊙ output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScaleSite {
+    /// Arena slot of the input's factors, [1, in].
+    pub input: Option<usize>,
+    /// Arena slot of the output's factors, [1, out].
+    pub output: Option<usize>,
 }
 
 /// Two linears with a nonlinearity between them: `y + act(h Dᵀ + b) Uᵀ + c`.
@@ -110,6 +120,8 @@ pub struct Adapter {
     pub names: Vec<String>,
     /// Low-rank branches by the linear they stand beside.
     pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
+    /// Factors of columns by the linear that they belong to.
+    pub scaled: HashMap<LinearId, ScaleSite>,
     /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
     pub replaced: HashMap<WeightId, usize>,
     /// Bottlenecks by block and place.
@@ -126,6 +138,7 @@ impl Adapter {
             params: Arena::new(&shapes),
             names,
             low_rank: HashMap::new(),
+            scaled: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
             virtual_tokens: VirtualSites::default(),
@@ -178,7 +191,8 @@ impl Adapter {
 
     /// Block and place of everything that is trained in a block or below it.
     fn reaches(&self) -> impl Iterator<Item = (usize, Reach)> + '_ {
-        let branches = self.low_rank.keys().map(|id| (id.layer, reach_of(id.kind)));
+        let linears = self.low_rank.keys().chain(self.scaled.keys());
+        let linears = linears.map(|id| (id.layer, reach_of(id.kind)));
         let weights = self.replaced.keys().filter_map(|id| match id {
             WeightId::Linear(linear, _) => Some((linear.layer, reach_of(linear.kind))),
             WeightId::Norm(layer, BlockNorm::Mlp, _) => Some((*layer, Reach::Mlp)),
@@ -197,7 +211,7 @@ impl Adapter {
         let keys = (0..sites.key_values.len()).map(|layer| (layer, Reach::Attention));
         let embeds = sites.prefix.is_some() || sites.infix.is_some();
         let embeddings = embeds.then_some((0, Reach::Input));
-        branches
+        linears
             .chain(weights)
             .chain(bottlenecks)
             .chain(keys)

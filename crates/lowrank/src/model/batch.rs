@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::Segment;
+use lowrank_kernels::{RowClasses, Segment};
 
 /// What an adapter puts where tokens would stand. A sequence is then: trained keys and values, prefix, prompt, infix,
 /// completion, and its positions count all of them.
@@ -53,6 +53,9 @@ pub struct Batch {
     pub adapters: Vec<(Range<usize>, usize)>,
     /// With a KV cache: rows of this batch and the cache row that the first of them is written to.
     pub appends: Vec<(Range<usize>, usize)>,
+    /// With a KV cache: how many of the last rows are generated, each the one new token of its sequence. They are computed as if each
+    /// were alone.
+    pub generated: usize,
     /// What the adapter of these rows puts before and between their tokens.
     pub virtual_tokens: VirtualTokens,
     /// Rows whose embeddings are the adapter's.
@@ -190,6 +193,17 @@ impl Batch {
             .iter()
             .map(|(range, index)| (before(range.start)..before(range.end), *index))
             .collect()
+    }
+
+    /// Which rows are generated.
+    pub(crate) fn classes(&self) -> RowClasses {
+        RowClasses::generated_from(self.tokens() - self.generated)
+    }
+
+    /// Which of these ascending rows are generated.
+    pub(crate) fn classes_of(&self, rows: &[u32]) -> RowClasses {
+        let first = self.tokens() - self.generated;
+        RowClasses::generated_from(rows.partition_point(|row| (*row as usize) < first))
     }
 
     /// The adapter that a row uses.

@@ -94,7 +94,9 @@ impl Pass<'_> {
         });
         let mut u = self.take(rows.len(), at.value(b).cols());
         let input = normed.as_ref().unwrap_or(&h).view();
-        linear_forward(u.view_mut(), input, at.weight(down), Some(at.value(b)));
+        let classes = self.classes.skip(rows.start);
+        let (down, b) = (at.weight(down), at.value(b));
+        linear_forward(u.view_mut(), input, down, Some(b), classes);
         self.give(normed);
         let z = self.activated(&u, at.site);
         let mut change = self.take(rows.len(), c);
@@ -103,6 +105,7 @@ impl Pass<'_> {
             z.view(),
             at.weight(up),
             Some(at.value(bias)),
+            classes,
         );
         add_assign(y.view_mut().slice_rows(rows), change.view());
         self.give([z, change]);

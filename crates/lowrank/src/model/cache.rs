@@ -1,4 +1,4 @@
-//! The KV cache: keys and values of tokens that were read before.
+//! The KV cache: keys and values of tokens that were read before, in blocks of rows that are handed out and taken back.
 
 use std::ops::Range;
 
@@ -7,31 +7,66 @@ use lowrank_kernels::{Tensor, View};
 use super::adapter::Adapter;
 use super::config::ModelConfig;
 
-/// Keys and values of earlier tokens: for each layer two matrices [capacity, KV·D]; a batch says which rows are whose.
+/// Rows of a block. Attention cuts what a row sees at the ends of blocks, and so in the same places wherever the blocks lie.
+pub const BLOCK_ROWS: usize = 128;
+
+/// For each layer two matrices [rows, KV·D]; which rows belong to whom is told by [`CacheRows`].
+///
+/// Memory is taken from the system as rows are first written, so blocks that are never used cost nothing.
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+    /// Blocks that nobody has. The last one is handed out next: it was in use most recently.
+    free: Vec<u32>,
+}
+
+/// Rows of a cache that belong together, in blocks that may lie anywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheRows {
+    blocks: Vec<u32>,
+    len: usize,
 }
 
 impl KvCache {
-    /// Room for `rows` tokens in all.
-    pub fn new(config: &ModelConfig, rows: usize) -> Self {
-        let new = || Tensor::zeros(rows, config.kv_size());
+    /// A cache of so many blocks of [`BLOCK_ROWS`] rows.
+    pub fn new(config: &ModelConfig, blocks: usize) -> Self {
+        let new = || Tensor::zeros(blocks * BLOCK_ROWS, config.kv_size());
         Self {
             layers: (0..config.num_hidden_layers)
                 .map(|_| (new(), new()))
                 .collect(),
+            free: (0..blocks as u32).rev().collect(),
         }
     }
 
-    /// Writes an adapter's trained keys and values to the rows from `at` on.
-    pub(crate) fn write_prefix(&mut self, adapter: &Adapter, at: usize) {
+    /// Blocks that so many rows take.
+    pub fn blocks_for(rows: usize) -> usize {
+        rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Blocks that nobody has.
+    pub fn free_blocks(&self) -> usize {
+        self.free.len()
+    }
+
+    /// So many rows; `None` where there are not enough blocks. They hold what was last written to them.
+    pub fn take(&mut self, len: usize) -> Option<CacheRows> {
+        let left = self.free.len().checked_sub(Self::blocks_for(len))?;
+        let mut blocks = self.free.split_off(left);
+        blocks.reverse();
+        Some(CacheRows { blocks, len })
+    }
+
+    /// Takes rows back.
+    pub fn give(&mut self, rows: CacheRows) {
+        self.free.extend(rows.blocks.into_iter().rev());
+    }
+
+    /// Writes an adapter's trained keys and values to these rows.
+    pub(crate) fn write_prefix(&mut self, adapter: &Adapter, rows: &CacheRows) {
         for (layer, &(k, v)) in adapter.virtual_tokens.key_values.iter().enumerate() {
-            let (cache_k, cache_v) = self.layer_mut(layer);
-            for (cache, slot) in [(cache_k, k), (cache_v, v)] {
-                let values = adapter.params.view(slot);
-                let mut rows = cache.view_mut().slice_rows(at..at + values.rows());
-                rows.copy_from(values);
-            }
+            let appends: Vec<_> = rows.appends(0, 0..rows.len).collect();
+            let values = |slot| adapter.params.view(slot);
+            self.append(layer, values(k), values(v), &appends);
         }
     }
 
@@ -40,12 +75,7 @@ impl KvCache {
         (k.view(), v.view())
     }
 
-    fn layer_mut(&mut self, layer: usize) -> (&mut Tensor, &mut Tensor) {
-        let (k, v) = &mut self.layers[layer];
-        (k, v)
-    }
-
-    /// Writes new rows of k and v to their places.
+    /// Writes rows of k and v to their places.
     pub(crate) fn append(
         &mut self,
         layer: usize,
@@ -53,12 +83,90 @@ impl KvCache {
         v: View,
         appends: &[(Range<usize>, usize)],
     ) {
-        let (cache_k, cache_v) = self.layer_mut(layer);
+        let (cache_k, cache_v) = &mut self.layers[layer];
         for (cache, new) in [(cache_k, k), (cache_v, v)] {
             for (rows, place) in appends {
                 let mut target = cache.view_mut().slice_rows(*place..place + rows.len());
                 target.copy_from(new.slice_rows(rows.clone()));
             }
         }
+    }
+}
+
+impl CacheRows {
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where some of them lie in the cache, a range a block.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn places(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
+        assert!(rows.end <= self.len, "{rows:?} of {} rows", self.len);
+        let mut next = rows.start;
+        std::iter::from_fn(move || {
+            if next >= rows.end {
+                return None;
+            }
+            let (block, first) = (next / BLOCK_ROWS, next % BLOCK_ROWS);
+            let count = (BLOCK_ROWS - first).min(rows.end - next);
+            let start = self.blocks[block] as usize * BLOCK_ROWS + first;
+            next += count;
+            Some(start..start + count)
+        })
+    }
+
+    /// Where rows of a batch from `first` on are written if they are these: entries of
+    /// [`Batch::appends`](super::Batch::appends).
+    pub fn appends(
+        &self,
+        first: usize,
+        rows: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
+        let mut next = first;
+        self.places(rows).map(move |place| {
+            let rows = next..next + place.len();
+            next = rows.end;
+            (rows, place.start)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_come_and_go() {
+        let mut cache = KvCache {
+            layers: Vec::new(),
+            free: (0..4).rev().collect(),
+        };
+        let a = cache.take(130).expect("two blocks");
+        let b = cache.take(1).expect("one block");
+        assert_eq!(cache.take(129), None);
+        assert_eq!(cache.free_blocks(), 1);
+        assert_eq!(a.places(0..130).collect::<Vec<_>>(), [0..128, 128..130]);
+        assert_eq!(b.places(0..1).next(), Some(256..257));
+        cache.give(a);
+        let mut c = cache.take(300).expect("three blocks");
+        // What was given back last is handed out first.
+        assert_eq!(
+            c.places(100..300).collect::<Vec<_>>(),
+            [100..128, 128..256, 384..428]
+        );
+        let appends: Vec<_> = c.appends(7, 120..140).collect();
+        assert_eq!(appends, [(7..15, 120), (15..27, 128)]);
+        cache.give(std::mem::take(&mut c));
+        cache.give(b);
+        assert_eq!((c.len(), cache.free_blocks()), (0, 4));
+        assert!(cache.take(0).is_some_and(|rows| rows.is_empty()));
     }
 }

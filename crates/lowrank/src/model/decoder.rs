@@ -177,7 +177,8 @@ impl Decoder {
             }
             let forward = Forward::new(run, x, None);
             let mut logits = ws.take(rows.len(), self.config().vocab_size);
-            head_logits(logits.view_mut(), forward.hidden(), forward.head().weight);
+            let (hidden, w) = (forward.hidden(), forward.head().weight);
+            head_logits(logits.view_mut(), hidden, w, batch.classes_of(rows));
             forward.finish();
             logits
         })
@@ -193,6 +194,7 @@ impl Decoder {
             weights: &self.weights,
             adapters,
             rows_of_adapters: &batch.adapters,
+            classes: batch.classes(),
             ws,
             dropout_key: None,
             precision: Precision::F32,
@@ -206,6 +208,7 @@ impl Decoder {
         let picked = (few && self.config().num_hidden_layers > 0).then(|| SomeRows {
             rows: rows.to_vec(),
             adapters: batch.adapters_of(rows),
+            classes: batch.classes_of(rows),
         });
         Run {
             decoder: self,

@@ -4,6 +4,9 @@
 //! y = x Wᵀ (+ b)                                   x [T, in], y [T, out]
 //! y[rows, cols] += scale · (dropout(x[rows]) Aᵀ) Bᵀ     for every branch
 //! ```
+//! Where an adapter has factors of the linear's columns, its rows of x are multiplied with them before all that, or its rows of y
+//! behind it (`scales`).
+//!
 //! Linears that read the same input go together: threads meet once for all of them, and the gradient of the input is
 //! written once. Gradients of parameters accumulate; no gradient is computed for what is frozen.
 
@@ -15,7 +18,7 @@ use lowrank_kernels::{
     linears_forward, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
 };
 
-use super::adapter::LowRankSite;
+use super::adapter::{Adapter, LowRankSite};
 use super::config::{LinearId, Part, WeightId};
 use super::pass::Pass;
 use crate::random::mix;
@@ -32,9 +35,12 @@ struct BranchAt<'a> {
 pub(crate) struct LinearSaved {
     /// `x Aᵀ` [rows, r] of each branch.
     branches: Vec<Tensor>,
+    /// The output [rows, out] before it was multiplied with an adapter's factors.
+    pub(super) unscaled: Vec<Tensor>,
 }
 
 /// A linear on the way back: the gradient of its output, and what it saved.
+#[derive(Clone, Copy)]
 pub(crate) struct LinearBack<'a> {
     pub(crate) id: LinearId,
     pub(crate) dy: View<'a>,
@@ -62,6 +68,18 @@ impl Pass<'_> {
         ids: [LinearId; N],
         x: View,
     ) -> [(Tensor, LinearSaved); N] {
+        if self.are_scaled(&ids) {
+            return ids.map(|id| self.scaled_linear(id, x));
+        }
+        self.plain_linears(ids, x)
+    }
+
+    /// Without factors of columns.
+    pub(super) fn plain_linears<const N: usize>(
+        &self,
+        ids: [LinearId; N],
+        x: View,
+    ) -> [(Tensor, LinearSaved); N] {
         let branches = ids.map(|id| self.branches_at(id));
         let mut outputs = std::array::from_fn(|i| {
             let (_, out) = self.config().linear_shape(ids[i].kind);
@@ -70,6 +88,7 @@ impl Pass<'_> {
                 .map(|at| self.take(at.rows.len(), at.branch.a.rows()));
             let saved = LinearSaved {
                 branches: hidden.collect(),
+                unscaled: Vec::new(),
             };
             (self.take(x.rows(), out), saved)
         });
@@ -88,13 +107,29 @@ impl Pass<'_> {
                 })
                 .collect(),
         });
-        linears_forward(x, jobs.collect(), self.precision, self.ws);
+        linears_forward(x, jobs.collect(), self.classes, self.precision, self.ws);
         outputs
     }
 
     /// Goes back through linears that read the same input `x`: adds to the gradients of what is trained, and overwrites
     /// `dx`. `x` is only read where [`Pass::reads_input`] says so. With `dx` absent only parameters get gradients.
     pub(crate) fn linears_backward(
+        &self,
+        linears: &[LinearBack],
+        x: Option<View>,
+        dx: Option<ViewMut>,
+        grads: &mut Arena,
+    ) {
+        let ids: Vec<LinearId> = linears.iter().map(|linear| linear.id).collect();
+        if self.are_scaled(&ids) {
+            self.scaled_linears_backward(linears, x, dx, grads);
+        } else {
+            self.plain_linears_backward(linears, x, dx, grads);
+        }
+    }
+
+    /// Without factors of columns.
+    pub(super) fn plain_linears_backward(
         &self,
         linears: &[LinearBack],
         x: Option<View>,
@@ -151,7 +186,10 @@ impl Pass<'_> {
 
     /// Gives back what linears saved.
     pub(crate) fn give_linears(&self, saved: impl IntoIterator<Item = LinearSaved>) {
-        self.give(saved.into_iter().flat_map(|saved| saved.branches));
+        for LinearSaved { branches, unscaled } in saved {
+            self.give(branches);
+            self.give(unscaled);
+        }
     }
 
     /// The gradients of a linear's own weight and bias, where they are trained.
@@ -169,11 +207,15 @@ impl Pass<'_> {
 
     /// Whether the backward of a linear reads its input.
     pub(crate) fn reads_input(&self, id: LinearId) -> bool {
+        let reads = |adapter: &Adapter| {
+            let scales = adapter.scaled.get(&id);
+            adapter.low_rank.contains_key(&id) || scales.is_some_and(|site| site.input.is_some())
+        };
         self.trained(WeightId::Linear(id, Part::Weight)).is_some()
             || self
                 .rows_of_adapters
                 .iter()
-                .any(|(_, a)| self.adapters.get(*a).low_rank.contains_key(&id))
+                .any(|(_, index)| reads(self.adapters.get(*index)))
     }
 
     fn branches_at(&self, id: LinearId) -> Vec<BranchAt<'_>> {

@@ -15,11 +15,14 @@ mod norm;
 mod pass;
 mod prefix;
 mod saving;
+mod scales;
 pub(crate) mod weights;
 
-pub use adapter::{Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, VirtualSites};
+pub use adapter::{
+    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, ScaleSite, VirtualSites,
+};
 pub use batch::{Batch, VirtualPart, VirtualTokens};
-pub use cache::KvCache;
+pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
     Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
     Position, Rope, RopeScaling, Sublayer, WeightId,

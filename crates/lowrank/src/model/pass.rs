@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Precision, Tensor, View, Workspace};
+use lowrank_kernels::{Precision, RowClasses, Tensor, View, Workspace};
 
 use super::adapter::AdapterSet;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
@@ -15,6 +15,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) adapters: AdapterSet<'a>,
     /// Which adapter a range of the pass's rows uses.
     pub(crate) rows_of_adapters: &'a [(Range<usize>, usize)],
+    /// Which of the rows are generated.
+    pub(crate) classes: RowClasses,
     pub(crate) ws: &'a Workspace,
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
@@ -30,9 +32,14 @@ pub(crate) struct NormSaved {
 
 impl<'a> Pass<'a> {
     /// The same over other rows, of which ranges use these adapters.
-    pub(crate) fn over(&self, rows_of_adapters: &'a [(Range<usize>, usize)]) -> Self {
+    pub(crate) fn over(
+        &self,
+        rows_of_adapters: &'a [(Range<usize>, usize)],
+        classes: RowClasses,
+    ) -> Self {
         Self {
             rows_of_adapters,
+            classes,
             ..*self
         }
     }

@@ -120,8 +120,10 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
                 kind: LinearKind::O,
             };
             let weight = WeightId::Linear(id, Part::Weight);
-            let reads_o =
-                adapter.low_rank.contains_key(&id) || adapter.replaced.contains_key(&weight);
+            let scales_o = adapter.scaled.get(&id).is_some_and(|at| at.input.is_some());
+            let reads_o = scales_o
+                || adapter.low_rank.contains_key(&id)
+                || adapter.replaced.contains_key(&weight);
             let o = if reads_o { q } else { 0 };
             let before =
                 size * (c + o + heads) + 4 * (q + 2 * kv + config.num_attention_heads + statistics);
@@ -137,11 +139,21 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
                 .flatten()
                 .map(|site| adapter.params.shape(site.a).0)
                 .sum();
+            // Outputs that are scaled are kept as they were before.
+            let unscaled: usize = config
+                .linear_kinds()
+                .iter()
+                .filter(|&&kind| {
+                    let site = adapter.scaled.get(&LinearId { layer, kind });
+                    site.is_some_and(|site| site.output.is_some())
+                })
+                .map(|&kind| config.linear_shape(kind).1)
+                .sum();
             let rows = rows_behind(layer + 1 == layers, work);
             let behind = behind + bottleneck_bytes(config, adapter, layer, size);
             // Trained keys and values stand before the batch's own.
             let keys = 8 * (kv * adapter.virtual_tokens().keys) as u64;
-            tokens * (before + 4 * ranks) as u64 + rows * behind as u64 + keys
+            tokens * (before + 4 * (ranks + unscaled)) as u64 + rows * behind as u64 + keys
         })
         .sum()
 }
@@ -188,6 +200,7 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let widened = if saving.dtype == DType::F32 { 0 } else { c };
     let is_down = |id: &LinearId| id.kind == LinearKind::Down;
     let trains_down = adapter.low_rank.keys().any(is_down)
+        || adapter.scaled.keys().any(is_down)
         || adapter
             .replaced
             .keys()

@@ -277,6 +277,13 @@ impl TrainConfig {
         }
     }
 
+    /// The same with other options of its method: `config.with_options(|options| options.lora.r = 4)`.
+    #[must_use]
+    pub fn with_options(mut self, change: impl FnOnce(&mut MethodOptions)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
     /// Refuses settings that no run can have.
     ///
     /// # Errors

@@ -446,7 +446,7 @@ fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
 
 /// The keys, turned to the positions from 0 on, and the values of a sequence.
 fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
-    let mut cache = KvCache::new(model.config(), ids.len());
+    let mut cache = KvCache::new(model.config(), KvCache::blocks_for(ids.len()));
     let mut batch = Batch::default();
     batch.push(ids, &[]);
     batch.appends.push((0..ids.len(), 0));
@@ -454,9 +454,13 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
     model.logits(&batch, AdapterSet::none(), &[0], Some(&mut cache), &ws);
     let sites = adapter.virtual_tokens.key_values.clone();
     for (layer, (key, value)) in sites.into_iter().enumerate() {
-        let (k, v) = cache.layer(layer);
-        adapter.params.view_mut(key).copy_from(k);
-        adapter.params.view_mut(value).copy_from(v);
+        for (slot, cached) in [key, value]
+            .into_iter()
+            .zip(<[_; 2]>::from(cache.layer(layer)))
+        {
+            let rows = cached.slice_rows(0..ids.len());
+            adapter.params.view_mut(slot).copy_from(rows);
+        }
     }
 }
 

@@ -13,6 +13,8 @@ mod methods;
 mod objectives;
 mod output;
 mod resume;
+mod scales;
+mod sessions;
 mod sharing;
 mod trainer;
 mod training;

@@ -80,6 +80,7 @@ impl AttentionHalf<'_> {
             v,
             &self.batch.segments,
             &self.shape(),
+            pass.classes,
             pass.ws,
         );
         let values = AttentionValues {

@@ -18,7 +18,9 @@ mod saved;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use lowrank_kernels::{Arena, RopeTable, Tensor, Workspace, embedding_backward, embedding_forward};
+use lowrank_kernels::{
+    Arena, RopeTable, RowClasses, Tensor, Workspace, embedding_backward, embedding_forward,
+};
 
 use self::attention::{AttentionHalf, AttentionValues};
 use self::mlp::{MlpHalf, MlpValues};
@@ -33,6 +35,7 @@ use super::saving::{Recompute, Saving};
 pub(crate) struct SomeRows {
     pub(crate) rows: Vec<u32>,
     pub(crate) adapters: Vec<(Range<usize>, usize)>,
+    pub(crate) classes: RowClasses,
 }
 
 /// A block of a pass.
@@ -61,7 +64,7 @@ impl<'a> Block<'a> {
             mlp: MlpHalf {
                 pass: match wanted {
                     None => *pass,
-                    Some(SomeRows { adapters, .. }) => pass.over(adapters),
+                    Some(some) => pass.over(&some.adapters, some.classes),
                 },
                 layer,
             },
