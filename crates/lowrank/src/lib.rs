@@ -6,6 +6,7 @@ pub mod compare;
 pub mod data;
 pub mod diff;
 mod error;
+pub mod fields;
 pub mod generate;
 pub mod hub;
 pub mod import;
@@ -18,6 +19,7 @@ mod output;
 pub mod plan;
 mod random;
 pub mod report;
+pub mod settings;
 pub mod train;
 pub mod tuning;
 

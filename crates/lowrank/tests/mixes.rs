@@ -14,7 +14,7 @@ use lowrank::generate::{
 };
 use lowrank::model::{Adapter, BLOCK_ROWS, Decoder, ModelConfig, ScaleSite};
 use lowrank::train::TrainConfig;
-use lowrank::tuning::lora::Targets;
+use lowrank::tuning::targets::Targets;
 use lowrank::tuning::{Method, adapter, prefix};
 use lowrank::{DType, Workspace};
 use lowrank_kernels::{CounterRng, engines, fill_normal, fill_uniform, with_engine};
@@ -46,32 +46,36 @@ fn below(rng: &mut CounterRng, end: usize) -> usize {
 
 /// Adapters of every kind of entry that a table has.
 fn adapters(model: &ModelConfig) -> Vec<Shared> {
-    let lora = |r| TrainConfig {
-        r,
-        target_modules: Some(Targets::Pattern("all-linear".to_owned())),
-        ..TrainConfig::new(Method::Lora, "", "", "")
+    let defaults = |method| TrainConfig::new(method, "", "", "");
+    let lora = |r| {
+        defaults(Method::Lora).with_options(|options| {
+            options.lora.r = r;
+            options.targets.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
+        })
     };
-    let layers = |adapter_kind| TrainConfig {
-        adapter_kind,
-        bottleneck: 24,
-        ..TrainConfig::new(Method::Adapter, "", "", "")
+    let layers = |kind| {
+        defaults(Method::Adapter).with_options(|options| {
+            options.adapter.adapter_kind = kind;
+            options.adapter.bottleneck = 24;
+        })
     };
-    let virtual_tokens = |prefix_kind, infix_tokens| TrainConfig {
-        prefix_kind,
-        num_virtual_tokens: 5,
-        infix_tokens,
-        ..TrainConfig::new(Method::Prefix, "", "", "")
+    let virtual_tokens = |kind, infix_tokens| {
+        defaults(Method::Prefix).with_options(|options| {
+            options.prefix.prefix_kind = kind;
+            options.prefix.num_virtual_tokens = 5;
+            options.prefix.infix_tokens = infix_tokens;
+        })
     };
     let settings = [
         lora(4),
         lora(4),
         lora(16),
-        TrainConfig::new(Method::Lora, "", "", ""),
+        defaults(Method::Lora),
         layers(adapter::Kind::Houlsby),
         layers(adapter::Kind::Lin),
         virtual_tokens(prefix::Kind::Layer, 0),
         virtual_tokens(prefix::Kind::Embedding, 3),
-        TrainConfig::new(Method::Bitfit, "", "", ""),
+        defaults(Method::Bitfit),
     ];
     let mut all: Vec<Adapter> = settings
         .iter()

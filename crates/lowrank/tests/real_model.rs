@@ -10,7 +10,7 @@ use lowrank::train::{
     OptimizerState, Silent, StepOptions, TrainConfig, accumulate, optimizer_step, prepare,
 };
 use lowrank::tuning::Method;
-use lowrank::tuning::lora::Targets;
+use lowrank::tuning::targets::Targets;
 use lowrank::{DType, Workspace};
 
 fn model() -> Option<Base> {
@@ -73,7 +73,7 @@ fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows = rows(&base, folder.path());
     let mut config = TrainConfig::new(Method::Lora, "", "", "");
-    config.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
+    config.options.targets.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
     let mut adapter = prepare(&config, &base.network(), &[], &mut Silent)
         .expect("an adapter")
         .adapter;

@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use lowrank::base::Source;
 use lowrank::report::inspect::{self, AdapterReport};
 use lowrank::report::units;
+use lowrank::train::BaseDtype;
 use lowrank::tuning;
 
 use super::common::load_adapter;
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::BaseDtype;
 use crate::table::{Align, Facts, Table};
 
 /// Commands about adapters.

@@ -5,14 +5,17 @@ use std::str::FromStr;
 
 use clap::Args;
 use lowrank::base::{Base, Source};
-use lowrank::data::{DataOptions, Dataset, Tokenizer, is_standard_input, split_file, why_missing};
+use lowrank::data::{
+    Boundary, DataOptions, Dataset, OnBadRow, Split, Tokenizer, is_standard_input, split_file,
+    why_missing,
+};
 use lowrank::model::Weights;
 use lowrank::model::{Adapter, AdapterSet};
+use lowrank::train::BaseDtype;
 use lowrank::tuning::{self, Loaded};
 
 use crate::failure::{Misuse, paragraph};
 use crate::settings::paths::why_no_adapter;
-use crate::settings::values::{BaseDtype, Boundary, Method, OnBadRow, Recompute, Split};
 
 /// Which model, and how it is held.
 #[derive(Debug, Clone, Args)]
@@ -100,8 +103,8 @@ impl RowsArgs {
         let options = DataOptions {
             max_seq_length: self.max_seq_length,
             train_on_prompt: self.train_on_prompt,
-            on_bad_row: self.on_bad_row.into(),
-            completion_boundary: self.completion_boundary.into(),
+            on_bad_row: self.on_bad_row,
+            completion_boundary: self.completion_boundary,
         };
         let split = choose_split(&self.data, self.split, preferred)?;
         Ok(Dataset::load(&self.data, split, tokenizer, &options)?)
@@ -116,7 +119,7 @@ pub fn choose_split(
     data: &Path,
     asked: Option<Split>,
     preferred: &[Split],
-) -> anyhow::Result<lowrank::data::Split> {
+) -> anyhow::Result<Split> {
     if !data.exists() && !is_standard_input(data) {
         let reason = why_missing(data).unwrap_or_else(|| "does not exist".to_owned());
         return Err(Misuse::new(format!("--data: {} {reason}", data.display())).into());
@@ -127,21 +130,21 @@ pub fn choose_split(
             data.display()
         ))
         .into()),
-        Some(split) => Ok(split.into()),
-        None if !data.is_dir() => Ok(lowrank::data::Split::File),
+        Some(split) => Ok(split),
+        None if !data.is_dir() => Ok(Split::File),
         None => {
             for &split in preferred {
-                if split_file(data, split.into())?.is_some() {
-                    return Ok(split.into());
+                if split_file(data, split)?.is_some() {
+                    return Ok(split);
                 }
             }
-            let train = lowrank::data::Split::Train;
+            let train = Split::Train;
             if let Some(file) = split_file(data, train)?
                 && !preferred.contains(&Split::Train)
             {
                 let names: Vec<&str> = preferred
                     .iter()
-                    .flat_map(|&split| lowrank::data::Split::from(split).stems())
+                    .flat_map(|&split| split.stems())
                     .copied()
                     .collect();
                 return Err(Misuse::new(format!(
@@ -153,69 +156,7 @@ pub fn choose_split(
                 .into());
             }
             // The library's own message lists what the folder holds.
-            Ok(preferred
-                .first()
-                .map_or(lowrank::data::Split::Train, |&split| split.into()))
-        }
-    }
-}
-
-impl From<BaseDtype> for lowrank::DType {
-    fn from(dtype: BaseDtype) -> Self {
-        match dtype {
-            BaseDtype::F32 => Self::F32,
-            BaseDtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl From<Method> for lowrank::tuning::Method {
-    fn from(method: Method) -> Self {
-        match method {
-            Method::Lora => Self::Lora,
-            Method::Full => Self::Full,
-            Method::Top => Self::Top,
-            Method::Bitfit => Self::Bitfit,
-            Method::Adapter => Self::Adapter,
-            Method::Prefix => Self::Prefix,
-        }
-    }
-}
-
-impl From<Recompute> for lowrank::model::Recompute {
-    fn from(what: Recompute) -> Self {
-        match what {
-            Recompute::None => Self::None,
-            Recompute::Selective => Self::Selective,
-            Recompute::Full => Self::Full,
-        }
-    }
-}
-
-impl From<Boundary> for lowrank::data::Boundary {
-    fn from(boundary: Boundary) -> Self {
-        match boundary {
-            Boundary::Joint => Self::Joint,
-            Boundary::Apart => Self::Apart,
-        }
-    }
-}
-
-impl From<OnBadRow> for lowrank::data::OnBadRow {
-    fn from(what: OnBadRow) -> Self {
-        match what {
-            OnBadRow::Error => Self::Error,
-            OnBadRow::Skip => Self::Skip,
-        }
-    }
-}
-
-impl From<Split> for lowrank::data::Split {
-    fn from(split: Split) -> Self {
-        match split {
-            Split::Train => Self::Train,
-            Split::Valid => Self::Valid,
-            Split::Test => Self::Test,
+            Ok(preferred.first().copied().unwrap_or(Split::Train))
         }
     }
 }
@@ -424,11 +365,8 @@ mod tests {
         let file = folder.path().join("valid.jsonl");
         std::fs::write(&file, "").unwrap();
         let choose = |path: &Path, asked| choose_split(path, asked, &[Split::Test, Split::Valid]);
-        assert_eq!(
-            choose(folder.path(), None).unwrap(),
-            lowrank::data::Split::Valid
-        );
-        assert_eq!(choose(&file, None).unwrap(), lowrank::data::Split::File);
+        assert_eq!(choose(folder.path(), None).unwrap(), Split::Valid);
+        assert_eq!(choose(&file, None).unwrap(), Split::File);
         assert!(
             choose(&file, Some(Split::Test))
                 .unwrap_err()

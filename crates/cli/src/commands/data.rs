@@ -2,13 +2,12 @@
 
 use clap::{Args, Subcommand};
 use lowrank::base::Source;
-use lowrank::data::{DataReport, preview_json, render_preview};
+use lowrank::data::{DataReport, Split, preview_json, render_preview};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::common::RowsArgs;
 use crate::output::Output;
-use crate::settings::values::Split;
 
 /// Commands about data.
 #[derive(Debug, Subcommand)]

@@ -15,7 +15,7 @@ use lowrank::model::AdapterSet;
 use lowrank::report::units;
 use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
 use lowrank::tuning::Method;
-use lowrank::tuning::lora::Targets;
+use lowrank::tuning::targets::Targets;
 use lowrank::tuning::{self, Loaded};
 use lowrank::{DType, Workspace};
 use serde::Serialize;
@@ -161,8 +161,7 @@ fn train_task(
     progress: Mode,
     stop: &std::sync::atomic::AtomicBool,
 ) -> anyhow::Result<Outcome> {
-    let config = TrainConfig {
-        target_modules: Some(Targets::Pattern("all-linear".to_owned())),
+    let mut config = TrainConfig {
         learning_rate: 5e-3,
         warmup_steps: 10,
         max_steps: Some(STEPS),
@@ -173,6 +172,7 @@ fn train_task(
             folder.join(name),
         )
     };
+    config.options.targets.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
     crate::progress::stderr_line(&format!("task {name}"));
     let mut watcher = Watcher::new(progress);
     Ok(train(

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use lowrank::Workspace;
+use lowrank::data::Split;
 use lowrank::report::units;
 use lowrank::train::evaluate_rows;
 use serde::Serialize;
@@ -15,7 +16,6 @@ use super::eval_text::{self, TextArgs};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::settings::values::Split;
 use crate::table::Facts;
 
 /// Arguments of `lowrank eval`.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use lowrank::Workspace;
-use lowrank::data::{Prompt, load_prompts};
+use lowrank::data::{Prompt, Split, load_prompts};
+use lowrank::fields::finite;
 use lowrank::generate::{Finish, PromptIds};
 use lowrank::metrics::{
     self, Corpus, Prediction, Tokenization, read_predictions, write_predictions,
@@ -18,7 +19,7 @@ use super::eval::EvalArgs;
 use super::generate::{BeamArgs, SamplingArgs, continue_all, together};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
-use crate::settings::values::{Split, at_most, finite};
+use crate::settings::values::at_most;
 use crate::table::Facts;
 
 /// Arguments of text metrics.

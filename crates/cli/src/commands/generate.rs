@@ -8,7 +8,8 @@ use anyhow::Context;
 use clap::{ArgGroup, Args};
 use lowrank::Workspace;
 use lowrank::base::Base;
-use lowrank::data::{Message, Prompt, load_prompts};
+use lowrank::data::{Message, Prompt, Split, load_prompts};
+use lowrank::fields::finite;
 use lowrank::generate::{
     self as engine, BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling,
 };
@@ -21,7 +22,7 @@ use super::common::{
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::settings::values::{Split, at_most, finite};
+use crate::settings::values::at_most;
 use crate::table::{bold, dim};
 
 /// Continuations that are computed together; each holds a cache.

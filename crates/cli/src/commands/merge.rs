@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 use lowrank::DType;
 use lowrank::base::Source;
-use lowrank::data::{DataOptions, Dataset, Prompt, Tokenizer};
+use lowrank::data::{DataOptions, Dataset, Prompt, Split, Tokenizer};
 use lowrank::merge::{MergeReport, PASSAGES};
 use lowrank::model::Weights;
 use lowrank::report::units;
+use lowrank::train::BaseDtype;
 use lowrank::tuning;
 use serde::Serialize;
 
 use super::common::{choose_split, warn_of_other_base};
 use crate::output::Output;
-use crate::settings::values::{BaseDtype, Split};
 use crate::table::Facts;
 
 /// Rows of `--data` that the merge is proved on, and tokens of each.

@@ -10,11 +10,11 @@ use lowrank::hub;
 use lowrank::import::{ImportReport, import_gguf};
 use lowrank::report::inspect::{self, ModelReport, TensorReport};
 use lowrank::report::units;
+use lowrank::train::BaseDtype;
 use serde::Serialize;
 
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::settings::values::BaseDtype;
 use crate::table::{Align, Facts, Table};
 
 /// Commands about models.

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args};
 use lowrank::DType;
 use lowrank::base::Source;
-use lowrank::model::{ModelConfig, families};
+use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
 use lowrank::report::units::{decimal_bytes, grouped};
-use lowrank::train::TrainConfig;
+use lowrank::settings::{BaseDtype, TrainConfig};
 
+use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute, at_most};
+use crate::settings::Flags;
+use crate::settings::method::MethodArgs;
+use crate::settings::values::at_most;
 use crate::table::{Align, Facts, Table, bold, dim};
 
 const RUN: &str = "Run";
@@ -35,7 +37,7 @@ pub struct PlanArgs {
 
     /// What is trained
     #[command(flatten)]
-    pub trained: MethodSettings,
+    pub trained: MethodArgs,
 
     /// Rows computed at a time
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = at_most::<1_000_000>, help_heading = RUN)]
@@ -73,7 +75,7 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         name: &name,
         model: &model,
         train: &train_config(args, matches, &model)?,
-        recompute: args.recompute.into(),
+        recompute: args.recompute,
         file_dtype: DType::from(args.dtype),
     };
     let plan = plan(&options)?;
@@ -99,26 +101,24 @@ fn train_config(
     matches: &ArgMatches,
     model: &ModelConfig,
 ) -> anyhow::Result<TrainConfig> {
-    Ok(TrainConfig {
+    let config = TrainConfig {
         batch_size: args.batch_size,
         max_seq_length: args
             .max_seq_length
             .unwrap_or_else(|| default_length(&args.trained, model)),
-        base_dtype: serde_json::from_value(serde_json::to_value(args.base_dtype)?)?,
+        base_dtype: args.base_dtype,
         ..args.trained.train_config("", matches)?
-    })
+    };
+    let mut problems = Misuse::default();
+    for problem in config.problems_as(&Flags) {
+        problems.push(problem);
+    }
+    Ok(problems.or(config)?)
 }
 
 /// As long as rows are by default, virtual tokens included, where the model takes that.
-fn default_length(trained: &MethodSettings, model: &ModelConfig) -> usize {
-    let taken = trained
-        .num_virtual_tokens
-        .saturating_add(trained.infix_tokens);
-    let before = if trained.method == Method::Prefix {
-        taken
-    } else {
-        0
-    };
+fn default_length(trained: &MethodArgs, model: &ModelConfig) -> usize {
+    let before = trained.method.positions(&trained.options);
     let room = model.max_position_embeddings.saturating_sub(before);
     room.clamp(1, 2048)
 }
@@ -255,27 +255,30 @@ fn operations(value: f64) -> String {
 mod tests {
     use clap::Command;
 
-    use lowrank::tuning::Method as Tuning;
+    use lowrank::tuning::Method;
+    use lowrank::tuning::targets::Targets;
 
     use super::*;
-    use crate::settings::train::TrainSettings;
+    use crate::settings::train::command;
 
     /// A run that is planned without flags is the run that is trained without them.
     #[test]
     fn what_train_has_too_has_its_defaults() {
         let planned = PlanArgs::augment_args(Command::new("plan"));
-        let trained = TrainSettings::augment_args(Command::new("train"));
+        let trained = command();
         let mut shared = 0;
         for arg in planned.get_arguments() {
             let others = trained.get_arguments().find(|a| a.get_id() == arg.get_id());
             let Some(other) = others else { continue };
             shared += 1;
             // One asks for a length, the other for the longest that is kept; and a run finds its own way to save memory.
-            if !["max_seq_length", "recompute"].contains(&arg.get_id().as_str()) {
+            // And a run says its model, where the default is a placeholder.
+            if !["max_seq_length", "recompute", "model"].contains(&arg.get_id().as_str()) {
                 assert_eq!(
                     arg.get_default_values(),
                     other.get_default_values(),
-                    "{arg}"
+                    "{}",
+                    arg.get_id()
                 );
             }
         }
@@ -303,11 +306,10 @@ mod tests {
 
     fn lora(r: usize, targets: &[&str]) -> TrainConfig {
         let names = targets.iter().map(ToString::to_string).collect();
-        TrainConfig {
-            r,
-            target_modules: Some(lowrank::tuning::lora::Targets::Names(names)),
-            ..TrainConfig::new(Tuning::Lora, "", "", "")
-        }
+        let mut config = TrainConfig::new(Method::Lora, "", "", "");
+        config.options.lora.r = r;
+        config.options.targets.target_modules = Some(Targets::Names(names));
+        config
     }
 
     #[test]
@@ -350,7 +352,7 @@ mod tests {
     fn a_narrow_terminal_gets_lines() {
         let train = TrainConfig {
             max_seq_length: 512,
-            ..TrainConfig::new(Tuning::Prefix, "", "", "")
+            ..TrainConfig::new(Method::Prefix, "", "", "")
         };
         let text = shown("smollm2-135m", &train, 40);
         insta::assert_snapshot!(text, @r#"

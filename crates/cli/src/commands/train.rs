@@ -8,14 +8,15 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use lowrank::data::is_read_once;
 use lowrank::report::units;
-use lowrank::train::{Event, Observer, Outcome, Start, TrainConfig, checkpoint};
+use lowrank::settings::TrainConfig;
+use lowrank::train::{Event, Observer, Outcome, Start, checkpoint};
 use serde_json::Value;
 
 use crate::failure::{Interrupted, Misuse};
 use crate::interrupt;
 use crate::output::{Output, shell_word};
 use crate::progress::{Mode, TrainProgress};
-use crate::settings::train::{Resolved, TrainSettings};
+use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
 use crate::threads::set_threads;
@@ -42,7 +43,7 @@ pub struct TrainArgs {
 
     /// Every setting
     #[command(flatten)]
-    pub settings: TrainSettings,
+    pub settings: TrainConfig,
 
     /// Go on with the run in the output folder, with its own settings
     #[arg(long)]
@@ -130,9 +131,12 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
 /// # Errors
 /// Never with the defaults as they are.
 pub fn settings_schema() -> anyhow::Result<Value> {
-    let command = TrainSettings::augment_args(clap::Command::new("train"));
-    let defaults = settings::object(&TrainSettings::defaults()).map_err(anyhow::Error::msg)?;
-    Ok(schema::schema("lowrank train", &command, &defaults))
+    let defaults = settings::object(&training::defaults()).map_err(anyhow::Error::msg)?;
+    Ok(schema::schema(
+        "lowrank train",
+        &training::command(),
+        &defaults,
+    ))
 }
 
 /// Puts flags, file and, when resuming, the settings of the run so far together.
@@ -153,7 +157,8 @@ fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
         let named = given
             .as_ref()
             .and_then(|file| file.values.get("output")?.as_str().map(PathBuf::from));
-        let Some(folder) = args.settings.output.clone().or(named) else {
+        let typed_output = typed("output").then(|| args.settings.output.clone());
+        let Some(folder) = typed_output.or(named) else {
             return Err(Misuse::new(
                 "--resume needs --output, the folder of the run to go on with",
             ));
@@ -169,7 +174,7 @@ fn resolve(args: TrainArgs, matches: &ArgMatches) -> Result<Resolved, Misuse> {
         first_adapter = adapter;
     }
     files.extend(given);
-    let mut resolved = TrainSettings::resolve(settings::layer(args.settings, matches, files))?;
+    let mut resolved = training::resolve(settings::layer(args.settings, matches, files))?;
     if args.resume {
         // The folder may have been moved since its config.yaml was written; where it is now is what counts.
         resolved.values.insert(
@@ -331,34 +336,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_settings_are_the_trainers() {
-        let mut defaults = TrainSettings::defaults();
-        defaults.model = Some("m".to_string());
-        defaults.data = Some("d".into());
-        defaults.output = Some("o".into());
-        defaults.learning_rate = Some(2e-4);
-        let values = settings::object(&defaults).unwrap();
-        let config: TrainConfig = serde_json::from_value(Value::Object(values.clone())).unwrap();
-        let method = config.method;
-        assert_eq!(config, TrainConfig::new(method, "m", "d", "o"));
-        let Value::Object(theirs) = serde_json::to_value(&config).unwrap() else {
-            panic!("a config is a map")
-        };
-        let sorted = |map: &serde_json::Map<String, Value>| {
-            let mut keys: Vec<String> = map.keys().cloned().collect();
-            keys.sort_unstable();
-            keys
-        };
-        assert_eq!(sorted(&values), sorted(&theirs));
-    }
-
-    #[test]
     fn the_schema_knows_every_key() {
         let schema = settings_schema().unwrap();
         let properties = schema["properties"].as_object().unwrap();
         assert_eq!(
             properties.len(),
-            settings::object(&TrainSettings::defaults()).unwrap().len()
+            settings::object(&training::defaults()).unwrap().len()
         );
         assert_eq!(properties["learning_rate"]["type"], "number");
         assert_eq!(properties["r"]["default"], 8);

@@ -1,9 +1,8 @@
-//! Settings: one struct a command defines its flags, the keys of its YAML file, defaults, documentation and schema.
+//! The settings of a training, from the command line, from files and by default.
 //!
-//! Such a struct derives `clap::Args`, `Serialize` and `Deserialize`; a field `learning_rate` is the flag
-//! `--learning-rate` and the key `learning_rate`, its doc comment is the help text, and clap's default value is the
-//! default. [`layer`] puts the command line over the file over the defaults and finds every unknown key and wrong
-//! value on the way; the struct's own `resolve` then checks what the values mean.
+//! The library's [`TrainConfig`] declares each of them: a field `learning_rate` is the flag `--learning-rate` and the key
+//! `learning_rate`, with its help, default and range. [`layer`] puts the command line over the file over the defaults and
+//! finds every unknown key and wrong value on the way; [`train::resolve`] then checks what the values mean.
 
 pub mod method;
 pub mod paths;
@@ -17,18 +16,12 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use lowrank::fields::Names;
+use lowrank::settings::TrainConfig;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::failure::Misuse;
-
-/// A struct whose fields are flags and keys at once.
-pub trait Settings: Serialize + DeserializeOwned {
-    /// Keys that a given `key` puts out of force where they come from a weaker layer: with `--num-train-epochs 2` a
-    /// `max_steps` in the file no longer counts.
-    fn displaces(key: &str) -> &'static [&'static str];
-}
 
 /// A settings file as read.
 #[derive(Debug, Clone)]
@@ -105,9 +98,9 @@ fn describe(error: &serde_saphyr::Error, text: &str, path: &Path) -> String {
 
 /// Settings put together from their layers.
 #[derive(Debug)]
-pub struct Layered<T> {
+pub struct Layered {
     /// The values in force.
-    pub settings: T,
+    pub settings: TrainConfig,
     /// Keys that were given on the command line or in a file, rather than left to their defaults.
     pub given: BTreeSet<String>,
     /// What is wrong so far.
@@ -116,7 +109,12 @@ pub struct Layered<T> {
     files: Vec<File>,
 }
 
-impl<T> Layered<T> {
+impl Layered {
+    /// Counts keys as given that come from elsewhere than a flag or a file.
+    pub fn count_as_given(&mut self, keys: &[&str]) {
+        self.given.extend(keys.iter().map(|key| (*key).to_owned()));
+    }
+
     /// How the user would recognise a setting: `--r`, or `r (in run.yaml)` where the value came from a file.
     pub fn name(&self, key: &str) -> String {
         let from_file = || {
@@ -134,6 +132,30 @@ impl<T> Layered<T> {
     }
 }
 
+impl Names for Layered {
+    fn given(&self, key: &str) -> String {
+        self.name(key)
+    }
+
+    fn to_give(&self, key: &str) -> String {
+        flag(key)
+    }
+}
+
+/// Settings are called by their flags.
+#[derive(Debug, Clone, Copy)]
+pub struct Flags;
+
+impl Names for Flags {
+    fn given(&self, key: &str) -> String {
+        flag(key)
+    }
+
+    fn to_give(&self, key: &str) -> String {
+        flag(key)
+    }
+}
+
 /// The flag of a key.
 pub fn flag(key: &str) -> String {
     match key {
@@ -145,7 +167,7 @@ pub fn flag(key: &str) -> String {
 /// Puts the command line over the files (later ones win) over the defaults.
 ///
 /// `parsed` is what clap made of `matches`; files that hold unknown keys or values of the wrong kind leave problems.
-pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> Layered<T> {
+pub fn layer(parsed: TrainConfig, matches: &ArgMatches, files: Vec<File>) -> Layered {
     let mut problems = Misuse::default();
     let mut values = match object(&parsed) {
         Ok(values) => values,
@@ -167,14 +189,14 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
         .collect();
     let out_of_force: BTreeSet<&str> = flags
         .iter()
-        .flat_map(|key| T::displaces(key))
+        .flat_map(|key| displaces(key))
         .copied()
         .collect();
     let defaults = values.clone();
     let mut given = flags.clone();
     for file in &files {
         let said = file.values.iter().filter(|(_, value)| !value.is_null());
-        for key in said.flat_map(|(key, _)| T::displaces(key)) {
+        for key in said.flat_map(|(key, _)| displaces(key)) {
             // A stronger file displaces what a weaker one said; what they say themselves comes below.
             if let (Some(value), false) = (defaults.get(*key), flags.contains(*key)) {
                 values.insert((*key).to_string(), value.clone());
@@ -189,7 +211,7 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
                     defaults.keys().map(String::as_str),
                 ));
             } else if !value.is_null() {
-                match accepted::<T>(&defaults, key, value) {
+                match accepted(&defaults, key, value) {
                     Ok(_) if flags.contains(key) || out_of_force.contains(key.as_str()) => {}
                     Ok(value) => {
                         values.insert(key.clone(), value);
@@ -214,6 +236,16 @@ pub fn layer<T: Settings>(parsed: T, matches: &ArgMatches, files: Vec<File>) -> 
     }
 }
 
+/// Keys that a given `key` puts out of force where they come from a weaker layer: with `--num-train-epochs 2` a
+/// `max_steps` in the file no longer counts.
+fn displaces(key: &str) -> &'static [&'static str] {
+    match key {
+        "num_train_epochs" => &["max_steps"],
+        "warmup_ratio" => &["warmup_steps"],
+        _ => &[],
+    }
+}
+
 /// The struct as a map of its keys.
 ///
 /// # Errors
@@ -229,14 +261,10 @@ pub fn object<T: Serialize>(settings: &T) -> Result<Map<String, Value>, String> 
 }
 
 /// The value as the settings write it, if it is of the right kind for its key.
-fn accepted<T: Settings>(
-    defaults: &Map<String, Value>,
-    key: &str,
-    value: &Value,
-) -> Result<Value, String> {
+fn accepted(defaults: &Map<String, Value>, key: &str, value: &Value) -> Result<Value, String> {
     let mut candidate = defaults.clone();
     candidate.insert(key.to_string(), value.clone());
-    let settings: T = serde_json::from_value(Value::Object(candidate))
+    let settings: TrainConfig = serde_json::from_value(Value::Object(candidate))
         .map_err(|error| plain(&error.to_string()))?;
     Ok(object(&settings)?.remove(key).unwrap_or(Value::Null))
 }

@@ -2,6 +2,8 @@
 //!
 //! The sources are mlx-lm's command line, axolotl's and LLaMA-Factory's files and transformers' `TrainingArguments`.
 
+use lowrank::tuning::Method;
+
 /// What to tell someone who typed another program's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {
@@ -11,9 +13,11 @@ pub enum Advice {
     KeyBut(&'static str, &'static str),
     /// There is no such setting; a sentence says what to do instead.
     Say(&'static str),
+    /// The methods are to be listed.
+    Methods,
 }
 
-use Advice::{Key, KeyBut, Say};
+use Advice::{Key, KeyBut, Methods, Say};
 
 impl Advice {
     /// The advice for a key of a file.
@@ -31,8 +35,19 @@ impl Advice {
             Key(key) => format!("this setting is called {} here", write(key)),
             KeyBut(key, note) => format!("this setting is called {} here; {note}", write(key)),
             Say(text) => text.to_string(),
+            Methods => format!(
+                "method is {}; to start from an existing adapter give init_adapter",
+                methods()
+            ),
         }
     }
+}
+
+/// `lora`, `full` or `top`.
+fn methods() -> String {
+    let names = Method::ALL.map(|method| format!("`{}`", method.name()));
+    let (last, most) = names.split_last().expect("there are methods");
+    format!("{} or {last}", most.join(", "))
 }
 
 /// What is known about a name. A name may stand for several settings, of which the first that is `known` counts.
@@ -47,7 +62,7 @@ pub fn advice(name: &str, known: impl Fn(&str) -> bool) -> Option<Advice> {
         .map(|(_, advice)| *advice)
         .find(|advice| match advice {
             Key(key) | KeyBut(key, _) => known(key),
-            Say(_) => true,
+            Say(_) | Methods => true,
         })
 }
 
@@ -70,12 +85,7 @@ const CHAT_TEMPLATE: &str =
 /// Sorted by name, so that a second entry is not overlooked; the order of equal names counts.
 const PEERS: &[(&str, Advice)] = &[
     ("adam_eps", Key("adam_epsilon")),
-    (
-        "adapter",
-        Say(
-            "method is `lora`, `full`, `top`, `bitfit`, `adapter` or `prefix`; to start from an existing adapter give init_adapter",
-        ),
-    ),
+    ("adapter", Methods),
     ("adapter_file", Key("init_adapter")),
     ("adapter_name_or_path", Key("init_adapter")),
     ("adapter_path", Key("output")),
@@ -239,11 +249,11 @@ const PEERS: &[(&str, Advice)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{object, train::TrainSettings};
+    use crate::settings::{object, train::defaults};
 
     #[test]
     fn every_key_that_is_named_exists() {
-        let mut known: Vec<String> = object(&TrainSettings::defaults())
+        let mut known: Vec<String> = object(&defaults())
             .unwrap()
             .into_iter()
             .map(|(key, _)| key)

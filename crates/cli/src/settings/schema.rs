@@ -17,7 +17,9 @@ pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> 
             if let Some(help) = arg.get_long_help().or(arg.get_help()) {
                 property.insert("description".to_string(), help.to_string().into());
             }
-            if !default.is_null() {
+            // A default that help does not show is decided by something else; a switch shows none.
+            let decided = arg.is_hide_default_value_set() && !default.is_boolean();
+            if !default.is_null() && !decided {
                 property.insert("default".to_string(), default.clone());
             }
             Some((key.clone(), Value::Object(property)))
@@ -64,10 +66,13 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
         set("enum", all.into());
     } else if parser == TypeId::of::<f64>() {
         set("type", json!("number"));
+    } else if arg.get_value_names().is_some_and(|names| names == ["SIZE"]) {
+        // A number of bytes, or a text such as 2GiB.
+        set("type", json!(["integer", "string"]));
     } else if parser == TypeId::of::<u64>() || parser == TypeId::of::<usize>() {
         set("type", json!("integer"));
         set("minimum", json!(0));
-    } else if parser == TypeId::of::<super::values::Targets>() {
+    } else if parser == TypeId::of::<lowrank::tuning::targets::Targets>() {
         set("type", json!(["string", "array"]));
         set("items", json!({"type": "string"}));
     } else {

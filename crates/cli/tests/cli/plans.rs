@@ -70,7 +70,7 @@ fn what_cannot_be_planned_says_why() {
         ),
         (
             &["--preset", "gpt2", "--batch-size", "0"],
-            "batch_size must be at least 1",
+            "--batch-size must be 1 or greater, not 0",
         ),
         (&["--preset", "gpt2", "--model", "x"], "cannot be used with"),
         (&[], "--model <MODEL>"),

@@ -309,9 +309,15 @@ fn every_bench_measures_something() {
     }
     for (flags, words) in [
         ("full --r 2", "--r does nothing with the method full"),
-        ("lora --r 0", "r must be at least 1"),
-        ("adapter --bottleneck 0", "bottleneck must be at least 1"),
-        ("top --head-only --top-layers 1", "left out with head_only"),
+        ("lora --r 0", "--r must be 1 or greater, not 0"),
+        (
+            "adapter --bottleneck 0",
+            "--bottleneck must be 1 or greater, not 0",
+        ),
+        (
+            "top --head-only --top-layers 1",
+            "--head-only trains the output projection alone, so leave --top-layers out",
+        ),
         ("prefix --num-virtual-tokens 9999", "leave no room for text"),
         ("prefix --num-virtual-tokens 125", "tokens are too many"),
     ] {

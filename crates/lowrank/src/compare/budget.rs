@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use crate::Error;
 use crate::model::ModelConfig;
-use crate::train::TrainConfig;
-use crate::tuning::Method;
+use crate::settings::TrainConfig;
 
 /// How many values may be trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,61 +65,13 @@ impl fmt::Display for Budget {
     }
 }
 
-/// The setting that a method's number of trained values grows with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// LoRA's rank; `lora_alpha` stays twice as large where it is not given.
-    Rank,
-    /// The width of adapter layers.
-    Bottleneck,
-    /// Virtual tokens before every sequence.
-    VirtualTokens,
-}
-
-impl Size {
-    /// Its key in the training settings.
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Rank => "r",
-            Self::Bottleneck => "bottleneck",
-            Self::VirtualTokens => "num_virtual_tokens",
-        }
-    }
-
-    fn set(self, config: &mut TrainConfig, value: usize) {
-        match self {
-            Self::Rank => config.r = value,
-            Self::Bottleneck => config.bottleneck = value,
-            Self::VirtualTokens => config.num_virtual_tokens = value,
-        }
-    }
-
-    /// The largest that makes sense for a model.
-    fn limit(self, model: &ModelConfig) -> usize {
-        match self {
-            Self::Rank | Self::Bottleneck => model.hidden_size,
-            Self::VirtualTokens => model.max_position_embeddings / 2,
-        }
-    }
-}
-
-/// What decides the size of a method; `None` where nothing does: full, top and bitfit are as large as they are.
-pub fn size(method: Method) -> Option<Size> {
-    match method {
-        Method::Lora => Some(Size::Rank),
-        Method::Adapter => Some(Size::Bottleneck),
-        Method::Prefix => Some(Size::VirtualTokens),
-        Method::Full | Method::Top | Method::Bitfit => None,
-    }
-}
-
 /// The size, at least 1, with which `config` trains as near to `values` values as it can on `model`. The other
 /// settings of `config` stay as they are.
 ///
 /// # Errors
 /// Settings that do not fit the model; a method without a size; a size that the model has no room for.
 pub fn solve(config: &TrainConfig, model: &ModelConfig, values: u64) -> Result<usize, Error> {
-    let Some(size) = size(config.method) else {
+    let Some(size) = config.method.size() else {
         return Err(Error::Settings(format!(
             "a budget decides nothing for {}, which trains what it trains; leave it out for this method",
             config.method.title()
@@ -128,7 +79,7 @@ pub fn solve(config: &TrainConfig, model: &ModelConfig, values: u64) -> Result<u
     };
     let count = |value: usize| -> Result<u64, Error> {
         let mut tried = config.clone();
-        size.set(&mut tried, value);
+        size.set(&mut tried.options, value);
         Ok(tried.lay_out(model)?.parameters() as u64)
     };
     // The number of values is a linear function of the size, but for rank patterns, which only add a constant.
@@ -137,16 +88,16 @@ pub fn solve(config: &TrainConfig, model: &ModelConfig, values: u64) -> Result<u
     if each == 0 {
         return Err(Error::Settings(format!(
             "{} changes nothing here: patterns or an adapter to start from decide the size",
-            size.key()
+            size.key
         )));
     }
     let steps = values.saturating_sub(one) as f64 / each as f64;
     let value = 1 + steps.round() as usize;
-    let limit = size.limit(model);
+    let limit = size.most(model);
     if value > limit {
         return Err(Error::Settings(format!(
             "a budget of {values} values asks for {} {value} with {}, and {limit} is the most for this model; lower the budget",
-            size.key(),
+            size.key,
             config.method.title()
         )));
     }
@@ -157,8 +108,8 @@ pub fn solve(config: &TrainConfig, model: &ModelConfig, values: u64) -> Result<u
 mod tests {
     use super::*;
     use crate::plan::presets;
-    use crate::tuning::lora::Targets;
-    use crate::tuning::{adapter, prefix};
+    use crate::tuning::targets::Targets;
+    use crate::tuning::{Method, MethodOptions, adapter, prefix};
 
     #[test]
     fn budgets_are_shares_or_numbers() {
@@ -177,10 +128,13 @@ mod tests {
     #[test]
     fn the_nearest_size_is_found() {
         let model = presets::config("gpt2-medium").unwrap();
-        let lora = TrainConfig {
-            target_modules: Some(Targets::Names(vec!["c_attn.q".into(), "c_attn.v".into()])),
-            ..TrainConfig::new(Method::Lora, "m", "", "")
+        let with = |method, change: fn(&mut MethodOptions)| {
+            TrainConfig::new(method, "m", "", "").with_options(change)
         };
+        let lora = with(Method::Lora, |options| {
+            let names = Targets::Names(vec!["c_attn.q".into(), "c_attn.v".into()]);
+            options.targets.target_modules = Some(names);
+        });
         // 98,304 values a rank.
         assert_eq!(solve(&lora, &model, 393_216).unwrap(), 4);
         assert_eq!(solve(&lora, &model, 350_000).unwrap(), 4);
@@ -191,23 +145,21 @@ mod tests {
 
         // The nearest of all sizes, tried one by one.
         let others = [
-            TrainConfig {
-                adapter_kind: adapter::Kind::Lin,
-                ..TrainConfig::new(Method::Adapter, "m", "", "")
-            },
-            TrainConfig::new(Method::Adapter, "m", "", ""),
-            TrainConfig {
-                prefix_kind: prefix::Kind::Embedding,
-                infix_tokens: 3,
-                ..TrainConfig::new(Method::Prefix, "m", "", "")
-            },
-            TrainConfig::new(Method::Prefix, "m", "", ""),
+            with(Method::Adapter, |options| {
+                options.adapter.adapter_kind = adapter::Kind::Lin;
+            }),
+            with(Method::Adapter, |_| {}),
+            with(Method::Prefix, |options| {
+                options.prefix.prefix_kind = prefix::Kind::Embedding;
+                options.prefix.infix_tokens = 3;
+            }),
+            with(Method::Prefix, |_| {}),
         ];
         for config in others {
-            let size = size(config.method).unwrap();
+            let size = config.method.size().unwrap();
             let count = |value: usize| {
                 let mut tried = config.clone();
-                size.set(&mut tried, value);
+                size.set(&mut tried.options, value);
                 tried.lay_out(&model).unwrap().parameters() as u64
             };
             for values in [1, 20_000, 350_000, 360_001] {

@@ -3,5 +3,5 @@
 mod budget;
 mod results;
 
-pub use budget::{Budget, Size, size, solve};
+pub use budget::{Budget, solve};
 pub use results::{BaseResult, Comparison, Cost, MethodResult, SeedResult, Spread};

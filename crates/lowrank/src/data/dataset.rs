@@ -18,11 +18,12 @@ use super::tokenizer::Tokenizer;
 /// What to do with a row that cannot be learned from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum OnBadRow {
-    /// Stop and say which.
+    /// Stop and say which row and why.
     #[default]
     Error,
-    /// Leave it out, and list it in the report.
+    /// Leave the row out, and say how many were.
     Skip,
 }
 

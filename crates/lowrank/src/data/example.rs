@@ -45,11 +45,14 @@ impl Example {
 /// How a prompt and its completion become tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Boundary {
-    /// As one text, as TRL does.
+    /// As one text; a token that covers a part of both is learned.
+    ///
+    /// TRL does so.
     #[default]
     Joint,
-    /// Each by itself: the prompt's tokens are those that it has alone.
+    /// Each by itself, so that the prompt's tokens are those that it has alone.
     Apart,
 }
 

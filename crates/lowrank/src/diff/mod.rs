@@ -22,13 +22,20 @@ use subspace::{Matrix, decompose_product, effective_rank, left_vectors, similari
 /// Whose singular vectors are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Of {
-    /// The right ones of A: directions of the input.
+    /// A: directions of the input.
+    ///
+    /// Its right singular vectors.
     #[default]
     A,
-    /// The left ones of B: directions of the output.
+    /// B: directions of the output.
+    ///
+    /// Its left singular vectors.
     B,
-    /// The right ones of ΔW = scale·B·A: directions of the input, in the order of what they come to.
+    /// ΔW: directions of the input, in the order of what they come to.
+    ///
+    /// The right singular vectors of scale·B·A.
     Delta,
 }
 

@@ -11,13 +11,20 @@ use super::pass::Pass;
 /// What a block computes again in the backward instead of keeping it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Recompute {
-    /// Nothing but norms and the MLP's activation, which cost next to nothing.
+    /// Next to nothing: the fastest.
+    ///
+    /// Norms and the MLP's activation, that is.
     #[default]
     None,
-    /// The MLP's first linears, too: less than half the memory for a quarter more work.
+    /// The MLP's first linears: less than half the memory.
+    ///
+    /// It takes a quarter more work.
     Selective,
-    /// The whole block, from its input.
+    /// The whole block: the least memory.
+    ///
+    /// It is computed again from its input.
     Full,
 }
 

@@ -8,8 +8,8 @@ use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::model::Adapter;
 use crate::model::{ModelConfig, Recompute, Saving};
-use crate::train::TrainConfig;
-use crate::tuning::{Method, prefix};
+use crate::settings::TrainConfig;
+use crate::tuning::Method;
 
 /// What is planned.
 #[derive(Clone, Copy, Debug)]
@@ -114,13 +114,13 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         init_adapter: None,
         ..train.clone()
     };
-    let prefix = (train.method == Method::Prefix).then(|| {
-        let options = train.prefix_options();
-        PrefixCounts {
-            paper: prefix::paper_parameters(model, &options) as u64,
-            peft: prefix::parameters(model, &options) as u64,
-        }
-    });
+    let prefix = train
+        .method
+        .paper_parameters(&train.options, model)
+        .map(|paper| PrefixCounts {
+            paper: paper as u64,
+            peft: adapter.parameters() as u64,
+        });
     Ok(Plan {
         model: options.name.to_owned(),
         parameters: model.parameters() as u64,
@@ -173,7 +173,7 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
 mod tests {
     use super::*;
     use crate::plan::presets;
-    use crate::tuning::lora::Targets;
+    use crate::tuning::targets::Targets;
 
     fn planned(preset: &str, train: &TrainConfig) -> Result<Plan, Error> {
         let model = presets::config(preset).unwrap();
@@ -196,11 +196,10 @@ mod tests {
 
     #[test]
     fn gpt3_is_planned_without_its_memory() {
-        let lora = TrainConfig {
-            r: 4,
-            target_modules: Some(Targets::Names(vec!["q_proj".into(), "v_proj".into()])),
-            ..train(Method::Lora)
-        };
+        let mut lora = train(Method::Lora);
+        lora.options.lora.r = 4;
+        let names = Targets::Names(vec!["q_proj".into(), "v_proj".into()]);
+        lora.options.targets.target_modules = Some(names);
         let plan = planned("gpt3-175b", &lora).unwrap();
         assert_eq!(plan.method.trainable_parameters, 18_874_368);
         assert!((9_200.0..9_400.0).contains(&plan.method.reduction));

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::presets;
 use crate::model::ModelConfig;
-use crate::train::TrainConfig;
-use crate::tuning::lora::Targets;
+use crate::settings::TrainConfig;
+use crate::tuning::targets::Targets;
 use crate::tuning::{Method, adapter, prefix, top};
 
 /// Where a figure of the paper comes from.
@@ -169,11 +169,9 @@ fn gpt2_medium(model: &ModelConfig) -> Vec<Claim> {
 /// LoRA's values with rank r on these modules; 0 where the model has no such module.
 fn lora(model: &ModelConfig, targets: &[&str], r: usize) -> usize {
     let names = targets.iter().map(ToString::to_string).collect();
-    let train = TrainConfig {
-        r,
-        target_modules: Some(Targets::Names(names)),
-        ..TrainConfig::new(Method::Lora, "", "", "")
-    };
+    let mut train = TrainConfig::new(Method::Lora, "", "", "");
+    train.options.lora.r = r;
+    train.options.targets.target_modules = Some(Targets::Names(names));
     train
         .lay_out(model)
         .map_or(0, |adapter| adapter.parameters())

@@ -82,8 +82,10 @@ pub fn render(card: &ModelCard<'_>) -> String {
     if let BaseModel::Hub(id) = card.base {
         let _ = writeln!(text, "- {}", quote(&format!("base_model:{relation}:{id}")));
     }
-    if card.kind == CardKind::Adapter(Method::Lora) {
-        text.push_str("- lora\n");
+    if let CardKind::Adapter(method) = card.kind
+        && let Some(tag) = method.hub_tag()
+    {
+        let _ = writeln!(text, "- {tag}");
     }
     text.push_str("- lowrank\n---\n\n");
 
@@ -160,7 +162,7 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
                 "\n## Use\n\n`ADAPTER` is this folder{hint}.\n\n```sh\n\
                  lowrank generate --model {base} --adapter ADAPTER --prompt \"Hello\"\n"
             );
-            if !matches!(method, Method::Adapter | Method::Prefix) {
+            if method.merges() {
                 let _ = writeln!(
                     text,
                     "lowrank merge --model {base} --adapter ADAPTER --output merged"

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use lowrank_formats::atomic;
 
 use super::checkpoint;
-use super::config::{Began, TrainConfig};
 use super::outcome::Outcome;
 use super::run::Start;
 use crate::Error;
@@ -13,7 +12,7 @@ use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::lock::LOCK_FILE;
 use crate::output;
 use crate::report;
-use crate::tuning::Method;
+use crate::settings::{Began, TrainConfig};
 
 const CONFIG: &str = "config.yaml";
 const METRICS: &str = "metrics.jsonl";
@@ -143,7 +142,7 @@ fn parse_config(text: &str) -> Result<TrainConfig, String> {
 /// How a new run takes over what the one in the output folder has learned, where there is something to take over.
 pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
     let run = &config.output;
-    if config.method == Method::Full {
+    if config.method.writes_model() {
         let model = run.join("model.safetensors").exists();
         let hint = || {
             format!(
@@ -323,9 +322,10 @@ pub(super) fn write_card(
     } else {
         report::model_card::BaseModel::Local(&short)
     };
-    let kind = match config.method {
-        Method::Full => report::model_card::CardKind::Model,
-        method => report::model_card::CardKind::Adapter(method),
+    let kind = if config.method.writes_model() {
+        report::model_card::CardKind::Model
+    } else {
+        report::model_card::CardKind::Adapter(config.method)
     };
     let card = report::model_card::render(&report::model_card::ModelCard {
         name: &name,
@@ -350,6 +350,7 @@ pub(super) fn write_card(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tuning::Method;
 
     #[test]
     fn what_is_wrong_with_a_config_is_said_in_words() {

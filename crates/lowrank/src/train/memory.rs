@@ -2,7 +2,6 @@
 
 use lowrank_kernels::DType;
 
-use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
@@ -13,7 +12,7 @@ use crate::plan::{
     Bound, Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
 };
 use crate::report::units;
-use crate::tuning::Method;
+use crate::settings::TrainConfig;
 
 /// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
 pub fn peak_rss() -> u64 {
@@ -153,10 +152,10 @@ pub(super) fn check_room(
     };
     let least = training_memory(model, &adapter, saving.dtype, 0, Work::default(), saving);
     let mut mends = Vec::new();
-    if saving.dtype == DType::F32 && config.method != Method::Full {
+    if saving.dtype == DType::F32 && !config.method.writes_model() {
         mends.push("set --base-dtype bf16");
     }
-    if config.method == Method::Full {
+    if config.method.writes_model() {
         mends.push("train with --method lora");
     } else {
         mends.push("train fewer values or a smaller model");

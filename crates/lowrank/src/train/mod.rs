@@ -4,12 +4,10 @@
 //! depend only on the seed and the step. That makes resuming exact.
 
 pub mod checkpoint;
-mod config;
 mod evaluate;
 mod events;
 mod folder;
 mod memory;
-mod method;
 mod order;
 mod outcome;
 mod prepare;
@@ -19,15 +17,16 @@ mod schedule;
 mod step;
 mod trainer;
 
-pub use config::{BaseDtype, Began, TrainConfig};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
 pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
 pub use run::{Start, train};
-pub use schedule::{Schedule, SchedulerType};
+pub use schedule::Schedule;
 pub use step::{
     OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step, shared_batch_of,
 };
 pub use trainer::{Rows, Trainer};
+
+pub use crate::settings::{BaseDtype, Began, SchedulerType, TrainConfig};

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use super::checkpoint;
-use super::config::TrainConfig;
 use super::evaluate::evaluate;
 use super::events::Event;
 use super::folder;
@@ -14,6 +13,7 @@ use crate::base::Network;
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet};
 use crate::report::MetricsLine;
+use crate::settings::TrainConfig;
 use crate::tuning::{AdapterConfig, full};
 
 /// What a run came to.

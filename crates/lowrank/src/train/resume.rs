@@ -5,7 +5,6 @@ use std::path::Path;
 use lowrank_formats::checkpoint::Checkpoint;
 
 use super::checkpoint::{self, DataMark, ModelMark, TrainerState};
-use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use super::folder;
 use super::outcome::{Outcome, mean};
@@ -15,15 +14,16 @@ use crate::Error;
 use crate::base::{Network, Source};
 use crate::model::Adapter;
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
-use crate::tuning::Method;
+use crate::settings::TrainConfig;
 
 /// What a run in the output folder came to, if it is finished: it has what it was for, and took its last step or stopped
 /// early. Nothing is to be done then, and nothing is read but its own files.
 pub(super) fn finished(config: &TrainConfig) -> Option<Outcome> {
     let run = &config.output;
-    let (has_files, weights) = match config.method {
-        Method::Full => (run.join("config.json").is_file(), "model.safetensors"),
-        _ => (checkpoint::has_adapter(run), "adapter_model.safetensors"),
+    let (has_files, weights) = if config.method.writes_model() {
+        (run.join("config.json").is_file(), "model.safetensors")
+    } else {
+        (checkpoint::has_adapter(run), "adapter_model.safetensors")
     };
     // What is damaged is written anew.
     if !has_files || Checkpoint::open(&run.join(weights)).is_err() {

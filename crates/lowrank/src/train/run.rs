@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint;
-use super::config::TrainConfig;
 use super::events::{Event, Observer};
 use super::folder;
 use super::memory::check_room;
@@ -15,6 +14,7 @@ use crate::Error;
 use crate::base::{Base, Source};
 use crate::data::{DataOptions, Dataset, Split, split_file};
 use crate::lock::FolderLock;
+use crate::settings::TrainConfig;
 
 /// How a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

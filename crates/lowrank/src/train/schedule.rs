@@ -1,22 +1,7 @@
 //! The learning rate of each step, as transformers' `get_scheduler` gives it.
 
-use serde::{Deserialize, Serialize};
-
-use super::config::TrainConfig;
 use super::events::{Event, Observer};
-
-/// The shape of the learning rate after the warm-up (`lr_scheduler_type`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SchedulerType {
-    /// Falls linearly to zero at the last step.
-    #[default]
-    Linear,
-    /// Falls to zero along half a cosine.
-    Cosine,
-    /// Stays.
-    Constant,
-}
+use crate::settings::{SchedulerType, TrainConfig};
 
 /// The schedule of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,7 +11,6 @@ use std::time::Instant;
 use lowrank_kernels::Workspace;
 
 use super::checkpoint::{self, TrainerState};
-use super::config::TrainConfig;
 use super::evaluate::evaluate_rows;
 use super::events::{Event, Observer};
 use super::folder;
@@ -29,6 +28,7 @@ use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, Saving};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
+use crate::settings::TrainConfig;
 use crate::tuning::{self, AdapterConfig, BaseMark};
 
 /// Steps whose losses are averaged for the final figure.

@@ -7,34 +7,157 @@
 //! U and both biases begin at zero, so that training starts from the base itself. Nothing in a model's architecture could
 //! hold these layers, so they cannot be merged.
 
+use std::path::Path;
+
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::{Activation, fill_uniform};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::files::check_keys;
+use super::files::{check_keys, finish, write_both};
+use super::{
+    AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
+    Starting,
+};
 use crate::Error;
+use crate::fields::{Field, Fields, fields};
 use crate::model::{Adapter, BottleneckSite, Sublayer};
 use crate::model::{ModelConfig, families};
 use crate::random::mix;
 
 /// `peft_type` in adapter_config.json.
-pub(super) const PEFT_TYPE: &str = "LOWRANK_ADAPTER";
+const PEFT_TYPE: &str = "LOWRANK_ADAPTER";
 
-/// r where nothing is said.
-pub const DEFAULT_BOTTLENECK: usize = 64;
+fields! {
+    /// The options of adapter layers.
+    pub struct Settings {
+        /// Where adapter layers stand
+        #[arg(value_name = "KIND", value_enum, help_heading = "Other methods")]
+        #[fixes(Shape)]
+        #[absent(Kind::Houlsby)]
+        pub adapter_kind: Kind = Kind::Houlsby,
+
+        /// Width of adapter layers
+        #[arg(value_name = "N", help_heading = "Other methods")]
+        #[range(COUNT)]
+        #[fixes(Shape)]
+        #[absent(64)]
+        pub bottleneck: usize = 64,
+    }
+}
+
+impl Settings {
+    fn options(&self) -> Options {
+        Options {
+            kind: self.adapter_kind,
+            bottleneck: self.bottleneck,
+        }
+    }
+}
+
+/// What its files say.
+pub type Config = Options;
+
+/// Adapter layers in the table of methods.
+pub(super) struct Spec;
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "adapter layers"
+    }
+
+    fn help(&self) -> &'static str {
+        "New layers of a small width between the frozen ones"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        1e-3
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Settings::fields()
+    }
+
+    fn label(&self, options: &MethodOptions) -> String {
+        let Options { kind, bottleneck } = options.adapter.options();
+        format!("{} {bottleneck}", kind.name())
+    }
+
+    fn merges(&self) -> bool {
+        false
+    }
+
+    fn size(&self) -> Option<Size> {
+        Some(Size {
+            key: "bottleneck",
+            follower: None,
+            set: |options, width| options.adapter.bottleneck = width,
+            most: |model| model.hidden_size,
+        })
+    }
+
+    fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        lay_out(model, options.adapter.options())
+    }
+
+    fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        let (model, options) = (with.decoder.config(), options.adapter.options());
+        Ok(Started {
+            adapter: inject(model, options, with.seed)?,
+            coverage: Some(coverage(model, options)),
+            config: Some(AdapterConfig::Adapter(options)),
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &[PEFT_TYPE]
+    }
+
+    fn load(&self, folder: &Path, raw: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
+        let options = read(raw, model)?;
+        let adapter = lay_out(model, options)?;
+        let coverage = coverage(model, options);
+        finish(folder, adapter, AdapterConfig::Adapter(options), coverage)
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(
+        &self,
+        folder: &Path,
+        _: &ModelConfig,
+        adapter: &Adapter,
+        base: BaseMark,
+    ) -> Result<(), Error> {
+        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+    }
+
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("adapter_kind", self.kind.name().into()),
+            ("bottleneck", self.bottleneck.into()),
+        ]
+    }
+}
 
 /// Where the layers stand (`adapter_kind`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Kind {
-    /// Behind attention and MLP, with GELU.
+    /// Behind attention and feed-forward (Houlsby et al., 2019).
+    ///
+    /// With GELU.
     #[default]
     Houlsby,
-    /// Behind the MLP on the residual stream, normed, with ReLU.
+    /// Behind the feed-forward, with a layer norm of its own (Lin et al., 2020).
+    ///
+    /// On the residual stream, with ReLU.
     Lin,
-    /// Behind the MLP, with ReLU.
+    /// Behind the feed-forward (Pfeiffer et al., 2021).
+    ///
+    /// With ReLU.
     Pfeiffer,
 }
 
@@ -71,17 +194,7 @@ pub struct Options {
     pub bottleneck: usize,
 }
 
-impl Options {
-    /// Keys of adapter_config.json.
-    pub(super) fn to_json(self) -> Vec<(&'static str, Value)> {
-        vec![
-            ("adapter_kind", self.kind.name().into()),
-            ("bottleneck", self.bottleneck.into()),
-        ]
-    }
-}
-
-pub(super) fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, FormatError> {
+fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, FormatError> {
     check_keys(raw, &["adapter_kind", "bottleneck"])?;
     let all = [Kind::Houlsby, Kind::Lin, Kind::Pfeiffer];
     let named = raw.str("adapter_kind")?;
@@ -126,7 +239,7 @@ pub fn parameters(config: &ModelConfig, options: &Options) -> usize {
     layers * (2 * c * r + r + c) + 2 * norms * c
 }
 
-pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
+fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
     let Options { kind, bottleneck } = options;
     let c = config.hidden_size;
     if !(1..=c).contains(&bottleneck) {
@@ -163,7 +276,7 @@ pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter,
 }
 
 /// What is trained, in words.
-pub(crate) fn coverage(config: &ModelConfig, options: Options) -> String {
+fn coverage(config: &ModelConfig, options: Options) -> String {
     format!(
         "{} adapter layers ({}), {} trainable parameters",
         config.num_hidden_layers * options.kind.places().len(),

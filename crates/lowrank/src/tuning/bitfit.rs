@@ -3,11 +3,94 @@
 //! A model that has biases trains its own, those of layer norms among them. One that has none, as Llama, gets a bias at
 //! zero on every linear of its blocks.
 
+use std::path::Path;
+
+use lowrank_formats::hf_config::HfConfig;
+use serde_json::Value;
+
+use super::files::{check_keys, finish, write_both};
+use super::{
+    AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Started, Starting,
+};
+use crate::Error;
+use crate::fields::{Field, fields};
 use crate::model::Adapter;
 use crate::model::{ModelConfig, Part, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.
-pub(super) const PEFT_TYPE: &str = "LOWRANK_BITFIT";
+const PEFT_TYPE: &str = "LOWRANK_BITFIT";
+
+fields! {
+    /// It has no options: every bias is trained.
+    pub struct Settings {}
+}
+
+/// Its files say nothing but their type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config;
+
+/// BitFit in the table of methods.
+pub(super) struct Spec;
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "BitFit"
+    }
+
+    fn help(&self) -> &'static str {
+        "Biases alone; zeros are added where the model has none"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        1e-3
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Vec::new()
+    }
+
+    fn label(&self, _: &MethodOptions) -> String {
+        "BitFit".to_owned()
+    }
+
+    fn lay_out(&self, _: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        Ok(lay_out(model))
+    }
+
+    fn start(&self, _: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        Ok(Started {
+            adapter: inject(with.decoder.weights()),
+            coverage: Some(coverage(with.decoder.config())),
+            config: Some(AdapterConfig::Bitfit(Config)),
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &[PEFT_TYPE]
+    }
+
+    fn load(&self, folder: &Path, raw: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
+        check_keys(raw, &[])?;
+        let config = AdapterConfig::Bitfit(Config);
+        finish(folder, lay_out(model), config, coverage(model))
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(
+        &self,
+        folder: &Path,
+        _: &ModelConfig,
+        adapter: &Adapter,
+        base: BaseMark,
+    ) -> Result<(), Error> {
+        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+    }
+
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+}
 
 /// The base's biases, or zeros where it has none.
 pub fn inject(weights: &Weights) -> Adapter {
@@ -21,12 +104,12 @@ pub fn parameters(config: &ModelConfig) -> usize {
     biases(config).iter().map(|(_, (_, cols))| cols).sum()
 }
 
-pub(super) fn lay_out(config: &ModelConfig) -> Adapter {
+fn lay_out(config: &ModelConfig) -> Adapter {
     Adapter::replacing(config, &biases(config))
 }
 
 /// What is trained, in words.
-pub(crate) fn coverage(config: &ModelConfig) -> String {
+fn coverage(config: &ModelConfig) -> String {
     let biases = biases(config);
     let whose = if has_own(config) {
         "of the model's own"

@@ -1,7 +1,7 @@
 //! The folder of any adapter: `adapter_config.json`, whose `peft_type` says which method wrote it, and
 //! `adapter_model.safetensors`.
 //!
-//! LoRA's and prefix tuning's are PEFT's own files. The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
+//! A method's module says which types are its own (`MethodSpec::peft_types`). The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
 //! named as in model.safetensors where they stand in for a model's own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,14 +11,13 @@ use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, LoraConfig, PromptKind, open_adapter_weights, read_adapter_config,
-    write_adapter_config,
+    ADAPTER_WEIGHTS, open_adapter_weights, read_adapter_config, write_adapter_config,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::{Method, adapter, bitfit, full, lora, prefix, top};
+use super::{AdapterConfig, Method};
 use crate::Error;
 use crate::model::Adapter;
 use crate::model::ModelConfig;
@@ -33,61 +32,6 @@ const COMMON_KEYS: &[&str] = &[
     "peft_type",
     "task_type",
 ];
-
-/// What an adapter's files say of its method.
-#[derive(Clone, Debug, PartialEq)]
-pub enum AdapterConfig {
-    /// PEFT's `LORA`.
-    Lora(Box<LoraConfig>),
-    /// `LOWRANK_TOP`.
-    Top(top::Options),
-    /// `LOWRANK_BITFIT`.
-    Bitfit,
-    /// `LOWRANK_ADAPTER`.
-    Adapter(adapter::Options),
-    /// PEFT's `PREFIX_TUNING` or `PROMPT_TUNING`, or `LOWRANK_PREFIX_INFIX`.
-    Prefix(prefix::Options),
-}
-
-impl AdapterConfig {
-    /// The method.
-    pub fn method(&self) -> Method {
-        match self {
-            Self::Lora(_) => Method::Lora,
-            Self::Top(_) => Method::Top,
-            Self::Bitfit => Method::Bitfit,
-            Self::Adapter(_) => Method::Adapter,
-            Self::Prefix(_) => Method::Prefix,
-        }
-    }
-
-    /// Whether PEFT loads the files.
-    pub fn is_pefts(&self) -> bool {
-        match self {
-            Self::Lora(_) => true,
-            Self::Prefix(options) => options.is_pefts(),
-            Self::Top(_) | Self::Bitfit | Self::Adapter(_) => false,
-        }
-    }
-
-    /// The method's options, under the names of adapter_config.json.
-    pub fn options(&self) -> Map<String, Value> {
-        let options = match self {
-            Self::Lora(config) => vec![
-                ("r", config.r.into()),
-                ("lora_alpha", config.lora_alpha.into()),
-                ("target_modules", config.target_modules.to_string().into()),
-                ("use_rslora", config.use_rslora.into()),
-            ],
-            Self::Top(options) => options.to_json(),
-            Self::Bitfit => Vec::new(),
-            Self::Adapter(options) => options.to_json(),
-            Self::Prefix(options) => options.to_json(),
-        };
-        let named = options.into_iter();
-        named.map(|(key, value)| (key.to_owned(), value)).collect()
-    }
-}
 
 /// The base that an adapter belongs to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,21 +54,6 @@ pub struct Loaded {
     pub base_fingerprint: Option<String>,
 }
 
-/// What a method trains, all zero; without options it is everything. Nothing is allocated until a value is asked for.
-///
-/// # Errors
-/// Options that do not fit the model.
-pub fn lay_out(model: &ModelConfig, options: Option<&AdapterConfig>) -> Result<Adapter, Error> {
-    match options {
-        None => Ok(full::lay_out(model)),
-        Some(AdapterConfig::Lora(config)) => lora::lay_out(model, config),
-        Some(AdapterConfig::Top(options)) => top::lay_out(model, *options),
-        Some(AdapterConfig::Bitfit) => Ok(bitfit::lay_out(model)),
-        Some(AdapterConfig::Adapter(options)) => adapter::lay_out(model, *options),
-        Some(AdapterConfig::Prefix(options)) => prefix::lay_out(model, *options),
-    }
-}
-
 /// Reads an adapter's folder, of whatever method, for a model of this config.
 ///
 /// # Errors
@@ -132,63 +61,34 @@ pub fn lay_out(model: &ModelConfig, options: Option<&AdapterConfig>) -> Result<A
 /// another shape (an adapter for another model).
 pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let raw = read_adapter_config(folder)?;
-    match raw.str("peft_type")? {
-        top::PEFT_TYPE => {
-            let options = top::read(&raw, model)?;
-            let adapter = top::lay_out(model, options)?;
-            let coverage = top::coverage(model, options);
-            finish(folder, adapter, AdapterConfig::Top(options), coverage)
-        }
-        bitfit::PEFT_TYPE => {
-            check_keys(&raw, &[])?;
-            let adapter = bitfit::lay_out(model);
-            let coverage = bitfit::coverage(model);
-            finish(folder, adapter, AdapterConfig::Bitfit, coverage)
-        }
-        adapter::PEFT_TYPE => {
-            let options = adapter::read(&raw, model)?;
-            let laid_out = adapter::lay_out(model, options)?;
-            let coverage = adapter::coverage(model, options);
-            finish(folder, laid_out, AdapterConfig::Adapter(options), coverage)
-        }
-        name if name == prefix::PEFT_TYPE || PromptKind::from_peft_type(name).is_some() => {
-            let options = prefix::read(&raw, model)?;
-            let laid_out = prefix::lay_out(model, options)?;
-            let coverage = prefix::coverage(model, options);
-            finish(folder, laid_out, AdapterConfig::Prefix(options), coverage)
-        }
-        // Whatever else it is, LoRA's reader says what is wrong with it.
-        _ => {
-            let loaded = lora::load(folder, model)?;
-            Ok(Loaded {
-                adapter: loaded.adapter,
-                config: AdapterConfig::Lora(Box::new(loaded.config)),
-                coverage: loaded.coverage.to_string(),
-                base_fingerprint: loaded.base_fingerprint,
-            })
-        }
-    }
+    let name = raw.str("peft_type")?;
+    let mut methods = Method::ALL.into_iter();
+    let method = methods.find(|method| method.spec().peft_types().contains(&name));
+    // Whatever else it is, LoRA's reader says what is wrong with it.
+    let method = method.unwrap_or(Method::Lora);
+    method.spec().load(folder, &raw, model)
 }
 
-/// Reads the values of an adapter that is laid out.
-fn finish(
+/// Reads the values of an adapter that is laid out, each from the tensor of its name.
+pub(super) fn finish(
     folder: &Path,
     mut adapter: Adapter,
     config: AdapterConfig,
     coverage: String,
 ) -> Result<Loaded, Error> {
     let weights = open_adapter_weights(folder)?;
-    if adapter.virtual_tokens.key_values.is_empty() {
-        read_values(&weights, &mut adapter)?;
-    } else {
-        prefix::read_layers(&weights, &mut adapter)?;
-    }
+    read_values(&weights, &mut adapter)?;
     Ok(Loaded {
         adapter,
         config,
         coverage,
-        base_fingerprint: weights.metadata().get(BASE_FINGERPRINT).cloned(),
+        base_fingerprint: fingerprint(&weights),
     })
+}
+
+/// The fingerprint of the base, where the file's metadata has it.
+pub(super) fn fingerprint(weights: &Checkpoint) -> Option<String> {
+    weights.metadata().get(BASE_FINGERPRINT).cloned()
 }
 
 /// Writes an adapter's two files into `folder`.
@@ -202,17 +102,17 @@ pub fn save(
     adapter: &Adapter,
     base: BaseMark,
 ) -> Result<(), Error> {
-    let (peft_type, options) = match config {
-        AdapterConfig::Lora(config) => {
-            return lora::save(folder, model, config, adapter, base.fingerprint);
-        }
-        AdapterConfig::Prefix(options) => {
-            return prefix::save(folder, model, *options, adapter, base);
-        }
-        AdapterConfig::Top(options) => (top::PEFT_TYPE, options.to_json()),
-        AdapterConfig::Bitfit => (bitfit::PEFT_TYPE, Vec::new()),
-        AdapterConfig::Adapter(options) => (adapter::PEFT_TYPE, options.to_json()),
-    };
+    config.inner().save(folder, model, adapter, base)
+}
+
+/// Writes an adapter's two files: its values under their names, and the keys of every method with a method's own.
+pub(super) fn write_both(
+    folder: &Path,
+    peft_type: &str,
+    options: Vec<(&'static str, Value)>,
+    adapter: &Adapter,
+    base: BaseMark,
+) -> Result<(), Error> {
     write_values(folder, adapter, base.fingerprint)?;
     write_config(folder, peft_type, base.name, options)
 }

@@ -1,15 +1,93 @@
 //! Full fine-tuning: every weight of the base is trained; also the random start of a model that is pretrained.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::Path;
 
+use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::{DType, Tensor, fill_normal};
+use serde_json::Value;
 
+use super::{BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Started, Starting};
 use crate::Error;
+use crate::fields::{Field, fields};
 use crate::model::Adapter;
 use crate::model::weights::write_model;
 use crate::model::{ModelConfig, Part, WeightId, Weights};
 use crate::random::mix;
+
+fields! {
+    /// It has no options: everything is trained.
+    pub struct Settings {}
+}
+
+/// There are no adapter files.
+pub type Config = Infallible;
+
+/// Full fine-tuning in the table of methods.
+pub(super) struct Spec;
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "full fine-tuning"
+    }
+
+    fn help(&self) -> &'static str {
+        "Every weight of the model"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        2e-5
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Vec::new()
+    }
+
+    fn label(&self, _: &MethodOptions) -> String {
+        "full".to_owned()
+    }
+
+    fn writes_model(&self) -> bool {
+        true
+    }
+
+    fn lay_out(&self, _: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        Ok(lay_out(model))
+    }
+
+    fn start(&self, _: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        let weights = with.decoder.weights();
+        let adapter = inject(weights);
+        weights.release_pages();
+        Ok(Started {
+            adapter,
+            coverage: None,
+            config: None,
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn load(&self, folder: &Path, _: &HfConfig, _: &ModelConfig) -> Result<Loaded, Error> {
+        Err(Error::Settings(format!(
+            "{} is no adapter: full fine-tuning writes a whole model",
+            folder.display()
+        )))
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(&self, _: &Path, _: &ModelConfig, _: &Adapter, _: BaseMark) -> Result<(), Error> {
+        match *self {}
+    }
+
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        match *self {}
+    }
+}
 
 /// The base's values as the trainable set.
 pub fn inject(weights: &Weights) -> Adapter {

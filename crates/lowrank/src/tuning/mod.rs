@@ -1,106 +1,30 @@
 //! What is trained beside, or instead of, the base's weights.
 //!
-//! A method turns its options into an [`Adapter`](crate::model::Adapter): named f32 parameters in one arena and a table that says where in the
-//! model each of them acts. The decoder knows the table's kinds of entry and nothing of the methods.
+//! A method turns its options into an [`Adapter`](crate::model::Adapter): named f32 parameters in one arena and a table that
+//! says where in the model each of them acts. The decoder knows the table's kinds of entry and nothing of the methods.
 //!
-//! A new method is a module here that fills the table, a [`Method`] entry, a variant of [`AdapterConfig`] with its lines in
-//! [`load`] and [`save`], and, where it acts at a point that no method has used before, a new kind of entry.
+//! A new method is a module here with a `Spec` ([`MethodSpec`]), `Settings` and a `Config` ([`MethodConfig`]), and a line in
+//! the table below; where it acts at a point that no method has used before, a new kind of entry as well.
 
 pub mod adapter;
 pub mod bitfit;
 mod files;
 pub mod full;
 pub mod lora;
+mod method;
 pub mod prefix;
+mod table;
+pub mod targets;
 pub mod top;
 
-pub use files::{AdapterConfig, BaseMark, Loaded, base_of, lay_out, load, save};
+pub use files::{BaseMark, Loaded, base_of, load, save};
+pub use method::{FirstText, MethodConfig, MethodSpec, Size, Started, Starting};
 
-/// A way to adapt a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Low-rank matrices beside frozen linears (Hu et al., 2021).
-    Lora,
-    /// Every weight.
-    Full,
-    /// The last blocks, or the head alone.
-    Top,
-    /// Biases alone (Ben Zaken et al., 2022).
-    Bitfit,
-    /// Bottleneck layers between frozen ones (Houlsby et al., 2019).
-    Adapter,
-    /// Trained virtual tokens: embeddings, or keys and values (Li and Liang, 2021).
-    Prefix,
-}
-
-impl Method {
-    /// Every method.
-    pub const ALL: [Self; 6] = [
-        Self::Lora,
-        Self::Full,
-        Self::Top,
-        Self::Bitfit,
-        Self::Adapter,
-        Self::Prefix,
-    ];
-
-    /// Its name in a sentence: "trained with …".
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Lora => "LoRA",
-            Self::Full => "full fine-tuning",
-            Self::Top => "top-layer fine-tuning",
-            Self::Bitfit => "BitFit",
-            Self::Adapter => "adapter layers",
-            Self::Prefix => "prefix tuning",
-        }
-    }
-
-    /// Keys of the training settings that mean something to this method alone.
-    pub fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Lora => &[
-                "r",
-                "lora_alpha",
-                "lora_dropout",
-                "target_modules",
-                "exclude_modules",
-                "rank_pattern",
-                "alpha_pattern",
-                "init_lora_weights",
-                "use_rslora",
-            ],
-            Self::Top => &["top_layers", "head_only"],
-            Self::Adapter => &["adapter_kind", "bottleneck"],
-            Self::Prefix => &[
-                "prefix_kind",
-                "num_virtual_tokens",
-                "infix_tokens",
-                "prefix_init",
-            ],
-            Self::Full | Self::Bitfit => &[],
-        }
-    }
-
-    /// Whether a key of the training settings means anything to this method.
-    pub fn reads(self, key: &str) -> bool {
-        if key == "init_adapter" {
-            return self != Self::Full;
-        }
-        let others = Self::ALL.iter().filter(|method| **method != self);
-        self.keys().contains(&key) || !others.into_iter().any(|other| other.keys().contains(&key))
-    }
-
-    /// The learning rate where none is given: the fewer values a method has and the further they are from the model's own
-    /// weights, the larger it is.
-    pub fn learning_rate(self) -> f64 {
-        match self {
-            Self::Lora => 2e-4,
-            Self::Full => 2e-5,
-            Self::Top => 5e-5,
-            Self::Bitfit | Self::Adapter => 1e-3,
-            Self::Prefix => 1e-2,
-        }
-    }
+table::methods! {
+    Lora => lora,
+    Full => full,
+    Top => top,
+    Bitfit => bitfit,
+    Adapter => adapter,
+    Prefix => prefix,
 }

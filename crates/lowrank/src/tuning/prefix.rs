@@ -11,49 +11,258 @@ use std::path::Path;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix,
+    ADAPTER_WEIGHTS, PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix,
+    open_adapter_weights, split_prefix,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::files::{BASE_FINGERPRINT, BaseMark, check_keys, write_config};
+use super::files::{BASE_FINGERPRINT, check_keys, fingerprint, finish, write_config};
+use super::{
+    AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
+    Starting,
+};
 use crate::Error;
+use crate::fields::{Field, Fields, Names, fields};
 use crate::model::{Adapter, AdapterSet};
 use crate::model::{Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId};
 use crate::random::mix;
 
 /// `peft_type` of embeddings with an infix.
-pub(super) const PEFT_TYPE: &str = "LOWRANK_PREFIX_INFIX";
+const PEFT_TYPE: &str = "LOWRANK_PREFIX_INFIX";
 
 /// The tensor of the infix.
 const INFIX_EMBEDDINGS: &str = "infix_embeddings";
 
-/// Virtual tokens before every sequence where nothing is said.
-pub const DEFAULT_VIRTUAL_TOKENS: usize = 20;
+fields! {
+    /// The options of prefix tuning.
+    pub struct Settings {
+        /// What virtual tokens are (method prefix)
+        #[arg(value_name = "KIND", value_enum, help_heading = "Other methods")]
+        #[fixes(Shape)]
+        #[absent(Kind::Layer)]
+        pub prefix_kind: Kind = Kind::Layer,
+
+        /// Virtual tokens before every sequence
+        #[arg(value_name = "N", help_heading = "Other methods")]
+        #[fixes(Shape)]
+        #[absent(20)]
+        pub num_virtual_tokens: usize = 20,
+
+        /// Virtual tokens between prompt and completion, with the kind embedding
+        #[arg(value_name = "N", help_heading = "Other methods")]
+        #[fixes(Shape)]
+        #[absent(0)]
+        pub infix_tokens: usize = 0,
+
+        /// What virtual tokens begin as
+        #[arg(value_name = "INIT", value_enum, help_heading = "Other methods")]
+        #[absent(Init::Text)]
+        pub prefix_init: Init = Init::Text,
+    }
+}
+
+impl Settings {
+    fn options(&self) -> Options {
+        Options {
+            kind: self.prefix_kind,
+            prefix: self.num_virtual_tokens,
+            infix: self.infix_tokens,
+        }
+    }
+}
+
+/// What its files say.
+pub type Config = Options;
+
+/// Prefix tuning in the table of methods.
+pub(super) struct Spec;
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "prefix tuning"
+    }
+
+    fn help(&self) -> &'static str {
+        "Virtual tokens before every sequence"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        1e-2
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Settings::fields()
+    }
+
+    fn check(&self, options: &MethodOptions, names: &dyn Names, problems: &mut Vec<String>) {
+        let options = options.prefix.options();
+        if options.kind == Kind::Layer && options.infix > 0 {
+            problems.push(format!(
+                "{} goes with {} embedding",
+                names.given("infix_tokens"),
+                names.given("prefix_kind")
+            ));
+        }
+        if options.prefix == 0 && options.infix == 0 {
+            problems.push(format!(
+                "{} must be 1 or greater",
+                names.given("num_virtual_tokens")
+            ));
+        }
+    }
+
+    fn label(&self, options: &MethodOptions) -> String {
+        let Options { kind, prefix, .. } = options.prefix.options();
+        format!("prefix {} {prefix}", kind.name())
+    }
+
+    fn merges(&self) -> bool {
+        false
+    }
+
+    fn size(&self) -> Option<Size> {
+        Some(Size {
+            key: "num_virtual_tokens",
+            follower: None,
+            set: |options, count| options.prefix.num_virtual_tokens = count,
+            most: |model| model.max_position_embeddings / 2,
+        })
+    }
+
+    fn positions(&self, options: &MethodOptions) -> usize {
+        let options = options.prefix.options();
+        options.prefix.saturating_add(options.infix)
+    }
+
+    fn paper_parameters(&self, options: &MethodOptions, model: &ModelConfig) -> Option<usize> {
+        Some(paper_parameters(model, &options.prefix.options()))
+    }
+
+    fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        lay_out(model, options.prefix.options())
+    }
+
+    fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        let init = options.prefix.prefix_init;
+        let options = options.prefix.options();
+        let needed = options.prefix.saturating_add(options.infix);
+        let text = (with.text)(needed);
+        let adapter = inject(with.decoder, options, init, &text.ids, with.seed)?;
+        let begin = match init {
+            Init::Text => {
+                let found = text.ids.len().min(needed);
+                format!("as the first {found} tokens of the {}", text.source)
+            }
+            Init::Vocab => "as tokens drawn from the vocabulary".to_owned(),
+            Init::Random => "at random".to_owned(),
+            Init::Zero => "at zero".to_owned(),
+        };
+        let coverage = coverage(with.decoder.config(), options);
+        Ok(Started {
+            adapter,
+            coverage: Some(format!("{coverage}, which begin {begin}")),
+            config: Some(AdapterConfig::Prefix(options)),
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &["PREFIX_TUNING", "PROMPT_TUNING", PEFT_TYPE]
+    }
+
+    fn load(&self, folder: &Path, raw: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
+        let options = read(raw, model)?;
+        let mut adapter = lay_out(model, options)?;
+        let (config, coverage) = (AdapterConfig::Prefix(options), coverage(model, options));
+        if options.kind == Kind::Embedding {
+            return finish(folder, adapter, config, coverage);
+        }
+        let weights = open_adapter_weights(folder)?;
+        read_layers(&weights, &mut adapter)?;
+        Ok(Loaded {
+            adapter,
+            config,
+            coverage,
+            base_fingerprint: fingerprint(&weights),
+        })
+    }
+
+    /// PEFT's files say the kind with their type.
+    fn complete(&self, config: &mut Map<String, Value>) {
+        let kind = match config.get("peft_type").and_then(Value::as_str) {
+            Some("PREFIX_TUNING") => Kind::Layer,
+            Some("PROMPT_TUNING") => Kind::Embedding,
+            _ => return,
+        };
+        config.insert("prefix_kind".to_owned(), kind.name().into());
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(
+        &self,
+        folder: &Path,
+        model: &ModelConfig,
+        adapter: &Adapter,
+        base: BaseMark,
+    ) -> Result<(), Error> {
+        save(folder, model, *self, adapter, base)
+    }
+
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        let mut keys = vec![
+            ("prefix_kind", self.kind.name().into()),
+            ("num_virtual_tokens", self.prefix.into()),
+        ];
+        if self.infix > 0 {
+            keys.push(("infix_tokens", self.infix.into()));
+        }
+        keys
+    }
+
+    fn is_pefts(&self) -> bool {
+        Options::is_pefts(self)
+    }
+}
 
 /// What is trained (`prefix_kind`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Kind {
-    /// Keys and values of every block.
+    /// Keys and values in every block: PEFT's prefix tuning.
     #[default]
     Layer,
-    /// Token embeddings.
+    /// Token embeddings: PEFT's prompt tuning.
     Embedding,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::Embedding => "embedding",
+        }
+    }
 }
 
 /// What the trained values begin as (`prefix_init`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Init {
-    /// What the base computes for the tokens of the first prompts: their embeddings, or their keys and values.
+    /// The tokens of the first prompts.
+    ///
+    /// That is what the base computes for them: their embeddings, or their keys and values.
     #[default]
     Text,
-    /// The same for tokens drawn from the vocabulary.
+    /// Tokens drawn from the vocabulary.
     Vocab,
-    /// Normal with standard deviation 1, as PEFT draws.
+    /// Normal with standard deviation 1.
+    ///
+    /// PEFT draws so.
     Random,
     /// Zeros.
     Zero,
@@ -111,22 +320,6 @@ impl Options {
     pub fn is_pefts(&self) -> bool {
         self.infix == 0
     }
-
-    /// Keys of adapter_config.json.
-    pub(super) fn to_json(self) -> Vec<(&'static str, Value)> {
-        let kind = match self.kind {
-            Kind::Layer => "layer",
-            Kind::Embedding => "embedding",
-        };
-        let mut keys = vec![
-            ("prefix_kind", kind.into()),
-            ("num_virtual_tokens", self.prefix.into()),
-        ];
-        if self.infix > 0 {
-            keys.push(("infix_tokens", self.infix.into()));
-        }
-        keys
-    }
 }
 
 /// Number of trained values: C·(l_p + l_i), or 2·L·KV·D·n.
@@ -149,7 +342,7 @@ pub fn paper_parameters(config: &ModelConfig, options: &Options) -> usize {
 }
 
 /// What is trained, in words.
-pub(crate) fn coverage(config: &ModelConfig, options: Options) -> String {
+fn coverage(config: &ModelConfig, options: Options) -> String {
     let parameters = parameters(config, &options);
     let n = options.prefix;
     match options.kind {
@@ -171,7 +364,7 @@ pub(crate) fn coverage(config: &ModelConfig, options: Options) -> String {
 ///
 /// # Errors
 /// Options that do not fit the model.
-pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
+fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
     options.check(config).map_err(Error::Settings)?;
     let mut slots = Vec::new();
     if options.kind == Kind::Layer {
@@ -275,7 +468,7 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
 ///
 /// # Errors
 /// A field that is missing, out of range, or of another model.
-pub(super) fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, Error> {
+fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, Error> {
     if raw.str("peft_type")? == PEFT_TYPE {
         check_keys(raw, &["infix_tokens", "num_virtual_tokens", "prefix_kind"])?;
         if raw
@@ -327,7 +520,7 @@ fn check_room(raw: &HfConfig, model: &ModelConfig, options: Options) -> Result<(
 ///
 /// # Errors
 /// Tensors that are missing, left over or of another shape.
-pub(super) fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
+fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
     let slots = adapter.params.slots();
     let (n, width) = adapter.params.shape(0);
     let shape = [n, slots * width];
@@ -365,7 +558,7 @@ pub(super) fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result
 ///
 /// # Errors
 /// A file can't be written.
-pub(super) fn save(
+fn save(
     folder: &Path,
     model: &ModelConfig,
     options: Options,
@@ -399,7 +592,12 @@ pub(super) fn save(
         peft_config(model, options, base.name).write(folder)?;
         return Ok(());
     }
-    write_config(folder, PEFT_TYPE, base.name, options.to_json())
+    write_config(
+        folder,
+        PEFT_TYPE,
+        base.name,
+        MethodConfig::options(&options),
+    )
 }
 
 /// PEFT's config of these options.

@@ -2,20 +2,138 @@
 //!
 //! Tied embeddings are untied for the head: it begins as the embedding, which stays as it is.
 
+use std::path::Path;
+
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use serde_json::Value;
 
-use super::files::check_keys;
+use super::files::{check_keys, finish, write_both};
+use super::{
+    AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Started, Starting,
+};
 use crate::Error;
+use crate::fields::{Field, Fields, Names, fields};
 use crate::model::Adapter;
 use crate::model::{ModelConfig, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.
-pub(super) const PEFT_TYPE: &str = "LOWRANK_TOP";
+const PEFT_TYPE: &str = "LOWRANK_TOP";
 
 /// Blocks that are trained where nothing is said.
-pub const DEFAULT_LAYERS: usize = 2;
+const DEFAULT_LAYERS: usize = 2;
+
+fields! {
+    /// The options of top-layer fine-tuning.
+    pub struct Settings {
+        /// Train so many of the last blocks, and the final norm [default: 2]
+        #[arg(value_name = "N", help_heading = "Other methods")]
+        #[range(COUNT)]
+        #[fixes(Shape)]
+        pub top_layers: Option<usize>,
+
+        /// Train the output projection alone; a tied one is untied (method top)
+        #[switch(help_heading = "Other methods")]
+        #[fixes(Shape)]
+        #[absent(false)]
+        pub head_only: bool = false,
+    }
+}
+
+impl Settings {
+    fn options(&self) -> Options {
+        if self.head_only {
+            Options::Head
+        } else {
+            Options::Layers(self.top_layers.unwrap_or(DEFAULT_LAYERS))
+        }
+    }
+}
+
+/// What its files say.
+pub type Config = Options;
+
+/// Top-layer fine-tuning in the table of methods.
+pub(super) struct Spec;
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "top-layer fine-tuning"
+    }
+
+    fn help(&self) -> &'static str {
+        "The last blocks, or the output projection alone"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        5e-5
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Settings::fields()
+    }
+
+    fn check(&self, options: &MethodOptions, names: &dyn Names, problems: &mut Vec<String>) {
+        if options.top.head_only && options.top.top_layers.is_some() {
+            problems.push(format!(
+                "{} trains the output projection alone, so leave {} out",
+                names.given("head_only"),
+                names.given("top_layers")
+            ));
+        }
+    }
+
+    fn label(&self, options: &MethodOptions) -> String {
+        match options.top.options() {
+            Options::Head => "head only".to_owned(),
+            Options::Layers(layers) => format!("top {layers}"),
+        }
+    }
+
+    fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        lay_out(model, options.top.options())
+    }
+
+    fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        let options = options.top.options();
+        Ok(Started {
+            adapter: inject(with.decoder.weights(), options)?,
+            coverage: Some(coverage(with.decoder.config(), options)),
+            config: Some(AdapterConfig::Top(options)),
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &[PEFT_TYPE]
+    }
+
+    fn load(&self, folder: &Path, raw: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
+        let options = read(raw, model)?;
+        let adapter = lay_out(model, options)?;
+        let coverage = coverage(model, options);
+        finish(folder, adapter, AdapterConfig::Top(options), coverage)
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(
+        &self,
+        folder: &Path,
+        _: &ModelConfig,
+        adapter: &Adapter,
+        base: BaseMark,
+    ) -> Result<(), Error> {
+        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+    }
+
+    /// Keys of adapter_config.json.
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        match *self {
+            Self::Layers(layers) => vec![("top_layers", layers.into())],
+            Self::Head => vec![("head_only", true.into())],
+        }
+    }
+}
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +144,7 @@ pub enum Options {
     Head,
 }
 
-impl Options {
-    /// Keys of adapter_config.json.
-    pub(super) fn to_json(self) -> Vec<(&'static str, Value)> {
-        match self {
-            Self::Layers(layers) => vec![("top_layers", layers.into())],
-            Self::Head => vec![("head_only", true.into())],
-        }
-    }
-}
-
-pub(super) fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, FormatError> {
+fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, FormatError> {
     check_keys(raw, &["head_only", "top_layers"])?;
     let head = raw.opt_bool("head_only")?.unwrap_or(false);
     match (head, raw.opt_usize("top_layers")?) {
@@ -68,7 +176,7 @@ pub fn parameters(config: &ModelConfig, options: &Options) -> usize {
     sizes.map(|(_, (rows, cols))| rows * cols).sum()
 }
 
-pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
+fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
     if let Options::Layers(layers) = options
         && !(1..=config.num_hidden_layers).contains(&layers)
     {
@@ -81,7 +189,7 @@ pub(super) fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter,
 }
 
 /// What is trained, in words.
-pub(crate) fn coverage(config: &ModelConfig, options: Options) -> String {
+fn coverage(config: &ModelConfig, options: Options) -> String {
     let parameters = parameters(config, &options);
     match options {
         Options::Layers(layers) => format!(

@@ -98,11 +98,8 @@ impl Place {
     /// A short run on everything that must be remembered: dropout, shuffling, epochs, accumulation, warm-up.
     /// 11 rows in steps of 4 are 3 steps an epoch, so 9 in all.
     pub(crate) fn config(&self, method: Method, run: &str) -> TrainConfig {
-        TrainConfig {
+        let mut config = TrainConfig {
             learning_rate: 1e-2,
-            lora_dropout: if method == Method::Lora { 0.2 } else { 0.0 },
-            r: 4,
-            bottleneck: 4,
             batch_size: 2,
             gradient_accumulation_steps: 2,
             warmup_steps: 2,
@@ -116,7 +113,13 @@ impl Place {
                 self.path("data"),
                 self.path(run),
             )
+        };
+        if method == Method::Lora {
+            config.options.lora.lora_dropout = 0.2;
         }
+        config.options.lora.r = 4;
+        config.options.adapter.bottleneck = 4;
+        config
     }
 
     /// The files of a folder, sorted.

@@ -44,7 +44,10 @@ fn all(model: &Decoder) -> Vec<(AdapterConfig, Adapter)> {
         let adapter = top::inject(weights, options).expect("as many blocks");
         all.push((AdapterConfig::Top(options), adapter));
     }
-    all.push((AdapterConfig::Bitfit, bitfit::inject(weights)));
+    all.push((
+        AdapterConfig::Bitfit(bitfit::Config),
+        bitfit::inject(weights),
+    ));
     for options in KINDS.map(options) {
         let adapter = adapter::inject(model.config(), options, 3).expect("it is narrow");
         all.push((AdapterConfig::Adapter(options), adapter));
@@ -211,7 +214,7 @@ fn parameters_are_counted_without_an_adapter() {
         for (config, adapter) in all(&model) {
             let counted = match &config {
                 AdapterConfig::Top(options) => top::parameters(model.config(), options),
-                AdapterConfig::Bitfit => bitfit::parameters(model.config()),
+                AdapterConfig::Bitfit(_) => bitfit::parameters(model.config()),
                 AdapterConfig::Adapter(options) => adapter::parameters(model.config(), options),
                 _ => unreachable!("no other is made here"),
             };
@@ -273,7 +276,7 @@ fn merged_weights_have_the_adapters_logits() {
                 let key = "tie_word_embeddings";
                 assert_eq!(after.get(key), before.get(key), "{family}");
             }
-            if config == AdapterConfig::Bitfit && family.starts_with("llama") {
+            if config.method() == Method::Bitfit && family.starts_with("llama") {
                 assert_eq!(after["attention_bias"], true);
                 assert_eq!(after["mlp_bias"], true);
             }
@@ -332,7 +335,7 @@ fn runs_of_every_method_learn_and_are_loaded() {
         let base = open(&place.path("model"));
         for (n, change) in [
             |_: &mut TrainConfig| {},
-            |config: &mut TrainConfig| config.head_only = true,
+            |config: &mut TrainConfig| config.options.top.head_only = true,
             |config: &mut TrainConfig| config.method = Method::Bitfit,
             |config: &mut TrainConfig| config.method = Method::Adapter,
         ]
@@ -340,7 +343,7 @@ fn runs_of_every_method_learn_and_are_loaded() {
         .enumerate()
         {
             let mut config = place.config(Method::Top, &format!("run{n}"));
-            config.bottleneck = 4;
+            config.options.adapter.bottleneck = 4;
             change(&mut config);
             let outcome = run(&config).expect("the run");
             let (before, after) = (outcome.first_eval_loss, outcome.eval_loss);

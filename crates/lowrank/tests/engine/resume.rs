@@ -273,9 +273,9 @@ fn a_setting_that_changes_the_result_is_refused_by_name() {
         }),
         ("seed: 42 before, 43 now", |c| c.seed = 43),
         ("max_steps: null before, 20 now", |c| c.max_steps = Some(20)),
-        ("r: 4 before, 8 now", |c| c.r = 8),
+        ("r: 4 before, 8 now", |c| c.options.lora.r = 8),
         ("method", |c| c.method = Method::Full),
-        ("lora_dropout", |c| c.lora_dropout = 0.0),
+        ("lora_dropout", |c| c.options.lora.lora_dropout = 0.0),
         ("eval_steps", |c| c.eval_steps = None),
         ("base_dtype", |c| {
             c.base_dtype = lowrank::train::BaseDtype::Bf16;

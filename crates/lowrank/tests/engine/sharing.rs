@@ -164,13 +164,12 @@ fn column(run: &Path, key: &str) -> Vec<f64> {
 
 /// A run without dropout, so that sharing changes nothing but the rounding.
 fn config(place: &Place, name: &str, share: bool) -> TrainConfig {
-    TrainConfig {
-        share_prompts: share,
-        batch_size: 5,
-        gradient_accumulation_steps: 2,
-        lora_dropout: 0.0,
-        ..place.config(Method::Lora, name)
-    }
+    let mut config = place.config(Method::Lora, name);
+    config.share_prompts = share;
+    config.batch_size = 5;
+    config.gradient_accumulation_steps = 2;
+    config.options.lora.lora_dropout = 0.0;
+    config
 }
 
 /// The most that a value of two runs' adapters differs.
@@ -272,6 +271,6 @@ fn sharing_nothing_is_said_and_changes_nothing() {
         batch_size: 1,
         ..config(&place, "one", true)
     }));
-    assert_says(&text, &["batch_size must be at least 2 with share_prompts"]);
+    assert_says(&text, &["share_prompts needs a batch_size of 2 or more"]);
     assert!(!place.path("one").exists());
 }

@@ -134,7 +134,7 @@ fn a_trainer_refuses_what_a_run_refuses() {
         batch_size: 0,
         ..config.clone()
     };
-    assert!(refused(&wrong, loaded.rows()).contains("batch_size must be at least 1"));
+    assert!(refused(&wrong, loaded.rows()).contains("batch_size must be 1 or greater, not 0"));
     let none = Rows {
         train: &[],
         valid: &[],

@@ -9,7 +9,8 @@ use lowrank::model::AdapterSet;
 use lowrank::model::Decoder;
 use lowrank::train::{SchedulerType, Start, TrainConfig, evaluate};
 use lowrank::tuning::Method;
-use lowrank::tuning::lora::{self, Targets};
+use lowrank::tuning::lora;
+use lowrank::tuning::targets::Targets;
 use lowrank::{DType, Workspace};
 use lowrank_formats::peft::{LoraConfig, TargetModules};
 
@@ -312,19 +313,20 @@ fn training_stops_early() {
     assert!(place.path("run").join("adapter_model.safetensors").exists());
 
     fs::remove_file(place.path("data").join("valid.jsonl")).expect("no held-out rows");
-    for key in [
-        "eval_steps",
-        "load_best_model_at_end",
-        "early_stopping_patience",
+    let no_rows: &[&str] = &["valid.jsonl", "--valid-data"];
+    let never = &["needs eval_steps: without it the only evaluation is at the end"];
+    for (key, words) in [
+        ("eval_steps", no_rows),
+        ("load_best_model_at_end", never),
+        ("early_stopping_patience", never),
     ] {
         let mut config = place.config(Method::Lora, "refused");
         config.eval_steps = (key == "eval_steps").then_some(1);
         config.load_best_model_at_end = key == "load_best_model_at_end";
         config.early_stopping_patience = (key == "early_stopping_patience").then_some(1);
-        assert_says(
-            &failure(run(&config)),
-            &[key, "valid.jsonl", "--valid-data"],
-        );
+        let text = failure(run(&config));
+        assert_says(&text, &[key]);
+        assert_says(&text, words);
         assert!(!place.path("refused").exists());
     }
 }
@@ -333,15 +335,13 @@ fn training_stops_early() {
 fn an_adapter_is_trained_further_as_it_is() {
     let place = Place::new("llama");
     let mut first = place.config(Method::Lora, "first");
-    first.target_modules = Some(names(&["k_proj", "down_proj"]));
-    first.lora_alpha = 6.0;
+    first.options.targets.target_modules = Some(names(&["k_proj", "down_proj"]));
+    first.options.lora.lora_alpha = 6.0;
     let earlier = run(&first).expect("the run");
-    let second = TrainConfig {
-        init_adapter: Some(place.path("first")),
-        r: 2,
-        lora_alpha: 99.0,
-        ..place.config(Method::Lora, "second")
-    };
+    let mut second = place.config(Method::Lora, "second");
+    second.init_adapter = Some(place.path("first"));
+    second.options.lora.r = 2;
+    second.options.lora.lora_alpha = 99.0;
     let later = run(&second).expect("the run");
     assert_eq!(later.first_eval_loss, earlier.eval_loss);
     assert_eq!(later.trainable_parameters, earlier.trainable_parameters);
@@ -370,8 +370,8 @@ fn an_adapter_is_trained_further_as_it_is() {
 fn parts_of_a_fused_linear_are_trained_alone() {
     let place = Place::new("gpt2");
     let mut config = place.config(Method::Lora, "parts");
-    config.target_modules = Some(names(&["c_attn.q", "c_attn.v"]));
-    config.use_rslora = true;
+    config.options.targets.target_modules = Some(names(&["c_attn.q", "c_attn.v"]));
+    config.options.lora.use_rslora = true;
     let mut watch = Watch::default();
     let outcome = watch
         .train(&config, Start::Fresh { overwrite: false })
@@ -556,16 +556,16 @@ fn a_run_that_no_budget_fits_is_refused_and_leaves_nothing() {
 #[test]
 fn impossible_settings_are_named_together() {
     let place = Place::new("llama");
-    let config = TrainConfig {
+    let mut config = TrainConfig {
         batch_size: 0,
         gradient_accumulation_steps: 0,
-        r: 0,
         learning_rate: f64::NAN,
         num_train_epochs: -1.0,
-        lora_dropout: 1.0,
         max_steps: Some(0),
         ..place.config(Method::Lora, "run")
     };
+    config.options.lora.r = 0;
+    config.options.lora.lora_dropout = 1.0;
     let words = [
         "batch_size",
         "gradient_accumulation_steps",

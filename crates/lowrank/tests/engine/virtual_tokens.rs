@@ -380,12 +380,13 @@ fn a_resumed_run_is_the_run_that_never_stopped() {
         ("llama", Kind::Embedding, 0),
     ] {
         let place = Place::new(family);
-        let config = |name: &str| TrainConfig {
-            prefix_kind: kind,
-            num_virtual_tokens: 4,
-            infix_tokens: infix,
-            save_steps: Some(2),
-            ..place.config(Method::Prefix, name)
+        let config = |name: &str| {
+            let mut config = place.config(Method::Prefix, name);
+            config.options.prefix.prefix_kind = kind;
+            config.options.prefix.num_virtual_tokens = 4;
+            config.options.prefix.infix_tokens = infix;
+            config.save_steps = Some(2);
+            config
         };
         let whole = run(&config("whole")).expect("the run");
         assert!(
@@ -420,10 +421,9 @@ fn a_resumed_run_is_the_run_that_never_stopped() {
 #[test]
 fn rows_must_leave_room_for_virtual_tokens() {
     let place = Place::new("gpt2");
-    let text = failure(run(&TrainConfig {
-        num_virtual_tokens: 35,
-        ..place.config(Method::Prefix, "run")
-    }));
+    let mut config = place.config(Method::Prefix, "run");
+    config.options.prefix.num_virtual_tokens = 35;
+    let text = failure(run(&config));
     assert_says(
         &text,
         &["made for 40, 35 of them virtual", "--max-seq-length 5"],

@@ -6,10 +6,10 @@ use clap::Args;
 use lowrank::base::Source;
 use lowrank::diff::{AgainstWeight, Change, DiffReport, Of, diff};
 use lowrank::report::heatmap;
+use lowrank::train::BaseDtype;
 
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::values::{BaseDtype, Factor};
 use crate::table::{Align, Facts, Table};
 
 /// Arguments of `lowrank adapter diff`.
@@ -25,7 +25,7 @@ pub struct DiffArgs {
 
     /// Whose singular vectors are compared
     #[arg(long, value_name = "WHAT", default_value = "a")]
-    pub of: Factor,
+    pub of: Of,
 
     /// Also hold both against this model's weights: how much of what is there they amplify
     #[arg(long, value_name = "MODEL")]
@@ -48,16 +48,6 @@ pub struct DiffArgs {
     pub json: bool,
 }
 
-impl From<Factor> for Of {
-    fn from(factor: Factor) -> Self {
-        match factor {
-            Factor::A => Self::A,
-            Factor::B => Self::B,
-            Factor::Delta => Self::Delta,
-        }
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -73,7 +63,7 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<()> {
         ),
         None => None,
     };
-    let report = diff(&args.first, &args.second, args.of.into(), base.as_ref())?;
+    let report = diff(&args.first, &args.second, args.of, base.as_ref())?;
     if report.same_base == Some(false) {
         tracing::warn!(
             "the two were trained on different models, so equal directions need not mean the same"

@@ -5,19 +5,21 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args};
 use lowrank::base::Base;
 use lowrank::bench::{self, TrainOptions};
-use lowrank::data::{DataOptions, Dataset, Example};
-use lowrank::model::Saving;
+use lowrank::data::{DataOptions, Dataset, Example, Split};
+use lowrank::model::{Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::report::units;
-use lowrank::train::{Silent, StepOptions, TrainConfig, prepare};
+use lowrank::train::{BaseDtype, Silent, StepOptions, TrainConfig, prepare};
+use lowrank::tuning::Method;
 use serde::Serialize;
 
 use super::{OpShare, Sharing, profile_table, shares};
 use crate::commands::common::{BaseArgs, check_length, choose_split};
 use crate::failure::Misuse;
 use crate::output::Output;
-use crate::settings::method::MethodSettings;
-use crate::settings::values::{BaseDtype, Method, Recompute, Split, at_most};
+use crate::settings::Flags;
+use crate::settings::method::MethodArgs;
+use crate::settings::values::at_most;
 use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
@@ -60,7 +62,7 @@ pub struct BenchTrainArgs {
 
     /// What is trained
     #[command(flatten)]
-    pub trained: MethodSettings,
+    pub trained: MethodArgs,
 
     /// What a block computes again in the backward
     #[arg(
@@ -140,7 +142,9 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
         share_prompts: args.share_prompts,
         ..args.trained.train_config(&args.base.model, matches)?
     };
-    config.problems().into_iter().for_each(|p| problems.push(p));
+    for problem in config.problems_as(&Flags) {
+        problems.push(problem);
+    }
     problems.or(())?;
     let base = args.base.load()?;
     let examples = examples(args, &base)?;
@@ -163,7 +167,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
             batch_size: args.batch_size,
             share_prompts: args.share_prompts,
             saving: Saving {
-                recompute: args.recompute.into(),
+                recompute: args.recompute,
                 dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
             },
             seed: config.seed,

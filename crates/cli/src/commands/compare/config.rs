@@ -4,18 +4,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Args;
 use lowrank::base::Source;
 use lowrank::compare::{self, Budget};
 use lowrank::data::{Split, is_read_once, split_file};
 use lowrank::model::{ModelConfig, families};
-use lowrank::train::TrainConfig;
+use lowrank::settings::{REQUIRED, TrainConfig};
 use lowrank::tuning;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::failure::Misuse;
-use crate::settings::train::{Resolved, TrainSettings};
+use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File};
 
 /// The file as it is written; `train`, `sweep` and a method's own keys are settings of `lowrank train`.
@@ -450,7 +449,7 @@ impl Common<'_> {
             rates.push(config.learning_rate);
         }
         let adapter = config.lay_out(self.shapes)?;
-        let name = name.unwrap_or_else(|| default_name(&config));
+        let name = name.unwrap_or_else(|| config.method.label(&config.options));
         written.remove("method");
         written.remove("learning_rate");
         Ok(Entry {
@@ -469,20 +468,22 @@ impl Common<'_> {
 
     /// Settings of `lowrank train` from layers of the file, later ones stronger.
     fn resolve(&self, layers: &[&Map<String, Value>]) -> Result<Resolved, Misuse> {
-        let parsed = TrainSettings {
-            model: Some(self.model.to_owned()),
-            data: Some(self.data.to_path_buf()),
-            output: Some(PathBuf::from("-")),
-            ..TrainSettings::defaults()
+        let parsed = TrainConfig {
+            model: self.model.to_owned(),
+            data: self.data.to_path_buf(),
+            output: PathBuf::from("-"),
+            ..training::defaults()
         };
-        let matches = TrainSettings::augment_args(clap::Command::new("train"))
+        let matches = training::command()
             .try_get_matches_from(["train"])
             .map_err(|error| Misuse::new(error.to_string()))?;
         let files = layers.iter().map(|values| File {
             path: self.file.to_path_buf(),
             values: (*values).clone(),
         });
-        TrainSettings::resolve(settings::layer(parsed, &matches, files.collect()))
+        let mut layered = settings::layer(parsed, &matches, files.collect());
+        layered.count_as_given(&REQUIRED);
+        training::resolve(layered)
     }
 
     /// The settings that a budget decides.
@@ -492,13 +493,13 @@ impl Common<'_> {
         own: Option<Budget>,
         resolved: &Resolved,
     ) -> anyhow::Result<Option<Map<String, Value>>> {
-        let size = compare::size(config.method);
-        let given = size.filter(|size| resolved.given.contains(size.key()));
+        let size = config.method.size();
+        let given = size.filter(|size| resolved.given.contains(size.key));
         let budget = match (own, given, size) {
             (Some(_), Some(size), _) => {
                 return Err(Misuse::new(format!(
                     "{} and a budget are both given; the budget decides it, so leave one of them out",
-                    size.key()
+                    size.key
                 ))
                 .into());
             }
@@ -513,10 +514,12 @@ impl Common<'_> {
         let solved = compare::solve(config, self.shapes, values)?;
         let mut decided = Map::new();
         if let Some(size) = size {
-            decided.insert(size.key().to_owned(), solved.into());
+            decided.insert(size.key.to_owned(), solved.into());
         }
-        if config.method == tuning::Method::Lora && !resolved.given.contains("lora_alpha") {
-            decided.insert("lora_alpha".to_owned(), (2.0 * solved as f64).into());
+        if let Some((key, factor)) = size.and_then(|size| size.follower)
+            && !resolved.given.contains(key)
+        {
+            decided.insert(key.to_owned(), (factor * solved as f64).into());
         }
         Ok(Some(decided))
     }
@@ -573,28 +576,6 @@ fn check_texts(texts: &Texts) -> Result<(), String> {
             let first = text.lines().next().unwrap_or_default();
             first.trim_start_matches("error: ").to_owned()
         })
-}
-
-/// A method's name where the file gives none.
-fn default_name(config: &TrainConfig) -> String {
-    match config.method {
-        tuning::Method::Lora => format!("LoRA r {}", config.r),
-        tuning::Method::Full => "full".to_owned(),
-        tuning::Method::Top if config.head_only => "head only".to_owned(),
-        tuning::Method::Top => format!(
-            "top {}",
-            config.top_layers.unwrap_or(tuning::top::DEFAULT_LAYERS)
-        ),
-        tuning::Method::Bitfit => "BitFit".to_owned(),
-        tuning::Method::Adapter => {
-            format!("{} {}", word(&config.adapter_kind), config.bottleneck)
-        }
-        tuning::Method::Prefix => format!(
-            "prefix {} {}",
-            word(&config.prefix_kind),
-            config.num_virtual_tokens
-        ),
-    }
 }
 
 /// A setting that is one word, as files and flags write it.

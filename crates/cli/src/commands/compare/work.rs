@@ -237,7 +237,7 @@ impl<'a> Worker<'a> {
             },
         };
         Store::keep(place, &settings, trained)?;
-        if entry.method == Method::Full && !self.keep_models {
+        if entry.method.writes_model() && !self.keep_models {
             forget(place)?;
         }
         Ok(())
@@ -264,7 +264,7 @@ impl<'a> Worker<'a> {
                 peak_memory: outcome["peak_rss"].as_u64().unwrap_or(0),
                 milliseconds_per_token: 1e3 * own,
                 base_milliseconds_per_token: 1e3 * bare,
-                mergeable: !matches!(entry.method, Method::Adapter | Method::Prefix),
+                mergeable: entry.method.merges(),
                 positions_taken: entry.positions,
                 switch_bytes: bytes,
                 switch_milliseconds: 1e3 * switch,
@@ -309,7 +309,9 @@ impl<'a> Worker<'a> {
         let log = with_ending(place, "log");
         let mut args = vec!["eval".to_owned()];
         match task {
-            Some((Method::Full, folder)) => args.push(format!("--model={}", folder.display())),
+            Some((method, folder)) if method.writes_model() => {
+                args.push(format!("--model={}", folder.display()));
+            }
             Some((_, folder)) => {
                 args.push(format!("--model={}", self.config.model));
                 args.push(format!("--adapter={}", folder.display()));
@@ -506,7 +508,7 @@ impl Task {
         base: &Base,
         dtype: lowrank::DType,
     ) -> anyhow::Result<Self> {
-        if method == Method::Full {
+        if method.writes_model() {
             let source = Source::find(&folder.display().to_string())?;
             return Ok(Self::Model(Box::new(source.load(dtype)?)));
         }
@@ -524,9 +526,10 @@ impl Task {
 
 /// Bytes that a task takes beside the base.
 fn task_bytes(method: Method, folder: &Path) -> u64 {
-    let names = match method {
-        Method::Full => MODEL_FILES,
-        _ => ADAPTER_FILES,
+    let names = if method.writes_model() {
+        MODEL_FILES
+    } else {
+        ADAPTER_FILES
     };
     let sizes = names
         .iter()

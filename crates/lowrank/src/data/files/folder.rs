@@ -10,14 +10,18 @@ use super::open::{STANDARD_INPUT, missing};
 
 /// Which rows of a data folder are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Split {
-    /// train.jsonl of a folder, or the file itself.
+    /// train.jsonl.
+    ///
+    /// Of a path that is one file, the file itself.
     Train,
-    /// valid.jsonl of a folder.
+    /// valid.jsonl.
     Valid,
-    /// test.jsonl of a folder.
+    /// test.jsonl.
     Test,
     /// The path is one file.
+    #[cfg_attr(feature = "clap", value(skip))]
     File,
 }
 

@@ -6,14 +6,17 @@
 mod branches;
 mod inject;
 mod load;
+mod method;
 mod save;
 
-use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
-use serde::{Deserialize, Serialize};
+use lowrank_formats::peft::LoraConfig;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
 pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
+pub(super) use method::Spec;
+pub use method::{Config, Settings};
 pub use save::save;
 
 use crate::Error;
@@ -25,35 +28,6 @@ pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter,
     LoraConfig::from_json(&lora.to_json())
         .map_err(|problems| Error::Settings(problems.join("\n")))?;
     Ok(inject::lay_out(model, lora, &inject::choose(model, lora)?))
-}
-
-/// Which modules a list of targets names (`target_modules`, `exclude_modules`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// `"all-linear"`, or a regular expression that matches a whole module name.
-    Pattern(String),
-    /// Names: a module matches an entry that it equals or ends in, after a dot.
-    Names(Vec<String>),
-}
-
-impl Targets {
-    /// As PEFT's `target_modules`.
-    pub fn to_target_modules(&self) -> TargetModules {
-        match self {
-            Self::Pattern(text) if text == "all-linear" => TargetModules::AllLinear,
-            Self::Pattern(text) => TargetModules::Regex(text.clone()),
-            Self::Names(names) => TargetModules::List(names.clone()),
-        }
-    }
-
-    /// As PEFT's `exclude_modules`.
-    pub fn to_module_names(&self) -> ModuleNames {
-        match self {
-            Self::Pattern(text) => ModuleNames::Regex(text.clone()),
-            Self::Names(names) => ModuleNames::List(names.clone()),
-        }
-    }
 }
 
 impl InitLoraWeights {
@@ -68,18 +42,49 @@ impl InitLoraWeights {
 }
 
 /// How A and B begin (`init_lora_weights`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum InitLoraWeights {
     /// A ~ N(0, 1/r²), B = 0.
     #[default]
     #[serde(rename = "gaussian")]
     Gaussian,
-    /// A ~ Kaiming uniform with a = √5, B = 0.
+    /// A ~ Kaiming uniform, B = 0.
+    ///
+    /// With a = √5.
     #[serde(rename = "true")]
+    #[cfg_attr(feature = "clap", value(name = "true"))]
     KaimingUniform,
-    /// Both as `true` draws A: the branch does something from the first step, for tests.
+    /// Both at random, so that the adapter changes the model from the start.
+    ///
+    /// Each is drawn as `true` draws A. For tests.
     #[serde(rename = "false")]
+    #[cfg_attr(feature = "clap", value(name = "false"))]
     Random,
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    /// A word, or a boolean as in YAML's `init_lora_weights: true`.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected gaussian, true or false")]
+        enum Raw {
+            Bool(bool),
+            Text(String),
+        }
+        let text = match Raw::deserialize(deserializer)? {
+            Raw::Bool(value) => value.to_string(),
+            Raw::Text(text) => text,
+        };
+        match text.as_str() {
+            "gaussian" => Ok(Self::Gaussian),
+            "true" => Ok(Self::KaimingUniform),
+            "false" => Ok(Self::Random),
+            _ => Err(serde::de::Error::custom(format!(
+                "got \"{text}\", expected gaussian, true or false"
+            ))),
+        }
+    }
 }
 
 /// A place where LoRA can act: a linear, or a part of a fused one.
@@ -119,4 +124,24 @@ pub(crate) fn candidates(config: &ModelConfig) -> Vec<Candidate> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_is_a_word_or_a_boolean() {
+        let read = |text: &str| {
+            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("true"), Ok(InitLoraWeights::KaimingUniform));
+        assert_eq!(read("\"false\""), Ok(InitLoraWeights::Random));
+        assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
+        assert!(
+            read("\"pissa\"")
+                .unwrap_err()
+                .contains("expected gaussian, true or false")
+        );
+    }
 }

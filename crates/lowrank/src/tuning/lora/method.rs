@@ -1,0 +1,197 @@
+//! LoRA among the methods: its options, and what they come to.
+
+use std::path::Path;
+
+use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::peft::LoraConfig;
+use lowrank_kernels::Layout;
+use serde_json::Value;
+
+use super::{InitLoraWeights, inject, lay_out, load, save};
+use crate::Error;
+use crate::fields::{Field, Fields, fields};
+#[cfg(feature = "clap")]
+use crate::fields::{finite, finite_pattern, parse_pattern};
+use crate::model::{Adapter, ModelConfig};
+use crate::tuning::{
+    AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
+    Starting, targets,
+};
+
+fields! {
+    /// LoRA's options.
+    pub struct Settings {
+        /// Rank of the matrices A and B
+        // It is the first of LoRA's flags, before the modules that LoRA shares with other methods.
+        #[arg(value_name = "N", display_order = 0, help_heading = "LoRA")]
+        #[range(COUNT)]
+        #[fixes(Shape)]
+        pub r: usize = 8,
+
+        /// Another r for modules that match a pattern; may be repeated
+        #[arg(value_name = "PATTERN=N", value_parser = parse_pattern::<usize>, help_heading = "LoRA")]
+        #[range(COUNT)]
+        #[fixes(Shape)]
+        #[written(AsMap)]
+        pub rank_pattern: Vec<(String, usize)>,
+
+        /// The change of a weight is scaled by lora_alpha / r
+        #[arg(value_parser = finite::<f64>, value_name = "X", help_heading = "LoRA")]
+        #[range(POSITIVE)]
+        #[fixes(Action)]
+        pub lora_alpha: f64 = 16.0,
+
+        /// Dropout on what goes into A
+        #[arg(value_parser = finite::<f64>, value_name = "P", help_heading = "LoRA")]
+        #[range(BELOW_ONE)]
+        pub lora_dropout: f64 = 0.0,
+
+        /// Another lora_alpha for modules that match a pattern; may be repeated
+        #[arg(value_name = "PATTERN=X", value_parser = finite_pattern, help_heading = "LoRA")]
+        #[range(POSITIVE)]
+        #[fixes(Action)]
+        #[written(AsMap)]
+        pub alpha_pattern: Vec<(String, f64)>,
+
+        /// How A and B begin
+        #[arg(value_name = "HOW", value_enum, help_heading = "LoRA")]
+        pub init_lora_weights: InitLoraWeights = InitLoraWeights::Gaussian,
+
+        /// Scale by lora_alpha / √r instead
+        #[switch(help_heading = "LoRA")]
+        #[fixes(Action)]
+        pub use_rslora: bool = false,
+    }
+}
+
+/// PEFT's `adapter_config.json`.
+pub type Config = Box<LoraConfig>;
+
+/// LoRA in the table of methods.
+pub(in crate::tuning) struct Spec;
+
+/// PEFT's config for these options; `base` is what the model is called.
+fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfig {
+    let (lora, targets) = (&options.lora, &options.targets);
+    LoraConfig {
+        r: lora.r,
+        lora_alpha: lora.lora_alpha,
+        lora_dropout: lora.lora_dropout,
+        target_modules: targets.target_modules(model.family),
+        exclude_modules: targets.exclude_modules(),
+        fan_in_fan_out: model.layout == Layout::InOut,
+        use_rslora: lora.use_rslora,
+        init_lora_weights: lora.init_lora_weights.to_json(),
+        rank_pattern: lora.rank_pattern.clone(),
+        alpha_pattern: lora.alpha_pattern.clone(),
+        base_model_name_or_path: Some(base.to_owned()),
+        task_type: Some("CAUSAL_LM".to_owned()),
+        ..LoraConfig::default()
+    }
+}
+
+impl MethodSpec for Spec {
+    fn title(&self) -> &'static str {
+        "LoRA"
+    }
+
+    fn help(&self) -> &'static str {
+        "Low-rank matrices beside frozen weights"
+    }
+
+    fn learning_rate(&self) -> f64 {
+        2e-4
+    }
+
+    fn fields(&self) -> Vec<Field> {
+        Settings::fields()
+    }
+
+    fn shared_fields(&self) -> Vec<Field> {
+        targets::Settings::fields()
+    }
+
+    fn label(&self, options: &MethodOptions) -> String {
+        format!("LoRA r {}", options.lora.r)
+    }
+
+    fn hub_tag(&self) -> Option<&'static str> {
+        Some("lora")
+    }
+
+    fn size(&self) -> Option<Size> {
+        Some(Size {
+            key: "r",
+            follower: Some(("lora_alpha", 2.0)),
+            set: |options, r| options.lora.r = r,
+            most: |model| model.hidden_size,
+        })
+    }
+
+    fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        lay_out(model, &config(options, model, ""))
+    }
+
+    fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        let model = with.decoder.config();
+        let config = config(options, model, with.base);
+        let init = options.lora.init_lora_weights;
+        let (adapter, coverage) = inject(model, &config, init, with.seed)?;
+        Ok(Started {
+            adapter,
+            coverage: Some(coverage.to_string()),
+            config: Some(AdapterConfig::Lora(Box::new(config))),
+        })
+    }
+
+    fn peft_types(&self) -> &'static [&'static str] {
+        &["LORA"]
+    }
+
+    fn load(&self, folder: &Path, _: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
+        let loaded = load(folder, model)?;
+        Ok(Loaded {
+            adapter: loaded.adapter,
+            config: AdapterConfig::Lora(Box::new(loaded.config)),
+            coverage: loaded.coverage.to_string(),
+            base_fingerprint: loaded.base_fingerprint,
+        })
+    }
+
+    fn go_on(&self, loaded: &mut Loaded, options: &MethodOptions, base: &str) {
+        let AdapterConfig::Lora(config) = &mut loaded.config else {
+            return;
+        };
+        let dropout = options.lora.lora_dropout;
+        config.lora_dropout = dropout;
+        config.base_model_name_or_path = Some(base.to_owned());
+        for site in loaded.adapter.low_rank.values_mut().flatten() {
+            site.dropout = dropout as f32;
+        }
+    }
+}
+
+impl MethodConfig for Config {
+    fn save(
+        &self,
+        folder: &Path,
+        model: &ModelConfig,
+        adapter: &Adapter,
+        base: BaseMark,
+    ) -> Result<(), Error> {
+        save(folder, model, self, adapter, base.fingerprint)
+    }
+
+    fn options(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("r", self.r.into()),
+            ("lora_alpha", self.lora_alpha.into()),
+            ("target_modules", self.target_modules.to_string().into()),
+            ("use_rslora", self.use_rslora.into()),
+        ]
+    }
+
+    fn is_pefts(&self) -> bool {
+        true
+    }
+}
