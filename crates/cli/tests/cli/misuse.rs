@@ -56,7 +56,8 @@ fn help_of_train() {
           --r <N>                      Rank of the matrices A and B [default: 8]
           --target-modules <MODULES>   Modules to adapt: names (q_proj,v_proj), a regular expression for
                                        the whole name, or all-linear; GPT-2's fused c_attn also goes in
-                                       parts (c_attn.q,c_attn.v) [default: the family's q and v]
+                                       parts (c_attn.q,c_attn.v) [default: PEFT's for the method; LoRA's
+                                       are the family's q and v]
           --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
           --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
           --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
