@@ -34,6 +34,8 @@ above under the adapter, and:
 The folders of `PROMPT_ADAPTERS` are the same for PEFT's prefix and prompt tuning; their one tensor is `prompt_embeddings`,
 and the logits are those of the text alone, without the virtual tokens.
 
+The folders of `IA3_ADAPTERS` are the same for PEFT's IA3, the factors moved away from one.
+
 `gpt2/q_v_parts` adapts the query and the value part of the fused c_attn separately, as the LoRA paper does. Its keys
 are PEFT's with the part's name after the module's (`...attn.c_attn.q.lora_A.weight`), the tensors before training are
 `init.KEY`, and its adapter folder holds the same change as one PEFT adapter of twice the rank: A stacked, B block
@@ -51,7 +53,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -109,6 +111,11 @@ PROMPT_ADAPTERS = {
     "qwen3/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "gpt2/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "gpt2/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+IA3_ADAPTERS = {
+    "llama/ia3": dict(),
+    "qwen2/ia3": dict(target_modules=r".*\.(q|v|up|down)_proj", feedforward_modules=r".*\.mlp\..*"),
+    "gpt2/ia3": dict(fan_in_fan_out=True),
 }
 SMOOTHED_ADAPTER = "llama/all_linear"
 PARTS_CASE, PARTS_RANK, PARTS_ALPHA = "gpt2/q_v_parts", 2, 5
@@ -244,8 +251,9 @@ def save_adapter(peft_model, folder):
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"].sort()
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(key), list):
+            config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
@@ -284,6 +292,19 @@ def write_prompt_adapter(folder, name):
     with torch.no_grad():
         for value in parameters.values():
             value.copy_(0.5 * torch.randn(value.shape, generator=generator(name)))
+    save_adapter(model, folder)
+    write_tensors(folder / "golden.safetensors", lora_golden(model, make_rows(family), parameters))
+
+
+def write_ia3_adapter(folder, name):
+    """The folder of an IA3, and what PEFT computes with it."""
+    family = name.split("/")[0]
+    model = get_peft_model(make_model(family), IA3Config(task_type="CAUSAL_LM", **IA3_ADAPTERS[name])).eval()
+    parameters = lora_parameters(model)
+    random = generator(name)
+    with torch.no_grad():
+        for value in parameters.values():
+            value.copy_(1 + 0.3 * torch.randn(value.shape, generator=random))
     save_adapter(model, folder)
     write_tensors(folder / "golden.safetensors", lora_golden(model, make_rows(family), parameters))
 
@@ -347,6 +368,8 @@ def write_all(folder):
         write_adapter(folder / name, name)
     for name in PROMPT_ADAPTERS:
         write_prompt_adapter(folder / name, name)
+    for name in IA3_ADAPTERS:
+        write_ia3_adapter(folder / name, name)
     write_parts(folder / PARTS_CASE)
 
 

@@ -5,7 +5,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{ADAPTERS, Comparison, Golden, METHODS, MODELS, PROMPT_ADAPTERS, method_folder};
+use common::{
+    ADAPTERS, AdapterCase, Comparison, Golden, IA3_ADAPTERS, METHODS, MODELS, PROMPT_ADAPTERS,
+    method_folder,
+};
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
@@ -47,7 +50,8 @@ fn the_goldens_are_complete() {
         };
         assert_eq!(names(&golden, "grad."), tuned, "{}", case.name);
     }
-    for case in ADAPTERS.into_iter().chain(PROMPT_ADAPTERS) {
+    let prompts = PROMPT_ADAPTERS.into_iter();
+    for case in ADAPTERS.into_iter().chain(prompts).chain(IA3_ADAPTERS) {
         let golden = Golden::in_folder(&case.folder());
         let pefts = Golden::read(&case.folder().join("adapter_model.safetensors"));
         let (name, prefix) = (case.name, if case.parts { "init." } else { "" });
@@ -427,18 +431,26 @@ fn other_methods_match_pytorch() {
 
 #[test]
 fn prefix_and_prompt_tuning_match_peft() {
-    for case in PROMPT_ADAPTERS {
-        let mut comparison = Comparison::new(format!("{}/{}", case.model, case.name));
-        let golden = Golden::in_folder(&case.folder());
-        let mut run = Case::new(&case.model_folder(), |model| {
-            let loaded = tuning::load(&case.folder(), model.config());
-            loaded.expect("PEFT's adapter loads").adapter
-        });
-        run.logits(&mut comparison, &golden, true);
-        run.greedy(&golden, true);
-        run.gradients(&mut comparison, &golden, "", 0.0, 3);
-        run.gradients(&mut comparison, &golden, "", 0.0, 1);
-        run.train(&mut comparison, &golden, 1e-2);
-        comparison.finish();
-    }
+    PROMPT_ADAPTERS.iter().for_each(matches_peft);
+}
+
+#[test]
+fn ia3_matches_peft() {
+    IA3_ADAPTERS.iter().for_each(matches_peft);
+}
+
+/// Holds an adapter that any method's reader loads against what PEFT computed with it.
+fn matches_peft(case: &AdapterCase) {
+    let mut comparison = Comparison::new(format!("{}/{}", case.model, case.name));
+    let golden = Golden::in_folder(&case.folder());
+    let mut run = Case::new(&case.model_folder(), |model| {
+        let loaded = tuning::load(&case.folder(), model.config());
+        loaded.expect("PEFT's adapter loads").adapter
+    });
+    run.logits(&mut comparison, &golden, true);
+    run.greedy(&golden, true);
+    run.gradients(&mut comparison, &golden, "", 0.0, 3);
+    run.gradients(&mut comparison, &golden, "", 0.0, 1);
+    run.train(&mut comparison, &golden, 1e-2);
+    comparison.finish();
 }

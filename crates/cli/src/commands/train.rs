@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(properties["shuffle"]["default"], true);
         assert_eq!(
             properties["method"]["enum"],
-            serde_json::json!(["lora", "full", "top", "bitfit", "adapter", "prefix"])
+            serde_json::json!(["lora", "full", "top", "bitfit", "adapter", "prefix", "ia3"])
         );
         assert!(
             properties

@@ -30,7 +30,7 @@ fn help_of_train() {
           --init-adapter <DIR>  Start from this adapter of an earlier run; the method's options are then
                                 its own
           --method <METHOD>     What is trained [default: lora] [possible values: lora, full, top,
-                                bitfit, adapter, prefix]
+                                bitfit, adapter, prefix, ia3]
           --resume              Go on with the run in the output folder, with its own settings
           --overwrite           Replace an earlier run in the output folder
           --force               Run although the memory is expected not to suffice
@@ -56,7 +56,8 @@ fn help_of_train() {
           --r <N>                      Rank of the matrices A and B [default: 8]
           --target-modules <MODULES>   Modules to adapt: names (q_proj,v_proj), a regular expression for
                                        the whole name, or all-linear; GPT-2's fused c_attn also goes in
-                                       parts (c_attn.q,c_attn.v) [default: the family's q and v]
+                                       parts (c_attn.q,c_attn.v) [default: PEFT's for the method; LoRA's
+                                       are the family's q and v]
           --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
           --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
           --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
@@ -68,23 +69,29 @@ fn help_of_train() {
           --use-rslora[=<BOOL>]        Scale by lora_alpha / √r instead
 
     Other methods:
-          --top-layers <N>          Train so many of the last blocks, and the final norm [default: 2]
-          --head-only[=<BOOL>]      Train the output projection alone; a tied one is untied (method top)
-          --adapter-kind <KIND>     Where adapter layers stand [default: houlsby] [possible values:
-                                    houlsby, lin, pfeiffer]
-          --bottleneck <N>          Width of adapter layers [default: 64]
-          --prefix-kind <KIND>      What virtual tokens are (method prefix) [default: layer] [possible
-                                    values: layer, embedding]
-          --num-virtual-tokens <N>  Virtual tokens before every sequence [default: 20]
-          --infix-tokens <N>        Virtual tokens between prompt and completion, with the kind
-                                    embedding [default: 0]
-          --prefix-init <INIT>      What virtual tokens begin as [default: text] [possible values: text,
-                                    vocab, random, zero]
+          --top-layers <N>                 Train so many of the last blocks, and the final norm
+                                           [default: 2]
+          --head-only[=<BOOL>]             Train the output projection alone; a tied one is untied
+                                           (method top)
+          --adapter-kind <KIND>            Where adapter layers stand [default: houlsby] [possible
+                                           values: houlsby, lin, pfeiffer]
+          --bottleneck <N>                 Width of adapter layers [default: 64]
+          --prefix-kind <KIND>             What virtual tokens are (method prefix) [default: layer]
+                                           [possible values: layer, embedding]
+          --num-virtual-tokens <N>         Virtual tokens before every sequence [default: 20]
+          --infix-tokens <N>               Virtual tokens between prompt and completion, with the kind
+                                           embedding [default: 0]
+          --prefix-init <INIT>             What virtual tokens begin as [default: text] [possible
+                                           values: text, vocab, random, zero]
+          --feedforward-modules <MODULES>  Modules of target_modules whose input is scaled in place of
+                                           the output (method ia3) [default: the MLP's last linear]
+          --init-ia3-weights[=<BOOL>]      Begin with factors of one, which change nothing, and not at
+                                           random (method ia3)
 
     Optimization:
           --learning-rate <X>
               The highest learning rate [default: 2e-4; full 2e-5, top 5e-5, bitfit and adapter 1e-3,
-              prefix 1e-2]
+              prefix 1e-2, ia3 3e-3]
           --lr-scheduler-type <TYPE>
               How the learning rate falls [default: linear] [possible values: linear, cosine, constant]
           --warmup-steps <N>
@@ -215,7 +222,7 @@ fn flags_of_the_wrong_kind_are_misuse() {
     );
     let text = stderr_of(&["train", "--method", "qlora"], 2);
     assert!(
-        text.contains("[possible values: lora, full, top, bitfit, adapter, prefix]"),
+        text.contains("[possible values: lora, full, top, bitfit, adapter, prefix, ia3]"),
         "{text}"
     );
     let text = stderr_of(&["train", "--max-steps", "1", "--num-train-epochs", "1"], 2);

@@ -40,7 +40,7 @@ fn a_model_is_planned_from_its_config_alone() {
         "64",
         "--method",
     ];
-    for method in ["lora", "full", "top", "bitfit", "adapter", "prefix"] {
+    for method in ["lora", "full", "top", "bitfit", "adapter", "prefix", "ia3"] {
         let args = [&args[..], &[method]].concat();
         let mut args = args.clone();
         if method == "adapter" {

@@ -435,10 +435,11 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
 fn every_other_method_goes_from_training_to_merging() {
     let lab = Lab::new();
     let (model, data) = (lab.arg("model"), lab.arg("data"));
-    let methods: [(&str, &[&str], bool); 4] = [
+    let methods: [(&str, &[&str], bool); 5] = [
         ("top", &["--method=top", "--top-layers=1"], true),
         ("head", &["--method=top", "--head-only"], true),
         ("bitfit", &["--method=bitfit"], true),
+        ("ia3", &["--method=ia3"], true),
         (
             "adapter",
             &["--method=adapter", "--adapter-kind=lin", "--bottleneck=4"],

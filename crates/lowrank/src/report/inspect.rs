@@ -1,6 +1,6 @@
 //! What a model and an adapter are made of, as plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lowrank_kernels::{Tensor, View, add_assign, frobenius_norm, scale};
@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::base::{Base, Source};
-use crate::merge::delta;
+use crate::merge::{delta, merged_weight};
 use crate::model::Adapter;
-use crate::model::{Decoder, Part, WeightId, families};
+use crate::model::{Decoder, LinearId, Part, WeightId, families};
 use crate::tuning::{Loaded, Method};
 
 /// A model without its values: only headers are read.
@@ -174,17 +174,33 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
         let norm = frobenius_norm(weight.view());
         (norm > 0.0).then_some(change / norm)
     };
-    let mut linears: Vec<_> = adapter.low_rank.iter().collect();
-    linears.sort_unstable_by_key(|(id, _)| **id);
-    let linears = linears.into_iter().map(|(&id, sites)| {
+    let changed = adapter.low_rank.keys().chain(adapter.scaled.keys());
+    let changed: BTreeSet<LinearId> = changed.copied().collect();
+    let linears = changed.into_iter().map(|id| {
         let stored = model.weights().view(WeightId::Linear(id, Part::Weight));
-        let change = frobenius_norm(delta(model, adapter, id).view());
+        let branches = adapter.low_rank.get(&id).map_or(&[][..], Vec::as_slice);
+        let factors = adapter.scaled.get(&id);
+        let change = if factors.is_some() {
+            let mut change = merged_weight(model, adapter, id);
+            let mut base = Tensor::zeros(stored.rows(), stored.cols());
+            base.view_mut().copy_from(stored);
+            scale(base.view_mut(), -1.0);
+            add_assign(change.view_mut(), base.view());
+            change
+        } else {
+            delta(model, adapter, id)
+        };
+        let has_branches = !branches.is_empty();
+        let ranks = branches.iter().map(|site| params.shape(site.a).0).sum();
+        let scales = branches.iter().map(|site| site.scale).fold(0.0, f32::max);
+        let of_branches = branches.iter().flat_map(|site| [site.a, site.b]);
+        let of_factors = factors.into_iter().flat_map(|at| [at.input, at.output]);
         ModuleReport {
             module: families::linear_module(model.config(), id),
-            r: Some(sites.iter().map(|site| params.shape(site.a).0).sum()),
-            scale: Some(sites.iter().map(|site| site.scale).fold(0.0, f32::max)),
-            parameters: sites.iter().map(|site| size(site.a) + size(site.b)).sum(),
-            relative_change: relative(change, stored),
+            r: has_branches.then_some(ranks),
+            scale: has_branches.then_some(scales),
+            parameters: of_branches.chain(of_factors.flatten()).map(size).sum(),
+            relative_change: relative(frobenius_norm(change.view()), stored),
         }
     });
     let mut replaced: Vec<_> = adapter.replaced.iter().collect();

@@ -4,7 +4,7 @@
 //! A method's module says which types are its own (`MethodSpec::peft_types`). The types that begin with `LOWRANK_` are methods that PEFT does not have; their tensors are
 //! named as in model.safetensors where they stand in for a model's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use lowrank_formats::FormatError;
@@ -163,28 +163,41 @@ pub(super) fn check_keys(raw: &HfConfig, own: &[&str]) -> Result<(), FormatError
     }
 }
 
+/// The shape of each slot in a file: a vector has one dimension, and factors of a linear's output are a column.
+fn stored_shapes(adapter: &Adapter) -> Vec<Vec<usize>> {
+    let vectors = adapter.vectors();
+    let outputs: HashSet<usize> = adapter
+        .scaled
+        .values()
+        .filter_map(|site| site.output)
+        .collect();
+    let shape = |slot: usize| {
+        let (rows, cols) = adapter.params.shape(slot);
+        if vectors.contains(&slot) {
+            vec![cols]
+        } else if outputs.contains(&slot) {
+            vec![cols, rows]
+        } else {
+            vec![rows, cols]
+        }
+    };
+    (0..adapter.params.slots()).map(shape).collect()
+}
+
 /// Writes every slot under its name, f32.
 pub(super) fn write_values(
     folder: &Path,
     adapter: &Adapter,
     base_fingerprint: &str,
 ) -> Result<(), Error> {
-    let vectors = adapter.vectors();
     let specs: Vec<TensorSpec> = adapter
         .names
         .iter()
-        .enumerate()
-        .map(|(slot, name)| {
-            let (rows, cols) = adapter.params.shape(slot);
-            TensorSpec {
-                name: name.clone(),
-                dtype: StoredDType::F32,
-                shape: if vectors.contains(&slot) {
-                    vec![cols]
-                } else {
-                    vec![rows, cols]
-                },
-            }
+        .zip(stored_shapes(adapter))
+        .map(|(name, shape)| TensorSpec {
+            name: name.clone(),
+            dtype: StoredDType::F32,
+            shape,
         })
         .collect();
     let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base_fingerprint.to_owned())]);
@@ -202,15 +215,10 @@ pub(super) fn write_values(
 /// # Errors
 /// Tensors that are missing, of another shape, or left over, and values that are not finite; all are named.
 pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
-    let vectors = adapter.vectors();
+    let shapes = stored_shapes(adapter);
     let (mut problems, mut entries) = (Vec::new(), Vec::new());
-    for (slot, name) in adapter.names.iter().enumerate() {
+    for (slot, (name, shape)) in adapter.names.iter().zip(shapes).enumerate() {
         let (rows, cols) = adapter.params.shape(slot);
-        let shape = if vectors.contains(&slot) {
-            vec![cols]
-        } else {
-            vec![rows, cols]
-        };
         match weights.get(name) {
             None => problems.push(format!("{name}: missing (expected {shape:?})")),
             Some(entry) if entry.shape != shape => {

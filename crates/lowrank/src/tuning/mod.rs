@@ -10,6 +10,7 @@ pub mod adapter;
 pub mod bitfit;
 mod files;
 pub mod full;
+pub mod ia3;
 pub mod lora;
 mod method;
 pub mod prefix;
@@ -27,4 +28,5 @@ table::methods! {
     Bitfit => bitfit,
     Adapter => adapter,
     Prefix => prefix,
+    Ia3 => ia3,
 }

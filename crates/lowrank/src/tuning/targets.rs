@@ -13,7 +13,7 @@ fields! {
     /// Modules that are adapted.
     pub struct Settings {
         /// Modules to adapt: names (q_proj,v_proj), a regular expression for the whole name, or all-linear; GPT-2's fused
-        /// c_attn also goes in parts (c_attn.q,c_attn.v) [default: the family's q and v]
+        /// c_attn also goes in parts (c_attn.q,c_attn.v) [default: PEFT's for the method; LoRA's are the family's q and v]
         #[arg(value_name = "MODULES", help_heading = "LoRA")]
         #[fixes(Shape)]
         pub target_modules: Option<Targets>,

@@ -90,6 +90,13 @@ pub(crate) const PROMPT_ADAPTERS: [AdapterCase; 5] = [
     adapter("gpt2", "prompt"),
 ];
 
+/// Folders of PEFT's IA3 below the models', trained with learning rate 1e-2.
+pub(crate) const IA3_ADAPTERS: [AdapterCase; 3] = [
+    adapter("llama", "ia3"),
+    adapter("qwen2", "ia3"),
+    adapter("gpt2", "ia3"),
+];
+
 /// The adapters.
 pub(crate) const ADAPTERS: [AdapterCase; 9] = [
     AdapterCase {

@@ -8,6 +8,7 @@ mod configs;
 mod diff;
 mod generation;
 mod gradients;
+mod ia3;
 mod merging;
 mod methods;
 mod objectives;

@@ -376,7 +376,7 @@ fn runs_of_every_method_learn_and_are_loaded() {
     }
 }
 
-fn held_out(place: &Place) -> Vec<lowrank::data::Example> {
+pub(super) fn held_out(place: &Place) -> Vec<lowrank::data::Example> {
     let source = Source::Folder(place.path("model"));
     lowrank::data::Dataset::load(
         &place.path("data"),

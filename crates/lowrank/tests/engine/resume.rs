@@ -60,6 +60,7 @@ fn a_stopped_run_goes_on_bit_for_bit() {
         Method::Top,
         Method::Bitfit,
         Method::Adapter,
+        Method::Ia3,
     ] {
         let place = Place::new("llama");
         let whole = run(&place.config(method, "whole")).expect("the run");

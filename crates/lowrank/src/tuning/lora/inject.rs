@@ -124,7 +124,10 @@ pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candida
 }
 
 /// The places that a config targets, in the model's order.
-pub(super) fn choose(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<Candidate>, Error> {
+pub(in crate::tuning) fn choose(
+    config: &ModelConfig,
+    lora: &LoraConfig,
+) -> Result<Vec<Candidate>, Error> {
     let all = candidates(config);
     let whole: HashSet<&str> = all
         .iter()
@@ -254,7 +257,11 @@ fn unmatched_patterns(lora: &LoraConfig, chosen: &[Candidate]) -> Vec<String> {
     problems
 }
 
-pub(super) fn coverage(lora: &LoraConfig, chosen: &[Candidate], parameters: usize) -> Coverage {
+pub(in crate::tuning) fn coverage(
+    lora: &LoraConfig,
+    chosen: &[Candidate],
+    parameters: usize,
+) -> Coverage {
     let targets = match &lora.target_modules {
         TargetModules::List(names) => names
             .iter()

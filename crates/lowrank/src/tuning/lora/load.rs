@@ -71,7 +71,8 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     })
 }
 
-fn matched(model: &ModelConfig, config: &LoraConfig) -> Vec<Candidate> {
+/// The modules that PEFT would adapt; entries that match nothing are left alone.
+pub(in crate::tuning) fn matched(model: &ModelConfig, config: &LoraConfig) -> Vec<Candidate> {
     candidates(model)
         .into_iter()
         .filter(|place| place.part.is_none() && config.matches(&place.name))

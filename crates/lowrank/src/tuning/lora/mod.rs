@@ -4,8 +4,8 @@
 //! `c_attn.k` and `c_attn.v` each get their own A and B, which write that part's columns alone.
 
 mod branches;
-mod inject;
-mod load;
+pub(super) mod inject;
+pub(super) mod load;
 mod method;
 mod save;
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Prefix and prompt tuning in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
+"""Prefix and prompt tuning and IA3 in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
 
     pip install torch transformers peft safetensors
-    python scripts/check_virtual_tokens.py --lowrank target/release/lowrank
+    python scripts/check_peft_methods.py --lowrank target/release/lowrank
 
 The model is the built-in one and the rows are those of one of its tasks. Exit status: 0 if all losses agree, 1 if not.
 """
@@ -15,13 +15,22 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 BUILTIN = Path(__file__).resolve().parent.parent / "crates/lowrank/builtin"
 DATA = BUILTIN / "tasks/cards"
 TOLERANCE = 1e-4
+# For each case the flags of a training, and PEFT's config.
+CASES = {
+    "layer": ("--method prefix --prefix-kind layer --num-virtual-tokens 6", PrefixTuningConfig(num_virtual_tokens=5)),
+    "embedding": ("--method prefix --prefix-kind embedding --num-virtual-tokens 6",
+                  PromptTuningConfig(num_virtual_tokens=5)),
+    "ia3": ("--method ia3 --learning-rate 0.1", IA3Config(init_ia3_weights=False)),
+    "ia3 everywhere": ("--method ia3 --learning-rate 0.1 --target-modules all-linear",
+                       IA3Config(target_modules="all-linear", init_ia3_weights=False)),
+}
 
 
 def run(arguments, *command):
@@ -79,15 +88,14 @@ def main():
         few = work / "rows.jsonl"
         lines = (DATA / "valid.jsonl").read_text().splitlines()[:len(rows)]
         few.write_text("\n".join(lines) + "\n")
-        configs = {"layer": PrefixTuningConfig, "embedding": PromptTuningConfig}
-        for kind, make in configs.items():
+        for kind, (flags, config) in CASES.items():
             trained = work / kind
-            run(arguments, "train", "--method", "prefix", "--prefix-kind", kind, "--num-virtual-tokens", "6",
-                "--model", str(BUILTIN), "--data", str(few), "--output", str(trained), "--max-steps", "4",
-                "--base-dtype", "f32")
+            run(arguments, "train", *flags.split(), "--model", str(BUILTIN), "--data", str(few), "--output", str(trained),
+                "--max-steps", "4", "--base-dtype", "f32")
             tuned = PeftModel.from_pretrained(base(), trained).eval()
             compare(f"{kind}, trained here", lowrank_loss(arguments, trained, few), peft_loss(tuned, rows))
-            made = get_peft_model(base(), make(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+            config.task_type = "CAUSAL_LM"
+            made = get_peft_model(base(), config).eval()
             made.save_pretrained(work / f"{kind}-peft")
             theirs = peft_loss(made, rows)
             compare(f"{kind}, made by PEFT", lowrank_loss(arguments, work / f"{kind}-peft", few), theirs)
