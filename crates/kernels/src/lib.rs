@@ -37,82 +37,57 @@ compile_error!(
     "weights are mapped as little-endian numbers; big-endian machines are not supported"
 );
 
-mod activation;
 mod arena;
-mod attention;
-mod blocks;
+mod buffer;
 mod classes;
-mod elementwise;
-mod embedding;
-mod engine;
-mod few;
-mod head;
-mod linear;
-mod low_rank;
-mod matmul;
-mod measure;
-mod merge;
-mod norm;
-mod optimizer;
-#[cfg(target_arch = "x86_64")]
-mod panels;
-mod parallel;
+mod cpu;
+mod ops;
 mod profile;
 mod random;
 pub mod reference;
-mod rope;
-mod rows;
-mod scratch;
-mod simd;
-mod storage;
-mod strips;
 mod tensor;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
 mod view;
-#[cfg(target_arch = "x86_64")]
-mod wide;
 mod workspace;
 
-pub use activation::{
+pub use arena::Arena;
+pub use buffer::release_freed_memory;
+pub use classes::RowClasses;
+pub use cpu::attention::{AttentionShape, Segment, attention_backward, attention_forward};
+#[doc(hidden)]
+pub use cpu::engine::{Engine, engines, with_engine};
+pub use cpu::parallel::in_pool;
+pub use cpu::product::strips::Precision;
+pub use ops::activation::{
     Activation, activation_backward, activation_forward, gated_backward, gated_forward,
 };
-pub use arena::Arena;
-pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
-pub use classes::RowClasses;
-pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
-pub use embedding::{embedding_backward, embedding_forward};
-#[doc(hidden)]
-pub use engine::{Engine, engines, with_engine};
-pub use head::{
+pub use ops::elementwise::{add_assign, add_cols, convert, copy_cols, scale};
+pub use ops::embedding::{embedding_backward, embedding_forward};
+pub use ops::head::{
     CrossEntropy, cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs,
     head_logits,
 };
-pub use linear::{
+pub use ops::linear::{
     BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight, bias_backward,
     linear_backward_input, linear_backward_weight, linear_forward, linears_backward_input,
     linears_forward,
 };
-pub use low_rank::{
+pub use ops::low_rank::{
     Dropout, LowRank, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
     low_rank_forward,
 };
-pub use measure::{
+pub use ops::measure::{
     all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
     sum_squares,
 };
-pub use merge::low_rank_delta;
-pub use norm::{
+pub use ops::merge::low_rank_delta;
+pub use ops::norm::{
     layer_norm_apply, layer_norm_backward, layer_norm_forward, rms_norm_apply, rms_norm_backward,
     rms_norm_forward,
 };
-pub use optimizer::{AdamW, adamw_step};
-pub use parallel::in_pool;
+pub use ops::optimizer::{AdamW, adamw_step};
+pub use ops::rope::{RopeTable, rope_backward, rope_forward};
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::{CounterRng, fill_normal, fill_uniform};
-pub use rope::{RopeTable, rope_backward, rope_forward};
-pub use storage::release_freed_memory;
-pub use strips::Precision;
 pub use tensor::{DType, Tensor, TensorError};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use crate::storage::Buffer;
+use crate::buffer::Buffer;
 use crate::view::{Data, View, ViewMut};
 
 /// The number format of a matrix.

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::matmul::Mat;
-use crate::scratch::with_scratch;
-use crate::simd;
+use crate::cpu::product::mat::Mat;
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd;
 use crate::tensor::{DType, Tensor};
 
 /// The elements of a matrix in one of its number formats.

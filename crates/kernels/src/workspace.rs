@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::storage::Buffer;
+use crate::buffer::Buffer;
 use crate::tensor::{DType, Tensor};
 
 /// A request this small may take any buffer up to this size.
