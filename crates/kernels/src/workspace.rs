@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::buffer::Buffer;
-use crate::tensor::{DType, Tensor};
+use crate::storage::DType;
+use crate::tensor::Tensor;
 
 /// A request this small may take any buffer up to this size.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -47,7 +48,7 @@ impl Workspace {
 
     /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
     pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let bytes = rows * cols * dtype.size_of();
+        let bytes = dtype.bytes_for(rows * cols);
         let (reused, outgrown) = {
             let mut state = self.lock();
             match state.reuse(dtype, bytes) {

@@ -208,20 +208,6 @@ pub(crate) fn narrow(to: &mut [bf16], from: &[f32]) {
     );
 }
 
-/// Widens a block of a matrix: rows of `width` numbers that start `stride` apart.
-pub(crate) fn widen_rows(to: &mut [f32], width: usize, from: &[bf16], stride: usize) {
-    vectorize(
-        #[inline(always)]
-        || {
-            for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
-                for (to, from) in to.iter_mut().zip(&from[..width]) {
-                    *to = wide(*from);
-                }
-            }
-        },
-    );
-}
-
 /// Σ term(x, y, …) over the numbers of rows of one length: added in lanes, then the lanes pairwise, then what is left over.
 #[inline(always)]
 pub(crate) fn lane_sum<const N: usize>(rows: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
@@ -422,9 +408,5 @@ mod tests {
         for (wide, number) in wide.iter().zip(&numbers) {
             assert!(wide.to_bits() == number.to_f32().to_bits() || number.is_nan());
         }
-        let mut block = [0.0; 6];
-        widen_rows(&mut block, 3, &numbers[1000..1008], 5);
-        let expected = [1000, 1001, 1002, 1005, 1006, 1007].map(|i| wide[i]);
-        assert_eq!(block, expected);
     }
 }

@@ -7,8 +7,9 @@ use rayon::prelude::*;
 use crate::cpu::parallel::{ForEachPart, rows_per_task};
 use crate::cpu::simd::{self, vectorize};
 use crate::profile::op;
-use crate::tensor::{DType, Tensor};
-use crate::view::{Data, View, ViewMut};
+use crate::storage::encode;
+use crate::tensor::Tensor;
+use crate::view::{View, ViewMut};
 
 /// Numbers that a task takes.
 const BLOCK: usize = 16 * 1024;
@@ -33,25 +34,13 @@ pub fn add_assign(y: ViewMut<'_>, x: View<'_>) {
 pub fn convert(to: &mut Tensor, from: View<'_>) {
     let _op = op("convert", || 0.0);
     from.assert_shape("the matrix to convert", to.rows(), to.cols());
-    if to.dtype() == DType::F32 {
-        let chunks = to.view_mut().into_f32s().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each_part(|(i, to)| {
-            let part = i * BLOCK..i * BLOCK + to.len();
-            match from.data() {
-                Data::F32(from) => to.copy_from_slice(&from[part]),
-                Data::Bf16(from) => simd::widen(to, &from[part]),
-            }
-        });
-    } else {
-        let chunks = to.bf16s_mut().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each_part(|(i, to)| {
-            let part = i * BLOCK..i * BLOCK + to.len();
-            match from.data() {
-                Data::F32(from) => simd::narrow(to, &from[part]),
-                Data::Bf16(from) => to.copy_from_slice(&from[part]),
-            }
-        });
-    }
+    let dtype = to.dtype();
+    let bytes = dtype.bytes_for(BLOCK);
+    let chunks = to.bytes_mut().par_chunks_mut(bytes).enumerate();
+    chunks.for_each_part(|(i, to)| {
+        let part = i * BLOCK..(i * BLOCK + BLOCK).min(from.len());
+        from.with_part(part, |from| encode(dtype, to, from));
+    });
 }
 
 /// y = 0.

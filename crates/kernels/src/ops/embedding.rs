@@ -8,7 +8,7 @@ use crate::cpu::parallel::{ForEachPart, rows_per_task};
 use crate::cpu::product::mat::{ALL, for_tiles};
 use crate::cpu::simd;
 use crate::profile::op;
-use crate::view::{Data, View, ViewMut};
+use crate::view::{View, ViewMut};
 
 /// Columns that a task takes in the backward.
 const COLUMNS: usize = 64;
@@ -29,15 +29,10 @@ pub fn embedding_forward(y: ViewMut<'_>, ids: &[u32], table: View<'_>, accumulat
         .for_each_part(|(y, ids)| {
             for (y, &id) in y.chunks_exact_mut(cols).zip(ids) {
                 let from = id as usize * cols..(id as usize + 1) * cols;
-                match (table.data(), accumulate) {
-                    (Data::F32(table), false) => y.copy_from_slice(&table[from]),
-                    (Data::F32(table), true) => simd::add(y, &table[from]),
-                    (Data::Bf16(table), false) => simd::widen(y, &table[from]),
-                    (Data::Bf16(table), true) => {
-                        for (y, x) in y.iter_mut().zip(&table[from]) {
-                            *y += x.to_f32();
-                        }
-                    }
+                if accumulate {
+                    table.with_part(from, |row| simd::add(y, row));
+                } else {
+                    table.numbers().widen(y, from.start);
                 }
             }
         });

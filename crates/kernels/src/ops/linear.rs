@@ -13,7 +13,6 @@ use crate::cpu::product::strips::{Factor, Job, Precision, Start, Term, multiply}
 use crate::cpu::simd;
 use crate::ops::low_rank::{GeneratedBranch, LowRank, add_generated, low_rank_down};
 use crate::profile::op;
-use crate::tensor::DType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -147,10 +146,7 @@ impl<'a> Rest<'a> {
         y.assert_shape("the output of a linear", x.rows(), w.outputs());
         let bias = bias.map(|bias| {
             bias.assert_shape("the bias of a linear", 1, w.outputs());
-            match bias.dtype() {
-                DType::F32 => Cow::Borrowed(bias.f32s()),
-                DType::Bf16 => Cow::Owned(bias.to_vec()),
-            }
+            (bias.numbers().f32s()).map_or_else(|| Cow::Owned(bias.to_vec()), Cow::Borrowed)
         });
         let (mut prompt, mut generated) = (Vec::new(), Vec::new());
         for BranchOutput { u, rows, branch } in branches {

@@ -10,13 +10,10 @@
 //! whatever tile it lies in. So the bits do not depend on how an output is cut.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_broadcast_ss,
-    _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps,
     _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
 };
-
-use half::bf16;
 
 use crate::cpu::engine::{Engine, engine};
 use crate::cpu::product::avx512;
@@ -24,7 +21,7 @@ use crate::cpu::product::blocks::{Block, Left, MR, NR, add_panels, pack_rows};
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::cpu::product::strips::{Factor, Term};
 use crate::cpu::scratch::with_scratch;
-use crate::view::Data;
+use crate::storage::{Number, Storage, UnitVisitor, Window};
 
 /// Inner indices of a panel, at most: with 16 columns 36 KiB. More than the L1 cache holds, but it is read in
 /// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
@@ -544,67 +541,33 @@ fn thin(
 
 /// Rows of b from `first` on in panels of 16 columns; columns past the last are zero.
 fn pack(to: &mut Panels<'_>, b: Factor<'_>, first: usize, cols: usize) {
-    match b.view.data() {
-        Data::F32(data) => pack_numbers(to, data, b, first, cols),
-        Data::Bf16(data) => pack_numbers(to, data, b, first, cols),
-    }
+    let window = b.window(first..first + to.part.len(), 0..cols);
+    b.view.numbers().visit(Pack {
+        to,
+        window,
+        transposed: b.transposed,
+        cols,
+    });
 }
 
-fn pack_numbers<N: Number>(
-    to: &mut Panels<'_>,
-    data: &[N],
-    b: Factor<'_>,
-    first: usize,
+struct Pack<'a, 'p> {
+    to: &'a mut Panels<'p>,
+    window: Window,
+    transposed: bool,
     cols: usize,
-) {
-    let stride = b.view.cols();
-    if b.transposed {
-        let start = b.first_col * stride + b.first_row + first;
-        pack_turned(to, &data[start..], stride, cols);
-    } else {
-        let start = (b.first_row + first) * stride + b.first_col;
-        pack_straight(to, &data[start..], stride, cols);
-    }
 }
 
-/// A number that panels are made of.
-trait Number: Copy {
-    /// Eight numbers, widened.
-    ///
-    /// # Safety
-    /// The processor has AVX2; eight numbers can be read.
-    #[expect(unsafe_code, reason = "vector loads take pointers")]
-    unsafe fn load(from: *const Self) -> __m256;
+impl UnitVisitor for Pack<'_, '_> {
+    type Output = ();
 
-    fn wide(self) -> f32;
-}
-
-#[expect(unsafe_code, reason = "vector loads take pointers")]
-impl Number for f32 {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn load(from: *const Self) -> __m256 {
-        // SAFETY: by the contract of this function.
-        unsafe { _mm256_loadu_ps(from) }
-    }
-
-    fn wide(self) -> f32 {
-        self
-    }
-}
-
-#[expect(unsafe_code, reason = "vector loads take pointers")]
-impl Number for bf16 {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn load(from: *const Self) -> __m256 {
-        // SAFETY: by the contract of this function.
-        let narrow = unsafe { _mm_loadu_si128(from.cast()) };
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(narrow)))
-    }
-
-    fn wide(self) -> f32 {
-        self.to_f32()
+    fn visit<S: Storage>(self, units: &[S]) {
+        self.window.read(units, |numbers, stride| {
+            if self.transposed {
+                pack_turned(self.to, numbers, stride, self.cols);
+            } else {
+                pack_straight(self.to, numbers, stride, self.cols);
+            }
+        });
     }
 }
 

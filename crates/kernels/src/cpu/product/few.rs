@@ -6,15 +6,15 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use rayon::prelude::*;
 
 use crate::cpu::parallel::{ForEachPart, for_runs};
-use crate::cpu::product::mat::Shared;
+use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::product::rows::{Packed, TOGETHER, pack_rows_for, packed_len, products_of_rows};
 use crate::cpu::product::strips::Start;
 use crate::cpu::scratch::with_scratch;
-use crate::view::{Data, View, ViewMut};
+use crate::storage::{Storage, UnitVisitor, Window};
+use crate::view::{View, ViewMut};
 
 /// Weights, and rows of them, that a task takes at least. Tokens that do not fit in the L1 cache come
 /// into it anew with each task.
@@ -51,11 +51,11 @@ impl Job<'_> {
     }
 }
 
-/// Rows of x that are packed for one number format.
+/// Rows of x that are packed for one order of a weight's numbers.
 #[derive(PartialEq, Eq)]
 struct Pack {
     rows: Range<usize>,
-    wide: bool,
+    even_first: bool,
 }
 
 /// y (+)= x·wᵀ for each job; x [T, K].
@@ -69,7 +69,7 @@ pub(crate) fn few_times_rows(x: View<'_>, jobs: Vec<FewJob<'_>>) {
             let tokens = rows.len();
             let pack = Pack {
                 rows,
-                wide: matches!(w.data(), Data::F32(_)),
+                even_first: w.dtype().unit().even_first,
             };
             let known = packs.iter().position(|other| *other == pack);
             let taller = tokens.div_ceil(TOGETHER).min(TALLER);
@@ -105,29 +105,55 @@ fn run(job: &Job<'_>, task: usize, packed: Packed<'_>, ins: usize) {
     // SAFETY: each task of a job has other columns, and each job another matrix.
     let mut tile = unsafe { job.y.block(0..job.tokens, outs.clone()) };
     let add = job.start.prepare(&mut tile, &outs);
-    if ins == 0 && !add {
-        tile.fill_zero();
+    if ins == 0 {
+        if !add {
+            tile.fill_zero();
+        }
+        return;
     }
-    let numbers = outs.start * ins..outs.end * ins;
-    match job.w.data() {
-        Data::F32(w) => products_of_rows(
+    job.w.numbers().visit(Products {
+        tile,
+        add,
+        packed,
+        window: Window {
+            stride: ins,
+            rows: outs,
+            cols: 0..ins,
+        },
+    });
+}
+
+/// What is left to do of a task once the format of the weight is known.
+struct Products<'a> {
+    tile: MatMut<'a>,
+    add: bool,
+    packed: Packed<'a>,
+    window: Window,
+}
+
+impl UnitVisitor for Products<'_> {
+    type Output = ();
+
+    #[inline]
+    fn visit<S: Storage>(self, units: &[S]) {
+        let Self {
+            mut tile,
+            add,
             packed,
-            &w[numbers],
-            ins,
-            #[inline(always)]
-            |token, out, sums, more| {
-                tile.put_column(token, out, sums, add || more);
-            },
-        ),
-        Data::Bf16(w) => products_of_rows(
-            packed,
-            &w[numbers],
-            ins,
-            #[inline(always)]
-            |token, out, sums, more| {
-                tile.put_column(token, out, sums, add || more);
-            },
-        ),
+            window,
+        } = self;
+        let numbers = window.rows.len() * window.stride;
+        window.read(units, |w, stride| {
+            products_of_rows(
+                packed,
+                &w[..numbers],
+                stride,
+                #[inline(always)]
+                |token, out, sums, more| {
+                    tile.put_column(token, out, sums, add || more);
+                },
+            );
+        });
     }
 }
 
@@ -144,15 +170,11 @@ fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])
                 let (to, others) = rest.split_at_mut(packed_len(rows.len(), cols));
                 rest = others;
                 let from = &x.f32s()[rows.start * cols..rows.end * cols];
-                pieces.push((to, from, pack.wide));
+                pieces.push((to, from, pack.even_first));
             }
         }
-        let pack = |(to, from, wide): (&mut [f32], &[f32], bool)| {
-            if wide {
-                pack_rows_for::<f32>(to, from, cols);
-            } else {
-                pack_rows_for::<bf16>(to, from, cols);
-            }
+        let pack = |(to, from, even_first): (&mut [f32], &[f32], bool)| {
+            pack_rows_for(to, from, cols, even_first);
         };
         // Other threads are worth their while only for many rows.
         if pieces.len() <= 2 {

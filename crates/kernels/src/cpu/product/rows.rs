@@ -10,7 +10,6 @@
 
 use std::ops::Range;
 
-use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use pulp::x86::V4;
 use pulp::{Simd, WithSimd};
@@ -19,9 +18,7 @@ use pulp::{Simd, WithSimd};
 use crate::cpu::engine::{Engine, engine};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{dispatch, fetch, vectorize};
-
-/// Numbers that are taken at once: of bf16 a cache line, and for any processor at least two vectors.
-const CHUNK: usize = 32;
+use crate::storage::{CHUNK, Number};
 
 /// Packed rows whose sums stay in registers while a row goes by.
 pub(crate) const TOGETHER: usize = 8;
@@ -35,47 +32,6 @@ const CACHE_LINE: usize = 64;
 /// How many bytes ahead of what is read memory is asked for. Measured: with less than 3 KiB numbers
 /// come too late, for one token as for eight.
 const AHEAD: usize = 4096;
-
-/// A number format that products read.
-pub(crate) trait Element: Copy + Sync {
-    /// Zero.
-    const ZERO: Self;
-    /// Whether [`Self::widened`] gives the numbers at even places before those at odd ones.
-    const EVEN_FIRST: bool;
-
-    /// Two vectors of a chunk, widened: number `i` of its first half, and number `i` of its second half.
-    fn widened<S: Simd>(simd: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2];
-}
-
-impl Element for f32 {
-    const ZERO: Self = 0.0;
-    const EVEN_FIRST: bool = false;
-
-    #[inline(always)]
-    fn widened<S: Simd>(_: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2] {
-        let (vectors, _) = S::as_simd_f32s(from);
-        [vectors[i], vectors[i + vectors.len() / 2]]
-    }
-}
-
-impl Element for bf16 {
-    const ZERO: Self = Self::ZERO;
-    const EVEN_FIRST: bool = true;
-
-    #[inline(always)]
-    fn widened<S: Simd>(simd: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2] {
-        // Two numbers lie in 32 bits, and the upper half of an f32 is a bf16: one operation widens
-        // those at even places, and one those at odd places, without moving any between lanes.
-        let from = &from[2 * S::F32_LANES * i..2 * S::F32_LANES * (i + 1)];
-        let pairs: S::u32s = bytemuck::pod_read_unaligned(bytemuck::cast_slice(from));
-        let even = simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16));
-        let odd = simd.and_u32s(pairs, simd.splat_u32s(0xffff_0000));
-        [
-            simd.transmute_f32s_u32s(even),
-            simd.transmute_f32s_u32s(odd),
-        ]
-    }
-}
 
 /// Rows side by side: in groups of [`TOGETHER`], a chunk of each row of the group, then the next
 /// chunk of each. The last chunk is filled up with zeros.
@@ -99,23 +55,23 @@ pub(crate) fn packed_len(rows: usize, cols: usize) -> usize {
     rows * cols.next_multiple_of(CHUNK)
 }
 
-/// Packs rows of `cols` numbers for products with an `E`.
-pub(crate) fn pack_rows_for<E: Element>(to: &mut [f32], from: &[f32], cols: usize) {
+/// Packs rows of `cols` numbers for products with numbers whose [`Number::EVEN_FIRST`] this is.
+pub(crate) fn pack_rows_for(to: &mut [f32], from: &[f32], cols: usize, even_first: bool) {
     vectorize(
         #[inline(always)]
-        || pack(to, from, cols, E::EVEN_FIRST),
+        || pack(to, from, cols, even_first),
     );
 }
 
 /// Calls `work` with rows of `cols` numbers packed for products with an `E`.
-pub(crate) fn with_packed<E: Element, R>(
+pub(crate) fn with_packed<E: Number, R>(
     from: &[f32],
     cols: usize,
     work: impl FnOnce(Packed<'_>) -> R,
 ) -> R {
     let rows = from.len().checked_div(cols).unwrap_or(0);
     with_scratch(packed_len(rows, cols), |data| {
-        pack_rows_for::<E>(data, from, cols);
+        pack_rows_for(data, from, cols, E::EVEN_FIRST);
         work(Packed { data, rows, cols })
     })
 }
@@ -160,7 +116,7 @@ fn ordered(from: &[f32; CHUNK], even_first: bool) -> [f32; CHUNK] {
 /// one thread. Sums of long rows come in parts; with `more` a part is to be added to those before.
 ///
 /// The rows of w start `stride` apart and are as long as the packed ones, which were packed for `E`.
-pub(crate) fn products_of_rows<E: Element>(
+pub(crate) fn products_of_rows<E: Number>(
     packed: Packed<'_>,
     w: &[E],
     stride: usize,
@@ -169,7 +125,7 @@ pub(crate) fn products_of_rows<E: Element>(
     products_at(Level::best(), packed, w, stride, write);
 }
 
-fn products_at<E: Element>(
+fn products_at<E: Number>(
     level: Level,
     packed: Packed<'_>,
     w: &[E],
@@ -249,7 +205,7 @@ struct Span<'a, E, F> {
     write: &'a mut F,
 }
 
-impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, F> {
+impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, F> {
     type Output = ();
 
     #[inline(always)]
@@ -276,7 +232,7 @@ impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, 
     }
 }
 
-impl<E: Element, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
+impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
     /// For a group of `I` rows and `R` rows of w at a time.
     #[inline(always)]
     fn with<S: Simd, const R: usize, const I: usize>(self, simd: S) {
@@ -356,7 +312,7 @@ impl Ahead {
 
 /// Products of `R` rows with `I` others, in a part of their columns that begins at `start`.
 #[inline(always)]
-fn sums<S: Simd, E: Element, const R: usize, const I: usize>(
+fn sums<S: Simd, E: Number, const R: usize, const I: usize>(
     simd: S,
     x: &[[[f32; CHUNK]; I]],
     w: [&[E]; R],
@@ -391,7 +347,7 @@ fn sums<S: Simd, E: Element, const R: usize, const I: usize>(
         add_chunk(simd, &mut sums, x, w);
     }
     for x in x_rest {
-        let mut last = [[E::ZERO; CHUNK]; R];
+        let mut last = [[E::zeroed(); CHUNK]; R];
         for (last, (_, rest)) in last.iter_mut().zip(w) {
             last[..rest.len()].copy_from_slice(rest);
         }
@@ -409,7 +365,7 @@ fn sums<S: Simd, E: Element, const R: usize, const I: usize>(
 
 /// Adds the products of one chunk of each row.
 #[inline(always)]
-fn add_chunk<S: Simd, E: Element, const R: usize, const I: usize>(
+fn add_chunk<S: Simd, E: Number, const R: usize, const I: usize>(
     simd: S,
     sums: &mut [[S::f32s; I]; R],
     x: &[[f32; CHUNK]; I],
@@ -434,6 +390,8 @@ fn add_chunk<S: Simd, E: Element, const R: usize, const I: usize>(
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
@@ -441,7 +399,7 @@ mod tests {
     }
 
     /// Sums of small integers are exact, whatever their order.
-    fn check<E: Element>(rows: usize, outs: usize, cols: usize, narrow: impl Fn(f32) -> E) {
+    fn check<E: Number>(rows: usize, outs: usize, cols: usize, narrow: impl Fn(f32) -> E) {
         let (x, w) = (numbers(rows * cols, 5), numbers(outs * cols, 7));
         let narrow: Vec<E> = w.iter().map(|&w| narrow(w)).collect();
         // What other processors run must be right, too.
@@ -489,7 +447,7 @@ mod tests {
     /// Whatever rows are taken together with it, and however many rows of w there are.
     #[test]
     fn a_row_has_the_bits_that_it_has_alone() {
-        fn run<E: Element>(level: Level, x: &[f32], w: &[E], cols: usize) -> Vec<Vec<u32>> {
+        fn run<E: Number>(level: Level, x: &[f32], w: &[E], cols: usize) -> Vec<Vec<u32>> {
             let outs = w.len() / cols;
             let mut found = vec![vec![0.0; outs]; x.len() / cols];
             with_packed::<E, _>(x, cols, |packed| {
@@ -502,7 +460,7 @@ mod tests {
             let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
             found.into_iter().map(bits).collect()
         }
-        fn check<E: Element>(narrow: impl Fn(f32) -> E) {
+        fn check<E: Number>(narrow: impl Fn(f32) -> E) {
             for cols in [1, 40, 96, 700, 769, 1600, 6200] {
                 let number = |i: usize| ((i * 7919) as f32).sin();
                 let x: Vec<f32> = (0..19 * cols).map(number).collect();

@@ -15,9 +15,8 @@ use crate::cpu::parallel::for_each_piece;
 use crate::cpu::product::mat::{Mat, MatMut, Shared, product_in_blocks};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::product::{amx, avx2};
-use crate::cpu::scratch::with_scratch;
-use crate::cpu::simd;
-use crate::view::{Data, View, ViewMut};
+use crate::storage::{Storage, UnitVisitor, Window};
+use crate::view::{View, ViewMut};
 
 /// Rows of a block are a multiple of this, except in the last one.
 const ROW_STEP: usize = 48;
@@ -70,6 +69,23 @@ impl<'a> Factor<'a> {
     /// N, the columns of the output.
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Where some of its rows and columns lie in the view.
+    pub(crate) fn window(&self, rows: Range<usize>, cols: Range<usize>) -> Window {
+        assert!(rows.end <= self.rows && cols.end <= self.cols);
+        let down = self.first_row + rows.start..self.first_row + rows.end;
+        let across = self.first_col + cols.start..self.first_col + cols.end;
+        let (rows, cols) = if self.transposed {
+            (across, down)
+        } else {
+            (down, across)
+        };
+        Window {
+            stride: self.view.cols(),
+            rows,
+            cols,
+        }
     }
 
     /// Some of the rows and columns.
@@ -396,33 +412,19 @@ impl Start<'_> {
 
 /// Calls `work` with a factor in f32: in place if it is f32, else widened into scratch.
 fn with_widened(b: Factor<'_>, work: impl FnOnce(Mat<'_>)) {
-    let (rows, cols) = (
-        b.first_row..b.first_row + b.rows(),
-        b.first_col..b.first_col + b.cols(),
-    );
-    let (down, across) = if b.transposed {
-        (cols, rows)
-    } else {
-        (rows, cols)
-    };
-    let turned = b.transposed;
-    let view = b.view;
-    match view.data() {
-        Data::F32(data) => {
-            let mat = Mat::new(data, view.rows(), view.cols());
-            work(turned_if(mat.block(down, across), turned));
+    struct Widened<W>(Window, bool, W);
+    impl<W: FnOnce(Mat<'_>)> UnitVisitor for Widened<W> {
+        type Output = ();
+        fn visit<S: Storage>(self, units: &[S]) {
+            let Self(window, turned, work) = self;
+            window.read_f32s(units, |numbers, stride| {
+                let (rows, cols) = (window.rows.len(), window.cols.len());
+                work(turned_if(Mat::strided(numbers, rows, cols, stride), turned));
+            });
         }
-        Data::Bf16(data) => with_scratch(down.len() * across.len(), |scratch| {
-            let from = &data[down.start * view.cols()..down.end * view.cols()];
-            if !scratch.is_empty() {
-                simd::widen_rows(scratch, across.len(), &from[across.start..], view.cols());
-            }
-            work(turned_if(
-                Mat::new(scratch, down.len(), across.len()),
-                turned,
-            ));
-        }),
     }
+    let window = b.window(0..b.rows(), 0..b.cols());
+    b.view.numbers().visit(Widened(window, b.transposed, work));
 }
 
 fn turned_if(mat: Mat<'_>, turned: bool) -> Mat<'_> {
@@ -433,7 +435,8 @@ fn turned_if(mat: Mat<'_>, turned: bool) -> Mat<'_> {
 mod tests {
     use super::*;
     use crate::random::fill_uniform;
-    use crate::tensor::{DType, Tensor};
+    use crate::storage::DType;
+    use crate::tensor::Tensor;
 
     fn random(rows: usize, cols: usize, key: u64) -> Tensor {
         let mut tensor = Tensor::zeros(rows, cols);

@@ -19,9 +19,9 @@ use self::kernel::supported;
 use self::kernel::{Parts, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
 use crate::cpu::product::mat::MatMut;
-use crate::cpu::product::strips::{Costs, Factor, Precision, Term};
+use crate::cpu::product::strips::{Costs, Precision, Term};
 use crate::cpu::scratch::with_scratch;
-use crate::view::Data;
+use crate::storage::{Storage, UnitVisitor, Window};
 
 /// Rows whose left factors are taken apart at once, and steps of them: 1.2 MB, which stay in the L2 cache of such processors.
 const ROWS: usize = 256;
@@ -59,7 +59,7 @@ pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
 
 /// Whether the right factor is taken apart, too.
 fn is_wide(term: &Term<'_>) -> bool {
-    matches!(term.b.view.data(), Data::F32(_))
+    !term.b.view.dtype().unit().is_bf16
 }
 
 fn parts(term: &Term<'_>) -> Parts {
@@ -210,29 +210,58 @@ fn pack_panel(mut to: &mut [u16], group: &[Part<'_>], cols: Range<usize>) {
     for part in group {
         let (own, rest) = to.split_at_mut(part.steps() * across * part.right_step());
         to = rest;
-        let b = part.term.b.block(part.inner.clone(), cols.clone());
-        match b.view.data() {
-            Data::Bf16(data) => pack_narrow(own, right(b, data)),
-            Data::F32(data) => {
-                pack_wide(own, right(b, data), part.term.scale, part.parts().right());
-            }
-        }
+        let b = part.term.b;
+        let window = b.window(part.inner.clone(), cols.clone());
+        b.view.numbers().visit(Pack {
+            to: own,
+            window,
+            turned: b.transposed,
+            scale: part.term.scale,
+            parts: part.parts().right(),
+        });
     }
 }
 
-fn right<'a, N>(b: Factor<'_>, data: &'a [N]) -> Right<'a, N> {
-    let stride = b.view.cols();
-    let start = if b.transposed {
-        b.first_col * stride + b.first_row
-    } else {
-        b.first_row * stride + b.first_col
-    };
+/// A part of a right factor, once its format is known.
+struct Pack<'a> {
+    to: &'a mut [u16],
+    window: Window,
+    turned: bool,
+    scale: f32,
+    parts: usize,
+}
+
+impl UnitVisitor for Pack<'_> {
+    type Output = ();
+
+    fn visit<S: Storage>(self, units: &[S]) {
+        let Self {
+            to,
+            window,
+            turned,
+            scale,
+            parts,
+        } = self;
+        if let Some(numbers) = S::as_bf16s(units) {
+            let numbers = &numbers[window.first()..];
+            return pack_narrow(to, right(&window, turned, numbers, window.stride));
+        }
+        window.read_f32s(units, |numbers, stride| {
+            pack_wide(to, right(&window, turned, numbers, stride), scale, parts);
+        });
+    }
+}
+
+/// The numbers of a window whose rows start `stride` apart.
+fn right<'a, N>(window: &Window, turned: bool, data: &'a [N], stride: usize) -> Right<'a, N> {
+    let (rows, cols) = (window.rows.len(), window.cols.len());
+    let (inner, cols) = if turned { (cols, rows) } else { (rows, cols) };
     Right {
-        data: &data[start..],
+        data,
         stride,
-        turned: b.transposed,
-        inner: b.rows(),
-        cols: b.cols(),
+        turned,
+        inner,
+        cols,
     }
 }
 
@@ -317,9 +346,10 @@ mod tests {
 
     use super::*;
     use crate::cpu::product::mat::Mat;
-    use crate::cpu::product::strips::{self, Job, Start};
+    use crate::cpu::product::strips::{self, Factor, Job, Start};
     use crate::random::fill_normal;
-    use crate::tensor::{DType, Tensor};
+    use crate::storage::DType;
+    use crate::tensor::Tensor;
 
     fn random(rows: usize, cols: usize, dtype: DType, key: u64) -> Tensor {
         let mut numbers = Tensor::zeros(rows, cols);
