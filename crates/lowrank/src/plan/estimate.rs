@@ -160,7 +160,7 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         method,
         trainable_parameters: trained,
         reduction: model.parameters() as f64 / trained as f64,
-        file_bytes: trained * options.file_dtype.size_of() as u64,
+        file_bytes: options.file_dtype.bytes_for(adapter.parameters()) as u64,
         flops,
         flops_per_token: flops.total() / work.tokens as f64,
         memory,

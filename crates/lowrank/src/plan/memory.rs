@@ -52,8 +52,8 @@ const PROGRAM: u64 = 18 * 1024 * 1024;
 /// Bytes of the base's weights: matrices as `dtype`, vectors as f32.
 pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> u64 {
     let bytes = |(rows, cols): (usize, usize)| {
-        let each = if rows == 1 { 4 } else { dtype.size_of() };
-        (rows * cols * each) as u64
+        let dtype = if rows == 1 { DType::F32 } else { dtype };
+        dtype.bytes_for(rows * cols) as u64
     };
     config
         .weights()
@@ -105,7 +105,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
         return 0;
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
-    let size = saving.dtype.size_of();
+    let size = saving.dtype.bytes_for(1);
     let statistics = if config.norm == NormKind::Layer { 2 } else { 1 };
     (lowest..layers)
         .map(|layer| {
