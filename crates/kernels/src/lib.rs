@@ -40,6 +40,7 @@ compile_error!(
 mod arena;
 mod buffer;
 mod classes;
+mod compute;
 mod cpu;
 mod ops;
 mod profile;
@@ -53,11 +54,11 @@ mod workspace;
 pub use arena::Arena;
 pub use buffer::release_freed_memory;
 pub use classes::RowClasses;
+pub use compute::ComputeDType;
 pub use cpu::attention::{AttentionShape, Segment, attention_backward, attention_forward};
 #[doc(hidden)]
 pub use cpu::engine::{Engine, engines, with_engine};
 pub use cpu::parallel::in_pool;
-pub use cpu::product::strips::Precision;
 pub use ops::activation::{
     Activation, activation_backward, activation_forward, gated_backward, gated_forward,
 };

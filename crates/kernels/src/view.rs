@@ -3,9 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::cpu::product::mat::Mat;
-use crate::storage::{DType, Numbers};
-use crate::tensor::Tensor;
+use crate::cpu::product::mat::{Mat, Shared};
+use crate::storage::{DType, Numbers, encoded};
 
 /// A contiguous row-major matrix to read, in any number format.
 #[derive(Clone, Copy)]
@@ -77,7 +76,7 @@ impl<'a> View<'a> {
         if dtype == self.dtype() {
             return self.numbers.bytes().to_vec();
         }
-        Tensor::from_f32_as(self.rows, self.cols, &self.to_vec(), dtype).to_le_bytes(dtype)
+        encoded(dtype, &self.to_vec())
     }
 
     /// Some of the rows.
@@ -144,12 +143,6 @@ impl<'a> View<'a> {
 impl fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "View({}x{}, {})", self.rows, self.cols, self.dtype())
-    }
-}
-
-impl<'a> From<&'a Tensor> for View<'a> {
-    fn from(tensor: &'a Tensor) -> Self {
-        tensor.view()
     }
 }
 
@@ -282,9 +275,9 @@ impl fmt::Debug for ViewMut<'_> {
     }
 }
 
-impl<'a> From<&'a mut Tensor> for ViewMut<'a> {
-    fn from(tensor: &'a mut Tensor) -> Self {
-        tensor.view_mut()
+impl<'a> From<ViewMut<'a>> for Shared<'a> {
+    fn from(matrix: ViewMut<'a>) -> Self {
+        Self::new(matrix.data, matrix.rows, matrix.cols)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    AttentionShape, BranchOutput, CounterRng, DType, Layout, LinearOutput, LowRank, Precision,
+    AttentionShape, BranchOutput, ComputeDType, CounterRng, DType, Layout, LinearOutput, LowRank,
     RowClasses, Segment, Tensor, Weight, Workspace, attention_forward, engines, fill_normal,
     head_logits, linear_forward, linears_forward, low_rank_forward, with_engine,
 };
@@ -180,7 +180,7 @@ impl Linears {
             x.view(),
             outputs,
             classes,
-            Precision::F32,
+            ComputeDType::F32,
             &Workspace::new(),
         );
         ys

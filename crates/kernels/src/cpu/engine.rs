@@ -50,7 +50,7 @@ fn best() -> Engine {
         Engine::Portable
     } else if !has!("avx512f") {
         Engine::Avx2
-    } else if crate::cpu::product::amx::available() {
+    } else if crate::cpu::processor::has_tiles() {
         Engine::Amx
     } else {
         Engine::Avx512

@@ -10,8 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::classes::RowClasses;
+use crate::compute::ComputeDType;
 use crate::cpu::parallel::ForEachPart;
-use crate::cpu::product::strips::Precision;
 use crate::cpu::simd::{exp, lane_max, lane_sum, vectorize};
 use crate::ops::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
 use crate::ops::measure::argmax;
@@ -81,7 +81,7 @@ pub fn head_log_probs(
 
 /// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to.
 ///
-/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again, as they are; `precision` is that of the gradients.
+/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again, as they are; `compute` is that of the gradients.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
@@ -94,7 +94,7 @@ pub fn head_backward(
     lse: &[f64],
     coef: &[f32],
     label_smoothing: f32,
-    precision: Precision,
+    compute: ComputeDType,
     ws: &Workspace,
 ) {
     let _op = op("cross-entropy", || 0.0);
@@ -106,7 +106,7 @@ pub fn head_backward(
         dw,
         h,
         w,
-        precision,
+        compute,
     };
     grads.check();
     for_chunks(h, w, ws, |rows, mut logits| {
@@ -136,7 +136,7 @@ pub struct CrossEntropy {
 
 /// The sum of the losses of all rows and its gradient in one pass.
 ///
-/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. `precision` is that of the gradients, not of the logits.
+/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. `compute` is that of the gradients, not of the logits.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
@@ -147,7 +147,7 @@ pub fn cross_entropy_forward_backward(
     w: Weight<'_>,
     targets: &[u32],
     label_smoothing: f32,
-    precision: Precision,
+    compute: ComputeDType,
     ws: &Workspace,
 ) -> CrossEntropy {
     let _op = op("cross-entropy", || 0.0);
@@ -157,7 +157,7 @@ pub fn cross_entropy_forward_backward(
         dw,
         h,
         w,
-        precision,
+        compute,
     };
     grads.check();
     let wanted = grads.dh.is_some() || grads.dw.is_some();
@@ -240,7 +240,7 @@ struct Gradients<'a> {
     dw: Option<ViewMut<'a>>,
     h: View<'a>,
     w: Weight<'a>,
-    precision: Precision,
+    compute: ComputeDType,
 }
 
 impl Gradients<'_> {
@@ -262,12 +262,12 @@ impl Gradients<'_> {
         // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
         if let Some(dh) = &mut self.dh {
             let dh = dh.reborrow().slice_rows(rows.clone());
-            linear_backward_input(dh, dlogits, self.w, false, self.precision);
+            linear_backward_input(dh, dlogits, self.w, false, self.compute);
         }
         if let Some(dw) = &mut self.dw {
             let h = self.h.slice_rows(rows);
             let dw = dw.reborrow();
-            linear_backward_weight(dw, dlogits, h, self.w.layout, self.precision);
+            linear_backward_weight(dw, dlogits, h, self.w.layout, self.compute);
         }
     }
 }

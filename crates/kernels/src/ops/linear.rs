@@ -7,9 +7,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::classes::RowClasses;
+use crate::compute::ComputeDType;
 use crate::cpu::product::few::{FewJob, few_times_rows};
 use crate::cpu::product::mat::for_tiles;
-use crate::cpu::product::strips::{Factor, Job, Precision, Start, Term, multiply};
+use crate::cpu::product::multiply::multiply;
+use crate::cpu::product::term::{Factor, Job, Start, Term};
 use crate::cpu::simd;
 use crate::ops::low_rank::{GeneratedBranch, LowRank, add_generated, low_rank_down};
 use crate::profile::op;
@@ -88,10 +90,10 @@ pub fn linears_forward(
     x: View<'_>,
     outputs: Vec<LinearOutput<'_>>,
     classes: RowClasses,
-    precision: Precision,
+    compute: ComputeDType,
     _ws: &Workspace,
 ) {
-    forward(x, outputs, classes, precision);
+    forward(x, outputs, classes, compute);
 }
 
 /// y = x·Wᵀ + b; y [T, out] is overwritten, x [T, in], b [1, out].
@@ -111,7 +113,7 @@ pub fn linear_forward(
         bias,
         branches: Vec::new(),
     };
-    forward(x, vec![output], classes, Precision::F32);
+    forward(x, vec![output], classes, ComputeDType::F32);
 }
 
 /// What is left of an output when its `y` is taken.
@@ -172,7 +174,12 @@ impl<'a> Rest<'a> {
     }
 }
 
-fn forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, classes: RowClasses, precision: Precision) {
+fn forward(
+    x: View<'_>,
+    outputs: Vec<LinearOutput<'_>>,
+    classes: RowClasses,
+    compute: ComputeDType,
+) {
     let outputs = outputs
         .into_iter()
         .map(|output| Rest::new(output, x, classes));
@@ -190,7 +197,7 @@ fn forward(x: View<'_>, outputs: Vec<LinearOutput<'_>>, classes: RowClasses, pre
         });
         2.0 * products.sum::<usize>() as f64
     });
-    in_panels(x, &mut ys, &rest, classes, precision);
+    in_panels(x, &mut ys, &rest, classes, compute);
     generated(x, ys, &mut rest, classes);
 }
 
@@ -200,7 +207,7 @@ fn in_panels(
     ys: &mut [ViewMut<'_>],
     rest: &[Rest<'_>],
     classes: RowClasses,
-    precision: Precision,
+    compute: ComputeDType,
 ) {
     let terms: Vec<Vec<Term<'_>>> = rest
         .iter()
@@ -210,9 +217,9 @@ fn in_panels(
                 Layout::InOut => Factor::straight(output.w.view),
             };
             let rows = output.rows_in_panels(x.rows(), classes);
-            let product = Term::new(x.slice_rows(rows).as_mat(), w).with(precision);
+            let product = Term::new(x.slice_rows(rows).as_mat(), w).with(compute);
             let branches = (output.prompt.iter()).map(|b| b.branch.up(b.u.as_view(), b.rows.start));
-            let branches = branches.map(|term| term.with(precision));
+            let branches = branches.map(|term| term.with(compute));
             std::iter::once(product).chain(branches).collect()
         })
         .collect();
@@ -296,7 +303,7 @@ pub struct BranchGradient<'a> {
 pub fn linears_backward_input(
     dx: ViewMut<'_>,
     gradients: &[LinearGradient<'_>],
-    precision: Precision,
+    compute: ComputeDType,
 ) {
     let _op = op("linear backward, input", || {
         let products = gradients.iter().map(|linear| {
@@ -314,14 +321,14 @@ pub fn linears_backward_input(
             Layout::OutIn => Factor::straight(w.view),
             Layout::InOut => Factor::turned(w.view),
         };
-        terms.push(Term::new(dy.as_mat(), w).with(precision));
+        terms.push(Term::new(dy.as_mat(), w).with(compute));
         for BranchGradient { du, rows, a } in branches {
             a.assert_shape("A", du.cols(), dx.cols());
             assert!(rows.len() == du.rows() && rows.end <= dx.rows());
             // u = x·Aᵀ, so dx += du·A
             terms.push(Term {
                 at: (rows.start, 0),
-                ..Term::new(du.as_mat(), Factor::straight(*a)).with(precision)
+                ..Term::new(du.as_mat(), Factor::straight(*a)).with(compute)
             });
         }
     }
@@ -341,7 +348,7 @@ pub fn linear_backward_input(
     dy: View<'_>,
     w: Weight<'_>,
     accumulate: bool,
-    precision: Precision,
+    compute: ComputeDType,
 ) {
     let _op = op("linear backward, input", || {
         2.0 * (dy.rows() * w.view.len()) as f64
@@ -354,7 +361,7 @@ pub fn linear_backward_input(
         Layout::OutIn => Factor::straight(w.view),
         Layout::InOut => Factor::turned(w.view),
     };
-    let terms = &[Term::new(dy.as_mat(), w).with(precision)];
+    let terms = &[Term::new(dy.as_mat(), w).with(compute)];
     multiply(vec![Job {
         y: dx,
         start,
@@ -371,7 +378,7 @@ pub fn linear_backward_weight(
     dy: View<'_>,
     x: View<'_>,
     layout: Layout,
-    precision: Precision,
+    compute: ComputeDType,
 ) {
     let _op = op("linear backward, weight", || {
         2.0 * (dy.rows() * dw.len()) as f64
@@ -383,7 +390,7 @@ pub fn linear_backward_weight(
         Layout::InOut => (x, dy),
     };
     dw.assert_shape("the weight gradient of a linear", left.cols(), right.cols());
-    let terms = &[Term::new(left.as_mat().t(), Factor::straight(right)).with(precision)];
+    let terms = &[Term::new(left.as_mat().t(), Factor::straight(right)).with(compute)];
     multiply(vec![Job {
         y: dw,
         start: Start::Sum,

@@ -10,13 +10,14 @@ use rayon::prelude::*;
 
 use crate::classes::RowClasses;
 use crate::cpu::parallel::{ForEachPart, for_runs};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::product::avx2;
-use crate::cpu::product::blocks::{NR, add_turned};
+use crate::cpu::product::blocks::add_turned;
 use crate::cpu::product::few::{FewJob, few_times_rows};
-use crate::cpu::product::mat::{ALL, Mat, MatMut, Shared, for_tiles, product};
+use crate::cpu::product::layout::NR;
+use crate::cpu::product::mat::{ALL, Mat, MatMut, Shared, for_tiles};
+use crate::cpu::product::multiply::{multiply, product, thin_product};
+
 use crate::cpu::product::rows::{Packed, products_of_rows, with_packed};
-use crate::cpu::product::strips::{Factor, Job, Start, Term, multiply};
+use crate::cpu::product::term::{Factor, Job, Start, Term};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 use crate::profile::op;
@@ -356,15 +357,6 @@ pub fn low_rank_backward_weights(
             });
         }
     });
-}
-
-/// out (+)= a·b on one thread, where `a` has few rows and `b` is read once, where it lies.
-fn thin_product(out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
-        return avx2::multiply_thin(out, accumulate, a, b);
-    }
-    product(out, accumulate, 1.0, a, b);
 }
 
 /// The gradient of a branch's input, added to dx: drop(du·A) with the mask of the forward.

@@ -1,6 +1,7 @@
 //! The dense form of a low-rank branch, for folding an adapter into its weight.
 
-use crate::cpu::product::mat::{ALL, for_tiles, product};
+use crate::cpu::product::mat::{ALL, for_tiles};
+use crate::cpu::product::multiply::product;
 use crate::ops::linear::Layout;
 use crate::view::{View, ViewMut};
 

@@ -262,6 +262,20 @@ pub(crate) fn encode(dtype: DType, to: &mut [u8], from: &[f32]) {
     dtype.visit(Encode(to, from));
 }
 
+/// [`encode`] into memory of its own.
+pub(crate) fn encoded(dtype: DType, from: &[f32]) -> Vec<u8> {
+    struct Encoded<'a>(&'a [f32]);
+    impl Visitor for Encoded<'_> {
+        type Output = Vec<u8>;
+        fn visit<S: Storage>(self) -> Vec<u8> {
+            let mut units = vec![S::zeroed(); self.0.len().div_ceil(S::UNIT)];
+            S::narrow(&mut units, self.0);
+            bytemuck::cast_slice(&units).to_vec()
+        }
+    }
+    dtype.visit(Encoded(from))
+}
+
 /// A window of a matrix whose rows have `stride` numbers: some numbers of some rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {

@@ -17,7 +17,8 @@ use super::{
     query_tiles, seen_pairs,
 };
 use crate::cpu::parallel::ForEachPart;
-use crate::cpu::product::blocks::{Left, MR, NR, add_pair, add_rows, pack_rows};
+use crate::cpu::product::blocks::{add_pair, add_rows, pack_rows};
+use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{Mat, Shared};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};

@@ -6,7 +6,7 @@
 use std::ops::{Range, RangeFrom};
 
 use super::{AttentionShape, KeyTile, PAIR, QueryTile, TILE_KEYS};
-use crate::cpu::product::blocks::NR;
+use crate::cpu::product::layout::NR;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::simd::vectorize;
 use crate::view::View;

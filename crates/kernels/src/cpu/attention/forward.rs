@@ -7,7 +7,8 @@ use super::{
 };
 use crate::classes::RowClasses;
 use crate::cpu::parallel::for_runs;
-use crate::cpu::product::blocks::{Left, MR, NR, pack_rows};
+use crate::cpu::product::blocks::pack_rows;
+use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};

@@ -22,7 +22,8 @@ pub use backward::attention_backward;
 pub use forward::attention_forward;
 
 use crate::classes::RowClasses;
-use crate::cpu::product::blocks::{Left, NR, add_pair, add_rows};
+use crate::cpu::product::blocks::{add_pair, add_rows};
+use crate::cpu::product::layout::{Left, NR};
 use crate::cpu::product::mat::MatMut;
 use crate::view::View;
 

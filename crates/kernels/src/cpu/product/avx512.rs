@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use crate::cpu::engine::{Engine, engine};
-use crate::cpu::product::blocks::{Left, MR, NR};
+use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{Mat, MatMut};
 
 /// Rows of a block: two groups of those that are packed side by side.

@@ -4,64 +4,12 @@
 //! a linear or for attention, calls [`add_panels`] or [`add_rows`]; on processors with AVX2 and FMA the block stays in registers,
 //! and with AVX-512 a larger one, of 12 × 32 or 12 × 16.
 
+use crate::cpu::product::layout::{Block, Left, MR, NR, TALLEST};
 use crate::cpu::product::mat::{Mat, MatMut};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::product::{avx2, avx512};
+use crate::cpu::product::{avx2, avx512, pack};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::vectorize;
-
-/// Rows of a block of sums.
-pub(crate) const MR: usize = 6;
-/// Columns of a panel: two vectors of AVX2.
-pub(crate) const NR: usize = 16;
-/// Rows of the tallest block.
-const TALLEST: usize = 2 * MR;
-
-/// Rows of a left factor, or of a part of its inner index.
-///
-/// Element (i, p) is at i · `row_stride` + p where rows lie in one piece, which is called `COL` 1. Where `COL` is [`MR`],
-/// 6 rows lie side by side, and it is at ⌊i / 6⌋ · 6 · `row_stride` + 6 · p + i mod 6.
-#[derive(Clone, Copy)]
-pub(crate) struct Left<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) row_stride: usize,
-    pub(crate) inner: usize,
-}
-
-impl<'a> Left<'a> {
-    /// A matrix whose rows lie in one piece each.
-    pub(crate) fn in_place(a: Mat<'a>) -> Self {
-        debug_assert_eq!(a.col_stride(), 1, "rows in one piece");
-        Self {
-            data: a.data(),
-            row_stride: a.row_stride(),
-            inner: a.cols(),
-        }
-    }
-
-    /// Panics unless this many rows lie within the data.
-    pub(crate) fn check<const COL: usize>(&self, rows: usize) {
-        let reach = if COL == 1 {
-            (rows.max(1) - 1) * self.row_stride + self.inner
-        } else {
-            (rows.div_ceil(MR).max(1) - 1) * MR * self.row_stride + MR * self.inner
-        };
-        assert!(reach <= self.data.len(), "rows reach past their data");
-    }
-}
-
-/// Where a block of sums lies.
-#[derive(Clone, Copy)]
-pub(crate) struct Block {
-    /// The first row of the output, how many there are, at most what a block has, and the first column.
-    pub(crate) row: usize,
-    pub(crate) height: usize,
-    pub(crate) col: usize,
-    /// The first row of the left factors: a multiple of [`MR`].
-    pub(crate) first: usize,
-    /// Whether the products are added to what is there.
-    pub(crate) add: bool,
-}
 
 /// Some rows of out, in all columns, (+)= Σ lefts · panels, which lie one after the other.
 ///
@@ -290,7 +238,7 @@ pub(crate) fn add_turned(mut out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, factor: f3
 fn pack_columns(to: &mut [f32], b: Mat<'_>, factor: f32) {
     #[cfg(target_arch = "x86_64")]
     if avx2::supported() {
-        return avx2::pack_columns(to, b, factor);
+        return pack::pack_columns(to, b, factor);
     }
     let inner = b.cols();
     for (panel, to) in to.chunks_exact_mut(NR * inner).enumerate() {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::cpu::parallel::{ForEachPart, for_runs};
 use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::product::rows::{Packed, TOGETHER, pack_rows_for, packed_len, products_of_rows};
-use crate::cpu::product::strips::Start;
+use crate::cpu::product::term::Start;
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
 use crate::view::{View, ViewMut};

@@ -1,17 +1,9 @@
-//! Matrices with strides, and their product: the one place that calls `gemm-f32`.
-//!
-//! Each product runs on one thread; operations cut their output into pieces and call [`product`] for
-//! each.
+//! Matrices with strides, as products read and write them. Each product runs on one thread; operations cut their output into pieces.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::cpu::parallel::for_each_task;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::product::avx2;
-use crate::cpu::scratch::with_scratch;
-use crate::view::ViewMut;
-use gemm_common::Parallelism;
 
 /// A matrix to read, with any strides.
 #[derive(Clone, Copy)]
@@ -244,10 +236,9 @@ pub(crate) struct Shared<'a> {
 // through `block`, whose callers promise that blocks in use at the same time do not overlap.
 unsafe impl Sync for Shared<'_> {}
 
-impl<'a> From<ViewMut<'a>> for Shared<'a> {
-    fn from(matrix: ViewMut<'a>) -> Self {
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        let data = matrix.into_f32s();
+impl<'a> Shared<'a> {
+    /// A matrix without gaps.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols);
         Self {
             start: data.as_mut_ptr(),
@@ -283,15 +274,15 @@ impl Shared<'_> {
 /// Cuts a matrix into tiles and calls `work` for each with its rows and its columns, in parallel.
 ///
 /// The boundaries depend on the sizes alone.
-pub(crate) fn for_tiles(
-    matrix: ViewMut<'_>,
+pub(crate) fn for_tiles<'a>(
+    matrix: impl Into<Shared<'a>>,
     (row_block, col_block): (usize, usize),
     work: impl Fn(MatMut<'_>, Range<usize>, Range<usize>) + Sync,
 ) {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let shared: Shared<'a> = matrix.into();
+    let (rows, cols) = (shared.rows, shared.cols);
     let down = rows.div_ceil(row_block);
     let tiles = down * cols.div_ceil(col_block);
-    let shared = Shared::from(matrix);
     let run = |i: usize| {
         // Tasks that follow each other share their columns, so that a thread that takes both finds
         // a strip of weights in its cache.
@@ -308,101 +299,3 @@ pub(crate) fn for_tiles(
 
 /// A block that is as large as a matrix can be.
 pub(crate) const ALL: usize = usize::MAX / 2;
-
-/// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n], on one thread.
-pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
-        return avx2::multiply_mats(out, accumulate, alpha, a, b);
-    }
-    product_anywhere(out, accumulate, alpha, a, b);
-}
-
-/// Rows that `gemm-f32` multiplies at once: it chooses the order of a sum by the size of a product.
-const HEIGHT: usize = 48;
-
-/// [`product`] with `gemm-f32`, in an order that does not depend on how many rows there are, or on which of them a row is.
-pub(crate) fn product_in_blocks(
-    out: &mut MatMut<'_>,
-    accumulate: bool,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-) {
-    let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
-    assert_eq!(a.rows(), rows, "rows of a product");
-    for start in (0..rows).step_by(HEIGHT) {
-        let block = start..(start + HEIGHT).min(rows);
-        let count = block.len();
-        let a = a.block(block.clone(), 0..inner);
-        let mut out = out.window(block, 0..cols);
-        if count == HEIGHT {
-            product_anywhere(out, accumulate, alpha, a, b);
-            continue;
-        }
-        // Rows of zeros fill it up.
-        with_scratch(HEIGHT * (inner + cols), |scratch| {
-            let (left, sums) = scratch.split_at_mut(HEIGHT * inner);
-            left[count * inner..].fill(0.0);
-            for (i, to) in left.chunks_exact_mut(inner.max(1)).take(count).enumerate() {
-                for (p, to) in to.iter_mut().enumerate() {
-                    *to = a.data[i * a.row_stride + p * a.col_stride];
-                }
-            }
-            sums[count * cols..].fill(0.0);
-            for (i, to) in sums.chunks_exact_mut(cols.max(1)).take(count).enumerate() {
-                to.copy_from_slice(out.row(i));
-            }
-            let left = Mat::new(left, HEIGHT, inner);
-            product_anywhere(MatMut::new(sums, HEIGHT, cols), accumulate, alpha, left, b);
-            for (i, from) in sums.chunks_exact(cols.max(1)).take(count).enumerate() {
-                out.row(i).copy_from_slice(from);
-            }
-        });
-    }
-}
-
-/// [`product`] with `gemm-f32`, for processors that [`panels`] has no code for.
-#[expect(unsafe_code, reason = "gemm takes pointers and strides")]
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "a borrow of the output that ends here"
-)]
-pub(crate) fn product_anywhere(
-    out: MatMut<'_>,
-    accumulate: bool,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-) {
-    assert_eq!(a.rows, out.rows, "rows of a product");
-    assert_eq!(b.cols, out.cols, "columns of a product");
-    assert_eq!(a.cols, b.rows, "inner size of a product");
-    // The kernels write columns of `out` with unit stride, so they are given outᵀ = bᵀ·aᵀ.
-    // SAFETY: `Mat` and `MatMut` have checked that each of their elements lies within the data they
-    // borrow, and the sizes match by the assertions above. `out` is borrowed mutably, so that it
-    // overlaps neither `a` nor `b`.
-    unsafe {
-        gemm_f32::gemm::f32::get_gemm_fn()(
-            out.cols,
-            out.rows,
-            a.cols,
-            out.start,
-            out.row_stride as isize,
-            1,
-            accumulate,
-            b.data.as_ptr(),
-            b.row_stride as isize,
-            b.col_stride as isize,
-            a.data.as_ptr(),
-            a.row_stride as isize,
-            a.col_stride as isize,
-            1.0,
-            alpha,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}

@@ -1,7 +1,7 @@
 //! Products on processors with tile registers (Intel's AMX, server processors since 2023), faster than vectors are.
 //!
 //! The registers multiply bf16 and sum in f32. A frozen weight often is bf16; activations are f32 and are taken apart into three
-//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps; with [`Precision::Bf16x2`] there are two
+//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps; with [`ComputeDType::Bf16x2`] there are two
 //! numbers, and the third is lost. By Intel's figures the three products of 16 × 32 by 32 × 16 numbers take a core 48 cycles, and vectors
 //! of AVX-512 256; docs/performance.md has what is left of that. A task takes some rows of the left factor apart, and puts
 //! panels of up to 64 columns of the right one in order, one after the other.
@@ -14,12 +14,13 @@ mod pack;
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::ops::Range;
 
-pub(crate) use self::kernel::available;
 use self::kernel::supported;
 use self::kernel::{Parts, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
+use crate::compute::ComputeDType;
+use crate::cpu::product::cut::Costs;
 use crate::cpu::product::mat::MatMut;
-use crate::cpu::product::strips::{Costs, Precision, Term};
+use crate::cpu::product::term::Term;
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
 
@@ -63,11 +64,11 @@ fn is_wide(term: &Term<'_>) -> bool {
 }
 
 fn parts(term: &Term<'_>) -> Parts {
-    match (term.precision, is_wide(term)) {
-        (Precision::F32, false) => Parts::ThreeByOne,
-        (Precision::F32, true) => Parts::ThreeByThree,
-        (Precision::Bf16x2, false) => Parts::TwoByOne,
-        (Precision::Bf16x2, true) => Parts::TwoByTwo,
+    match (term.compute, is_wide(term)) {
+        (ComputeDType::F32, false) => Parts::ThreeByOne,
+        (ComputeDType::F32, true) => Parts::ThreeByThree,
+        (ComputeDType::Bf16x2, false) => Parts::TwoByOne,
+        (ComputeDType::Bf16x2, true) => Parts::TwoByTwo,
     }
 }
 
@@ -346,7 +347,8 @@ mod tests {
 
     use super::*;
     use crate::cpu::product::mat::Mat;
-    use crate::cpu::product::strips::{self, Factor, Job, Start};
+    use crate::cpu::product::multiply as strips;
+    use crate::cpu::product::term::{Factor, Job, Start};
     use crate::random::fill_normal;
     use crate::storage::DType;
     use crate::tensor::Tensor;
@@ -394,7 +396,7 @@ mod tests {
     }
 
     /// y (+)= Σ terms, with tiles whether they are worthwhile or not.
-    fn compute(y: &mut Tensor, accumulate: bool, terms: &[Term<'_>]) {
+    fn run(y: &mut Tensor, accumulate: bool, terms: &[Term<'_>]) {
         let (rows, cols) = (y.rows(), y.cols());
         let out = MatMut::new(y.view_mut().into_f32s(), rows, cols);
         multiply(out, accumulate, terms);
@@ -430,10 +432,10 @@ mod tests {
                 let [turned, bf16, sum, two, left_turned] =
                     [1, 2, 4, 8, 16].map(|bit| case & bit != 0);
                 let dtype = if bf16 { DType::Bf16 } else { DType::F32 };
-                let precision = if two {
-                    Precision::Bf16x2
+                let compute = if two {
+                    ComputeDType::Bf16x2
                 } else {
-                    Precision::F32
+                    ComputeDType::F32
                 };
                 let (a, a_turned) = (
                     random(rows, inner, DType::F32, 1),
@@ -455,14 +457,14 @@ mod tests {
                 );
                 let wide = Tensor::from_f32_as(b.rows(), b.cols(), &b.to_vec(), DType::F32);
                 let terms = [
-                    Term::new(a, factor(&b, turned)).with(precision),
+                    Term::new(a, factor(&b, turned)).with(compute),
                     Term {
                         scale: 0.3,
-                        ..Term::new(u.view().as_mat(), Factor::turned(v.view())).with(precision)
+                        ..Term::new(u.view().as_mat(), Factor::turned(v.view())).with(compute)
                     },
                     Term {
                         scale: -1.5,
-                        ..Term::new(a, factor(&wide, turned)).with(precision)
+                        ..Term::new(a, factor(&wide, turned)).with(compute)
                     },
                 ];
                 let mut y = random(rows, cols, DType::F32, 5);
@@ -473,7 +475,7 @@ mod tests {
                 for term in &terms {
                     add_reference(&mut expected, term.a, term.b, term.scale);
                 }
-                compute(&mut y, sum, &terms);
+                run(&mut y, sum, &terms);
                 let off = error(&y, &expected);
                 let expected = if two { 1e-6..4e-5 } else { 0.0..1e-6 };
                 assert!(
@@ -560,22 +562,22 @@ mod tests {
         if skipped() {
             return;
         }
-        let product = |x: f32, w: f32, precision: Precision| {
+        let product = |x: f32, w: f32, compute: ComputeDType| {
             let a = Tensor::from_f32_as(48, 128, &vec![x; 48 * 128], DType::F32);
             let b = Tensor::from_f32_as(128, 32, &vec![w; 128 * 32], DType::F32);
-            let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view())).with(precision)];
+            let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view())).with(compute)];
             let mut y = Tensor::zeros(48, 32);
-            compute(&mut y, false, &terms);
+            run(&mut y, false, &terms);
             y.to_vec()[0]
         };
-        for (precision, off) in [(Precision::F32, 1e-6), (Precision::Bf16x2, 4e-5)] {
+        for (compute, off) in [(ComputeDType::F32, 1e-6), (ComputeDType::Bf16x2, 4e-5)] {
             let is = |found: f32, expected: f32, off: f32| {
                 assert!(
                     (found / expected - 1.0).abs() < off,
                     "{found:e} {expected:e}"
                 );
             };
-            let product = |x: f32, w: f32| product(x, w, precision);
+            let product = |x: f32, w: f32| product(x, w, compute);
             is(product(1.234_567e-30, 1.0), 128.0 * 1.234_567e-30, off);
             // Of so small a number the last bits are below the smallest normal one.
             is(product(1.234_567e-36, 1.0), 128.0 * 1.234_567e-36, 1e-3);
