@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, CrossEntropy, Precision, RopeTable, RowClasses, Tensor, View, Weight, Workspace,
+    Arena, ComputeDType, CrossEntropy, RopeTable, RowClasses, Tensor, View, Weight, Workspace,
     cross_entropy_forward_backward, embedding_backward, embedding_forward, head_logits, in_pool,
 };
 
@@ -353,7 +353,7 @@ impl Decoder {
             classes: RowClasses::PROMPT,
             ws,
             dropout_key: None,
-            precision: Precision::F32,
+            precision: ComputeDType::F32,
         }
     }
 
