@@ -5,11 +5,11 @@
 //! finite differences of these functions. Matrices are row-major slices; nothing here is fast,
 //! parallel, or used at run time.
 
-use crate::cpu::attention::{AttentionShape, Segment};
-use crate::ops::activation::Activation;
-use crate::ops::linear::Layout;
-use crate::ops::low_rank::Dropout;
-use crate::ops::optimizer::AdamW;
+use crate::types::activation::Activation;
+use crate::types::attention::{AttentionShape, Segment};
+use crate::types::linear::Layout;
+use crate::types::low_rank::Dropout;
+use crate::types::optimizer::AdamW;
 
 /// y [T, out] = x [T, in] · Wᵀ + b.
 pub fn linear(

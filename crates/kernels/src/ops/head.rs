@@ -7,15 +7,13 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use crate::classes::RowClasses;
-use crate::compute::ComputeDType;
-use crate::cpu::parallel::ForEachPart;
-use crate::cpu::simd::{exp, lane_max, lane_sum, vectorize};
-use crate::ops::linear::{Weight, linear_backward_input, linear_backward_weight, linear_forward};
-use crate::ops::measure::argmax;
+use crate::cpu;
+use crate::ops::linear::{linear_backward_input, linear_backward_weight, linear_forward};
 use crate::profile::op;
+use crate::types::classes::RowClasses;
+use crate::types::compute::ComputeDType;
+use crate::types::head::CrossEntropy;
+use crate::types::linear::Weight;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -24,9 +22,6 @@ const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
-/// Numbers that are summed in f32 before the sum goes on in f64.
-const SUM: usize = 1024;
-
 /// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///
 /// # Panics
@@ -60,22 +55,14 @@ pub fn head_log_probs(
     assert_eq!(mean_logit.len(), n, "mean logits and rows");
     assert_eq!(correct.len(), n, "correct flags and rows");
     for_chunks(h, w, ws, |rows, logits| {
-        let vocabulary = logits.cols();
-        logits
-            .into_f32s()
-            .par_chunks(vocabulary)
-            .zip(&targets[rows.clone()])
-            .zip(&mut log_prob[rows.clone()])
-            .zip(&mut lse[rows.clone()])
-            .zip(&mut mean_logit[rows.clone()])
-            .zip(&mut correct[rows])
-            .for_each_part(|(((((row, &target), log_prob), lse), mean), correct)| {
-                let stats = RowStats::of(row, target);
-                *lse = stats.lse(sum_of_exps(row, stats.max));
-                *log_prob = stats.target - *lse;
-                *mean = stats.mean;
-                *correct = stats.correct;
-            });
+        cpu::head::log_probs(
+            logits.as_view(),
+            &targets[rows.clone()],
+            &mut log_prob[rows.clone()],
+            &mut lse[rows.clone()],
+            &mut mean_logit[rows.clone()],
+            &mut correct[rows],
+        );
     });
 }
 
@@ -110,28 +97,14 @@ pub fn head_backward(
     };
     grads.check();
     for_chunks(h, w, ws, |rows, mut logits| {
-        let vocabulary = logits.cols();
-        logits
-            .reborrow()
-            .into_f32s()
-            .par_chunks_mut(vocabulary)
-            .zip(&targets[rows.clone()])
-            .zip(&lse[rows.clone()])
-            .zip(&coef[rows.clone()])
-            .for_each_part(|(((row, &target), &lse), &coef)| {
-                loss_gradient(row, target, lse, coef, label_smoothing);
-            });
+        let (targets, lse, coef) = (
+            &targets[rows.clone()],
+            &lse[rows.clone()],
+            &coef[rows.clone()],
+        );
+        cpu::head::loss_gradients(logits.reborrow(), targets, lse, coef, label_smoothing);
         grads.add(rows, logits.as_view());
     });
-}
-
-/// A sum of losses and how many targets had the largest logit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CrossEntropy {
-    /// Σ over rows of the loss.
-    pub loss_sum: f64,
-    /// Rows whose target has the largest logit.
-    pub correct: usize,
 }
 
 /// The sum of the losses of all rows and its gradient in one pass.
@@ -161,29 +134,13 @@ pub fn cross_entropy_forward_backward(
     };
     grads.check();
     let wanted = grads.dh.is_some() || grads.dw.is_some();
-    let smoothing = f64::from(label_smoothing);
     let mut total = CrossEntropy {
         loss_sum: 0.0,
         correct: 0,
     };
     for_chunks(h, w, ws, |rows, mut logits| {
-        let vocabulary = logits.cols();
-        let results: Vec<(f64, bool)> = logits
-            .reborrow()
-            .into_f32s()
-            .par_chunks_mut(vocabulary)
-            .zip(&targets[rows.clone()])
-            .map_parts(|(row, &target)| {
-                let stats = RowStats::of(row, target);
-                let exps = exponentiate(row, stats.max);
-                let lse = stats.lse(exps);
-                let loss =
-                    (1.0 - smoothing) * (lse - stats.target) + smoothing * (lse - stats.mean);
-                if wanted {
-                    loss_gradient_of_exps(row, target, exps, label_smoothing);
-                }
-                (loss, stats.correct)
-            });
+        let targets = &targets[rows.clone()];
+        let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, wanted);
         // In the order of the rows, whatever thread computed them.
         for (loss, correct) in results {
             total.loss_sum += loss;
@@ -270,103 +227,4 @@ impl Gradients<'_> {
             linear_backward_weight(dw, dlogits, h, self.w.layout, self.compute);
         }
     }
-}
-
-/// What the loss of a row needs of its logits, next to the sum of their exponentials.
-struct RowStats {
-    max: f32,
-    mean: f64,
-    target: f64,
-    correct: bool,
-}
-
-impl RowStats {
-    fn of(row: &[f32], target: u32) -> Self {
-        let (max, sum) = vectorize(
-            #[inline(always)]
-            || {
-                let mut sum = 0.0;
-                for part in row.chunks(SUM) {
-                    sum += f64::from(lane_sum([part], |[x]| x));
-                }
-                (lane_max(row), sum)
-            },
-        );
-        let logit = row[target as usize];
-        Self {
-            max,
-            mean: sum / row.len() as f64,
-            target: f64::from(logit),
-            // Only a row whose target has the largest logit needs the search for equals.
-            correct: logit >= max && argmax(row) == target as usize,
-        }
-    }
-
-    /// The log-sum-exp from the sum of exp(logit - max).
-    fn lse(&self, exps: f64) -> f64 {
-        f64::from(self.max) + exps.ln()
-    }
-}
-
-/// Σ exp(logit - max) of a row.
-fn sum_of_exps(row: &[f32], max: f32) -> f64 {
-    let mut part = [0.0; SUM];
-    let parts = row.chunks(SUM).map(|logits| {
-        let part = &mut part[..logits.len()];
-        part.copy_from_slice(logits);
-        exponentiate(part, max)
-    });
-    parts.sum()
-}
-
-/// Replaces logits by exp(logit - max) and gives their sum.
-fn exponentiate(row: &mut [f32], max: f32) -> f64 {
-    vectorize(
-        #[inline(always)]
-        || {
-            let mut sum = 0.0;
-            for part in row.chunks_mut(SUM) {
-                for x in &mut *part {
-                    *x = exp(*x - max);
-                }
-                sum += f64::from(lane_sum([part], |[x]| x));
-            }
-            sum
-        },
-    )
-}
-
-/// Replaces exp(logit - max) of a row, whose sum is `exps`, by the gradient of the loss.
-fn loss_gradient_of_exps(row: &mut [f32], target: u32, exps: f64, label_smoothing: f32) {
-    // As in `loss_gradient`, with softmax = exp(logit - max) / Σ.
-    let uniform = label_smoothing / row.len() as f32;
-    let factor = (1.0 / exps) as f32;
-    vectorize(
-        #[inline(always)]
-        || {
-            for x in row.iter_mut() {
-                *x = *x * factor - uniform;
-            }
-        },
-    );
-    row[target as usize] -= 1.0 - label_smoothing;
-}
-
-/// Replaces the logits of a row by the gradient of coef · loss.
-fn loss_gradient(row: &mut [f32], target: u32, lse: f64, coef: f32, label_smoothing: f32) {
-    // loss = lse - (1 - ε) · logit_t - ε · mean(logit), so
-    // dlogit = softmax - (1 - ε) · [is t] - ε / V
-    let uniform = label_smoothing / row.len() as f32;
-    // In two parts, because the rounding of a large one would be a factor of every probability.
-    let high = lse as f32;
-    let low = (lse - f64::from(high)) as f32;
-    vectorize(
-        #[inline(always)]
-        || {
-            for logit in row.iter_mut() {
-                *logit = coef * (exp((*logit - high) - low) - uniform);
-            }
-        },
-    );
-    row[target as usize] -= coef * (1.0 - label_smoothing);
 }

@@ -1,12 +1,8 @@
 //! The dense form of a low-rank branch, for folding an adapter into its weight.
 
-use crate::cpu::product::mat::{ALL, for_tiles};
-use crate::cpu::product::multiply::product;
-use crate::ops::linear::Layout;
+use crate::cpu;
+use crate::types::linear::Layout;
 use crate::view::{View, ViewMut};
-
-/// Rows or columns of the weight that a task takes.
-const STRIP: usize = 64;
 
 /// Adds scale·B·A to a weight in its own layout, at the outputs from `out_offset` on.
 ///
@@ -23,7 +19,7 @@ pub fn low_rank_delta(
     out_offset: usize,
 ) {
     assert_eq!(a.rows(), b.cols(), "ranks of A and B");
-    let (ins, outs, rank) = (a.cols(), b.rows(), a.rows());
+    let (ins, outs) = (a.cols(), b.rows());
     let (rows, cols) = (delta.rows(), delta.cols());
     let (all_outs, all_ins) = match layout {
         Layout::OutIn => (rows, cols),
@@ -35,18 +31,5 @@ pub fn low_rank_delta(
         "outputs {out_offset}..{} of a branch do not lie within the {all_outs} of the weight",
         out_offset + outs
     );
-    let (a, b) = (a.as_mat(), b.as_mat());
-    let target = out_offset..out_offset + outs;
-    match layout {
-        Layout::OutIn => {
-            let delta = delta.slice_rows(target);
-            for_tiles(delta, (STRIP, ALL), |out, strip, _| {
-                product(out, true, scale, b.block(strip, 0..rank), a);
-            });
-        }
-        Layout::InOut => for_tiles(delta, (STRIP, ALL), |out, strip, _| {
-            let out = out.columns(target.clone());
-            product(out, true, scale, a.block(0..rank, strip).t(), b.t());
-        }),
-    }
+    cpu::merge::low_rank_delta(delta, a, b, scale, layout, out_offset);
 }

@@ -10,31 +10,20 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::columns::Columns;
-use super::forward::finite_or_zero;
-use super::{
-    AttentionShape, KeyTile, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, multiply_pair,
-    query_tiles, seen_pairs,
-};
+use super::columns::{Columns, finite_or_zero};
+use super::sight::{KeyTile, PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
+use crate::cpu::elementwise::{add_assign, set_zero};
 use crate::cpu::parallel::ForEachPart;
 use crate::cpu::product::blocks::{add_pair, add_rows, pack_rows};
 use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{Mat, Shared};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};
-use crate::ops::elementwise::{add_assign, set_zero};
-use crate::profile::op;
+use crate::types::attention::{AttentionShape, Segment};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
-/// The gradients of [`attention_forward`](super::attention_forward); all three are overwritten.
-///
-/// dq, do_ and q [Tq, H·D], dk, dv, k and v [Tk, KV·D], lse [Tq, H] as the forward saved it.
-/// Rows of no segment get zeros.
-///
-/// # Panics
-/// If the shapes do not match, if a range does not lie within them, or if segments share queries.
-pub fn attention_backward(
+pub(crate) fn attention_backward(
     mut dq: ViewMut<'_>,
     mut dk: ViewMut<'_>,
     mut dv: ViewMut<'_>,
@@ -47,14 +36,7 @@ pub fn attention_backward(
     shape: &AttentionShape,
     ws: &Workspace,
 ) {
-    let _op = op("attention backward", || 10.0 * seen_pairs(segments, shape));
-    check(q, k, v, segments, shape);
-    let (q_rows, q_cols, k_rows, k_cols) = (q.rows(), q.cols(), k.rows(), k.cols());
-    dq.assert_shape("dq", q_rows, q_cols);
-    dk.assert_shape("dk", k_rows, k_cols);
-    dv.assert_shape("dv", k_rows, k_cols);
-    do_.assert_shape("the output gradient of attention", q_rows, q_cols);
-    lse.assert_shape("lse", q_rows, shape.heads);
+    let (k_rows, k_cols) = (k.rows(), k.cols());
     let groups = groups_that_share_keys(segments);
     let tiles: Vec<Vec<QueryTile<'_>>> = groups
         .iter()

@@ -5,10 +5,11 @@
 
 use std::ops::{Range, RangeFrom};
 
-use super::{AttentionShape, KeyTile, PAIR, QueryTile, TILE_KEYS};
+use super::sight::{KeyTile, PAIR, QueryTile, TILE_KEYS};
 use crate::cpu::product::layout::NR;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::simd::vectorize;
+use crate::types::attention::AttentionShape;
 use crate::view::View;
 
 /// The heads of a tile that share a key/value head.
@@ -187,6 +188,12 @@ impl Seen {
         hide(scores, self.all.start..seen_from);
         hide(scores, seen_to..self.all.end);
     }
+}
+
+/// Where nothing has been seen the maximum is -∞, and -∞ - -∞ is NaN.
+#[inline(always)]
+pub(super) fn finite_or_zero(x: f32) -> f32 {
+    if x == f32::NEG_INFINITY { 0.0 } else { x }
 }
 
 /// A panel [D][16] from 16 rows of D numbers; empty ones stand for zeros.

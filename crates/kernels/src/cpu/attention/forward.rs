@@ -1,38 +1,22 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
-use super::columns::Columns;
-use super::{
-    AttentionShape, PAIR, Panels, QueryTile, Segment, TILE_KEYS, check, check_classes,
-    multiply_pair, query_tiles, seen_pairs, single,
-};
-use crate::classes::RowClasses;
+use super::columns::{Columns, finite_or_zero};
+use super::sight::{PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
+use super::single;
 use crate::cpu::parallel::for_runs;
 use crate::cpu::product::blocks::pack_rows;
 use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};
-use crate::profile::op;
+use crate::types::attention::{AttentionShape, Segment};
+use crate::types::classes::RowClasses;
 use crate::view::{View, ViewMut};
-use crate::workspace::Workspace;
 
 /// Products of numbers below which handing work to another thread costs more than it saves.
 const SMALL: usize = 32 * 1024;
 
-/// o = softmax(scale · q·kᵀ) · v for every segment and head.
-///
-/// o and q [Tq, H·D], lse [Tq, H] saved for the backward, k and v [Tk, KV·D]. o and lse are
-/// overwritten in the rows of the segments; other rows are left as they are. A query that sees no
-/// key gets zeros and an lse of -∞. The workspace is for devices that need temporaries here; this
-/// one does not.
-///
-/// A query's bits are those that it has alone, among queries of its class, as long as the keys that it sees come in the same
-/// list of ranges; the last of these may be longer than it sees.
-///
-/// # Panics
-/// If the shapes do not match, if a range does not lie within them, if segments share queries, or if a generated query is not alone
-/// in its segment.
-pub fn attention_forward(
+pub(crate) fn attention_forward(
     o: ViewMut<'_>,
     lse: ViewMut<'_>,
     q: View<'_>,
@@ -41,13 +25,7 @@ pub fn attention_forward(
     segments: &[Segment],
     shape: &AttentionShape,
     classes: RowClasses,
-    _ws: &Workspace,
 ) {
-    let _op = op("attention forward", || 4.0 * seen_pairs(segments, shape));
-    check(q, k, v, segments, shape);
-    check_classes(segments, classes);
-    o.assert_shape("the output of attention", q.rows(), q.cols());
-    lse.assert_shape("lse", q.rows(), shape.heads);
     let task = Task {
         o: Shared::from(o),
         lse: Shared::from(lse),
@@ -230,12 +208,6 @@ fn online_softmax(scores: &mut [f32], max: &mut [f32], sum: &mut [f32]) -> [f32;
         },
     );
     shrink
-}
-
-/// Where nothing has been seen the maximum is -∞, and -∞ - -∞ is NaN.
-#[inline(always)]
-pub(super) fn finite_or_zero(x: f32) -> f32 {
-    if x == f32::NEG_INFINITY { 0.0 } else { x }
 }
 
 /// Multiplies each column of a panel by a factor.

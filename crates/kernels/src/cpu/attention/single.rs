@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, QueryTile};
+use super::sight::QueryTile;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::rows::{products_of_rows, with_packed};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{self, LANES, Weights, exp, fetch, lane_max, lane_sum, vectorize};
+use crate::types::attention::AttentionShape;
 use crate::view::View;
 
 /// Attention of a tile of queries and one key/value head; `o` and `lse` are their blocks.

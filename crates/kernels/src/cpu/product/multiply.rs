@@ -228,7 +228,7 @@ mod tests {
                         tile(&mut anywhere, &|out| {
                             fallback::multiply_term(out, accumulate, &term);
                         });
-                        let off = crate::ops::measure::max_abs_diff(here.view(), anywhere.view());
+                        let off = crate::ops::max_abs_diff(here.view(), anywhere.view());
                         assert!(off < 1e-4, "{rows}x{inner}x{cols}: {off}");
                     }
                 }

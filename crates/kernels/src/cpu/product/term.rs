@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::compute::ComputeDType;
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::storage::Window;
+use crate::types::compute::ComputeDType;
 use crate::view::{View, ViewMut};
 
 /// The right factor of a product, [K, N]: a window of a weight, or of its transpose.

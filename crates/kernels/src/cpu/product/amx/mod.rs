@@ -17,12 +17,12 @@ use std::ops::Range;
 use self::kernel::supported;
 use self::kernel::{Parts, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
-use crate::compute::ComputeDType;
 use crate::cpu::product::cut::Costs;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::term::Term;
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
+use crate::types::compute::ComputeDType;
 
 /// Rows whose left factors are taken apart at once, and steps of them: 1.2 MB, which stay in the L2 cache of such processors.
 const ROWS: usize = 256;
