@@ -92,6 +92,9 @@ pub(crate) struct GeneratedBranch<'a> {
 /// Columns of an output that a task of [`add_generated`] takes.
 const STRIP: usize = 4 * NR;
 
+/// Products of numbers below which handing work to another thread costs more than it saves.
+const SMALL: usize = 32 * 1024;
+
 /// y += s·u·Bᵀ for all branches of each y, the branches of all adapters as one piece of work for the threads.
 pub(crate) fn add_generated(outputs: Vec<(ViewMut<'_>, Vec<GeneratedBranch<'_>>)>) {
     let outputs = outputs
@@ -102,7 +105,7 @@ pub(crate) fn add_generated(outputs: Vec<(ViewMut<'_>, Vec<GeneratedBranch<'_>>)
         .collect();
     let tasks = |cols: usize| cols.div_ceil(STRIP);
     let count = outputs.iter().map(|(_, cols, ..)| tasks(*cols)).sum();
-    for_runs(count, |mut task| {
+    let run = |mut task: usize| {
         for (rows, cols, y, branches) in &outputs {
             if task >= tasks(*cols) {
                 task -= tasks(*cols);
@@ -117,7 +120,14 @@ pub(crate) fn add_generated(outputs: Vec<(ViewMut<'_>, Vec<GeneratedBranch<'_>>)
             }
             return;
         }
-    });
+    };
+    let branches = outputs.iter().flat_map(|(.., branches)| branches);
+    let products = branches.map(|b| b.u.len() * b.branch.b.rows());
+    if products.sum::<usize>() < SMALL {
+        (0..count).for_each(run);
+    } else {
+        for_runs(count, run);
+    }
 }
 
 /// What a branch adds to some columns of an output.

@@ -142,3 +142,34 @@ pub(crate) fn argmax(row: &[f32]) -> usize {
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_largest_is_found() {
+        for len in [1, 5, 32, 33, 100] {
+            let mut row: Vec<f32> = (0..len).map(|i| -((i % 7) as f32)).collect();
+            assert_eq!(argmax(&row), 0);
+            for at in 0..len {
+                let before = std::mem::replace(&mut row[at], 2.0);
+                row[len - 1] = 2.0;
+                assert_eq!(argmax(&row), at);
+                row[len - 1] = -1.0;
+                row[at] = before;
+            }
+        }
+        assert_eq!(
+            argmax(&[f32::NAN, f32::NEG_INFINITY, 3.0, f32::NAN, 3.0]),
+            2
+        );
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 1);
+        assert_eq!(argmax(&[f32::NAN]), 0);
+    }
+
+    #[test]
+    fn memory_is_read_at_some_rate() {
+        assert!(read_bandwidth(1 << 20, 2) > 0.0);
+    }
+}

@@ -251,12 +251,12 @@ impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
         let rows = w.len().div_ceil(stride);
         let row = |j: usize| &w[j * stride..][columns.clone()];
         let together = rows - rows % R;
+        let ahead = Ahead::new::<E>(columns.len(), stride, R);
         for j in (0..together).step_by(R) {
             let w: [&[E]; R] = std::array::from_fn(
                 #[inline(always)]
                 |r| row(j + r),
             );
-            let ahead = Ahead::new::<E>(columns.len(), stride, R);
             for (part, x) in x.chunks(depth / CHUNK).enumerate() {
                 let sums = sums::<S, E, R, I>(simd, x, w, part * depth, ahead);
                 for (r, sums) in sums.iter().enumerate() {
@@ -265,8 +265,8 @@ impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
             }
         }
         // A row's sums are the same, alone or not.
+        let ahead = Ahead::new::<E>(columns.len(), stride, 1);
         for j in together..rows {
-            let ahead = Ahead::new::<E>(columns.len(), stride, 1);
             for (part, x) in x.chunks(depth / CHUNK).enumerate() {
                 let [sums] = sums::<S, E, 1, I>(simd, x, [row(j)], part * depth, ahead);
                 write(first, j, &sums, columns.start + part * depth > 0);
