@@ -113,7 +113,7 @@ pub use cpu::parallel::in_pool;
 pub use ops::*;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::CounterRng;
-pub use storage::DType;
+pub use storage::{ActivationDType, DType};
 pub use tensor::{Tensor, TensorError};
 pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};

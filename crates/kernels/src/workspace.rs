@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::buffer::Buffer;
-use crate::storage::DType;
+use crate::storage::{ActivationDType, DType};
 use crate::tensor::Tensor;
 
 /// A request this small may take any buffer up to this size.
@@ -43,11 +43,12 @@ impl Workspace {
     ///
     /// It reuses the smallest idle buffer that fits, and allocates if there is none.
     pub fn take(&self, rows: usize, cols: usize) -> Tensor {
-        self.take_as(rows, cols, DType::F32)
+        self.take_as(rows, cols, ActivationDType::F32)
     }
 
     /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
-    pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+    pub fn take_as(&self, rows: usize, cols: usize, dtype: ActivationDType) -> Tensor {
+        let dtype = DType::from(dtype);
         let bytes = dtype.bytes_for(rows * cols);
         let (reused, outgrown) = {
             let mut state = self.lock();

@@ -72,6 +72,30 @@ impl fmt::Display for DType {
     }
 }
 
+/// The number format of an activation: one whose numbers can be written one by one, which those with a common scale cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActivationDType {
+    /// [`DType::F32`], in which activations are computed with.
+    F32,
+    /// [`DType::Bf16`], in which some are kept.
+    Bf16,
+}
+
+impl From<ActivationDType> for DType {
+    fn from(dtype: ActivationDType) -> Self {
+        match dtype {
+            ActivationDType::F32 => Self::F32,
+            ActivationDType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for ActivationDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        DType::from(*self).fmt(f)
+    }
+}
+
 /// What there is to know of a format's unit without its numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unit {
@@ -392,6 +416,8 @@ mod tests {
         assert_eq!(DType::Bf16.bytes_for(6), 12);
         assert_eq!(DType::Bf16.to_string(), "bf16");
         assert_eq!(DType::F32.to_string(), "f32");
+        assert_eq!(ActivationDType::Bf16.to_string(), "bf16");
+        assert_eq!(DType::from(ActivationDType::F32), DType::F32);
     }
 
     #[test]
