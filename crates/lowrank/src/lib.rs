@@ -21,5 +21,5 @@ pub mod train;
 pub mod tuning;
 
 pub use error::Error;
-pub use lowrank_kernels::{DType, Workspace};
+pub use lowrank_kernels::{ActivationDType, DType, Workspace};
 pub use output::{Unfinished, write_text};

@@ -168,6 +168,15 @@ impl From<BaseDtype> for lowrank::DType {
     }
 }
 
+impl From<BaseDtype> for lowrank::ActivationDType {
+    fn from(dtype: BaseDtype) -> Self {
+        match dtype {
+            BaseDtype::F32 => Self::F32,
+            BaseDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<Method> for lowrank::tuning::Method {
     fn from(method: Method) -> Self {
         match method {

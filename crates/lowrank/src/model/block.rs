@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 
 use lowrank_kernels::{
-    Arena, AttentionShape, DType, RopeTable, Tensor, View, ViewMut, activation_backward,
+    ActivationDType, Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, activation_backward,
     activation_forward, attention_backward, attention_forward, copy_cols, embedding_backward,
     embedding_forward, gated_backward, gated_forward, rope_backward, rope_forward,
 };
@@ -239,7 +239,7 @@ impl Pass<'_> {
     }
 
     /// What is kept of a block's values until its backward.
-    fn save(&self, values: Values, recompute: Recompute, dtype: DType) -> BlockSaved {
+    fn save(&self, values: Values, recompute: Recompute, dtype: ActivationDType) -> BlockSaved {
         if recompute == Recompute::Full {
             return BlockSaved::Input(self.give_all_but_input(values));
         }

@@ -154,7 +154,7 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         recompute: options.recompute,
         dtype: train.base_dtype.into(),
     };
-    let memory = training_memory(model, adapter, saving.dtype, 0, work, saving);
+    let memory = training_memory(model, adapter, train.base_dtype.into(), 0, work, saving);
     let flops = step_flops(model, adapter, work);
     Estimate {
         method,
