@@ -24,6 +24,7 @@ impl Storage for bf16 {
         Some(units)
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn as_bf16s(units: &[Self]) -> Option<&[bf16]> {
         Some(units)
@@ -47,6 +48,7 @@ impl Number for bf16 {
         ]
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn wide(self) -> f32 {
         simd::wide(self)

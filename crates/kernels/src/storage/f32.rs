@@ -37,6 +37,7 @@ impl Number for f32 {
         [vectors[i], vectors[i + vectors.len() / 2]]
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn wide(self) -> f32 {
         self

@@ -57,6 +57,7 @@ impl DType {
                     numbers: S::UNIT,
                     bytes: size_of::<S>(),
                     align: align_of::<S>(),
+                    #[cfg(target_arch = "x86_64")]
                     is_bf16: S::as_bf16s(&[]).is_some(),
                     even_first: S::Read::EVEN_FIRST,
                 }
@@ -106,6 +107,7 @@ pub(crate) struct Unit {
     pub(crate) bytes: usize,
     pub(crate) align: usize,
     /// Whether the numbers are bf16 as they lie, which tiles multiply.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) is_bf16: bool,
     /// As [`Number::EVEN_FIRST`] of what engines read.
     pub(crate) even_first: bool,
@@ -144,6 +146,7 @@ pub(crate) trait Storage: Pod + Send + Sync {
     }
 
     /// The units as bf16, if they are.
+    #[cfg(target_arch = "x86_64")]
     fn as_bf16s(_units: &[Self]) -> Option<&[half::bf16]> {
         None
     }
@@ -161,6 +164,7 @@ pub(crate) trait Number: Pod + Send + Sync {
     fn widened<S: Simd>(simd: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2];
 
     /// The number in f32.
+    #[cfg(target_arch = "x86_64")]
     fn wide(self) -> f32;
 
     /// Eight numbers, widened.

@@ -35,6 +35,7 @@ impl<'a> Left<'a> {
     }
 
     /// Panics unless this many rows lie within the data.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn check<const COL: usize>(&self, rows: usize) {
         let reach = if COL == 1 {
             (rows.max(1) - 1) * self.row_stride + self.inner

@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use crate::cpu::engine::{Engine, engine};
 use crate::cpu::parallel::for_each_piece;
 use crate::cpu::product::cut::{Costs, Piece, cut, pieces_of};
 use crate::cpu::product::fallback;
@@ -49,10 +50,7 @@ pub(crate) fn multiply(jobs: Vec<Job<'_>>) {
 
 /// Whether an element is summed in one order whatever piece it lies in. `gemm-f32` takes its own view of a piece's size.
 fn sums_in_order() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return avx2::supported();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    engine() != Engine::Portable
 }
 
 /// One piece of an output of this size, on one thread.
@@ -125,11 +123,22 @@ fn whole_terms(terms: &[Term<'_>], size: (usize, usize)) -> usize {
 
 /// out (+)= Σ parts, which are of the size of `out` and cut from `terms`. What computes them depends on the terms alone.
 fn multiply_group(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>], parts: &[Term<'_>]) {
-    #[cfg(target_arch = "x86_64")]
-    if amx::is_worthwhile(terms) {
+    if is_tiled(terms) {
+        #[cfg(target_arch = "x86_64")]
         return amx::multiply(out, accumulate, parts);
     }
     multiply_terms(out, accumulate, parts);
+}
+
+/// Whether [`amx`] computes these terms.
+#[cfg(target_arch = "x86_64")]
+fn is_tiled(terms: &[Term<'_>]) -> bool {
+    amx::is_worthwhile(terms)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_tiled(_: &[Term<'_>]) -> bool {
+    false
 }
 
 /// Those of whatever computes these jobs, roughly.

@@ -89,6 +89,10 @@ pub(crate) struct Term<'a> {
     pub(crate) a: Mat<'a>,
     pub(crate) b: Factor<'a>,
     pub(crate) scale: f32,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only tiles have a choice")
+    )]
     pub(crate) compute: ComputeDType,
     /// Row and column of the output where the window begins.
     pub(crate) at: (usize, usize),
