@@ -2,6 +2,7 @@
 
 pub mod builtin;
 pub mod corpus;
+pub mod edges;
 pub mod pretrain;
 pub mod random;
 pub mod tasks;

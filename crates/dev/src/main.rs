@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use lowrank_dev::{builtin, corpus, pretrain, tidy};
+use lowrank_dev::{builtin, corpus, edges, pretrain, tidy};
 
 /// Regenerates what the repository holds, and checks that it is in order.
 #[derive(Parser)]
@@ -72,7 +72,8 @@ fn main() -> Result<()> {
             print(documents)
         }
         Command::Tidy => {
-            let complaints = tidy::complaints(&root()?)?;
+            let mut complaints = tidy::complaints(&root()?)?;
+            complaints.extend(edges::complaints(&root()?)?);
             if complaints.is_empty() {
                 return Ok(());
             }
