@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use console::Term;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lowrank::report::{EvalMetrics, StepMetrics, units};
+use lowrank::report::{EvalMetrics, StepMetrics};
+use lowrank::units;
 
 /// All bars of the process, so that other text can be printed above them.
 static BARS: LazyLock<MultiProgress> =

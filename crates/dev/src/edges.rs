@@ -1,353 +1,367 @@
-//! Which module knows of which, held against what ARCHITECTURE.md says.
+//! Which module of a crate uses which other, and whether ARCHITECTURE.md says so.
 //!
-//! The document's table of the crate `lowrank` has a row for modules and, in its last column, the names that they know of: other
-//! modules, and the crates `kernels` and `formats`. Its line "Edges: a → b → {c, d}." says the same of the crates.
+//! A table there follows a line that begins with ``Inside the crate `NAME` ``. Its first column names modules in backticks, and its last one
+//! lists what they know of: other modules of the crate, and crates of the workspace. A row whose list ends with `(known to all)`
+//! is of modules that everybody may use without saying so. What the sources use and the table does not say is a complaint, so is the
+//! reverse, and so is a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// Who knows of whom.
+/// The document with the tables.
+pub const DOCUMENT: &str = "ARCHITECTURE.md";
+/// What the crates of the workspace are called in code, without the part that they share.
+const CRATE: &str = "lowrank_";
+const KNOWN_TO_ALL: &str = "(known to all)";
+
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
-/// Below this heading stands the table of modules.
-const TABLE: &str = "Inside the crate `lowrank`:";
-
-/// Edges of the code that the document does not have, and edges of the document that the code does not have.
-///
-/// # Errors
-/// A file that cannot be read.
-pub fn complaints(root: &Path) -> Result<Vec<String>> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let document = read(&root.join("ARCHITECTURE.md"))?;
-    let source = root.join("crates/lowrank/src");
-    let modules = declared(&read(&source.join("lib.rs"))?);
-    let mut found = Edges::new();
-    for module in &modules {
-        found.entry(module.clone()).or_default();
-    }
-    for file in rust_files(&source)? {
-        let inside = file.strip_prefix(&source)?;
-        let Some(module) = module_of(inside).filter(|module| modules.contains(module)) else {
-            continue;
-        };
-        let known = known_of(&read(&file)?, inside, &modules);
-        found.entry(module).or_default().extend(known);
-    }
-    let mut complaints = compare("module", &found, &table(&document));
-    let mut crates = Edges::new();
-    for entry in std::fs::read_dir(root.join("crates"))? {
-        let manifest = entry?.path().join("Cargo.toml");
-        if manifest.is_file() {
-            let text = read(&manifest)?;
-            crates.extend([dependencies(&text)]);
-        }
-    }
-    complaints.extend(compare("crate", &crates, &chains(&document)));
-    Ok(complaints
-        .into_iter()
-        .map(|complaint| format!("ARCHITECTURE.md: {complaint}"))
-        .collect())
+/// A table of modules.
+#[derive(Debug, Default, PartialEq)]
+struct Table {
+    /// The folder's name below `crates/`.
+    folder: String,
+    knows: Edges,
+    known_to_all: BTreeSet<String>,
 }
 
-fn compare(what: &str, found: &Edges, listed: &Edges) -> Vec<String> {
+/// What is wrong with the edges between modules, one line each.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn complaints(root: &Path) -> Result<Vec<String>> {
+    let path = root.join(DOCUMENT);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {DOCUMENT}"))?;
     let mut complaints = Vec::new();
-    let none = BTreeSet::new();
-    for (one, known) in found {
-        if !listed.contains_key(one) && (what == "module" || !known.is_empty()) {
-            complaints.push(format!("the {what} {one} is not listed"));
-            continue;
-        }
-        let says = listed.get(one).unwrap_or(&none);
-        for other in known.difference(says) {
-            complaints.push(format!("{one} knows of {other}, which is not listed"));
-        }
+    for table in tables(&text) {
+        let source = root.join("crates").join(&table.folder).join("src");
+        let found = sources(&source)?;
+        complaints.extend(compare(&table, &used(&found)));
     }
-    for (one, says) in listed {
-        let Some(known) = found.get(one) else {
-            complaints.push(format!("there is no {what} {one}"));
+    Ok(complaints)
+}
+
+/// The tables of the document.
+fn tables(text: &str) -> Vec<Table> {
+    let mut tables = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line
+            .strip_prefix("Inside the crate `")
+            .and_then(|rest| rest.split('`').next())
+        else {
             continue;
         };
-        for other in says.difference(known) {
-            complaints.push(format!("{one} does not know of {other}, which is listed"));
+        let mut table = Table {
+            folder: name.strip_prefix("lowrank-").unwrap_or(name).to_owned(),
+            ..Table::default()
+        };
+        let rows = lines
+            .by_ref()
+            .skip_while(|line| !line.starts_with('|'))
+            .take_while(|line| line.starts_with('|'))
+            .skip(2);
+        for row in rows {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let (Some(modules), Some(known)) = (cells.first(), cells.last()) else {
+                continue;
+            };
+            let to_all = known.ends_with(KNOWN_TO_ALL);
+            let known: BTreeSet<String> = known
+                .trim_end_matches(KNOWN_TO_ALL)
+                .split(',')
+                .map(|name| name.trim().trim_matches('`').to_owned())
+                .filter(|name| !["", "nothing"].contains(&name.as_str()))
+                .collect();
+            for module in modules.split('`').skip(1).step_by(2) {
+                let module = module.trim_end_matches('/').to_owned();
+                if to_all {
+                    table.known_to_all.insert(module.clone());
+                }
+                table.knows.insert(module, known.clone());
+            }
         }
+        tables.push(table);
+    }
+    tables
+}
+
+/// The path of each source file below `folder`, as modules, and its text.
+fn sources(folder: &Path) -> Result<Vec<(Vec<String>, String)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![(folder.to_path_buf(), Vec::new())];
+    while let Some((folder, modules)) = folders.pop() {
+        let entries = std::fs::read_dir(&folder);
+        for entry in entries.with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let mut of_entry = modules.clone();
+            if path.is_dir() {
+                of_entry.push(name.into_owned());
+                folders.push((path, of_entry));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                if !["lib", "main", "mod"].contains(&&*name) {
+                    of_entry.push(name.into_owned());
+                }
+                let text = std::fs::read_to_string(&path)
+                    .with_context(|| format!("reading {}", path.display()))?;
+                found.push((of_entry, text));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Which module uses which, in sources outside of tests.
+fn used(sources: &[(Vec<String>, String)]) -> Edges {
+    let modules: BTreeSet<&str> = sources
+        .iter()
+        .filter_map(|(path, _)| path.first().map(String::as_str))
+        .collect();
+    let mut edges: Edges = modules
+        .iter()
+        .map(|module| ((*module).to_owned(), BTreeSet::new()))
+        .collect();
+    for (path, text) in sources {
+        let is_test = path.last().is_some_and(|name| name == "tests");
+        let Some(own) = path.first().filter(|_| !is_test) else {
+            continue;
+        };
+        for name in names(path, &code(text)) {
+            let other = name.strip_prefix(CRATE).map(ToOwned::to_owned);
+            let other = other.or_else(|| modules.contains(&*name).then_some(name));
+            if let Some(other) = other.filter(|other| other != own) {
+                edges.entry(own.clone()).or_default().insert(other);
+            }
+        }
+    }
+    edges
+}
+
+/// A source without its comments and without its tests, which stand at the end.
+fn code(text: &str) -> String {
+    let before_tests = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = before_tests.lines();
+    let lines = lines.filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Names at the root of the crate, and crates of the workspace, that code in the module of this path mentions.
+fn names(path: &[String], code: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    for (at, _) in code.match_indices("crate::") {
+        if code[..at].chars().next_back().is_some_and(is_word) {
+            continue;
+        }
+        names.extend(first_names(&code[at + "crate::".len()..]));
+    }
+    // A chain of `super::` may lead up to the root.
+    let up = "super::".repeat(path.len());
+    for (at, _) in code.match_indices(&up).filter(|_| !path.is_empty()) {
+        let longer = code[..at].ends_with("super::");
+        if !longer && !code[..at].chars().next_back().is_some_and(is_word) {
+            names.extend(first_names(&code[at + up.len()..]));
+        }
+    }
+    for (at, _) in code.match_indices(CRATE) {
+        let rest = &code[at..];
+        let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        if rest[end..].starts_with("::") {
+            names.push(rest[..end].to_owned());
+        }
+    }
+    names
+}
+
+/// The first name of a path, or of each path of a group in braces.
+fn first_names(rest: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        let word = text.trim_start().chars();
+        word.take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let Some(group) = rest.strip_prefix('{') else {
+        return vec![word(rest)];
+    };
+    let (mut depth, mut names, mut start) = (1, Vec::new(), 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || (depth == 1 && c == ',') {
+            names.push(word(&group[start..at]));
+            start = at + 1;
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+/// What the table says otherwise than the sources, and circles.
+fn compare(table: &Table, used: &Edges) -> Vec<String> {
+    let nothing = BTreeSet::new();
+    let folder = &table.folder;
+    let mut complaints = Vec::new();
+    for (module, others) in used {
+        let Some(known) = table.knows.get(module) else {
+            complaints.push(format!(
+                "{DOCUMENT}: the table of {folder} has no row for the module {module}"
+            ));
+            continue;
+        };
+        for other in others.difference(known) {
+            if !table.known_to_all.contains(other) {
+                complaints.push(format!(
+                    "{DOCUMENT}: {folder}/{module} uses {other}, which its row does not list"
+                ));
+            }
+        }
+    }
+    for (module, known) in &table.knows {
+        if !used.contains_key(module) {
+            complaints.push(format!("{DOCUMENT}: {folder} has no module {module}"));
+            continue;
+        }
+        for other in known.difference(used.get(module).unwrap_or(&nothing)) {
+            complaints.push(format!(
+                "{DOCUMENT}: {folder}/{module} does not use {other}, which its row lists"
+            ));
+        }
+    }
+    if let Some(circle) = circle(used) {
+        complaints.push(format!(
+            "{folder}: modules use each other in a circle: {}",
+            circle.join(" → ")
+        ));
     }
     complaints
 }
 
-/// The rows of the table of modules. A row may be of several, which then know of the same.
-fn table(document: &str) -> Edges {
-    let after = document.split_once(TABLE).map_or("", |(_, after)| after);
-    let rows = after.lines().skip_while(|line| !line.starts_with('|'));
-    let mut edges = Edges::new();
-    for row in rows.take_while(|line| line.starts_with('|')).skip(2) {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let (Some(first), Some(last)) = (cells.first(), cells.last()) else {
-            continue;
+/// Modules that use each other in a circle, if any do.
+fn circle(edges: &Edges) -> Option<Vec<String>> {
+    fn walk<'e>(edges: &'e Edges, path: &mut Vec<&'e str>, done: &mut BTreeSet<&'e str>) -> bool {
+        let Some(&last) = path.last() else {
+            return false;
         };
-        let known: BTreeSet<String> = names(last).filter(|name| name != "nothing").collect();
-        for module in names(first) {
-            // Modules of one row may know of each other.
-            let others = known.iter().filter(|other| **other != module);
-            edges
-                .entry(module.clone())
-                .or_insert_with(|| others.cloned().collect());
-        }
-    }
-    edges
-}
-
-/// `a/`, b, c: the names alone.
-fn names(cell: &str) -> impl Iterator<Item = String> + '_ {
-    cell.split(',')
-        .map(|name| name.trim().trim_matches('`').trim_end_matches('/'))
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-}
-
-/// The edges of "Edges: a → b → {c, d}, and e → b."
-fn chains(document: &str) -> Edges {
-    let mut edges = Edges::new();
-    let sentence = document
-        .split_once("Edges: ")
-        .and_then(|(_, after)| after.split_once('.'))
-        .map_or("", |(sentence, _)| sentence);
-    for chain in sentence.split(", and ") {
-        let groups: Vec<Vec<String>> = chain
-            .split('→')
-            .map(|group| names(group.trim().trim_matches(['{', '}'])).collect())
-            .collect();
-        for pair in groups.windows(2) {
-            for one in &pair[0] {
-                edges
-                    .entry(one.clone())
-                    .or_default()
-                    .extend(pair[1].iter().cloned());
+        for other in edges.get(last).into_iter().flatten() {
+            if let Some(at) = path.iter().position(|name| name == other) {
+                path.drain(..at);
+                path.push(other);
+                return true;
+            }
+            if !done.contains(other.as_str()) {
+                path.push(other);
+                if walk(edges, path, done) {
+                    return true;
+                }
+                path.pop();
             }
         }
+        done.insert(last);
+        false
     }
-    edges
-}
-
-/// A crate and those of the workspace that it depends on, but for tests.
-fn dependencies(manifest: &str) -> (String, BTreeSet<String>) {
-    let short = |name: &str| name.trim_start_matches("lowrank-").to_owned();
-    let mut name = String::new();
-    let mut known = BTreeSet::new();
-    let mut section = "";
-    for line in manifest.lines().map(str::trim) {
-        if line.starts_with('[') {
-            section = line;
-        } else if section == "[package]"
-            && name.is_empty()
-            && let Some(text) = line.strip_prefix("name = ")
-        {
-            name = short(text.trim_matches('"'));
-        } else if section == "[dependencies]" && line.starts_with("lowrank") {
-            let end = line.find([' ', '=', '.']).unwrap_or(line.len());
-            known.insert(short(&line[..end]));
+    let mut done = BTreeSet::new();
+    for module in edges.keys() {
+        let mut path = vec![module.as_str()];
+        if !done.contains(module.as_str()) && walk(edges, &mut path, &mut done) {
+            return Some(path.into_iter().map(ToOwned::to_owned).collect());
         }
     }
-    (name, known)
-}
-
-/// The modules that a lib.rs declares.
-fn declared(lib: &str) -> BTreeSet<String> {
-    lib.lines()
-        .filter_map(|line| {
-            let line = line.strip_prefix("pub ").unwrap_or(line);
-            Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
-        })
-        .collect()
-}
-
-/// The module of a file below src.
-fn module_of(inside: &Path) -> Option<String> {
-    let first = inside.components().next()?.as_os_str().to_str()?;
-    Some(first.trim_end_matches(".rs").to_owned())
-}
-
-fn rust_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|end| end == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// The modules and crates that a file names outside of its tests.
-fn known_of(text: &str, inside: &Path, modules: &BTreeSet<String>) -> BTreeSet<String> {
-    if inside.file_name().is_some_and(|name| name == "tests.rs") {
-        return BTreeSet::new();
-    }
-    let code = code_of(text);
-    let own = module_of(inside).unwrap_or_default();
-    let mut known = BTreeSet::new();
-    for name in ["kernels", "formats"] {
-        if code.contains(&format!("lowrank_{name}::")) || code.contains(&format!("lowrank_{name};"))
-        {
-            known.insert(name.to_owned());
-        }
-    }
-    let to_root = "super::".repeat(depth(inside));
-    for root in ["crate::", to_root.as_str()] {
-        for (at, _) in code.match_indices(root) {
-            // `super::super::` holds `super::`, and belongs to a deeper file.
-            let longer =
-                code[..at].ends_with("super::") || code[at + root.len()..].starts_with("super::");
-            if !longer {
-                known.extend(first_names(&code[at + root.len()..]));
-            }
-        }
-    }
-    known.retain(|name| {
-        *name != own && (modules.contains(name) || ["kernels", "formats"].contains(&name.as_str()))
-    });
-    known
-}
-
-/// How many `super::` lead from a file's module to the root of its crate.
-fn depth(inside: &Path) -> usize {
-    let parts = inside.components().count();
-    let is_folder = inside.file_name().is_some_and(|name| name == "mod.rs");
-    parts - usize::from(is_folder)
-}
-
-/// A file without its comments and without the tests at its end.
-fn code_of(text: &str) -> String {
-    let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
-    text[..end]
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(|line| [line, "\n"])
-        .collect()
-}
-
-/// The name that a path goes on with, or those of `{a::…, b}`.
-fn first_names(path: &str) -> BTreeSet<String> {
-    let name = |text: &str| -> String {
-        text.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect()
-    };
-    let Some(group) = path.strip_prefix('{') else {
-        return BTreeSet::from([name(path)]);
-    };
-    let mut found = BTreeSet::new();
-    let (mut level, mut start) = (0, 0);
-    for (at, c) in group.char_indices() {
-        match c {
-            '{' => level += 1,
-            '}' if level == 0 => {
-                found.insert(name(group[start..at].trim_start()));
-                break;
-            }
-            '}' => level -= 1,
-            ',' if level == 0 => {
-                found.insert(name(group[start..at].trim_start()));
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    found
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TEXT: &str = "\
+Inside the crate `lowrank-house`:
+
+| Module | What it does | Knows of |
+| --- | --- | --- |
+| `roof/` | keeps rain out | wall, kernels |
+| `wall` | carries | nothing |
+| `error`, `units` | | formats (known to all) |
+
+Inside no crate.
+";
+
     fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(ToString::to_string).collect()
     }
 
-    const DOCUMENT: &str = "Edges: cli → lowrank → {kernels, formats}, and dev → lowrank. Nothing points back.\n\n\
-        Inside the crate `lowrank`:\n\n| Module | What it does | Knows of |\n| --- | --- | --- |\n\
-        | `model/` | the decoder | kernels, formats |\n| `base`, `hub` | what it is | model |\n| `fields/` | a, b | nothing |\n\nMore.\n";
-
-    #[test]
-    fn the_document_is_read() {
-        let edges = table(DOCUMENT);
-        assert_eq!(edges["model"], set(&["formats", "kernels"]));
-        assert_eq!(
-            (&edges["base"], &edges["hub"]),
-            (&set(&["model"]), &set(&["model"]))
-        );
-        assert_eq!(edges["fields"], set(&[]));
-        let crates = chains(DOCUMENT);
-        assert_eq!(crates["cli"], set(&["lowrank"]));
-        assert_eq!(crates["lowrank"], set(&["formats", "kernels"]));
-        assert_eq!(crates["dev"], set(&["lowrank"]));
+    fn source(path: &[&str], text: &str) -> (Vec<String>, String) {
+        (
+            path.iter().map(ToString::to_string).collect(),
+            text.to_owned(),
+        )
     }
 
     #[test]
-    fn paths_of_code_are_found_and_those_of_tests_and_comments_are_not() {
-        let modules = set(&["model", "train", "data", "plan", "report"]);
-        let text = "//! See [`crate::plan`].\nuse crate::{Error, model::{A, B}, data};\nuse super::super::report::x;\n\
-                    use super::near;\nuse lowrank_kernels::View;\n\n#[cfg(test)]\nmod tests {\n    use crate::plan::x;\n}\n";
-        let found = |file: &str| known_of(text, Path::new(file), &modules);
-        assert_eq!(
-            found("train/step.rs"),
-            set(&["data", "kernels", "model", "report"])
-        );
-        // There, super::super is train itself.
-        assert_eq!(
-            found("train/deep/step.rs"),
-            set(&["data", "kernels", "model"])
-        );
-        assert_eq!(found("train/tests.rs"), set(&[]));
-        let own = known_of(
-            "use crate::model::A;\nuse super::plan;",
-            Path::new("model/mod.rs"),
-            &modules,
-        );
-        assert_eq!(own, set(&["plan"]));
-    }
-
-    #[test]
-    fn both_directions_are_compared() {
-        let edges = |list: &[(&str, &[&str])]| -> Edges {
-            list.iter()
-                .map(|(one, known)| ((*one).to_owned(), set(known)))
-                .collect()
+    fn a_table_is_read() {
+        let [table] = &tables(TEXT)[..] else {
+            panic!("one table")
         };
-        let found = edges(&[
-            ("model", &["kernels"]),
-            ("train", &["model", "plan"]),
-            ("new", &[]),
-        ]);
-        let listed = edges(&[
-            ("model", &["kernels"]),
-            ("train", &["model", "data"]),
-            ("old", &[]),
-        ]);
+        assert_eq!(table.folder, "house");
+        assert_eq!(table.knows["roof"], set(&["wall", "kernels"]));
+        assert_eq!(table.knows["units"], set(&["formats"]));
+        assert_eq!(table.known_to_all, set(&["error", "units"]));
+    }
+
+    #[test]
+    fn uses_are_found_and_compared() {
+        let roof = "//! [`x`](crate::cellar)\nuse lowrank_kernels::View;\nuse crate::{error::Error, wall::{self, Brick}};\n\
+                    #[cfg(test)]\nmod tests {\n    use crate::cellar::X;\n}\n";
+        let sources = [
+            source(&[], "pub mod roof;"),
+            source(&["roof"], roof),
+            source(
+                &["roof", "tile"],
+                "use super::Slope; use crate::units::Metre;",
+            ),
+            source(&["wall"], ""),
+            source(&["wall", "tests"], "use crate::roof::X;"),
+            source(&["error"], "use lowrank_formats::E;"),
+            source(&["units"], "fn f() -> lowrank_formats::E {}"),
+            source(&["cellar"], ""),
+        ];
+        let mut used = used(&sources);
+        assert_eq!(used["roof"], set(&["error", "kernels", "units", "wall"]));
+        let table = &tables(TEXT)[0];
         assert_eq!(
-            compare("module", &found, &listed),
+            compare(table, &used),
+            ["ARCHITECTURE.md: the table of house has no row for the module cellar"]
+        );
+        used.remove("cellar");
+        used.insert("wall".to_owned(), set(&["roof"]));
+        used.insert("roof".to_owned(), set(&["wall"]));
+        assert_eq!(
+            compare(table, &used),
             [
-                "the module new is not listed",
-                "train knows of plan, which is not listed",
-                "there is no module old",
-                "train does not know of data, which is listed",
+                "ARCHITECTURE.md: house/wall uses roof, which its row does not list",
+                "ARCHITECTURE.md: house/roof does not use kernels, which its row lists",
+                "house: modules use each other in a circle: roof → wall → roof"
             ]
         );
     }
 
     #[test]
-    fn manifests_are_read() {
-        let manifest = "[package]\nname = \"lowrank-cli\"\n[dependencies]\nlowrank = { workspace = true }\nclap = \"4\"\n\
-                        [dev-dependencies]\nlowrank-kernels = { workspace = true }\n[[test]]\nname = \"x\"\n";
-        assert_eq!(
-            dependencies(manifest),
-            ("cli".to_owned(), set(&["lowrank"]))
-        );
+    fn super_may_lead_to_the_root() {
+        let sources = [
+            source(&["a"], "use super::b::X;"),
+            source(&["b", "c"], "use super::super::d::{X, Y}; use super::a::X;"),
+            source(&["d"], ""),
+        ];
+        let used = used(&sources);
+        assert_eq!(used["a"], set(&["b"]));
+        assert_eq!(used["b"], set(&["d"]));
     }
 }

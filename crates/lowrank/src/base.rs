@@ -13,8 +13,7 @@ use crate::Error;
 use crate::data::Tokenizer;
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, ModelConfig, Weights, families};
-use crate::plan::weight_bytes;
-use crate::report::units;
+use crate::units;
 
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
@@ -313,7 +312,7 @@ impl Source {
         let tokenizer =
             std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
         let allocated = loading.converted + TOKENIZER_FACTOR * tokenizer;
-        crate::plan::check_limits(loading.mapped, allocated).map_err(|(needed, left, bound)| {
+        crate::machine::check_limits(loading.mapped, allocated).map_err(|(needed, left, bound)| {
             Error::Training(format!(
                 "{self}: to load it takes about {}, and {} has {} left; raise the limit, or use a smaller model",
                 units::bytes(needed),
@@ -325,7 +324,7 @@ impl Source {
 
     /// What loading the weights takes.
     pub(crate) fn loading_bytes(&self, config: &ModelConfig, dtype: DType) -> LoadingBytes {
-        let (mapped, held) = (self.weight_file_bytes(), weight_bytes(config, dtype));
+        let (mapped, held) = (self.weight_file_bytes(), config.weight_bytes(dtype));
         let is_converted = mapped.abs_diff(held) > held / 10;
         LoadingBytes {
             mapped,

@@ -11,6 +11,7 @@ pub mod generate;
 pub mod hub;
 pub mod import;
 pub mod lock;
+pub mod machine;
 pub mod merge;
 pub mod metrics;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod report;
 pub mod settings;
 pub mod train;
 pub mod tuning;
+pub mod units;
 
 pub use error::Error;
 pub use lowrank_kernels::{DType, Workspace};

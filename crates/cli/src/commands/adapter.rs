@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use lowrank::base::Source;
 use lowrank::report::inspect::{self, AdapterReport};
-use lowrank::report::units;
 use lowrank::train::BaseDtype;
 use lowrank::tuning;
+use lowrank::units;
 
 use super::common::load_adapter;
 use crate::failure::Misuse;

@@ -12,11 +12,11 @@ use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
 use lowrank::merge::{PASSAGES, merge};
 use lowrank::model::AdapterSet;
-use lowrank::report::units;
 use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
 use lowrank::tuning::{self, Loaded};
+use lowrank::units;
 use lowrank::{DType, Workspace};
 use serde::Serialize;
 

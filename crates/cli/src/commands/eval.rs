@@ -7,8 +7,8 @@ use std::time::Instant;
 use clap::Args;
 use lowrank::Workspace;
 use lowrank::data::Split;
-use lowrank::report::units;
 use lowrank::train::evaluate_rows;
+use lowrank::units;
 use serde::Serialize;
 
 use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter, not_finite};

@@ -8,9 +8,9 @@ use lowrank::base::Source;
 use lowrank::data::{DataOptions, Dataset, Prompt, Split, Tokenizer};
 use lowrank::merge::{MergeReport, PASSAGES};
 use lowrank::model::Weights;
-use lowrank::report::units;
 use lowrank::train::BaseDtype;
 use lowrank::tuning;
+use lowrank::units;
 use serde::Serialize;
 
 use super::common::{choose_split, warn_of_other_base};

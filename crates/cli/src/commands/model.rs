@@ -9,8 +9,8 @@ use lowrank::base::Source;
 use lowrank::hub;
 use lowrank::import::{ImportReport, import_gguf};
 use lowrank::report::inspect::{self, ModelReport, TensorReport};
-use lowrank::report::units;
 use lowrank::train::BaseDtype;
+use lowrank::units;
 use serde::Serialize;
 
 use crate::output::Output;

@@ -8,8 +8,8 @@ use lowrank::base::Source;
 use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
-use lowrank::report::units::{decimal_bytes, grouped};
 use lowrank::settings::{BaseDtype, TrainConfig};
+use lowrank::units::{decimal_bytes, grouped};
 
 use crate::failure::Misuse;
 use crate::output::Output;

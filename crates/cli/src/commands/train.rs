@@ -7,9 +7,9 @@ use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use lowrank::data::is_read_once;
-use lowrank::report::units;
 use lowrank::settings::TrainConfig;
 use lowrank::train::{Event, Observer, Outcome, Start, checkpoint};
+use lowrank::units;
 use serde_json::Value;
 
 use crate::failure::{Interrupted, Misuse};

@@ -4,7 +4,7 @@
 //! `config.json`. Where two architectures differ, the difference is an enum here and a `match` in the
 //! block, never a second block.
 
-use lowrank_kernels::{Activation, Layout};
+use lowrank_kernels::{Activation, DType, Layout};
 
 /// A supported architecture, as named by `model_type` in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,6 +360,15 @@ impl ModelConfig {
             .iter()
             .map(|(_, (rows, cols))| rows * cols)
             .sum()
+    }
+
+    /// Bytes of the weights: matrices as `dtype`, vectors as f32.
+    pub fn weight_bytes(&self, dtype: DType) -> u64 {
+        let bytes = |(rows, cols): (usize, usize)| {
+            let each = if rows == 1 { 4 } else { dtype.size_of() };
+            (rows * cols * each) as u64
+        };
+        self.weights().iter().map(|(_, shape)| bytes(*shape)).sum()
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::paper::{Claim, claims};
 use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
+use crate::machine::available_memory;
 use crate::model::Adapter;
 use crate::model::{ModelConfig, Recompute, Saving};
 use crate::settings::TrainConfig;
@@ -133,7 +134,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         method: estimate(options, train.method, &adapter),
         full: estimate(options, Method::Full, &everything.lay_out(model)?),
         prefix,
-        available_memory: super::available_memory(),
+        available_memory: available_memory(),
         paper: claims(options.name),
     })
 }

@@ -49,19 +49,6 @@ impl Memory {
 /// The program with its threads, their scratch memory and the rows, as measured.
 const PROGRAM: u64 = 18 * 1024 * 1024;
 
-/// Bytes of the base's weights: matrices as `dtype`, vectors as f32.
-pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> u64 {
-    let bytes = |(rows, cols): (usize, usize)| {
-        let each = if rows == 1 { 4 } else { dtype.size_of() };
-        (rows * cols * each) as u64
-    };
-    config
-        .weights()
-        .iter()
-        .map(|(_, shape)| bytes(*shape))
-        .sum()
-}
-
 /// What a step over `work` takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of
 /// it are not pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)).
 pub fn training_memory(
@@ -85,7 +72,7 @@ pub fn training_memory(
     let weights = if replaced == config.parameters() {
         converted
     } else {
-        weight_bytes(config, base_dtype)
+        config.weight_bytes(base_dtype)
     };
     Memory {
         weights,

@@ -12,7 +12,6 @@ pub mod metrics;
 pub mod model_card;
 mod page;
 mod svg;
-pub mod units;
 
 pub use metrics::{
     EvalMetrics, Metrics, MetricsError, MetricsLine, MetricsWriter, StepMetrics,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::units::grouped;
 use crate::tuning::Method;
+use crate::units::grouped;
 
 /// Where the base model came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,13 +6,12 @@ use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
+use crate::machine::{Bound, addresses_are_limited, memory_room};
 use crate::model::Adapter;
 use crate::model::{ModelConfig, Recompute, Saving, VirtualTokens};
-use crate::plan::{
-    Bound, Memory, Work, addresses_are_limited, memory_room, training_memory, weight_bytes,
-};
-use crate::report::units;
+use crate::plan::{Memory, Work, training_memory};
 use crate::settings::TrainConfig;
+use crate::units;
 
 /// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
 pub fn peak_rss() -> u64 {
@@ -79,7 +78,7 @@ pub(super) fn choose_saving(
             training_memory(model, adapter, base_dtype, converted, work, saving),
         )
     };
-    let mapped = weight_bytes(model, base_dtype).saturating_sub(converted);
+    let mapped = model.weight_bytes(base_dtype).saturating_sub(converted);
     let available = memory_room(mapped, 0);
     let budget = config.memory_budget.or(available.map(|(room, _)| room));
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);

@@ -3,8 +3,8 @@
 use super::events::{Event, Observer};
 use crate::data::Example;
 use crate::data::batches::{epoch_order, grouped_epoch_order, prompt_groups};
-use crate::report::units::grouped;
 use crate::settings::TrainConfig;
+use crate::units::grouped;
 
 /// The rows of a run in the order of its steps. That is a function of the settings, the step and the rows alone; the
 /// order of the current epoch is kept.

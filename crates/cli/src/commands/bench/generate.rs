@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lowrank::bench::{self, GenerateFigures};
-use lowrank::report::units;
 use lowrank::train::peak_rss;
+use lowrank::units;
 use serde::Serialize;
 
 use super::{OpShare, profile_table, shares};

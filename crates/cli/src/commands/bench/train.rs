@@ -8,9 +8,9 @@ use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example, Split};
 use lowrank::model::{Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
-use lowrank::report::units;
 use lowrank::train::{BaseDtype, Silent, StepOptions, TrainConfig, prepare};
 use lowrank::tuning::Method;
+use lowrank::units;
 use serde::Serialize;
 
 use super::{OpShare, Sharing, profile_table, shares};

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use lowrank::compare::{Comparison, Cost, Spread};
 use lowrank::metrics;
-use lowrank::report::units;
+use lowrank::units;
 
 use super::config::Config;
 use crate::output::Output;

@@ -12,8 +12,8 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::page::{self, escape};
-use super::units::grouped;
 use crate::compare::{Comparison, MethodResult};
+use crate::units::grouped;
 
 pub use csv::csv;
 

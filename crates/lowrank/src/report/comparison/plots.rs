@@ -4,7 +4,7 @@ use super::{added_latency, finite, signed_percent};
 use crate::compare::{Comparison, MethodResult, Spread};
 use crate::metrics;
 use crate::report::svg::{Bar, Bars, Chart, Point, Scatter, Series, colour, range};
-use crate::report::units::short;
+use crate::units::short;
 
 /// Loss over trainable parameters, loss over steps, and every text metric over trainable parameters.
 pub(super) fn quality(comparison: &Comparison) -> String {

@@ -8,7 +8,7 @@ use crate::compare::{Comparison, Cost, MethodResult, Spread};
 use crate::metrics;
 use crate::report::page::escape;
 use crate::report::svg::colour;
-use crate::report::units::{bytes, duration, grouped, short};
+use crate::units::{bytes, duration, grouped, short};
 
 /// A column of the table of results; its first cell is the base model's.
 struct Column {

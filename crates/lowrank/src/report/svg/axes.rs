@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::report::page::escape;
-use crate::report::units::short;
+use crate::units::short;
 
 /// A round number beside an axis, or a name.
 #[derive(Debug)]

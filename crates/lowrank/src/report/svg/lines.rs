@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axes::{Axis, Frame, Margins, range};
 use super::{Figure, Size};
 use crate::report::page::escape;
-use crate::report::units::short;
+use crate::units::short;
 
 /// Horizontal slices that a series is thinned to; each keeps at most two points.
 const SLICES: usize = 300;

@@ -6,7 +6,7 @@ use super::axes::{Axis, Frame, Margins, range};
 use super::labels::{self, Area};
 use super::{Figure, LARGE, fitted, text_width};
 use crate::report::page::escape;
-use crate::report::units::short;
+use crate::units::short;
 
 /// Names are cut at this width.
 const LONGEST_NAME: f64 = 150.0;
