@@ -37,7 +37,7 @@ use serde::ser::SerializeMap;
 pub use range::{Number, Range};
 pub use text::{AsBytes, AsMap, finite, finite_pattern, parse_bytes, parse_pattern};
 
-/// A struct that [`fields!`] made.
+/// A struct that `fields!` made.
 pub trait Fields: Default {
     /// What is known of every field, those of groups among them.
     fn fields() -> Vec<Field>;
