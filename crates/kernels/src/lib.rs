@@ -24,6 +24,63 @@
 //! - Nothing allocates once it is warm: temporaries come from a [`Workspace`] or from scratch
 //!   memory that each thread keeps.
 //!
+//! # The operations
+//!
+//! They are what a second device would implement.
+//!
+//! - [`embedding_forward`] – rows of a table by their ids.
+//! - [`embedding_backward`] – the table's gradient.
+//! - [`linear_forward`] – y = x·Wᵀ + b.
+//! - [`linears_forward`] – several linears of one input, with the low-rank branches beside them.
+//! - [`linear_backward_input`] – dx = dy·W.
+//! - [`linears_backward_input`] – the same for several linears and their branches.
+//! - [`linear_backward_weight`] – dW += dyᵀ·x.
+//! - [`bias_backward`] – db += Σ dy.
+//! - [`low_rank_forward`] – y += s·drop(x)·Aᵀ·Bᵀ.
+//! - [`low_rank_backward_hidden`] – the gradient of x·Aᵀ.
+//! - [`low_rank_backward_input`] – the gradient of the input of a branch that drops numbers.
+//! - [`low_rank_backward_weights`] – the gradients of A and B.
+//! - [`low_rank_delta`] – a branch as a dense matrix, added to its weight.
+//! - [`layer_norm_forward`] – layer norm of each row.
+//! - [`layer_norm_apply`] – the same from saved statistics.
+//! - [`layer_norm_backward`] – its gradients.
+//! - [`rms_norm_forward`] – RMS norm of each row, or of each head of it.
+//! - [`rms_norm_apply`] – the same from saved statistics.
+//! - [`rms_norm_backward`] – its gradients.
+//! - [`rope_forward`] – rotary positions of each head.
+//! - [`rope_backward`] – and back.
+//! - [`attention_forward`] – softmax(scale · q·kᵀ) · v over what the queries of each segment see.
+//! - [`attention_backward`] – the gradients of q, k and v.
+//! - [`activation_forward`] – h = act(x).
+//! - [`activation_backward`] – its gradient.
+//! - [`gated_forward`] – h = act(gate) · up.
+//! - [`gated_backward`] – its gradients.
+//! - [`head_logits`] – h·Wᵀ.
+//! - [`head_log_probs`] – of each row the log-probability of its target, the log-sum-exp, the mean logit and whether it hits.
+//! - [`head_backward`] – the gradients of a weighted sum of the rows' losses.
+//! - [`cross_entropy_forward_backward`] – the sum of the rows' losses and its gradients in one pass.
+//! - [`head_chunk_rows`] – rows whose logits exist at the same time.
+//! - [`add_assign`] – y += x.
+//! - [`scale`] – y *= factor.
+//! - [`scale_columns`] – y = l ⊙ x, a factor a column.
+//! - [`scale_columns_backward`] – the gradient of the factors.
+//! - [`copy_cols`] – some columns copied over some others.
+//! - [`add_cols`] – some columns added to some others.
+//! - [`convert`] – numbers in another format.
+//! - [`fill_normal`] – draws from a normal distribution.
+//! - [`fill_uniform`] – draws from a uniform distribution.
+//! - [`adamw_step`] – one step of AdamW.
+//!
+//! What the host reads of a matrix, apart from the sums that [`head_log_probs`] and [`cross_entropy_forward_backward`] give:
+//!
+//! - [`all_finite`] – whether no element is infinite or NaN.
+//! - [`first_non_finite`] – where the first such element is.
+//! - [`sum_squares`] – Σ x².
+//! - [`frobenius_norm`] – √(Σ x²).
+//! - [`max_abs_diff`] – the largest |a - b|.
+//! - [`argmax_rows`] – the largest element of each row.
+//! - [`read_bandwidth`] – how fast memory is read.
+//!
 //! Each file says once whether its gradients accumulate or overwrite. The naive versions in
 //! [`reference`](mod@reference) are what the tests and the benchmarks compare with.
 
@@ -37,84 +94,39 @@ compile_error!(
     "weights are mapped as little-endian numbers; big-endian machines are not supported"
 );
 
-mod activation;
 mod arena;
-mod attention;
-mod blocks;
-mod classes;
-mod elementwise;
-mod embedding;
-mod engine;
-mod few;
-mod head;
-mod linear;
-mod low_rank;
-mod matmul;
-mod measure;
-mod merge;
-mod norm;
-mod optimizer;
-#[cfg(target_arch = "x86_64")]
-mod panels;
-mod parallel;
+mod buffer;
+mod cpu;
+mod ops;
 mod profile;
 mod random;
 pub mod reference;
-mod rope;
-mod rows;
-mod scale_columns;
-mod scratch;
-mod simd;
 mod storage;
-mod strips;
 mod tensor;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
+mod types;
 mod view;
-#[cfg(target_arch = "x86_64")]
-mod wide;
 mod workspace;
 
-pub use activation::{
-    Activation, activation_backward, activation_forward, gated_backward, gated_forward,
-};
 pub use arena::Arena;
-pub use attention::{AttentionShape, Segment, attention_backward, attention_forward};
-pub use classes::RowClasses;
-pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
-pub use embedding::{embedding_backward, embedding_forward};
+pub use buffer::release_freed_memory;
 #[doc(hidden)]
-pub use engine::{Engine, engines, with_engine};
-pub use head::{
-    CrossEntropy, cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs,
-    head_logits,
-};
-pub use linear::{
-    BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight, bias_backward,
-    linear_backward_input, linear_backward_weight, linear_forward, linears_backward_input,
-    linears_forward,
-};
-pub use low_rank::{
-    Dropout, LowRank, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
-    low_rank_forward,
-};
-pub use measure::{
-    all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
-    sum_squares,
-};
-pub use merge::low_rank_delta;
-pub use norm::{
-    layer_norm_apply, layer_norm_backward, layer_norm_forward, rms_norm_apply, rms_norm_backward,
-    rms_norm_forward,
-};
-pub use optimizer::{AdamW, adamw_step};
-pub use parallel::in_pool;
+pub use cpu::engine::{Engine, engines, with_engine};
+pub use cpu::parallel::in_pool;
+pub use ops::*;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
-pub use random::{CounterRng, fill_normal, fill_uniform};
-pub use rope::{RopeTable, rope_backward, rope_forward};
-pub use scale_columns::{scale_columns, scale_columns_backward};
-pub use storage::release_freed_memory;
-pub use strips::Precision;
-pub use tensor::{DType, Tensor, TensorError};
+pub use random::CounterRng;
+pub use storage::{ActivationDType, DType};
+pub use tensor::{Tensor, TensorError};
+pub use types::activation::Activation;
+pub use types::attention::{AttentionShape, Segment};
+pub use types::classes::RowClasses;
+pub use types::compute::ComputeDType;
+pub use types::head::CrossEntropy;
+pub use types::linear::{
+    BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight,
+};
+pub use types::low_rank::{Dropout, LowRank};
+pub use types::optimizer::AdamW;
+pub use types::rope::RopeTable;
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

@@ -6,8 +6,8 @@
 
 use rayon::prelude::*;
 
-use crate::parallel::ForEachPart;
-use crate::simd;
+use crate::cpu::parallel::ForEachPart;
+use crate::cpu::simd;
 use crate::view::ViewMut;
 
 const ROUNDS: usize = 10;

@@ -5,11 +5,11 @@
 //! finite differences of these functions. Matrices are row-major slices; nothing here is fast,
 //! parallel, or used at run time.
 
-use crate::activation::Activation;
-use crate::attention::{AttentionShape, Segment};
-use crate::linear::Layout;
-use crate::low_rank::Dropout;
-use crate::optimizer::AdamW;
+use crate::types::activation::Activation;
+use crate::types::attention::{AttentionShape, Segment};
+use crate::types::linear::Layout;
+use crate::types::low_rank::Dropout;
+use crate::types::optimizer::AdamW;
 
 /// y [T, out] = x [T, in] · Wᵀ + b.
 pub fn linear(

@@ -4,38 +4,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
-
-use crate::storage::Buffer;
-use crate::view::{Data, View, ViewMut};
-
-/// The number format of a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// IEEE single precision.
-    F32,
-    /// The upper half of an f32: 8 bits of exponent, 7 of mantissa.
-    Bf16,
-}
-
-impl DType {
-    /// Bytes a number.
-    pub const fn size_of(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
+use crate::buffer::Buffer;
+use crate::storage::{DType, Numbers, encode};
+use crate::view::{View, ViewMut};
 
 /// Why bytes do not make a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,15 +107,9 @@ impl Tensor {
             "{rows}x{cols} needs {} numbers",
             rows * cols
         );
-        let mut buffer = Buffer::zeroed(values.len() * dtype.size_of());
-        match dtype {
-            DType::F32 => buffer.as_mut_slice::<f32>()[..values.len()].copy_from_slice(values),
-            DType::Bf16 => {
-                for (to, &from) in buffer.as_mut_slice::<bf16>().iter_mut().zip(values) {
-                    *to = bf16::from_f32(from);
-                }
-            }
-        }
+        let bytes = dtype.bytes_for(values.len());
+        let mut buffer = Buffer::zeroed(bytes);
+        encode(dtype, &mut buffer.as_mut_slice()[..bytes], values);
         Self::owned(buffer, dtype, rows, cols)
     }
 
@@ -170,7 +135,7 @@ impl Tensor {
             });
         };
         check_length(slice.len(), dtype, rows, cols)?;
-        if slice.as_ptr().align_offset(dtype.size_of()) != 0 {
+        if slice.as_ptr().align_offset(dtype.unit().align) != 0 {
             return Err(TensorError::Alignment {
                 dtype,
                 offset: range.start,
@@ -200,19 +165,18 @@ impl Tensor {
         Ok(Self::owned(buffer, dtype, rows, cols))
     }
 
-    /// The elements of an owned bf16 matrix, to write.
-    pub(crate) fn bf16s_mut(&mut self) -> &mut [bf16] {
-        assert_eq!(self.dtype, DType::Bf16, "a matrix of bf16");
-        let len = self.len();
+    /// The memory of an owned matrix, to write.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let bytes = self.nbytes();
         match &mut self.storage {
-            Storage::Owned(buffer) => &mut buffer.as_mut_slice()[..len],
+            Storage::Owned(buffer) => &mut buffer.as_mut_slice()[..bytes],
             Storage::Shared { .. } => panic!("shared memory is never written to"),
         }
     }
 
     /// A matrix in the first bytes of a buffer that may be larger.
     pub(crate) fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
-        debug_assert!(buffer.capacity() >= rows * cols * dtype.size_of());
+        debug_assert!(buffer.capacity() >= dtype.bytes_for(rows * cols));
         Self {
             storage: Storage::Owned(buffer),
             dtype,
@@ -256,7 +220,7 @@ impl Tensor {
 
     /// Bytes of the elements.
     pub fn nbytes(&self) -> usize {
-        self.len() * self.dtype.size_of()
+        self.dtype.bytes_for(self.len())
     }
 
     /// Whether the memory is shared with other tensors, such as a mapped file.
@@ -266,11 +230,7 @@ impl Tensor {
 
     /// The matrix to read.
     pub fn view(&self) -> View<'_> {
-        let data = match self.dtype {
-            DType::F32 => Data::F32(self.numbers()),
-            DType::Bf16 => Data::Bf16(self.numbers()),
-        };
-        View::new(data, self.rows, self.cols)
+        View::new(Numbers::new(self.dtype, self.bytes()), self.rows, self.cols)
     }
 
     /// The matrix to write.
@@ -311,29 +271,26 @@ impl Tensor {
 
     /// The elements as little-endian numbers of `dtype`, rounded to nearest where that narrows.
     pub fn to_le_bytes(&self, dtype: DType) -> Vec<u8> {
-        if dtype == self.dtype {
-            return match dtype {
-                DType::F32 => bytemuck::cast_slice(self.numbers::<f32>()).to_vec(),
-                DType::Bf16 => bytemuck::cast_slice(self.numbers::<bf16>()).to_vec(),
-            };
-        }
-        match (self.dtype, dtype) {
-            (DType::F32, DType::Bf16) => self
-                .numbers::<f32>()
-                .iter()
-                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-                .collect(),
-            _ => self.to_vec().iter().flat_map(|x| x.to_le_bytes()).collect(),
-        }
+        self.view().to_le_bytes(dtype)
     }
 
-    fn numbers<N: bytemuck::Pod>(&self) -> &[N] {
+    fn bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Owned(buffer) => &buffer.as_slice()[..self.len()],
-            Storage::Shared { bytes, range } => {
-                bytemuck::cast_slice(&(**bytes).as_ref()[range.clone()])
-            }
+            Storage::Owned(buffer) => &buffer.as_slice()[..self.nbytes()],
+            Storage::Shared { bytes, range } => &(**bytes).as_ref()[range.clone()],
         }
+    }
+}
+
+impl<'a> From<&'a Tensor> for View<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        tensor.view()
+    }
+}
+
+impl<'a> From<&'a mut Tensor> for ViewMut<'a> {
+    fn from(tensor: &'a mut Tensor) -> Self {
+        tensor.view_mut()
     }
 }
 
@@ -351,7 +308,8 @@ impl fmt::Debug for Tensor {
 fn check_length(found: usize, dtype: DType, rows: usize, cols: usize) -> Result<(), TensorError> {
     let expected = rows
         .checked_mul(cols)
-        .and_then(|n| n.checked_mul(dtype.size_of()))
+        .filter(|n| n.checked_mul(dtype.unit().bytes).is_some())
+        .map(|n| dtype.bytes_for(n))
         .ok_or(TensorError::TooLarge { rows, cols, dtype })?;
     if expected == found {
         Ok(())
@@ -375,7 +333,7 @@ mod tests {
 
     impl AsRef<[u8]> for Lines {
         fn as_ref(&self) -> &[u8] {
-            bytemuck::cast_slice(self.0.numbers::<f32>())
+            self.0.bytes()
         }
     }
 
@@ -434,7 +392,7 @@ mod tests {
         let tensor = Tensor::from_f32_as(2, 3, &numbers, DType::F32);
         for dtype in [DType::F32, DType::Bf16] {
             let bytes = tensor.to_le_bytes(dtype);
-            assert_eq!(bytes.len(), 6 * dtype.size_of());
+            assert_eq!(bytes.len(), dtype.bytes_for(6));
             let back = Tensor::from_le_bytes(&bytes, dtype, 2, 3).unwrap();
             assert_eq!(back.nbytes(), bytes.len());
             assert_eq!(back.to_le_bytes(dtype), bytes);

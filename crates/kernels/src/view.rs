@@ -3,41 +3,31 @@
 use std::fmt;
 use std::ops::Range;
 
-use half::bf16;
+use crate::cpu::product::mat::{Mat, Shared};
+use crate::storage::{DType, Numbers, encoded};
 
-use crate::matmul::Mat;
-use crate::scratch::with_scratch;
-use crate::simd;
-use crate::tensor::{DType, Tensor};
-
-/// The elements of a matrix in one of its number formats.
-#[derive(Clone, Copy)]
-pub(crate) enum Data<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-}
-
-/// A contiguous row-major matrix to read, in f32 or bf16.
+/// A contiguous row-major matrix to read, in any number format.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    data: Data<'a>,
+    numbers: Numbers<'a>,
     rows: usize,
     cols: usize,
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn new(data: Data<'a>, rows: usize, cols: usize) -> Self {
-        let len = match data {
-            Data::F32(x) => x.len(),
-            Data::Bf16(x) => x.len(),
-        };
+    pub(crate) fn new(numbers: Numbers<'a>, rows: usize, cols: usize) -> Self {
+        let len = numbers.len();
         assert_eq!(len, rows * cols, "{len} numbers are not {rows}x{cols}");
-        Self { data, rows, cols }
+        Self {
+            numbers,
+            rows,
+            cols,
+        }
     }
 
     /// A view of f32 numbers.
     pub(crate) fn from_slice(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self::new(Data::F32(data), rows, cols)
+        Self::new(Numbers::of_f32s(data), rows, cols)
     }
 
     /// Number of rows.
@@ -62,10 +52,7 @@ impl<'a> View<'a> {
 
     /// The number format.
     pub fn dtype(&self) -> DType {
-        match self.data {
-            Data::F32(_) => DType::F32,
-            Data::Bf16(_) => DType::Bf16,
-        }
+        self.numbers.dtype()
     }
 
     /// One element, widened; for the host's own small questions, not for loops over a matrix.
@@ -79,25 +66,17 @@ impl<'a> View<'a> {
             self.rows,
             self.cols
         );
-        match self.data {
-            Data::F32(x) => x[row * self.cols + col],
-            Data::Bf16(x) => x[row * self.cols + col].to_f32(),
-        }
+        let mut number = [0.0];
+        self.numbers.widen(&mut number, row * self.cols + col);
+        number[0]
     }
 
     /// The elements as little-endian numbers of `dtype`, rounded to nearest even where that narrows.
     pub fn to_le_bytes(self, dtype: DType) -> Vec<u8> {
-        match (self.data, dtype) {
-            (Data::F32(x), DType::F32) => bytemuck::cast_slice(x).to_vec(),
-            (Data::Bf16(x), DType::Bf16) => bytemuck::cast_slice(x).to_vec(),
-            (Data::F32(x), DType::Bf16) => x
-                .iter()
-                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-                .collect(),
-            (Data::Bf16(x), DType::F32) => {
-                x.iter().flat_map(|x| x.to_f32().to_le_bytes()).collect()
-            }
+        if dtype == self.dtype() {
+            return self.numbers.bytes().to_vec();
         }
+        encoded(dtype, &self.to_vec())
     }
 
     /// Some of the rows.
@@ -107,11 +86,7 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn slice_rows(self, rows: Range<usize>) -> Self {
         let elements = rows.start * self.cols..rows.end * self.cols;
-        let data = match self.data {
-            Data::F32(x) => Data::F32(&x[elements]),
-            Data::Bf16(x) => Data::Bf16(&x[elements]),
-        };
-        Self::new(data, rows.len(), self.cols)
+        Self::new(self.numbers.slice(elements), rows.len(), self.cols)
     }
 
     /// The same elements in row order under another shape.
@@ -120,30 +95,27 @@ impl<'a> View<'a> {
     /// If the number of elements differs.
     #[must_use]
     pub fn reshape(self, rows: usize, cols: usize) -> Self {
-        Self::new(self.data, rows, cols)
+        Self::new(self.numbers, rows, cols)
     }
 
     /// The elements in row order, widened to f32.
     pub fn to_vec(&self) -> Vec<f32> {
-        match self.data {
-            Data::F32(x) => x.to_vec(),
-            Data::Bf16(x) => x.iter().map(|x| x.to_f32()).collect(),
-        }
+        let mut numbers = vec![0.0; self.len()];
+        self.numbers.widen(&mut numbers, 0);
+        numbers
     }
 
-    pub(crate) fn data(&self) -> Data<'a> {
-        self.data
+    pub(crate) fn numbers(&self) -> Numbers<'a> {
+        self.numbers
     }
 
     /// The elements of an f32 matrix.
     ///
     /// # Panics
-    /// If the matrix is bf16: activations and trainable values are f32.
+    /// If the matrix is of another format: activations and trainable values are f32.
     pub(crate) fn f32s(&self) -> &'a [f32] {
-        match self.data {
-            Data::F32(x) => x,
-            Data::Bf16(_) => panic!("an activation must be f32, but this {self:?} is not"),
-        }
+        let numbers = self.numbers.f32s();
+        numbers.unwrap_or_else(|| panic!("an activation must be f32, but this {self:?} is not"))
     }
 
     /// The elements of an f32 matrix, to multiply.
@@ -151,28 +123,16 @@ impl<'a> View<'a> {
         Mat::new(self.f32s(), self.rows, self.cols)
     }
 
-    /// Calls `work` with the elements in f32, widened into scratch memory if they are bf16: for
+    /// Calls `work` with the elements in f32, widened into scratch memory if they are not: for
     /// vectors.
     pub(crate) fn with_f32s<R>(&self, work: impl FnOnce(&[f32]) -> R) -> R {
-        match self.data {
-            Data::F32(x) => work(x),
-            Data::Bf16(x) => with_scratch(x.len(), |scratch| {
-                simd::widen(scratch, x);
-                work(scratch)
-            }),
-        }
+        self.with_part(0..self.len(), work)
     }
 
     /// Calls `work` with some of the elements, in row order, widened into scratch memory if they are
-    /// bf16.
+    /// not f32.
     pub(crate) fn with_part<R>(&self, part: Range<usize>, work: impl FnOnce(&[f32]) -> R) -> R {
-        match self.data {
-            Data::F32(x) => work(&x[part]),
-            Data::Bf16(x) => with_scratch(part.len(), |scratch| {
-                simd::widen(scratch, &x[part]);
-                work(scratch)
-            }),
-        }
+        self.numbers.with_f32s(part, work)
     }
 
     pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
@@ -183,12 +143,6 @@ impl<'a> View<'a> {
 impl fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "View({}x{}, {})", self.rows, self.cols, self.dtype())
-    }
-}
-
-impl<'a> From<&'a Tensor> for View<'a> {
-    fn from(tensor: &'a Tensor) -> Self {
-        tensor.view()
     }
 }
 
@@ -289,10 +243,7 @@ impl<'a> ViewMut<'a> {
     /// If the shapes differ.
     pub fn copy_from(&mut self, from: View<'_>) {
         from.assert_shape("the matrix to copy", self.rows, self.cols);
-        match from.data() {
-            Data::F32(x) => self.data.copy_from_slice(x),
-            Data::Bf16(x) => simd::widen(self.data, x),
-        }
+        from.numbers.widen(self.data, 0);
     }
 
     /// Copies numbers in row order.
@@ -324,9 +275,9 @@ impl fmt::Debug for ViewMut<'_> {
     }
 }
 
-impl<'a> From<&'a mut Tensor> for ViewMut<'a> {
-    fn from(tensor: &'a mut Tensor) -> Self {
-        tensor.view_mut()
+impl<'a> From<ViewMut<'a>> for Shared<'a> {
+    fn from(matrix: ViewMut<'a>) -> Self {
+        Self::new(matrix.data, matrix.rows, matrix.cols)
     }
 }
 

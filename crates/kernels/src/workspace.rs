@@ -8,8 +8,9 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::storage::Buffer;
-use crate::tensor::{DType, Tensor};
+use crate::buffer::Buffer;
+use crate::storage::{ActivationDType, DType};
+use crate::tensor::Tensor;
 
 /// A request this small may take any buffer up to this size.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -42,12 +43,13 @@ impl Workspace {
     ///
     /// It reuses the smallest idle buffer that fits, and allocates if there is none.
     pub fn take(&self, rows: usize, cols: usize) -> Tensor {
-        self.take_as(rows, cols, DType::F32)
+        self.take_as(rows, cols, ActivationDType::F32)
     }
 
     /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
-    pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
-        let bytes = rows * cols * dtype.size_of();
+    pub fn take_as(&self, rows: usize, cols: usize, dtype: ActivationDType) -> Tensor {
+        let dtype = DType::from(dtype);
+        let bytes = dtype.bytes_for(rows * cols);
         let (reused, outgrown) = {
             let mut state = self.lock();
             match state.reuse(dtype, bytes) {

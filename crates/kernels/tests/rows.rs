@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    AttentionShape, BranchOutput, CounterRng, DType, Layout, LinearOutput, LowRank, Precision,
+    AttentionShape, BranchOutput, ComputeDType, CounterRng, DType, Layout, LinearOutput, LowRank,
     RowClasses, Segment, Tensor, Weight, Workspace, attention_forward, engines, fill_normal,
     head_logits, linear_forward, linears_forward, low_rank_forward, with_engine,
 };
@@ -180,7 +180,7 @@ impl Linears {
             x.view(),
             outputs,
             classes,
-            Precision::F32,
+            ComputeDType::F32,
             &Workspace::new(),
         );
         ys
@@ -356,8 +356,8 @@ fn a_branch_alone() {
     });
 }
 
-/// Rows of a pool of keys and values that a sequence's own lie in.
-const POOL_BLOCK: usize = 128;
+/// Rows of a block of a pool of keys and values: more than a tile of attention has.
+const POOL_BLOCK: usize = 256;
 
 /// A sequence whose keys lie in blocks somewhere in a pool.
 struct Sequence {
@@ -398,7 +398,7 @@ impl Caches {
         let mut sequences = Vec::new();
         let mut next = 1;
         for _ in 0..count {
-            let prompt = [1, 3, 100, 300][draw(rng, 0..4)];
+            let prompt = [1, 3, 130, 400][draw(rng, 0..4)];
             let blocks = (prompt + 1_usize).div_ceil(POOL_BLOCK);
             sequences.push(Sequence {
                 prefix: 0..draw(rng, 0..10),
@@ -504,7 +504,7 @@ fn check_attention(rng: &mut CounterRng) {
 fn attention_over_caches_in_blocks() {
     on_every_engine(|| {
         let mut rng = CounterRng::new(14);
-        for _ in 0..25 {
+        for _ in 0..15 {
             check_attention(&mut rng);
         }
     });

@@ -26,5 +26,5 @@ pub mod tuning;
 pub mod units;
 
 pub use error::Error;
-pub use lowrank_kernels::{DType, Workspace};
+pub use lowrank_kernels::{ActivationDType, DType, Workspace};
 pub use output::{Unfinished, write_text};

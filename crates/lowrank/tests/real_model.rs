@@ -11,7 +11,7 @@ use lowrank::train::{
 };
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
-use lowrank::{DType, Workspace};
+use lowrank::{ActivationDType, DType, Workspace};
 
 fn model() -> Option<Base> {
     let Some(folder) = std::env::var_os("LOWRANK_TEST_MODEL") else {
@@ -90,9 +90,9 @@ fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
             .expect("a step");
     }
     let with = |recompute, dtype| gradients(&base, &adapter, &rows, Saving { recompute, dtype });
-    let exact = with(Recompute::None, DType::F32);
+    let exact = with(Recompute::None, ActivationDType::F32);
     for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
-        let kept = with(recompute, DType::Bf16);
+        let kept = with(recompute, ActivationDType::Bf16);
         let mut worst = (0.0, "");
         for ((kept, exact), name) in kept.iter().zip(&exact).zip(&adapter.names) {
             let square = |x: f32| f64::from(x) * f64::from(x);

@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    Layout, Precision, RowClasses, Tensor, Weight, Workspace, cross_entropy_forward_backward,
+    ComputeDType, Layout, RowClasses, Tensor, Weight, Workspace, cross_entropy_forward_backward,
     head_logits, reference,
 };
 
@@ -30,7 +30,7 @@ fn cross_entropy_bf16(bencher: Bencher<'_, '_>, rows: usize) {
                 w,
                 &targets,
                 0.0,
-                Precision::F32,
+                ComputeDType::F32,
                 &ws,
             )
         });

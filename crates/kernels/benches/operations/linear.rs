@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
-    RowClasses, Tensor, Weight, Workspace, linear_backward_input, linear_backward_weight,
+    BranchGradient, BranchOutput, ComputeDType, DType, Layout, LinearGradient, LinearOutput,
+    LowRank, RowClasses, Tensor, Weight, Workspace, linear_backward_input, linear_backward_weight,
     linear_forward, linears_backward_input, linears_forward, reference,
 };
 
@@ -62,10 +62,10 @@ fn forward_of(
 }
 
 #[divan::bench(args = [
-    (64, Precision::F32), (256, Precision::F32), (1024, Precision::F32),
-    (256, Precision::Bf16x2), (1024, Precision::Bf16x2),
+    (64, ComputeDType::F32), (256, ComputeDType::F32), (1024, ComputeDType::F32),
+    (256, ComputeDType::Bf16x2), (1024, ComputeDType::Bf16x2),
 ])]
-fn backward_input_bf16(bencher: Bencher<'_, '_>, (tokens, precision): (usize, Precision)) {
+fn backward_input_bf16(bencher: Bencher<'_, '_>, (tokens, compute): (usize, ComputeDType)) {
     let w = bf16(INNER, HIDDEN);
     let dy = random(tokens, INNER);
     let mut dx = Tensor::zeros(tokens, HIDDEN);
@@ -75,7 +75,7 @@ fn backward_input_bf16(bencher: Bencher<'_, '_>, (tokens, precision): (usize, Pr
     };
     bencher
         .counter(flops(2 * tokens * HIDDEN * INNER))
-        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, precision));
+        .bench_local(|| linear_backward_input(dx.view_mut(), dy.view(), w, false, compute));
 }
 
 #[divan::bench(args = [1, 8, 64])]
@@ -116,7 +116,7 @@ fn forward_with_branch(bencher: Bencher<'_, '_>, dtype: DType) {
             }],
         };
         let classes = RowClasses::PROMPT;
-        linears_forward(x.view(), vec![output], classes, Precision::F32, &ws);
+        linears_forward(x.view(), vec![output], classes, ComputeDType::F32, &ws);
     });
 }
 
@@ -139,7 +139,7 @@ fn backward_input_with_branch(bencher: Bencher<'_, '_>, dtype: DType) {
                 a: a.view(),
             }],
         };
-        linears_backward_input(dx.view_mut(), &[gradient], Precision::F32);
+        linears_backward_input(dx.view_mut(), &[gradient], ComputeDType::F32);
     });
 }
 
@@ -161,13 +161,13 @@ fn forward_with_branch_naive(bencher: Bencher<'_, '_>) {
 }
 
 /// The gradient of a trained weight, as it is and in two parts.
-#[divan::bench(args = [Precision::F32, Precision::Bf16x2])]
-fn backward_weight(bencher: Bencher<'_, '_>, precision: Precision) {
+#[divan::bench(args = [ComputeDType::F32, ComputeDType::Bf16x2])]
+fn backward_weight(bencher: Bencher<'_, '_>, compute: ComputeDType) {
     let (dy, x) = (random(BRANCH_TOKENS, INNER), random(BRANCH_TOKENS, HIDDEN));
     let mut dw = Tensor::zeros(INNER, HIDDEN);
     bencher
         .counter(flops(2 * BRANCH_TOKENS * HIDDEN * INNER))
         .bench_local(|| {
-            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), Layout::OutIn, precision);
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), Layout::OutIn, compute);
         });
 }

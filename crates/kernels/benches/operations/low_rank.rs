@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    BranchOutput, DType, Layout, LinearOutput, LowRank, Precision, RowClasses, Tensor, Weight,
+    BranchOutput, ComputeDType, DType, Layout, LinearOutput, LowRank, RowClasses, Tensor, Weight,
     Workspace, linears_forward, low_rank_backward_hidden, low_rank_backward_input,
     low_rank_backward_weights, low_rank_delta, low_rank_forward, reference,
 };
@@ -70,7 +70,7 @@ fn generated(bencher: Bencher<'_, '_>, adapters: usize) {
             branches: branches.collect(),
         };
         let classes = RowClasses::GENERATED;
-        linears_forward(x.view(), vec![output], classes, Precision::F32, &ws);
+        linears_forward(x.view(), vec![output], classes, ComputeDType::F32, &ws);
     });
 }
 

@@ -1,5 +1,5 @@
 use lowrank_kernels::{
-    DType, Layout, Precision, RowClasses, Tensor, Weight, Workspace,
+    ComputeDType, DType, Layout, RowClasses, Tensor, Weight, Workspace,
     cross_entropy_forward_backward, head_backward, head_log_probs, head_logits, reference,
 };
 
@@ -132,7 +132,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 weight(&w),
                 &targets,
                 smoothing,
-                Precision::F32,
+                ComputeDType::F32,
                 &Workspace::new(),
             );
             let (hs, ws, smooth) = (wide(&h), wide(&w), f64::from(smoothing));
@@ -155,7 +155,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 weight(&w),
                 &targets,
                 smoothing,
-                Precision::F32,
+                ComputeDType::F32,
                 &Workspace::new(),
             );
             assert_eq!(only_loss, result);
@@ -181,7 +181,7 @@ fn backward_with_coefficients_is_finite_differences() {
         &lse,
         &coef,
         0.125,
-        Precision::F32,
+        ComputeDType::F32,
         &Workspace::new(),
     );
     let coef: Vec<f64> = coef.into_iter().map(f64::from).collect();
@@ -206,7 +206,7 @@ fn bits_do_not_depend_on_threads() {
                 weight(&w),
                 &targets,
                 0.1,
-                Precision::F32,
+                ComputeDType::F32,
                 &Workspace::new(),
             );
             let bits = result.loss_sum.to_bits();
@@ -229,7 +229,7 @@ fn no_rows_have_no_loss() {
         weight(&w),
         &[],
         0.0,
-        Precision::F32,
+        ComputeDType::F32,
         &Workspace::new(),
     );
     assert_eq!((result.loss_sum, result.correct), (0.0, 0));

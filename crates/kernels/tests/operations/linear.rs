@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    BranchGradient, BranchOutput, DType, Layout, LinearGradient, LinearOutput, LowRank, Precision,
-    RowClasses, Tensor, Weight, Workspace, bias_backward, linear_backward_input,
+    BranchGradient, BranchOutput, ComputeDType, DType, Layout, LinearGradient, LinearOutput,
+    LowRank, RowClasses, Tensor, Weight, Workspace, bias_backward, linear_backward_input,
     linear_backward_weight, linear_forward, linears_backward_input, linears_forward,
     low_rank_backward_hidden, low_rank_backward_input, low_rank_delta, low_rank_forward, reference,
 };
@@ -106,7 +106,7 @@ fn several_linears_are_each_alone() {
                     x.view(),
                     together.collect(),
                     classes,
-                    Precision::F32,
+                    ComputeDType::F32,
                     &Workspace::new(),
                 );
                 for i in 0..3 {
@@ -132,8 +132,10 @@ fn branches_go_with_their_linear() {
         for rank in [4, 8, 20] {
             for first_generated in [0, tokens / 2, tokens] {
                 let classes = RowClasses::generated_from(first_generated);
-                for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16x2, 4e-5)] {
-                    let how = (classes, precision, tolerance);
+                for (compute, tolerance) in
+                    [(ComputeDType::F32, 1e-5), (ComputeDType::Bf16x2, 4e-5)]
+                {
+                    let how = (classes, compute, tolerance);
                     branch_goes_with_its_linear(tokens, &rows, &columns, rank, how);
                 }
             }
@@ -146,7 +148,7 @@ fn branch_goes_with_its_linear(
     rows: &Range<usize>,
     columns: &Range<usize>,
     rank: usize,
-    (classes, precision, tolerance): (RowClasses, Precision, f64),
+    (classes, compute, tolerance): (RowClasses, ComputeDType, f64),
 ) {
     let (inputs, outputs, ws) = (150, 140, Workspace::new());
     let (x, w) = (
@@ -176,7 +178,7 @@ fn branch_goes_with_its_linear(
             branch,
         }],
     };
-    linears_forward(x.view(), vec![output], classes, precision, &ws);
+    linears_forward(x.view(), vec![output], classes, compute, &ws);
     let (mut alone, mut u_alone) = (random(tokens, outputs, 7), random(rows.len(), rank, 8));
     linear_forward(alone.view_mut(), x.view(), w, None, classes);
     low_rank_forward(
@@ -204,9 +206,9 @@ fn branch_goes_with_its_linear(
             a: a.view(),
         }],
     };
-    linears_backward_input(dx.view_mut(), &[gradient], precision);
+    linears_backward_input(dx.view_mut(), &[gradient], compute);
     let mut alone = random(tokens, inputs, 12);
-    linear_backward_input(alone.view_mut(), dy.view(), w, false, Precision::F32);
+    linear_backward_input(alone.view_mut(), dy.view(), w, false, ComputeDType::F32);
     low_rank_backward_input(alone.view_mut(), du.view(), rows.clone(), &branch);
     assert_close("dx", &dx, &wide(&alone), tolerance);
 }
@@ -231,20 +233,32 @@ fn gradients_are_finite_differences() {
             layout,
         };
         let mut dx = random(tokens, inputs, 6);
-        linear_backward_input(dx.view_mut(), dy.view(), w_view, false, Precision::F32);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, false, ComputeDType::F32);
         check_gradient(&format!("dx {name}"), &x, &dx, 1e-5, |x| loss(x, &ws, &bs));
 
         // Adding a gradient to itself doubles it.
         let once = wide(&dx);
-        linear_backward_input(dx.view_mut(), dy.view(), w_view, true, Precision::F32);
+        linear_backward_input(dx.view_mut(), dy.view(), w_view, true, ComputeDType::F32);
         let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
         assert_close(&format!("accumulated dx {name}"), &dx, &twice, 1e-6);
 
         let mut dw = Tensor::zeros(w.rows(), w.cols());
-        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
+        linear_backward_weight(
+            dw.view_mut(),
+            dy.view(),
+            x.view(),
+            layout,
+            ComputeDType::F32,
+        );
         check_gradient(&format!("dw {name}"), &w, &dw, 1e-5, |w| loss(&xs, w, &bs));
         let once = wide(&dw);
-        linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, Precision::F32);
+        linear_backward_weight(
+            dw.view_mut(),
+            dy.view(),
+            x.view(),
+            layout,
+            ComputeDType::F32,
+        );
         let twice: Vec<f64> = once.iter().map(|x| 2.0 * x).collect();
         assert_close(&format!("accumulated dw {name}"), &dw, &twice, 1e-6);
 
@@ -267,14 +281,14 @@ fn two_parts_lose_little() {
             view: w.view(),
             layout,
         };
-        let gradients = |precision| {
+        let gradients = |compute| {
             let mut dx = Tensor::zeros(tokens, inputs);
-            linear_backward_input(dx.view_mut(), dy.view(), w_view, false, precision);
+            linear_backward_input(dx.view_mut(), dy.view(), w_view, false, compute);
             let mut dw = Tensor::zeros(w.rows(), w.cols());
-            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, precision);
+            linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, compute);
             [dx, dw]
         };
-        let [exact, two] = [Precision::F32, Precision::Bf16x2].map(gradients);
+        let [exact, two] = [ComputeDType::F32, ComputeDType::Bf16x2].map(gradients);
         let name = format!("{tokens}x{inputs}x{outputs} {layout:?} {dtype}");
         for (name, (exact, two)) in ["dx", "dw"]
             .map(|which| format!("{which} {name}"))
@@ -303,11 +317,11 @@ fn bits_do_not_depend_on_threads() {
             let mut db = Tensor::zeros(1, outputs);
             bias_backward(db.view_mut(), dy.view());
             let mut all = vec![y, db];
-            for precision in [Precision::F32, Precision::Bf16x2] {
+            for compute in [ComputeDType::F32, ComputeDType::Bf16x2] {
                 let mut dx = Tensor::zeros(tokens, inputs);
-                linear_backward_input(dx.view_mut(), dy.view(), w_view, false, precision);
+                linear_backward_input(dx.view_mut(), dy.view(), w_view, false, compute);
                 let mut dw = Tensor::zeros(w.rows(), w.cols());
-                linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, precision);
+                linear_backward_weight(dw.view_mut(), dy.view(), x.view(), layout, compute);
                 all.extend([dx, dw]);
             }
             all
@@ -332,7 +346,7 @@ fn nothing_in_gives_nothing_or_the_bias_out() {
         none.view(),
         w,
         false,
-        Precision::F32,
+        ComputeDType::F32,
     );
     let mut db = Tensor::zeros(1, 5);
     bias_backward(db.view_mut(), none.view());

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    DType, Layout, Precision, RowClasses, Tensor, Weight, fill_normal, head_chunk_rows,
+    ComputeDType, DType, Layout, RowClasses, Tensor, Weight, fill_normal, head_chunk_rows,
     linear_backward_input, linear_forward,
 };
 use serde::Serialize;
@@ -123,7 +123,7 @@ fn measure(
         linear_forward(y.view_mut(), x.view(), w, None, RowClasses::PROMPT);
     }));
     let backward = rate(Box::new(|| {
-        linear_backward_input(x.view_mut(), y.view(), w, false, Precision::F32);
+        linear_backward_input(x.view_mut(), y.view(), w, false, ComputeDType::F32);
     }));
     GemmFigures {
         name: name.to_owned(),

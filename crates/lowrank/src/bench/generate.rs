@@ -115,7 +115,7 @@ fn pass_bytes(model: &Decoder, adapter: Option<&Adapter>, cached: usize) -> f64 
         .weights()
         .iter()
         .filter(|(id, _)| whole(id) && !replaced(id))
-        .map(|(id, (rows, cols))| rows * cols * model.weights().view(*id).dtype().size_of())
+        .map(|(id, (rows, cols))| model.weights().view(*id).dtype().bytes_for(rows * cols))
         .sum();
     let adapter = adapter.map_or(0, |a| a.params.len() * size_of::<f32>());
     let row = 2 * config.num_hidden_layers * config.kv_size() * size_of::<f32>();

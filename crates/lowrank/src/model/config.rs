@@ -365,8 +365,8 @@ impl ModelConfig {
     /// Bytes of the weights: matrices as `dtype`, vectors as f32.
     pub fn weight_bytes(&self, dtype: DType) -> u64 {
         let bytes = |(rows, cols): (usize, usize)| {
-            let each = if rows == 1 { 4 } else { dtype.size_of() };
-            (rows * cols * each) as u64
+            let dtype = if rows == 1 { DType::F32 } else { dtype };
+            dtype.bytes_for(rows * cols) as u64
         };
         self.weights().iter().map(|(_, shape)| bytes(*shape)).sum()
     }

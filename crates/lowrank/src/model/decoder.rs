@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, Layout, Precision, RopeTable, Tensor, View, Weight, Workspace, embedding_backward,
+    Arena, ComputeDType, Layout, RopeTable, Tensor, View, Weight, Workspace, embedding_backward,
     embedding_forward, head_logits, in_pool,
 };
 
@@ -50,7 +50,7 @@ pub struct Head<'a> {
     /// Slot of its gradient, where it is trained.
     pub slot: Option<usize>,
     /// How exactly gradients are computed that go through it.
-    pub precision: Precision,
+    pub precision: ComputeDType,
 }
 
 /// A base model: immutable weights and what is derived from the config.
@@ -197,7 +197,7 @@ impl Decoder {
             classes: batch.classes(),
             ws,
             dropout_key: None,
-            precision: Precision::F32,
+            precision: ComputeDType::F32,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{Precision, RowClasses, Tensor, View, Workspace};
+use lowrank_kernels::{ComputeDType, RowClasses, Tensor, View, Workspace};
 
 use super::adapter::AdapterSet;
 use super::config::{ModelConfig, NormKind, Part, WeightId};
@@ -21,7 +21,7 @@ pub(crate) struct Pass<'a> {
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
     /// How exactly the blocks' linears multiply, and the gradients of the rest.
-    pub(crate) precision: Precision,
+    pub(crate) precision: ComputeDType,
 }
 
 /// What a norm's backward needs of its forward.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use lowrank_kernels::{DType, Precision, Tensor, View, convert};
+use lowrank_kernels::{ActivationDType, ComputeDType, DType, Tensor, View, convert};
 use serde::{Deserialize, Serialize};
 
 use super::pass::Pass;
@@ -45,33 +45,33 @@ pub struct Saving {
     pub recompute: Recompute,
     /// How most of the rest is kept: bf16 halves it, and rounds what gradients are computed from. What attention reads,
     /// and what is computed from again, stays f32. The blocks' linears then multiply with
-    /// [`Precision::Bf16x2`] in both directions, and the head's gradients do, which loses less than a hundredth of that.
-    pub dtype: DType,
+    /// [`ComputeDType::Bf16x2`] in both directions, and the head's gradients do, which loses less than a hundredth of that.
+    pub dtype: ActivationDType,
 }
 
 impl Default for Saving {
     fn default() -> Self {
         Self {
             recompute: Recompute::None,
-            dtype: DType::F32,
+            dtype: ActivationDType::F32,
         }
     }
 }
 
 impl Saving {
     /// How exactly products are computed that have a choice.
-    pub(super) fn precision(self) -> Precision {
+    pub(super) fn precision(self) -> ComputeDType {
         match self.dtype {
-            DType::F32 => Precision::F32,
-            DType::Bf16 => Precision::Bf16x2,
+            ActivationDType::F32 => ComputeDType::F32,
+            ActivationDType::Bf16 => ComputeDType::Bf16x2,
         }
     }
 }
 
 impl Pass<'_> {
     /// A matrix as it is kept.
-    pub(super) fn keep(&self, tensor: Tensor, dtype: DType) -> Tensor {
-        if tensor.dtype() == dtype {
+    pub(super) fn keep(&self, tensor: Tensor, dtype: ActivationDType) -> Tensor {
+        if tensor.dtype() == dtype.into() {
             return tensor;
         }
         let mut kept = self.ws.take_as(tensor.rows(), tensor.cols(), dtype);

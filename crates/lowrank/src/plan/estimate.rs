@@ -156,13 +156,13 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         recompute: options.recompute,
         dtype: train.base_dtype.into(),
     };
-    let memory = training_memory(model, adapter, saving.dtype, 0, work, saving);
+    let memory = training_memory(model, adapter, train.base_dtype.into(), 0, work, saving);
     let flops = step_flops(model, adapter, work);
     Estimate {
         method,
         trainable_parameters: trained,
         reduction: model.parameters() as f64 / trained as f64,
-        file_bytes: trained * options.file_dtype.size_of() as u64,
+        file_bytes: options.file_dtype.bytes_for(adapter.parameters()) as u64,
         flops,
         flops_per_token: flops.total() / work.tokens as f64,
         memory,

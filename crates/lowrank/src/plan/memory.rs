@@ -5,7 +5,7 @@
 //! working space of the moment that needs most. What the process takes is not known from shapes; it was measured on one
 //! machine and is named below.
 
-use lowrank_kernels::DType;
+use lowrank_kernels::{ActivationDType, DType};
 use serde::Serialize;
 
 use super::Work;
@@ -92,7 +92,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
         return 0;
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
-    let size = saving.dtype.size_of();
+    let size = DType::from(saving.dtype).bytes_for(1);
     let statistics = if config.norm == NormKind::Layer { 2 } else { 1 };
     (lowest..layers)
         .map(|layer| {
@@ -184,7 +184,11 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
         Recompute::Selective => mlp + c,
         Recompute::Full => values,
     };
-    let widened = if saving.dtype == DType::F32 { 0 } else { c };
+    let widened = if saving.dtype == ActivationDType::F32 {
+        0
+    } else {
+        c
+    };
     let is_down = |id: &LinearId| id.kind == LinearKind::Down;
     let trains_down = adapter.low_rank.keys().any(is_down)
         || adapter.scaled.keys().any(is_down)

@@ -1,6 +1,6 @@
 //! The process's memory as the system counts it, and what a run keeps so that it fits.
 
-use lowrank_kernels::DType;
+use lowrank_kernels::ActivationDType;
 
 use super::events::{Event, Observer};
 use crate::Error;
@@ -71,7 +71,7 @@ pub(super) fn choose_saving(
     let needs = |recompute| {
         let saving = Saving {
             recompute,
-            dtype: base_dtype,
+            dtype: config.base_dtype.into(),
         };
         (
             saving,
@@ -90,7 +90,7 @@ pub(super) fn choose_saving(
     );
     let mut mends = Vec::new();
     let is_least = saving.recompute == Recompute::Full;
-    let rounds = saving.dtype != DType::F32;
+    let rounds = saving.dtype != ActivationDType::F32;
     match kept {
         None if is_least => {}
         None => mends.push("set --recompute full"),
@@ -149,9 +149,10 @@ pub(super) fn check_room(
         recompute: Recompute::Full,
         dtype: config.base_dtype.into(),
     };
-    let least = training_memory(model, &adapter, saving.dtype, 0, Work::default(), saving);
+    let base_dtype = config.base_dtype.into();
+    let least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
     let mut mends = Vec::new();
-    if saving.dtype == DType::F32 && !config.method.writes_model() {
+    if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
         mends.push("set --base-dtype bf16");
     }
     if config.method.writes_model() {

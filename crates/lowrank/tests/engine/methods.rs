@@ -10,7 +10,7 @@ use lowrank::model::{Adapter, AdapterSet, Sublayer};
 use lowrank::model::{Batch, Decoder, Recompute, Saving};
 use lowrank::train::{OptimizerState, StepOptions, TrainConfig, accumulate};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method, adapter, bitfit, top};
-use lowrank::{DType, Workspace};
+use lowrank::{ActivationDType, DType, Workspace};
 use lowrank_kernels::{Tensor, add_assign, fill_normal};
 use serde_json::Value;
 
@@ -72,7 +72,7 @@ fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions {
         share_prompts: false,
         saving: Saving {
             recompute,
-            dtype: DType::F32,
+            dtype: ActivationDType::F32,
         },
         seed: 7,
     }

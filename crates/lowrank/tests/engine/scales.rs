@@ -11,7 +11,7 @@ use lowrank::model::{
 };
 use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, batch_of};
-use lowrank::{DType, Workspace};
+use lowrank::{ActivationDType, DType, Workspace};
 use lowrank_kernels::{Layout, Tensor, fill_uniform};
 
 use super::common::{Place, adapter, all_linear, decoder, difference, examples, ids, logits, open};
@@ -62,7 +62,7 @@ fn gradients(
     let options = PassOptions {
         saving: Saving {
             recompute,
-            dtype: DType::F32,
+            dtype: ActivationDType::F32,
         },
         ..PassOptions::default()
     };

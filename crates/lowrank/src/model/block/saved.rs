@@ -4,7 +4,7 @@
 //! kept as bf16; q, k and v never are: the gradients of scores are small differences of large numbers, and rounding what they are
 //! computed from again costs several times as much precision as rounding everything else.
 
-use lowrank_kernels::{DType, Tensor};
+use lowrank_kernels::{ActivationDType, Tensor};
 
 use super::attention::{AttentionValues, HeadsSaved, RawHeads};
 use super::mlp::{MlpInputs, MlpValues};
@@ -34,7 +34,7 @@ impl BlockSaved {
 
 impl AttentionValues {
     /// What is kept of them.
-    pub(super) fn keep(self, pass: &Pass, dtype: DType) -> Self {
+    pub(super) fn keep(self, pass: &Pass, dtype: ActivationDType) -> Self {
         let keep = |tensor| pass.keep(tensor, dtype);
         let HeadsSaved { q, k, v, raw } = self.heads;
         let raw = raw.map(|raw| RawHeads {

@@ -1,0 +1,102 @@
+//! Which code multiplies: one choice for the processor, made here and nowhere else.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Code for a kind of processor. Each runs on the processors of those after it, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Engine {
+    /// For any processor: `gemm-f32`, and loops that the compiler turns into what vectors there are.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512, for what multiplies most.
+    Avx512,
+    /// AVX-512 and tile registers.
+    Amx,
+}
+
+const ALL: [Engine; 4] = [Engine::Portable, Engine::Avx2, Engine::Avx512, Engine::Amx];
+
+/// Stands for a choice that was not made yet.
+const UNKNOWN: u8 = u8::MAX;
+
+static CURRENT: AtomicU8 = AtomicU8::new(UNKNOWN);
+
+/// The engine that computes.
+#[inline]
+pub(crate) fn engine() -> Engine {
+    let current = CURRENT.load(Ordering::Relaxed);
+    ALL.get(usize::from(current))
+        .copied()
+        .unwrap_or_else(choose)
+}
+
+#[cold]
+fn choose() -> Engine {
+    let best = best();
+    // Where a test has chosen meanwhile, its choice stays.
+    match CURRENT.compare_exchange(UNKNOWN, best as u8, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => best,
+        Err(chosen) => ALL[usize::from(chosen)],
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn best() -> Engine {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma")) {
+        Engine::Portable
+    } else if !has!("avx512f") {
+        Engine::Avx2
+    } else if crate::cpu::processor::has_tiles() {
+        Engine::Amx
+    } else {
+        Engine::Avx512
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn best() -> Engine {
+    Engine::Portable
+}
+
+/// The engines that this processor can run, for tests of all of them.
+#[doc(hidden)]
+pub fn engines() -> Vec<Engine> {
+    let best = best();
+    ALL.into_iter().filter(|engine| *engine <= best).collect()
+}
+
+/// Calls `work` while every thread of the process computes with this engine, for tests; one call at a time.
+///
+/// # Panics
+/// If this processor cannot run it.
+#[doc(hidden)]
+pub fn with_engine<R>(engine: Engine, work: impl FnOnce() -> R) -> R {
+    static ONE: Mutex<()> = Mutex::new(());
+    /// Goes back to the best one even if `work` panics.
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.store(UNKNOWN, Ordering::Relaxed);
+        }
+    }
+    assert!(engine <= best(), "this processor cannot run {engine:?}");
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _restore = Restore;
+    CURRENT.store(engine as u8, Ordering::Relaxed);
+    work()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_processor_runs_what_is_for_any() {
+        assert_eq!(engines().first(), Some(&Engine::Portable));
+        assert_eq!(engines().last(), Some(&best()));
+    }
+}

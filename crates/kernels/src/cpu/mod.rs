@@ -1,0 +1,24 @@
+//! What computes on processors: below each operation its loops or products, and the engines that multiply.
+//!
+//! A function with the name of an operation does what that says; the shapes were checked there.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod embedding;
+pub(crate) mod engine;
+pub(crate) mod head;
+pub(crate) mod linear;
+pub(crate) mod low_rank;
+pub(crate) mod measure;
+pub(crate) mod merge;
+pub(crate) mod norm;
+pub(crate) mod optimizer;
+pub(crate) mod parallel;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod processor;
+pub(crate) mod product;
+pub(crate) mod rope;
+pub(crate) mod scale_columns;
+pub(crate) mod scratch;
+pub(crate) mod simd;

@@ -1,0 +1,633 @@
+//! Products on processors with tile registers (Intel's AMX, server processors since 2023), faster than vectors are.
+//!
+//! The registers multiply bf16 and sum in f32. A frozen weight often is bf16; activations are f32 and are taken apart into three
+//! bf16 numbers that add up to them exactly. So nothing is rounded that other code keeps; with [`ComputeDType::Bf16x2`] there are two
+//! numbers, and the third is lost. By Intel's figures the three products of 16 × 32 by 32 × 16 numbers take a core 48 cycles, and vectors
+//! of AVX-512 256; docs/performance.md has what is left of that. A task takes some rows of the left factor apart, and puts
+//! panels of up to 64 columns of the right one in order, one after the other.
+//!
+//! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
+
+mod kernel;
+mod pack;
+
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+use std::ops::Range;
+
+use self::kernel::supported;
+use self::kernel::{Parts, Run, SIDE, STEP, TILE, TOGETHER, Tiles, with_tiles};
+use self::pack::{Right, pack_narrow, pack_wide, split_rows};
+use crate::cpu::product::cut::Costs;
+use crate::cpu::product::mat::MatMut;
+use crate::cpu::product::term::Term;
+use crate::cpu::scratch::with_scratch;
+use crate::storage::{Storage, UnitVisitor, Window};
+use crate::types::compute::ComputeDType;
+
+/// Rows whose left factors are taken apart at once, and steps of them: 1.2 MB, which stay in the L2 cache of such processors.
+const ROWS: usize = 256;
+const DEPTH: usize = 24;
+/// Steps more that there may be, so that a low-rank branch goes with its linear.
+const SLACK: usize = 4;
+/// Narrower outputs and shorter sums stay with vectors; from where on tiles pay was not measured closely.
+const COLUMNS: usize = 32;
+const INNER: usize = 128;
+/// Of the inner indices, how many times as many must take two or three products as take six. With six alone vectors are faster.
+const NARROW: usize = 3;
+
+/// What a piece costs here, roughly.
+pub(crate) const COSTS: Costs = Costs {
+    pack: 2.4,
+    read: 3.3,
+    strips: &[
+        4096, 3072, 2048, 1536, 1152, 1024, 768, 576, 512, 384, 320, 288, 256, 192, 144, 128, 64,
+    ],
+};
+
+/// Whether these terms, which are as wide as their output, are computed here: their columns, inner sizes and formats say so, and
+/// not their rows.
+pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
+    let inner = |six: bool| -> usize {
+        let terms = (terms.iter()).filter(|term| (parts(term) == Parts::ThreeByThree) == six);
+        terms.map(|term| term.a.cols()).sum()
+    };
+    (terms.iter()).all(|term| term.b.cols() >= COLUMNS)
+        && inner(false) >= INNER.max(NARROW * inner(true))
+        && (terms.iter()).all(|term| term.a.col_stride() == 1 || term.a.row_stride() == 1)
+        && terms.iter().all(|term| is_wide(term) || term.scale == 1.0)
+        && supported()
+}
+
+/// Whether the right factor is taken apart, too.
+fn is_wide(term: &Term<'_>) -> bool {
+    !term.b.view.dtype().unit().is_bf16
+}
+
+fn parts(term: &Term<'_>) -> Parts {
+    match (term.compute, is_wide(term)) {
+        (ComputeDType::F32, false) => Parts::ThreeByOne,
+        (ComputeDType::F32, true) => Parts::ThreeByThree,
+        (ComputeDType::Bf16x2, false) => Parts::TwoByOne,
+        (ComputeDType::Bf16x2, true) => Parts::TwoByTwo,
+    }
+}
+
+/// out (+)= Σ terms, each of the size of `out`, on one thread. With `accumulate` they are added to what is there.
+///
+/// # Panics
+/// If the shapes do not match, neither rows nor columns of a left factor lie in one piece, a product with a factor in bf16 is scaled, or the
+/// processor is not [`supported`].
+pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
+    let (rows, cols) = (out.rows(), out.cols());
+    for term in terms {
+        assert_eq!(term.a.rows(), rows, "rows of a product");
+        assert_eq!(term.b.cols(), cols, "columns of a product");
+        assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
+        assert!(is_wide(term) || term.scale == 1.0, "a scaled bf16 product");
+    }
+    let groups = groups(terms);
+    if groups.is_empty() && !accumulate {
+        out.fill_zero();
+    }
+    with_tiles(|tiles| {
+        for first in (0..rows).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(rows);
+            for (i, group) in groups.iter().enumerate() {
+                let window = out.window(rows.clone(), 0..cols);
+                multiply_group(tiles, window, accumulate || i > 0, group, &rows);
+            }
+        }
+    });
+}
+
+/// Some inner indices of a term.
+#[derive(Clone)]
+struct Part<'a> {
+    term: Term<'a>,
+    inner: Range<usize>,
+}
+
+impl Part<'_> {
+    fn steps(&self) -> usize {
+        self.inner.len().div_ceil(STEP)
+    }
+
+    fn parts(&self) -> Parts {
+        parts(&self.term)
+    }
+
+    /// Numbers of the left factor in tiles, for 16 rows.
+    fn left_len(&self) -> usize {
+        self.steps() * self.parts().left() * TILE
+    }
+
+    /// Numbers of the right factor in tiles, for 16 columns and a step.
+    fn right_step(&self) -> usize {
+        self.parts().right() * TILE
+    }
+}
+
+/// Cuts terms into groups that are multiplied at once.
+fn groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Part<'a>>> {
+    let (mut groups, mut room) = (Vec::<Vec<_>>::new(), 0);
+    for &term in terms {
+        let steps = term.a.cols().div_ceil(STEP);
+        // Parts of about one size.
+        let each = steps.div_ceil(steps.div_ceil(DEPTH).max(1)) * STEP;
+        for start in (0..term.a.cols()).step_by(each.max(1)) {
+            let inner = start..(start + each).min(term.a.cols());
+            let part = Part { term, inner };
+            if part.steps() > room {
+                groups.push(Vec::new());
+                room = DEPTH + SLACK;
+            }
+            room -= part.steps();
+            if let Some(group) = groups.last_mut() {
+                group.push(part);
+            }
+        }
+    }
+    groups
+}
+
+/// out (+)= Σ over a group; `rows` are those of the left factors.
+fn multiply_group(
+    tiles: &Tiles,
+    mut out: MatMut<'_>,
+    add: bool,
+    group: &[Part<'_>],
+    rows: &Range<usize>,
+) {
+    let left_len: usize = group.iter().map(Part::left_len).sum();
+    let down = rows.len().div_ceil(SIDE);
+    with_u16s(down * left_len, |lefts| {
+        for (i, mut to) in lefts.chunks_exact_mut(left_len).enumerate() {
+            let start = rows.start + i * SIDE;
+            for part in group {
+                let (own, rest) = to.split_at_mut(part.left_len());
+                to = rest;
+                let rows = start..(start + SIDE).min(rows.end);
+                let a = part.term.a.block(rows, part.inner.clone());
+                split_rows(own, a, part.parts().left());
+            }
+        }
+        let column: usize = group
+            .iter()
+            .map(|part| part.steps() * part.right_step())
+            .sum();
+        with_u16s(TOGETHER * column, |right| {
+            let cols = out.cols();
+            let mut runs = Vec::with_capacity(group.len());
+            for panel in panels(cols.div_ceil(SIDE)) {
+                let cols = panel.start * SIDE..(panel.end * SIDE).min(cols);
+                pack_panel(right, group, cols.clone());
+                multiply_panel(
+                    tiles,
+                    &mut out,
+                    add,
+                    group,
+                    (&*lefts, &*right, cols),
+                    &mut runs,
+                );
+            }
+        });
+    });
+}
+
+fn with_u16s<R>(len: usize, work: impl FnOnce(&mut [u16]) -> R) -> R {
+    let len = len * size_of::<u16>() / size_of::<f32>(); // a tile is a multiple of either
+    with_scratch(len, |scratch| work(bytemuck::cast_slice_mut(scratch)))
+}
+
+/// Tiles of columns that are summed together: few of them leave the multiplier waiting for the last product, so all are about as many.
+fn panels(tiles: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = tiles.div_ceil(TOGETHER);
+    (0..count).map(move |i| tiles * i / count..tiles * (i + 1) / count)
+}
+
+/// The right factors of a group for up to 64 columns: for each part [steps][columns / 16][parts] tiles.
+fn pack_panel(mut to: &mut [u16], group: &[Part<'_>], cols: Range<usize>) {
+    let across = cols.len().div_ceil(SIDE);
+    for part in group {
+        let (own, rest) = to.split_at_mut(part.steps() * across * part.right_step());
+        to = rest;
+        let b = part.term.b;
+        let window = b.window(part.inner.clone(), cols.clone());
+        b.view.numbers().visit(Pack {
+            to: own,
+            window,
+            turned: b.transposed,
+            scale: part.term.scale,
+            parts: part.parts().right(),
+        });
+    }
+}
+
+/// A part of a right factor, once its format is known.
+struct Pack<'a> {
+    to: &'a mut [u16],
+    window: Window,
+    turned: bool,
+    scale: f32,
+    parts: usize,
+}
+
+impl UnitVisitor for Pack<'_> {
+    type Output = ();
+
+    fn visit<S: Storage>(self, units: &[S]) {
+        let Self {
+            to,
+            window,
+            turned,
+            scale,
+            parts,
+        } = self;
+        if let Some(numbers) = S::as_bf16s(units) {
+            let numbers = &numbers[window.first()..];
+            return pack_narrow(to, right(&window, turned, numbers, window.stride));
+        }
+        window.read_f32s(units, |numbers, stride| {
+            pack_wide(to, right(&window, turned, numbers, stride), scale, parts);
+        });
+    }
+}
+
+/// The numbers of a window whose rows start `stride` apart.
+fn right<'a, N>(window: &Window, turned: bool, data: &'a [N], stride: usize) -> Right<'a, N> {
+    let (rows, cols) = (window.rows.len(), window.cols.len());
+    let (inner, cols) = if turned { (cols, rows) } else { (rows, cols) };
+    Right {
+        data,
+        stride,
+        turned,
+        inner,
+        cols,
+    }
+}
+
+/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones. `runs` is room.
+fn multiply_panel(
+    tiles: &Tiles,
+    out: &mut MatMut<'_>,
+    add: bool,
+    group: &[Part<'_>],
+    (lefts, right, cols): (&[u16], &[u16], Range<usize>),
+    runs: &mut Vec<Run>,
+) {
+    let across = cols.len().div_ceil(SIDE);
+    let left_len: usize = group.iter().map(Part::left_len).sum();
+    for (i, mut left) in lefts.chunks_exact(left_len).enumerate() {
+        let mut right = right;
+        runs.clear();
+        for part in group {
+            let (a, b);
+            (a, left) = left.split_at(part.left_len());
+            (b, right) = right.split_at(part.steps() * across * part.right_step());
+            runs.push(Run {
+                a: a.as_ptr(),
+                b: b.as_ptr(),
+                steps: part.steps(),
+                parts: part.parts(),
+            });
+        }
+        let next = (i + 1) * SIDE..((i + 2) * SIDE).min(out.rows());
+        for row in next {
+            fetch_to_write(&out.row(row)[cols.clone()]);
+        }
+        let rows = i * SIDE..((i + 1) * SIDE).min(out.rows());
+        sum_window(
+            tiles,
+            &mut out.window(rows, cols.clone()),
+            add,
+            runs,
+            across,
+        );
+    }
+}
+
+/// Asks for cache lines that will be written soon.
+#[expect(unsafe_code, reason = "a hint to the processor")]
+fn fetch_to_write(numbers: &[f32]) {
+    for line in numbers.chunks(64 / size_of::<f32>()) {
+        // SAFETY: a prefetch reads nothing, and has no effect on memory.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+    }
+}
+
+/// A window of up to 16 rows and 64 columns; `runs` are for `across` tiles of columns.
+#[expect(unsafe_code, reason = "kernels take pointers")]
+fn sum_window(tiles: &Tiles, window: &mut MatMut<'_>, add: bool, runs: &[Run], across: usize) {
+    let (height, width) = (window.rows(), window.cols());
+    if height == SIDE && width == across * SIDE {
+        let (c, stride) = window.pointer(0, 0);
+        // SAFETY: `multiply_panel` made the runs of slices of their sizes, and the window has 16 rows of `across` times 16 numbers.
+        return unsafe {
+            kernel::multiply(tiles, runs, across, c, stride * size_of::<f32>(), add);
+        };
+    }
+    let mut whole = [0.0_f32; SIDE * SIDE * TOGETHER];
+    let stride = across * SIDE;
+    if add {
+        for (row, to) in whole.chunks_exact_mut(stride).enumerate().take(height) {
+            to[..width].copy_from_slice(window.row(row));
+        }
+    }
+    let c = whole.as_mut_ptr();
+    // SAFETY: as above, with 16 rows of `across` times 16 numbers on the stack.
+    unsafe { kernel::multiply(tiles, runs, across, c, stride * size_of::<f32>(), add) };
+    for (row, from) in whole.chunks_exact(stride).enumerate().take(height) {
+        window.row(row).copy_from_slice(&from[..width]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::cpu::product::mat::Mat;
+    use crate::cpu::product::multiply as strips;
+    use crate::cpu::product::term::{Factor, Job, Start};
+    use crate::random::fill_normal;
+    use crate::storage::DType;
+    use crate::tensor::Tensor;
+
+    fn random(rows: usize, cols: usize, dtype: DType, key: u64) -> Tensor {
+        let mut numbers = Tensor::zeros(rows, cols);
+        fill_normal(numbers.view_mut(), 1.0, key);
+        Tensor::from_f32_as(rows, cols, &numbers.to_vec(), dtype)
+    }
+
+    /// out + scale·a·b in f64.
+    fn add_reference(out: &mut [f64], a: Mat<'_>, b: Factor<'_>, scale: f32) {
+        let numbers = b.view.to_vec();
+        let number = |p: usize, j: usize| {
+            let (row, col) = if b.transposed { (j, p) } else { (p, j) };
+            f64::from(numbers[(b.first_row + row) * b.view.cols() + b.first_col + col])
+        };
+        for (i, out) in out.chunks_exact_mut(b.cols()).enumerate() {
+            for p in 0..b.rows() {
+                let x = a.data()[i * a.row_stride() + p * a.col_stride()];
+                let x = f64::from(scale) * f64::from(x);
+                for (j, out) in out.iter_mut().enumerate() {
+                    *out += x * number(p, j);
+                }
+            }
+        }
+    }
+
+    /// ‖y - expected‖ / ‖expected‖.
+    fn error(y: &Tensor, expected: &[f64]) -> f64 {
+        let off = y
+            .to_vec()
+            .iter()
+            .zip(expected)
+            .map(|(y, e)| (f64::from(*y) - e).powi(2))
+            .sum::<f64>();
+        (off / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+    }
+
+    fn skipped() -> bool {
+        if !supported() {
+            eprintln!("skipped: this processor has no tiles of bf16, or the system keeps them");
+        }
+        !supported()
+    }
+
+    /// y (+)= Σ terms, with tiles whether they are worthwhile or not.
+    fn run(y: &mut Tensor, accumulate: bool, terms: &[Term<'_>]) {
+        let (rows, cols) = (y.rows(), y.cols());
+        let out = MatMut::new(y.view_mut().into_f32s(), rows, cols);
+        multiply(out, accumulate, terms);
+    }
+
+    /// Computes an output in pieces as linears do, and makes sure that tiles do it.
+    fn compute_pieces(y: &mut Tensor, start: Start<'_>, terms: &[Term<'_>]) {
+        let whole = terms.iter().take_while(|term| term.at == (0, 0));
+        assert!(is_worthwhile(&terms[..whole.count()]));
+        strips::multiply(vec![Job {
+            y: y.view_mut(),
+            start,
+            terms,
+        }]);
+    }
+
+    fn factor(b: &Tensor, turned: bool) -> Factor<'_> {
+        if turned {
+            Factor::turned(b.view())
+        } else {
+            Factor::straight(b.view())
+        }
+    }
+
+    /// All orders, formats, precisions and edges, both formats in one sum.
+    #[test]
+    fn products_are_those_of_f32() {
+        if skipped() {
+            return;
+        }
+        for (rows, inner, cols) in [(33, 128, 32), (48, 160, 64), (61, 150, 83), (100, 1700, 90)] {
+            for case in 0..32 {
+                let [turned, bf16, sum, two, left_turned] =
+                    [1, 2, 4, 8, 16].map(|bit| case & bit != 0);
+                let dtype = if bf16 { DType::Bf16 } else { DType::F32 };
+                let compute = if two {
+                    ComputeDType::Bf16x2
+                } else {
+                    ComputeDType::F32
+                };
+                let (a, a_turned) = (
+                    random(rows, inner, DType::F32, 1),
+                    random(inner, rows, DType::F32, 6),
+                );
+                let a = if left_turned {
+                    a_turned.view().as_mat().t()
+                } else {
+                    a.view().as_mat()
+                };
+                let b = if turned {
+                    random(cols, inner, dtype, 2)
+                } else {
+                    random(inner, cols, dtype, 2)
+                };
+                let (u, v) = (
+                    random(rows, 5, DType::F32, 3),
+                    random(cols, 5, DType::F32, 4),
+                );
+                let wide = Tensor::from_f32_as(b.rows(), b.cols(), &b.to_vec(), DType::F32);
+                let terms = [
+                    Term::new(a, factor(&b, turned)).with(compute),
+                    Term {
+                        scale: 0.3,
+                        ..Term::new(u.view().as_mat(), Factor::turned(v.view())).with(compute)
+                    },
+                    Term {
+                        scale: -1.5,
+                        ..Term::new(a, factor(&wide, turned)).with(compute)
+                    },
+                ];
+                let mut y = random(rows, cols, DType::F32, 5);
+                let mut expected = vec![0.0; rows * cols];
+                if sum {
+                    expected = y.to_vec().iter().map(|x| f64::from(*x)).collect();
+                }
+                for term in &terms {
+                    add_reference(&mut expected, term.a, term.b, term.scale);
+                }
+                run(&mut y, sum, &terms);
+                let off = error(&y, &expected);
+                let expected = if two { 1e-6..4e-5 } else { 0.0..1e-6 };
+                assert!(
+                    expected.contains(&off),
+                    "{rows}x{inner}x{cols}, case {case}: {off:e}"
+                );
+            }
+        }
+    }
+
+    /// More rows, and more inner indices, than are taken apart at once.
+    #[test]
+    fn blocks_add_up() {
+        if skipped() {
+            return;
+        }
+        for (rows, inner, cols) in [(700, 1000, 32), (260, 5000, 100)] {
+            let (a, b) = (
+                random(rows, inner, DType::F32, 1),
+                random(inner, cols, DType::Bf16, 2),
+            );
+            let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view()))];
+            let (mut once, mut all) = (Tensor::zeros(rows, cols), vec![0.0; rows * cols]);
+            let bias = vec![2.0; cols];
+            compute_pieces(&mut once, Start::Row(&bias), &terms);
+            all.fill(2.0);
+            add_reference(&mut all, terms[0].a, terms[0].b, 1.0);
+            let off = error(&once, &all);
+            assert!(off < 1e-6, "{off:e}");
+        }
+    }
+
+    /// The bits are the same in any piece, and wherever in a tile.
+    #[test]
+    fn a_row_is_the_same_in_any_batch() {
+        if skipped() {
+            return;
+        }
+        let (x, w) = (
+            random(90, 200, DType::F32, 1),
+            random(70, 200, DType::Bf16, 2),
+        );
+        let terms = [Term::new(x.view().as_mat(), Factor::turned(w.view()))];
+        let few = [Term::new(
+            x.view().as_mat().block(13..61, 0..200),
+            Factor::turned(w.view()),
+        )];
+        let (mut all, mut some) = (Tensor::zeros(90, 70), Tensor::zeros(48, 70));
+        compute_pieces(&mut all, Start::Zero, &terms);
+        compute_pieces(&mut some, Start::Zero, &few);
+        assert_eq!(all.to_vec()[13 * 70..61 * 70], some.to_vec());
+    }
+
+    /// What is not of the size of the output is added by others.
+    #[test]
+    fn windows_are_left_to_others() {
+        if skipped() {
+            return;
+        }
+        let (x, w) = (
+            random(40, 160, DType::F32, 1),
+            random(48, 160, DType::Bf16, 2),
+        );
+        let (u, v) = (random(7, 4, DType::F32, 3), random(48, 4, DType::F32, 4));
+        let window = Term {
+            at: (20, 0),
+            ..Term::new(u.view().as_mat(), Factor::turned(v.view()))
+        };
+        let terms = [
+            Term::new(x.view().as_mat(), Factor::turned(w.view())),
+            window,
+        ];
+        let mut y = Tensor::zeros(40, 48);
+        let mut expected = vec![0.0; 40 * 48];
+        add_reference(&mut expected, terms[0].a, terms[0].b, 1.0);
+        add_reference(&mut expected[20 * 48..27 * 48], window.a, window.b, 1.0);
+        compute_pieces(&mut y, Start::Zero, &terms);
+        assert!(error(&y, &expected) < 1e-6);
+    }
+
+    /// Numbers near the smallest and largest there are, and what is no number.
+    #[test]
+    fn extreme_numbers_stay_what_they_are() {
+        if skipped() {
+            return;
+        }
+        let product = |x: f32, w: f32, compute: ComputeDType| {
+            let a = Tensor::from_f32_as(48, 128, &vec![x; 48 * 128], DType::F32);
+            let b = Tensor::from_f32_as(128, 32, &vec![w; 128 * 32], DType::F32);
+            let terms = [Term::new(a.view().as_mat(), Factor::straight(b.view())).with(compute)];
+            let mut y = Tensor::zeros(48, 32);
+            run(&mut y, false, &terms);
+            y.to_vec()[0]
+        };
+        for (compute, off) in [(ComputeDType::F32, 1e-6), (ComputeDType::Bf16x2, 4e-5)] {
+            let is = |found: f32, expected: f32, off: f32| {
+                assert!(
+                    (found / expected - 1.0).abs() < off,
+                    "{found:e} {expected:e}"
+                );
+            };
+            let product = |x: f32, w: f32| product(x, w, compute);
+            is(product(1.234_567e-30, 1.0), 128.0 * 1.234_567e-30, off);
+            // Of so small a number the last bits are below the smallest normal one.
+            is(product(1.234_567e-36, 1.0), 128.0 * 1.234_567e-36, 1e-3);
+            is(product(1.234_567e30, 1e-3), 128e-3 * 1.234_567e30, off);
+            for x in [
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+                f32::NAN,
+                f32::from_bits(0x7f80_0001),
+                f32::from_bits(0x7fff_ffff),
+                f32::from_bits(0xffff_ffff),
+            ] {
+                assert!(!product(x, 1.0).is_finite());
+                assert!(!product(1.0, x).is_finite());
+            }
+        }
+    }
+
+    /// Three bf16 numbers hold all bits of an f32 one, two are off by 2⁻¹⁷ at most.
+    #[test]
+    fn parts_add_up() {
+        if skipped() {
+            return;
+        }
+        for (parts, turned) in [(3, false), (3, true), (2, false), (2, true)] {
+            let x = if turned {
+                random(70, 5, DType::F32, 1)
+            } else {
+                random(5, 70, DType::F32, 1)
+            };
+            let numbers = x.to_vec();
+            let x = x.view().as_mat();
+            let mut tiles = vec![7; 3 * parts * TILE];
+            split_rows(&mut tiles, if turned { x.t() } else { x }, parts);
+            for row in 0..SIDE {
+                for p in 0..3 * STEP {
+                    let part = |part| {
+                        let tile = (p / STEP * parts + part) * TILE;
+                        bf16::from_bits(tiles[tile + row * STEP + p % STEP]).to_f32()
+                    };
+                    let expected = match (row < 5 && p < 70, turned) {
+                        (false, _) => 0.0,
+                        (true, false) => numbers[row * 70 + p],
+                        (true, true) => numbers[p * 5 + row],
+                    };
+                    let sum: f32 = (0..parts).map(part).sum();
+                    let allowed = if parts == 2 { 2.0_f32.powi(-17) } else { 0.0 };
+                    assert!((sum - expected).abs() <= allowed * expected.abs());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Matrix products.
+//!
+//! [`multiply`](mod@multiply) cuts outputs for threads and chooses by the engine and the terms who multiplies a piece: [`amx`], [`panels`] or
+//! [`fallback`]. [`few`] multiplies generated rows.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod blocks;
+pub(crate) mod cut;
+pub(crate) mod fallback;
+pub(crate) mod few;
+pub(crate) mod layout;
+pub(crate) mod mat;
+pub(crate) mod multiply;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod pack;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod panels;
+pub(crate) mod rows;
+pub(crate) mod term;

@@ -1,0 +1,503 @@
+//! Products of rows for few tokens: y = x·wᵀ, where the time goes into reading w.
+//!
+//! A row of w meets up to eight tokens at a time, with its numbers widened in registers. The fewer the tokens, the more
+//! rows of w are read side by side, so that there are enough sums to hide the latency of an addition; they are four at
+//! most, since few streams of addresses are what processors fetch ahead best. Nothing of w is copied; the tokens
+//! are, once, side by side and in the order in which w's numbers come out of a register.
+//!
+//! A sum's order depends on how long a row is and on the kind of processor, and not on what is computed beside it: each sum is one vector,
+//! to which the chunks of a part of the row are added in order; its lanes are added up where the part ends, and the parts in order.
+
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::V4;
+use pulp::{Simd, WithSimd};
+
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::engine::{Engine, engine};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd::{dispatch, fetch, vectorize};
+use crate::storage::{CHUNK, Number};
+
+/// Packed rows whose sums stay in registers while a row goes by.
+pub(crate) const TOGETHER: usize = 8;
+/// Packed numbers that stay in the L1 cache while the rows go by: 24 KiB. A smaller part of longer
+/// rows breaks the stream into shorter pieces, which costs more than the room gains.
+const NEAR: usize = 6 * 1024;
+/// Columns of a part of a row, at most: those of as many rows as are taken together are near.
+const DEPTH: usize = NEAR / TOGETHER;
+/// Bytes that come from memory at once.
+const CACHE_LINE: usize = 64;
+/// How many bytes ahead of what is read memory is asked for. Measured: with less than 3 KiB numbers
+/// come too late, for one token as for eight.
+const AHEAD: usize = 4096;
+
+/// Rows side by side: in groups of [`TOGETHER`], a chunk of each row of the group, then the next
+/// chunk of each. The last chunk is filled up with zeros.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// What [`pack_rows_for`] has packed.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), packed_len(rows, cols), "numbers of packed rows");
+        Self { data, rows, cols }
+    }
+}
+
+/// Room that rows of `cols` numbers take when they are packed. Rows in groups of [`TOGETHER`] may be packed one group after the other.
+pub(crate) fn packed_len(rows: usize, cols: usize) -> usize {
+    rows * cols.next_multiple_of(CHUNK)
+}
+
+/// Packs rows of `cols` numbers for products with numbers whose [`Number::EVEN_FIRST`] this is.
+pub(crate) fn pack_rows_for(to: &mut [f32], from: &[f32], cols: usize, even_first: bool) {
+    vectorize(
+        #[inline(always)]
+        || pack(to, from, cols, even_first),
+    );
+}
+
+/// Calls `work` with rows of `cols` numbers packed for products with an `E`.
+pub(crate) fn with_packed<E: Number, R>(
+    from: &[f32],
+    cols: usize,
+    work: impl FnOnce(Packed<'_>) -> R,
+) -> R {
+    let rows = from.len().checked_div(cols).unwrap_or(0);
+    with_scratch(packed_len(rows, cols), |data| {
+        pack_rows_for(data, from, cols, E::EVEN_FIRST);
+        work(Packed { data, rows, cols })
+    })
+}
+
+#[inline(always)]
+fn pack(to: &mut [f32], from: &[f32], cols: usize, even_first: bool) {
+    if cols == 0 {
+        return;
+    }
+    let groups = to.chunks_mut(TOGETHER * cols.next_multiple_of(CHUNK));
+    for (to, from) in groups.zip(from.chunks(TOGETHER * cols)) {
+        let rows = from.len() / cols;
+        let (to, _) = to.as_chunks_mut::<CHUNK>();
+        for (i, from) in from.chunks_exact(cols).enumerate() {
+            let (whole, rest) = from.as_chunks::<CHUNK>();
+            let mut to = to[i..].iter_mut().step_by(rows);
+            for (from, to) in whole.iter().zip(&mut to) {
+                *to = ordered(from, even_first);
+            }
+            if let Some(to) = to.next() {
+                let mut last = [0.0; CHUNK];
+                last[..rest.len()].copy_from_slice(rest);
+                *to = ordered(&last, even_first);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn ordered(from: &[f32; CHUNK], even_first: bool) -> [f32; CHUNK] {
+    if even_first {
+        std::array::from_fn(
+            #[inline(always)]
+            |i| from[2 * i % CHUNK + 2 * i / CHUNK],
+        )
+    } else {
+        *from
+    }
+}
+
+/// Calls `write(i, j, sums, more)` with the products of the packed rows from i on and row j of `w`, on
+/// one thread. Sums of long rows come in parts; with `more` a part is to be added to those before.
+///
+/// The rows of w start `stride` apart and are as long as the packed ones, which were packed for `E`.
+pub(crate) fn products_of_rows<E: Number>(
+    packed: Packed<'_>,
+    w: &[E],
+    stride: usize,
+    write: impl FnMut(usize, usize, &[f32], bool),
+) {
+    products_at(Level::best(), packed, w, stride, write);
+}
+
+fn products_at<E: Number>(
+    level: Level,
+    packed: Packed<'_>,
+    w: &[E],
+    stride: usize,
+    mut write: impl FnMut(usize, usize, &[f32], bool),
+) {
+    let Packed { data, rows, cols } = packed;
+    if cols == 0 {
+        return;
+    }
+    let size = cols.next_multiple_of(CHUNK);
+    // Parts of about one size.
+    let depth = cols.div_ceil(cols.div_ceil(DEPTH)).next_multiple_of(CHUNK);
+    // Of few tokens several parts are near, and a row of w is read on through all of them.
+    let parts = (NEAR / (rows.clamp(1, TOGETHER) * depth)).max(1);
+    let span = parts * depth;
+    for start in (0..cols).step_by(span) {
+        for first in (0..rows).step_by(TOGETHER) {
+            let count = (rows - first).min(TOGETHER);
+            let group = &data[first * size..(first + count) * size];
+            let end = (start + span).min(size);
+            let span = Span {
+                x: &group[start * count..end * count],
+                w,
+                stride,
+                columns: start..end.min(cols),
+                depth,
+                first,
+                count,
+                write: &mut write,
+            };
+            level.run(span);
+        }
+    }
+}
+
+/// Which vectors products are compiled for.
+#[derive(Clone, Copy, Debug)]
+enum Level {
+    /// AVX-512: twice as many products at once, and they are what eight tokens take their time for.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(V4),
+    /// What all other loops use.
+    Usual,
+}
+
+impl Level {
+    #[inline(always)]
+    fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = V4::try_new().filter(|_| engine() >= Engine::Avx512) {
+            return Self::Avx512(simd);
+        }
+        Self::Usual
+    }
+
+    #[inline(always)]
+    fn run<Op: WithSimd>(self, op: Op) -> Op::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => Simd::vectorize(simd, op),
+            Self::Usual => dispatch(op),
+        }
+    }
+}
+
+/// Some columns of one group and of all rows of w: one part of them or several.
+struct Span<'a, E, F> {
+    x: &'a [f32],
+    w: &'a [E],
+    stride: usize,
+    columns: Range<usize>,
+    /// Columns of a part.
+    depth: usize,
+    first: usize,
+    count: usize,
+    write: &'a mut F,
+}
+
+impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let many_registers = S::REGISTER_COUNT >= 32;
+        // Up to four tokens, memory sets the pace, and a row at a time is what processors fetch ahead best. More take their time in
+        // products; where there are many registers, two rows at a time read what is packed half as often.
+        match (self.count, many_registers) {
+            (1, _) => self.with::<S, 1, 1>(simd),
+            (2, _) => self.with::<S, 1, 2>(simd),
+            (3, _) => self.with::<S, 1, 3>(simd),
+            (4, _) => self.with::<S, 1, 4>(simd),
+            (5, false) => self.with::<S, 1, 5>(simd),
+            (5, true) => self.with::<S, 2, 5>(simd),
+            (6, false) => self.with::<S, 1, 6>(simd),
+            (6, true) => self.with::<S, 2, 6>(simd),
+            (7, false) => self.with::<S, 1, 7>(simd),
+            (7, true) => self.with::<S, 2, 7>(simd),
+            (_, false) => self.with::<S, 1, 8>(simd),
+            (_, true) => self.with::<S, 2, 8>(simd),
+        }
+    }
+}
+
+impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
+    /// For a group of `I` rows and `R` rows of w at a time.
+    #[inline(always)]
+    fn with<S: Simd, const R: usize, const I: usize>(self, simd: S) {
+        let Span {
+            x,
+            w,
+            stride,
+            columns,
+            depth,
+            first,
+            write,
+            ..
+        } = self;
+        let (x, _) = x.as_chunks::<CHUNK>();
+        let (x, _) = x.as_chunks::<I>();
+        let rows = w.len().div_ceil(stride);
+        let row = |j: usize| &w[j * stride..][columns.clone()];
+        let together = rows - rows % R;
+        let ahead = Ahead::new::<E>(columns.len(), stride, R);
+        for j in (0..together).step_by(R) {
+            let w: [&[E]; R] = std::array::from_fn(
+                #[inline(always)]
+                |r| row(j + r),
+            );
+            for (part, x) in x.chunks(depth / CHUNK).enumerate() {
+                let sums = sums::<S, E, R, I>(simd, x, w, part * depth, ahead);
+                for (r, sums) in sums.iter().enumerate() {
+                    write(first, j + r, sums, columns.start + part * depth > 0);
+                }
+            }
+        }
+        // A row's sums are the same, alone or not.
+        let ahead = Ahead::new::<E>(columns.len(), stride, 1);
+        for j in together..rows {
+            for (part, x) in x.chunks(depth / CHUNK).enumerate() {
+                let [sums] = sums::<S, E, 1, I>(simd, x, [row(j)], part * depth, ahead);
+                write(first, j, &sums, columns.start + part * depth > 0);
+            }
+        }
+    }
+}
+
+/// Where what will be read some time after a chunk lies, as seen from that chunk.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Further on in the same row, for the columns before `turn`.
+    within: usize,
+    /// At the beginning of rows that come later, for the others.
+    beyond: usize,
+    turn: usize,
+}
+
+impl Ahead {
+    /// For `together` rows of `columns` numbers, `stride` apart, that are read side by side.
+    #[inline(always)]
+    fn new<E>(columns: usize, stride: usize, together: usize) -> Self {
+        let within = AHEAD / size_of::<E>() / together;
+        let turn = columns.saturating_sub(within);
+        // Short rows: several of them lie between.
+        let groups = within.div_ceil(columns.max(1)).max(1);
+        Self {
+            within,
+            beyond: (groups * together * stride).wrapping_sub(turn),
+            turn,
+        }
+    }
+
+    #[inline(always)]
+    fn of(self, column: usize) -> usize {
+        if column < self.turn {
+            self.within
+        } else {
+            self.beyond
+        }
+    }
+}
+
+/// Products of `R` rows with `I` others, in a part of their columns that begins at `start`.
+#[inline(always)]
+fn sums<S: Simd, E: Number, const R: usize, const I: usize>(
+    simd: S,
+    x: &[[[f32; CHUNK]; I]],
+    w: [&[E]; R],
+    start: usize,
+    ahead: Ahead,
+) -> [[f32; I]; R] {
+    let w = w.map(
+        #[inline(always)]
+        |row| {
+            let end = (start + x.len() * CHUNK).min(row.len());
+            row[start..end].as_chunks::<CHUNK>()
+        },
+    );
+    let whole = w[0].0.len();
+    let w_whole = w.map(
+        #[inline(always)]
+        |(chunks, _)| &chunks[..whole],
+    );
+    let (x, x_rest) = x.split_at(whole);
+    let mut sums = [[simd.splat_f32s(0.0); I]; R];
+    for (k, x) in x.iter().enumerate() {
+        let w: [&[E; CHUNK]; R] = std::array::from_fn(
+            #[inline(always)]
+            |r| &w_whole[r][k],
+        );
+        let ahead = ahead.of(start + k * CHUNK);
+        for w in w {
+            for line in w.chunks(CACHE_LINE / size_of::<E>()) {
+                fetch(line.as_ptr().wrapping_add(ahead));
+            }
+        }
+        add_chunk(simd, &mut sums, x, w);
+    }
+    for x in x_rest {
+        let mut last = [[E::zeroed(); CHUNK]; R];
+        for (last, (_, rest)) in last.iter_mut().zip(w) {
+            last[..rest.len()].copy_from_slice(rest);
+        }
+        add_chunk(simd, &mut sums, x, last.each_ref());
+    }
+    // By value, or the sums would lie in memory all the time.
+    let mut out = [[0.0; I]; R];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = simd.reduce_sum_f32s(sum);
+        }
+    }
+    out
+}
+
+/// Adds the products of one chunk of each row.
+#[inline(always)]
+fn add_chunk<S: Simd, E: Number, const R: usize, const I: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; I]; R],
+    x: &[[f32; CHUNK]; I],
+    w: [&[E; CHUNK]; R],
+) {
+    let half = CHUNK / S::F32_LANES / 2;
+    for v in 0..half {
+        let mut wide = [[simd.splat_f32s(0.0); 2]; R];
+        for (wide, w) in wide.iter_mut().zip(w) {
+            *wide = E::widened(simd, w, v);
+        }
+        for (second, vector) in [v, half + v].into_iter().enumerate() {
+            for (i, x) in x.iter().enumerate() {
+                let x = S::as_simd_f32s(x).0[vector];
+                for (sums, w) in sums.iter_mut().zip(&wide) {
+                    sums[i] = simd.mul_add_e_f32s(x, w[second], sums[i]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| (i * seed % 13) as f32 - 6.0).collect()
+    }
+
+    /// Sums of small integers are exact, whatever their order.
+    fn check<E: Number>(rows: usize, outs: usize, cols: usize, narrow: impl Fn(f32) -> E) {
+        let (x, w) = (numbers(rows * cols, 5), numbers(outs * cols, 7));
+        let narrow: Vec<E> = w.iter().map(|&w| narrow(w)).collect();
+        // What other processors run must be right, too.
+        for level in [Level::best(), Level::Usual] {
+            let mut found = vec![if cols == 0 { 0.0 } else { f32::NAN }; rows * outs];
+            with_packed::<E, _>(&x, cols, |packed| {
+                products_at(level, packed, &narrow, cols, |first, j, sums, more| {
+                    for (i, sum) in (first..).zip(sums) {
+                        let y = &mut found[i * outs + j];
+                        *y = if more { *y + sum } else { *sum };
+                    }
+                });
+            });
+            for i in 0..rows {
+                for j in 0..outs {
+                    let terms = (0..cols).map(|k| x[i * cols + k] * w[j * cols + k]);
+                    assert_eq!(
+                        found[i * outs + j],
+                        terms.sum::<f32>(),
+                        "{level:?}: {rows} {outs} {cols}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_exact_for_any_number_of_rows() {
+        for rows in 0..=17 {
+            for cols in [0, 1, 15, 16, 17, 31, 32, 33, 48, 100] {
+                check(rows, 5, cols, |w| w);
+                check(rows, 5, cols, bf16::from_f32);
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows_are_summed_in_parts() {
+        for (rows, cols) in [(1, 6200), (3, 2100), (8, 800), (8, 1536), (11, 1537)] {
+            check(rows, 3, cols, |w| w);
+            check(rows, 3, cols, bf16::from_f32);
+        }
+    }
+
+    /// Whatever rows are taken together with it, and however many rows of w there are.
+    #[test]
+    fn a_row_has_the_bits_that_it_has_alone() {
+        fn run<E: Number>(level: Level, x: &[f32], w: &[E], cols: usize) -> Vec<Vec<u32>> {
+            let outs = w.len() / cols;
+            let mut found = vec![vec![0.0; outs]; x.len() / cols];
+            with_packed::<E, _>(x, cols, |packed| {
+                products_at(level, packed, w, cols, |first, j, sums, more| {
+                    for (found, sum) in found[first..].iter_mut().zip(sums) {
+                        found[j] = if more { found[j] + sum } else { *sum };
+                    }
+                });
+            });
+            let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
+            found.into_iter().map(bits).collect()
+        }
+        fn check<E: Number>(narrow: impl Fn(f32) -> E) {
+            for cols in [1, 40, 96, 700, 769, 1600, 6200] {
+                let number = |i: usize| ((i * 7919) as f32).sin();
+                let x: Vec<f32> = (0..19 * cols).map(number).collect();
+                let w: Vec<E> = (0..11 * cols).map(|i| narrow(number(i + 5))).collect();
+                for level in [Level::best(), Level::Usual] {
+                    let all = run(level, &x, &w, cols);
+                    for (i, row) in x.chunks(cols).enumerate() {
+                        let [alone] = &run(level, row, &w, cols)[..] else {
+                            panic!("one row");
+                        };
+                        assert_eq!(*alone, all[i], "{level:?}: row {i} of {cols}");
+                        for j in [0, 10] {
+                            let one = run(level, row, &w[j * cols..(j + 1) * cols], cols);
+                            assert_eq!(one[0][0], alone[j], "{level:?}: output {j} of {cols}");
+                        }
+                    }
+                }
+            }
+        }
+        check(|w| w);
+        check(bf16::from_f32);
+    }
+
+    #[test]
+    fn rows_may_have_gaps() {
+        let (x, w) = (numbers(3 * 20, 5), numbers(4 * 50 - 30, 7));
+        let mut found = [[0.0; 4]; 3];
+        with_packed::<f32, _>(&x, 20, |packed| {
+            products_of_rows(packed, &w, 50, |first, j, sums, _| {
+                for (i, sum) in (first..).zip(sums) {
+                    found[i][j] = *sum;
+                }
+            });
+        });
+        for (i, found) in found.iter().enumerate() {
+            for (j, found) in found.iter().enumerate() {
+                let terms = (0..20).map(|k| x[i * 20 + k] * w[j * 50 + k]);
+                assert_eq!(*found, terms.sum::<f32>());
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The output head and the losses on it: logits = h·Wᵀ for hidden rows h [n, C] and V tokens.
+//!
+//! Rows are taken in chunks, so a T×V matrix never exists. dh overwrites; dW accumulates.
+//!
+//! The loss of a row with target t, following Hugging Face's label smoothing ε, is
+//! (1 - ε) · (lse - logit_t) + ε · (lse - mean(logit)).
+
+use std::ops::Range;
+
+use crate::cpu;
+use crate::ops::linear::{linear_backward_input, linear_backward_weight, linear_forward};
+use crate::profile::op;
+use crate::types::classes::RowClasses;
+use crate::types::compute::ComputeDType;
+use crate::types::head::CrossEntropy;
+use crate::types::linear::Weight;
+use crate::view::{View, ViewMut};
+use crate::workspace::Workspace;
+
+/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 24 MiB.
+const CHUNK: usize = 6 * 1024 * 1024;
+/// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
+/// nothing.
+const CHUNK_ROWS: Range<usize> = 32..256;
+/// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn head_logits(logits: ViewMut<'_>, h: View<'_>, w: Weight<'_>, classes: RowClasses) {
+    linear_forward(logits, h, w, None, classes);
+}
+
+/// For each row the logarithm of the target's probability, the log-sum-exp, the mean logit, and
+/// whether the target has the largest logit; all overwritten.
+///
+/// h [n, C]; all slices hold n elements.
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn head_log_probs(
+    log_prob: &mut [f64],
+    lse: &mut [f64],
+    mean_logit: &mut [f64],
+    correct: &mut [bool],
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    ws: &Workspace,
+) {
+    let _op = op("cross-entropy", || 0.0);
+    check(h, w, targets);
+    let n = h.rows();
+    assert_eq!(log_prob.len(), n, "log probabilities and rows");
+    assert_eq!(lse.len(), n, "log-sum-exps and rows");
+    assert_eq!(mean_logit.len(), n, "mean logits and rows");
+    assert_eq!(correct.len(), n, "correct flags and rows");
+    for_chunks(h, w, ws, |rows, logits| {
+        cpu::head::log_probs(
+            logits.as_view(),
+            &targets[rows.clone()],
+            &mut log_prob[rows.clone()],
+            &mut lse[rows.clone()],
+            &mut mean_logit[rows.clone()],
+            &mut correct[rows],
+        );
+    });
+}
+
+/// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to.
+///
+/// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again, as they are; `compute` is that of the gradients.
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn head_backward(
+    dh: ViewMut<'_>,
+    dw: Option<ViewMut<'_>>,
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    lse: &[f64],
+    coef: &[f32],
+    label_smoothing: f32,
+    compute: ComputeDType,
+    ws: &Workspace,
+) {
+    let _op = op("cross-entropy", || 0.0);
+    check(h, w, targets);
+    assert_eq!(lse.len(), h.rows(), "log-sum-exps and rows");
+    assert_eq!(coef.len(), h.rows(), "coefficients and rows");
+    let mut grads = Gradients {
+        dh: Some(dh),
+        dw,
+        h,
+        w,
+        compute,
+    };
+    grads.check();
+    for_chunks(h, w, ws, |rows, mut logits| {
+        let (targets, lse, coef) = (
+            &targets[rows.clone()],
+            &lse[rows.clone()],
+            &coef[rows.clone()],
+        );
+        cpu::head::loss_gradients(logits.reborrow(), targets, lse, coef, label_smoothing);
+        grads.add(rows, logits.as_view());
+    });
+}
+
+/// The sum of the losses of all rows and its gradient in one pass.
+///
+/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. `compute` is that of the gradients, not of the logits.
+///
+/// # Panics
+/// If the shapes do not match or a target is not below V.
+pub fn cross_entropy_forward_backward(
+    dh: Option<ViewMut<'_>>,
+    dw: Option<ViewMut<'_>>,
+    h: View<'_>,
+    w: Weight<'_>,
+    targets: &[u32],
+    label_smoothing: f32,
+    compute: ComputeDType,
+    ws: &Workspace,
+) -> CrossEntropy {
+    let _op = op("cross-entropy", || 0.0);
+    check(h, w, targets);
+    let mut grads = Gradients {
+        dh,
+        dw,
+        h,
+        w,
+        compute,
+    };
+    grads.check();
+    let wanted = grads.dh.is_some() || grads.dw.is_some();
+    let mut total = CrossEntropy {
+        loss_sum: 0.0,
+        correct: 0,
+    };
+    for_chunks(h, w, ws, |rows, mut logits| {
+        let targets = &targets[rows.clone()];
+        let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, wanted);
+        // In the order of the rows, whatever thread computed them.
+        for (loss, correct) in results {
+            total.loss_sum += loss;
+            total.correct += usize::from(correct);
+        }
+        grads.add(rows, logits.as_view());
+    });
+    total
+}
+
+fn check(h: View<'_>, w: Weight<'_>, targets: &[u32]) {
+    assert_eq!(h.cols(), w.inputs(), "hidden size and inputs of the head");
+    assert_eq!(targets.len(), h.rows(), "targets and rows");
+    if let Some(largest) = targets.iter().max() {
+        assert!(
+            (*largest as usize) < w.outputs(),
+            "target {largest} is past the vocabulary of {}",
+            w.outputs()
+        );
+    }
+}
+
+/// Rows whose logits exist at the same time, at most.
+pub fn head_chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+}
+
+/// Calls `work` with the logits of each chunk of rows, one chunk after the other.
+fn for_chunks(
+    h: View<'_>,
+    w: Weight<'_>,
+    ws: &Workspace,
+    mut work: impl FnMut(Range<usize>, ViewMut<'_>),
+) {
+    let vocabulary = w.outputs();
+    let step = head_chunk_rows(vocabulary).min(h.rows());
+    if step == 0 {
+        return;
+    }
+    let mut buffer = ws.take(step, vocabulary);
+    for start in (0..h.rows()).step_by(step) {
+        let rows = start..(start + step).min(h.rows());
+        let mut logits = buffer.view_mut().slice_rows(0..rows.len());
+        let h = h.slice_rows(rows.clone());
+        head_logits(logits.reborrow(), h, w, RowClasses::PROMPT);
+        work(rows, logits);
+    }
+    ws.give(buffer);
+}
+
+/// Where the gradients of a chunk's logits go.
+struct Gradients<'a> {
+    dh: Option<ViewMut<'a>>,
+    dw: Option<ViewMut<'a>>,
+    h: View<'a>,
+    w: Weight<'a>,
+    compute: ComputeDType,
+}
+
+impl Gradients<'_> {
+    fn check(&self) {
+        if let Some(dh) = &self.dh {
+            dh.assert_shape(
+                "the gradient of the hidden rows",
+                self.h.rows(),
+                self.h.cols(),
+            );
+        }
+        if let Some(dw) = &self.dw {
+            let (rows, cols) = (self.w.view.rows(), self.w.view.cols());
+            dw.assert_shape("the gradient of the head", rows, cols);
+        }
+    }
+
+    fn add(&mut self, rows: Range<usize>, dlogits: View<'_>) {
+        // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
+        if let Some(dh) = &mut self.dh {
+            let dh = dh.reborrow().slice_rows(rows.clone());
+            linear_backward_input(dh, dlogits, self.w, false, self.compute);
+        }
+        if let Some(dw) = &mut self.dw {
+            let h = self.h.slice_rows(rows);
+            let dw = dw.reborrow();
+            linear_backward_weight(dw, dlogits, h, self.w.layout, self.compute);
+        }
+    }
+}

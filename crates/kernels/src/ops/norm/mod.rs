@@ -1,0 +1,4 @@
+//! Normalisation of rows.
+
+pub(crate) mod layer;
+pub(crate) mod rms;
