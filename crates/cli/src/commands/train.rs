@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use lowrank::data::is_read_once;
+use lowrank::fields::Fields;
 use lowrank::settings::TrainConfig;
 use lowrank::train::{Event, Observer, Outcome, Start, checkpoint};
 use lowrank::units;
@@ -135,6 +136,7 @@ pub fn settings_schema() -> anyhow::Result<Value> {
     Ok(schema::schema(
         "lowrank train",
         &training::command(),
+        &TrainConfig::fields(),
         &defaults,
     ))
 }
@@ -346,6 +348,17 @@ mod tests {
         assert_eq!(properties["learning_rate"]["type"], "number");
         assert_eq!(properties["r"]["default"], 8);
         assert_eq!(properties["shuffle"]["default"], true);
+        let limits = |key: &str| {
+            let keywords = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
+            keywords.map(|keyword| properties[key][keyword].as_i64())
+        };
+        assert_eq!(limits("r"), [Some(1), None, None, None]);
+        assert_eq!(limits("seed"), [Some(0), None, None, None]);
+        assert_eq!(limits("learning_rate"), [None, Some(0), None, None]);
+        assert_eq!(limits("warmup_ratio"), [Some(0), None, Some(1), None]);
+        assert_eq!(limits("adam_beta1"), [Some(0), None, None, Some(1)]);
+        let ranks = &properties["rank_pattern"]["additionalProperties"];
+        assert_eq!(ranks["minimum"], 1);
         assert_eq!(
             properties["method"]["enum"],
             serde_json::json!(["lora", "full", "top", "bitfit", "adapter", "prefix", "ia3"])

@@ -3,10 +3,16 @@
 use std::any::TypeId;
 
 use clap::Command;
+use lowrank::fields::{Field, Range};
 use serde_json::{Map, Value, json};
 
-/// The schema. `command` holds the arguments, `defaults` the settings' keys with their default values.
-pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> Value {
+/// The schema. `command` holds the arguments, `fields` the settings' ranges, and `defaults` their keys with the default values.
+pub fn schema(
+    title: &str,
+    command: &Command,
+    fields: &[Field],
+    defaults: &Map<String, Value>,
+) -> Value {
     let properties: Map<String, Value> = defaults
         .iter()
         .filter_map(|(key, default)| {
@@ -14,6 +20,10 @@ pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> 
                 .get_arguments()
                 .find(|arg| arg.get_id() == key.as_str())?;
             let mut property = kind(arg, default);
+            let field = fields.iter().find(|field| field.key == key);
+            if let Some(range) = field.and_then(|field| field.range) {
+                limit(&mut property, range);
+            }
             if let Some(help) = arg.get_long_help().or(arg.get_help()) {
                 property.insert("description".to_string(), help.to_string().into());
             }
@@ -32,6 +42,22 @@ pub fn schema(title: &str, command: &Command, defaults: &Map<String, Value>) -> 
         "additionalProperties": false,
         "properties": properties,
     })
+}
+
+/// Puts a range into a property, or where that is a map of patterns, into its numbers.
+fn limit(property: &mut Map<String, Value>, range: Range) {
+    let numbers = match property.get_mut("additionalProperties") {
+        Some(Value::Object(numbers)) => numbers,
+        _ => property,
+    };
+    for (keyword, number) in range.limits.iter().map(|limit| limit.keyword()) {
+        let number = if number.fract() == 0.0 {
+            json!(number as i64)
+        } else {
+            json!(number)
+        };
+        numbers.insert(keyword.to_string(), number);
+    }
 }
 
 /// The part of a property that says which values it takes.

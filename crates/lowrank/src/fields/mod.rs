@@ -34,7 +34,7 @@ mod text;
 use serde::de::MapAccess;
 use serde::ser::SerializeMap;
 
-pub use range::{Number, Range};
+pub use range::{Limit, Number, Range};
 pub use text::{AsBytes, AsMap, finite, finite_pattern, parse_bytes, parse_pattern};
 
 /// A struct that `fields!` made.

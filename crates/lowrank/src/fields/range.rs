@@ -5,35 +5,74 @@
 pub struct Range {
     /// What a number must be: "greater than 0".
     pub words: &'static str,
-    holds: fn(f64) -> bool,
+    /// All of which hold.
+    pub limits: &'static [Limit],
+}
+
+/// A limit of a range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// x ≥ it
+    AtLeast(f64),
+    /// x > it
+    Above(f64),
+    /// x ≤ it
+    AtMost(f64),
+    /// x < it
+    Below(f64),
+}
+
+impl Limit {
+    fn holds(self, x: f64) -> bool {
+        match self {
+            Self::AtLeast(limit) => x >= limit,
+            Self::Above(limit) => x > limit,
+            Self::AtMost(limit) => x <= limit,
+            Self::Below(limit) => x < limit,
+        }
+    }
+
+    /// The keyword of a JSON schema that says it, and its number.
+    pub fn keyword(self) -> (&'static str, f64) {
+        match self {
+            Self::AtLeast(limit) => ("minimum", limit),
+            Self::Above(limit) => ("exclusiveMinimum", limit),
+            Self::AtMost(limit) => ("maximum", limit),
+            Self::Below(limit) => ("exclusiveMaximum", limit),
+        }
+    }
 }
 
 impl Range {
     /// Something is counted, and there is some of it.
     pub const COUNT: Self = Self {
         words: "1 or greater",
-        holds: |x| x >= 1.0,
+        limits: &[Limit::AtLeast(1.0)],
     };
     /// x > 0
     pub const POSITIVE: Self = Self {
         words: "greater than 0",
-        holds: |x| x > 0.0,
+        limits: &[Limit::Above(0.0)],
     };
     /// x ≥ 0
     pub const NOT_NEGATIVE: Self = Self {
         words: "0 or greater",
-        holds: |x| x >= 0.0,
+        limits: &[Limit::AtLeast(0.0)],
     };
     /// 0 ≤ x < 1
     pub const BELOW_ONE: Self = Self {
         words: "at least 0 and less than 1",
-        holds: |x| (0.0..1.0).contains(&x),
+        limits: &[Limit::AtLeast(0.0), Limit::Below(1.0)],
     };
     /// 0 ≤ x ≤ 1
     pub const SHARE: Self = Self {
         words: "from 0 to 1",
-        holds: |x| (0.0..=1.0).contains(&x),
+        limits: &[Limit::AtLeast(0.0), Limit::AtMost(1.0)],
     };
+
+    fn holds(&self, x: f64) -> bool {
+        x.is_finite() && self.limits.iter().all(|limit| limit.holds(x))
+    }
 
     /// What is wrong with a number, in words that follow its setting's name; `whose` says which of several it is.
     ///
@@ -41,11 +80,11 @@ impl Range {
     fn problem(&self, value: f64, whose: &str) -> Option<String> {
         let words = self.words;
         let held = f64::from(value as f32);
-        if (self.holds)(held) && held.is_finite() {
+        if self.holds(held) {
             return None;
         }
         let shown = shown(value);
-        if !((self.holds)(value) && value.is_finite()) {
+        if !self.holds(value) {
             return Some(format!("must be {words}{whose}, not {shown}"));
         }
         Some(if held.is_infinite() {
