@@ -270,7 +270,7 @@ fn check_linears(rng: &mut CounterRng) {
 fn linears_with_many_adapters() {
     on_every_engine(|| {
         let mut rng = CounterRng::new(11);
-        for _ in 0..40 {
+        for _ in 0..24 {
             check_linears(&mut rng);
         }
     });
@@ -504,7 +504,7 @@ fn check_attention(rng: &mut CounterRng) {
 fn attention_over_caches_in_blocks() {
     on_every_engine(|| {
         let mut rng = CounterRng::new(14);
-        for _ in 0..15 {
+        for _ in 0..10 {
             check_attention(&mut rng);
         }
     });

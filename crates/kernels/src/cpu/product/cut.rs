@@ -4,6 +4,7 @@ use std::ops::Range;
 
 /// Rows of a block are a multiple of this, except in the last one.
 const ROW_STEP: usize = 48;
+
 /// A block of an output that one task computes.
 pub(crate) struct Piece {
     pub(crate) job: usize,

@@ -11,6 +11,7 @@ use crate::storage::{Storage, UnitVisitor, Window};
 
 /// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
+
 /// out (+)= a term of the size of `out`, in an order that does not depend on its rows.
 pub(crate) fn multiply_term(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
     let Term { a, b, scale, .. } = *term;

@@ -192,3 +192,41 @@ fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])
         work(&packed);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::product::rows::with_packed;
+    use crate::storage::blocks_for_tests::Block;
+
+    /// A format that is widened first is multiplied like the f32 numbers that it stands for.
+    #[test]
+    fn any_format_can_be_multiplied() {
+        let (units, wide) = Block::numbers(12 * 72);
+        let x: Vec<f32> = (0..3 * 72).map(|i| ((i * 5) as f32).cos()).collect();
+        let run = |units: Option<&[Block]>| {
+            let mut y = vec![0.0; 3 * 7];
+            with_packed::<f32, _>(&x, 72, |packed| {
+                let products = Products {
+                    tile: MatMut::new(&mut y, 3, 7),
+                    add: false,
+                    packed,
+                    window: Window {
+                        stride: 72,
+                        rows: 4..11,
+                        cols: 0..72,
+                    },
+                };
+                match units {
+                    Some(units) => products.visit(units),
+                    None => products.visit(&wide),
+                }
+            });
+            y
+        };
+        let found = run(Some(&units));
+        assert_eq!(found, run(None));
+        let sum: f32 = (0..72).map(|k| x[2 * 72 + k] * wide[10 * 72 + k]).sum();
+        assert!((found[2 * 7 + 6] - sum).abs() < 1e-4);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
 //! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
-//! tokens with it; for generated rows see [`few`](crate::cpu::product::few), and for processors that multiply bf16 itself `tiles`.
+//! tokens with it; for generated rows see [`few`](crate::cpu::product::few), and for processors that multiply bf16 itself `amx`.
 //!
 //! Several outputs can be computed at once, so that threads meet once and not after each of them, and
 //! an output can be a sum of products, so that it is written once.

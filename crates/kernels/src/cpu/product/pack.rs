@@ -238,3 +238,60 @@ fn transpose(rows: [__m256; 8]) -> [__m256; 8] {
     }
     columns
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::blocks_for_tests::Block;
+
+    /// Formats that are widened first come out like those that are read where they lie.
+    #[test]
+    fn any_format_can_be_packed() {
+        if !supported() {
+            eprintln!("skipped: this processor has no AVX2 with FMA");
+            return;
+        }
+        let (units, wide) = Block::numbers(48 * 40);
+        for transposed in [false, true] {
+            // 21 inner indices of 37 columns.
+            let (rows, cols) = if transposed {
+                (3..40, 5..26)
+            } else {
+                (5..26, 2..39)
+            };
+            let (inner, columns) = (21, 37);
+            let mut found = [vec![7.0; 3 * NR * inner], vec![8.0; 3 * NR * inner]];
+            for (which, numbers) in found.iter_mut().enumerate() {
+                let mut panels = Panels {
+                    numbers,
+                    inner,
+                    part: 0..inner,
+                };
+                let pack = Pack {
+                    to: &mut panels,
+                    window: Window {
+                        stride: 40,
+                        rows: rows.clone(),
+                        cols: cols.clone(),
+                    },
+                    transposed,
+                    cols: columns,
+                };
+                if which == 0 {
+                    pack.visit(&units);
+                } else {
+                    pack.visit(&wide);
+                }
+            }
+            assert_eq!(found[0], found[1]);
+            let (p, j) = (20, 36);
+            let (row, col) = if transposed {
+                (3 + j, 5 + p)
+            } else {
+                (5 + p, 2 + j)
+            };
+            let at = (j / NR * inner + p) * NR + j % NR;
+            assert_eq!(found[0][at], wide[row * 40 + col]);
+        }
+    }
+}

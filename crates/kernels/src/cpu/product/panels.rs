@@ -3,8 +3,8 @@
 //! `gemm-f32` reads two f32 matrices and packs both for every call. Here one factor is a frozen
 //! weight, often bf16, and the other is read where it lies: a strip of b is widened once into panels of
 //! 16 columns, blocks of rows of a pass by one panel before the next one's turn, and a block of
-//! 6 × 16 sums stays in registers, or one of [`wide`](crate::cpu::product::avx512) where there are wider ones (Goto and van de Geijn, "Anatomy of High-Performance Matrix
-//! Multiplication", 2008).
+//! 6 × 16 sums stays in registers ([`avx2`]), or a larger one where there are wider registers ([`avx512`]; Goto and van de Geijn,
+//! "Anatomy of High-Performance Matrix Multiplication", 2008).
 //!
 //! Every element of y is summed over the terms, and within a term over the inner index, in order,
 //! whatever tile it lies in. So the bits do not depend on how an output is cut.
