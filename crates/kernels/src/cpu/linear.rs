@@ -24,7 +24,7 @@ pub(crate) struct Rest<'a> {
     pub(crate) w: Weight<'a>,
     bias: Option<Cow<'a, [f32]>>,
     pub(crate) prompt: Vec<BranchOutput<'a>>,
-    generated: Vec<BranchOutput<'a>>,
+    pub(crate) generated: Vec<BranchOutput<'a>>,
 }
 
 impl<'a> Rest<'a> {
@@ -111,10 +111,10 @@ pub(crate) fn in_panels(
     }
 }
 
-/// What panels do not compute: the generated rows of weights that lie as these read them, and the branches of generated rows.
+/// What panels do not compute: the generated rows of weights that lie as these read them, and x·Aᵀ of their branches.
 pub(crate) fn generated(
     x: View<'_>,
-    ys: Vec<ViewMut<'_>>,
+    ys: &mut [ViewMut<'_>],
     rest: &mut [Rest<'_>],
     classes: RowClasses,
 ) {
@@ -122,14 +122,11 @@ pub(crate) fn generated(
     if rows.is_empty() {
         return;
     }
-    let mut ys: Vec<ViewMut<'_>> = (ys.into_iter())
-        .map(|y| y.slice_rows(rows.clone()))
-        .collect();
     let mut jobs = Vec::new();
-    for (y, output) in ys.iter_mut().zip(&mut *rest) {
+    for (y, output) in ys.iter_mut().zip(rest) {
         if output.w.layout == Layout::OutIn {
             jobs.push(FewJob {
-                y: y.reborrow(),
+                y: y.reborrow().slice_rows(rows.clone()),
                 rows: rows.clone(),
                 w: output.w.view,
                 start: output.bias.as_deref().map_or(Start::Zero, Start::Row),
@@ -140,18 +137,25 @@ pub(crate) fn generated(
         }
     }
     few_times_rows(x, jobs);
-    let branches: Vec<Vec<GeneratedBranch<'_>>> = rest
-        .iter()
-        .map(|output| {
-            let branches = output.generated.iter().map(|b| GeneratedBranch {
-                u: b.u.as_view(),
-                first: b.rows.start - rows.start,
-                branch: b.branch,
-            });
-            branches.collect()
-        })
-        .collect();
-    add_generated(ys.into_iter().zip(branches).collect());
+}
+
+/// Adds the branches of generated rows.
+pub(crate) fn generated_branches(
+    ys: Vec<ViewMut<'_>>,
+    rest: &[Rest<'_>],
+    tokens: usize,
+    classes: RowClasses,
+) {
+    let (_, rows) = classes.split(&(0..tokens));
+    let outputs = ys.into_iter().zip(rest).map(|(y, output)| {
+        let branches = output.generated.iter().map(|b| GeneratedBranch {
+            u: b.u.as_view(),
+            first: b.rows.start - rows.start,
+            branch: b.branch,
+        });
+        (y.slice_rows(rows.clone()), branches.collect())
+    });
+    add_generated(outputs.collect());
 }
 
 pub(crate) fn linears_backward_input(

@@ -69,7 +69,7 @@ fn forward(
         });
         cpu::low_rank::down_prompts(u.reborrow(), x, rows.clone(), branch);
     }
-    let _op = op("linear forward", || {
+    let linears = op("linear forward", || {
         let products = rest.iter().map(|output| {
             let branches = output.prompt.iter();
             let branches = branches.map(|b| b.rows.len() * b.branch.b.len());
@@ -78,7 +78,16 @@ fn forward(
         2.0 * products.sum::<usize>() as f64
     });
     cpu::linear::in_panels(x, &mut ys, &rest, classes, compute);
-    cpu::linear::generated(x, ys, &mut rest, classes);
+    cpu::linear::generated(x, &mut ys, &mut rest, classes);
+    drop(linears);
+    if rest.iter().any(|output| !output.generated.is_empty()) {
+        let _op = op("low-rank forward", || {
+            let branches = rest.iter().flat_map(|output| &output.generated);
+            let products = branches.map(|b| b.rows.len() * b.branch.b.len());
+            2.0 * products.sum::<usize>() as f64
+        });
+        cpu::linear::generated_branches(ys, &rest, x.rows(), classes);
+    }
 }
 
 fn check(x: View<'_>, output: &LinearOutput<'_>, classes: RowClasses) {
