@@ -5,6 +5,7 @@ mod activation;
 mod attention;
 mod elementwise;
 mod embedding;
+mod factors;
 mod head;
 mod linear;
 mod low_rank;
@@ -13,13 +14,13 @@ mod merge;
 mod norm;
 mod optimizer;
 mod rope;
-mod scale_columns;
 
 pub use crate::random::{fill_normal, fill_uniform};
 pub use activation::{activation_backward, activation_forward, gated_backward, gated_forward};
 pub use attention::{attention_backward, attention_forward};
 pub use elementwise::{add_assign, add_cols, convert, copy_cols, scale};
 pub use embedding::{embedding_backward, embedding_forward};
+pub use factors::{scale_columns, scale_columns_backward};
 pub use head::{
     cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs, head_logits,
 };
@@ -39,7 +40,6 @@ pub use norm::layer::{layer_norm_apply, layer_norm_backward, layer_norm_forward}
 pub use norm::rms::{rms_norm_apply, rms_norm_backward, rms_norm_forward};
 pub use optimizer::adamw_step;
 pub use rope::{rope_backward, rope_forward};
-pub use scale_columns::{scale_columns, scale_columns_backward};
 
 #[cfg(test)]
 mod tests {

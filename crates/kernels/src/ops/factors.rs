@@ -13,7 +13,7 @@ use crate::view::{View, ViewMut};
 pub fn scale_columns(x: ViewMut<'_>, l: View<'_>) {
     let _op = op("scale columns", || 0.0);
     l.assert_shape("the factors of columns", 1, x.cols());
-    cpu::scale_columns::scale_columns(x, l);
+    cpu::factors::scale_columns(x, l);
 }
 
 /// dl[j] += Σ over i of dy[i, j] · x[i, j], x being what [`scale_columns`] multiplied; dl [1, n], dy and x [T, n].
@@ -26,5 +26,5 @@ pub fn scale_columns_backward(dl: ViewMut<'_>, dy: View<'_>, x: View<'_>) {
     let _op = op("scale columns backward", || 0.0);
     dl.assert_shape("the gradient of the factors of columns", 1, dy.cols());
     x.assert_shape("the scaled matrix", dy.rows(), dy.cols());
-    cpu::scale_columns::scale_columns_backward(dl, dy, x);
+    cpu::factors::scale_columns_backward(dl, dy, x);
 }
