@@ -59,7 +59,7 @@ pub fn low_rank(
     y.iter().map(|y| scale * y).collect()
 }
 
-/// l ⊙ x for every row of x [T, n], l [n].
+/// l ⊙ x for every row; x [T, n], l [1, n].
 pub fn scale_columns(x: &[f64], l: &[f64]) -> Vec<f64> {
     let rows = x.chunks_exact(l.len());
     rows.flat_map(|row| row.iter().zip(l).map(|(x, l)| x * l))

@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::profile::op;
 use crate::view::{View, ViewMut};
 
-/// x[i, j] *= l[j]; x [T, n], l [1, n].
+/// x = l ⊙ x for every row; x [T, n], l [1, n].
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -16,7 +16,7 @@ pub fn scale_columns(x: ViewMut<'_>, l: View<'_>) {
     cpu::factors::scale_columns(x, l);
 }
 
-/// dl[j] += Σ over i of dy[i, j] · x[i, j], x being what [`scale_columns`] multiplied; dl [1, n], dy and x [T, n].
+/// dl += Σ over rows of dy ⊙ x, x being what [`scale_columns`] multiplied; dl [1, n], dy and x [T, n].
 ///
 /// The gradient of x is `scale_columns` of dy.
 ///
