@@ -20,8 +20,6 @@ use crate::view::{View, ViewMut};
 /// into it anew with each task.
 const BLOCK: usize = 8 * 1024;
 const ROWS: usize = 32;
-/// How many times as many rows a task takes, at most, where there are many tokens.
-const TALLER: usize = 4;
 
 /// A weight, the rows of x that it is for, and where their product goes.
 pub(crate) struct FewJob<'a> {
@@ -72,7 +70,6 @@ pub(crate) fn few_times_rows(x: View<'_>, jobs: Vec<FewJob<'_>>) {
                 even_first: w.dtype().unit().even_first,
             };
             let known = packs.iter().position(|other| *other == pack);
-            let taller = tokens.div_ceil(TOGETHER).min(TALLER);
             Job {
                 y: Shared::from(y),
                 w,
@@ -82,7 +79,7 @@ pub(crate) fn few_times_rows(x: View<'_>, jobs: Vec<FewJob<'_>>) {
                     packs.len() - 1
                 }),
                 tokens,
-                block: taller * BLOCK.div_ceil(ins.max(1)).max(ROWS),
+                block: BLOCK.div_ceil(ins.max(1)).max(ROWS),
             }
         })
         .collect();
