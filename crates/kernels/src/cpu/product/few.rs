@@ -39,14 +39,6 @@ struct Job<'a> {
     /// Which of the packed ones are its rows.
     packed: usize,
     tokens: usize,
-    /// Rows of w that a task takes.
-    block: usize,
-}
-
-impl Job<'_> {
-    fn tasks(&self) -> usize {
-        self.w.rows().div_ceil(self.block)
-    }
 }
 
 /// Rows of x that are packed for one order of a weight's numbers.
@@ -79,25 +71,27 @@ pub(crate) fn few_times_rows(x: View<'_>, jobs: Vec<FewJob<'_>>) {
                     packs.len() - 1
                 }),
                 tokens,
-                block: BLOCK.div_ceil(ins.max(1)).max(ROWS),
             }
         })
         .collect();
+    // Rows of a weight that a task takes.
+    let block = BLOCK.div_ceil(ins.max(1)).max(ROWS);
+    let tasks = |job: &Job<'_>| job.w.rows().div_ceil(block);
     with_all_packed(x, &packs, |packed| {
-        for_runs(jobs.iter().map(Job::tasks).sum(), |mut task| {
+        for_runs(jobs.iter().map(tasks).sum(), |mut task| {
             for job in &jobs {
-                if task < job.tasks() {
-                    return run(job, task, packed[job.packed], ins);
+                if task < tasks(job) {
+                    let outs = task * block..((task + 1) * block).min(job.w.rows());
+                    return run(job, outs, packed[job.packed], ins);
                 }
-                task -= job.tasks();
+                task -= tasks(job);
             }
         });
     });
 }
 
-/// One task of a job: a strip of the weight with all of the job's rows.
-fn run(job: &Job<'_>, task: usize, packed: Packed<'_>, ins: usize) {
-    let outs = task * job.block..((task + 1) * job.block).min(job.w.rows());
+/// One task of a job: these rows of the weight with all of the job's rows.
+fn run(job: &Job<'_>, outs: Range<usize>, packed: Packed<'_>, ins: usize) {
     #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
     // SAFETY: each task of a job has other columns, and each job another matrix.
     let mut tile = unsafe { job.y.block(0..job.tokens, outs.clone()) };
