@@ -145,7 +145,7 @@ fn request(rng: &mut CounterRng, config: &ModelConfig, adapters: &[Shared]) -> R
     }
 }
 
-/// Steps a session to its end, admitting a request whenever `when` says so for the number of steps so far.
+/// Steps a session to its end; between steps requests are admitted as long as `when` says so.
 fn answers(
     mut session: Decoding<'_, Shared>,
     requests: &[Request<Shared>],

@@ -2,20 +2,23 @@
 
 use std::ops::Deref;
 
+use super::layout::{Layout, Sight};
 use super::session::NoRoom;
 use crate::model::{Adapter, CacheRows, KvCache};
 
 /// The prefixes of the adapters that are in use.
 pub(super) struct Prefixes<A> {
     all: Vec<Prefix<A>>,
+    /// What an adapter without a prefix has.
+    nothing: CacheRows,
 }
 
 /// The rows that sequences of one adapter have before their own.
-pub(super) struct Prefix<A> {
-    pub(super) adapter: A,
-    pub(super) rows: CacheRows,
+struct Prefix<A> {
+    adapter: A,
+    rows: CacheRows,
     /// Whether the rows are written: trained keys at once, trained embeddings in the first pass that has them.
-    pub(super) is_written: bool,
+    is_written: bool,
     /// Sequences that use it.
     users: usize,
 }
@@ -28,7 +31,10 @@ pub(super) fn rows_before(adapter: &Adapter) -> usize {
 
 impl<A: Deref<Target = Adapter> + Clone> Prefixes<A> {
     pub(super) fn new() -> Self {
-        Self { all: Vec::new() }
+        Self {
+            all: Vec::new(),
+            nothing: CacheRows::default(),
+        }
     }
 
     /// Another sequence uses this adapter; nothing happens where that puts nothing before it.
@@ -68,15 +74,25 @@ impl<A: Deref<Target = Adapter> + Clone> Prefixes<A> {
         }
     }
 
-    /// That of an adapter, if it has one.
-    pub(super) fn of(&self, adapter: &A) -> Option<&Prefix<A>> {
-        self.all.iter().find(|p| same(&p.adapter, adapter))
+    /// Whether an adapter's prefix is there.
+    pub(super) fn has(&self, adapter: &A) -> bool {
+        self.all.iter().any(|p| same(&p.adapter, adapter))
     }
 
-    /// Says that the rows of an adapter's prefix are written.
-    pub(super) fn set_written(&mut self, adapter: &Adapter) {
-        let found = self.all.iter_mut().find(|p| same_as(&p.adapter, adapter));
-        if let Some(prefix) = found {
+    /// What comes before the rows of a sequence of this adapter, which is `index` in the pass's set.
+    pub(super) fn sight(&self, adapter: Option<&A>, index: Option<usize>) -> Sight<'_> {
+        let prefix = adapter.and_then(|a| self.all.iter().find(|p| same(&p.adapter, a)));
+        Sight {
+            before: prefix.map_or(&self.nothing, |prefix| &prefix.rows),
+            adapter: index,
+        }
+    }
+
+    /// Adds the rows of an adapter's prefix to a batch unless they are written.
+    pub(super) fn write(&mut self, adapter: &A, index: usize, layout: &mut Layout) {
+        let mut unwritten = self.all.iter_mut().filter(|p| !p.is_written);
+        if let Some(prefix) = unwritten.find(|p| same(&p.adapter, adapter)) {
+            layout.push_prefix(&prefix.rows, index);
             prefix.is_written = true;
         }
     }
@@ -84,9 +100,6 @@ impl<A: Deref<Target = Adapter> + Clone> Prefixes<A> {
 
 /// Whether two handles are of one adapter.
 pub(super) fn same<A: Deref<Target = Adapter>>(a: &A, b: &A) -> bool {
-    same_as(a, b)
-}
-
-fn same_as(a: &Adapter, b: &Adapter) -> bool {
+    let (a, b): (&Adapter, &Adapter) = (a, b);
     std::ptr::eq(a, b)
 }

@@ -4,17 +4,16 @@
 //! batch, and makes a token for each. Every sequence has its own adapter or none, its own options and its own seed, and its rows of the cache, which it
 //! gives back when it ends. Adapters that replace base weights act on every row of a batch, so they have batches of their own.
 
-use std::collections::VecDeque;
 use std::ops::Deref;
 
 use lowrank_kernels::{Tensor, Workspace, all_finite, argmax_rows};
 
 use super::beams::{BeamOptions, Search};
-use super::layout::{Layout, Prompt, Sight};
+use super::layout::{Layout, Prompt};
 use super::prefixes::{Prefixes, rows_before, same};
 use super::sequence::Sequence;
 use super::{Continuation, Finish, GenerateOptions};
-use crate::model::{Adapter, AdapterSet, CacheRows, Decoder, KvCache};
+use crate::model::{Adapter, AdapterSet, Decoder, KvCache};
 
 /// What is asked of a session.
 #[derive(Clone, Debug)]
@@ -73,7 +72,7 @@ pub struct Decoding<'m, A> {
     ws: &'m Workspace,
     cache: KvCache,
     prefixes: Prefixes<A>,
-    requests: VecDeque<Entry<A>>,
+    requests: Vec<Entry<A>>,
     /// Those that were over before a step.
     ended: Vec<Made>,
     next: u64,
@@ -106,7 +105,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
             ws,
             cache: KvCache::new(model.config(), blocks),
             prefixes: Prefixes::new(),
-            requests: VecDeque::new(),
+            requests: Vec::new(),
             ended: Vec::new(),
             next: 0,
             prompt_rows: usize::MAX,
@@ -159,7 +158,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         };
         let adapter = request.adapter;
         let prefix = match &adapter {
-            Some(adapter) if self.prefixes.of(adapter).is_none() => {
+            Some(adapter) if !self.prefixes.has(adapter) => {
                 KvCache::blocks_for(rows_before(adapter))
             }
             _ => 0,
@@ -183,14 +182,14 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
             }
         };
         self.next += 1;
-        self.requests.push_back(Entry { id, adapter, work });
+        self.requests.push(Entry { id, adapter, work });
         Ok(id)
     }
 
     /// Takes a request out, with what was made of it until now; `None` if it is over, or never was.
     pub fn remove(&mut self, id: RequestId) -> Option<Continuation> {
         let at = self.requests.iter().position(|entry| entry.id == id)?;
-        let mut entry = self.requests.remove(at)?;
+        let mut entry = self.requests.remove(at);
         let continuation = match &mut entry.work {
             Work::Sample(sequence) => sequence.end(Finish::Cancelled),
             Work::Beams(search) => Continuation {
@@ -226,9 +225,8 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         }
         made.sort_by_key(|made| made.id);
         for made in made.iter().filter(|made| made.finished.is_some()) {
-            if let Some(at) = self.requests.iter().position(|entry| entry.id == made.id)
-                && let Some(entry) = self.requests.remove(at)
-            {
+            if let Some(at) = self.requests.iter().position(|entry| entry.id == made.id) {
+                let entry = self.requests.remove(at);
                 self.give_back(entry);
             }
         }
@@ -289,37 +287,31 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         adapters: &[A],
         layout: &mut Layout,
     ) -> Vec<(usize, usize)> {
+        let Self {
+            requests, prefixes, ..
+        } = self;
         let index_of = |adapter: &A| adapters.iter().position(|known| same(known, adapter));
-        let nothing = CacheRows::default();
         let mut order = Vec::new();
         let mut left = self.prompt_rows;
         for &index in members {
-            let entry = &mut self.requests[index];
-            if !entry.work.prompt().is_unread() || left == 0 {
+            let Entry { adapter, work, .. } = &mut requests[index];
+            if !work.prompt().is_unread() || left == 0 {
                 continue;
             }
-            let at = entry.adapter.as_ref().and_then(index_of);
-            let prefix = entry.adapter.as_ref().and_then(|a| self.prefixes.of(a));
-            if let (Some(prefix), Some(at)) = (prefix, at)
-                && !prefix.is_written
-            {
-                layout.push_prefix(&prefix.rows, at);
-                let adapter = prefix.adapter.clone();
-                self.prefixes.set_written(&adapter);
+            let at = adapter.as_ref().and_then(index_of);
+            if let (Some(adapter), Some(at)) = (&*adapter, at) {
+                prefixes.write(adapter, at, layout);
             }
-            let prefix = entry.adapter.as_ref().and_then(|a| self.prefixes.of(a));
-            let sight = Sight {
-                before: prefix.map_or(&nothing, |prefix| &prefix.rows),
-                adapter: at,
-            };
-            let read = match &mut entry.work {
+            let sight = prefixes.sight(adapter.as_ref(), at);
+            let read = match work {
                 Work::Sample(sequence) => {
-                    sequence.prompt.read(layout, &sight, &sequence.rows, left)
+                    let rows = &sequence.rows;
+                    sequence.prompt.read(layout, &sight, rows, left)
                 }
                 Work::Beams(search) => search.prompt.read(layout, &sight, &search.rows, left),
             };
             left = left.saturating_sub(read);
-            if !entry.work.prompt().is_unread() {
+            if !work.prompt().is_unread() {
                 order.push((index, 1));
             }
         }
@@ -327,19 +319,15 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         let prompts: Vec<usize> = order.iter().map(|(index, _)| *index).collect();
         let mut going_on: Vec<(Option<usize>, usize)> = members
             .iter()
-            .filter(|i| !self.requests[**i].work.prompt().is_unread() && !prompts.contains(i))
-            .map(|&i| (self.requests[i].adapter.as_ref().and_then(index_of), i))
+            .filter(|i| !requests[**i].work.prompt().is_unread() && !prompts.contains(i))
+            .map(|&i| (requests[i].adapter.as_ref().and_then(index_of), i))
             .collect();
         // Rows of one adapter side by side are one branch.
         going_on.sort_unstable();
         for (at, index) in going_on {
-            let entry = &self.requests[index];
-            let prefix = entry.adapter.as_ref().and_then(|a| self.prefixes.of(a));
-            let sight = Sight {
-                before: prefix.map_or(&nothing, |prefix| &prefix.rows),
-                adapter: at,
-            };
-            let rows = match &entry.work {
+            let Entry { adapter, work, .. } = &requests[index];
+            let sight = prefixes.sight(adapter.as_ref(), at);
+            let rows = match work {
                 Work::Sample(sequence) => {
                     sequence.read_token(layout, &sight);
                     1
