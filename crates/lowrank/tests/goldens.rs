@@ -12,8 +12,7 @@ use common::{
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Batch, Decoder, Weights};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Weights};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
 use lowrank::tuning::lora::{self, InitLoraWeights};
 use lowrank::tuning::{self, full};

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use lowrank::base::{Base, Source};
 use lowrank::data::{DataOptions, Dataset, Example, Split};
-use lowrank::model::Adapter;
-use lowrank::model::{Recompute, Saving};
+use lowrank::model::{Adapter, Recompute, Saving};
 use lowrank::train::{
     OptimizerState, Silent, StepOptions, TrainConfig, accumulate, optimizer_step, prepare,
 };

@@ -9,8 +9,7 @@ use lowrank::data::{
     Boundary, DataOptions, Dataset, OnBadRow, Split, Tokenizer, is_standard_input, split_file,
     why_missing,
 };
-use lowrank::model::Weights;
-use lowrank::model::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet, Weights};
 use lowrank::train::BaseDtype;
 use lowrank::tuning::{self, Loaded};
 

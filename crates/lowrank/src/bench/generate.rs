@@ -5,8 +5,7 @@ use std::time::Instant;
 use lowrank_kernels::{OpCost, Workspace, read_bandwidth, start_profile, stop_profile};
 
 use crate::generate::{GenerateOptions, PromptIds, Sampling, generate as continue_prompts};
-use crate::model::{Adapter, AdapterSet};
-use crate::model::{Decoder, WeightId};
+use crate::model::{Adapter, AdapterSet, Decoder, WeightId};
 
 /// What was measured.
 #[derive(Clone, Debug)]

@@ -9,8 +9,7 @@ use lowrank_kernels::{
 use crate::Error;
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
-use crate::model::Adapter;
-use crate::model::Decoder;
+use crate::model::{Adapter, Decoder};
 use crate::plan::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 

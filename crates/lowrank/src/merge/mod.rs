@@ -16,9 +16,9 @@ use lowrank_kernels::{
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::model::weights::write_model;
-use crate::model::{Adapter, AdapterSet, LowRankSite};
 use crate::model::{
-    Batch, Biases, Decoder, LinearId, ModelConfig, Part, WeightId, Weights, families,
+    Adapter, AdapterSet, Batch, Biases, Decoder, LinearId, LowRankSite, ModelConfig, Part,
+    WeightId, Weights, families,
 };
 
 /// Largest logit difference of a merge stored in f32.

@@ -139,7 +139,7 @@ impl Pass<'_> {
                     du.view(),
                     at.weight(at.site.down.0),
                     false,
-                    self.precision,
+                    self.compute_dtype,
                 );
                 let h = self.widened(&saved.h);
                 let (dw, db) = grads.pair_mut(weight, bias);
@@ -173,7 +173,7 @@ impl Pass<'_> {
                     du.view(),
                     at.weight(at.site.down.0),
                     true,
-                    self.precision,
+                    self.compute_dtype,
                 );
             }
             self.ws.give(du);
@@ -200,11 +200,11 @@ impl Pass<'_> {
             dy,
             z.view(),
             Layout::OutIn,
-            self.precision,
+            self.compute_dtype,
         );
         bias_backward(grads.view_mut(bias), dy);
         let mut dz = z;
-        linear_backward_input(dz.view_mut(), dy, at.weight(up), false, self.precision);
+        linear_backward_input(dz.view_mut(), dy, at.weight(up), false, self.compute_dtype);
         // z = act(u)
         let mut du = self.take(rows.len(), r);
         activation_backward(du.view_mut(), dz.view(), saved.u.view(), at.site.activation);
@@ -230,7 +230,7 @@ impl Pass<'_> {
             du.view(),
             n,
             Layout::OutIn,
-            self.precision,
+            self.compute_dtype,
         );
         bias_backward(grads.view_mut(b), du.view());
         self.give(normed);

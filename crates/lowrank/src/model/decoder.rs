@@ -50,7 +50,7 @@ pub struct Head<'a> {
     /// Slot of its gradient, where it is trained.
     pub slot: Option<usize>,
     /// How exactly gradients are computed that go through it.
-    pub precision: ComputeDType,
+    pub compute_dtype: ComputeDType,
 }
 
 /// A base model: immutable weights and what is derived from the config.
@@ -131,7 +131,7 @@ impl Decoder {
         check_virtual(batch, adapters);
         let pass = Pass {
             dropout_key: options.dropout_key,
-            precision: options.saving.precision(),
+            compute_dtype: options.saving.compute_dtype(),
             ..self.pass(batch, adapters, ws)
         };
         let run = self.run(batch, &batch.supervised, pass);
@@ -197,7 +197,7 @@ impl Decoder {
             classes: batch.classes(),
             ws,
             dropout_key: None,
-            precision: ComputeDType::F32,
+            compute_dtype: ComputeDType::F32,
         }
     }
 
@@ -334,7 +334,7 @@ impl<'a> Forward<'a> {
                 layout: Layout::OutIn,
             },
             slot: pass.trained(id),
-            precision: pass.precision,
+            compute_dtype: pass.compute_dtype,
         }
     }
 

@@ -107,7 +107,7 @@ impl Pass<'_> {
                 })
                 .collect(),
         });
-        linears_forward(x, jobs.collect(), self.classes, self.precision, self.ws);
+        linears_forward(x, jobs.collect(), self.classes, self.compute_dtype, self.ws);
         outputs
     }
 
@@ -166,7 +166,7 @@ impl Pass<'_> {
                     .collect(),
             });
             let back = back.collect::<Vec<_>>();
-            linears_backward_input(dx.reborrow(), &back, self.precision);
+            linears_backward_input(dx.reborrow(), &back, self.compute_dtype);
         }
         for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
             self.parameters_backward(linear, x, grads);
@@ -198,7 +198,7 @@ impl Pass<'_> {
             && let Some(x) = x
         {
             let (dw, layout) = (grads.view_mut(slot), self.config().layout);
-            linear_backward_weight(dw, linear.dy, x, layout, self.precision);
+            linear_backward_weight(dw, linear.dy, x, layout, self.compute_dtype);
         }
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Bias)) {
             bias_backward(grads.view_mut(slot), linear.dy);

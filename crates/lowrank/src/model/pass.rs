@@ -21,7 +21,7 @@ pub(crate) struct Pass<'a> {
     /// Key of the dropout masks; `None` outside training.
     pub(crate) dropout_key: Option<u64>,
     /// How exactly the blocks' linears multiply, and the gradients of the rest.
-    pub(crate) precision: ComputeDType,
+    pub(crate) compute_dtype: ComputeDType,
 }
 
 /// What a norm's backward needs of its forward.

@@ -60,7 +60,7 @@ impl Default for Saving {
 
 impl Saving {
     /// How exactly products are computed that have a choice.
-    pub(super) fn precision(self) -> ComputeDType {
+    pub(super) fn compute_dtype(self) -> ComputeDType {
         match self.dtype {
             ActivationDType::F32 => ComputeDType::F32,
             ActivationDType::Bf16 => ComputeDType::Bf16x2,

@@ -43,7 +43,7 @@ impl Objective for NextToken<'_> {
             head.weight,
             self.targets,
             self.label_smoothing,
-            head.precision,
+            head.compute_dtype,
             ws,
         );
         LossSum {

@@ -7,8 +7,7 @@ use super::paper::{Claim, claims};
 use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
-use crate::model::Adapter;
-use crate::model::{ModelConfig, Recompute, Saving};
+use crate::model::{Adapter, ModelConfig, Recompute, Saving};
 use crate::settings::TrainConfig;
 use crate::tuning::Method;
 

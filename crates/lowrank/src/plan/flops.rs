@@ -6,9 +6,9 @@
 
 use serde::Serialize;
 
-use crate::model::{Adapter, Reach, Sublayer};
 use crate::model::{
-    Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, VirtualTokens, WeightId,
+    Adapter, Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, Reach, Sublayer,
+    VirtualTokens, WeightId,
 };
 
 /// How much there is to compute.

@@ -9,9 +9,9 @@ use lowrank_kernels::{ActivationDType, DType};
 use serde::Serialize;
 
 use super::Work;
-use crate::model::{Adapter, Sublayer};
 use crate::model::{
-    Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving, WeightId,
+    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving,
+    Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.

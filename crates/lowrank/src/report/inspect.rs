@@ -10,8 +10,7 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::base::{Base, Source};
 use crate::merge::{delta, merged_weight};
-use crate::model::Adapter;
-use crate::model::{Decoder, LinearId, Part, WeightId, families};
+use crate::model::{Adapter, Decoder, LinearId, Part, WeightId, families};
 use crate::tuning::{Loaded, Method};
 
 /// A model without its values: only headers are read.

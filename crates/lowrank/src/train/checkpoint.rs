@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::step::OptimizerState;
 use crate::Error;
 use crate::data::Example;
-use crate::model::Adapter;
-use crate::model::{Recompute, Weights};
+use crate::model::{Adapter, Recompute, Weights};
 use crate::random::{hash, mix};
 
 const STATE: &str = "training_state.safetensors";

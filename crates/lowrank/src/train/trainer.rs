@@ -491,20 +491,12 @@ fn check(
     if rows.train.is_empty() {
         return Err(Error::Settings("there is no row to train on".to_owned()));
     }
-    let needs_valid = [
-        (config.eval_steps.is_some(), "eval_steps"),
-        (config.load_best_model_at_end, "load_best_model_at_end"),
-        (
-            config.early_stopping_patience.is_some(),
-            "early_stopping_patience",
-        ),
-    ];
-    if rows.valid.is_empty()
-        && let Some((_, key)) = needs_valid.iter().find(|(set, _)| *set)
-    {
-        return Err(Error::Settings(format!(
-            "{key} needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give --valid-data FILE"
-        )));
+    // Other settings that need them need this one.
+    if rows.valid.is_empty() && config.eval_steps.is_some() {
+        return Err(Error::Settings(
+            "eval_steps needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give --valid-data FILE"
+                .to_owned(),
+        ));
     }
     let all = rows.train.iter().chain(rows.valid);
     let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);

@@ -22,8 +22,7 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, fields};
-use crate::model::{Adapter, BottleneckSite, Sublayer};
-use crate::model::{ModelConfig, families};
+use crate::model::{Adapter, BottleneckSite, ModelConfig, Sublayer, families};
 use crate::random::mix;
 
 /// `peft_type` in adapter_config.json.

@@ -19,8 +19,7 @@ use serde_json::{Map, Value};
 
 use super::{AdapterConfig, Method};
 use crate::Error;
-use crate::model::Adapter;
-use crate::model::ModelConfig;
+use crate::model::{Adapter, ModelConfig};
 
 /// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
 pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";

@@ -26,8 +26,9 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
-use crate::model::{Adapter, AdapterSet};
-use crate::model::{Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId};
+use crate::model::{
+    Adapter, AdapterSet, Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId,
+};
 use crate::random::mix;
 
 /// `peft_type` of embeddings with an infix.

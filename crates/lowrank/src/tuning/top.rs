@@ -14,8 +14,7 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
-use crate::model::Adapter;
-use crate::model::{ModelConfig, WeightId, Weights};
+use crate::model::{Adapter, ModelConfig, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.
 const PEFT_TYPE: &str = "LOWRANK_TOP";

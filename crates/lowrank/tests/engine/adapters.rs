@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use lowrank::Workspace;
-use lowrank::model::Batch;
-use lowrank::model::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet, Batch};
 use lowrank::tuning::lora::{self, InitLoraWeights};
 use lowrank_formats::peft::{LoraConfig, ModuleNames, TargetModules};
 use serde_json::{Value, json};

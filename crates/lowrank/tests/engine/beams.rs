@@ -6,8 +6,7 @@ use lowrank::Workspace;
 use lowrank::generate::{
     BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling, beam_search, generate,
 };
-use lowrank::model::Decoder;
-use lowrank::model::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet, Decoder};
 use serde::Deserialize;
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits_after};

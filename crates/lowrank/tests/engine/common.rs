@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank::DType;
 use lowrank::data::Example;
-use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Batch, Decoder, Weights};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Weights};
 use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights};

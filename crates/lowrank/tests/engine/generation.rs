@@ -2,8 +2,7 @@
 
 use lowrank::Workspace;
 use lowrank::generate::{Continuation, Finish, GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::model::Decoder;
-use lowrank::model::{Adapter, AdapterSet};
+use lowrank::model::{Adapter, AdapterSet, Decoder};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits};
 

@@ -1,8 +1,7 @@
 //! Sums of gradients do not depend on how rows are put into micro-batches, and dropout acts in training alone.
 
 use lowrank::data::Example;
-use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Batch, Decoder, Recompute, Saving, VirtualTokens};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Recompute, Saving, VirtualTokens};
 use lowrank::objective::{self, LossSum, NextToken};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
 use lowrank::tuning::full;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use lowrank::base::Source;
 use lowrank::merge::merge;
-use lowrank::model::{Adapter, AdapterSet, Sublayer};
-use lowrank::model::{Batch, Decoder, Recompute, Saving};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Recompute, Saving, Sublayer};
 use lowrank::train::{OptimizerState, StepOptions, TrainConfig, accumulate};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method, adapter, bitfit, top};
 use lowrank::{ActivationDType, DType, Workspace};

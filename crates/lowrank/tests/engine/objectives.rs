@@ -57,7 +57,7 @@ impl Objective for Pairs<'_> {
                 &lse,
                 &coefficients,
                 0.0,
-                head.precision,
+                head.compute_dtype,
                 ws,
             );
         }

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use lowrank::Workspace;
 use lowrank::data::Example;
-use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Decoder, PassOptions};
+use lowrank::model::{Adapter, AdapterSet, Decoder, PassOptions};
 use lowrank::objective::{self, LossSum, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, shared_batch_of};
 use lowrank::tuning::{Method, full};

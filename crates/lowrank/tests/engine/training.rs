@@ -5,8 +5,7 @@ use std::path::Path;
 
 use lowrank::base::Source;
 use lowrank::data::{DataOptions, Dataset, Split};
-use lowrank::model::AdapterSet;
-use lowrank::model::Decoder;
+use lowrank::model::{AdapterSet, Decoder};
 use lowrank::train::{SchedulerType, Start, TrainConfig, evaluate};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora;

@@ -4,8 +4,7 @@ use std::fs;
 
 use lowrank::data::Example;
 use lowrank::generate::{Finish, GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::model::{Adapter, AdapterSet};
-use lowrank::model::{Batch, Decoder, PassOptions, Recompute, Saving};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, PassOptions, Recompute, Saving};
 use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, evaluate, shared_batch_of};
 use lowrank::tuning::prefix::{self, Init, Kind, Options};

@@ -10,9 +10,9 @@ use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_kernels::Activation;
 
-use super::config::Sublayer;
 use super::config::{
-    Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, WeightId,
+    Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, Sublayer,
+    WeightId,
 };
 use crate::Error;
 

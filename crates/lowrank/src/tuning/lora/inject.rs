@@ -8,8 +8,7 @@ use lowrank_kernels::{fill_normal, fill_uniform};
 
 use super::{Candidate, InitLoraWeights, candidates};
 use crate::Error;
-use crate::model::ModelConfig;
-use crate::model::{Adapter, LowRankSite};
+use crate::model::{Adapter, LowRankSite, ModelConfig};
 use crate::random::mix;
 
 /// What the targets matched.

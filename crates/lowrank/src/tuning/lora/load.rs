@@ -11,8 +11,7 @@ use super::inject::{choose, coverage, lay_out};
 use super::save::FUSED_PARTS;
 use super::{Candidate, Coverage, candidates};
 use crate::Error;
-use crate::model::Adapter;
-use crate::model::ModelConfig;
+use crate::model::{Adapter, ModelConfig};
 use crate::tuning::files::{BASE_FINGERPRINT, read_values};
 
 /// A loaded adapter and what its files say.

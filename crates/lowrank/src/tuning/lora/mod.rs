@@ -20,8 +20,7 @@ pub use method::{Config, Settings};
 pub use save::save;
 
 use crate::Error;
-use crate::model::Adapter;
-use crate::model::{LinearId, LinearKind, ModelConfig, families};
+use crate::model::{Adapter, LinearId, LinearKind, ModelConfig, families};
 
 /// The branches of a config, all zero.
 pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter, Error> {

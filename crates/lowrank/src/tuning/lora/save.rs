@@ -13,8 +13,7 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 
 use super::{Candidate, candidates};
 use crate::Error;
-use crate::model::{Adapter, LowRankSite};
-use crate::model::{LinearKind, ModelConfig, families};
+use crate::model::{Adapter, LinearKind, LowRankSite, ModelConfig, families};
 use crate::tuning::files::BASE_FINGERPRINT;
 
 /// Metadata key: JSON, the parts of fused linears and their ranks by module.
