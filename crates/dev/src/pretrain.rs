@@ -108,6 +108,7 @@ fn rows(tokenizer: &lowrank::data::Tokenizer, count: usize) -> Result<Vec<Exampl
         line: 0,
         truncated: 0,
         prompt_len: 0,
+        ..Example::default()
     };
     Ok(ids.chunks_exact(ROW).take(count).map(row).collect())
 }

@@ -150,6 +150,7 @@ impl Case {
                 line: 0,
                 truncated: 0,
                 prompt_len: 0,
+                ..Example::default()
             })
             .collect();
         let adapter = adapter(&model);

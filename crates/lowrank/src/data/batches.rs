@@ -145,6 +145,7 @@ mod tests {
             line: 1,
             truncated: 0,
             prompt_len,
+            ..Example::default()
         }
     }
 

@@ -12,16 +12,21 @@ use super::chat::{ChatNotes, encode_chat};
 use super::dataset::DataOptions;
 use super::message::Message;
 use super::rows::{AlpacaRow, Content};
+use super::task::Label;
 use super::tokenizer::Tokenizer;
 
 /// A row, ready for training.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
     /// The tokens, not padded.
     pub ids: Vec<u32>,
+    /// For each token which of two texts it belongs to (`token_type_ids`); empty where all are 0.
+    pub token_types: Vec<u8>,
     /// For each token whether it is a label, that is, whether the loss falls on its prediction from the ones before it.
-    /// Never true for the first. As long as `ids`.
+    /// Never true for the first. As long as `ids`; empty where the row has a label.
     pub supervised: Vec<bool>,
+    /// What the row teaches where that is not its own tokens.
+    pub label: Option<Label>,
     /// The row's line in its file, counted from 1.
     pub line: usize,
     /// How many tokens were cut from the end to fit `max_seq_length`.
@@ -145,6 +150,7 @@ pub(super) fn encode_row(
         ids,
         supervised,
         line,
+        ..Example::default()
     };
     Ok((example, notes))
 }

@@ -37,6 +37,7 @@ mod prompts;
 mod pyjson;
 mod rows;
 mod stream;
+mod task;
 mod template;
 mod tokenizer;
 
@@ -53,4 +54,5 @@ pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};
 pub use rows::RowKind;
 pub use stream::DecodeStream;
+pub use task::{Label, Labels, ProblemType, TaskType};
 pub use tokenizer::Tokenizer;

@@ -304,6 +304,7 @@ mod tests {
             line: 3,
             truncated: 0,
             prompt_len,
+            ..Example::default()
         };
         (tokenizer, example)
     }

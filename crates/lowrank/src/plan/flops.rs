@@ -200,6 +200,7 @@ mod tests {
             line: 1,
             truncated: 0,
             prompt_len: 2,
+            ..Example::default()
         };
         let places = |keys, prefix, infix| VirtualTokens {
             keys,

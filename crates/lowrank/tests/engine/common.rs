@@ -311,6 +311,7 @@ pub(crate) fn examples() -> Vec<Example> {
             line: n,
             truncated: 0,
             prompt_len: length / 3,
+            ..Example::default()
         })
         .collect()
 }

@@ -25,6 +25,7 @@ fn example(prompt: u32, prompt_len: usize, row: u32, completion: usize) -> Examp
         line: row as usize,
         truncated: 0,
         prompt_len,
+        ..Example::default()
     }
 }
 

@@ -56,6 +56,7 @@ fn rows() -> Vec<Example> {
                 line: row as usize,
                 truncated: 0,
                 prompt_len,
+                ..Example::default()
             }
         })
         .into()

@@ -236,6 +236,7 @@ fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> 
             line: row + 1,
             truncated: 0,
             prompt_len: 1,
+            ..Example::default()
         })
         .collect())
 }
