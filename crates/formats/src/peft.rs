@@ -64,6 +64,8 @@ pub struct LoraConfig {
     pub revision: Option<String>,
     /// `CAUSAL_LM`, `SEQ_CLS`, …
     pub task_type: Option<String>,
+    /// Modules that are trained and saved as a whole; PEFT matches them by the end of their names.
+    pub modules_to_save: Vec<String>,
     /// Whether PEFT freezes the adapter when it loads it.
     pub inference_mode: bool,
     /// Classes of the base model, where it was not one of transformers' auto classes.
@@ -90,6 +92,7 @@ impl Default for LoraConfig {
             base_model_name_or_path: None,
             revision: None,
             task_type: None,
+            modules_to_save: Vec::new(),
             inference_mode: false,
             auto_mapping: None,
             peft_version: None,
@@ -228,6 +231,13 @@ impl LoraConfig {
             ),
             ("revision", json!(self.revision)),
             ("task_type", json!(self.task_type)),
+            (
+                "modules_to_save",
+                match self.modules_to_save.as_slice() {
+                    [] => Value::Null,
+                    names => json!(names),
+                },
+            ),
             ("inference_mode", json!(self.inference_mode)),
             ("auto_mapping", json!(self.auto_mapping)),
             ("peft_type", json!("LORA")),
@@ -403,11 +413,10 @@ mod tests {
         .unwrap_err()
         .to_string();
         for words in [
-            "adapter_config.json: 12 problems",
+            "adapter_config.json: 11 problems",
             "`use_dora` is true",
             "`bias` is \"all\": this feature is not supported; accepted: \"none\"",
             "`lora_bias` is true",
-            "`modules_to_save` is [\"lm_head\"]",
             "`layer_replication` is [[0,2]]",
             "`trainable_token_indices` is [1]",
             "`target_parameters` is [\"w\"]",

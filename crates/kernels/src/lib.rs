@@ -64,6 +64,8 @@
 //! - [`scale`] – y *= factor.
 //! - [`scale_columns`] – y = l ⊙ x, a factor a column.
 //! - [`scale_columns_backward`] – the gradient of the factors.
+//! - [`pool_forward`] – means of rows.
+//! - [`pool_backward`] – the gradient of what was averaged.
 //! - [`copy_cols`] – some columns copied over some others.
 //! - [`add_cols`] – some columns added to some others.
 //! - [`convert`] – numbers in another format.

@@ -126,6 +126,7 @@ pub fn activation(x: f64, act: Activation) -> f64 {
             0.5 * x * (1.0 + inner.tanh())
         }
         Activation::Relu => x.max(0.0),
+        Activation::Tanh => x.tanh(),
     }
 }
 

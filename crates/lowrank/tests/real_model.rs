@@ -38,7 +38,7 @@ fn options(batch_size: usize, saving: Saving) -> StepOptions {
         epsilon: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: 0.0,
-        label_smoothing: 0.0,
+        scoring: lowrank::train::Scoring::default(),
         batch_size,
         share_prompts: false,
         saving,

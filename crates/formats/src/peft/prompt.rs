@@ -60,15 +60,23 @@ pub struct PromptConfig {
     pub num_layers: Option<usize>,
     /// The model that it was trained on.
     pub base_model_name_or_path: Option<String>,
+    /// `CAUSAL_LM`, `SEQ_CLS`, `TOKEN_CLS`.
+    pub task_type: Option<String>,
+    /// Modules that are trained and saved as a whole.
+    pub modules_to_save: Vec<String>,
 }
 
+/// What a model that it is for may do.
+const TASKS: [&str; 3] = ["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"];
+
 /// Keys that say nothing about the saved values, or are read into fields.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
     "auto_mapping",
     "base_model_name_or_path",
     "encoder_hidden_size",
     "inference_mode",
     "init_weights",
+    "modules_to_save",
     "num_attention_heads",
     "num_layers",
     "num_transformer_submodules",
@@ -113,9 +121,10 @@ impl PromptConfig {
         }
         if raw
             .opt_str("task_type")?
-            .is_some_and(|task| task != "CAUSAL_LM")
+            .is_some_and(|task| !TASKS.contains(&task))
         {
-            return Err(raw.unsupported("task_type", "\"CAUSAL_LM\" or null"));
+            let accepted = format!("one of {}, or null", TASKS.join(", "));
+            return Err(raw.unsupported("task_type", accepted));
         }
         let is_active = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
@@ -148,6 +157,11 @@ impl PromptConfig {
             num_attention_heads: raw.opt_usize("num_attention_heads")?,
             num_layers: raw.opt_usize("num_layers")?,
             base_model_name_or_path: raw.opt_str("base_model_name_or_path")?.map(str::to_owned),
+            task_type: raw.opt_str("task_type")?.map(str::to_owned),
+            modules_to_save: {
+                let names = raw.opt_strs("modules_to_save")?.unwrap_or_default();
+                names.into_iter().map(str::to_owned).collect()
+            },
         })
     }
 
@@ -160,7 +174,13 @@ impl PromptConfig {
                 json!(self.base_model_name_or_path),
             ),
             ("inference_mode", json!(true)),
-            ("modules_to_save", Value::Null),
+            (
+                "modules_to_save",
+                match self.modules_to_save.as_slice() {
+                    [] => Value::Null,
+                    names => json!(names),
+                },
+            ),
             ("num_attention_heads", json!(self.num_attention_heads)),
             ("num_layers", json!(self.num_layers)),
             ("num_transformer_submodules", json!(1)),
@@ -168,7 +188,7 @@ impl PromptConfig {
             ("peft_type", json!(self.kind.peft_type())),
             ("peft_version", json!(PEFT_VERSION)),
             ("revision", Value::Null),
-            ("task_type", json!("CAUSAL_LM")),
+            ("task_type", json!(self.task_type)),
             ("token_dim", json!(self.token_dim)),
         ]);
         map.extend(match self.kind {
@@ -252,6 +272,8 @@ mod tests {
                 num_attention_heads: Some(2),
                 num_layers: Some(2),
                 base_model_name_or_path: Some("x".to_owned()),
+                task_type: Some("SEQ_CLS".to_owned()),
+                modules_to_save: vec!["score".to_owned()],
             };
             let json = serde_json::to_string(&config.to_json()).unwrap();
             assert_eq!(read(&json), Ok(config));
@@ -278,7 +300,7 @@ mod tests {
                 "`num_transformer_submodules` is 2",
             ),
             (r#","task_type":"SEQ_2_SEQ_LM""#, "`task_type` is"),
-            (r#","modules_to_save":["x"]"#, "`modules_to_save` is"),
+            (r#","modules_to_save":"x""#, "`modules_to_save` is"),
             (r#","new_feature":3"#, "`new_feature` is 3"),
             (r#","token_dim":-1"#, "`token_dim` is -1"),
         ] {

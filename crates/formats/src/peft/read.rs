@@ -67,7 +67,7 @@ pub(super) fn defaults() -> Map<String, Value> {
 
 /// Keys that are read into fields, and keys that mean nothing by themselves: how an adapter was initialised or what
 /// reads it, or parameters of a feature whose own switch is another key.
-const HARMLESS: [&str; 26] = [
+const HARMLESS: [&str; 27] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -84,6 +84,7 @@ const HARMLESS: [&str; 26] = [
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -180,6 +181,7 @@ impl<'a> Reader<'a> {
             base_model_name_or_path: self.string("base_model_name_or_path"),
             revision: self.string("revision"),
             task_type: self.string("task_type"),
+            modules_to_save: self.saved(),
             inference_mode: self.bool("inference_mode"),
             auto_mapping: self.get("auto_mapping").cloned(),
             peft_version: self.string("peft_version"),
@@ -245,6 +247,21 @@ impl<'a> Reader<'a> {
         }
         self.wrong(key, value, "a string or null");
         None
+    }
+
+    fn saved(&mut self) -> Vec<String> {
+        const KEY: &str = "modules_to_save";
+        let Some(value) = self.get(KEY) else {
+            return Vec::new();
+        };
+        let names = value.as_array().and_then(|names| {
+            let names = names.iter().map(|name| Some(name.as_str()?.to_owned()));
+            names.collect::<Option<Vec<_>>>()
+        });
+        names.unwrap_or_else(|| {
+            self.wrong(KEY, value, "a list of module names, or null");
+            Vec::new()
+        })
     }
 
     fn targets(&mut self) -> TargetModules {

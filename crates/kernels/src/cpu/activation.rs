@@ -60,6 +60,7 @@ fn with_function(act: Activation, work: impl Loop) {
         Activation::Gelu => work.run::<Gelu>(),
         Activation::GeluTanh => work.run::<GeluTanh>(),
         Activation::Relu => work.run::<Relu>(),
+        Activation::Tanh => work.run::<Tanh>(),
     }
 }
 
@@ -283,5 +284,30 @@ impl Function for Relu {
     #[inline(always)]
     fn both(x: f32) -> (f32, f32) {
         (Self::value(x), if x > 0.0 { 1.0 } else { 0.0 })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tanh;
+
+impl Function for Tanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        // Near zero the difference of the other form would cancel, so there it is the first terms of the series.
+        let square = x * x;
+        let terms = [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0];
+        let mut sum = 0.0;
+        for term in terms {
+            sum = (sum + term) * square;
+        }
+        let near = x + x * sum;
+        let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
+        if x.abs() < 0.3 { near } else { far.copysign(x) }
+    }
+
+    #[inline(always)]
+    fn both(x: f32) -> (f32, f32) {
+        let value = Self::value(x);
+        (value, 1.0 - value * value)
     }
 }

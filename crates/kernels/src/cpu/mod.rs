@@ -16,6 +16,7 @@ pub(crate) mod merge;
 pub(crate) mod norm;
 pub(crate) mod optimizer;
 pub(crate) mod parallel;
+pub(crate) mod pool;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod processor;
 pub(crate) mod product;

@@ -13,6 +13,7 @@ mod measure;
 mod merge;
 mod norm;
 mod optimizer;
+mod pool;
 mod rope;
 
 pub use crate::random::{fill_normal, fill_uniform};
@@ -39,6 +40,7 @@ pub use merge::low_rank_delta;
 pub use norm::layer::{layer_norm_apply, layer_norm_backward, layer_norm_forward};
 pub use norm::rms::{rms_norm_apply, rms_norm_backward, rms_norm_forward};
 pub use optimizer::adamw_step;
+pub use pool::{pool_backward, pool_forward};
 pub use rope::{rope_backward, rope_forward};
 
 #[cfg(test)]

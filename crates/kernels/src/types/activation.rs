@@ -1,6 +1,6 @@
-//! The functions of feed-forward layers.
+//! The functions of feed-forward layers and of classifiers.
 
-/// The function of a feed-forward layer.
+/// The function of a feed-forward layer or of a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x · sigmoid(x).
@@ -11,4 +11,6 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0).
     Relu,
+    /// tanh(x).
+    Tanh,
 }

@@ -1,7 +1,8 @@
 use lowrank_kernels::{
     Activation, DType, RopeTable, Tensor, activation_backward, activation_forward, add_assign,
     add_cols, copy_cols, embedding_backward, embedding_forward, gated_backward, gated_forward,
-    reference, rope_backward, rope_forward, scale, scale_columns, scale_columns_backward,
+    pool_backward, pool_forward, reference, rope_backward, rope_forward, scale, scale_columns,
+    scale_columns_backward,
 };
 
 use crate::common::{
@@ -9,11 +10,12 @@ use crate::common::{
     zeros_like,
 };
 
-const ALL: [Activation; 4] = [
+const ALL: [Activation; 5] = [
     Activation::Silu,
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Relu,
+    Activation::Tanh,
 ];
 
 #[test]
@@ -42,10 +44,12 @@ fn activations_keep_what_is_not_a_number() {
         let mut h = Tensor::zeros(1, 3);
         activation_forward(h.view_mut(), x.view(), act);
         let h = h.to_vec();
-        assert!(
-            h[0].is_nan() && h[1] == f32::INFINITY && h[2].is_finite(),
-            "{act:?}"
-        );
+        let end = if act == Activation::Tanh {
+            1.0
+        } else {
+            f32::INFINITY
+        };
+        assert!(h[0].is_nan() && h[1] == end && h[2].is_finite(), "{act:?}");
     }
 }
 
@@ -230,4 +234,33 @@ fn columns_are_scaled_and_their_factors_have_gradients() {
         scale_columns_backward(dl.view_mut(), dy.view(), x.view());
         vec![dl]
     });
+}
+
+#[test]
+fn pools_are_means_with_their_gradient() {
+    let x = random(7, 5, 3);
+    // Pools may share rows, and a row may be in none.
+    let pools = [0..1, 2..5, 4..7];
+    let means = |values: &[f64]| -> Vec<f64> {
+        let mean = |pool: &std::ops::Range<usize>, col: usize| {
+            let rows = pool.clone().map(|row| values[row * 5 + col]);
+            rows.sum::<f64>() / pool.len() as f64
+        };
+        let all = pools.iter();
+        all.flat_map(|pool| (0..5).map(move |col| mean(pool, col)))
+            .collect()
+    };
+    let mut y = random(3, 5, 4);
+    pool_forward(y.view_mut(), x.view(), &pools);
+    assert_close("means", &y, &means(&wide(&x)), 1e-6);
+    let weights = random(3, 5, 5);
+    let mut dx = random(7, 5, 6);
+    pool_backward(dx.view_mut(), weights.view(), &pools);
+    check_gradient("means", &x, &dx, 1e-6, |x| dot(&means(x), &wide(&weights)));
+    let is_zero = |row: usize| {
+        dx.to_vec()[row * 5..][..5]
+            .iter()
+            .all(|value| *value == 0.0)
+    };
+    assert!(is_zero(1) && !is_zero(2));
 }

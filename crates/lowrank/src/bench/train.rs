@@ -14,7 +14,7 @@ use crate::plan::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 
 /// What to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TrainOptions {
     /// Steps that are measured.
     pub steps: usize,
@@ -99,8 +99,10 @@ pub fn train(
         figures.losses.push(done.loss);
         let config = model.config();
         let work = Work::of(
-            &options.step.batch_of(&rows, adapter.virtual_tokens()),
-            config.sliding_window,
+            &options
+                .step
+                .batch_of(config, &rows, adapter.virtual_tokens()),
+            &config.windows(),
         );
         let (dtype, saving) = (model.weights().dtype(), options.step.saving);
         let converted = model.weights().converted_bytes();

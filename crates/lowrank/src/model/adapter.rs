@@ -10,6 +10,7 @@
 //! - `virtual_tokens`: embeddings, or keys and values in every block, that stand where tokens would.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use lowrank_kernels::{Activation, Arena, View};
 
@@ -112,6 +113,15 @@ impl VirtualSites {
     }
 }
 
+/// Modules that are trained as a whole beside what a method adapts. Their weights are [replaced](Adapter::replaced).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedModules {
+    /// Their names, as `modules_to_save` has them.
+    pub names: Vec<String>,
+    /// The slots of their values, behind the method's own.
+    pub slots: Range<usize>,
+}
+
 /// Trainable values and where in the model they act.
 pub struct Adapter {
     /// The values, f32.
@@ -128,6 +138,8 @@ pub struct Adapter {
     pub bottleneck: HashMap<(usize, Sublayer), BottleneckSite>,
     /// Rows that stand where tokens would.
     pub virtual_tokens: VirtualSites,
+    /// Modules that are trained as a whole beside what the method adapts.
+    pub saved: SavedModules,
 }
 
 impl Adapter {
@@ -142,6 +154,26 @@ impl Adapter {
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
             virtual_tokens: VirtualSites::default(),
+            saved: SavedModules::default(),
+        }
+    }
+
+    /// Adds slots of zeros behind the others, whose values stand in for these weights.
+    pub(crate) fn replace_also(&mut self, weights: Vec<(String, WeightId, (usize, usize))>) {
+        let own = self.params.slots();
+        let shapes: Vec<_> = (0..own)
+            .map(|slot| self.params.shape(slot))
+            .chain(weights.iter().map(|(_, _, shape)| *shape))
+            .collect();
+        let mut params = Arena::new(&shapes);
+        for slot in 0..own {
+            params.view_mut(slot).copy_from(self.params.view(slot));
+        }
+        self.params = params;
+        self.saved.slots = own..own + weights.len();
+        for (slot, (name, id, _)) in (own..).zip(weights) {
+            self.names.push(name);
+            self.replaced.insert(id, slot);
         }
     }
 
@@ -197,8 +229,11 @@ impl Adapter {
             WeightId::Linear(linear, _) => Some((linear.layer, reach_of(linear.kind))),
             WeightId::Norm(layer, BlockNorm::Mlp, _) => Some((*layer, Reach::Mlp)),
             WeightId::Norm(layer, ..) => Some((*layer, Reach::Attention)),
-            WeightId::Embedding | WeightId::Positions => Some((0, Reach::Input)),
-            WeightId::FinalNorm(_) | WeightId::Head => None,
+            WeightId::Embedding
+            | WeightId::Positions
+            | WeightId::TokenTypes
+            | WeightId::EmbeddingNorm(_) => Some((0, Reach::Input)),
+            WeightId::FinalNorm(_) | WeightId::Head | WeightId::ClassifierNorm(_) => None,
         });
         let bottlenecks = self.bottleneck.keys().map(|(layer, place)| {
             let reach = match place {
@@ -262,7 +297,9 @@ fn reach_of(kind: LinearKind) -> Reach {
     match kind {
         LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv => Reach::Attention,
         LinearKind::O => Reach::Output,
-        LinearKind::Gate | LinearKind::Up | LinearKind::Down => Reach::Mlp,
+        LinearKind::Gate | LinearKind::Up | LinearKind::GateUp | LinearKind::Down => Reach::Mlp,
+        // Behind the blocks.
+        LinearKind::Dense | LinearKind::Out => Reach::Nothing,
     }
 }
 

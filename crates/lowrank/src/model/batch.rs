@@ -23,6 +23,19 @@ impl VirtualTokens {
     }
 }
 
+/// Which tokens of a sequence are scored by a classifier.
+#[derive(Clone, Copy, Debug)]
+pub enum Scored<'a> {
+    /// The first row, be it a virtual token.
+    First,
+    /// The last token.
+    Last,
+    /// The mean of the tokens.
+    Mean,
+    /// Each of these tokens, ascending.
+    Tokens(&'a [u32]),
+}
+
 /// Which trained embeddings a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VirtualPart {
@@ -42,13 +55,17 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// The place of each token in its own sequence, `[T]`.
     pub positions: Vec<u32>,
+    /// Which of two texts each row belongs to, `[T]`; empty where none is the second one's.
+    pub token_types: Vec<u32>,
     /// Which rows attend to which.
     pub segments: Vec<Segment>,
     /// Rows whose output is scored, in ascending order; row `t` predicts `targets` of the same index. A row that several
     /// sequences share comes once for each label that it predicts.
     pub supervised: Vec<u32>,
-    /// The token that each supervised row must predict.
+    /// The token that each supervised row must predict; empty where a classifier scores them.
     pub targets: Vec<u32>,
+    /// For each row that a classifier reads, the supervised rows that it is the mean of.
+    pub pools: Vec<Range<usize>>,
     /// Which adapter of the [`AdapterSet`](super::AdapterSet) a range of rows uses; rows in no range use none.
     pub adapters: Vec<(Range<usize>, usize)>,
     /// With a KV cache: rows of this batch and the cache row that the first of them is written to.
@@ -82,6 +99,67 @@ impl Batch {
     pub fn real_tokens(&self) -> usize {
         let embedded = self.embedded.iter().map(|(rows, _)| rows.len());
         self.tokens() - embedded.sum::<usize>()
+    }
+
+    /// A batch for an encoder, whose sequences have these virtual tokens. Each has rows of the prefix for itself, since those see it.
+    pub fn bidirectional(virtual_tokens: VirtualTokens) -> Self {
+        Self {
+            virtual_tokens,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a whole sequence that a classifier scores. Its rows see what is before them, or all of it where they are not `causal`.
+    pub fn push_scored(&mut self, ids: &[u32], token_types: &[u8], scored: Scored, causal: bool) {
+        let before = if causal {
+            self.virtual_tokens.prefix
+        } else {
+            0
+        };
+        let own = if causal {
+            0
+        } else {
+            self.virtual_tokens.prefix
+        };
+        let begin = self.tokens();
+        let shared = 0..before;
+        let rows = self.append(std::slice::from_ref(&shared), &vec![0; own + ids.len()]);
+        if let Some(segment) = self.segments.last_mut() {
+            segment.causal = causal;
+        }
+        if own > 0 {
+            self.embedded
+                .push((begin..begin + own, VirtualPart::Prefix));
+        }
+        let tokens = rows.start + own;
+        self.ids[tokens..].copy_from_slice(ids);
+        if !token_types.is_empty() {
+            self.token_types.resize(tokens, 0);
+            let types = token_types.iter().map(|token_type| u32::from(*token_type));
+            self.token_types.extend(types);
+        }
+        let first = self.supervised.len();
+        let row = |at: usize| (tokens + at) as u32;
+        match scored {
+            Scored::First => self.supervised.push(rows.start as u32),
+            Scored::Last => self.supervised.push(row(ids.len().saturating_sub(1))),
+            Scored::Mean => self.supervised.extend((0..ids.len()).map(row)),
+            Scored::Tokens(at) => self
+                .supervised
+                .extend(at.iter().map(|at| row(*at as usize))),
+        }
+        let own = first..self.supervised.len();
+        match scored {
+            Scored::Mean => self.pools.push(own),
+            _ => self.pools.extend(own.map(|row| row..row + 1)),
+        }
+    }
+
+    /// Which of two texts each row belongs to, for all rows.
+    pub(crate) fn token_types(&self) -> Vec<u32> {
+        let mut types = self.token_types.clone();
+        types.resize(self.tokens(), 0);
+        types
     }
 
     /// Adds a whole sequence that sees only itself. `supervised[i]` says that token `i` is a label, so that row `i - 1`
@@ -210,6 +288,13 @@ impl Batch {
     pub(crate) fn adapter_of(&self, row: usize) -> Option<usize> {
         let mut of = self.adapters.iter();
         of.find(|(rows, _)| rows.contains(&row)).map(|(_, a)| *a)
+    }
+
+    /// Lets no row use an adapter.
+    #[must_use]
+    pub fn without_adapter(mut self) -> Self {
+        self.adapters.clear();
+        self
     }
 
     /// Lets every row use the adapter `index`.

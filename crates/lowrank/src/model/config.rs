@@ -1,4 +1,4 @@
-//! What the one decoder block needs to know about a model: its shapes and its choices.
+//! What the one block needs to know about a model: its shapes and its choices.
 //!
 //! A family (`families/`) translates a `config.json` into this; nothing else in the crate looks at
 //! `config.json`. Where two architectures differ, the difference is an enum here and a `match` in the
@@ -19,6 +19,16 @@ pub enum Family {
     Qwen3,
     /// GPT-2: LayerNorm, learned positions, GELU, fused and transposed q, k, v.
     Gpt2,
+    /// BERT, and what has its shape, such as MiniLM.
+    Bert,
+    /// RoBERTa: BERT's shape, positions that begin behind the padding's.
+    Roberta,
+    /// XLM-RoBERTa: RoBERTa with another vocabulary.
+    XlmRoberta,
+    /// DistilBERT: BERT's shape without token types.
+    DistilBert,
+    /// ModernBERT: norms before the sublayers, rotary positions, layers that see a window.
+    ModernBert,
 }
 
 impl Family {
@@ -30,8 +40,82 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Gpt2 => "gpt2",
+            Self::Bert => "bert",
+            Self::Roberta => "roberta",
+            Self::XlmRoberta => "xlm-roberta",
+            Self::DistilBert => "distilbert",
+            Self::ModernBert => "modernbert",
         }
     }
+}
+
+/// What a model is used for, and so what stands on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To say the next token.
+    LanguageModel,
+    /// To classify whole texts.
+    SequenceClassifier {
+        /// Outputs of the classifier.
+        labels: usize,
+    },
+    /// To classify single tokens.
+    TokenClassifier {
+        /// Outputs of the classifier.
+        labels: usize,
+    },
+    /// To give its hidden rows.
+    Features,
+}
+
+/// What stands on the hidden rows of the last block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadKind {
+    /// The output projection of a language model.
+    LanguageModel,
+    /// A classifier.
+    Classifier(Classifier),
+    /// Nothing: the hidden rows are the result.
+    None,
+}
+
+/// Which rows of a sequence a classifier reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first.
+    First,
+    /// The last.
+    Last,
+    /// The mean of all.
+    Mean,
+    /// Each by itself.
+    Each,
+}
+
+/// `out(norm(act(dense(rows))))`, or `out(rows)` without the dense linear.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Classifier {
+    /// Outputs.
+    pub labels: usize,
+    /// Which rows it reads.
+    pub pooling: Pooling,
+    /// Its first linear.
+    pub dense: Option<ClassifierDense>,
+    /// Whether its last linear has a bias.
+    pub bias: bool,
+}
+
+/// The first linear [C, C] of a classifier, and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClassifierDense {
+    /// The nonlinearity.
+    pub activation: Activation,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Whether a norm stands behind the nonlinearity.
+    pub norm: bool,
+    /// Whether it belongs to what PEFT trains and saves with a classifier (`modules_to_save`); otherwise it is the base's, frozen.
+    pub saved: bool,
 }
 
 /// How a residual stream is normalised before attention, before the MLP and before the head.
@@ -41,15 +125,48 @@ pub enum NormKind {
     Rms,
     /// `(x − mean) / sqrt(var + eps) · weight + bias`
     Layer,
+    /// The same without a bias.
+    LayerWithoutBias,
+}
+
+impl NormKind {
+    /// The tensors of a norm.
+    pub fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Layer => &[Part::Weight, Part::Bias],
+            Self::Rms | Self::LayerWithoutBias => &[Part::Weight],
+        }
+    }
+}
+
+/// Where the norms of a sublayer stand: `x = sum(x + sublayer(input(x)))`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before the sublayer.
+    Input,
+    /// Behind the sum of its output and the residual stream.
+    Sum,
 }
 
 /// How a token's place in its sequence enters the model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Position {
-    /// Rotary embedding of q and k.
-    Rope(Rope),
-    /// A learned table of [`ModelConfig::max_position_embeddings`] rows, added to the token embedding.
-    Learned,
+    /// Rotary embeddings of q and k; [`LayerConfig::rope`] says which of them a block has.
+    Rope(Vec<Rope>),
+    /// A learned table, added to the token embedding.
+    Learned {
+        /// The row of the first position. The table has so many rows more than [`ModelConfig::max_position_embeddings`].
+        first: usize,
+    },
+}
+
+/// What the attention of one block has for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// How many keys back a query sees, its own included; in an encoder as many forward. `None`: all.
+    pub window: Option<usize>,
+    /// Which of the [rotary embeddings](Position::Rope) it has.
+    pub rope: usize,
 }
 
 /// Rotary position embedding: the base and how its frequencies are stretched.
@@ -89,6 +206,8 @@ pub enum RopeScaling {
 pub enum MlpKind {
     /// `down(act(gate(x)) ∘ up(x))`
     Gated,
+    /// The same, gate and up being one linear.
+    GatedFused,
     /// `down(act(up(x)))`
     Plain,
 }
@@ -106,6 +225,10 @@ pub struct Biases {
 
 /// Everything that the decoder needs to know, in the words of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what architectures have or have not is independent"
+)]
 pub struct ModelConfig {
     /// The architecture, for names.
     pub family: Family,
@@ -127,8 +250,18 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// The kind of norm.
     pub norm: NormKind,
+    /// Where the blocks' norms stand.
+    pub norm_placement: NormPlacement,
+    /// Whether the first block has a norm before its attention.
+    pub first_norm: bool,
+    /// Whether a norm stands behind the last block.
+    pub final_norm: bool,
     /// The norms' epsilon.
     pub norm_eps: f32,
+    /// Rows of the table of token types (`type_vocab_size`), which is added to the token embedding; 0: none.
+    pub token_types: usize,
+    /// Whether a norm stands behind the sum of the embeddings.
+    pub embedding_norm: bool,
     /// How positions enter.
     pub position: Position,
     /// The kind of MLP.
@@ -145,8 +278,14 @@ pub struct ModelConfig {
     pub fused_qkv: bool,
     /// How the block's linears are stored.
     pub layout: Layout,
-    /// Keys further back than this are not seen.
-    pub sliding_window: Option<usize>,
+    /// Whether a row sees only itself and what is before it.
+    pub causal: bool,
+    /// The blocks' own choices, one a block.
+    pub layers: Vec<LayerConfig>,
+    /// What stands on top.
+    pub head: HeadKind,
+    /// The spread of new values (`initializer_range`).
+    pub initializer_range: f32,
 }
 
 /// A linear of a block.
@@ -166,14 +305,20 @@ pub enum LinearKind {
     Gate,
     /// The MLP's first linear.
     Up,
+    /// The MLP's gate and first linear in one.
+    GateUp,
     /// The MLP's second linear.
     Down,
+    /// The first linear of a classifier.
+    Dense,
+    /// The last linear of a classifier.
+    Out,
 }
 
 /// Where a linear stands: layer and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinearId {
-    /// Index of the block, from 0.
+    /// Index of the block, from 0; the linears of a classifier have the number of blocks.
     pub layer: usize,
     /// Which of its linears.
     pub kind: LinearKind,
@@ -191,9 +336,9 @@ pub enum Part {
 /// A norm of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlockNorm {
-    /// Before attention.
+    /// Of attention: before it, or behind the sum, as [`NormPlacement`] says.
     Attention,
-    /// Before the MLP.
+    /// Of the MLP.
     Mlp,
     /// On the heads of q.
     Q,
@@ -215,8 +360,12 @@ pub enum Sublayer {
 pub enum WeightId {
     /// The token embedding, [V, C].
     Embedding,
-    /// The position table, [max_position_embeddings, C].
+    /// The position table, [positions, C].
     Positions,
+    /// The table of token types, [token_types, C].
+    TokenTypes,
+    /// The norm behind the embeddings.
+    EmbeddingNorm(Part),
     /// A linear of a block.
     Linear(LinearId, Part),
     /// A norm of a block: layer, which, part.
@@ -225,6 +374,8 @@ pub enum WeightId {
     FinalNorm(Part),
     /// The output projection where it is not the embedding, [V, C].
     Head,
+    /// The norm of a classifier.
+    ClassifierNorm(Part),
 }
 
 impl WeightId {
@@ -232,7 +383,11 @@ impl WeightId {
     pub fn is_vector(self) -> bool {
         matches!(
             self,
-            Self::Norm(..) | Self::FinalNorm(_) | Self::Linear(_, Part::Bias)
+            Self::Norm(..)
+                | Self::EmbeddingNorm(_)
+                | Self::FinalNorm(_)
+                | Self::ClassifierNorm(_)
+                | Self::Linear(_, Part::Bias)
         )
     }
 }
@@ -250,8 +405,10 @@ impl ModelConfig {
 
     /// The linears of one block, in the order of the forward pass.
     pub fn linear_kinds(&self) -> &'static [LinearKind] {
-        use LinearKind::{Down, Gate, K, O, Q, Qkv, Up, V};
+        use LinearKind::{Down, Gate, GateUp, K, O, Q, Qkv, Up, V};
         match (self.fused_qkv, self.mlp) {
+            (false, MlpKind::GatedFused) => &[Q, K, V, O, GateUp, Down],
+            (true, MlpKind::GatedFused) => &[Qkv, O, GateUp, Down],
             (false, MlpKind::Gated) => &[Q, K, V, O, Gate, Up, Down],
             (false, MlpKind::Plain) => &[Q, K, V, O, Up, Down],
             (true, MlpKind::Gated) => &[Qkv, O, Gate, Up, Down],
@@ -268,7 +425,10 @@ impl ModelConfig {
             LinearKind::Qkv => (c, self.q_size() + 2 * self.kv_size()),
             LinearKind::O => (self.q_size(), c),
             LinearKind::Gate | LinearKind::Up => (c, f),
+            LinearKind::GateUp => (c, 2 * f),
             LinearKind::Down => (f, c),
+            LinearKind::Dense => (c, c),
+            LinearKind::Out => (c, self.classifier().map_or(0, |head| head.labels)),
         }
     }
 
@@ -277,7 +437,11 @@ impl ModelConfig {
         match kind {
             LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv => self.biases.qkv,
             LinearKind::O => self.biases.o,
-            LinearKind::Gate | LinearKind::Up | LinearKind::Down => self.biases.mlp,
+            LinearKind::Gate | LinearKind::Up | LinearKind::GateUp | LinearKind::Down => {
+                self.biases.mlp
+            }
+            LinearKind::Dense => self.classifier_dense().is_some_and(|dense| dense.bias),
+            LinearKind::Out => self.classifier().is_some_and(|head| head.bias),
         }
     }
 
@@ -292,66 +456,147 @@ impl ModelConfig {
         }
     }
 
-    /// Every linear of every block.
+    /// How a linear is stored.
+    pub fn linear_layout(&self, kind: LinearKind) -> Layout {
+        match kind {
+            LinearKind::Dense | LinearKind::Out => Layout::OutIn,
+            _ => self.layout,
+        }
+    }
+
+    /// The windows of the blocks' attention.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        self.layers.iter().map(|layer| layer.window).collect()
+    }
+
+    /// The classifier, if there is one.
+    pub fn classifier(&self) -> Option<&Classifier> {
+        match &self.head {
+            HeadKind::Classifier(classifier) => Some(classifier),
+            HeadKind::LanguageModel | HeadKind::None => None,
+        }
+    }
+
+    /// The first linear of the classifier.
+    pub(crate) fn classifier_dense(&self) -> Option<&ClassifierDense> {
+        self.classifier()?.dense.as_ref()
+    }
+
+    /// A linear of the classifier.
+    pub(crate) fn classifier_linear(&self, kind: LinearKind) -> LinearId {
+        LinearId {
+            layer: self.num_hidden_layers,
+            kind,
+        }
+    }
+
+    /// Every linear that an adapter can stand beside: those of the blocks, and of a classifier those that are not trained as a whole.
     pub fn linears(&self) -> impl Iterator<Item = LinearId> + '_ {
-        (0..self.num_hidden_layers).flat_map(|layer| {
-            self.linear_kinds()
-                .iter()
-                .map(move |&kind| LinearId { layer, kind })
-        })
+        let dense = self.classifier_dense().filter(|dense| !dense.saved);
+        (0..self.num_hidden_layers)
+            .flat_map(|layer| {
+                let kinds = self.linear_kinds().iter();
+                kinds.map(move |&kind| LinearId { layer, kind })
+            })
+            .chain(dense.map(|_| self.classifier_linear(LinearKind::Dense)))
     }
 
     /// Every tensor of the model with its shape (rows, cols); a vector is one row.
     pub fn weights(&self) -> Vec<(WeightId, (usize, usize))> {
         let c = self.hidden_size;
-        let parts: &[Part] = if self.norm == NormKind::Layer {
-            &[Part::Weight, Part::Bias]
-        } else {
-            &[Part::Weight]
-        };
         let mut all = vec![(WeightId::Embedding, (self.vocab_size, c))];
-        if self.position == Position::Learned {
-            all.push((WeightId::Positions, (self.max_position_embeddings, c)));
+        if let Position::Learned { first } = self.position {
+            let rows = first + self.max_position_embeddings;
+            all.push((WeightId::Positions, (rows, c)));
+        }
+        if self.token_types > 0 {
+            all.push((WeightId::TokenTypes, (self.token_types, c)));
+        }
+        if self.embedding_norm {
+            all.extend(self.norm_weights(WeightId::EmbeddingNorm));
         }
         for layer in 0..self.num_hidden_layers {
-            all.extend(
-                parts
-                    .iter()
-                    .map(|&p| (WeightId::Norm(layer, BlockNorm::Attention, p), (1, c))),
-            );
-            for &kind in self.linear_kinds() {
-                if kind == LinearKind::O && self.qk_norm {
-                    for norm in [BlockNorm::Q, BlockNorm::K] {
-                        all.push((
-                            WeightId::Norm(layer, norm, Part::Weight),
-                            (1, self.head_size),
-                        ));
+            self.add_block(layer, &mut all);
+        }
+        if self.final_norm {
+            all.extend(self.norm_weights(WeightId::FinalNorm));
+        }
+        match &self.head {
+            HeadKind::LanguageModel if !self.tie_word_embeddings => {
+                all.push((WeightId::Head, (self.vocab_size, c)));
+            }
+            HeadKind::LanguageModel | HeadKind::None => {}
+            HeadKind::Classifier(classifier) => {
+                if let Some(dense) = &classifier.dense {
+                    self.add_linear(self.classifier_linear(LinearKind::Dense), &mut all);
+                    if dense.norm {
+                        all.extend(self.norm_weights(WeightId::ClassifierNorm));
                     }
                 }
-                let id = LinearId { layer, kind };
-                let (input, output) = self.linear_shape(kind);
-                let shape = match self.layout {
-                    Layout::OutIn => (output, input),
-                    Layout::InOut => (input, output),
-                };
-                all.push((WeightId::Linear(id, Part::Weight), shape));
-                if self.linear_bias(kind) {
-                    all.push((WeightId::Linear(id, Part::Bias), (1, output)));
-                }
-                if kind == LinearKind::O {
-                    all.extend(
-                        parts
-                            .iter()
-                            .map(|&p| (WeightId::Norm(layer, BlockNorm::Mlp, p), (1, c))),
-                    );
-                }
+                self.add_linear(self.classifier_linear(LinearKind::Out), &mut all);
             }
         }
-        all.extend(parts.iter().map(|&p| (WeightId::FinalNorm(p), (1, c))));
-        if !self.tie_word_embeddings {
-            all.push((WeightId::Head, (self.vocab_size, c)));
-        }
         all
+    }
+
+    /// The tensors of one block, as the forward pass meets them.
+    fn add_block(&self, layer: usize, all: &mut Vec<(WeightId, (usize, usize))>) {
+        let norm = |norm| self.norm_weights(move |part| WeightId::Norm(layer, norm, part));
+        let before = self.norm_placement == NormPlacement::Input;
+        if before && self.has_attention_norm(layer) {
+            all.extend(norm(BlockNorm::Attention));
+        }
+        for &kind in self.linear_kinds() {
+            if kind == LinearKind::O && self.qk_norm {
+                for norm in [BlockNorm::Q, BlockNorm::K] {
+                    let id = WeightId::Norm(layer, norm, Part::Weight);
+                    all.push((id, (1, self.head_size)));
+                }
+            }
+            self.add_linear(LinearId { layer, kind }, all);
+            match (kind, self.norm_placement) {
+                (LinearKind::O, NormPlacement::Sum) => all.extend(norm(BlockNorm::Attention)),
+                (LinearKind::O, NormPlacement::Input) | (LinearKind::Down, NormPlacement::Sum) => {
+                    all.extend(norm(BlockNorm::Mlp));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn add_linear(&self, id: LinearId, all: &mut Vec<(WeightId, (usize, usize))>) {
+        let (input, output) = self.linear_shape(id.kind);
+        let shape = match self.linear_layout(id.kind) {
+            Layout::OutIn => (output, input),
+            Layout::InOut => (input, output),
+        };
+        all.push((WeightId::Linear(id, Part::Weight), shape));
+        if self.linear_bias(id.kind) {
+            all.push((WeightId::Linear(id, Part::Bias), (1, output)));
+        }
+    }
+
+    /// The tensors of a norm of the residual stream.
+    fn norm_weights(
+        &self,
+        id: impl Fn(Part) -> WeightId,
+    ) -> impl Iterator<Item = (WeightId, (usize, usize))> {
+        let parts = self.norm.parts().iter();
+        parts.map(move |&part| (id(part), (1, self.hidden_size)))
+    }
+
+    /// Whether a block has a norm for its attention.
+    pub(crate) fn has_attention_norm(&self, layer: usize) -> bool {
+        layer > 0 || self.first_norm
+    }
+
+    /// Whether a tensor belongs to a classifier: a model that was made for something else may lack it, and it then begins anew.
+    pub(crate) fn is_of_classifier(&self, id: WeightId) -> bool {
+        match id {
+            WeightId::Linear(linear, _) => linear.layer == self.num_hidden_layers,
+            WeightId::ClassifierNorm(_) => true,
+            _ => false,
+        }
     }
 
     /// Parameters of the model; a tied head is counted once.

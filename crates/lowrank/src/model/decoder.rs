@@ -6,17 +6,18 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, Layout, RopeTable, Tensor, View, Weight, Workspace, embedding_backward,
-    embedding_forward, head_logits, in_pool,
+    Arena, ComputeDType, RopeTable, Tensor, View, Workspace, embedding_backward, embedding_forward,
+    head_logits, in_pool,
 };
 
-use super::adapter::{Adapter, AdapterSet};
+use super::adapter::{Adapter, AdapterSet, Reach};
 use super::batch::Batch;
 use super::block::{Block, BlockSaved, SomeRows};
 use super::cache::KvCache;
-use super::config::{ModelConfig, Part, Position, WeightId};
+use super::config::{ModelConfig, Part, Position, Rope, WeightId};
 use super::pass::{NormSaved, Pass};
 use super::saving::Saving;
+use super::top::Top;
 use super::weights::Weights;
 
 /// What a pass with gradients is to do.
@@ -42,39 +43,27 @@ pub struct ForeignAdapter {
     pub adapter: usize,
 }
 
-/// The output projection: logits = hidden · Wᵀ.
-#[derive(Clone, Copy)]
-pub struct Head<'a> {
-    /// The weight [V, C], the embedding's where the two are tied.
-    pub weight: Weight<'a>,
-    /// Slot of its gradient, where it is trained.
-    pub slot: Option<usize>,
-    /// How exactly gradients are computed that go through it.
-    pub compute_dtype: ComputeDType,
-}
-
 /// A base model: immutable weights and what is derived from the config.
 pub struct Decoder {
     weights: Weights,
-    rope: Option<RopeTable>,
+    /// One for each of the config's rotary embeddings.
+    ropes: Vec<RopeTable>,
 }
 
 impl Decoder {
     /// Wraps loaded weights.
     pub fn new(weights: Weights) -> Arc<Self> {
         let config = weights.config();
-        let rope = match &config.position {
-            Position::Rope(rope) => {
-                let frequencies = rope.inverse_frequencies(config.head_size);
-                Some(RopeTable::new(
-                    &frequencies,
-                    1.0,
-                    config.max_position_embeddings,
-                ))
-            }
-            Position::Learned => None,
+        let ropes: &[Rope] = match &config.position {
+            Position::Rope(ropes) => ropes,
+            Position::Learned { .. } => &[],
         };
-        Arc::new(Self { weights, rope })
+        let table = |rope: &Rope| {
+            let frequencies = rope.inverse_frequencies(config.head_size);
+            RopeTable::new(&frequencies, 1.0, config.max_position_embeddings)
+        };
+        let ropes = ropes.iter().map(table).collect();
+        Arc::new(Self { weights, ropes })
     }
 
     /// The model's shapes and choices.
@@ -99,7 +88,8 @@ impl Decoder {
     ) -> Forward<'a> {
         check_virtual(batch, adapters);
         let run = self.run(batch, &batch.supervised, self.pass(batch, adapters, ws));
-        let mut x = run.embed();
+        let (mut x, embedded) = run.embed();
+        run.give_embedded(embedded);
         for layer in 0..self.config().num_hidden_layers {
             x = run.block(layer).forward(x, None);
         }
@@ -139,7 +129,11 @@ impl Decoder {
         let lowest = adapters.first().and_then(Adapter::lowest_layer);
         let from = lowest.unwrap_or(layers);
         let mut blocks = Vec::with_capacity(layers);
-        let mut x = run.embed();
+        let (mut x, mut embedded) = run.embed();
+        let to_input = |adapter: &Adapter| adapter.reach(0) == Reach::Input;
+        if !adapters.first().is_some_and(to_input) {
+            run.give_embedded(embedded.take());
+        }
         for layer in 0..layers {
             let block = run.block(layer);
             x = if layer < from {
@@ -150,7 +144,12 @@ impl Decoder {
                 x_out
             };
         }
-        Ok(Forward::new(run, x, Some(Kept { blocks, from })))
+        let kept = Kept {
+            embedded,
+            blocks,
+            from,
+        };
+        Ok(Forward::new(run, x, Some(kept)))
     }
 
     /// Logits [rows, V] of the given rows of a batch, in ascending order. With a cache, the batch's keys and values are appended to
@@ -171,14 +170,31 @@ impl Decoder {
         }
         in_pool(|| {
             let run = self.run(batch, rows, self.pass(batch, adapters, ws));
-            let mut x = run.embed();
+            let (mut x, embedded) = run.embed();
+            run.give_embedded(embedded);
             for layer in 0..self.config().num_hidden_layers {
                 x = run.block(layer).forward(x, cache.as_deref_mut());
             }
             let forward = Forward::new(run, x, None);
             let mut logits = ws.take(rows.len(), self.config().vocab_size);
-            let (hidden, w) = (forward.hidden(), forward.head().weight);
+            let (hidden, top) = (forward.hidden(), forward.top());
+            let w = top.head().weight;
             head_logits(logits.view_mut(), hidden, w, batch.classes_of(rows));
+            forward.finish();
+            logits
+        })
+    }
+
+    /// Logits [pools, labels] of a classifier.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward); if the model has no classifier.
+    pub fn classify(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> Tensor {
+        in_pool(|| {
+            let forward = self.forward(batch, adapters, ws);
+            let top = forward.top();
+            let (logits, saved) = top.classify(forward.hidden());
+            top.give(saved);
             forward.finish();
             logits
         })
@@ -236,32 +252,67 @@ impl Run<'_> {
     fn block(&self, layer: usize) -> Block<'_> {
         let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
         let wanted = self.picked.as_ref().filter(|_| is_last);
-        let rope = self.decoder.rope.as_ref();
+        let of_block = self.decoder.config().layers[layer].rope;
+        let rope = self.decoder.ropes.get(of_block);
         Block::new(&self.pass, self.batch, layer, rope, wanted)
     }
 
-    fn embed(&self) -> Tensor {
+    /// The first block's input, and where a norm makes it, what that norm read and saved.
+    fn embed(&self) -> (Tensor, Embedded) {
         let (pass, batch) = (&self.pass, self.batch);
         let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
         let table = pass.weight(WeightId::Embedding);
         embedding_forward(x.view_mut(), &batch.ids, table, false);
         pass.embed_virtual(batch, &mut x);
-        if pass.config().position == Position::Learned {
+        if let Position::Learned { first } = pass.config().position {
             let table = pass.weight(WeightId::Positions);
+            let table = table.slice_rows(first..table.rows());
             embedding_forward(x.view_mut(), &batch.positions, table, true);
         }
-        x
+        if pass.config().token_types > 0 {
+            let table = pass.weight(WeightId::TokenTypes);
+            embedding_forward(x.view_mut(), &batch.token_types(), table, true);
+        }
+        if !pass.config().embedding_norm {
+            return (x, None);
+        }
+        let (normed, saved) = pass.norm(WeightId::EmbeddingNorm, x.view());
+        (normed, Some((x, saved)))
     }
 
-    fn embed_backward(&self, dx: View, grads: &mut Arena) {
+    fn give_embedded(&self, embedded: Embedded) {
+        if let Some((sum, norm)) = embedded {
+            self.pass.give([sum]);
+            self.pass.give_norm(norm);
+        }
+    }
+
+    /// Goes back through the embeddings, `dx` being the gradient of the first block's input.
+    fn embed_backward(&self, mut dx: Tensor, embedded: Embedded, grads: &mut Arena) {
         let (pass, batch) = (&self.pass, self.batch);
-        pass.embed_virtual_backward(batch, dx, grads);
+        if let Some((sum, norm)) = &embedded {
+            let mut d_sum = pass.take(dx.rows(), dx.cols());
+            d_sum.view_mut().fill(0.0);
+            let (id, out) = (WeightId::EmbeddingNorm, d_sum.view_mut());
+            pass.norm_backward(id, out, dx.view(), sum.view(), norm, grads);
+            pass.give([std::mem::replace(&mut dx, d_sum)]);
+        }
+        self.give_embedded(embedded);
+        pass.embed_virtual_backward(batch, dx.view(), grads);
         if let Some(slot) = pass.trained(WeightId::Embedding) {
-            embedding_backward(grads.view_mut(slot), &batch.ids, dx);
+            embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
         }
-        if let Some(slot) = pass.trained(WeightId::Positions) {
-            embedding_backward(grads.view_mut(slot), &batch.positions, dx);
+        if let Position::Learned { first } = pass.config().position
+            && let Some(slot) = pass.trained(WeightId::Positions)
+        {
+            let rows = first..grads.shape(slot).0;
+            let table = grads.view_mut(slot).slice_rows(rows);
+            embedding_backward(table, &batch.positions, dx.view());
         }
+        if let Some(slot) = pass.trained(WeightId::TokenTypes) {
+            embedding_backward(grads.view_mut(slot), &batch.token_types(), dx.view());
+        }
+        pass.give([dx]);
     }
 
     /// The wanted rows of what the last block gave, which is consumed.
@@ -289,8 +340,12 @@ impl Run<'_> {
     }
 }
 
+/// What the norm behind the embeddings read and saved, where there is one.
+type Embedded = Option<(Tensor, NormSaved)>;
+
 /// What the blocks saved, from block `from` on.
 struct Kept {
+    embedded: Embedded,
     blocks: Vec<BlockSaved>,
     from: usize,
 }
@@ -299,20 +354,24 @@ struct Kept {
 /// [`backward`](Self::backward), which give its buffers back.
 pub struct Forward<'a> {
     run: Run<'a>,
-    /// The wanted rows before the final norm, and behind it.
-    rows: Tensor,
+    /// The wanted rows, behind the final norm where there is one.
     hidden: Tensor,
-    norm: NormSaved,
+    /// The same before that norm, and what it saved.
+    norm: Option<(Tensor, NormSaved)>,
     kept: Option<Kept>,
 }
 
 impl<'a> Forward<'a> {
     fn new(run: Run<'a>, x: Tensor, kept: Option<Kept>) -> Self {
         let rows = run.pick(x);
-        let (hidden, norm) = run.pass.norm(WeightId::FinalNorm, rows.view());
+        let (hidden, norm) = if run.pass.config().final_norm {
+            let (hidden, saved) = run.pass.norm(WeightId::FinalNorm, rows.view());
+            (hidden, Some((rows, saved)))
+        } else {
+            (rows, None)
+        };
         Self {
             run,
-            rows,
             hidden,
             norm,
             kept,
@@ -324,18 +383,9 @@ impl<'a> Forward<'a> {
         self.hidden.view()
     }
 
-    /// The output projection of this pass.
-    pub fn head(&self) -> Head<'_> {
-        let pass = &self.run.pass;
-        let id = pass.head_id();
-        Head {
-            weight: Weight {
-                view: pass.weight(id),
-                layout: Layout::OutIn,
-            },
-            slot: pass.trained(id),
-            compute_dtype: pass.compute_dtype,
-        }
+    /// What stands on the hidden rows.
+    pub fn top(&self) -> Top<'_> {
+        Top::new(self.run.pass, self.run.batch)
     }
 
     /// Whether [`backward`](Self::backward) reads a gradient of the hidden rows: a head that is trained alone needs none.
@@ -354,11 +404,14 @@ impl<'a> Forward<'a> {
     /// Gives the buffers back.
     pub fn finish(self) {
         let pass = &self.run.pass;
-        for saved in self.kept.into_iter().flat_map(|kept| kept.blocks) {
-            saved.give(pass);
+        if let Some(kept) = self.kept {
+            self.run.give_embedded(kept.embedded);
+            for saved in kept.blocks {
+                saved.give(pass);
+            }
         }
-        pass.give([self.rows, self.hidden]);
-        pass.give_norm(self.norm);
+        pass.give([self.hidden]);
+        self.run.give_embedded(self.norm);
     }
 
     /// Adds to the gradients of what is trained, `dh` [n, C] being the gradient of the hidden rows. Without [`Decoder::forward_keeping`] there is
@@ -366,22 +419,33 @@ impl<'a> Forward<'a> {
     pub fn backward(self, dh: Tensor, grads: &mut Arena) {
         let Self {
             run,
-            rows,
             hidden,
             norm,
             kept,
         } = self;
         let pass = &run.pass;
-        let mut d_rows = pass.take(rows.rows(), rows.cols());
-        d_rows.view_mut().fill(0.0);
-        let (id, d_out) = (WeightId::FinalNorm, d_rows.view_mut());
-        pass.norm_backward(id, d_out, dh.view(), rows.view(), &norm, grads);
-        pass.give([rows, hidden, dh]);
-        pass.give_norm(norm);
-        let Some(Kept { mut blocks, from }) = kept else {
+        let d_rows = match norm {
+            None => dh,
+            Some((rows, norm)) => {
+                let mut d_rows = pass.take(rows.rows(), rows.cols());
+                d_rows.view_mut().fill(0.0);
+                let (id, d_out) = (WeightId::FinalNorm, d_rows.view_mut());
+                pass.norm_backward(id, d_out, dh.view(), rows.view(), &norm, grads);
+                pass.give([rows, dh]);
+                pass.give_norm(norm);
+                d_rows
+            }
+        };
+        pass.give([hidden]);
+        let Some(kept) = kept else {
             pass.give([d_rows]);
             return;
         };
+        let Kept {
+            embedded,
+            mut blocks,
+            from,
+        } = kept;
         let mut dx = run.spread(d_rows);
         let adapter = pass.adapters.first();
         for layer in (from..pass.config().num_hidden_layers).rev() {
@@ -391,8 +455,7 @@ impl<'a> Forward<'a> {
             let reach = adapter.reach(layer);
             dx = run.block(layer).backward(dx, saved, reach, grads);
         }
-        run.embed_backward(dx.view(), grads);
-        pass.give([dx]);
+        run.embed_backward(dx, embedded, grads);
     }
 }
 

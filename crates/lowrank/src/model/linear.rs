@@ -52,7 +52,7 @@ impl Pass<'_> {
     pub(crate) fn linear_weight(&self, id: LinearId) -> Weight<'_> {
         Weight {
             view: self.weight(WeightId::Linear(id, Part::Weight)),
-            layout: self.config().layout,
+            layout: self.config().linear_layout(id.kind),
         }
     }
 
@@ -197,7 +197,8 @@ impl Pass<'_> {
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Weight))
             && let Some(x) = x
         {
-            let (dw, layout) = (grads.view_mut(slot), self.config().layout);
+            let layout = self.config().linear_layout(linear.id.kind);
+            let dw = grads.view_mut(slot);
             linear_backward_weight(dw, linear.dy, x, layout, self.compute_dtype);
         }
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Bias)) {

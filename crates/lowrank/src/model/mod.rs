@@ -1,4 +1,4 @@
-//! The decoder and its families.
+//! The transformer and its families.
 //!
 //! One configurable block serves every family; a family is a translation of `config.json` and of tensor names.
 
@@ -16,17 +16,20 @@ mod pass;
 mod prefix;
 mod saving;
 mod scales;
+mod top;
 pub(crate) mod weights;
 
 pub use adapter::{
-    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, ScaleSite, VirtualSites,
+    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, SavedModules, ScaleSite, VirtualSites,
 };
-pub use batch::{Batch, VirtualPart, VirtualTokens};
+pub use batch::{Batch, Scored, VirtualPart, VirtualTokens};
 pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
-    Biases, BlockNorm, Family, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part,
-    Position, Rope, RopeScaling, Sublayer, WeightId,
+    Biases, BlockNorm, Classifier, ClassifierDense, Family, HeadKind, LayerConfig, LinearId,
+    LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose,
+    Rope, RopeScaling, Sublayer, WeightId,
 };
-pub use decoder::{Decoder, ForeignAdapter, Forward, Head, PassOptions};
+pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
 pub use saving::{Recompute, Saving};
+pub use top::{ClassifierSaved, Head, Top};
 pub use weights::Weights;

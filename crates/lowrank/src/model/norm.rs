@@ -21,7 +21,7 @@ impl Pass<'_> {
                 rms_norm_forward(y.view_mut(), rstd.view_mut(), x, weight, eps, 1);
                 (y, NormSaved { mean: None, rstd })
             }
-            NormKind::Layer => {
+            NormKind::Layer | NormKind::LayerWithoutBias => {
                 let mut mean = self.take(x.rows(), 1);
                 let bias = self.norm_bias(&id);
                 layer_norm_forward(

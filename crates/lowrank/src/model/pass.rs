@@ -5,7 +5,7 @@ use std::ops::Range;
 use lowrank_kernels::{ComputeDType, RowClasses, Tensor, View, Workspace};
 
 use super::adapter::AdapterSet;
-use super::config::{ModelConfig, NormKind, Part, WeightId};
+use super::config::{ModelConfig, Part, WeightId};
 use super::weights::Weights;
 
 /// One pass over the rows of a batch, or over some of them.
@@ -96,6 +96,9 @@ impl<'a> Pass<'a> {
     }
 
     pub(crate) fn norm_bias(&self, id: impl Fn(Part) -> WeightId) -> Option<View<'_>> {
-        (self.config().norm == NormKind::Layer).then(|| self.weight(id(Part::Bias)))
+        let parts = self.config().norm.parts();
+        parts
+            .contains(&Part::Bias)
+            .then(|| self.weight(id(Part::Bias)))
     }
 }

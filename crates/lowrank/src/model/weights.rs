@@ -10,10 +10,10 @@ use lowrank_formats::checkpoint::{
 };
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{DType, Tensor, View};
+use lowrank_kernels::{DType, Tensor, View, fill_normal};
 use rayon::prelude::*;
 
-use super::config::{ModelConfig, WeightId};
+use super::config::{Family, ModelConfig, Part, Purpose, WeightId};
 use super::families;
 use crate::Error;
 use crate::random::{hash, mix};
@@ -25,6 +25,8 @@ pub struct Weights {
     dtype: DType,
     /// Where in a mapped file tensors lie.
     mapped: Vec<SharedBytes>,
+    /// Tensors of the classifier that the checkpoint lacks.
+    new: Vec<WeightId>,
 }
 
 impl Weights {
@@ -39,7 +41,18 @@ impl Weights {
         Self::from_checkpoint(config, &checkpoint, dtype)
     }
 
-    /// Takes what the config asks for from an opened checkpoint.
+    /// The same for a purpose.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a purpose that the architecture does not have.
+    pub fn load_for(folder: &Path, dtype: DType, purpose: Purpose) -> Result<Self, Error> {
+        let config = families::read_config_for(&HfConfig::read(folder)?, purpose)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        Self::from_checkpoint(config, &checkpoint, dtype)
+    }
+
+    /// Takes what the config asks for from an opened checkpoint. What it lacks of a classifier begins as zeros, until
+    /// [`begin_classifier`](Self::begin_classifier).
     ///
     /// # Errors
     /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes. Values that are not finite, or
@@ -54,9 +67,15 @@ impl Weights {
         let mut tensors = HashMap::new();
         let mut mapped = Vec::new();
         let mut used = std::collections::HashSet::new();
+        let mut new = Vec::new();
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
             let Some(entry) = find(&config, checkpoint, id) else {
+                if config.is_of_classifier(id) {
+                    new.push(id);
+                    tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                    continue;
+                }
                 problems.push(format!("{name}: missing (expected {})", shape_text(shape)));
                 if id == WeightId::Head {
                     problems.push(
@@ -74,7 +93,8 @@ impl Weights {
                 ));
                 continue;
             }
-            let stored_as = if shape.0 == 1 { DType::F32 } else { dtype };
+            let exact = shape.0 == 1 || config.is_of_classifier(id);
+            let stored_as = if exact { DType::F32 } else { dtype };
             let tensor = to_tensor(&entry, shape, stored_as)?;
             if tensor.is_shared() {
                 mapped.push(entry);
@@ -85,6 +105,7 @@ impl Weights {
             checkpoint
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
+                .filter(|name| !families::is_of_other_head(&config, name))
                 .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
@@ -105,7 +126,38 @@ impl Weights {
             tensors,
             dtype,
             mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
+            new,
         })
+    }
+
+    /// The names of the classifier's tensors that the checkpoint lacks.
+    pub fn new_names(&self) -> Vec<String> {
+        let names = self.new.iter();
+        names
+            .map(|id| families::tensor_name(&self.config, *id))
+            .collect()
+    }
+
+    /// Gives the classifier's tensors that the checkpoint lacks their first values, as transformers does: weights are normal with
+    /// the spread that config.json names, biases 0 and norms 1. ModernBERT's are cut at two spreads, and its last linear has 1/√C.
+    pub fn begin_classifier(&mut self, seed: u64) {
+        for (n, id) in self.new.clone().into_iter().enumerate() {
+            let std = families::classifier_spread(&self.config, id);
+            let Some(tensor) = self.tensors.get_mut(&id) else {
+                continue;
+            };
+            match id {
+                WeightId::Linear(_, Part::Weight) => {
+                    let key = mix(seed, n as u64);
+                    fill_normal(tensor.view_mut(), std, key);
+                    if self.config.family == Family::ModernBert {
+                        redraw_beyond(tensor, 2.0 * std, std, key);
+                    }
+                }
+                WeightId::ClassifierNorm(Part::Weight) => tensor.view_mut().fill(1.0),
+                _ => tensor.view_mut().fill(0.0),
+            }
+        }
     }
 
     /// Weights from tensors that the caller made (random initialisation, tests). Shapes must be the config's.
@@ -136,6 +188,7 @@ impl Weights {
                 tensors,
                 dtype,
                 mapped: Vec::new(),
+                new: Vec::new(),
             })
         } else {
             Err(Error::Tensors {
@@ -190,6 +243,7 @@ impl Weights {
         let ids = self.config.weights();
         let parts: Vec<View<'_>> = ids
             .iter()
+            .filter(|(id, _)| !self.config.is_of_classifier(*id))
             .flat_map(|&(id, (rows, cols))| {
                 let view = self.view(id);
                 let step = (PART / cols.max(1)).max(1);
@@ -214,7 +268,8 @@ impl Weights {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
             }
         };
-        for (id, (rows, cols)) in self.config.weights() {
+        let all = self.config.weights().into_iter();
+        for (id, (rows, cols)) in all.filter(|(id, _)| !self.config.is_of_classifier(*id)) {
             eat(rows as u64);
             eat(cols as u64);
             let view = self.view(id);
@@ -262,6 +317,23 @@ pub(crate) fn write_model(
     Ok(())
 }
 
+/// Draws the values that lie beyond `most` again until none does.
+fn redraw_beyond(tensor: &mut Tensor, most: f32, std: f32, key: u64) {
+    let (rows, cols) = (tensor.rows(), tensor.cols());
+    let mut values = tensor.to_vec();
+    let mut round = 0;
+    while values.iter().any(|value| value.abs() > most) {
+        round += 1;
+        fill_normal(tensor.view_mut(), std, mix(key, round));
+        for (value, other) in values.iter_mut().zip(tensor.to_vec()) {
+            if value.abs() > most {
+                *value = other;
+            }
+        }
+    }
+    *tensor = Tensor::from_f32(rows, cols, values);
+}
+
 /// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever
 /// config.json says, as in transformers.
 ///
@@ -290,10 +362,8 @@ fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {
 
 /// A tensor by its name, or by its name in a checkpoint of a bare model.
 fn get(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<TensorEntry> {
-    let name = families::tensor_name(config, id);
-    let short = name.strip_prefix(families::optional_prefix(config.family));
-    let by_short = || short.and_then(|name| checkpoint.get(name));
-    checkpoint.get(&name).or_else(by_short)
+    let names = families::stored_names(config, id);
+    names.iter().find_map(|name| checkpoint.get(name))
 }
 
 /// [`get`], or of a tied pair the one that is there.
@@ -310,13 +380,13 @@ fn find(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<T
 fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<String> {
     let mut reasons = Vec::new();
     let layers = config.num_hidden_layers;
-    let blocks = families::blocks(config.family);
+    let blocks = families::blocks(config);
     let short = blocks
         .strip_prefix(families::optional_prefix(config.family))
-        .unwrap_or(blocks);
+        .unwrap_or(&blocks);
     let layer = |name: &str| -> Option<usize> {
         let rest = name
-            .strip_prefix(blocks)
+            .strip_prefix(&blocks)
             .or_else(|| name.strip_prefix(short))?;
         rest.strip_prefix('.')?.split('.').next()?.parse().ok()
     };

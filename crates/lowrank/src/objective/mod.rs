@@ -2,29 +2,33 @@
 //!
 //! The decoder knows no loss. [`loss`] and [`loss_and_gradients`] put a forward, an [`Objective`] and a backward together, on one path.
 
+mod classes;
 mod next_token;
 
 use lowrank_kernels::{Arena, Tensor, View, ViewMut, Workspace, in_pool};
 
+pub use classes::{ClassTargets, Classes};
 pub use next_token::NextToken;
 
-use crate::model::{AdapterSet, Batch, Decoder, ForeignAdapter, Forward, Head, PassOptions};
+use crate::model::{AdapterSet, Batch, Decoder, ForeignAdapter, Forward, PassOptions, Top};
 
 /// Sums over the labels of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSum {
-    /// Σ of the labels' losses, in nats.
+    /// Σ of the labels' losses: nats, or squares where the outputs are numbers.
     pub loss: f64,
     /// Labels that are the most likely prediction.
     pub correct: usize,
     /// Number of labels: supervised tokens of a language model.
     pub tokens: usize,
+    /// What the sum is divided by for the mean: the number of labels, or the sum of their weights.
+    pub weight: f64,
 }
 
 impl LossSum {
-    /// Mean nats a label.
+    /// Mean loss of a label.
     pub fn mean(&self) -> f64 {
-        self.loss / self.tokens as f64
+        self.loss / self.weight
     }
 
     /// Adds another batch's sums.
@@ -32,6 +36,7 @@ impl LossSum {
         self.loss += other.loss;
         self.correct += other.correct;
         self.tokens += other.tokens;
+        self.weight += other.weight;
     }
 }
 
@@ -50,7 +55,7 @@ pub trait Objective: Sync {
     /// The losses of hidden rows [n, C], in the order of the batch's supervised rows, and their gradients if asked for.
     fn score(
         &self,
-        head: Head<'_>,
+        top: &Top<'_>,
         hidden: View<'_>,
         gradients: Option<Gradients<'_>>,
         ws: &Workspace,
@@ -107,7 +112,7 @@ fn score(
         dh: dh.as_mut().map(Tensor::view_mut),
         trained,
     });
-    let sums = objective.score(forward.head(), hidden, gradients, ws);
+    let sums = objective.score(&forward.top(), hidden, gradients, ws);
     match (dh, grads) {
         (Some(dh), Some(grads)) => forward.backward(dh, grads),
         _ => forward.finish(),

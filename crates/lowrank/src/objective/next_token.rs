@@ -3,7 +3,7 @@
 use lowrank_kernels::{View, Workspace, cross_entropy_forward_backward};
 
 use super::{Gradients, LossSum, Objective};
-use crate::model::{Batch, Head};
+use crate::model::{Batch, Top};
 
 /// Cross-entropy with the next token, with label smoothing as transformers' `LabelSmoother`.
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +27,12 @@ impl<'a> NextToken<'a> {
 impl Objective for NextToken<'_> {
     fn score(
         &self,
-        head: Head<'_>,
+        top: &Top<'_>,
         hidden: View<'_>,
         gradients: Option<Gradients<'_>>,
         ws: &Workspace,
     ) -> LossSum {
+        let head = top.head();
         let (dh, dw) = match gradients {
             None => (None, None),
             Some(Gradients { dh, trained }) => (dh, head.slot.map(|slot| trained.view_mut(slot))),
@@ -50,6 +51,7 @@ impl Objective for NextToken<'_> {
             loss: sums.loss_sum,
             correct: sums.correct,
             tokens: self.targets.len(),
+            weight: self.targets.len() as f64,
         }
     }
 }

@@ -143,7 +143,7 @@ fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
         options.train.batch_size,
         options.train.max_seq_length,
         adapter.virtual_tokens(),
-        options.model.sliding_window,
+        &options.model.windows(),
     )
 }
 

@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::model::{
-    Adapter, Batch, BlockNorm, LinearId, LinearKind, ModelConfig, Part, Reach, Sublayer,
+    Adapter, Batch, BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Part, Reach, Sublayer,
     VirtualTokens, WeightId,
 };
 
@@ -18,36 +18,50 @@ pub struct Work {
     pub tokens: usize,
     /// Tokens that carry loss.
     pub supervised_tokens: usize,
-    /// Σ over tokens of the keys that each sees.
+    /// Σ over tokens of the keys that each sees, the mean of the blocks.
     pub seen_keys: usize,
 }
 
 impl Work {
-    /// The work of a batch without padding. `window` is the model's sliding window.
-    pub fn of(batch: &Batch, window: Option<usize>) -> Self {
-        let window = window.unwrap_or(usize::MAX);
-        let seen = batch.segments.iter().map(|segment| {
-            let keys: usize = segment.keys.iter().map(ExactSizeIterator::len).sum();
-            let queries = segment.queries.len();
-            (0..queries)
-                .map(|i| (keys + i + 1 - queries).min(window))
-                .sum::<usize>()
-        });
+    /// The work of a batch without padding. `windows` are those of the model's blocks.
+    pub fn of(batch: &Batch, windows: &[Option<usize>]) -> Self {
+        let seen = |window: usize| {
+            let seen = batch.segments.iter().map(|segment| {
+                let keys: usize = segment.keys.iter().map(ExactSizeIterator::len).sum();
+                let queries = segment.queries.len();
+                let seen = (0..queries).map(|i| {
+                    // Without its own, which both sides of a window have.
+                    let before = (keys + i + 1 - queries).min(window);
+                    let behind = if segment.causal {
+                        0
+                    } else {
+                        (queries - i - 1).min(window - 1)
+                    };
+                    before + behind
+                });
+                seen.sum::<usize>()
+            });
+            seen.sum::<usize>()
+        };
         Self {
             tokens: batch.tokens(),
-            supervised_tokens: batch.targets.len(),
-            seen_keys: seen.sum(),
+            supervised_tokens: batch.supervised.len(),
+            seen_keys: mean_of_blocks(windows, seen),
         }
     }
 
     /// The work of `rows` sequences of `length` tokens, of which all but the first carry loss, with an adapter's virtual
-    /// tokens. Sequences share the rows of the prefix.
-    pub fn even(rows: usize, length: usize, tokens: VirtualTokens, window: Option<usize>) -> Self {
-        let window = window.unwrap_or(usize::MAX);
+    /// tokens. Sequences share the rows of the prefix, and a row sees what is before it.
+    pub fn even(
+        rows: usize,
+        length: usize,
+        tokens: VirtualTokens,
+        windows: &[Option<usize>],
+    ) -> Self {
         let before = tokens.keys + tokens.prefix;
         let own = length + tokens.infix;
         // Σ min(before + i, window) over i = 1..=own
-        let seen = |before: usize, own: usize| {
+        let seen = |window: usize, before: usize, own: usize| {
             let growing = window.saturating_sub(before).min(own);
             growing * before
                 + growing * (growing + 1) / 2
@@ -56,7 +70,9 @@ impl Work {
         Self {
             tokens: tokens.prefix + rows * own,
             supervised_tokens: rows * length.saturating_sub(1),
-            seen_keys: seen(tokens.keys, tokens.prefix) + rows * seen(before, own),
+            seen_keys: mean_of_blocks(windows, |window| {
+                seen(window, tokens.keys, tokens.prefix) + rows * seen(window, before, own)
+            }),
         }
     }
 
@@ -66,6 +82,23 @@ impl Work {
         self.supervised_tokens += other.supervised_tokens;
         self.seen_keys += other.seen_keys;
     }
+}
+
+/// The mean over blocks with these windows.
+fn mean_of_blocks(windows: &[Option<usize>], seen: impl Fn(usize) -> usize) -> usize {
+    let mut kinds: Vec<(usize, usize)> = Vec::new();
+    for window in windows {
+        let window = window.unwrap_or(usize::MAX);
+        match kinds.iter_mut().find(|(known, _)| *known == window) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((window, 1)),
+        }
+    }
+    let sum: usize = kinds
+        .iter()
+        .map(|(window, count)| count * seen(*window))
+        .sum();
+    sum / windows.len().max(1)
 }
 
 /// Floating-point operations of a forward and a backward, by what they are spent on.
@@ -96,7 +129,6 @@ impl StepFlops {
 /// block nothing goes backward, and in it nothing goes back through what no trained value stands below.
 pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFlops {
     let tokens = work.tokens as f64;
-    let lowest = adapter.lowest_layer();
     let mut flops = StepFlops::default();
     for id in config.linears() {
         let (input, output) = config.linear_shape(id.kind);
@@ -138,21 +170,7 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
         let products = if adapter.reach(layer) > below { 6 } else { 5 };
         flops.bottleneck += 2.0 * rows * (products * r * c) as f64;
     }
-    let untied = !config.tie_word_embeddings || adapter.replaced.contains_key(&WeightId::Head);
-    let head_id = if untied {
-        WeightId::Head
-    } else {
-        WeightId::Embedding
-    };
-    let head =
-        2.0 * work.supervised_tokens as f64 * (config.vocab_size * config.hidden_size) as f64;
-    // Forward; backward to what it reads, where that is trained; backward to its weight.
-    let below = lowest.is_some()
-        || [Part::Weight, Part::Bias]
-            .into_iter()
-            .any(|part| adapter.replaced.contains_key(&WeightId::FinalNorm(part)));
-    let weight = adapter.replaced.contains_key(&head_id);
-    flops.head = (1 + usize::from(below) + usize::from(weight)) as f64 * head;
+    flops.head = head_flops(config, adapter, work);
     // Two products forward; four backward, for the gradients of values, weights, queries and keys.
     let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
     let trained = (0..config.num_hidden_layers)
@@ -160,6 +178,28 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
         .count();
     flops.attention = product * (2 * config.num_hidden_layers + 4 * trained) as f64;
     flops
+}
+
+/// Of the output projection of a language model, or of the last linear of a classifier.
+fn head_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> f64 {
+    let untied = !config.tie_word_embeddings || adapter.replaced.contains_key(&WeightId::Head);
+    let (head_id, outputs) = match &config.head {
+        HeadKind::None => return 0.0,
+        HeadKind::Classifier(classifier) => {
+            let out = config.classifier_linear(LinearKind::Out);
+            (WeightId::Linear(out, Part::Weight), classifier.labels)
+        }
+        HeadKind::LanguageModel if untied => (WeightId::Head, config.vocab_size),
+        HeadKind::LanguageModel => (WeightId::Embedding, config.vocab_size),
+    };
+    let head = 2.0 * work.supervised_tokens as f64 * (outputs * config.hidden_size) as f64;
+    // Forward; backward to what it reads, where that is trained; backward to its weight.
+    let below = adapter.lowest_layer().is_some()
+        || [Part::Weight, Part::Bias]
+            .into_iter()
+            .any(|part| adapter.replaced.contains_key(&WeightId::FinalNorm(part)));
+    let weight = adapter.replaced.contains_key(&head_id);
+    (1 + usize::from(below) + usize::from(weight)) as f64 * head
 }
 
 /// Whether a linear stands before a block's attention.
@@ -173,7 +213,9 @@ fn is_before_attention(kind: LinearKind) -> bool {
 /// Whether the gradient of a linear's input is needed.
 fn goes_backward(adapter: &Adapter, id: LinearId) -> bool {
     let behind = match id.kind {
-        LinearKind::Down | LinearKind::Up | LinearKind::Gate => Reach::MlpBottleneck,
+        LinearKind::Down | LinearKind::Up | LinearKind::Gate | LinearKind::GateUp => {
+            Reach::MlpBottleneck
+        }
         LinearKind::O => Reach::Output,
         _ => Reach::Attention,
     };
@@ -210,13 +252,14 @@ mod tests {
         for tokens in [places(0, 0, 0), places(4, 0, 0), places(0, 3, 2)] {
             let batch = batch_of([&row, &row, &row], tokens);
             assert_eq!(
-                Work::even(3, 7, tokens, None),
-                Work::of(&batch, None),
+                Work::even(3, 7, tokens, &[None]),
+                Work::of(&batch, &[None]),
                 "{tokens:?}"
             );
         }
         let batch = batch_of([&row, &row], VirtualTokens::default());
         let none = VirtualTokens::default();
-        assert_eq!(Work::even(2, 7, none, Some(3)), Work::of(&batch, Some(3)));
+        let windows = [Some(3), None];
+        assert_eq!(Work::even(2, 7, none, &windows), Work::of(&batch, &windows));
     }
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, Part, Recompute, Saving,
-    Sublayer, WeightId,
+    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part,
+    Recompute, Saving, Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.
@@ -93,7 +93,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let size = DType::from(saving.dtype).bytes_for(1);
-    let statistics = if config.norm == NormKind::Layer { 2 } else { 1 };
+    let statistics = if config.norm == NormKind::Rms { 1 } else { 2 };
     (lowest..layers)
         .map(|layer| {
             let tokens = work.tokens as u64;
@@ -119,6 +119,11 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             } else {
                 size * (c + mlp_width(config))
             } + 4 * statistics;
+            // The sum behind the MLP, which its norm reads.
+            let behind = match config.norm_placement {
+                NormPlacement::Input => behind,
+                NormPlacement::Sum => behind + size * c + 4 * statistics,
+            };
             let ranks: usize = config
                 .linear_kinds()
                 .iter()
@@ -167,7 +172,7 @@ fn rows_behind(last: bool, work: Work) -> u64 {
 
 fn mlp_width(config: &ModelConfig) -> usize {
     match config.mlp {
-        MlpKind::Gated => 2 * config.intermediate_size,
+        MlpKind::Gated | MlpKind::GatedFused => 2 * config.intermediate_size,
         MlpKind::Plain => config.intermediate_size,
     }
 }

@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use lowrank_kernels::Workspace;
 
+use super::batch::{Scoring, batch_for};
 use crate::data::Example;
-use crate::model::{AdapterSet, Batch, Decoder};
-use crate::objective::{self, LossSum, NextToken};
+use crate::model::{AdapterSet, Decoder, VirtualTokens};
+use crate::objective::{self, LossSum};
 
 /// Tokens that one pass of an evaluation computes at most, unless a single row is longer.
 const TOKENS_A_PASS: usize = 2048;
@@ -37,37 +38,44 @@ pub fn evaluate_rows(
     let virtual_tokens = adapter
         .map(|index| adapters.get(index).virtual_tokens())
         .unwrap_or_default();
-    let mut pending = Batch::with_virtual(virtual_tokens);
-    let mut rows = 0;
-    let mut run = |batch: Batch, rows: usize| {
-        let batch = if let Some(index) = adapter {
-            batch.with_adapter(index)
-        } else {
-            batch
+    let scoring = Scoring::default();
+    for rows in passes(examples, virtual_tokens) {
+        let batch = batch_for(model.config(), rows, virtual_tokens);
+        let batch = match adapter {
+            Some(index) => batch.with_adapter(index),
+            None => batch.without_adapter(),
         };
+        let rows: Vec<&Example> = rows.iter().collect();
+        let objective = scoring.objective(&batch, &rows);
         sums.add(objective::loss(
             model,
             &batch,
             adapters,
-            &NextToken::of(&batch),
+            objective.as_ref(),
             ws,
         ));
-        done(rows)
-    };
-    for example in examples {
-        if rows > 0 && pending.tokens() + example.ids.len() > TOKENS_A_PASS {
-            let next = Batch::with_virtual(virtual_tokens);
-            let whole = std::mem::replace(&mut pending, next);
-            if run(whole, std::mem::take(&mut rows)).is_break() {
-                return sums;
-            }
+        if done(rows.len()).is_break() {
+            break;
         }
-        let prompt = example.prompt().len();
-        pending.push_with_prompt(prompt, &example.ids, &example.supervised);
-        rows += 1;
-    }
-    if rows > 0 {
-        let _ = run(pending, rows);
     }
     sums
+}
+
+/// Rows that go together, in their order.
+pub(crate) fn passes(
+    examples: &[Example],
+    virtual_tokens: VirtualTokens,
+) -> impl Iterator<Item = &[Example]> {
+    let mut left = examples;
+    std::iter::from_fn(move || {
+        let mut tokens = virtual_tokens.prefix;
+        let fit = left.iter().take_while(|example| {
+            tokens += example.ids.len() + virtual_tokens.infix;
+            tokens <= TOKENS_A_PASS
+        });
+        let rows = fit.count().max(1).min(left.len());
+        let (pass, rest) = left.split_at(rows);
+        left = rest;
+        (!pass.is_empty()).then_some(pass)
+    })
 }

@@ -3,6 +3,7 @@
 //! A run is a function of its settings and its data: the order of the rows, the dropout masks and the learning rate
 //! depend only on the seed and the step. That makes resuming exact.
 
+mod batch;
 pub mod checkpoint;
 mod evaluate;
 mod events;
@@ -17,6 +18,7 @@ mod schedule;
 mod step;
 mod trainer;
 
+pub use batch::{Scoring, batch_for, batch_of, classified, shared_batch_of};
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
@@ -24,9 +26,7 @@ pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
 pub use run::{Start, train};
 pub use schedule::Schedule;
-pub use step::{
-    OptimizerState, StepOptions, StepOutcome, accumulate, batch_of, optimizer_step, shared_batch_of,
-};
+pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_step};
 pub use trainer::{Rows, Trainer};
 
 pub use crate::settings::{BaseDtype, Began, SchedulerType, TrainConfig};

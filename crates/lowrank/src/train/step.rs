@@ -2,11 +2,13 @@
 
 use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, sum_squares};
 
+use super::batch::{Scoring, batch_for, shared_batch_of};
 use crate::Error;
 use crate::data::Example;
-use crate::data::batches::prompt_groups;
-use crate::model::{Adapter, AdapterSet, Batch, Decoder, PassOptions, Saving, VirtualTokens};
-use crate::objective::{LossSum, NextToken, loss_and_gradients};
+use crate::model::{
+    Adapter, AdapterSet, Batch, Decoder, ModelConfig, PassOptions, Saving, VirtualTokens,
+};
+use crate::objective::{LossSum, loss_and_gradients};
 use crate::random::mix;
 
 /// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
@@ -22,7 +24,7 @@ pub struct OptimizerState {
 }
 
 /// What a step needs beside the data.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepOptions {
     /// The rate of this step.
     pub learning_rate: f64,
@@ -34,8 +36,8 @@ pub struct StepOptions {
     pub weight_decay: f64,
     /// 0: no clipping.
     pub max_grad_norm: f64,
-    /// Label smoothing.
-    pub label_smoothing: f64,
+    /// How labels are scored.
+    pub scoring: Scoring,
     /// Rows of a micro-batch.
     pub batch_size: usize,
     /// Whether a micro-batch computes a prompt that several of its rows have only once.
@@ -48,11 +50,16 @@ pub struct StepOptions {
 
 impl StepOptions {
     /// The batch of a micro-batch's rows.
-    pub fn batch_of(&self, rows: &[&Example], virtual_tokens: VirtualTokens) -> Batch {
-        if self.share_prompts {
+    pub fn batch_of(
+        &self,
+        model: &ModelConfig,
+        rows: &[&Example],
+        virtual_tokens: VirtualTokens,
+    ) -> Batch {
+        if self.share_prompts && model.classifier().is_none() {
             shared_batch_of(rows, virtual_tokens)
         } else {
-            batch_of(rows.iter().copied(), virtual_tokens)
+            batch_for(model, rows.iter().copied(), virtual_tokens)
         }
     }
 }
@@ -86,37 +93,6 @@ impl OptimizerState {
     }
 }
 
-/// The batch of some rows, using adapter 0, whose virtual tokens these are.
-pub fn batch_of<'e>(
-    examples: impl IntoIterator<Item = &'e Example>,
-    virtual_tokens: VirtualTokens,
-) -> Batch {
-    let mut batch = Batch::with_virtual(virtual_tokens);
-    for example in examples {
-        batch.push_with_prompt(example.prompt().len(), &example.ids, &example.supervised);
-    }
-    batch.with_adapter(0)
-}
-
-/// The same where rows with the same prompt share its rows of the batch. Without dropout, losses and gradients are those
-/// of [`batch_of`] up to rounding; a mask belongs to a row of the batch, so with dropout they are of other masks.
-pub fn shared_batch_of(examples: &[&Example], virtual_tokens: VirtualTokens) -> Batch {
-    let mut batch = Batch::with_virtual(virtual_tokens);
-    for group in prompt_groups(examples.iter().copied()) {
-        let sequences: Vec<(&[u32], &[bool])> = group
-            .iter()
-            .map(|&i| (&examples[i].ids[..], &examples[i].supervised[..]))
-            .collect();
-        let prefix = if sequences.len() > 1 || virtual_tokens.infix > 0 {
-            examples[group[0]].prompt().len()
-        } else {
-            0
-        };
-        batch.push_shared(prefix, &sequences);
-    }
-    batch.with_adapter(0)
-}
-
 /// Adds up the gradients of `rows`, a micro-batch at a time, into `grads`, which is zeroed first; nothing is divided.
 ///
 /// # Errors
@@ -133,21 +109,24 @@ pub fn accumulate(
     grads.zero();
     let (mut sums, mut tokens) = (LossSum::default(), 0);
     for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
-        let batch = options.batch_of(rows, adapter.virtual_tokens());
+        let batch = options.batch_of(model.config(), rows, adapter.virtual_tokens());
         tokens += batch.real_tokens();
         let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
-        let objective = NextToken {
-            label_smoothing: options.label_smoothing as f32,
-            ..NextToken::of(&batch)
-        };
+        let objective = options.scoring.objective(&batch, rows);
         let pass = PassOptions {
             dropout_key: Some(key),
             saving: options.saving,
         };
         let set = AdapterSet::new(&set);
         sums.add(loss_and_gradients(
-            model, &batch, set, &objective, grads, &pass, ws,
+            model,
+            &batch,
+            set,
+            objective.as_ref(),
+            grads,
+            &pass,
+            ws,
         )?);
     }
     Ok((sums, tokens))
@@ -174,8 +153,8 @@ pub fn optimizer_step(
         options,
         ws,
     )?;
-    let count = sums.tokens as f64;
-    // The gradients are sums over tokens; a mean's are smaller by this, which the optimizer multiplies them by.
+    let count = sums.weight;
+    // The gradients are sums over labels; a mean's are smaller by this, which the optimizer multiplies them by.
     let mut grad_scale = 1.0 / count;
     let grad_norm = sum_squares(state.grads.flat()).sqrt() * grad_scale;
     let loss = sums.mean();

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use lowrank_kernels::Workspace;
 
+use super::batch::Scoring;
 use super::checkpoint::{self, TrainerState};
 use super::evaluate::evaluate_rows;
 use super::events::{Event, Observer};
@@ -56,6 +57,7 @@ pub struct Trainer<'a> {
     order: StepRows<'a>,
     schedule: Schedule,
     saving: Saving,
+    scoring: Scoring,
     pub(super) ws: Workspace,
     pub(super) state: TrainerState,
     metrics: MetricsWriter,
@@ -183,6 +185,10 @@ impl<'a> Trainer<'a> {
             adapter_config,
             optimizer,
             saving,
+            scoring: Scoring {
+                label_smoothing: config.label_smoothing_factor as f32,
+                class_weights: Vec::new(),
+            },
             ws: Workspace::new(),
             state,
             metrics,
@@ -282,7 +288,7 @@ impl<'a> Trainer<'a> {
             epsilon: config.adam_epsilon,
             weight_decay: config.weight_decay,
             max_grad_norm: config.max_grad_norm,
-            label_smoothing: config.label_smoothing_factor,
+            scoring: self.scoring.clone(),
             batch_size: config.batch_size,
             share_prompts: config.share_prompts,
             saving: self.saving,

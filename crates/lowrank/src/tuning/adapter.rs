@@ -117,7 +117,13 @@ impl MethodSpec for Spec {
         let options = read(raw, model)?;
         let adapter = lay_out(model, options)?;
         let coverage = coverage(model, options);
-        finish(folder, adapter, AdapterConfig::Adapter(options), coverage)
+        finish(
+            folder,
+            model,
+            adapter,
+            AdapterConfig::Adapter(options),
+            coverage,
+        )
     }
 }
 
@@ -125,11 +131,11 @@ impl MethodConfig for Config {
     fn save(
         &self,
         folder: &Path,
-        _: &ModelConfig,
+        model: &ModelConfig,
         adapter: &Adapter,
         base: BaseMark,
     ) -> Result<(), Error> {
-        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+        write_both(folder, PEFT_TYPE, self.options(), (model, adapter), base)
     }
 
     fn options(&self) -> Vec<(&'static str, Value)> {

@@ -71,7 +71,7 @@ impl MethodSpec for Spec {
     fn load(&self, folder: &Path, raw: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
         check_keys(raw, &[])?;
         let config = AdapterConfig::Bitfit(Config);
-        finish(folder, lay_out(model), config, coverage(model))
+        finish(folder, model, lay_out(model), config, coverage(model))
     }
 }
 
@@ -79,11 +79,11 @@ impl MethodConfig for Config {
     fn save(
         &self,
         folder: &Path,
-        _: &ModelConfig,
+        model: &ModelConfig,
         adapter: &Adapter,
         base: BaseMark,
     ) -> Result<(), Error> {
-        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+        write_both(folder, PEFT_TYPE, self.options(), (model, adapter), base)
     }
 
     fn options(&self) -> Vec<(&'static str, Value)> {
@@ -127,6 +127,7 @@ fn is_bias(id: WeightId) -> bool {
         id,
         WeightId::Linear(_, Part::Bias)
             | WeightId::Norm(_, _, Part::Bias)
+            | WeightId::EmbeddingNorm(Part::Bias)
             | WeightId::FinalNorm(Part::Bias)
     )
 }

@@ -5,6 +5,7 @@
 //! named as in model.safetensors where they stand in for a model's own.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::FormatError;
@@ -17,9 +18,10 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
+use super::saved::add_of_folder;
 use super::{AdapterConfig, Method};
 use crate::Error;
-use crate::model::{Adapter, ModelConfig};
+use crate::model::{Adapter, HeadKind, ModelConfig, Pooling};
 
 /// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
 pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
@@ -28,9 +30,20 @@ pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
 const COMMON_KEYS: &[&str] = &[
     "base_model_name_or_path",
     "inference_mode",
+    "modules_to_save",
     "peft_type",
     "task_type",
 ];
+
+/// PEFT's name of what a model does (`task_type`).
+pub(super) fn task_type(model: &ModelConfig) -> &'static str {
+    match &model.head {
+        HeadKind::LanguageModel => "CAUSAL_LM",
+        HeadKind::Classifier(classifier) if classifier.pooling == Pooling::Each => "TOKEN_CLS",
+        HeadKind::Classifier(_) => "SEQ_CLS",
+        HeadKind::None => "FEATURE_EXTRACTION",
+    }
+}
 
 /// The base that an adapter belongs to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,17 +78,41 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let method = methods.find(|method| method.spec().peft_types().contains(&name));
     // Whatever else it is, LoRA's reader says what is wrong with it.
     let method = method.unwrap_or(Method::Lora);
+    check_task(&raw, model)?;
     method.spec().load(folder, &raw, model)
+}
+
+/// Refuses an adapter of a classifier for a model without one, and the other way round.
+fn check_task(raw: &HfConfig, model: &ModelConfig) -> Result<(), FormatError> {
+    const CLASSIFIERS: [&str; 2] = ["SEQ_CLS", "TOKEN_CLS"];
+    let expected = task_type(model);
+    match raw.opt_str("task_type")? {
+        Some(found)
+            if found != expected
+                && (CLASSIFIERS.contains(&found) || CLASSIFIERS.contains(&expected)) =>
+        {
+            let use_it = if CLASSIFIERS.contains(&found) {
+                "an adapter that classifies is for eval and classify"
+            } else {
+                "the model is loaded with a classifier"
+            };
+            Err(raw.unsupported("task_type", format!("{expected:?} or null: {use_it}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads the values of an adapter that is laid out, each from the tensor of its name.
 pub(super) fn finish(
     folder: &Path,
+    model: &ModelConfig,
     mut adapter: Adapter,
     config: AdapterConfig,
     coverage: String,
 ) -> Result<Loaded, Error> {
     let weights = open_adapter_weights(folder)?;
+    let prefix = config.method().spec().saved_prefix();
+    add_of_folder(&mut adapter, model, folder, prefix)?;
     read_values(&weights, &mut adapter)?;
     Ok(Loaded {
         adapter,
@@ -109,11 +146,11 @@ pub(super) fn write_both(
     folder: &Path,
     peft_type: &str,
     options: Vec<(&'static str, Value)>,
-    adapter: &Adapter,
+    (model, adapter): (&ModelConfig, &Adapter),
     base: BaseMark,
 ) -> Result<(), Error> {
     write_values(folder, adapter, base.fingerprint)?;
-    write_config(folder, peft_type, base.name, options)
+    write_config(folder, peft_type, base.name, (model, adapter), options)
 }
 
 /// The base model that an adapter's config names, if it names one.
@@ -130,15 +167,19 @@ pub(super) fn write_config(
     folder: &Path,
     peft_type: &str,
     base: &str,
+    (model, adapter): (&ModelConfig, &Adapter),
     options: Vec<(&str, Value)>,
 ) -> Result<(), Error> {
     let common = [
         ("base_model_name_or_path", base.into()),
         ("inference_mode", true.into()),
         ("peft_type", peft_type.into()),
-        ("task_type", "CAUSAL_LM".into()),
+        ("task_type", task_type(model).into()),
     ];
-    let sorted: BTreeMap<&str, Value> = common.into_iter().chain(options).collect();
+    let names = &adapter.saved.names;
+    let saved = (!names.is_empty()).then(|| ("modules_to_save", names.clone().into()));
+    let all = common.into_iter().chain(options).chain(saved);
+    let sorted: BTreeMap<&str, Value> = all.collect();
     let map: Map<String, Value> = sorted
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -183,6 +224,17 @@ fn stored_shapes(adapter: &Adapter) -> Vec<Vec<usize>> {
     (0..adapter.params.slots()).map(shape).collect()
 }
 
+/// The tensors of modules that are saved as a whole, in the order of their slots.
+pub(super) fn saved_specs(adapter: &Adapter) -> impl Iterator<Item = TensorSpec> {
+    let shapes = stored_shapes(adapter);
+    let slots = adapter.saved.slots.clone();
+    slots.map(move |slot| TensorSpec {
+        name: adapter.names[slot].clone(),
+        dtype: StoredDType::F32,
+        shape: shapes[slot].clone(),
+    })
+}
+
 /// Writes every slot under its name, f32.
 pub(super) fn write_values(
     folder: &Path,
@@ -214,9 +266,20 @@ pub(super) fn write_values(
 /// # Errors
 /// Tensors that are missing, of another shape, or left over, and values that are not finite; all are named.
 pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error> {
+    read_slots(weights, adapter, 0..adapter.params.slots(), &[])
+}
+
+/// [`read_values`] of some slots; tensors of the names `others` are read elsewhere.
+pub(super) fn read_slots(
+    weights: &Checkpoint,
+    adapter: &mut Adapter,
+    slots: Range<usize>,
+    others: &[&str],
+) -> Result<(), Error> {
     let shapes = stored_shapes(adapter);
     let (mut problems, mut entries) = (Vec::new(), Vec::new());
-    for (slot, (name, shape)) in adapter.names.iter().zip(shapes).enumerate() {
+    for slot in slots.clone() {
+        let (name, shape) = (&adapter.names[slot], shapes[slot].clone());
         let (rows, cols) = adapter.params.shape(slot);
         match weights.get(name) {
             None => problems.push(format!("{name}: missing (expected {shape:?})")),
@@ -233,7 +296,8 @@ pub(super) fn read_values(weights: &Checkpoint, adapter: &mut Adapter) -> Result
             }
         }
     }
-    let used: BTreeSet<&str> = adapter.names.iter().map(String::as_str).collect();
+    let own = adapter.names[slots].iter().map(String::as_str);
+    let used: BTreeSet<&str> = own.chain(others.iter().copied()).collect();
     problems.extend(
         weights
             .names()

@@ -122,11 +122,14 @@ pub fn random_weights(
     for (index, (id, (rows, cols))) in config.weights().into_iter().enumerate() {
         let mut tensor = Tensor::zeros(rows, cols);
         let std = match id {
-            WeightId::Norm(_, _, Part::Weight) | WeightId::FinalNorm(Part::Weight) => {
+            WeightId::Norm(_, _, Part::Weight)
+            | WeightId::EmbeddingNorm(Part::Weight)
+            | WeightId::ClassifierNorm(Part::Weight)
+            | WeightId::FinalNorm(Part::Weight) => {
                 tensor.view_mut().fill(1.0);
                 None
             }
-            WeightId::Norm(..) | WeightId::FinalNorm(_) | WeightId::Linear(_, Part::Bias) => None,
+            id if id.is_vector() => None,
             WeightId::Linear(linear, Part::Weight) => {
                 Some(1.0 / (config.linear_shape(linear.kind).0 as f32).sqrt())
             }

@@ -20,6 +20,7 @@ use super::files::{check_keys, finish, write_config, write_values};
 use super::lora::Candidate;
 use super::lora::inject::{choose, coverage};
 use super::lora::load::matched;
+use super::saved;
 use super::targets::{self, Targets};
 use super::{
     AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Started, Starting,
@@ -122,6 +123,10 @@ fn default_targets(family: Family) -> &'static [&'static str] {
         Family::Llama | Family::Mistral => &["k_proj", "v_proj", "down_proj"],
         Family::Qwen2 | Family::Qwen3 => &["q_proj", "v_proj", "down_proj"],
         Family::Gpt2 => &["c_attn", "mlp.c_proj"],
+        Family::Bert | Family::Roberta | Family::XlmRoberta => &["key", "value", "output.dense"],
+        // PEFT has none for these.
+        Family::DistilBert => &["k_lin", "v_lin", "lin2"],
+        Family::ModernBert => &["Wqkv", "mlp.Wo"],
     }
 }
 
@@ -130,6 +135,9 @@ fn default_feedforward(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "mlp.c_proj",
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => "down_proj",
+        Family::Bert | Family::Roberta | Family::XlmRoberta => "output.dense",
+        Family::DistilBert => "lin2",
+        Family::ModernBert => "mlp.Wo",
     }
 }
 
@@ -266,12 +274,6 @@ fn lay_out(model: &ModelConfig, config: &Config, chosen: &[Candidate]) -> Adapte
 /// A field that asks for something that is not done here.
 fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Config, Error> {
     check_keys(raw, KEYS)?;
-    if raw
-        .opt_str("task_type")?
-        .is_some_and(|task| task != "CAUSAL_LM")
-    {
-        return Err(raw.unsupported("task_type", "\"CAUSAL_LM\" or null").into());
-    }
     // How the base lies in memory is known; the field says nothing more.
     raw.opt_bool("fan_in_fan_out")?;
     let field = |key: &str| raw.get(key).cloned().unwrap_or(Value::Null);
@@ -317,7 +319,12 @@ impl MethodSpec for Spec {
     }
 
     fn shared_fields(&self) -> Vec<Field> {
-        targets::Settings::fields()
+        let shared = targets::Settings::fields().into_iter();
+        shared.chain(saved::Settings::fields()).collect()
+    }
+
+    fn saved_prefix(&self) -> &'static str {
+        "base_model.model."
     }
 
     fn label(&self, _: &MethodOptions) -> String {
@@ -368,7 +375,7 @@ impl MethodSpec for Spec {
         let adapter = lay_out(model, &config, &chosen);
         let coverage = coverage(&config.modules, &chosen, adapter.parameters());
         let config = AdapterConfig::Ia3(config);
-        finish(folder, adapter, config, coverage.to_string())
+        finish(folder, model, adapter, config, coverage.to_string())
     }
 }
 
@@ -391,7 +398,7 @@ impl MethodConfig for Config {
             ("fan_in_fan_out", (model.layout == Layout::InOut).into()),
             ("init_ia3_weights", self.from_one.into()),
         ];
-        write_config(folder, PEFT_TYPE, base.name, options)
+        write_config(folder, PEFT_TYPE, base.name, (model, adapter), options)
     }
 
     fn options(&self) -> Vec<(&'static str, Value)> {

@@ -5,9 +5,9 @@ use std::path::Path;
 use lowrank_formats::hf_config::HfConfig;
 use serde_json::{Map, Value};
 
-use super::{AdapterConfig, BaseMark, Loaded, Method, MethodOptions};
+use super::{AdapterConfig, BaseMark, Loaded, Method, MethodOptions, saved};
 use crate::Error;
-use crate::fields::{Field, Fixes, Names};
+use crate::fields::{Field, Fields, Fixes, Names};
 use crate::model::{Adapter, Decoder, ModelConfig};
 
 /// A method. Its module has a unit struct that implements this, and the table finds it.
@@ -27,7 +27,12 @@ pub trait MethodSpec: Sync {
 
     /// Settings that mean something to several methods, and this is one of them.
     fn shared_fields(&self) -> Vec<Field> {
-        Vec::new()
+        saved::Settings::fields()
+    }
+
+    /// What stands before the names of tensors of modules that are saved as a whole.
+    fn saved_prefix(&self) -> &'static str {
+        ""
     }
 
     /// Adds what does not go together in its options to `problems`.
@@ -267,7 +272,12 @@ impl Method {
     /// # Errors
     /// Options that do not fit the model.
     pub fn lay_out(self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
-        self.spec().lay_out(options, model)
+        let mut adapter = self.spec().lay_out(options, model)?;
+        if !self.writes_model() {
+            let prefix = self.spec().saved_prefix();
+            saved::add(&mut adapter, model, &options.saved, prefix)?;
+        }
+        Ok(adapter)
     }
 
     /// The first values.
@@ -275,7 +285,18 @@ impl Method {
     /// # Errors
     /// Options that do not fit the model or the data.
     pub fn start(self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
-        self.spec().start(options, with)
+        let mut started = self.spec().start(options, with)?;
+        if !self.writes_model() {
+            let (weights, prefix) = (with.decoder.weights(), self.spec().saved_prefix());
+            let adapter = &mut started.adapter;
+            saved::add(adapter, weights.config(), &options.saved, prefix)?;
+            adapter.copy_base(weights);
+            if let Some((coverage, saved)) = started.coverage.as_mut().zip(saved::coverage(adapter))
+            {
+                *coverage = format!("{coverage}, and {saved}");
+            }
+        }
+        Ok(started)
     }
 
     /// Puts into an adapter's config what its files say in another way than with a setting's key.

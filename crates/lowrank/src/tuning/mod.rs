@@ -14,6 +14,7 @@ pub mod ia3;
 pub mod lora;
 mod method;
 pub mod prefix;
+pub mod saved;
 mod table;
 pub mod targets;
 pub mod top;

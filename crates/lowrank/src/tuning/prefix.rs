@@ -19,7 +19,10 @@ use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::files::{BASE_FINGERPRINT, check_keys, fingerprint, finish, write_config};
+use super::files::{
+    BASE_FINGERPRINT, check_keys, fingerprint, finish, saved_specs, task_type, write_config,
+};
+use super::saved;
 use super::{
     AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
     Starting,
@@ -178,16 +181,23 @@ impl MethodSpec for Spec {
         let mut adapter = lay_out(model, options)?;
         let (config, coverage) = (AdapterConfig::Prefix(options), coverage(model, options));
         if options.kind == Kind::Embedding {
-            return finish(folder, adapter, config, coverage);
+            return finish(folder, model, adapter, config, coverage);
         }
         let weights = open_adapter_weights(folder)?;
         read_layers(&weights, &mut adapter)?;
+        let prefix = self.saved_prefix();
+        let own = &[PROMPT_EMBEDDINGS];
+        saved::read_of_folder(&weights, folder, model, &mut adapter, prefix, own)?;
         Ok(Loaded {
             adapter,
             config,
             coverage,
             base_fingerprint: fingerprint(&weights),
         })
+    }
+
+    fn saved_prefix(&self) -> &'static str {
+        "base_model."
     }
 
     /// PEFT's files say the kind with their type.
@@ -495,7 +505,7 @@ fn read(raw: &HfConfig, model: &ModelConfig) -> Result<Options, Error> {
         prefix: config.num_virtual_tokens,
         infix: 0,
     };
-    let expected = peft_config(model, options, "");
+    let expected = peft_config(model, Vec::new(), options, "");
     for (key, found, needed) in [
         ("num_layers", config.num_layers, expected.num_layers),
         ("token_dim", config.token_dim, expected.token_dim),
@@ -525,11 +535,7 @@ fn read_layers(weights: &Checkpoint, adapter: &mut Adapter) -> Result<(), Error>
     let slots = adapter.params.slots();
     let (n, width) = adapter.params.shape(0);
     let shape = [n, slots * width];
-    let mut problems: Vec<String> = weights
-        .names()
-        .filter(|name| *name != PROMPT_EMBEDDINGS)
-        .map(|name| format!("{name}: prefix tuning has no such tensor"))
-        .collect();
+    let mut problems = Vec::new();
     match weights.get(PROMPT_EMBEDDINGS) {
         None => problems.push(format!("{PROMPT_EMBEDDINGS}: missing (expected {shape:?})")),
         Some(entry) if entry.shape != shape => problems.push(format!(
@@ -568,7 +574,8 @@ fn save(
 ) -> Result<(), Error> {
     if options.kind == Kind::Layer {
         let (n, width) = adapter.params.shape(0);
-        let slots = adapter.params.slots();
+        let saved = adapter.saved.slots.clone();
+        let slots = adapter.params.slots() - saved.len();
         let parts: Vec<Vec<f32>> = (0..slots)
             .map(|slot| adapter.params.view(slot).to_vec())
             .collect();
@@ -580,29 +587,42 @@ fn save(
         let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base.fingerprint.to_owned())]);
         let values = Tensor::from_f32(n, slots * width, join_prefix(&parts, n));
         let bytes = values.to_le_bytes(lowrank_kernels::DType::F32);
+        let specs: Vec<_> = std::iter::once(spec).chain(saved_specs(adapter)).collect();
         write_safetensors(
             &folder.join(ADAPTER_WEIGHTS),
-            &[spec],
+            &specs,
             &metadata,
-            |_, out| out.write_all(&bytes),
+            |index, out| match index.checked_sub(1) {
+                None => out.write_all(&bytes),
+                Some(n) => {
+                    let values = adapter.params.view(saved.start + n);
+                    out.write_all(&values.to_le_bytes(lowrank_kernels::DType::F32))
+                }
+            },
         )?;
     } else {
         super::files::write_values(folder, adapter, base.fingerprint)?;
     }
     if options.is_pefts() {
-        peft_config(model, options, base.name).write(folder)?;
+        peft_config(model, adapter.saved.names.clone(), options, base.name).write(folder)?;
         return Ok(());
     }
     write_config(
         folder,
         PEFT_TYPE,
         base.name,
+        (model, adapter),
         MethodConfig::options(&options),
     )
 }
 
 /// PEFT's config of these options.
-fn peft_config(model: &ModelConfig, options: Options, base: &str) -> PromptConfig {
+fn peft_config(
+    model: &ModelConfig,
+    modules_to_save: Vec<String>,
+    options: Options,
+    base: &str,
+) -> PromptConfig {
     let (kind, token_dim, heads) = match options.kind {
         Kind::Layer => (
             PromptKind::Prefix,
@@ -622,5 +642,7 @@ fn peft_config(model: &ModelConfig, options: Options, base: &str) -> PromptConfi
         num_attention_heads: Some(heads),
         num_layers: Some(model.num_hidden_layers),
         base_model_name_or_path: Some(base.to_owned()),
+        task_type: Some(task_type(model).to_owned()),
+        modules_to_save,
     }
 }

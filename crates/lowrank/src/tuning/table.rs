@@ -58,6 +58,9 @@ macro_rules! methods {
                 /// Which modules are adapted, for the methods that choose
                 #[command(flatten)]
                 pub targets: $crate::tuning::targets::Settings,
+                /// Which modules are trained as a whole beside that
+                #[command(flatten)]
+                pub saved: $crate::tuning::saved::Settings,
                 $(
                     /// The options of one method alone
                     #[command(flatten)]

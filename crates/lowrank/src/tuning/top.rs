@@ -110,7 +110,13 @@ impl MethodSpec for Spec {
         let options = read(raw, model)?;
         let adapter = lay_out(model, options)?;
         let coverage = coverage(model, options);
-        finish(folder, adapter, AdapterConfig::Top(options), coverage)
+        finish(
+            folder,
+            model,
+            adapter,
+            AdapterConfig::Top(options),
+            coverage,
+        )
     }
 }
 
@@ -118,11 +124,11 @@ impl MethodConfig for Config {
     fn save(
         &self,
         folder: &Path,
-        _: &ModelConfig,
+        model: &ModelConfig,
         adapter: &Adapter,
         base: BaseMark,
     ) -> Result<(), Error> {
-        write_both(folder, PEFT_TYPE, self.options(), adapter, base)
+        write_both(folder, PEFT_TYPE, self.options(), (model, adapter), base)
     }
 
     /// Keys of adapter_config.json.
@@ -207,8 +213,12 @@ fn chosen(config: &ModelConfig, options: Options) -> Vec<(WeightId, (usize, usiz
             let is_trained = |id: &WeightId| match id {
                 WeightId::Linear(linear, _) => linear.layer >= from,
                 WeightId::Norm(layer, ..) => *layer >= from,
-                WeightId::FinalNorm(_) => true,
-                WeightId::Embedding | WeightId::Positions | WeightId::Head => false,
+                WeightId::FinalNorm(_) | WeightId::ClassifierNorm(_) => true,
+                WeightId::Embedding
+                | WeightId::Positions
+                | WeightId::TokenTypes
+                | WeightId::EmbeddingNorm(_)
+                | WeightId::Head => false,
             };
             let all = config.weights().into_iter();
             all.filter(|(id, _)| is_trained(id)).collect()

@@ -217,13 +217,21 @@ fn every_tensor_of_an_adapter_is_accounted_for() {
     edit(folder, "modules_to_save", json!(["lm_head"]));
     assert_says(
         &failure(load()),
-        &[
-            "adapter_config.json",
-            "`use_dora` is true",
-            "`modules_to_save`",
-        ],
+        &["adapter_config.json", "`use_dora` is true"],
     );
     edit(folder, "use_dora", json!(false));
+    assert_says(
+        &failure(load()),
+        &["base_model.model.lm_head.weight: missing"],
+    );
+    edit(folder, "modules_to_save", json!(["nothing"]));
+    assert_says(
+        &failure(load()),
+        &[
+            "adapter_config.json",
+            "modules_to_save: `nothing` matches no module",
+        ],
+    );
     edit(folder, "modules_to_save", Value::Null);
     load().expect("it is whole again");
 

@@ -28,8 +28,12 @@ fn a_config_that_is_not_supported_is_named() {
         (
             "llama",
             "model_type",
-            json!("bert"),
-            &["model_type", "bert", "llama, mistral, qwen2, qwen3, gpt2"],
+            json!("mamba"),
+            &[
+                "model_type",
+                "mamba",
+                "llama, mistral, qwen2, qwen3, gpt2, bert",
+            ],
         ),
         (
             "llama",

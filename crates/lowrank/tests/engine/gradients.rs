@@ -16,7 +16,10 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
         epsilon: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: 0.0,
-        label_smoothing,
+        scoring: lowrank::train::Scoring {
+            label_smoothing: label_smoothing as f32,
+            ..Default::default()
+        },
         batch_size,
         share_prompts: false,
         saving: Saving::default(),

@@ -272,7 +272,7 @@ fn damaged_files_and_other_models_are_named() {
     };
     assert_says(
         &refused("modules_to_save", json!(["lm_head"])),
-        &["modules_to_save"],
+        &["base_model.model.lm_head.weight: missing"],
     );
     assert_says(
         &refused("task_type", json!("SEQ_CLS")),

@@ -1,7 +1,7 @@
 //! What scores a pass is not the decoder's business: another objective than the language model's takes the same path.
 
 use lowrank::Workspace;
-use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Head, PassOptions};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, PassOptions, Top};
 use lowrank::objective::{self, Gradients, LossSum, NextToken, Objective, loss_and_gradients};
 use lowrank::train::{OptimizerState, batch_of};
 use lowrank_kernels::{Tensor, View, head_backward, head_log_probs};
@@ -17,12 +17,12 @@ struct Pairs<'a> {
 impl Objective for Pairs<'_> {
     fn score(
         &self,
-        head: Head<'_>,
+        top: &Top<'_>,
         hidden: View<'_>,
         gradients: Option<Gradients<'_>>,
         ws: &Workspace,
     ) -> LossSum {
-        let n = hidden.rows();
+        let (n, head) = (hidden.rows(), top.head());
         let (mut log_probs, mut lse) = (vec![0.0; n], vec![0.0; n]);
         let (mut means, mut correct) = (vec![0.0; n], vec![false; n]);
         head_log_probs(
@@ -65,6 +65,7 @@ impl Objective for Pairs<'_> {
             loss,
             correct: 0,
             tokens: self.targets.len(),
+            weight: self.targets.len() as f64,
         }
     }
 }

@@ -150,7 +150,7 @@ fn sliding_windows_count_the_shared_prompt() {
         assert_ne!(windowed, text);
         fs::write(folder.path().join("config.json"), windowed).expect("a config");
         let model = open(folder.path());
-        assert_eq!(model.config().sliding_window, Some(window));
+        assert_eq!(model.config().layers[0].window, Some(window));
         assert_shared_is_exact("mistral with a window", &model, &examples());
     }
 }

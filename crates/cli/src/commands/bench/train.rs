@@ -8,7 +8,7 @@ use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example, Split};
 use lowrank::model::{Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
-use lowrank::train::{BaseDtype, Silent, StepOptions, TrainConfig, prepare};
+use lowrank::train::{BaseDtype, Scoring, Silent, StepOptions, TrainConfig, prepare};
 use lowrank::tuning::Method;
 use lowrank::units;
 use serde::Serialize;
@@ -163,7 +163,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
             epsilon: config.adam_epsilon,
             weight_decay: config.weight_decay,
             max_grad_norm: config.max_grad_norm,
-            label_smoothing: 0.0,
+            scoring: Scoring::default(),
             batch_size: args.batch_size,
             share_prompts: args.share_prompts,
             saving: Saving {

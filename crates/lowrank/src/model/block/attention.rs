@@ -1,14 +1,14 @@
 //! The first half of a block: o = attention(rope(q), rope(k), v), with q, k and v of norm(x), over all rows.
 
 use lowrank_kernels::{
-    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, attention_backward, attention_forward,
-    copy_cols, rope_backward, rope_forward,
+    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, add_assign, attention_backward,
+    attention_forward, copy_cols, rope_backward, rope_forward,
 };
 
 use crate::model::adapter::Reach;
 use crate::model::batch::Batch;
 use crate::model::cache::KvCache;
-use crate::model::config::{BlockNorm, LinearId, LinearKind, Part, WeightId};
+use crate::model::config::{BlockNorm, LinearId, LinearKind, NormPlacement, Part, WeightId};
 use crate::model::linear::{LinearBack, LinearSaved};
 use crate::model::pass::{NormSaved, Pass};
 
@@ -24,7 +24,8 @@ pub(crate) struct AttentionHalf<'a> {
 pub(crate) struct AttentionValues {
     /// The block's input [T, C].
     pub(super) x: Tensor,
-    pub(super) norm: NormSaved,
+    /// Of the norm before the linears, where there is one.
+    pub(super) norm: Option<NormSaved>,
     pub(super) heads: HeadsSaved,
     /// The log-sum-exp of each row and head; attention's backward does without its output.
     pub(super) lse: Tensor,
@@ -59,9 +60,12 @@ impl AttentionHalf<'_> {
     ) -> (AttentionValues, Tensor) {
         let pass = &self.pass;
         let config = pass.config();
-        let (normed, norm) = pass.norm(self.norm(), x.view());
-        let (heads, linears) = self.heads(normed.view());
-        pass.give([normed]);
+        let (normed, norm) = self
+            .has_norm()
+            .then(|| pass.norm(self.norm(), x.view()))
+            .unzip();
+        let (heads, linears) = self.heads(normed.as_ref().unwrap_or(&x).view());
+        pass.give(normed);
 
         let mut o = pass.take(x.rows(), config.q_size());
         let mut lse = pass.take(x.rows(), config.num_attention_heads);
@@ -106,24 +110,32 @@ impl AttentionHalf<'_> {
         let heads = self.heads_backward(&saved, d_o.view(), grads);
         pass.give([d_o]);
 
-        let norm = self.norm();
+        let id = self.norm();
         let ids = self.linear_ids();
         let reads = ids.iter().any(|&id| pass.reads_input(id));
-        let trains_norm =
-            pass.trained(norm(Part::Weight)).is_some() || pass.trained(norm(Part::Bias)).is_some();
+        let trains_norm = self.has_norm()
+            && [Part::Weight, Part::Bias]
+                .into_iter()
+                .any(|part| pass.trained(id(part)).is_some());
         let finish = reach == Reach::Input || trains_norm;
-        let x = (reads || finish).then(|| pass.widened(&saved.x));
-        let normed = x
+        let x = (reads || (finish && self.has_norm())).then(|| pass.widened(&saved.x));
+        let read = x.as_ref().filter(|_| reads);
+        let normed = read
+            .zip(saved.norm.as_ref())
+            .map(|(x, norm)| pass.norm_again(&id, x.view(), norm));
+        let n = normed
             .as_ref()
-            .filter(|_| reads)
-            .map(|x| pass.norm_again(&norm, x.view(), &saved.norm));
-        let n = normed.as_ref().map(Tensor::view);
+            .or(read.map(AsRef::as_ref))
+            .map(Tensor::view);
         let mut dn = finish.then(|| pass.take(dx.rows(), pass.config().hidden_size));
         let dn_out = dn.as_mut().map(Tensor::view_mut);
         self.linears_backward(&heads, n, &saved.linears, dn_out, grads);
-        if let (Some(dn), Some(x)) = (&dn, &x) {
-            let (dx, dn) = (dx.view_mut(), dn.view());
-            pass.norm_backward(&norm, dx, dn, x.view(), &saved.norm, grads);
+        match (&dn, &x, &saved.norm) {
+            (Some(dn), Some(x), Some(norm)) => {
+                pass.norm_backward(&id, dx.view_mut(), dn.view(), x.view(), norm, grads);
+            }
+            (Some(dn), _, None) => add_assign(dx.view_mut(), dn.view()),
+            _ => {}
         }
         if let Some(x) = x {
             pass.give_widened(x);
@@ -141,8 +153,14 @@ impl AttentionHalf<'_> {
             kv_heads: config.num_key_value_heads,
             head_size: config.head_size,
             scale: 1.0 / (config.head_size as f32).sqrt(),
-            window: config.sliding_window,
+            window: config.layers[self.layer].window,
         }
+    }
+
+    /// Whether a norm stands before the linears.
+    fn has_norm(&self) -> bool {
+        let config = self.pass.config();
+        config.norm_placement == NormPlacement::Input && config.has_attention_norm(self.layer)
     }
 
     fn norm(&self) -> impl Fn(Part) -> WeightId + use<> {

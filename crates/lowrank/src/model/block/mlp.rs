@@ -1,15 +1,25 @@
-//! The second half of a block: x_mid = x + o·Wᵀ, x_out = x_mid + down(act(gate(n), up(n))) with n = norm(x_mid), over the rows
-//! that go on behind attention.
+//! The second half of a block, over the rows that go on behind attention:
+//!
+//! ```text
+//! x_mid = x + o·Wᵀ
+//! n     = norm(x_mid)
+//! x_out = x_mid + down(act(gate(n), up(n)))            where norms stand before the sublayers
+//! x_out = norm(n + down(act(gate(n), up(n))))          where they stand behind the sums
+//! ```
+//! The norm between the two sublayers is the MLP's in the first case, and attention's in the second.
 
 use std::borrow::Cow;
 
 use lowrank_kernels::{
-    Arena, Tensor, View, activation_backward, activation_forward, gated_backward, gated_forward,
+    Arena, Tensor, View, activation_backward, activation_forward, add_assign, copy_cols,
+    gated_backward, gated_forward,
 };
 
 use crate::model::adapter::Reach;
 use crate::model::bottleneck::BottleneckSaved;
-use crate::model::config::{BlockNorm, LinearId, LinearKind, MlpKind, Part, Sublayer, WeightId};
+use crate::model::config::{
+    BlockNorm, LinearId, LinearKind, MlpKind, NormPlacement, Part, Sublayer, WeightId,
+};
 use crate::model::linear::{LinearBack, LinearSaved};
 use crate::model::pass::{NormSaved, Pass};
 
@@ -23,9 +33,11 @@ pub(crate) struct MlpHalf<'a> {
 pub(crate) struct MlpValues {
     /// Attention's output [rows, H·D], where the output projection's trained values read it.
     pub(super) o: Option<Tensor>,
-    /// The residual stream between attention and MLP.
+    /// The residual stream between attention and MLP, before the norm that stands there.
     pub(super) x_mid: Tensor,
     pub(super) norm: NormSaved,
+    /// The sum behind the MLP and what its norm saved, where norms stand behind the sums.
+    pub(super) last_sum: Option<(Tensor, NormSaved)>,
     /// Outputs of the MLP's first linears, unless they are computed again.
     pub(super) inputs: Option<MlpInputs>,
     /// Of the adapter layers behind attention and MLP.
@@ -66,6 +78,7 @@ impl MlpHalf<'_> {
             o,
             x_mid,
             norm,
+            last_sum: None,
             inputs: Some(inputs),
             attention_bottlenecks,
             mlp_bottlenecks: Vec::new(),
@@ -85,14 +98,23 @@ impl MlpHalf<'_> {
         let (mut x_out, saved) = pass.linear(self.linear_id(LinearKind::Down), h.view());
         pass.give([h]);
         values.last_linear = saved;
-        values.mlp_bottlenecks =
-            pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, values.x_mid.view());
-        x_out
+        let x_mid = values.x_mid.view();
+        if !self.norms_sums() {
+            values.mlp_bottlenecks = pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, x_mid);
+            return x_out;
+        }
+        let n = pass.norm_again(self.norm(), x_mid, &values.norm);
+        values.mlp_bottlenecks = pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, n.view());
+        pass.give([n]);
+        let (normed, norm) = pass.norm(self.last_norm(), x_out.view());
+        values.last_sum = Some((x_out, norm));
+        normed
     }
 
     /// Whether a backward reads what [`output`](Self::output) saves.
     pub(super) fn reads_output(&self) -> bool {
-        self.pass.reads_input(self.linear_id(LinearKind::Down))
+        self.norms_sums()
+            || self.pass.reads_input(self.linear_id(LinearKind::Down))
             || self.pass.has_bottleneck(self.layer, Sublayer::Mlp)
     }
 
@@ -113,9 +135,14 @@ impl MlpHalf<'_> {
         d_o
     }
 
-    /// x_out = x_mid + down(act(gate(n), up(n))), n = norm(x_mid)
+    /// From the gradient of x_out to that of x_mid.
     fn mlp_backward(&self, dx: &mut Tensor, saved: &MlpValues, reach: Reach, grads: &mut Arena) {
         let pass = &self.pass;
+        if let Some((sum, norm)) = &saved.last_sum {
+            let sum = pass.widened(sum);
+            self.norm_of_sum_backward(self.last_norm(), dx, sum.view(), norm, grads);
+            pass.give_widened(sum);
+        }
         let finish = reach > Reach::MlpBottleneck;
         let bottlenecks = &saved.mlp_bottlenecks;
         let d_out =
@@ -149,7 +176,9 @@ impl MlpHalf<'_> {
         if reads && normed.is_none() {
             normed = Some(pass.norm_again(&norm, x_mid.view(), &saved.norm));
         }
-        let dys = d_inputs.gate.iter().chain([&d_inputs.up]);
+        let fused = (pass.config().mlp == MlpKind::GatedFused).then(|| self.fused(&d_inputs));
+        let apart = d_inputs.gate.iter().chain([&d_inputs.up]);
+        let dys = fused.iter().chain(apart);
         let linears = self.input_ids().into_iter().zip(dys);
         let linears: Vec<LinearBack> = linears
             .zip(&saved.input_linears)
@@ -163,12 +192,28 @@ impl MlpHalf<'_> {
         let n = normed.as_ref().map(Tensor::view);
         pass.linears_backward(&linears, n, Some(dn.view_mut()), grads);
         drop(linears);
-        let (dx, x) = (dx.view_mut(), x_mid.view());
-        pass.norm_backward(&norm, dx, dn.view(), x, &saved.norm, grads);
+        if self.norms_sums() {
+            add_assign(dx.view_mut(), dn.view());
+            self.norm_of_sum_backward(&norm, dx, x_mid.view(), &saved.norm, grads);
+        } else {
+            let (dx, x) = (dx.view_mut(), x_mid.view());
+            pass.norm_backward(&norm, dx, dn.view(), x, &saved.norm, grads);
+        }
         pass.give_widened(x_mid);
         pass.give([dn]);
         pass.give(normed);
+        pass.give(fused);
         d_inputs.give(pass);
+    }
+
+    /// Gate and up side by side, as their one linear has them.
+    fn fused(&self, MlpInputs { gate, up }: &MlpInputs) -> Tensor {
+        let width = up.cols();
+        let mut both = self.pass.take(up.rows(), 2 * width);
+        for (at, part) in gate.iter().chain([up]).enumerate() {
+            copy_cols(both.view_mut(), at * width, part.view(), 0..width);
+        }
+        both
     }
 
     /// Through the last linear and the activation: the gradients of gate and up.
@@ -230,7 +275,40 @@ impl MlpHalf<'_> {
         d_o
     }
 
+    /// Goes back through a norm that the residual stream itself goes through: `dx` becomes the gradient of its input.
+    fn norm_of_sum_backward(
+        &self,
+        id: impl Fn(Part) -> WeightId,
+        dx: &mut Tensor,
+        sum: View,
+        saved: &NormSaved,
+        grads: &mut Arena,
+    ) {
+        let pass = &self.pass;
+        let mut d_sum = pass.take(dx.rows(), dx.cols());
+        d_sum.view_mut().fill(0.0);
+        pass.norm_backward(id, d_sum.view_mut(), dx.view(), sum, saved, grads);
+        pass.give([std::mem::replace(dx, d_sum)]);
+    }
+
+    /// Whether norms stand behind the sums.
+    fn norms_sums(&self) -> bool {
+        self.pass.config().norm_placement == NormPlacement::Sum
+    }
+
+    /// The norm between the two sublayers.
     fn norm(&self) -> impl Fn(Part) -> WeightId + use<> {
+        let layer = self.layer;
+        let norm = if self.norms_sums() {
+            BlockNorm::Attention
+        } else {
+            BlockNorm::Mlp
+        };
+        move |part| WeightId::Norm(layer, norm, part)
+    }
+
+    /// The norm behind the sum of the MLP.
+    fn last_norm(&self) -> impl Fn(Part) -> WeightId + use<> {
         let layer = self.layer;
         move |part| WeightId::Norm(layer, BlockNorm::Mlp, part)
     }
@@ -246,6 +324,7 @@ impl MlpHalf<'_> {
     fn input_ids(&self) -> Vec<LinearId> {
         let kinds: &[LinearKind] = match self.pass.config().mlp {
             MlpKind::Gated => &[LinearKind::Gate, LinearKind::Up],
+            MlpKind::GatedFused => &[LinearKind::GateUp],
             MlpKind::Plain => &[LinearKind::Up],
         };
         kinds.iter().map(|&kind| self.linear_id(kind)).collect()
@@ -260,6 +339,18 @@ impl MlpHalf<'_> {
                 let [(gate, of_gate), (up, of_up)] = pass.linears([gate, up], normed);
                 let gate = Some(gate);
                 (MlpInputs { gate, up }, vec![of_gate, of_up])
+            }
+            MlpKind::GatedFused => {
+                let (both, saved) = pass.linear(self.linear_id(LinearKind::GateUp), normed);
+                let width = pass.config().intermediate_size;
+                let [gate, up] = [0..width, width..2 * width].map(|columns| {
+                    let mut part = pass.take(normed.rows(), width);
+                    copy_cols(part.view_mut(), 0, both.view(), columns);
+                    part
+                });
+                pass.give([both]);
+                let gate = Some(gate);
+                (MlpInputs { gate, up }, vec![saved])
             }
             MlpKind::Plain => {
                 let (up, saved) = pass.linear(up, normed);

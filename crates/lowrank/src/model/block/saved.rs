@@ -57,7 +57,9 @@ impl AttentionValues {
             pass.give([raw.q, raw.q_rstd, raw.k, raw.k_rstd]);
         }
         pass.give_linears(self.linears);
-        pass.give_norm(self.norm);
+        if let Some(norm) = self.norm {
+            pass.give_norm(norm);
+        }
         self.x
     }
 
@@ -100,6 +102,7 @@ impl MlpValues {
             inputs,
             attention_bottlenecks: bottlenecks(self.attention_bottlenecks),
             mlp_bottlenecks: bottlenecks(self.mlp_bottlenecks),
+            last_sum: self.last_sum.map(|(sum, norm)| (keep(sum), norm)),
             ..self
         }
     }
@@ -114,6 +117,10 @@ impl MlpValues {
         }
         pass.give_bottlenecks(self.attention_bottlenecks);
         pass.give_bottlenecks(self.mlp_bottlenecks);
+        if let Some((sum, norm)) = self.last_sum {
+            pass.give([sum]);
+            pass.give_norm(norm);
+        }
         pass.give_linears([self.output_linear, self.last_linear]);
         pass.give_linears(self.input_linears);
     }

@@ -7,6 +7,7 @@ use lowrank_kernels::Layout;
 use super::super::config::{
     Biases, BlockNorm, Family, LinearKind, MlpKind, ModelConfig, NormKind, Position,
 };
+use super::Names;
 
 pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.usize(named(raw, "hidden_size", "n_embd"))?;
@@ -22,19 +23,19 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
             return Err(raw.unsupported(field, if accepted { "true" } else { "false" }));
         }
     }
+    let layers = raw.usize(named(raw, "num_hidden_layers", "n_layer"))?;
     Ok(ModelConfig {
-        family: Family::Gpt2,
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.opt_usize("n_inner")?.unwrap_or(4 * hidden_size),
-        num_hidden_layers: raw.usize(named(raw, "num_hidden_layers", "n_layer"))?,
+        num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: heads,
         head_size: super::head_size(raw, hidden_size, heads, None)?,
         max_position_embeddings: raw.opt_usize(positions)?.unwrap_or(1024),
         norm: NormKind::Layer,
         norm_eps: raw.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
-        position: Position::Learned,
+        position: Position::Learned { first: 0 },
         mlp: MlpKind::Plain,
         activation: super::activation(raw, "activation_function", "gelu_new")?,
         biases: Biases {
@@ -42,11 +43,11 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
             o: true,
             mlp: true,
         },
-        qk_norm: false,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(true),
         fused_qkv: true,
         layout: Layout::InOut,
-        sliding_window: None,
+        layers: super::same_layers(layers, None),
+        ..super::decoder(raw, Family::Gpt2)?
     })
 }
 
@@ -59,7 +60,18 @@ fn named<'a>(raw: &HfConfig, common: &'a str, own: &'a str) -> &'a str {
     }
 }
 
-pub(super) fn linear(kind: LinearKind) -> &'static str {
+pub(super) const NAMES: Names = Names {
+    prefix: "transformer.",
+    blocks: "h",
+    embedding: "wte",
+    positions: "wpe",
+    final_norm: "ln_f",
+    linear,
+    norm,
+    ..Names::NONE
+};
+
+fn linear(kind: LinearKind) -> &'static str {
     match kind {
         LinearKind::O => "attn.c_proj",
         LinearKind::Gate | LinearKind::Up => "mlp.c_fc",
@@ -68,7 +80,7 @@ pub(super) fn linear(kind: LinearKind) -> &'static str {
     }
 }
 
-pub(super) fn norm(norm: BlockNorm) -> &'static str {
+fn norm(norm: BlockNorm) -> &'static str {
     match norm {
         BlockNorm::Mlp => "ln_2",
         _ => "ln_1",

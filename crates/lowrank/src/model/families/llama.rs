@@ -2,9 +2,9 @@
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::Layout;
 
-use super::super::config::{Biases, BlockNorm, Family, LinearKind, MlpKind, ModelConfig, NormKind};
+use super::super::config::{Biases, BlockNorm, Family, LinearKind, ModelConfig};
+use super::Names;
 
 pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.usize("hidden_size")?;
@@ -32,7 +32,6 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         return Err(raw.unsupported(field, "false: transformers' Mistral has no biases"));
     }
     Ok(ModelConfig {
-        family,
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.usize("intermediate_size")?,
@@ -41,21 +40,17 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         num_key_value_heads: super::key_value_heads(raw, heads, kv_default)?,
         head_size: super::head_size(raw, hidden_size, heads, raw.opt_usize("head_dim")?)?,
         max_position_embeddings: positions,
-        norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         position: super::rope(raw, 10_000.0, positions)?,
-        mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         biases: Biases {
             qkv: attention_bias,
             o: attention_bias,
             mlp: mlp_bias,
         },
-        qk_norm: false,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
-        fused_qkv: false,
-        layout: Layout::OutIn,
-        sliding_window,
+        layers: super::same_layers(layers, sliding_window),
+        ..super::decoder(raw, family)?
     })
 }
 
@@ -87,7 +82,17 @@ fn window(raw: &HfConfig, layers: usize) -> Result<Option<usize>, FormatError> {
     }
 }
 
-pub(super) fn linear(kind: LinearKind) -> &'static str {
+pub(super) const NAMES: Names = Names {
+    prefix: "model.",
+    blocks: "layers",
+    embedding: "embed_tokens",
+    final_norm: "norm",
+    linear,
+    norm,
+    ..Names::NONE
+};
+
+fn linear(kind: LinearKind) -> &'static str {
     match kind {
         LinearKind::Q => "self_attn.q_proj",
         LinearKind::K => "self_attn.k_proj",
@@ -97,10 +102,12 @@ pub(super) fn linear(kind: LinearKind) -> &'static str {
         LinearKind::Gate => "mlp.gate_proj",
         LinearKind::Up => "mlp.up_proj",
         LinearKind::Down => "mlp.down_proj",
+        LinearKind::GateUp => "mlp.gate_up_proj",
+        LinearKind::Dense | LinearKind::Out => "",
     }
 }
 
-pub(super) fn norm(norm: BlockNorm) -> &'static str {
+fn norm(norm: BlockNorm) -> &'static str {
     match norm {
         BlockNorm::Attention => "input_layernorm",
         BlockNorm::Mlp => "post_attention_layernorm",

@@ -1,22 +1,25 @@
 //! One file a family: how its `config.json` and its tensor names read. Nothing else differs.
 
+mod bert;
 mod gpt2;
 mod llama;
+mod modernbert;
 mod qwen;
 
 use std::path::Path;
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::Activation;
+use lowrank_kernels::{Activation, Layout};
 
 use super::config::{
-    Family, LinearId, LinearKind, ModelConfig, Part, Position, Rope, RopeScaling, Sublayer,
-    WeightId,
+    Biases, BlockNorm, Classifier, Family, HeadKind, LayerConfig, LinearId, LinearKind, MlpKind,
+    ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose, Rope, RopeScaling,
+    Sublayer, WeightId,
 };
 use crate::Error;
 
-/// Translates a `config.json`.
+/// Translates a `config.json` for what its architecture is made for: a decoder for a language model, an encoder for its hidden rows.
 ///
 /// # Errors
 /// An architecture or a value that is not supported, by name; a field that is missing or impossible.
@@ -32,10 +35,28 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "qwen2" => qwen::config(raw, Family::Qwen2),
         "qwen3" => qwen::config(raw, Family::Qwen3),
         "gpt2" => gpt2::config(raw),
-        _ => Err(raw.unsupported("model_type", "llama, mistral, qwen2, qwen3, gpt2")),
+        "bert" => bert::config(raw, Family::Bert),
+        "roberta" => bert::config(raw, Family::Roberta),
+        "xlm-roberta" => bert::config(raw, Family::XlmRoberta),
+        "distilbert" => bert::distilbert(raw),
+        "modernbert" => modernbert::config(raw),
+        _ => {
+            let accepted = "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
+            Err(raw.unsupported("model_type", accepted))
+        }
     }?;
     check(raw, &config)?;
     Ok(config)
+}
+
+/// Translates a `config.json` for a purpose.
+///
+/// # Errors
+/// As [`read_config`]; an encoder as a language model.
+pub fn read_config_for(raw: &HfConfig, purpose: Purpose) -> Result<ModelConfig, FormatError> {
+    let config = read_config(raw)?;
+    let head = head(raw, &config, purpose)?;
+    Ok(ModelConfig { head, ..config })
 }
 
 /// Reads a `config.json` by its path.
@@ -46,19 +67,174 @@ pub fn read_config_file(path: &Path) -> Result<ModelConfig, Error> {
     Ok(read_config(&HfConfig::read(path)?)?)
 }
 
+/// What most decoders share; sizes, positions and layers are the family's own.
+fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
+    Ok(ModelConfig {
+        family,
+        vocab_size: 0,
+        hidden_size: 0,
+        intermediate_size: 0,
+        num_hidden_layers: 0,
+        num_attention_heads: 0,
+        num_key_value_heads: 0,
+        head_size: 0,
+        max_position_embeddings: 0,
+        norm: NormKind::Rms,
+        norm_placement: NormPlacement::Input,
+        first_norm: true,
+        final_norm: true,
+        norm_eps: 0.0,
+        position: Position::Learned { first: 0 },
+        token_types: 0,
+        embedding_norm: false,
+        mlp: MlpKind::Gated,
+        activation: Activation::Silu,
+        biases: Biases::default(),
+        qk_norm: false,
+        tie_word_embeddings: false,
+        fused_qkv: false,
+        layout: Layout::OutIn,
+        causal: true,
+        layers: Vec::new(),
+        head: HeadKind::LanguageModel,
+        initializer_range: raw.opt_f64("initializer_range")?.unwrap_or(0.02) as f32,
+    })
+}
+
+/// What encoders share.
+fn encoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
+    Ok(ModelConfig {
+        causal: false,
+        head: HeadKind::None,
+        ..decoder(raw, family)?
+    })
+}
+
+/// Layers that are all the same.
+fn same_layers(layers: usize, window: Option<usize>) -> Vec<LayerConfig> {
+    vec![LayerConfig { window, rope: 0 }; layers]
+}
+
+/// The head that transformers' class of a family has for a purpose.
+fn head(raw: &HfConfig, config: &ModelConfig, purpose: Purpose) -> Result<HeadKind, FormatError> {
+    let family = config.family;
+    let (labels, of_tokens) = match purpose {
+        Purpose::LanguageModel if config.causal => return Ok(HeadKind::LanguageModel),
+        Purpose::LanguageModel => {
+            let accepted = "a decoder: an encoder does not write text, but classifies it (SEQ_CLS, TOKEN_CLS) or gives it a vector (FEATURE_EXTRACTION)";
+            return Err(raw.unsupported("model_type", accepted));
+        }
+        Purpose::Features => return Ok(HeadKind::None),
+        Purpose::SequenceClassifier { labels } => (labels, false),
+        Purpose::TokenClassifier { labels } => (labels, true),
+    };
+    let pooling = match family {
+        _ if of_tokens => Pooling::Each,
+        _ if config.causal => Pooling::Last,
+        Family::ModernBert => modernbert::pooling(raw)?,
+        _ => Pooling::First,
+    };
+    let dense = match family {
+        Family::ModernBert => Some(modernbert::dense(raw)?),
+        _ if of_tokens || config.causal => None,
+        _ => Some(bert::dense(family)),
+    };
+    Ok(HeadKind::Classifier(Classifier {
+        labels,
+        pooling,
+        dense,
+        bias: of_tokens || !config.causal,
+    }))
+}
+
+/// How a family names its modules.
+struct Names {
+    /// Before the names of the bare model where a head stands on it.
+    prefix: &'static str,
+    /// The list that holds the blocks.
+    blocks: &'static str,
+    embedding: &'static str,
+    positions: &'static str,
+    token_types: &'static str,
+    embedding_norm: &'static str,
+    final_norm: &'static str,
+    /// Within a block.
+    linear: fn(LinearKind) -> &'static str,
+    norm: fn(BlockNorm) -> &'static str,
+}
+
+impl Names {
+    /// Of a model that has nothing.
+    const NONE: Self = Self {
+        prefix: "",
+        blocks: "",
+        embedding: "",
+        positions: "",
+        token_types: "",
+        embedding_norm: "",
+        final_norm: "",
+        linear: |_| "",
+        norm: |_| "",
+    };
+}
+
+fn names(family: Family) -> &'static Names {
+    match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &llama::NAMES,
+        Family::Gpt2 => &gpt2::NAMES,
+        Family::Bert => &bert::BERT,
+        Family::Roberta | Family::XlmRoberta => &bert::ROBERTA,
+        Family::DistilBert => &bert::DISTILBERT,
+        Family::ModernBert => &modernbert::NAMES,
+    }
+}
+
+/// The prefix of the bare model's names: none where nothing stands on it (`AutoModel`).
+fn prefix(config: &ModelConfig) -> &'static str {
+    if config.head == HeadKind::None {
+        ""
+    } else {
+        names(config.family).prefix
+    }
+}
+
 /// The module that holds a linear, as `named_modules()` of the transformers model names it; PEFT's keys and target
 /// matching are built on it.
 pub fn linear_module(config: &ModelConfig, id: LinearId) -> String {
-    let name = match config.family {
-        Family::Gpt2 => gpt2::linear(id.kind),
-        _ => llama::linear(id.kind),
-    };
-    format!("{}.{}.{name}", blocks(config.family), id.layer)
+    match id.kind {
+        LinearKind::Dense => classifier_dense(config).to_owned(),
+        LinearKind::Out => classifier_out(config).to_owned(),
+        kind => {
+            let name = (names(config.family).linear)(kind);
+            format!("{}.{}.{name}", blocks(config), id.layer)
+        }
+    }
+}
+
+fn classifier_dense(config: &ModelConfig) -> &'static str {
+    match config.family {
+        Family::Bert => "bert.pooler.dense",
+        Family::DistilBert => "pre_classifier",
+        Family::ModernBert => "head.dense",
+        _ => "classifier.dense",
+    }
+}
+
+fn classifier_out(config: &ModelConfig) -> &'static str {
+    let of_tokens = config
+        .classifier()
+        .is_some_and(|classifier| classifier.pooling == Pooling::Each);
+    match config.family {
+        Family::Roberta | Family::XlmRoberta if !of_tokens => "classifier.out_proj",
+        Family::Gpt2 if of_tokens => "classifier",
+        _ if config.causal => "score",
+        _ => "classifier",
+    }
 }
 
 /// The name of an adapter layer, as if it were a module of its block.
 pub(crate) fn bottleneck_module(config: &ModelConfig, layer: usize, place: Sublayer) -> String {
-    let blocks = blocks(config.family);
+    let blocks = blocks(config);
     let place = match place {
         Sublayer::Attention => "attention",
         Sublayer::Mlp => "mlp",
@@ -67,40 +243,65 @@ pub(crate) fn bottleneck_module(config: &ModelConfig, layer: usize, place: Subla
 }
 
 /// The list that holds the blocks.
-pub(crate) fn blocks(family: Family) -> &'static str {
-    match family {
-        Family::Gpt2 => "transformer.h",
-        _ => "model.layers",
-    }
+pub(crate) fn blocks(config: &ModelConfig) -> String {
+    format!("{}{}", prefix(config), names(config.family).blocks)
 }
 
 /// The name of a tensor in `model.safetensors`.
 pub fn tensor_name(config: &ModelConfig, id: WeightId) -> String {
-    let part = |p: Part| if p == Part::Weight { "weight" } else { "bias" };
-    match id {
-        WeightId::Linear(linear, p) => format!("{}.{}", linear_module(config, linear), part(p)),
-        WeightId::Norm(layer, norm, p) => match config.family {
-            Family::Gpt2 => format!("transformer.h.{layer}.{}.{}", gpt2::norm(norm), part(p)),
-            _ => format!("model.layers.{layer}.{}.{}", llama::norm(norm), part(p)),
-        },
-        WeightId::Embedding if config.family == Family::Gpt2 => "transformer.wte.weight".into(),
-        WeightId::Embedding => "model.embed_tokens.weight".into(),
-        WeightId::Positions => "transformer.wpe.weight".into(),
-        WeightId::FinalNorm(p) if config.family == Family::Gpt2 => {
-            format!("transformer.ln_f.{}", part(p))
+    let names = names(config.family);
+    let (module, part) = match id {
+        WeightId::Linear(linear, part) => (linear_module(config, linear), part),
+        WeightId::Norm(layer, norm, part) => {
+            let name = (names.norm)(norm);
+            (format!("{}.{layer}.{name}", blocks(config)), part)
         }
-        WeightId::FinalNorm(p) => format!("model.norm.{}", part(p)),
-        WeightId::Head => "lm_head.weight".into(),
+        WeightId::Head => ("lm_head".to_owned(), Part::Weight),
+        WeightId::ClassifierNorm(part) => ("head.norm".to_owned(), part),
+        WeightId::Embedding => (bare(config, names.embedding), Part::Weight),
+        WeightId::Positions => (bare(config, names.positions), Part::Weight),
+        WeightId::TokenTypes => (bare(config, names.token_types), Part::Weight),
+        WeightId::EmbeddingNorm(part) => (bare(config, names.embedding_norm), part),
+        WeightId::FinalNorm(part) => (bare(config, names.final_norm), part),
+    };
+    let part = match part {
+        Part::Weight => "weight",
+        Part::Bias => "bias",
+    };
+    format!("{module}.{part}")
+}
+
+/// A module of the bare model.
+fn bare(config: &ModelConfig, module: &str) -> String {
+    format!("{}{module}", prefix(config))
+}
+
+/// The names that a tensor may have in a checkpoint, the one that is written first: a bare model's have no prefix, and BERT's first
+/// files call the parts of a norm `gamma` and `beta`.
+pub(crate) fn stored_names(config: &ModelConfig, id: WeightId) -> Vec<String> {
+    let name = tensor_name(config, id);
+    let prefix = names(config.family).prefix;
+    let other = match name.strip_prefix(prefix) {
+        Some(short) => Some(short.to_owned()),
+        None if config.head == HeadKind::None => Some(format!("{prefix}{name}")),
+        None => None,
+    };
+    let mut all: Vec<String> = std::iter::once(name).chain(other).collect();
+    if !config.causal && id.is_vector() && !matches!(id, WeightId::Linear(..)) {
+        let older = |name: &String| {
+            let (module, part) = name.rsplit_once('.')?;
+            let part = if part == "weight" { "gamma" } else { "beta" };
+            Some(format!("{module}.{part}"))
+        };
+        let older: Vec<String> = all.iter().filter_map(older).collect();
+        all.extend(older);
     }
+    all
 }
 
 /// The prefix that some checkpoints of a family leave off every name (a bare `GPT2Model`, `LlamaModel`).
 pub fn optional_prefix(family: Family) -> &'static str {
-    if family == Family::Gpt2 {
-        "transformer."
-    } else {
-        "model."
-    }
+    names(family).prefix
 }
 
 /// Tensors that checkpoints carry and no computation reads: attention masks and derived tables.
@@ -108,6 +309,42 @@ pub fn is_derived(name: &str) -> bool {
     name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
         || name.ends_with("rotary_emb.inv_freq")
+        || name.ends_with("embeddings.position_ids")
+}
+
+/// Whether a tensor belongs to a head that a model of this config does not have: that of a language model on an encoder, or of another
+/// task. transformers leaves it out too.
+pub(crate) fn is_of_other_head(config: &ModelConfig, name: &str) -> bool {
+    let heads: &[&str] = &[
+        "lm_head.",
+        "cls.",
+        "vocab_transform.",
+        "vocab_layer_norm.",
+        "vocab_projector.",
+        "qa_outputs.",
+        "score.",
+        "classifier.",
+        "pre_classifier.",
+        "head.",
+        "decoder.",
+        "pooler.",
+    ];
+    let short = name
+        .strip_prefix(names(config.family).prefix)
+        .unwrap_or(name);
+    config.head != HeadKind::LanguageModel && heads.iter().any(|head| short.starts_with(head))
+}
+
+/// The spread of a new tensor of a classifier.
+pub(crate) fn classifier_spread(config: &ModelConfig, id: WeightId) -> f32 {
+    let range = config.initializer_range;
+    match (config.family, id) {
+        (Family::ModernBert, WeightId::Linear(linear, _)) if linear.kind == LinearKind::Out => {
+            1.0 / (config.hidden_size as f32).sqrt()
+        }
+        (Family::ModernBert, _) => range / (2.0 * config.num_hidden_layers as f32).sqrt(),
+        _ => range,
+    }
 }
 
 /// Keys of `config.json` that give every linear of the blocks a bias; `None` where transformers has no such model.
@@ -115,12 +352,14 @@ pub(crate) fn bias_switches(family: Family) -> Option<&'static [&'static str]> {
     (family == Family::Llama).then_some(&["attention_bias", "mlp_bias"])
 }
 
-/// PEFT's default `target_modules` of a family.
+/// PEFT's default `target_modules` of a family; empty where it has none.
 pub fn default_targets(family: Family) -> &'static [&'static str] {
-    if family == Family::Gpt2 {
-        &["c_attn"]
-    } else {
-        &["q_proj", "v_proj"]
+    match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &["q_proj", "v_proj"],
+        Family::Gpt2 => &["c_attn"],
+        Family::Bert | Family::Roberta | Family::XlmRoberta => &["query", "value"],
+        Family::DistilBert => &["q_lin", "v_lin"],
+        Family::ModernBert => &["Wqkv"],
     }
 }
 
@@ -144,45 +383,57 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
     })
 }
 
-/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4). Where a file has both objects,
-/// the older one is read and the other is not, as in transformers.
+/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4), the same for every layer. Where a
+/// file has both objects, the older one is read and the other is not, as in transformers.
 fn rope(
     raw: &HfConfig,
     default_theta: f64,
     max_position_embeddings: usize,
 ) -> Result<Position, FormatError> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
     let scaling = raw.opt_object("rope_scaling")?;
     let nested = match scaling.filter(|scaling| !scaling.map().is_empty()) {
         Some(scaling) => Some(scaling),
         None => raw.opt_object("rope_parameters")?,
     };
-    let theta = match nested
-        .as_ref()
-        .map(|n| n.opt_f64("rope_theta"))
-        .transpose()?
-        .flatten()
-    {
-        Some(theta) => theta,
-        None => raw.opt_f64("rope_theta")?.unwrap_or(default_theta),
+    let kinds = |nested: &HfConfig| {
+        let mut values = nested.map().iter();
+        let object = values.find(|(_, value)| value.is_object());
+        object.map(|(layers, _)| layers.clone())
     };
+    if let Some(nested) = &nested
+        && let Some(layers) = kinds(nested)
+    {
+        return Err(nested.unsupported(
+            &layers,
+            "the same rotary positions on every layer, without objects in rope_parameters",
+        ));
+    }
+    let theta = raw.opt_f64("rope_theta")?.unwrap_or(default_theta);
+    let rope = rope_of(raw, nested, theta, max_position_embeddings)?;
+    Ok(Position::Rope(vec![rope]))
+}
+
+/// A rotary embedding from its object, `theta` being what holds where that has no `rope_theta`.
+fn rope_of(
+    raw: &HfConfig,
+    nested: Option<HfConfig>,
+    theta: f64,
+    max_position_embeddings: usize,
+) -> Result<Rope, FormatError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let said = nested.as_ref().map(|nested| nested.opt_f64("rope_theta"));
+    let theta = said.transpose()?.flatten().unwrap_or(theta);
     if let Some(partial) = raw.opt_f64("partial_rotary_factor")?
         && partial != 1.0
     {
         return Err(raw.unsupported("partial_rotary_factor", "1.0"));
     }
     let Some(nested) = nested else {
-        return Ok(Position::Rope(Rope {
+        return Ok(Rope {
             theta,
             scaling: RopeScaling::None,
-        }));
+        });
     };
-    if let Some((layers, _)) = nested.map().iter().find(|(_, value)| value.is_object()) {
-        return Err(nested.unsupported(
-            layers,
-            "the same rotary positions on every layer, without objects in rope_parameters",
-        ));
-    }
     let kind_field = if nested.get("rope_type").is_some() {
         "rope_type"
     } else {
@@ -211,7 +462,7 @@ fn rope(
     {
         return Err(nested.unsupported("partial_rotary_factor", "1.0"));
     }
-    Ok(Position::Rope(Rope { theta, scaling }))
+    Ok(Rope { theta, scaling })
 }
 
 /// Keys that say that the model is another than its other keys describe, and shapes that the engine's arithmetic relies on.

@@ -2,9 +2,8 @@
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::Layout;
 
-use super::super::config::{Biases, Family, MlpKind, ModelConfig, NormKind};
+use super::super::config::{Biases, Family, ModelConfig};
 
 pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.usize("hidden_size")?;
@@ -15,7 +14,6 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
     let positions = raw.opt_usize("max_position_embeddings")?.unwrap_or(32_768);
     let attention_bias = raw.opt_bool("attention_bias")?.unwrap_or(false);
     Ok(ModelConfig {
-        family,
         vocab_size: raw.usize("vocab_size")?,
         hidden_size,
         intermediate_size: raw.usize("intermediate_size")?,
@@ -29,10 +27,8 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
             raw.opt_usize("head_dim")?.or(qwen3.then_some(128)),
         )?,
         max_position_embeddings: positions,
-        norm: NormKind::Rms,
         norm_eps: raw.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         position: super::rope(raw, 10_000.0, positions)?,
-        mlp: MlpKind::Gated,
         activation: super::activation(raw, "hidden_act", "silu")?,
         // Qwen2's biases are fixed in its code; Qwen3's follow `attention_bias`.
         biases: Biases {
@@ -42,8 +38,7 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
         },
         qk_norm: qwen3,
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
-        fused_qkv: false,
-        layout: Layout::OutIn,
-        sliding_window: None,
+        layers: super::same_layers(layers, None),
+        ..super::decoder(raw, family)?
     })
 }

@@ -8,11 +8,13 @@ use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::peft::{LoraConfig, TargetModules, open_adapter_weights};
 
 use super::inject::{choose, coverage, lay_out};
+use super::method::SAVED_PREFIX;
 use super::save::FUSED_PARTS;
 use super::{Candidate, Coverage, candidates};
 use crate::Error;
 use crate::model::{Adapter, ModelConfig};
 use crate::tuning::files::{BASE_FINGERPRINT, read_values};
+use crate::tuning::saved::add_of_folder;
 
 /// A loaded adapter and what its files say.
 pub struct Loaded {
@@ -51,15 +53,22 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
         });
     }
     let mut adapter = lay_out(model, &config, &chosen);
+    add_of_folder(&mut adapter, model, folder, SAVED_PREFIX)?;
     read_values(&weights, &mut adapter)?;
     if !parts.is_empty() {
+        let whole = adapter;
         (adapter, config, chosen) =
-            split(model, &config, &adapter, &chosen, &parts).map_err(|problems| {
-                Error::Tensors {
-                    path: weights.path().to_path_buf(),
-                    problems,
-                }
+            split(model, &config, &whole, &chosen, &parts).map_err(|problems| Error::Tensors {
+                path: weights.path().to_path_buf(),
+                problems,
             })?;
+        add_of_folder(&mut adapter, model, folder, SAVED_PREFIX)?;
+        for (to, from) in adapter.saved.slots.clone().zip(whole.saved.slots.clone()) {
+            adapter
+                .params
+                .view_mut(to)
+                .copy_from(whole.params.view(from));
+        }
     }
     let coverage = coverage(&config, &chosen, adapter.parameters());
     Ok(Loaded {

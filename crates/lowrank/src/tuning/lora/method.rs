@@ -13,9 +13,10 @@ use crate::fields::{Field, Fields, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, finite_pattern, parse_pattern};
 use crate::model::{Adapter, ModelConfig};
+use crate::tuning::files::task_type;
 use crate::tuning::{
     AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
-    Starting, targets,
+    Starting, saved, targets,
 };
 
 fields! {
@@ -67,6 +68,9 @@ fields! {
 /// PEFT's `adapter_config.json`.
 pub type Config = Box<LoraConfig>;
 
+/// Before the names of tensors of modules that are saved as a whole.
+pub(super) const SAVED_PREFIX: &str = "base_model.model.";
+
 /// LoRA in the table of methods.
 pub(in crate::tuning) struct Spec;
 
@@ -85,7 +89,7 @@ fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfi
         rank_pattern: lora.rank_pattern.clone(),
         alpha_pattern: lora.alpha_pattern.clone(),
         base_model_name_or_path: Some(base.to_owned()),
-        task_type: Some("CAUSAL_LM".to_owned()),
+        task_type: Some(task_type(model).to_owned()),
         ..LoraConfig::default()
     }
 }
@@ -108,7 +112,12 @@ impl MethodSpec for Spec {
     }
 
     fn shared_fields(&self) -> Vec<Field> {
-        targets::Settings::fields()
+        let shared = targets::Settings::fields().into_iter();
+        shared.chain(saved::Settings::fields()).collect()
+    }
+
+    fn saved_prefix(&self) -> &'static str {
+        SAVED_PREFIX
     }
 
     fn label(&self, options: &MethodOptions) -> String {

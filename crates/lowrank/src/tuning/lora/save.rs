@@ -10,11 +10,12 @@ use std::path::Path;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::DType;
 
 use super::{Candidate, candidates};
 use crate::Error;
 use crate::model::{Adapter, LinearKind, LowRankSite, ModelConfig, families};
-use crate::tuning::files::BASE_FINGERPRINT;
+use crate::tuning::files::{BASE_FINGERPRINT, saved_specs, task_type};
 
 /// Metadata key: JSON, the parts of fused linears and their ranks by module.
 pub(super) const FUSED_PARTS: &str = "lowrank.fused_parts";
@@ -57,7 +58,7 @@ pub fn save(
         dtype: StoredDType::F32,
         shape: shape.to_vec(),
     };
-    let specs: Vec<_> = modules
+    let mut specs: Vec<_> = modules
         .iter()
         .flat_map(|m| {
             [
@@ -66,17 +67,22 @@ pub fn save(
             ]
         })
         .collect();
+    let saved = adapter.saved.slots.clone();
+    specs.extend(saved_specs(adapter));
     write_safetensors(
         &folder.join(ADAPTER_WEIGHTS),
         &specs,
         &metadata,
         |index, out| {
-            let module = &modules[index / 2];
+            let Some(module) = modules.get(index / 2) else {
+                let slot = saved.start + index - 2 * modules.len();
+                return out.write_all(&adapter.params.view(slot).to_le_bytes(DType::F32));
+            };
             let values = if index % 2 == 0 { &module.a } else { &module.b };
             out.write_all(bytemuck::cast_slice(values))
         },
     )?;
-    saved_config(config, lora, &modules).write(folder)?;
+    saved_config(config, lora, &modules, adapter).write(folder)?;
     Ok(())
 }
 
@@ -152,11 +158,17 @@ fn parts_of(
 }
 
 /// The config that describes the saved modules: `lora` itself, unless parts were fused.
-fn saved_config(model: &ModelConfig, lora: &LoraConfig, modules: &[SavedModule]) -> LoraConfig {
+fn saved_config(
+    model: &ModelConfig,
+    lora: &LoraConfig,
+    modules: &[SavedModule],
+    adapter: &Adapter,
+) -> LoraConfig {
     let mut config = lora.clone();
     config.peft_version = None;
     config.inference_mode = true;
-    config.task_type = Some("CAUSAL_LM".to_owned());
+    config.task_type = Some(task_type(model).to_owned());
+    config.modules_to_save.clone_from(&adapter.saved.names);
     if modules.iter().all(|m| m.parts.is_empty()) {
         return config;
     }

@@ -1,14 +1,14 @@
 //! The engine against PyTorch, transformers and PEFT; `scripts/goldens.py` writes what it is compared with.
 
+mod cases;
+mod classifiers;
 mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{
-    ADAPTERS, AdapterCase, Comparison, Golden, IA3_ADAPTERS, METHODS, MODELS, PROMPT_ADAPTERS,
-    method_folder,
-};
+use cases::{ADAPTERS, AdapterCase, IA3_ADAPTERS, METHODS, MODELS, PROMPT_ADAPTERS, method_folder};
+use common::{Comparison, Golden};
 use lowrank::DType;
 use lowrank::data::Example;
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
@@ -169,7 +169,10 @@ impl Case {
             epsilon: 1e-8,
             weight_decay: 0.01,
             max_grad_norm: 0.0,
-            label_smoothing,
+            scoring: lowrank::train::Scoring {
+                label_smoothing: label_smoothing as f32,
+                ..Default::default()
+            },
             batch_size,
             share_prompts: false,
             saving: lowrank::model::Saving::default(),
