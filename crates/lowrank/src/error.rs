@@ -37,6 +37,9 @@ pub enum Error {
     /// Texts that cannot be scored.
     #[error(transparent)]
     Corpus(#[from] crate::metrics::CorpusError),
+    /// Predictions that cannot be scored.
+    #[error(transparent)]
+    Classification(#[from] crate::metrics::classification::ClassificationError),
     /// Settings that contradict each other, the model or the data.
     #[error("{0}")]
     Settings(String),

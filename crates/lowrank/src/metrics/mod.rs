@@ -1,4 +1,5 @@
-//! Scores of generated texts against what people wrote: BLEU, NIST, ROUGE-L, METEOR and CIDEr.
+//! Scores of generated texts against what people wrote: BLEU, NIST, ROUGE-L, METEOR and CIDEr; and figures of
+//! classifiers, in [`classification`].
 //!
 //! A [`Corpus`] holds meanings: for each the text that a model made of it, and one or more references. Every metric is
 //! a function of its tokens. Their values are those of the tools that papers quote: sacrebleu (BLEU), nltk (NIST, METEOR)
@@ -13,6 +14,7 @@
 
 mod bleu;
 mod cider;
+pub mod classification;
 mod meteor;
 mod nist;
 mod porter;
@@ -39,6 +41,21 @@ pub fn title(name: &str) -> &str {
         "rouge-l" => "ROUGE-L",
         "meteor" => "METEOR",
         "cider" => "CIDEr",
+        "exact_match" => "exact match",
+        "precision_micro" => "precision (micro)",
+        "precision_macro" => "precision (macro)",
+        "recall_micro" => "recall (micro)",
+        "recall_macro" => "recall (macro)",
+        "f1_binary" => "F1 (label 1)",
+        "f1_micro" => "F1 (micro)",
+        "f1_macro" => "F1 (macro)",
+        "f1_weighted" => "F1 (weighted)",
+        "matthews" => "Matthews",
+        "expected_calibration_error" => "calibration error",
+        "pearson" => "Pearson",
+        "spearman" => "Spearman",
+        "mean_squared_error" => "mean squared error",
+        "mean_absolute_error" => "mean absolute error",
         other => other,
     }
 }
