@@ -55,4 +55,4 @@ pub use prompts::{Prompt, load_prompts};
 pub use rows::RowKind;
 pub use stream::DecodeStream;
 pub use task::{Label, Labels, ProblemType, TaskType};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};
