@@ -47,7 +47,7 @@ pub(super) struct RawRow {
     /// Counted from 1.
     pub(super) line: usize,
     /// Which row of an array it is, counted from 1: many of them may stand on one line.
-    number: Option<usize>,
+    pub(super) number: Option<usize>,
     /// Bytes of the line before the row.
     column: usize,
     /// Bytes of the file before the row.
@@ -76,7 +76,12 @@ impl RawRow {
 
     /// What is wrong with the row, begun with its number where the line alone may not tell which row it is.
     pub(super) fn about(&self, reason: String) -> String {
-        match self.number {
+        Self::of_number(self.number, reason)
+    }
+
+    /// As [`Self::about`], of a row that is gone but for its number.
+    pub(super) fn of_number(number: Option<usize>, reason: String) -> String {
+        match number {
             Some(number) => format!("row {number} of the array: {reason}"),
             None => reason,
         }

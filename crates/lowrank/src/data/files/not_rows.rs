@@ -127,7 +127,7 @@ fn several_lines(lines: Option<usize>, path: &Path) -> String {
 
 /// An object that holds the rows under a key, or in columns. None for a row.
 fn wrapped(object: &Map<String, Value>, path: &Path) -> Option<String> {
-    if RowKind::detect(object).is_some() && !is_columns(object) {
+    if RowKind::detect(object, None).is_some() && !is_columns(object) {
         return None;
     }
     if is_columns(object) {

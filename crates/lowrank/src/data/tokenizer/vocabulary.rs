@@ -79,16 +79,14 @@ fn pairs(folder: &Path, path: &Path) -> Result<Value, DataError> {
         if line.starts_with("#version") || line.is_empty() {
             continue;
         }
-        match line.split(' ').collect::<Vec<_>>().as_slice() {
-            [left, right] => merges.push(json!([left, right])),
-            _ => {
-                let reason = format!(
-                    "line {} must be two tokens with a space between, but is {line:?}",
-                    at + 1
-                );
-                return Err(wrong(&merges_path, reason));
-            }
-        }
+        let [left, right] = line.split(' ').collect::<Vec<_>>()[..] else {
+            let reason = format!(
+                "line {} must be two tokens with a space between, but is {line:?}",
+                at + 1
+            );
+            return Err(wrong(&merges_path, reason));
+        };
+        merges.push(json!([left, right]));
     }
     Ok(
         json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
