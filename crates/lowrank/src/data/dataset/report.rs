@@ -47,6 +47,7 @@ pub struct DataReport {
     /// Fields that rows have and that were not used; those of messages as `messages[].name`.
     pub unused_fields: Vec<String>,
     /// The labels, and how often each comes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<LabelCounts>,
     /// What else a reader should know, a sentence each.
     pub notes: Vec<String>,
