@@ -106,6 +106,7 @@ impl RowsArgs {
             completion_boundary: self.completion_boundary,
             task: Some(TaskType::CausalLm),
             labels: None,
+            columns: None,
         };
         let split = choose_split(&self.data, self.split, preferred)?;
         Ok(Dataset::load(&self.data, split, tokenizer, &options)?)

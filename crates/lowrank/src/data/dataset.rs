@@ -49,6 +49,8 @@ pub struct DataOptions {
     pub task: Option<TaskType>,
     /// The labels that rows are read by, those of the training rows or of a model. None: those that the rows themselves have.
     pub labels: Option<Labels>,
+    /// The names of the columns of a table without a header; `_` for one that is not wanted.
+    pub columns: Option<Vec<String>>,
 }
 
 impl Default for DataOptions {
@@ -60,6 +62,7 @@ impl Default for DataOptions {
             completion_boundary: Boundary::Joint,
             task: None,
             labels: None,
+            columns: None,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Dataset {
         options: &DataOptions,
     ) -> Result<Self, DataError> {
         let file = require_split(path, split)?;
-        let mut rows = Rows::open(&file)?;
+        let mut rows = Rows::open(&file, options.columns.as_deref())?;
         let mut loader = Loader {
             path: &file,
             tokenizer,
@@ -100,6 +103,7 @@ impl Dataset {
             unused: BTreeSet::new(),
             notes: Notes::default(),
             written: Vec::new(),
+            is_table: rows.is_table(),
         };
         let (mut examples, mut skipped, mut count) = (Vec::new(), Vec::new(), 0);
         loop {
@@ -199,6 +203,7 @@ struct Loader<'a> {
     notes: Notes,
     /// The labels of the examples, where rows have some: what they mean is known when all have been seen.
     written: Vec<Written>,
+    is_table: bool,
 }
 
 /// What a row became.
@@ -351,14 +356,14 @@ impl Loader<'_> {
         let labels = if let Some(labels) = &self.options.labels {
             labels.clone()
         } else {
-            let mut found = labels::find(&mut written, false)
+            let mut found = labels::find(&mut written, self.is_table)
                 .map_err(|(at, reason)| bad(&written[at], reason))?;
             if matches!(self.kind, Some((RowKind::Passages, _))) {
                 labels::complete_marks(&mut found);
             }
             found
         };
-        let reader = labels::Reader::new(&labels, false);
+        let reader = labels::Reader::new(&labels, self.is_table);
         let mut kept = Vec::with_capacity(examples.len());
         for (mut example, row) in std::mem::take(examples).into_iter().zip(&written) {
             match (reader.read(row), self.options.on_bad_row) {

@@ -44,6 +44,7 @@ mod stream;
 mod task;
 mod template;
 mod tokenizer;
+mod unlabelled;
 
 pub(crate) use dates::seconds_since_1970;
 
@@ -61,3 +62,4 @@ pub use rows::RowKind;
 pub use stream::DecodeStream;
 pub use task::{Label, Labels, ProblemType, TaskType};
 pub use tokenizer::{Encoded, Tokenizer};
+pub use unlabelled::{Unlabelled, UnlabelledOptions, UnlabelledRow, Word};

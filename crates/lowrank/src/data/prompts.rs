@@ -66,7 +66,7 @@ pub fn load_prompts(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Prompt>, DataError> {
     let file = require_split(path, split)?;
-    let mut rows = Rows::open(&file)?;
+    let mut rows = Rows::open(&file, None)?;
     let mut prompts = Vec::new();
     let mut first: Option<(RowKind, usize)> = None;
     loop {

@@ -14,7 +14,7 @@ mod labelled;
 mod unknown;
 
 use labelled::read_labelled;
-pub(super) use labelled::{Given, Input, LabelledRow, Scalar, Span};
+pub(super) use labelled::{Given, Input, LabelledRow, Scalar, Span, own_label, read_unlabelled};
 pub(super) use unknown::unknown_kind;
 
 /// The form of a file's rows.
@@ -40,6 +40,36 @@ pub enum RowKind {
     /// `{"text", "spans": [{"start", "end", "label"}, …]}`: passages of a text and their labels.
     Passages,
 }
+
+/// The names that fields of rows have: one of them is in the header of a table that has one.
+pub(super) const FIELDS: [&str; 26] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "text",
+    "text_pair",
+    "sentence",
+    "sentence1",
+    "sentence2",
+    "premise",
+    "hypothesis",
+    "question",
+    "question1",
+    "question2",
+    "label",
+    "labels",
+    "tokens",
+    "tags",
+    "ner_tags",
+    "spans",
+    "idx",
+    "id",
+];
 
 impl RowKind {
     /// Every kind without labels, with the fields that it is known by and those that it may have, in the order they are tried.

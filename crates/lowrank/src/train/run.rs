@@ -76,6 +76,7 @@ pub fn train(
         completion_boundary: config.completion_boundary,
         task: Some(TaskType::CausalLm),
         labels: None,
+        columns: None,
     };
     let data = Dataset::load(&config.data, Split::Train, &base.tokenizer, &options)?;
     observer.event(&Event::Note(data.report.to_string()));

@@ -145,6 +145,33 @@ fn read_input(kind: RowKind, row: &Map<String, Value>) -> Result<Input, String> 
     })
 }
 
+/// What a classifier reads of a row whose label does not matter, or the reason why there is nothing to read.
+pub(in crate::data) fn read_unlabelled(row: &Map<String, Value>) -> Result<Input, String> {
+    let kind = if row.contains_key("tokens") {
+        RowKind::Tagged
+    } else if pair_of(row).is_some() {
+        RowKind::LabelledPair
+    } else if first(row, &TEXTS).is_some() {
+        RowKind::Labelled
+    } else {
+        return Err(format!(
+            "the row has {}; rows to classify have {{\"text\"}}, a pair such as {{\"text\", \"text_pair\"}}, or {{\"tokens\"}}",
+            names(row)
+        ));
+    };
+    read_input(kind, row)
+}
+
+/// The label of a row that need not have one, as it stands.
+pub(in crate::data) fn own_label(row: &Map<String, Value>) -> Option<&Value> {
+    let name = if row.contains_key("tokens") {
+        first(row, &TAGS)
+    } else {
+        first(row, &LABELS)
+    };
+    row.get(name?).filter(|label| !label.is_null())
+}
+
 fn first(row: &Map<String, Value>, names: &[&'static str]) -> Option<&'static str> {
     names.iter().find(|name| row.contains_key(**name)).copied()
 }

@@ -202,3 +202,46 @@ fn numbers_and_lists_are_labels() {
         ]
     );
 }
+
+#[test]
+fn tables_have_labels_and_texts_to_go_on_with() {
+    let load = |name: &str, text: &str, columns: Option<&str>| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), text).unwrap();
+        let columns = columns.map(|names| names.split(',').map(str::to_owned).collect());
+        let options = DataOptions {
+            columns,
+            ..DataOptions::default()
+        };
+        let loaded = Dataset::load(folder.path(), Split::Train, &fixture::tokenizer(), &options);
+        loaded.map_err(|error| error.to_string())
+    };
+    let data = load("train.csv", "text,label\nab,9\nb,10\n", None).unwrap();
+    assert_eq!(data.labels.as_ref().unwrap().names, ["9", "10"]);
+    assert_eq!(labels_of(&data), [Label::Class(0), Label::Class(1)]);
+    let data = load("train.tsv", "ab\t1\nb\t0\n", Some("text,label")).unwrap();
+    assert_eq!(labels_of(&data), [Label::Class(1), Label::Class(0)]);
+    let data = load("train.csv", "prompt,completion\na,b\n", None).unwrap();
+    assert_eq!(data.kind, RowKind::PromptCompletion);
+    for (text, expected) in [
+        (
+            "text,label\nab,1\nb,\n",
+            "train.csv, line 3: \"label\" must be a name, a number, true or false, or a list of these, but is empty",
+        ),
+        (
+            "text,label\nab,1\n,0\n",
+            "train.csv, line 3: \"text\" is empty",
+        ),
+        (
+            "text,label\nab,1\nb,NaN\n",
+            "train.csv, line 3: the label is NaN, which is no number",
+        ),
+        (
+            "Text,Label\nab,1\n",
+            "line 2: the row has \"Text\", \"Label\", which is no known kind",
+        ),
+    ] {
+        let error = load("train.csv", text, None).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
