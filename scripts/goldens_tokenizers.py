@@ -4,7 +4,7 @@
     python scripts/goldens_tokenizers.py            # writes crates/lowrank/tests/goldens/tokenizers.json
     python scripts/goldens_tokenizers.py --check    # compares instead, and exits 1 if anything differs
 
-Needs transformers, tokenizers and jinja2. Small tokenizers are trained here, and each case is one of them with other
+Needs transformers, tokenizers, jinja2, sentencepiece and protobuf. Small tokenizers are trained here, and each case is one of them with other
 files beside it (tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json, chat templates). What
 AutoTokenizer makes of the folder is the golden: ids with and without special tokens, the special tokens' ids, decoded
 text, and a rendered conversation. The test `tokenizer_folders` of the crate lowrank reads the file.
@@ -18,6 +18,7 @@ that lowrank gives instead.
 
 import argparse
 import copy
+import io
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import sentencepiece
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
@@ -139,11 +141,28 @@ def bases():
     return {**{name: json.loads(one.to_str()) for name, one in named.items()}, "llama2": state}
 
 
+def pieces():
+    """Models of SentencePiece by name, in hexadecimal: those that XLM-RoBERTa and DeBERTa v3 come with."""
+    def train(normalization, **more):
+        with tempfile.TemporaryDirectory() as folder:
+            rules = pathlib.Path(folder) / "rules.tsv"
+            rules.write_text("".join(f"{ord(old):X}\t{' '.join(f'{ord(one):X}' for one in new)}\n" for old, new in normalization.items()))
+            model = io.BytesIO()
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=60, model_type="unigram", minloglevel=2,
+                **({"normalization_rule_tsv": str(rules)} if normalization else {"normalization_rule_name": "identity"}), **more)
+        return model.getvalue().hex()
+
+    xlmr = train({"\u2026": "...", "\u00ef": "i", "\uff21": "A"})
+    deberta = train({}, pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["<tool>"])
+    return {"xlmr": xlmr, "deberta": deberta}
+
+
 def token(content, **flags):
     return {"content": content, **dict(lstrip=False, rstrip=False, normalized=False, single_word=False, special=True), **flags}
 
 
-def cases(sizes, vocabulary, merged):
+def cases(sizes, vocabulary, merged, models):
     """(name, base, model_type, files, changes to tokenizer.json, what lowrank says where it refuses)."""
     out = []
 
@@ -305,6 +324,8 @@ def cases(sizes, vocabulary, merged):
     lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
     encoder("bert of vocab.txt", None, None, model_type="bert", files={"vocab.txt": lines})
     encoder("bert of vocab.txt, cased", None, {"do_lower_case": False}, model_type="bert", files={"vocab.txt": lines.replace("\n", "\r\n")})
+    encoder("xlm-roberta of sentencepiece.bpe.model", None, None, model_type="xlm-roberta", files={"sentencepiece.bpe.model": {"hex": models["xlmr"]}})
+    encoder("deberta-v2 of spm.model", None, {"do_lower_case": False, "vocab_type": "spm"}, model_type="deberta-v2", files={"spm.model": {"hex": models["deberta"]}})
     for family in ("roberta", "gpt2"):
         merges = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merged[family])
         encoder(f"{family} of vocab.json and merges.txt", None, {}, model_type=family, files={"vocab.json": vocabulary[family], "merges.txt": merges})
@@ -319,6 +340,9 @@ def write(folder, base, case):
     for name, content in case["files"].items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict) and list(content) == ["hex"]:
+            path.write_bytes(bytes.fromhex(content["hex"]))
+            continue
         text = content if isinstance(content, str) else json.dumps(content)
         path.write_bytes(text.encode("utf-8"))
 
@@ -388,22 +412,24 @@ def main():
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     # Tokenizers that are in the file stay, since another version may train others.
-    tokenizers = json.loads(OUT.read_text(encoding="utf-8"))["bases"]
+    known = json.loads(OUT.read_text(encoding="utf-8"))
+    tokenizers = known["bases"]
+    models = known.get("pieces") or pieces()
     if not arguments.check:
         tokenizers = {**bases(), **tokenizers}
     # tokenizer.json's own count, from which added tokens go on.
     sizes = {name: Tokenizer.from_str(json.dumps(state)).get_vocab_size() for name, state in tokenizers.items()}
-    out = {"transformers": transformers.__version__, "texts": TEXTS, "conversation": CHAT, "pairs": PAIRS, "lengths": LENGTHS, "words": WORDS, "bases": tokenizers, "cases": []}
+    out = {"transformers": transformers.__version__, "texts": TEXTS, "conversation": CHAT, "pairs": PAIRS, "lengths": LENGTHS, "words": WORDS, "pieces": models, "bases": tokenizers, "cases": []}
     vocabulary = {name: state["model"]["vocab"] for name, state in tokenizers.items()}
     merged = {name: state["model"].get("merges") for name, state in tokenizers.items()}
-    for case in cases(sizes, vocabulary, merged):
+    for case in cases(sizes, vocabulary, merged, models):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             write(folder, tokenizers.get(case["base"]), case)
             out["cases"].append({**case, "expected": expectation(folder, "classified" in case)})
     # A case a line, so that a change shows as one.
     lines = ["{"]
-    for key in ("transformers", "texts", "conversation", "pairs", "lengths", "words"):
+    for key in ("transformers", "texts", "conversation", "pairs", "lengths", "words", "pieces"):
         lines.append(f"{json.dumps(key)}: {json.dumps(out[key], ensure_ascii=False)},")
     lines.append('"bases": {')
     lines.append(",\n".join(f"{json.dumps(name)}: {json.dumps(state, ensure_ascii=False, separators=(',', ':'))}" for name, state in tokenizers.items()))

@@ -423,6 +423,12 @@ fn write_folder(folder: &Path, bases: &Value, case: &Value) {
     for (name, content) in case["files"].as_object().unwrap() {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if let Some(hex) = content["hex"].as_str() {
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            fs::write(path, bytes).unwrap();
+            continue;
+        }
         let text = content
             .as_str()
             .map_or_else(|| content.to_string(), str::to_owned);

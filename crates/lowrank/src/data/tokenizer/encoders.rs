@@ -95,6 +95,15 @@ impl Encoder {
         }
     }
 
+    /// The model of SentencePiece that the class reads where there is no tokenizer.json.
+    pub(super) fn sentence_pieces(self) -> Option<&'static str> {
+        match self {
+            Self::Bert { .. } | Self::Roberta { .. } => None,
+            Self::XlmRoberta { .. } => Some("sentencepiece.bpe.model"),
+            Self::DebertaV2 { .. } => Some("spm.model"),
+        }
+    }
+
     /// The kind of vocabulary that the class needs, as tokenizer.json calls it.
     pub(super) fn vocabulary(self) -> &'static str {
         match self {

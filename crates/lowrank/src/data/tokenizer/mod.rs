@@ -82,8 +82,8 @@ pub struct Encoded {
 
 impl Tokenizer {
     /// Reads tokenizer.json of a model folder, and what is there of tokenizer_config.json, special_tokens_map.json,
-    /// chat_template.jinja, generation_config.json and config.json. Without a tokenizer.json it is built from vocab.txt, or
-    /// from vocab.json and merges.txt, where the class of the folder is known to build it so.
+    /// chat_template.jinja, generation_config.json and config.json. Without a tokenizer.json it is built from vocab.txt, from
+    /// vocab.json and merges.txt, or from a model of SentencePiece, where the class of the folder is known to build it so.
     ///
     /// # Errors
     /// If there is no such file, if a file is not what it should be, or if no end token is named anywhere.

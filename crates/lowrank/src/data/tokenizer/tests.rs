@@ -379,6 +379,9 @@ fn files_of_older_tokenizers_that_do_not_fit_are_named() {
     fs::remove_file(path.join("vocab.json")).unwrap();
     fs::write(path.join("sentencepiece.bpe.model"), "").unwrap();
     assert!(error_of(path).contains("only sentencepiece.bpe.model is there: save the tokenizer"));
+    let class = r#"{"tokenizer_class": "XLMRobertaTokenizer"}"#;
+    fs::write(path.join("tokenizer_config.json"), class).unwrap();
+    assert!(error_of(path).contains("sentencepiece.bpe.model: is no SentencePiece model"));
     // A class that needs another vocabulary than the one that is there.
     fixture::write(&fixture::parts(), path);
     let class = r#"{"tokenizer_class": "BertTokenizer"}"#;
