@@ -85,7 +85,7 @@ impl Dataset {
     /// file's order, whatever the number of threads.
     ///
     /// # Errors
-    /// If the file is not there or empty, if its first row is of no known kind or a later one of another kind, if labels are of
+    /// If the task is one that no rows teach, if the file is not there or empty, if its first row is of no known kind or a later one of another kind, if labels are of
     /// different forms, or, with [`OnBadRow::Error`], for the first row that cannot be learned from.
     pub fn load(
         path: &Path,
@@ -93,6 +93,11 @@ impl Dataset {
         tokenizer: &Tokenizer,
         options: &DataOptions,
     ) -> Result<Self, DataError> {
+        if options.task == Some(TaskType::FeatureExtraction) {
+            let reason = "no rows teach FEATURE_EXTRACTION, which gives texts their vectors as the model is; train with \
+                          labels (SEQ_CLS) or on texts (CAUSAL_LM)";
+            return Err(DataError::layout(path, reason));
+        }
         let file = require_split(path, split)?;
         let mut rows = Rows::open(&file, options.columns.as_deref())?;
         let mut loader = Loader {
@@ -207,7 +212,7 @@ struct Loader<'a> {
 }
 
 /// What a row became.
-struct Encoded {
+struct EncodedRow {
     example: Example,
     notes: RowNotes,
     written: Option<Written>,
@@ -225,7 +230,7 @@ impl Loader<'_> {
         let parsed: Vec<Parsed> = batch.par_iter().map(RawRow::parse).collect();
         self.detect(batch, &parsed);
         let (kind, path) = (self.kind, self.path);
-        let encoded: Vec<Result<Encoded, (usize, RowProblem)>> = batch
+        let encoded: Vec<Result<EncodedRow, (usize, RowProblem)>> = batch
             .par_iter()
             .zip(parsed.par_iter())
             .map(|(raw, row)| match row {
@@ -315,7 +320,7 @@ impl Loader<'_> {
         kind: Option<RowKind>,
         row: &Map<String, Value>,
         raw: &RawRow,
-    ) -> Result<Encoded, RowProblem> {
+    ) -> Result<EncodedRow, RowProblem> {
         let Some(kind) = kind else {
             return Err(RowProblem::Bad(unknown_kind(row, self.options.task)));
         };
@@ -324,7 +329,7 @@ impl Loader<'_> {
             let length = self.options.max_seq_length;
             let (example, notes, written) =
                 encode_labelled(self.tokenizer, row, raw, length).map_err(RowProblem::Bad)?;
-            return Ok(Encoded {
+            return Ok(EncodedRow {
                 example,
                 notes,
                 written: Some(written),
@@ -332,7 +337,7 @@ impl Loader<'_> {
         }
         let (example, notes) = encode_row(self.tokenizer, &content, raw.line, self.options)
             .map_err(RowProblem::Bad)?;
-        Ok(Encoded {
+        Ok(EncodedRow {
             example,
             notes,
             written: None,

@@ -36,9 +36,7 @@ impl Dialect {
             quotes: delimiter != b'\t' || quotes_close(head),
         })
     }
-}
 
-impl Dialect {
     /// That of a file whose first line is nothing but names of fields, two at least.
     pub(super) fn of_header(head: &[u8]) -> Option<Self> {
         let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();

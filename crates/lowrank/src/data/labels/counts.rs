@@ -16,6 +16,9 @@ pub struct LabelCounts {
     pub counts: Vec<usize>,
     /// Least and greatest of the numbers, where the labels are numbers.
     pub range: Option<(f32, f32)>,
+    /// Whether these numbers may be meant as classes: all of them are small and whole.
+    #[serde(skip)]
+    are_whole: bool,
 }
 
 impl LabelCounts {
@@ -23,6 +26,7 @@ impl LabelCounts {
     pub(in crate::data) fn of<'a>(labels: &Labels, rows: impl Iterator<Item = &'a Label>) -> Self {
         let mut counts = vec![0; labels.names.len()];
         let mut range: Option<(f32, f32)> = None;
+        let mut are_whole = labels.problem_type == ProblemType::Regression;
         let mut count = |at: usize| {
             if let Some(count) = counts.get_mut(at) {
                 *count += 1;
@@ -38,6 +42,7 @@ impl LabelCounts {
                 }
                 Label::Values(values) => {
                     for value in values {
+                        are_whole &= value.fract() == 0.0 && (0.0..20.0).contains(value);
                         let (least, greatest) = range.unwrap_or((*value, *value));
                         range = Some((least.min(*value), greatest.max(*value)));
                     }
@@ -51,6 +56,7 @@ impl LabelCounts {
             labels: labels.clone(),
             counts,
             range,
+            are_whole,
         }
     }
 
@@ -62,6 +68,11 @@ impl LabelCounts {
                 notes.push(format!(
                     "all rows have the label {least}: there is nothing to learn from them"
                 ));
+            } else if self.are_whole {
+                notes.push(
+                    "all labels are whole numbers, and are learned as numbers; for classes write them without a point (1, not 1.0)"
+                        .to_owned(),
+                );
             }
             return notes;
         }
@@ -166,6 +177,13 @@ mod tests {
             said,
             "all rows have the label 0.5: there is nothing to learn from them"
         );
+        let (_, said) = notes(json!([0.0, 1.0, 0.0]));
+        assert!(
+            said.contains("for classes write them without a point"),
+            "{said}"
+        );
+        let (_, said) = notes(json!([0.0, 1.5]));
+        assert_eq!(said, "");
         let (shown, said) = notes(json!([["a", "b"], ["b"], ["a", "b"]]));
         assert_eq!(shown, "2 labels, any number of them a row: a 2, b 3");
         assert_eq!(said, "every row has the labels \"b\"");

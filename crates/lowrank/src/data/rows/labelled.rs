@@ -166,6 +166,8 @@ pub(in crate::data) fn read_unlabelled(row: &Map<String, Value>) -> Result<Input
 pub(in crate::data) fn own_label(row: &Map<String, Value>) -> Option<&Value> {
     let name = if row.contains_key("tokens") {
         first(row, &TAGS)
+    } else if row.contains_key("spans") {
+        Some("spans")
     } else {
         first(row, &LABELS)
     };

@@ -135,6 +135,19 @@ fn what_is_wrong_with_labels_names_the_line() {
 }
 
 #[test]
+fn no_rows_teach_vectors() {
+    let options = DataOptions {
+        task: Some(TaskType::FeatureExtraction),
+        ..DataOptions::default()
+    };
+    let error = load_with(&rows(&[json!({"text": "a"})]), &options).unwrap_err();
+    assert!(
+        error.contains("no rows teach FEATURE_EXTRACTION"),
+        "{error}"
+    );
+}
+
+#[test]
 fn words_and_passages_become_tags() {
     let data = load(&rows(&[
         json!({"tokens": ["hello", "ab"], "ner_tags": [3, 0]}),
