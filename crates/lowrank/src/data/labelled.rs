@@ -371,4 +371,15 @@ mod tests {
         };
         assert!(error(text).starts_with("the text becomes no token"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn words_are_all_that_is_no_space(text in proptest::string::string_regex("[ \nab\u{301}é-—東ก1.,]{0,30}").unwrap()) {
+            let words = words_of(&text);
+            let shown: String = words.iter().map(|word| &text[word.clone()]).collect();
+            let expected: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+            proptest::prop_assert_eq!(shown, expected);
+            proptest::prop_assert!(words.windows(2).all(|two| two[0].end <= two[1].start));
+        }
+    }
 }

@@ -637,4 +637,22 @@ mod tests {
             "line 2: \"text\" is invalid UTF-8; save the file as UTF-8"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_rows_or_an_error(
+            pieces in proptest::collection::vec(proptest::sample::select(vec!["text", ",", "\t", "\"", "\r", "\n", "a", "\u{feff}", " ", "{", "["]), 0..40),
+            tabs in proptest::bool::ANY,
+        ) {
+            let name = if tabs { "a.tsv" } else { "a.csv" };
+            let text = pieces.concat();
+            for columns in [None, Some(["text", "label"].as_slice())] {
+                if let Ok(rows) = read_with(name, text.as_bytes(), columns) {
+                    let lines = text.split('\n').count();
+                    proptest::prop_assert!(rows.iter().all(|(line, _)| *line >= 1 && *line <= lines));
+                    proptest::prop_assert!(rows.is_sorted_by(|one, two| one.0 < two.0), "{:?}", rows);
+                }
+            }
+        }
+    }
 }
