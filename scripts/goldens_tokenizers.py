@@ -4,10 +4,13 @@
     python scripts/goldens_tokenizers.py            # writes crates/lowrank/tests/goldens/tokenizers.json
     python scripts/goldens_tokenizers.py --check    # compares instead, and exits 1 if anything differs
 
-Needs transformers, tokenizers and jinja2. Small tokenizers are trained here, and each case is one of them with other
+Needs transformers, tokenizers, jinja2, sentencepiece and protobuf. Small tokenizers are trained here, and each case is one of them with other
 files beside it (tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json, chat templates). What
 AutoTokenizer makes of the folder is the golden: ids with and without special tokens, the special tokens' ids, decoded
 text, and a rendered conversation. The test `tokenizer_folders` of the crate lowrank reads the file.
+
+A case without a base is a folder without tokenizer.json. A case with `classified` has what classifiers read, too: texts and
+pairs with the tokens around them, cut at several lengths, and texts that are split into words already, with each token's word.
 
 A case with `refused` is one where transformers gives an answer that can't be right; the value is a part of the error
 that lowrank gives instead.
@@ -15,6 +18,7 @@ that lowrank gives instead.
 
 import argparse
 import copy
+import io
 import json
 import os
 import pathlib
@@ -23,6 +27,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import sentencepiece
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
@@ -47,6 +52,21 @@ TEXTS = [
     "line\r\nand\n\nline",
     "<one><two> <image>x",
     "",
+]
+
+PAIRS = [
+    ["plain text", None],
+    ["hello world, hello there: 12 numbers and 2024 more", None],
+    ["plain text", "is it plain text?"],
+    ["what is a tool call?", "it is a call of a tool and it is a call"],
+    ["na\u00efve e\u0301 2024 \U0001f44d\u4e2d\u6587", "Hello  World"],
+    ["a <mask> b", "[MASK] </s> x"],
+]
+LENGTHS = [6, 9, 10, 64]
+WORDS = [
+    ["plain", "text,", "hello"],
+    ["na\u00efve", "2024", "don't", "the frozen", " weight"],
+    ["hello", "<mask>", "[MASK]", "world"],
 ]
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
@@ -96,23 +116,63 @@ def bases():
     unigram.decoder = decoders.Metaspace()
     unigram.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False))
     unigram.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-    named = dict(smol=smol, gpt2=gpt2, llama3=llama3, qwen=qwen, unigram=unigram)
+    bert = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    bert.normalizer = normalizers.BertNormalizer(lowercase=True)
+    bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bert.decoder = decoders.WordPiece(prefix="##")
+    bert.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=160, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False))
+    around = dict(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    bert.post_processor = processors.TemplateProcessing(**around)
+    roberta = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    roberta.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
+    modernbert = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"], normalizer=normalizers.NFC())
+    modernbert.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    xlmr = Tokenizer(models.Unigram())
+    xlmr.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")])
+    xlmr.decoder = decoders.Metaspace()
+    xlmr.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], unk_token="<unk>", show_progress=False))
+    xlmr.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    deberta = Tokenizer(models.Unigram())
+    deberta.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    deberta.decoder = decoders.Metaspace()
+    deberta.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=120, special_tokens=["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], unk_token="[UNK]", show_progress=False))
+    deberta.post_processor = processors.TemplateProcessing(**{**around, "special_tokens": [("[CLS]", 1), ("[SEP]", 2)]})
+    named = dict(smol=smol, gpt2=gpt2, llama3=llama3, qwen=qwen, unigram=unigram, bert=bert, roberta=roberta, modernbert=modernbert, xlmr=xlmr, deberta=deberta)
     return {**{name: json.loads(one.to_str()) for name, one in named.items()}, "llama2": state}
+
+
+def pieces():
+    """Models of SentencePiece by name, in hexadecimal: those that XLM-RoBERTa and DeBERTa v3 come with."""
+    def train(normalization, **more):
+        with tempfile.TemporaryDirectory() as folder:
+            rules = pathlib.Path(folder) / "rules.tsv"
+            rules.write_text("".join(f"{ord(old):X}\t{' '.join(f'{ord(one):X}' for one in new)}\n" for old, new in normalization.items()))
+            model = io.BytesIO()
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=60, model_type="unigram", minloglevel=2,
+                **({"normalization_rule_tsv": str(rules)} if normalization else {"normalization_rule_name": "identity"}), **more)
+        return model.getvalue().hex()
+
+    xlmr = train({"\u2026": "...", "\u00ef": "i", "\uff21": "A"})
+    deberta = train({}, pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["<tool>"])
+    return {"xlmr": xlmr, "deberta": deberta}
 
 
 def token(content, **flags):
     return {"content": content, **dict(lstrip=False, rstrip=False, normalized=False, single_word=False, special=True), **flags}
 
 
-def cases(sizes, vocabulary):
+def cases(sizes, vocabulary, merged, models):
     """(name, base, model_type, files, changes to tokenizer.json, what lowrank says where it refuses)."""
     out = []
 
-    def case(name, base, config=None, *, model_type="llama", files=None, json_patch=None, model_config=None, refused=None):
+    def case(name, base, config=None, *, model_type="llama", files=None, json_patch=None, model_config=None, refused=None, classified=False):
         folder = {"config.json": {"model_type": model_type, **(model_config or {})}, **(files or {})}
         if config is not None:
             folder["tokenizer_config.json"] = config
         out.append(dict(name=name, base=base, files=folder, json_patch=json_patch or {}, refused=refused))
+        if classified:
+            out[-1]["classified"] = True
 
     smol, llama2, llama3 = sizes["smol"], sizes["llama2"], sizes["llama3"]
     fast = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
@@ -230,21 +290,96 @@ def cases(sizes, vocabulary):
     case("special tokens in a template", "smol", {**fast, "bos_token": "<|im_start|>", "chat_template": WITH_NAMES})
     case("an empty template", "smol", {**fast, "chat_template": ""})
     case("special tokens of a class in a template", "llama2", {"tokenizer_class": "LlamaTokenizer", "chat_template": WITH_NAMES})
+
+    # Encoders, and decoders that classify.
+    def encoder(name, base, config=None, **more):
+        case(name, base, config, classified=True, **more)
+
+    encoder("bert without a class", "bert", {}, model_type="bert")
+    encoder("bert with its class", "bert", {"tokenizer_class": "BertTokenizerFast", "do_lower_case": True}, model_type="bert")
+    encoder("bert, cased", "bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": False}, model_type="bert")
+    encoder("bert, cased, without accents", "bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False}, model_type="bert")
+    encoder("bert, lower, with accents", "bert", {"tokenizer_class": "BertTokenizer", "strip_accents": False}, model_type="bert")
+    encoder("bert with a fast class", "bert", {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False, "sep_token": "[SEP]"}, model_type="bert")
+    encoder("bert, cut from the left", "bert", {"truncation_side": "left"}, model_type="bert")
+    encoder("bert with other tokens around", "bert", {"cls_token": "[MASK]", "sep_token": "[PAD]"}, model_type="bert")
+    encoder("distilbert with its class", "bert", {"tokenizer_class": "DistilBertTokenizer"}, model_type="distilbert")
+    encoder("distilbert without a class", "bert", {}, model_type="distilbert")
+    encoder("roberta without a class", "roberta", {}, model_type="roberta")
+    encoder("roberta with its class", "roberta", {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True}, model_type="roberta")
+    encoder("roberta with a fast class", "roberta", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}, model_type="roberta")
+    encoder("roberta, mask with its space", "roberta", {"tokenizer_class": "RobertaTokenizer", "mask_token": {"__type": "AddedToken", **token("<mask>", lstrip=True, normalized=True)}}, model_type="roberta")
+    encoder("xlm-roberta without a class", "xlmr", {}, model_type="xlm-roberta")
+    encoder("xlm-roberta with its class", "xlmr", {"tokenizer_class": "XLMRobertaTokenizerFast"}, model_type="xlm-roberta")
+    encoder("xlm-roberta without a prefix space", "xlmr", {"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": False}, model_type="xlm-roberta")
+    encoder("deberta-v2 without a class", "deberta", {}, model_type="deberta-v2")
+    encoder("deberta-v2, lower, split at punctuation", "deberta", {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": True, "split_by_punct": True}, model_type="deberta-v2")
+    encoder("modernbert", "modernbert", {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]"}, model_type="modernbert")
+    encoder("modernbert with another's class", "modernbert", {"tokenizer_class": "GPT2Tokenizer", "sep_token": "[SEP]"}, model_type="modernbert")
+    encoder("gpt2 that classifies", "gpt2", {}, model_type="gpt2")
+    encoder("smollm2 that classifies", "smol", fast)
+    encoder("llama2 that classifies", "llama2", spm)
+    encoder("llama3 that classifies", "llama3", {"bos_token": "<s>", "eos_token": "</s>"})
+    pieces = vocabulary["bert"]
+    lines = "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.get))
+    encoder("bert of vocab.txt", None, None, model_type="bert", files={"vocab.txt": lines})
+    encoder("bert of vocab.txt, cased", None, {"do_lower_case": False}, model_type="bert", files={"vocab.txt": lines.replace("\n", "\r\n")})
+    encoder("xlm-roberta of sentencepiece.bpe.model", None, None, model_type="xlm-roberta", files={"sentencepiece.bpe.model": {"hex": models["xlmr"]}})
+    encoder("deberta-v2 of spm.model", None, {"do_lower_case": False, "vocab_type": "spm"}, model_type="deberta-v2", files={"spm.model": {"hex": models["deberta"]}})
+    for family in ("roberta", "gpt2"):
+        merges = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merged[family])
+        encoder(f"{family} of vocab.json and merges.txt", None, {}, model_type=family, files={"vocab.json": vocabulary[family], "merges.txt": merges})
     return out
 
 
 def write(folder, base, case):
-    state = copy.deepcopy(base)
-    state.update(case["json_patch"])
-    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    if base is not None:
+        state = copy.deepcopy(base)
+        state.update(case["json_patch"])
+        (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     for name, content in case["files"].items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict) and list(content) == ["hex"]:
+            path.write_bytes(bytes.fromhex(content["hex"]))
+            continue
         text = content if isinstance(content, str) else json.dumps(content)
         path.write_bytes(text.encode("utf-8"))
 
 
-def expectation(folder):
+def before_words(tokenizer):
+    """Puts a space before each word where bytes are told by it, as transformers' examples do for RoBERTa and GPT-2.
+
+    Returns what is to be put before words by hand: where bytes are split by other rules first, the same setting would put a
+    space into the middle of words."""
+    state = json.loads(tokenizer._tokenizer.to_str())
+    part = state["pre_tokenizer"] or {}
+    if any(one["type"] == "ByteLevel" for one in part.get("pretokenizers", [])):
+        return " "
+    if part.get("type") == "ByteLevel":
+        part["add_prefix_space"] = True
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return ""
+
+
+def classified(tokenizer):
+    """What a classifier reads: [ids, token types] by pair and length, and [ids, words] by text in words and length."""
+    def one(text, pair, length):
+        encoded = tokenizer(text, pair, truncation=True, max_length=length, return_token_type_ids=True)
+        return [encoded["input_ids"], encoded["token_type_ids"]]
+
+    pairs = [[one(text, pair, length) for length in LENGTHS] for text, pair in PAIRS]
+    space = before_words(tokenizer)
+
+    def words(text, length):
+        text = [word if word.startswith(" ") else space + word for word in text]
+        encoded = tokenizer(text, is_split_into_words=True, truncation=True, max_length=length)
+        return [encoded["input_ids"], encoded.word_ids()]
+
+    return {"pairs": pairs, "words": [[words(text, length) for length in LENGTHS] for text in WORDS]}
+
+
+def expectation(folder, with_classified):
     """What AutoTokenizer gives, or the error it raises."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -267,6 +402,7 @@ def expectation(folder):
         "eos": tokenizer.eos_token_id,
         "chat": chat(),
         "tools": chat(tools=tools),
+        **(classified(tokenizer) if with_classified else {}),
     }
 
 
@@ -275,23 +411,25 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with the file in the repository")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if arguments.check:
-        # The trained tokenizers are taken from the file, since another version may train others.
-        tokenizers = json.loads(OUT.read_text(encoding="utf-8"))["bases"]
-    else:
-        tokenizers = bases()
+    # Tokenizers that are in the file stay, since another version may train others.
+    known = json.loads(OUT.read_text(encoding="utf-8"))
+    tokenizers = known["bases"]
+    models = known.get("pieces") or pieces()
+    if not arguments.check:
+        tokenizers = {**bases(), **tokenizers}
     # tokenizer.json's own count, from which added tokens go on.
     sizes = {name: Tokenizer.from_str(json.dumps(state)).get_vocab_size() for name, state in tokenizers.items()}
-    out = {"transformers": transformers.__version__, "texts": TEXTS, "conversation": CHAT, "bases": tokenizers, "cases": []}
+    out = {"transformers": transformers.__version__, "texts": TEXTS, "conversation": CHAT, "pairs": PAIRS, "lengths": LENGTHS, "words": WORDS, "pieces": models, "bases": tokenizers, "cases": []}
     vocabulary = {name: state["model"]["vocab"] for name, state in tokenizers.items()}
-    for case in cases(sizes, vocabulary):
+    merged = {name: state["model"].get("merges") for name, state in tokenizers.items()}
+    for case in cases(sizes, vocabulary, merged, models):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
-            write(folder, tokenizers[case["base"]], case)
-            out["cases"].append({**case, "expected": expectation(folder)})
+            write(folder, tokenizers.get(case["base"]), case)
+            out["cases"].append({**case, "expected": expectation(folder, "classified" in case)})
     # A case a line, so that a change shows as one.
     lines = ["{"]
-    for key in ("transformers", "texts", "conversation"):
+    for key in ("transformers", "texts", "conversation", "pairs", "lengths", "words", "pieces"):
         lines.append(f"{json.dumps(key)}: {json.dumps(out[key], ensure_ascii=False)},")
     lines.append('"bases": {')
     lines.append(",\n".join(f"{json.dumps(name)}: {json.dumps(state, ensure_ascii=False, separators=(',', ':'))}" for name, state in tokenizers.items()))

@@ -8,6 +8,7 @@
 //! | [`hf_config`] | `config.json`, `generation_config.json` |
 //! | [`gguf`] | llama.cpp's files: metadata and quantized tensors |
 //! | [`gguf_llama`] | from such a file to a Hugging Face folder |
+//! | [`sentencepiece`] | the vocabulary of a SentencePiece model |
 //! | [`snapshots`] | folders that are no model or adapter, and what they are instead |
 //! | [`recognise`] | what a file is, by its first bytes, for messages |
 //! | [`atomic`] | files and folders that appear whole or not at all |
@@ -30,6 +31,7 @@ mod mapped;
 pub mod peft;
 pub mod recognise;
 pub mod safetensors_writer;
+pub mod sentencepiece;
 
 pub use checkpoint::{Checkpoint, StoredDType, TensorEntry};
 pub use error::FormatError;

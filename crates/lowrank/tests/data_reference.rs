@@ -393,6 +393,7 @@ fn tokenizer_folders() {
     let texts: Vec<String> = serde_json::from_value(goldens["texts"].clone()).unwrap();
     let messages: Vec<Message> = serde_json::from_value(goldens["conversation"].clone()).unwrap();
     let mut problems = Vec::new();
+    let mut classified = 0;
     let cases = goldens["cases"].as_array().unwrap();
     for case in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -400,25 +401,81 @@ fn tokenizer_folders() {
         for problem in compare_folder(folder.path(), case, &texts, &messages) {
             problems.push(format!("{}: {problem}", case["name"].as_str().unwrap()));
         }
+        if case["classified"] == true {
+            classified += 1;
+            for problem in compare_classified(folder.path(), case, &goldens) {
+                problems.push(format!("{}: {problem}", case["name"].as_str().unwrap()));
+            }
+        }
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
-    assert!(cases.len() >= 50);
+    assert!(cases.len() >= 50 && classified >= 25);
 }
 
 fn write_folder(folder: &Path, bases: &Value, case: &Value) {
-    let mut json = bases[case["base"].as_str().unwrap()].clone();
-    for (key, value) in case["json_patch"].as_object().unwrap() {
-        json[key] = value.clone();
+    if let Some(base) = case["base"].as_str() {
+        let mut json = bases[base].clone();
+        for (key, value) in case["json_patch"].as_object().unwrap() {
+            json[key] = value.clone();
+        }
+        fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
     }
-    fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
     for (name, content) in case["files"].as_object().unwrap() {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if let Some(hex) = content["hex"].as_str() {
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            fs::write(path, bytes).unwrap();
+            continue;
+        }
         let text = content
             .as_str()
             .map_or_else(|| content.to_string(), str::to_owned);
         fs::write(path, text).unwrap();
     }
+}
+
+/// What differs from the golden in what a classifier reads: texts and pairs, cut at several lengths, and texts in words.
+fn compare_classified(folder: &Path, case: &Value, goldens: &Value) -> Vec<String> {
+    let expected = &case["expected"];
+    let tokenizer = Tokenizer::from_folder(folder).unwrap();
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let lengths: Vec<usize> = serde_json::from_value(goldens["lengths"].clone()).unwrap();
+    let mut problems = Vec::new();
+    let mut differ = |what: String, ours: Value, theirs: &Value| {
+        if ours != *theirs {
+            problems.push(format!("{what}: {ours} here, {theirs} there"));
+        }
+    };
+    for (pair, theirs) in list(&goldens["pairs"]).iter().zip(list(&expected["pairs"])) {
+        for (length, theirs) in lengths.iter().zip(list(&theirs)) {
+            let text = pair[0].as_str().unwrap();
+            let encode = |length| tokenizer.encode_classified(text, pair[1].as_str(), length);
+            let (ours, whole) = (encode(*length).unwrap(), encode(1000).unwrap());
+            differ(format!("{pair} in {length}"), json!(ours.ids), &theirs[0]);
+            // The types of decoders are not theirs to read, and mean nothing.
+            if ours.added > 0 {
+                let mut types = ours.token_types.clone();
+                types.resize(ours.ids.len(), 0);
+                differ(
+                    format!("types of {pair} in {length}"),
+                    json!(types),
+                    &theirs[1],
+                );
+            }
+            assert_eq!(ours.ids.len() + ours.truncated, whole.ids.len(), "{pair}");
+        }
+    }
+    for (words, theirs) in list(&goldens["words"]).iter().zip(list(&expected["words"])) {
+        let text: Vec<String> = serde_json::from_value(words.clone()).unwrap();
+        for (length, theirs) in lengths.iter().zip(list(&theirs)) {
+            let ours = tokenizer.encode_words(&text, *length).unwrap();
+            let ours = json!([ours.ids, ours.words]);
+            differ(format!("{words} in {length}"), ours, &theirs);
+        }
+    }
+    problems
 }
 
 /// What differs from the golden, where `refused` is what our error says in place of ids that cannot be right.

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{
-    Boundary, DataOptions, Dataset, OnBadRow, Split, Tokenizer, is_standard_input, split_file,
-    why_missing,
+    Boundary, DataOptions, Dataset, OnBadRow, Split, TaskType, Tokenizer, is_standard_input,
+    split_file, why_missing,
 };
 use lowrank::model::{Adapter, AdapterSet, Weights};
 use lowrank::train::BaseDtype;
@@ -104,6 +104,9 @@ impl RowsArgs {
             train_on_prompt: self.train_on_prompt,
             on_bad_row: self.on_bad_row,
             completion_boundary: self.completion_boundary,
+            task: Some(TaskType::CausalLm),
+            labels: None,
+            columns: None,
         };
         let split = choose_split(&self.data, self.split, preferred)?;
         Ok(Dataset::load(&self.data, split, tokenizer, &options)?)

@@ -61,13 +61,19 @@ pub fn run(command: DataCommands) -> anyhow::Result<()> {
     let shown = &data.examples[..args.count.min(data.examples.len())];
     let preview = Preview {
         report: &data.report,
-        examples: preview_json(shown, &tokenizer),
+        examples: preview_json(shown, &tokenizer, data.labels.as_ref()),
     };
     output.result(&preview, |output| {
         format!(
             "{}\n\n{}",
             data.report,
-            render_preview(shown, &tokenizer, output.color, output.width)
+            render_preview(
+                shown,
+                &tokenizer,
+                data.labels.as_ref(),
+                output.color,
+                output.width
+            )
         )
     })
 }

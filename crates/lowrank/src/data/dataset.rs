@@ -1,8 +1,7 @@
 //! A file of rows as examples, and the account of what became of each row.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -11,9 +10,17 @@ use serde_json::{Map, Value};
 use super::error::DataError;
 use super::example::{Boundary, Example, RowNotes, encode_row};
 use super::files::{RawRow, Rows, Split, require_split};
+use super::labelled::encode_labelled;
+use super::labels::{self, LabelCounts, Written};
 use super::message::MARKS;
-use super::rows::{RowKind, RowProblem, read_row, unknown_kind};
+use super::rows::{Content, RowKind, RowProblem, read_row, unknown_kind};
+use super::task::{Labels, TaskType};
 use super::tokenizer::Tokenizer;
+
+mod report;
+
+use report::Notes;
+pub use report::{BadRow, DataReport};
 
 /// What to do with a row that cannot be learned from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -38,6 +45,12 @@ pub struct DataOptions {
     pub on_bad_row: OnBadRow,
     /// How a prompt and its completion become tokens.
     pub completion_boundary: Boundary,
+    /// What the rows are to teach. None: what the first of them has fields for, which is a class where it has a label.
+    pub task: Option<TaskType>,
+    /// The labels that rows are read by, those of the training rows or of a model. None: those that the rows themselves have.
+    pub labels: Option<Labels>,
+    /// The names of the columns of a table without a header; `_` for one that is not wanted.
+    pub columns: Option<Vec<String>>,
 }
 
 impl Default for DataOptions {
@@ -47,6 +60,9 @@ impl Default for DataOptions {
             train_on_prompt: false,
             on_bad_row: OnBadRow::Error,
             completion_boundary: Boundary::Joint,
+            task: None,
+            labels: None,
+            columns: None,
         }
     }
 }
@@ -58,53 +74,10 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// The form of the rows.
     pub kind: RowKind,
+    /// The labels of the rows, where they have some: what [`Example::label`] counts in.
+    pub labels: Option<Labels>,
     /// What became of the rows.
     pub report: DataReport,
-}
-
-/// A row that was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BadRow {
-    /// Its line, counted from 1.
-    pub line: usize,
-    /// Why.
-    pub reason: String,
-}
-
-/// What became of a file's rows. `Display` says it in a few lines.
-#[derive(Debug, Clone, Serialize)]
-pub struct DataReport {
-    /// The file that was read.
-    pub path: PathBuf,
-    /// The form of its rows, detected from the first.
-    pub kind: RowKind,
-    /// How rows were written as text, where there was a choice.
-    pub layout: Option<String>,
-    /// Rows in the file, blank lines not counted.
-    pub rows: usize,
-    /// Rows that became examples.
-    pub kept: usize,
-    /// Examples that were cut.
-    pub truncated_rows: usize,
-    /// Tokens that were cut from them.
-    pub truncated_tokens: usize,
-    /// Examples that were not cut and yet teach none of the end tokens that the model's files name: the chat template ends
-    /// a turn with something else, so a program that reads those files may not stop.
-    pub rows_without_end: usize,
-    /// The special token that the chat template ends a turn with, where no file names it as an end.
-    pub unnamed_end: Option<String>,
-    /// Rows that were left out.
-    pub skipped: Vec<BadRow>,
-    /// Fields that rows have and that were not used; those of messages as `messages[].name`.
-    pub unused_fields: Vec<String>,
-    /// What else a reader should know, a sentence each.
-    pub notes: Vec<String>,
-    /// Tokens of all examples.
-    pub tokens: usize,
-    /// Tokens that the loss falls on.
-    pub supervised_tokens: usize,
-    /// Tokens of the longest example.
-    pub longest: usize,
 }
 
 impl Dataset {
@@ -112,16 +85,21 @@ impl Dataset {
     /// file's order, whatever the number of threads.
     ///
     /// # Errors
-    /// If the file is not there or empty, if its first row is of no known kind or a later one of another kind, or, with
-    /// [`OnBadRow::Error`], for the first row that cannot be learned from.
+    /// If the task is one that no rows teach, if the file is not there or empty, if its first row is of no known kind or a later one of another kind, if labels are of
+    /// different forms, or, with [`OnBadRow::Error`], for the first row that cannot be learned from.
     pub fn load(
         path: &Path,
         split: Split,
         tokenizer: &Tokenizer,
         options: &DataOptions,
     ) -> Result<Self, DataError> {
+        if options.task == Some(TaskType::FeatureExtraction) {
+            let reason = "no rows teach FEATURE_EXTRACTION, which gives texts their vectors as the model is; train with \
+                          labels (SEQ_CLS) or on texts (CAUSAL_LM)";
+            return Err(DataError::layout(path, reason));
+        }
         let file = require_split(path, split)?;
-        let mut rows = Rows::open(&file)?;
+        let mut rows = Rows::open(&file, options.columns.as_deref())?;
         let mut loader = Loader {
             path: &file,
             tokenizer,
@@ -129,6 +107,8 @@ impl Dataset {
             kind: None,
             unused: BTreeSet::new(),
             notes: Notes::default(),
+            written: Vec::new(),
+            is_table: rows.is_table(),
         };
         let (mut examples, mut skipped, mut count) = (Vec::new(), Vec::new(), 0);
         loop {
@@ -139,6 +119,7 @@ impl Dataset {
             count += batch.len();
             loader.add(&batch, &mut examples, &mut skipped)?;
         }
+        let labels = loader.label(&mut examples, &mut skipped)?;
         let Loader {
             kind,
             unused,
@@ -164,6 +145,16 @@ impl Dataset {
             };
             chosen.to_owned()
         });
+        let counts = labels.as_ref().map(|labels| {
+            let rows = examples.iter().filter_map(|example| example.label.as_ref());
+            LabelCounts::of(labels, rows)
+        });
+        let mut sentences = notes.sentences();
+        sentences.extend(
+            counts
+                .iter()
+                .flat_map(|counts| counts.notes(examples.len())),
+        );
         let report = DataReport {
             path: file,
             kind,
@@ -177,12 +168,13 @@ impl Dataset {
             truncated_tokens: examples.iter().map(|example| example.truncated).sum(),
             rows_without_end: examples
                 .iter()
-                .filter(|example| !teaches_end(example, tokenizer))
+                .filter(|example| example.label.is_none() && !teaches_end(example, tokenizer))
                 .count(),
             unnamed_end: tokenizer.unnamed_end().map(|id| tokenizer.token_text(id)),
             skipped,
             unused_fields: unused.into_iter().collect(),
-            notes: notes.sentences(),
+            labels: counts,
+            notes: sentences,
             tokens: examples.iter().map(|example| example.ids.len()).sum(),
             supervised_tokens: examples.iter().map(Example::supervised_tokens).sum(),
             longest: examples
@@ -194,6 +186,7 @@ impl Dataset {
         Ok(Self {
             examples,
             kind,
+            labels,
             report,
         })
     }
@@ -213,6 +206,16 @@ struct Loader<'a> {
     kind: Option<(RowKind, usize)>,
     unused: BTreeSet<String>,
     notes: Notes,
+    /// The labels of the examples, where rows have some: what they mean is known when all have been seen.
+    written: Vec<Written>,
+    is_table: bool,
+}
+
+/// What a row became.
+struct EncodedRow {
+    example: Example,
+    notes: RowNotes,
+    written: Option<Written>,
 }
 
 type Parsed = Result<Map<String, Value>, (usize, String)>;
@@ -227,21 +230,22 @@ impl Loader<'_> {
         let parsed: Vec<Parsed> = batch.par_iter().map(RawRow::parse).collect();
         self.detect(batch, &parsed);
         let (kind, path) = (self.kind, self.path);
-        let encoded: Vec<Result<(Example, RowNotes), (usize, RowProblem)>> = batch
+        let encoded: Vec<Result<EncodedRow, (usize, RowProblem)>> = batch
             .par_iter()
             .zip(parsed.par_iter())
             .map(|(raw, row)| match row {
                 Err((line, reason)) => Err((*line, RowProblem::Bad(reason.clone()))),
                 Ok(row) => self
-                    .encode(kind.map(|(kind, _)| kind), row, raw.line)
+                    .encode(kind.map(|(kind, _)| kind), row, raw)
                     .map_err(|problem| (raw.line, problem.about(raw))),
             })
             .collect();
         for (outcome, row) in encoded.into_iter().zip(&parsed) {
             match outcome {
-                Ok((example, notes)) => {
-                    examples.push(example);
-                    self.notes.add(notes);
+                Ok(row) => {
+                    examples.push(row.example);
+                    self.notes.add(row.notes);
+                    self.written.extend(row.written);
                 }
                 Err((line, RowProblem::OtherKind(found))) => {
                     let (expected, first_line) =
@@ -260,7 +264,7 @@ impl Loader<'_> {
                 },
             }
             if let (Ok(row), Some((kind, _))) = (row, kind) {
-                for name in row.keys().filter(|name| !kind.uses(name)) {
+                for name in row.keys().filter(|name| !kind.uses(row, name)) {
                     if !self.unused.contains(name) {
                         self.unused.insert(name.clone());
                     }
@@ -304,10 +308,10 @@ impl Loader<'_> {
 
     fn detect(&mut self, batch: &[RawRow], parsed: &[Parsed]) {
         if self.kind.is_none() {
-            self.kind = batch
-                .iter()
-                .zip(parsed)
-                .find_map(|(raw, row)| Some((RowKind::detect(row.as_ref().ok()?)?, raw.line)));
+            self.kind = batch.iter().zip(parsed).find_map(|(raw, row)| {
+                let kind = RowKind::detect(row.as_ref().ok()?, self.options.task)?;
+                Some((kind, raw.line))
+            });
         }
     }
 
@@ -315,13 +319,73 @@ impl Loader<'_> {
         &self,
         kind: Option<RowKind>,
         row: &Map<String, Value>,
-        line: usize,
-    ) -> Result<(Example, RowNotes), RowProblem> {
+        raw: &RawRow,
+    ) -> Result<EncodedRow, RowProblem> {
         let Some(kind) = kind else {
-            return Err(RowProblem::Bad(unknown_kind(row)));
+            return Err(RowProblem::Bad(unknown_kind(row, self.options.task)));
         };
         let content = read_row(kind, row)?;
-        encode_row(self.tokenizer, &content, line, self.options).map_err(RowProblem::Bad)
+        if let Content::Labelled(row) = content {
+            let length = self.options.max_seq_length;
+            let (example, notes, written) =
+                encode_labelled(self.tokenizer, row, raw, length).map_err(RowProblem::Bad)?;
+            return Ok(EncodedRow {
+                example,
+                notes,
+                written: Some(written),
+            });
+        }
+        let (example, notes) = encode_row(self.tokenizer, &content, raw.line, self.options)
+            .map_err(RowProblem::Bad)?;
+        Ok(EncodedRow {
+            example,
+            notes,
+            written: None,
+        })
+    }
+
+    /// Gives the examples their labels, once all rows have been seen.
+    fn label(
+        &mut self,
+        examples: &mut Vec<Example>,
+        skipped: &mut Vec<BadRow>,
+    ) -> Result<Option<Labels>, DataError> {
+        let mut written = std::mem::take(&mut self.written);
+        if written.is_empty() {
+            return Ok(None);
+        }
+        let path = self.path;
+        let bad = |row: &Written, reason: String| {
+            DataError::row(path, row.line, RawRow::of_number(row.row, reason))
+        };
+        let labels = if let Some(labels) = &self.options.labels {
+            labels.clone()
+        } else {
+            let mut found = labels::find(&mut written, self.is_table)
+                .map_err(|(at, reason)| bad(&written[at], reason))?;
+            if matches!(self.kind, Some((RowKind::Passages, _))) {
+                labels::complete_marks(&mut found);
+            }
+            found
+        };
+        let reader = labels::Reader::new(&labels, self.is_table);
+        let mut kept = Vec::with_capacity(examples.len());
+        for (mut example, row) in std::mem::take(examples).into_iter().zip(&written) {
+            match (reader.read(row), self.options.on_bad_row) {
+                (Ok(label), _) => {
+                    example.label = Some(label);
+                    kept.push(example);
+                }
+                (Err(reason), OnBadRow::Error) => return Err(bad(row, reason)),
+                (Err(reason), OnBadRow::Skip) => skipped.push(BadRow {
+                    line: row.line,
+                    reason: RawRow::of_number(row.row, reason),
+                }),
+            }
+        }
+        skipped.sort_by_key(|bad| bad.line);
+        *examples = kept;
+        Ok(Some(labels))
     }
 }
 
@@ -334,146 +398,12 @@ fn is_read(name: &str, reads: impl Fn(&str) -> bool) -> bool {
     reads(name)
 }
 
-/// What the rows' notes come to.
-#[derive(Debug, Default)]
-struct Notes {
-    arguments: usize,
-    parts: usize,
-    rewritten: usize,
-    empty: usize,
-    unreadable: usize,
-    large_numbers: usize,
-    shared_token: usize,
-    roles: BTreeSet<String>,
-}
-
-impl Notes {
-    fn add(&mut self, row: RowNotes) {
-        self.arguments += usize::from(row.chat.arguments);
-        self.parts += usize::from(row.chat.parts);
-        self.rewritten += row.chat.rewritten;
-        self.empty += row.chat.empty;
-        self.unreadable += row.chat.unreadable;
-        self.large_numbers += usize::from(row.chat.large_numbers);
-        self.shared_token += usize::from(row.shared_token);
-        self.roles.extend(row.chat.roles);
-    }
-
-    fn sentences(&self) -> Vec<String> {
-        let mut list = Vec::new();
-        let mut add = |count: usize, text: &str| {
-            if count > 0 {
-                list.push(format!("{count} {text}"));
-            }
-        };
-        add(
-            self.arguments,
-            "rows have tool calls whose arguments were given to the chat template in the form that it writes (JSON text as an \
-             object, or the other way round)",
-        );
-        add(
-            self.parts,
-            "rows have contents in parts, which were joined by line ends, since the chat template writes texts",
-        );
-        add(
-            self.rewritten,
-            "messages are not in the text as they stand: the chat template leaves them out or rewrites them",
-        );
-        add(self.empty, "answers are empty: only their end is learned");
-        add(
-            self.unreadable,
-            "tool calls have arguments that are no JSON, and are learned as they stand",
-        );
-        add(
-            self.large_numbers,
-            "rows have tools or calls with whole numbers of 20 digits or more, of which 17 are kept; write them as texts",
-        );
-        add(
-            self.shared_token,
-            "rows have a token that covers the end of the prompt and the beginning of the completion; the prompt alone is \
-             encoded otherwise, so let the completion begin with the space or line end between them, or set \
-             completion_boundary to apart",
-        );
-        if !self.roles.is_empty() {
-            let roles: Vec<String> = self.roles.iter().map(|role| format!("{role:?}")).collect();
-            list.push(format!(
-                "roles that chat templates seldom know: {} (usual are system, user, assistant and tool)",
-                roles.join(", ")
-            ));
-        }
-        list
-    }
-}
-
-impl fmt::Display for DataReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} rows, {}",
-            self.path.display(),
-            self.rows,
-            self.kind
-        )?;
-        if let Some(layout) = &self.layout {
-            write!(f, ", written with {layout}")?;
-        }
-        write!(
-            f,
-            "\n  {} examples, {} tokens ({} supervised), the longest {}",
-            self.kept, self.tokens, self.supervised_tokens, self.longest
-        )?;
-        if self.truncated_rows > 0 {
-            write!(
-                f,
-                "\n  {} rows were cut at max_seq_length; {} tokens are lost",
-                self.truncated_rows, self.truncated_tokens
-            )?;
-        }
-        if self.rows_without_end > 0 {
-            let rows = self.rows_without_end;
-            match &self.unnamed_end {
-                Some(end) => write!(
-                    f,
-                    "\n  {rows} rows end with {end}, which the model's files do not name as an end token; generation stops there \
-                     all the same, but other programs may not: add its id to eos_token_id in generation_config.json"
-                )?,
-                None => write!(
-                    f,
-                    "\n  {rows} rows teach none of the model's end tokens (the chat template ends a turn with something else), \
-                     so the model may not learn to stop"
-                )?,
-            }
-        }
-        for note in &self.notes {
-            write!(f, "\n  {note}")?;
-        }
-        if !self.unused_fields.is_empty() {
-            write!(
-                f,
-                "\n  fields that are not used: {}",
-                self.unused_fields.join(", ")
-            )?;
-        }
-        if !self.skipped.is_empty() {
-            write!(f, "\n  {} rows were skipped:", self.skipped.len())?;
-            for bad in self.skipped.iter().take(SHOWN) {
-                write!(f, "\n    line {}: {}", bad.line, bad.reason)?;
-            }
-            if self.skipped.len() > SHOWN {
-                write!(f, "\n    and {} more", self.skipped.len() - SHOWN)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Skipped rows that the report names one by one.
-const SHOWN: usize = 5;
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::fixture;
+
+    mod labelled;
 
     fn load_with(text: &str, options: &DataOptions) -> Result<Dataset, String> {
         let folder = tempfile::tempdir().unwrap();

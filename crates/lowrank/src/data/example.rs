@@ -67,6 +67,21 @@ pub(super) struct RowNotes {
     pub(super) chat: ChatNotes,
     /// A token covers the end of the prompt and the beginning of the completion, so that the prompt alone has another one.
     pub(super) shared_token: bool,
+    /// Of the words that have tags.
+    pub(super) words: WordNotes,
+}
+
+/// How words and marked passages of a row came through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct WordNotes {
+    /// Words beyond the cut.
+    pub(super) cut: usize,
+    /// Words whose first token is that of the word before.
+    pub(super) joined: usize,
+    /// Passages that begin or end inside a word.
+    pub(super) cut_marks: usize,
+    /// Passages without a word.
+    pub(super) lost_marks: usize,
 }
 
 /// A row's tokens, or why it cannot be learned from.
@@ -102,6 +117,7 @@ pub(super) fn encode_row(
             notes.shared_token = shared;
             (ids, supervised)
         }
+        Content::Labelled(_) => return Err("the row has a label and no text to go on with".into()),
         Content::Text(text) => {
             let ids = encode(tokenizer, text)?;
             let own = ids.len();

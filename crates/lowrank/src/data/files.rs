@@ -2,7 +2,8 @@
 //!
 //! A file is lines of JSON or one JSON array; which of them is seen from its first character, whatever it is called,
 //! since both are found under the name `.json`. Lines are streamed; an array is read whole and its rows are found
-//! one after the other, so that each can be parsed on its own, in parallel, and named by its line.
+//! one after the other, so that each can be parsed on its own, in parallel, and named by its line. A table, CSV or
+//! tab-separated, is known by its name, or by the columns that are named for it.
 
 use std::io::Read;
 use std::path::Path;
@@ -18,20 +19,28 @@ mod lines;
 mod not_rows;
 mod open;
 mod slips;
+mod table;
 
 use array::Array;
 pub(super) use folder::require_split;
 pub use folder::{Split, split_file};
 use lines::Lines;
+use open::{Form, Opened};
 pub use open::{is_read_once, is_standard_input, looks_remote, why_missing};
+use table::Table;
 
-/// How many rows a split has, without reading them as anything but JSON.
+/// How many rows a split has, without reading them as anything but JSON or a table, whose columns are `columns` where it has
+/// no header.
 ///
 /// # Errors
 /// If the file is not there, or holds no rows.
-pub fn count_rows(path: &Path, split: Split) -> Result<usize, DataError> {
+pub fn count_rows(
+    path: &Path,
+    split: Split,
+    columns: Option<&[String]>,
+) -> Result<usize, DataError> {
     let file = require_split(path, split)?;
-    let mut rows = Rows::open(&file)?;
+    let mut rows = Rows::open(&file, columns)?;
     let mut count = 0;
     loop {
         match rows.next_batch(&file)?.len() {
@@ -47,21 +56,37 @@ pub(super) struct RawRow {
     /// Counted from 1.
     pub(super) line: usize,
     /// Which row of an array it is, counted from 1: many of them may stand on one line.
-    number: Option<usize>,
+    pub(super) number: Option<usize>,
     /// Bytes of the line before the row.
     column: usize,
     /// Bytes of the file before the row.
     offset: usize,
-    bytes: Vec<u8>,
+    body: Body,
+}
+
+/// What a row is made of.
+#[derive(Debug, PartialEq)]
+pub(super) enum Body {
+    /// The bytes of an object.
+    Json(Vec<u8>),
+    /// The fields of a table's row, all of them texts.
+    Row(Map<String, Value>),
+    /// Why a table's row is none.
+    Bad(String),
 }
 
 impl RawRow {
     /// The row as an object, or the line and the reason why it is none.
     pub(super) fn parse(&self) -> Result<Map<String, Value>, (usize, String)> {
+        let bytes = match &self.body {
+            Body::Json(bytes) => bytes,
+            Body::Row(row) => return Ok(row.clone()),
+            Body::Bad(reason) => return Err((self.line, reason.clone())),
+        };
         if let Some(problem) = self.utf8_problem() {
             return Err(problem);
         }
-        match serde_json::from_slice(&self.bytes) {
+        match serde_json::from_slice(bytes) {
             Ok(Value::Object(map)) => Ok(map),
             Ok(other) => Err((
                 self.line,
@@ -76,7 +101,12 @@ impl RawRow {
 
     /// What is wrong with the row, begun with its number where the line alone may not tell which row it is.
     pub(super) fn about(&self, reason: String) -> String {
-        match self.number {
+        Self::of_number(self.number, reason)
+    }
+
+    /// As [`Self::about`], of a row that is gone but for its number.
+    pub(super) fn of_number(number: Option<usize>, reason: String) -> String {
+        match number {
             Some(number) => format!("row {number} of the array: {reason}"),
             None => reason,
         }
@@ -90,9 +120,38 @@ impl RawRow {
         }
     }
 
+    /// The bytes of an object; none of a table's row.
+    fn bytes(&self) -> &[u8] {
+        match &self.body {
+            Body::Json(bytes) => bytes,
+            Body::Row(_) | Body::Bad(_) => &[],
+        }
+    }
+
+    /// The row of a line of text.
+    fn into_text(self) -> Self {
+        let body = match (self.utf8_problem(), String::from_utf8_lossy(self.bytes())) {
+            (Some((_, reason)), _) => Body::Bad(reason),
+            (None, text) => Body::Row([("text".to_owned(), text.into())].into_iter().collect()),
+        };
+        Self { body, ..self }
+    }
+
+    /// About how much memory the row takes.
+    fn size(&self) -> usize {
+        match &self.body {
+            Body::Json(bytes) => bytes.len(),
+            Body::Row(row) => {
+                let text = |value: &Value| value.as_str().map_or(0, str::len);
+                row.values().map(text).sum()
+            }
+            Body::Bad(reason) => reason.len(),
+        }
+    }
+
     fn utf8_problem(&self) -> Option<(usize, String)> {
-        let at = std::str::from_utf8(&self.bytes).err()?.valid_up_to();
-        let line = self.line + self.bytes[..at].split(|byte| *byte == b'\n').count() - 1;
+        let at = std::str::from_utf8(self.bytes()).err()?.valid_up_to();
+        let line = self.line + self.bytes()[..at].split(|byte| *byte == b'\n').count() - 1;
         let offset = self.offset + at;
         Some((
             line,
@@ -108,9 +167,9 @@ impl RawRow {
         let what = text
             .rsplit_once(" at line ")
             .map_or(text.as_str(), |(what, _)| what);
-        let before = self.bytes.split_inclusive(|byte| *byte == b'\n');
+        let before = self.bytes().split_inclusive(|byte| *byte == b'\n');
         let before: usize = before.take(line - 1).map(<[u8]>::len).sum();
-        let hint = slips::hint(&self.bytes, before + column.saturating_sub(1), what);
+        let hint = slips::hint(self.bytes(), before + column.saturating_sub(1), what);
         let column = if line == 1 {
             self.column + column
         } else {
@@ -134,25 +193,66 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 pub(super) enum Rows {
     Lines(Lines),
     Array(Array),
+    Table(Box<Table>),
+    /// Lines of text, each a row that has nothing else.
+    Plain(Lines),
 }
 
 impl Rows {
-    pub(super) fn open(path: &Path) -> Result<Self, DataError> {
-        let mut opened = open::open(path)?;
-        if opened.is_array {
-            let mut bytes = Vec::new();
-            let read = opened.reader.read_to_end(&mut bytes);
-            read.map_err(|error| DataError::io(path, error))?;
-            return Ok(Self::Array(Array::new(bytes, opened.place)));
+    /// Opens a file. `columns` are those of a table that has no header.
+    pub(super) fn open(path: &Path, columns: Option<&[String]>) -> Result<Self, DataError> {
+        Self::of(path, columns, open::open(path, columns.is_some(), false)?)
+    }
+
+    /// As [`Self::open`]; a file of text that is not JSON, or standard input that is not, is a row a line.
+    pub(super) fn open_or_lines(
+        path: &Path,
+        columns: Option<&[String]>,
+    ) -> Result<Self, DataError> {
+        Self::of(path, columns, open::open(path, columns.is_some(), true)?)
+    }
+
+    fn of(path: &Path, columns: Option<&[String]>, mut opened: Opened) -> Result<Self, DataError> {
+        match opened.form {
+            Form::Table(dialect) => {
+                let table = Table::open(path, opened.reader, opened.place, dialect, columns)?;
+                return Ok(Self::Table(Box::new(table)));
+            }
+            _ if columns.is_some() => {
+                let reason = "is JSON, whose rows name their fields, and columns names those of a table; leave columns out";
+                return Err(DataError::layout(path, reason));
+            }
+            Form::Lines => {}
+            Form::Plain => return Ok(Self::Plain(Lines::new(opened.reader, opened.place))),
+            Form::Array => {
+                let mut bytes = Vec::new();
+                let read = opened.reader.read_to_end(&mut bytes);
+                read.map_err(|error| DataError::io(path, error))?;
+                return Ok(Self::Array(Array::new(bytes, opened.place)));
+            }
         }
         Ok(Self::Lines(Lines::new(opened.reader, opened.place)))
     }
 
+    /// Whether the rows are a table's, where every value is a text.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self, Self::Table(_))
+    }
+
     /// The next rows, in order; none at the end.
     pub(super) fn next_batch(&mut self, path: &Path) -> Result<Vec<RawRow>, DataError> {
+        self.next_rows(path, BATCH_ROWS)
+    }
+
+    /// As [`Self::next_batch`], at most so many.
+    pub(super) fn next_rows(
+        &mut self,
+        path: &Path,
+        at_most: usize,
+    ) -> Result<Vec<RawRow>, DataError> {
         let mut batch = Vec::new();
         let mut size = 0;
-        while batch.len() < BATCH_ROWS && size < BATCH_BYTES {
+        while batch.len() < at_most && size < BATCH_BYTES {
             let row = match self {
                 Self::Lines(lines) => lines
                     .next_row()
@@ -160,9 +260,16 @@ impl Rows {
                 Self::Array(array) => array
                     .next_row()
                     .map_err(|(line, reason)| DataError::row(path, line, reason))?,
+                Self::Plain(lines) => lines
+                    .next_row()
+                    .map_err(|error| DataError::io(path, error))?
+                    .map(RawRow::into_text),
+                Self::Table(table) => table
+                    .next_row()
+                    .map_err(|error| DataError::io(path, error))?,
             };
             let Some(row) = row else { break };
-            size += row.bytes.len();
+            size += row.size();
             batch.push(row);
         }
         Ok(batch)
@@ -185,7 +292,7 @@ mod tests {
                 .to_string()
                 .replace(&format!("{}, ", path.display()), "")
         };
-        let mut rows = Rows::open(&path).map_err(shorten)?;
+        let mut rows = Rows::open(&path, None).map_err(shorten)?;
         let mut out = Vec::new();
         loop {
             let batch = rows.next_batch(&path).map_err(shorten)?;
@@ -504,9 +611,11 @@ mod tests {
                 utf16(u16::to_be_bytes),
                 "iconv -f UTF-16BE -t UTF-8",
             ),
-            ("a.csv", b"prompt,completion\n{a},b\n".to_vec(), "is CSV"),
-            ("a.csv", b"text\na\n".to_vec(), "is CSV"),
-            ("a.jsonl", b"prompt,completion\na,b\n".to_vec(), "is CSV"),
+            (
+                "a.jsonl",
+                b"prompt,completion\na,b\n".to_vec(),
+                "is CSV by another name; let its name end in .csv",
+            ),
             (
                 "a.txt",
                 b"prompt\tcompletion\na\tb\n".to_vec(),
@@ -645,7 +754,7 @@ mod tests {
             let path = path.clone();
             std::thread::spawn(move || fs::write(path, gzip(b"{\"a\": 1}\n{\"a\": 2}\n")))
         };
-        let count = count_rows(&path, Split::Train).unwrap();
+        let count = count_rows(&path, Split::Train, None).unwrap();
         writer.join().unwrap().unwrap();
         assert_eq!(count, 2);
     }

@@ -12,6 +12,8 @@
 //! | `{"text"}` | text, end | all |
 //! | `{"messages"}`, `{"conversations"}` | the chat template's text | what the assistant says and its end token |
 //! | `{"instruction","input","output"}` | as a chat of two turns where there is a template, else the Alpaca prompt | the output and its end |
+//! | `{"text","label"}`, or two texts and a label | as a classifier reads texts, with the tokenizer's own tokens around | the label |
+//! | `{"tokens","tags"}`, `{"text","spans"}` | the same | the tag of each word, at its first token |
 //!
 //! Ids are those that `transformers` gives with the same files. A conversation is rendered as a whole and encoded once,
 //! as `apply_chat_template(messages, tokenize=True)` does, since encoding it turn by turn would split tokens that the
@@ -31,6 +33,8 @@ mod files;
 mod fixture;
 pub mod gguf_tokenizer;
 mod jinja2;
+mod labelled;
+mod labels;
 mod message;
 mod preview;
 mod prompts;
@@ -40,6 +44,7 @@ mod stream;
 mod task;
 mod template;
 mod tokenizer;
+mod unlabelled;
 
 pub(crate) use dates::seconds_since_1970;
 
@@ -49,10 +54,12 @@ pub use example::{Boundary, Example};
 pub use files::{
     Split, count_rows, is_read_once, is_standard_input, looks_remote, split_file, why_missing,
 };
+pub use labels::LabelCounts;
 pub use message::Message;
 pub use preview::{preview_json, render_preview};
 pub use prompts::{Prompt, load_prompts};
 pub use rows::RowKind;
 pub use stream::DecodeStream;
 pub use task::{Label, Labels, ProblemType, TaskType};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};
+pub use unlabelled::{Unlabelled, UnlabelledOptions, UnlabelledRow, Word};

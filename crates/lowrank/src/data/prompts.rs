@@ -10,7 +10,11 @@ use super::example::{alpaca_prompt, alpaca_turns, encode_prompt};
 use super::files::{Rows, Split, require_split};
 use super::message::Message;
 use super::rows::{Content, RowKind, RowProblem, read_row, unknown_kind};
+use super::task::TaskType;
 use super::tokenizer::Tokenizer;
+
+/// What rows are read for: a label beside a text is not looked at.
+const TASK: Option<TaskType> = Some(TaskType::CausalLm);
 
 /// What a model is asked, and what the data says it should answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +66,7 @@ pub fn load_prompts(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Prompt>, DataError> {
     let file = require_split(path, split)?;
-    let mut rows = Rows::open(&file)?;
+    let mut rows = Rows::open(&file, None)?;
     let mut prompts = Vec::new();
     let mut first: Option<(RowKind, usize)> = None;
     loop {
@@ -76,7 +80,7 @@ pub fn load_prompts(
                 .parse()
                 .map_err(|(line, reason)| DataError::row(&file, line, reason))?;
             let reference = complete(&mut row);
-            let detected = RowKind::detect(&row).ok_or_else(|| bad(unknown_kind(&row)));
+            let detected = RowKind::detect(&row, TASK).ok_or_else(|| bad(unknown_kind(&row, TASK)));
             let (kind, first_line) = match first {
                 Some(known) => known,
                 None => *first.insert((detected?, raw.line)),
@@ -127,6 +131,7 @@ fn complete(row: &mut Map<String, Value>) -> bool {
 fn prompt_of(tokenizer: &Tokenizer, content: Content, line: usize) -> Result<Prompt, String> {
     let (text, reference, is_chat) = match content {
         Content::Text(text) => (text, None, false),
+        Content::Labelled(_) => return Err("the row has a label and nothing to go on with".into()),
         Content::Pair { prompt, completion } => (prompt, Some(completion), false),
         Content::Instruction(row) if tokenizer.has_chat_template() => {
             let turns = alpaca_turns(&row);

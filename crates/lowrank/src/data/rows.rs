@@ -8,9 +8,13 @@ use serde_json::{Map, Value};
 use super::describe::{names, shown, type_name};
 use super::files::RawRow;
 use super::message::{MARKS, Message, read_message, read_messages};
+use super::task::TaskType;
 
+mod labelled;
 mod unknown;
 
+use labelled::read_labelled;
+pub(super) use labelled::{Given, Input, LabelledRow, Scalar, Span, own_label, read_unlabelled};
 pub(super) use unknown::unknown_kind;
 
 /// The form of a file's rows.
@@ -27,10 +31,48 @@ pub enum RowKind {
     Alpaca,
     /// `{"text"}`.
     Text,
+    /// `{"text", "label"}`, or `sentence` in place of `text`.
+    Labelled,
+    /// Two texts and their label: `{"text", "text_pair", "label"}`, or by the names that GLUE's tasks have.
+    LabelledPair,
+    /// `{"tokens", "tags"}`: words and a label for each.
+    Tagged,
+    /// `{"text", "spans": [{"start", "end", "label"}, …]}`: passages of a text and their labels.
+    Passages,
 }
 
+/// The names that fields of rows have: one of them is in the header of a table that has one.
+pub(super) const FIELDS: [&str; 26] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "text",
+    "text_pair",
+    "sentence",
+    "sentence1",
+    "sentence2",
+    "premise",
+    "hypothesis",
+    "question",
+    "question1",
+    "question2",
+    "label",
+    "labels",
+    "tokens",
+    "tags",
+    "ner_tags",
+    "spans",
+    "idx",
+    "id",
+];
+
 impl RowKind {
-    /// Every kind with the fields that it is known by and those that it may have, in the order they are tried.
+    /// Every kind without labels, with the fields that it is known by and those that it may have, in the order they are tried.
     const FIELDS: [(Self, &'static [&'static str], &'static [&'static str]); 5] = [
         (Self::Messages, &["messages"], &["system", "tools"]),
         (Self::ShareGpt, &["conversations"], &["system", "tools"]),
@@ -43,13 +85,33 @@ impl RowKind {
         (Self::Text, &["text"], &[]),
     ];
 
-    /// The kind of a row, by the fields that are there.
-    pub(super) fn detect(row: &Map<String, Value>) -> Option<Self> {
+    /// The kind of a row, by the fields that are there; where a task is given, one that teaches it.
+    pub(super) fn detect(row: &Map<String, Value>, task: Option<TaskType>) -> Option<Self> {
         let has_all = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));
-        Self::FIELDS
+        let text = |kind: &Self| *kind == Self::Text;
+        let kinds = Self::FIELDS
             .iter()
-            .find(|(_, required, _)| has_all(required))
-            .map(|(kind, _, _)| *kind)
+            .filter(|(_, required, _)| has_all(required));
+        let mut kinds = kinds.map(|(kind, _, _)| *kind);
+        let found = match task {
+            Some(TaskType::CausalLm) => return kinds.next(),
+            // A text with a label is more than a text; whatever else has one is read as ever.
+            None => match kinds.next() {
+                Some(kind) if !text(&kind) => return Some(kind),
+                found => Self::detect_labelled(row).or(found),
+            },
+            Some(_) => Self::detect_labelled(row),
+        };
+        found.filter(|kind| task.is_none_or(|task| kind.task() == task))
+    }
+
+    /// What rows of this kind teach.
+    pub fn task(self) -> TaskType {
+        match self {
+            Self::Labelled | Self::LabelledPair => TaskType::SeqCls,
+            Self::Tagged | Self::Passages => TaskType::TokenCls,
+            _ => TaskType::CausalLm,
+        }
     }
 
     /// The fields of this kind, those it must have first.
@@ -58,7 +120,11 @@ impl RowKind {
         found.map_or((&[], &[]), |(_, required, optional)| (required, optional))
     }
 
-    pub(super) fn uses(self, field: &str) -> bool {
+    /// Whether a field of a row of this kind is read.
+    pub(super) fn uses(self, row: &Map<String, Value>, field: &str) -> bool {
+        if self.task() != TaskType::CausalLm {
+            return self.labelled_fields(row).contains(&field);
+        }
         let (required, optional) = self.fields();
         required.contains(&field) || optional.contains(&field)
     }
@@ -72,6 +138,10 @@ impl fmt::Display for RowKind {
             Self::PromptCompletion => "prompt and completion",
             Self::Alpaca => "Alpaca (\"instruction\", \"input\", \"output\")",
             Self::Text => "text",
+            Self::Labelled => "text and label",
+            Self::LabelledPair => "two texts and a label",
+            Self::Tagged => "words and tags",
+            Self::Passages => "text with marked passages (\"spans\")",
         })
     }
 }
@@ -89,6 +159,7 @@ pub(super) enum Content {
     },
     Instruction(AlpacaRow),
     Text(String),
+    Labelled(LabelledRow),
 }
 
 /// Alpaca's row.
@@ -130,7 +201,7 @@ impl From<String> for RowProblem {
 pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Content, RowProblem> {
     let (required, _) = kind.fields();
     if let Some(missing) = required.iter().find(|name| !row.contains_key(**name)) {
-        return Err(match RowKind::detect(row) {
+        return Err(match RowKind::detect(row, Some(TaskType::CausalLm)) {
             Some(other) => RowProblem::OtherKind(other.to_string()),
             None => RowProblem::Bad(format!(
                 "{missing:?} is missing; the row has {}{}",
@@ -180,6 +251,9 @@ pub(super) fn read_row(kind: RowKind, row: &Map<String, Value>) -> Result<Conten
                 return Err(RowProblem::Bad("\"text\" is empty".into()));
             }
             Content::Text(text)
+        }
+        RowKind::Labelled | RowKind::LabelledPair | RowKind::Tagged | RowKind::Passages => {
+            Content::Labelled(read_labelled(kind, row)?)
         }
     })
 }
@@ -379,7 +453,8 @@ mod tests {
 
     fn read(value: &Value) -> Result<Content, String> {
         let row = value.as_object().unwrap();
-        let kind = RowKind::detect(row).ok_or_else(|| unknown_kind(row))?;
+        let task = Some(TaskType::CausalLm);
+        let kind = RowKind::detect(row, task).ok_or_else(|| unknown_kind(row, task))?;
         read_row(kind, row).map_err(|problem| match problem {
             RowProblem::Bad(reason) => reason,
             RowProblem::OtherKind(kind) => format!("other kind: {kind}"),
@@ -406,7 +481,11 @@ mod tests {
             (json!({"prompt": 1}), None),
             (json!({}), None),
         ] {
-            assert_eq!(RowKind::detect(row.as_object().unwrap()), kind, "{row}");
+            assert_eq!(
+                RowKind::detect(row.as_object().unwrap(), None),
+                kind,
+                "{row}"
+            );
         }
     }
 

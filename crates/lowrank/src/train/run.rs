@@ -12,7 +12,7 @@ use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
 use crate::base::{Base, Source};
-use crate::data::{DataOptions, Dataset, Split, split_file};
+use crate::data::{DataOptions, Dataset, Split, TaskType, split_file};
 use crate::lock::FolderLock;
 use crate::settings::TrainConfig;
 
@@ -74,6 +74,9 @@ pub fn train(
         train_on_prompt: config.train_on_prompt,
         on_bad_row: config.on_bad_row,
         completion_boundary: config.completion_boundary,
+        task: Some(TaskType::CausalLm),
+        labels: None,
+        columns: None,
     };
     let data = Dataset::load(&config.data, Split::Train, &base.tokenizer, &options)?;
     observer.event(&Event::Note(data.report.to_string()));

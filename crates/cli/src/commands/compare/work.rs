@@ -297,7 +297,7 @@ impl<'a> Worker<'a> {
         } else if place.exists() {
             args.push("--overwrite".to_owned());
         }
-        let total = config.total_steps(count_rows(&config.data, Split::Train)?);
+        let total = config.total_steps(count_rows(&config.data, Split::Train, None)?);
         let log = with_ending(place, "log");
         let found = self.children.train(&args, &log, place, total)?;
         write_text(&outcome, &serde_json::to_string_pretty(&found)?)?;

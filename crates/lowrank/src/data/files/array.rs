@@ -2,8 +2,8 @@
 
 use serde::de::IgnoredAny;
 
-use super::RawRow;
 use super::lines::Place;
+use super::{Body, RawRow};
 
 /// The elements of one array. What is no JSON ends the file: where the next row would begin cannot be known.
 pub(in crate::data) struct Array {
@@ -71,7 +71,7 @@ impl Array {
             number: Some(number),
             column: place.column,
             offset: place.offset,
-            bytes: bytes.to_vec(),
+            body: Body::Json(bytes.to_vec()),
         };
         if let Some(Err(error)) = outcome {
             let from = &self.bytes[self.at..];

@@ -27,6 +27,8 @@ pub enum Split {
 
 /// What rows are called before compression.
 pub(super) const ENDINGS: &[&str] = &["jsonl", "json", "ndjson", "jsonlines"];
+/// What tables are called, and what stands between their fields.
+pub(super) const TABLES: &[(&str, u8)] = &[("csv", b','), ("tsv", b'\t')];
 /// What is added to a name by the compressions that are read.
 pub(super) const COMPRESSED: &[&str] = &["", ".gz", ".zst"];
 
@@ -95,7 +97,8 @@ pub fn split_file(path: &Path, split: Split) -> Result<Option<PathBuf>, DataErro
 }
 
 fn endings() -> impl Iterator<Item = (&'static str, &'static str)> {
-    ENDINGS.iter().flat_map(|ending| {
+    let tables = TABLES.iter().map(|(ending, _)| ending);
+    ENDINGS.iter().chain(tables).flat_map(|ending| {
         COMPRESSED
             .iter()
             .map(move |compressed| (*ending, *compressed))
@@ -127,7 +130,7 @@ pub(in crate::data) fn require_split(path: &Path, split: Split) -> Result<PathBu
     Err(DataError::layout(
         path,
         format!(
-            "is a folder without {} (as .jsonl, .json, .ndjson or .jsonlines, also compressed as .gz or .zst); {}",
+            "is a folder without {} (as .jsonl, .json, .ndjson, .jsonlines, .csv or .tsv, also compressed as .gz or .zst); {}",
             split.stems().join(", "),
             what_it_holds(path)
         ),
@@ -202,7 +205,7 @@ fn what_it_holds(folder: &Path) -> String {
         .iter()
         .cloned()
         .chain(inner)
-        .filter(|file| ends(file, &["parquet", "arrow", "feather", "csv", "tsv"]))
+        .filter(|file| ends(file, &["parquet", "arrow", "feather"]))
         .collect();
     match tables.first() {
         None => "it holds no rows".to_owned(),
@@ -301,6 +304,9 @@ mod tests {
             ("eval.jsonl.gz", Split::Valid),
             ("dev.json.zst", Split::Valid),
             ("testing.jsonlines", Split::Test),
+            ("train.csv", Split::Train),
+            ("dev.tsv", Split::Valid),
+            ("test.csv.gz", Split::Test),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join(name);

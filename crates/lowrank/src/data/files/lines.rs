@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, ErrorKind};
 
-use super::{BYTE_ORDER_MARK, RawRow};
+use super::{BYTE_ORDER_MARK, Body, RawRow};
 
 /// Where in a file the next byte stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -85,7 +85,7 @@ impl Lines {
             number: None,
             column: start.column,
             offset: start.offset,
-            bytes,
+            body: Body::Json(bytes),
         }))
     }
 }

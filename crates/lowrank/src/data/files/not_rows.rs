@@ -60,8 +60,6 @@ pub(super) fn table_mend(kind: &str, path: &Path) -> Option<String> {
     let read = match kind {
         "parquet" => format!("read_parquet('{shown}')"),
         "feather" => format!("read_feather('{shown}')"),
-        "csv" => format!("read_csv('{shown}')"),
-        "tsv" | "tab" => format!("read_csv('{shown}', sep='\\t')"),
         "xlsx" => format!("read_excel('{shown}')"),
         "arrow" => {
             return Some(format!(
@@ -127,7 +125,7 @@ fn several_lines(lines: Option<usize>, path: &Path) -> String {
 
 /// An object that holds the rows under a key, or in columns. None for a row.
 fn wrapped(object: &Map<String, Value>, path: &Path) -> Option<String> {
-    if RowKind::detect(object).is_some() && !is_columns(object) {
+    if RowKind::detect(object, None).is_some() && !is_columns(object) {
         return None;
     }
     if is_columns(object) {
@@ -234,24 +232,20 @@ pub(super) fn text_problem(
         .unwrap_or_default();
     let ending = ending.to_ascii_lowercase();
     let begins = |with: &str| text.starts_with(with.as_bytes());
-    let mend = |kind: &str| table_mend(kind, path).unwrap_or_default();
-    Ok(Some(
-        if ending == "tsv" || ending == "tab" || separated_by(text, b'\t') {
-            format!(
-                "is a table of tab-separated values, and rows are read as JSON, one object a line; {}",
-                mend("tsv")
-            )
-        } else if ending == "csv" || separated_by(text, b',') {
-            format!(
-                "is CSV, and rows are read as JSON, one object a line; {}",
-                mend("csv")
-            )
-        } else if ending == "yaml" || ending == "yml" || begins("---") || begins("- ") {
-            "is YAML, and rows are read as JSON, one object a line; write it so".to_owned()
-        } else {
-            "is text, and rows are read as JSON, one object a line, such as {\"text\": \"…\"}; write it so".to_owned()
-        },
-    ))
+    let table = |what: &str, ending: &str| {
+        format!(
+            "is {what} by another name; let its name end in .{ending}, or name its columns: --columns text,label"
+        )
+    };
+    Ok(Some(if ending == "tab" || separated_by(text, b'\t') {
+        table("a table of tab-separated values", "tsv")
+    } else if separated_by(text, b',') {
+        table("CSV", "csv")
+    } else if ending == "yaml" || ending == "yml" || begins("---") || begins("- ") {
+        "is YAML, and rows are read as JSON, one object a line; write it so".to_owned()
+    } else {
+        "is text, and rows are read as JSON, one object a line, such as {\"text\": \"…\"}; write it so".to_owned()
+    }))
 }
 
 /// Whether the first lines have the same number of fields, more than one. A separator between quotes counts too, so a table

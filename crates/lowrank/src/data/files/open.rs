@@ -13,8 +13,10 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::super::error::DataError;
+use super::folder::COMPRESSED;
 use super::lines::{Place, skip_blank, skip_mark};
 use super::not_rows::{not_rows, object_problem, text_problem};
+use super::table::{Dialect, is_json, is_table_by_name};
 
 /// What `-` is called in messages and reports.
 pub(super) const STANDARD_INPUT: &str = "/dev/stdin";
@@ -80,7 +82,9 @@ pub fn looks_remote(path: &Path) -> bool {
     match text.split('/').collect::<Vec<_>>().as_slice() {
         [owner, name] => {
             let is_part = |part: &str| !part.is_empty() && part.chars().all(allowed);
-            let is_file = [".jsonl", ".json", ".gz", ".zst", ".txt", ".csv", ".parquet"];
+            let is_file = [
+                ".jsonl", ".json", ".gz", ".zst", ".txt", ".csv", ".tsv", ".parquet",
+            ];
             is_part(owner)
                 && is_part(name)
                 && !owner.starts_with('.')
@@ -94,17 +98,32 @@ pub fn looks_remote(path: &Path) -> bool {
 /// Opened rows, not yet parsed.
 pub(super) struct Opened {
     pub(super) reader: Box<dyn BufRead>,
-    /// They are one array; otherwise an object a line.
-    pub(super) is_array: bool,
-    /// That of the reader's first byte, which is not blank.
+    pub(super) form: Form,
+    /// That of the reader's first byte, which is not blank but for a table.
     pub(super) place: Place,
 }
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// An object a line.
+    Lines,
+    /// One array of objects.
+    Array,
+    Table(Dialect),
+    /// A text a line.
+    Plain,
+}
+
+/// How much of a table is looked at to see how it is written.
+const TABLE: u64 = 64 << 10;
 
 /// How much is read to see what a file is. A first line longer than this is one that is not checked beforehand.
 pub(super) const FIRST_LINE: u64 = 16 << 20;
 
-/// Opens a file of rows, decompresses it, and refuses what holds none.
-pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
+/// Opens a file of rows, decompresses it, and refuses what holds none. With `is_table` it is a table unless it is JSON, whatever it
+/// is called. With `or_lines` a .txt file or a pipe that is neither JSON nor a table with a header is lines of text.
+pub(super) fn open(path: &Path, is_table: bool, or_lines: bool) -> Result<Opened, DataError> {
     let io = |error| DataError::io(path, error);
     let refuse = |reason: String| Err(DataError::layout(path, reason));
     let (mut head, mut reader) = peek(source(path)?).map_err(io)?;
@@ -120,10 +139,42 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
     let mut reader = BufReader::with_capacity(1 << 20, reader);
     let mut place = Place::default();
     skip_mark(&mut reader, &mut place).map_err(io)?;
+    if is_table || is_table_by_name(path) {
+        let mut head = Vec::new();
+        let mut limited = reader.by_ref().take(TABLE);
+        // A pipe's writer may wait for what becomes of its first row.
+        if is_read_once(path) {
+            limited.read_until(b'\n', &mut head).map_err(io)?;
+        } else {
+            limited.read_to_end(&mut head).map_err(io)?;
+        }
+        let dialect = Dialect::of(path, &head, is_table);
+        let again = Cursor::new(head).chain(reader);
+        reader = BufReader::with_capacity(1 << 20, Box::new(again));
+        if let Some(dialect) = dialect {
+            return Ok(Opened {
+                reader: Box::new(reader),
+                form: Form::Table(dialect),
+                place,
+            });
+        }
+    }
     let first = skip_blank(&mut reader, &mut place).map_err(io)?;
     let mut head = Vec::new();
     let mut limited = reader.by_ref().take(FIRST_LINE);
     limited.read_until(b'\n', &mut head).map_err(io)?;
+    if or_lines
+        && first.is_some()
+        && !is_json(&head)
+        && (is_text_by_name(path) || is_read_once(path))
+    {
+        let form = Dialect::of_header(&head).map_or(Form::Plain, Form::Table);
+        return Ok(Opened {
+            reader: Box::new(Cursor::new(head).chain(reader)),
+            form,
+            place,
+        });
+    }
     let problem = match first {
         None | Some(b'[') => None,
         Some(b'{') => object_problem(path, place.lines, &mut head, &mut reader).map_err(io)?,
@@ -133,10 +184,21 @@ pub(super) fn open(path: &Path) -> Result<Opened, DataError> {
         Some(problem) => refuse(format!("{inside}{problem}")),
         None => Ok(Opened {
             reader: Box::new(Cursor::new(head).chain(reader)),
-            is_array: first == Some(b'['),
+            form: if first == Some(b'[') {
+                Form::Array
+            } else {
+                Form::Lines
+            },
             place,
         }),
     }
+}
+
+/// Whether a file has the name of a text, compressed or not.
+fn is_text_by_name(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    let mut compressed = COMPRESSED.iter();
+    compressed.any(|more| name.ends_with(&format!(".txt{more}")))
 }
 
 fn source(path: &Path) -> Result<Box<dyn Read>, DataError> {

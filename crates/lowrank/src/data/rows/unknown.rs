@@ -3,16 +3,23 @@
 use serde_json::{Map, Value};
 
 use super::RowKind;
+use crate::data::TaskType;
 use crate::data::describe::names;
 
-/// Why the first row's kind cannot be told.
-pub(in crate::data) fn unknown_kind(row: &Map<String, Value>) -> String {
-    format!(
-        "the row has {}, which is no known kind; rows are {{\"messages\"}}, {{\"conversations\"}}, {{\"prompt\", \"completion\"}}, \
-         {{\"instruction\", \"output\"}} or {{\"text\"}}{}",
-        names(row),
-        mend(row)
-    )
+/// Why the first row's kind cannot be told, where rows of a task are wanted, or of any.
+pub(in crate::data) fn unknown_kind(row: &Map<String, Value>, task: Option<TaskType>) -> String {
+    let to_go_on = r#"{"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"} or {"text"}"#;
+    let texts = r#"{"text", "label"} or two texts and their label, {"text", "text_pair", "label"}"#;
+    let words = r#"{"tokens", "tags"} or {"text", "spans"}"#;
+    let kinds = match task {
+        Some(TaskType::CausalLm) => format!("is no known kind; rows are {to_go_on}"),
+        None => format!(
+            "is no known kind; rows are {to_go_on}; to classify texts, {texts}; to classify words, {words}"
+        ),
+        Some(TaskType::TokenCls) => format!("is no row of words to classify; rows are {words}"),
+        Some(_) => format!("is no row of texts to classify; rows are {texts}"),
+    };
+    format!("the row has {}, which {kinds}{}", names(row), mend(row))
 }
 
 /// Names of other data sets for the fields of a known kind: theirs, and ours.
@@ -79,7 +86,7 @@ const RENAMES: &[(&[&str], &str)] = &[
 /// How a row becomes one of a known kind, where that can be told; it begins with a semicolon.
 pub(super) fn mend(row: &Map<String, Value>) -> String {
     let inside = row.iter().find_map(|(name, value)| {
-        let kind = RowKind::detect(value.as_object()?)?;
+        let kind = RowKind::detect(value.as_object()?, None)?;
         Some((name, kind))
     });
     if let Some((name, kind)) = inside {
@@ -154,7 +161,7 @@ mod tests {
                 r#"jq -c '.["row"]'"#,
             ),
         ] {
-            let text = unknown_kind(row.as_object().unwrap());
+            let text = unknown_kind(row.as_object().unwrap(), Some(TaskType::CausalLm));
             assert!(text.contains(expected), "{text}");
         }
         let row = json!({"prompt": "a", "response": "b"});
@@ -167,7 +174,19 @@ mod tests {
             text.ends_with(r#"; rename "response" to "completion""#),
             "{text}"
         );
-        assert!(unknown_kind(json!({"a": 1}).as_object().unwrap()).ends_with(r#"or {"text"}"#));
+        let row = json!({"a": 1});
+        let of = |task| unknown_kind(row.as_object().unwrap(), task);
+        assert!(of(Some(TaskType::CausalLm)).ends_with(r#"or {"text"}"#));
+        assert!(
+            of(Some(TaskType::TokenCls))
+                .ends_with(r#"rows are {"tokens", "tags"} or {"text", "spans"}"#)
+        );
+        for part in [
+            r#"or {"text"}; to classify texts, {"text", "label"} or"#,
+            "to classify words",
+        ] {
+            assert!(of(None).contains(part), "{}", of(None));
+        }
         let row = json!({"messages": [{"from": "human", "value": "a"}]});
         let Err(RowProblem::Bad(text)) = read_row(RowKind::Messages, row.as_object().unwrap())
         else {

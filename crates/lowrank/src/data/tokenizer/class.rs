@@ -8,17 +8,20 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokenizers::models::ModelWrapper;
-use tokenizers::{AddedVocabulary, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper};
+use tokenizers::{
+    AddedVocabulary, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
+
+use super::encoders::Encoder;
 
 /// How Qwen 2 splits a text into words.
 const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Classes that rebuild, too, but are not built here: those of transformers 5.24 with a pipeline of their own.
-const OTHERS: [&str; 52] = [
+const OTHERS: [&str; 47] = [
     "AlbertTokenizer",
     "BarthezTokenizer",
     "BartTokenizer",
-    "BertTokenizer",
     "BigBirdTokenizer",
     "BlenderbotTokenizer",
     "CLIPTokenizer",
@@ -28,8 +31,6 @@ const OTHERS: [&str; 52] = [
     "CohereTokenizer",
     "ConvBertTokenizer",
     "DebertaTokenizer",
-    "DebertaV2Tokenizer",
-    "DistilBertTokenizer",
     "EsmcTokenizer",
     "FNetTokenizer",
     "FunnelTokenizer",
@@ -54,7 +55,6 @@ const OTHERS: [&str; 52] = [
     "Qwen3_5Tokenizer",
     "ReformerTokenizer",
     "RemBertTokenizer",
-    "RobertaTokenizer",
     "SeamlessM4TTokenizer",
     "Siglip2Tokenizer",
     "SplinterTokenizer",
@@ -65,9 +65,11 @@ const OTHERS: [&str; 52] = [
     "VideoPrismTokenizer",
     "WhisperTokenizer",
     "XGLMTokenizer",
-    "XLMRobertaTokenizer",
     "XLNetTokenizer",
 ];
+
+/// Types of models whose tokenizer.json is taken as it is, whatever class their folders name.
+const AS_IT_IS: [&str; 6] = ["glm4", "granite", "modernbert", "olmo2", "olmo3", "phi3"];
 
 /// Where a class of SentencePiece puts the space that it begins a text with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,8 @@ pub(super) enum Class {
     Gpt2 { prefix: bool },
     /// `Qwen2Tokenizer`.
     Qwen2 { prefix: bool },
+    /// The class of an encoder, which builds what stands around a text, too.
+    Encoder(Encoder),
 }
 
 impl Class {
@@ -113,6 +117,10 @@ impl Class {
         let own = match model_type.as_str() {
             "gpt2" => Some("GPT2Tokenizer"),
             "qwen2" | "qwen3" => Some("Qwen2Tokenizer"),
+            "bert" | "distilbert" => Some("BertTokenizer"),
+            "roberta" => Some("RobertaTokenizer"),
+            "xlm-roberta" => Some("XLMRobertaTokenizer"),
+            "deberta-v2" => Some("DebertaV2Tokenizer"),
             _ => None,
         };
         let bytes =
@@ -121,6 +129,7 @@ impl Class {
             // Folders of Llama 3 that still name the class of Llama 2.
             (Some("LlamaTokenizer"), _) if model_type != "qwen2" && bytes() => None,
             (Some("LlamaTokenizer"), _) if model_type == "mistral" => None,
+            _ if AS_IT_IS.contains(&model_type.as_str()) => None,
             // Qwen 2's own class goes before what its folders name.
             (Some(_), Some(own)) if model_type == "qwen2" => Some(own),
             (Some(declared), _) => Some(declared),
@@ -147,6 +156,9 @@ impl Class {
                 prefix: prefix.unwrap_or(false),
             },
             _ => {
+                if let Some(encoder) = Encoder::named(name, config) {
+                    return Self::Encoder(encoder);
+                }
                 if OTHERS.contains(&name) {
                     tracing::warn!(
                         "transformers reads this tokenizer with the class {name}, which splits texts by its own rules; \
@@ -162,6 +174,7 @@ impl Class {
     pub(super) fn names(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Backend => &[],
+            Self::Encoder(encoder) => encoder.names(),
             Self::Llama { .. } => &[
                 ("bos_token", "<s>"),
                 ("eos_token", "</s>"),
@@ -181,19 +194,59 @@ impl Class {
     }
 
     /// Builds what the class builds itself; its added tokens have to be given again afterwards. Says whether it did.
+    /// `unknown` is the unknown token that the folder names.
     ///
     /// # Errors
     /// If the vocabulary is of another kind than the class's.
-    pub(super) fn rebuild(self, inner: &mut tokenizers::Tokenizer) -> Result<bool, String> {
+    pub(super) fn rebuild(
+        self,
+        inner: &mut tokenizers::Tokenizer,
+        unknown: Option<&str>,
+    ) -> Result<bool, String> {
         if self == Self::Backend {
             return Ok(false);
         }
-        let ModelWrapper::BPE(mut model) = inner.get_model().clone() else {
+        let model = self.model(inner.get_model(), unknown)?;
+        let Some(model) = model else {
             return Err(format!(
-                "transformers reads this folder with the class {}, which needs a BPE vocabulary, and this one is of another \
+                "transformers reads this folder with the class {}, which needs a {} vocabulary, and this one is of another \
                  kind; set \"tokenizer_class\" in tokenizer_config.json to \"PreTrainedTokenizerFast\"",
-                self.name()
+                self.name(),
+                match self {
+                    Self::Encoder(encoder) => encoder.vocabulary(),
+                    _ => "BPE",
+                }
             ));
+        };
+        let normalizer = match self {
+            Self::Qwen2 { .. } => json!({"type": "NFC"}),
+            Self::Encoder(encoder) => {
+                let given = serde_json::to_value(inner.get_normalizer());
+                encoder.normalizer(&given.map_err(|error| error.to_string())?)
+            }
+            _ => Value::Null,
+        };
+        inner.with_model(model);
+        inner
+            .with_normalizer(part::<Option<NormalizerWrapper>>(normalizer)?)
+            .map_err(|error| error.to_string())?;
+        inner.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(self.splitting())?));
+        inner.with_decoder(Some(part::<DecoderWrapper>(self.decoder())?));
+        inner.with_added_vocabulary(AddedVocabulary::new());
+        Ok(true)
+    }
+
+    /// The vocabulary as the class takes it; none where it is of another kind.
+    fn model(
+        self,
+        model: &ModelWrapper,
+        unknown: Option<&str>,
+    ) -> Result<Option<ModelWrapper>, String> {
+        if let Self::Encoder(encoder) = self {
+            return encoder.model(model, unknown.unwrap_or("[UNK]"));
+        }
+        let ModelWrapper::BPE(mut model) = model.clone() else {
+            return Ok(None);
         };
         let is_llama = matches!(self, Self::Llama { .. });
         model.dropout = None;
@@ -203,18 +256,19 @@ impl Class {
         model.end_of_word_suffix = None;
         model.fuse_unk = is_llama;
         model.byte_fallback = is_llama;
-        let normalizer = match self {
-            Self::Qwen2 { .. } => Some(part::<NormalizerWrapper>(json!({"type": "NFC"}))?),
-            _ => None,
-        };
-        inner.with_model(model);
-        inner
-            .with_normalizer(normalizer)
-            .map_err(|error| error.to_string())?;
-        inner.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(self.splitting())?));
-        inner.with_decoder(Some(part::<DecoderWrapper>(self.decoder())?));
-        inner.with_added_vocabulary(AddedVocabulary::new());
-        Ok(true)
+        Ok(Some(model.into()))
+    }
+
+    /// What a class puts around a text in place of the file's post-processor; none where it takes the file's. `special`
+    /// gives text and id of a special token by its name.
+    pub(super) fn around(
+        self,
+        special: impl Fn(&str) -> Result<(String, u32), String>,
+    ) -> Result<Option<PostProcessorWrapper>, String> {
+        match self {
+            Self::Encoder(encoder) => Ok(Some(part(encoder.around(special)?)?)),
+            _ => Ok(None),
+        }
     }
 
     /// The pre-tokenizer, as tokenizer.json writes it.
@@ -222,6 +276,7 @@ impl Class {
         let byte_level = |prefix: bool, regex: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
         match self {
             Self::Backend => Value::Null,
+            Self::Encoder(encoder) => encoder.splitting(),
             Self::Llama { prefix } => {
                 let scheme = match prefix {
                     Prefix::Always => "always",
@@ -239,6 +294,9 @@ impl Class {
     }
 
     fn decoder(self) -> Value {
+        if let Self::Encoder(encoder) = self {
+            return encoder.decoder();
+        }
         let Self::Llama { prefix } = self else {
             return json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
         };
@@ -259,6 +317,7 @@ impl Class {
             Self::Llama { .. } => "LlamaTokenizer",
             Self::Gpt2 { .. } => "GPT2Tokenizer",
             Self::Qwen2 { .. } => "Qwen2Tokenizer",
+            Self::Encoder(encoder) => encoder.name(),
         }
     }
 }

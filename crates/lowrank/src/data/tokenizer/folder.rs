@@ -47,13 +47,15 @@ pub(super) struct Files {
     pub(super) flags: [Option<bool>; 2],
     /// Special tokens that stand in a text are encoded as text.
     pub(super) split_special_tokens: bool,
+    /// `truncation_side`: what is too long loses its beginning.
+    pub(super) cuts_from_left: bool,
     pub(super) templates: Templates,
     /// Ids that generation_config.json and config.json call ends.
     pub(super) end_ids: Vec<u32>,
 }
 
 impl Files {
-    /// Reads all files of a folder but tokenizer.json, whose contents are `tokenizer_json`.
+    /// Reads all files of a folder but tokenizer.json, whose contents are `tokenizer_json`; nothing where there is none.
     pub(super) fn read(folder: &Path, tokenizer_json: &[u8]) -> Result<Self, DataError> {
         let config_path = folder.join("tokenizer_config.json");
         let config = read_json(&config_path)?.unwrap_or_default();
@@ -94,6 +96,7 @@ impl Files {
         files.flags = ["add_bos_token", "add_eos_token"]
             .map(|name| config.get(name).and_then(Value::as_bool));
         files.split_special_tokens = config.get("split_special_tokens") == Some(&Value::Bool(true));
+        files.cuts_from_left = config.get("truncation_side") == Some(&Value::from("left"));
         files.templates = read_templates(folder, &config_path, &config)?;
         for file in ["generation_config.json", "config.json"] {
             files.read_ends(&folder.join(file))?;
@@ -346,7 +349,7 @@ fn token_of(value: &Value) -> Option<AddedToken> {
     Some(token)
 }
 
-fn wrong(path: &Path, reason: impl Into<String>) -> DataError {
+pub(super) fn wrong(path: &Path, reason: impl Into<String>) -> DataError {
     DataError::tokenizer(path.display().to_string(), reason)
 }
 

@@ -2,13 +2,16 @@
 //!
 //! tokenizer.json does the work, through the `tokenizers` crate. Its post-processor is taken apart when it is read:
 //! what it puts in front of and behind a text does not depend on the text, so it is kept as two lists of ids. Then
-//! every text is encoded once, without it, and the offsets of the tokens are those of the text, untrimmed (GPT-2's
+//! every text that is to be gone on with is encoded once, without it, and the offsets of the tokens are those of the text, untrimmed (GPT-2's
 //! post-processor moves them past spaces, which would spoil the masks of chats). Truncation and padding that a file
 //! carries are switched off, as `transformers` does.
 
 mod alphabet;
 mod class;
+mod classified;
+mod encoders;
 mod folder;
+mod vocabulary;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -16,7 +19,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::AddedToken;
+use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use self::alphabet::ByteAlphabet;
 #[cfg(test)]
@@ -31,9 +35,15 @@ use super::template::{ChatTemplate, DEFAULT};
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// What the post-processor puts before and behind a text.
+    /// What puts the tokenizer's own tokens around texts. It is kept apart: see the module's doc.
+    processor: Option<PostProcessorWrapper>,
+    /// What it puts before and behind one text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    /// Words are told by the space before them, and none is put before a text.
+    spaces_before_words: bool,
+    /// Where texts are cut that are too long for a classifier.
+    cuts_from: TruncationDirection,
     bos: Option<u32>,
     eos: u32,
     stop: Vec<u32>,
@@ -51,42 +61,63 @@ pub struct Tokenizer {
     no_template: &'static str,
 }
 
-/// A text's ids, and for each the bytes of the text that it covers.
-pub(super) struct Encoded {
-    pub(super) ids: Vec<u32>,
-    pub(super) offsets: Vec<(usize, usize)>,
+/// A text, or a pair of them, as tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// For each token which of two texts it belongs to (`token_type_ids`); empty where all are 0.
+    pub token_types: Vec<u8>,
+    /// How many tokens of the texts were cut.
+    pub truncated: usize,
+    /// For each token the bytes of its text that it covers; of two texts each counts from 0. Those of words count from the
+    /// beginning of the word.
+    pub offsets: Vec<(usize, usize)>,
+    /// For each token the number of its word; none for the tokenizer's own tokens. What a word is, is the tokenizer's
+    /// matter, unless the text was given in words.
+    pub words: Vec<Option<u32>>,
+    /// How many of the tokens the tokenizer put around the texts.
+    pub added: usize,
 }
 
 impl Tokenizer {
     /// Reads tokenizer.json of a model folder, and what is there of tokenizer_config.json, special_tokens_map.json,
-    /// chat_template.jinja, generation_config.json and config.json.
+    /// chat_template.jinja, generation_config.json and config.json. Without a tokenizer.json it is built from vocab.txt, from
+    /// vocab.json and merges.txt, or from a model of SentencePiece, where the class of the folder is known to build it so.
     ///
     /// # Errors
-    /// If tokenizer.json is missing, if a file is not what it should be, or if no end token is named anywhere.
+    /// If there is no such file, if a file is not what it should be, or if no end token is named anywhere.
     pub fn from_folder(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join("tokenizer.json");
-        if !path.is_file() {
-            let others = [
-                "tokenizer.model",
-                "vocab.json",
-                "tekken.json",
-                "vocab.txt",
-                "tiktoken.model",
-            ];
-            let hint = match others.iter().find(|name| folder.join(name).is_file()) {
-                Some(other) => format!(
-                    "only {other} is there: save the tokenizer with transformers' AutoTokenizer to get tokenizer.json"
-                ),
-                None => {
-                    "there is no tokenizer.json; copy it from the model's repository".to_owned()
-                }
-            };
-            return Err(DataError::layout(folder, hint));
+        if path.is_file() {
+            let json = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
+            let files = Files::read(folder, &json)?;
+            return Self::read(&json, &path.display().to_string(), files);
         }
-        let json = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
-        let origin = path.display().to_string();
-        let inner = read(&json, &origin)?;
-        Self::build(inner, &json, &origin, Files::read(folder, &json)?)
+        let files = Files::read(folder, &[])?;
+        if let Some((json, path)) = vocabulary::tokenizer_json(folder, &files)? {
+            return Self::read(&json, &path.display().to_string(), files);
+        }
+        let others = [
+            "tokenizer.model",
+            "vocab.json",
+            "tekken.json",
+            "vocab.txt",
+            "tiktoken.model",
+            "sentencepiece.bpe.model",
+            "spm.model",
+        ];
+        let hint = match others.iter().find(|name| folder.join(name).is_file()) {
+            Some(other) => format!(
+                "only {other} is there: save the tokenizer with transformers' AutoTokenizer to get tokenizer.json"
+            ),
+            None => "there is no tokenizer.json; copy it from the model's repository".to_owned(),
+        };
+        Err(DataError::layout(folder, hint))
+    }
+
+    fn read(json: &[u8], origin: &str, files: Files) -> Result<Self, DataError> {
+        Self::build(read(json, origin)?, json, origin, files)
     }
 
     /// A tokenizer from the contents of its files, for a model that is built into a program.
@@ -137,8 +168,12 @@ impl Tokenizer {
         inner.with_padding(None);
         let misplaced = add_tokens(&mut inner, json, &files).map_err(wrong)?;
         inner.set_encode_special_tokens(files.split_special_tokens);
+        if let Some(own) = around(&inner, &files).map_err(wrong)? {
+            inner.with_post_processor(Some(own));
+        }
         let (prefix, suffix) = added_by_post_processor(&inner).map_err(wrong)?;
         warn_of_flags(files.flags, &prefix, &suffix);
+        let processor = inner.get_post_processor().cloned();
         let bare: Option<tokenizers::PostProcessorWrapper> = None;
         inner.with_post_processor(bare);
 
@@ -148,7 +183,9 @@ impl Tokenizer {
         let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
         let mut ends = files.end_ids.iter().copied();
         let known_end = ends.find(|id| (*id as usize) < vocab_size);
-        let Some(eos) = id_of("eos_token").or(known_end) else {
+        // An encoder may name no end; what it ends a text with is its separator.
+        let end = id_of("eos_token").or(known_end);
+        let Some(eos) = end.or_else(|| id_of("sep_token")) else {
             return Err(wrong(
                 "no end token is known, so a model could not learn to stop; name it as \"eos_token\" in \
                  tokenizer_config.json (or its id as \"eos_token_id\" in config.json)"
@@ -179,7 +216,14 @@ impl Tokenizer {
         let mut built = Self {
             bytes: ByteAlphabet::of(&inner),
             bos: named_bos.or_else(|| prefix.first().copied()),
+            spaces_before_words: spaces_before_words(&inner),
+            cuts_from: if files.cuts_from_left {
+                TruncationDirection::Left
+            } else {
+                TruncationDirection::Right
+            },
             inner,
+            processor,
             prefix,
             suffix,
             eos,
@@ -268,6 +312,7 @@ impl Tokenizer {
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
+            ..Encoded::default()
         })
     }
 
@@ -302,7 +347,7 @@ impl Tokenizer {
         self.bytes.text_of(&token)
     }
 
-    /// The token that ends an answer.
+    /// The token that ends an answer; an encoder that names none has its separator here.
     pub fn eos_id(&self) -> u32 {
         self.eos
     }
@@ -480,7 +525,9 @@ fn add_tokens(
     let given: GivenTokens = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     let own = inner.get_added_tokens_decoder();
     let mut listed = files.listed.clone();
-    if files.class.rebuild(inner)? && !files.complete {
+    let unknown = files.named.get("unk_token");
+    let unknown = unknown.map(|token| token.content.as_str());
+    if files.class.rebuild(inner, unknown)? && !files.complete {
         listed.extend(own);
     }
     let present = inner.get_added_tokens_decoder();
@@ -544,6 +591,36 @@ fn is_same(a: &AddedToken, b: &AddedToken) -> bool {
         )
     };
     a.content == b.content && flags(a) == flags(b)
+}
+
+/// What the folder's class puts around a text where that is not the file's post-processor.
+fn around(
+    inner: &tokenizers::Tokenizer,
+    files: &Files,
+) -> Result<Option<PostProcessorWrapper>, String> {
+    files.class.around(|name| {
+        let token = files.named.get(name).ok_or_else(|| {
+            format!("{name} is null in tokenizer_config.json, and the tokenizer puts it around each text; name it")
+        })?;
+        let id = inner.token_to_id(&token.content).ok_or_else(|| {
+            format!("{name} is {:?}, but the vocabulary has no such token", token.content)
+        })?;
+        Ok((token.content.clone(), id))
+    })
+}
+
+/// Whether words are told by the space before them while none is put before the text.
+fn spaces_before_words(inner: &tokenizers::Tokenizer) -> bool {
+    fn without_prefix(part: &tokenizers::PreTokenizerWrapper) -> bool {
+        match part {
+            tokenizers::PreTokenizerWrapper::ByteLevel(bytes) => !bytes.add_prefix_space,
+            tokenizers::PreTokenizerWrapper::Sequence(parts) => {
+                parts.as_ref().iter().any(without_prefix)
+            }
+            _ => false,
+        }
+    }
+    inner.get_pre_tokenizer().is_some_and(without_prefix)
 }
 
 /// What the post-processor puts before and behind a text, found by encoding one with and without it.

@@ -266,3 +266,127 @@ fn a_dropout_is_off() {
         );
     }
 }
+
+/// A folder of BERT without a tokenizer.json.
+fn word_pieces(config: &Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let pieces = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##s\n,\nh\n";
+    fs::write(folder.path().join("vocab.txt"), pieces).unwrap();
+    fs::write(
+        folder.path().join("config.json"),
+        r#"{"model_type": "bert"}"#,
+    )
+    .unwrap();
+    fs::write(
+        folder.path().join("tokenizer_config.json"),
+        config.to_string(),
+    )
+    .unwrap();
+    folder
+}
+
+#[test]
+fn encoders_put_their_tokens_around_texts_and_pairs() {
+    let folder = word_pieces(&serde_json::json!({}));
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let one = tokenizer
+        .encode_classified("Hello, worlds", None, 64)
+        .unwrap();
+    assert_eq!(one.ids, [2, 5, 8, 6, 7, 3]);
+    assert!(one.token_types.is_empty());
+    assert_eq!(one.offsets[1..5], [(0, 5), (5, 6), (7, 12), (12, 13)]);
+    assert_eq!((one.truncated, one.added), (0, 2));
+    let pair = |length| {
+        tokenizer
+            .encode_classified("hello hello hello", Some("world"), length)
+            .unwrap()
+    };
+    assert_eq!(pair(64).ids, [2, 5, 5, 5, 3, 6, 3]);
+    assert_eq!(pair(64).token_types, [0, 0, 0, 0, 0, 1, 1]);
+    // The longer text is cut, and what stands around the texts is kept.
+    assert_eq!(pair(5).ids, [2, 5, 3, 6, 3]);
+    assert_eq!(pair(5).truncated, 2);
+    let words = tokenizer
+        .encode_words(&["hello", "", "worlds"], 64)
+        .unwrap();
+    assert_eq!(words.ids, [2, 5, 6, 7, 3]);
+    assert_eq!(words.words, [None, Some(0), Some(2), Some(2), None]);
+    // An encoder names no end of an answer.
+    assert_eq!(tokenizer.eos_id(), 3);
+}
+
+#[test]
+fn a_length_that_leaves_no_room_for_a_text_is_an_error() {
+    let folder = word_pieces(&serde_json::json!({}));
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let error = |length, pair| {
+        let encoded = tokenizer.encode_classified("hello", pair, length);
+        encoded.unwrap_err().to_string()
+    };
+    assert!(error(2, None).contains(
+        "max_seq_length is 2, which leaves no room for a text: the tokenizer puts 2 tokens"
+    ));
+    assert!(error(3, Some("world")).contains("puts 3 tokens around it; set max_seq_length higher"));
+    assert!(tokenizer.encode_classified("hello", None, 3).is_ok());
+}
+
+#[test]
+fn what_a_decoder_reads_to_classify_is_the_text() {
+    let tokenizer = fixture::tokenizer();
+    let one = tokenizer.encode_classified("hello", None, 64).unwrap();
+    assert_eq!(one.ids, tokenizer.encode("hello", false).unwrap());
+    let pair = tokenizer
+        .encode_classified("hello", Some(" hello"), 64)
+        .unwrap();
+    assert_eq!(pair.ids, tokenizer.encode("hello hello", false).unwrap());
+    assert!(pair.token_types.is_empty());
+    let with = fixture::with_bos();
+    let ids = with.encode_classified("hello", None, 64).unwrap().ids;
+    assert_eq!(ids, with.encode("hello", true).unwrap());
+    let error = || {
+        let mut limited = fixture::tokenizer();
+        limited.limit(100);
+        let encoded = limited.encode_classified("\u{ff}", None, 64);
+        encoded.unwrap_err().to_string()
+    };
+    assert!(error().contains("the model's embedding has 100 rows"));
+}
+
+#[test]
+fn files_of_older_tokenizers_that_do_not_fit_are_named() {
+    let folder = word_pieces(&serde_json::json!({"cls_token": null}));
+    let path = folder.path();
+    assert!(error_of(path).contains("cls_token is null in tokenizer_config.json"));
+    fs::write(path.join("tokenizer_config.json"), "{}").unwrap();
+    fs::write(path.join("vocab.txt"), "").unwrap();
+    assert!(error_of(path).contains("vocab.txt: is empty"));
+    // The class is not known, so neither is what stands around a text.
+    fs::write(path.join("config.json"), "{}").unwrap();
+    assert!(error_of(path).contains("only vocab.txt is there: save the tokenizer"));
+    fs::remove_file(path.join("vocab.txt")).unwrap();
+    fs::write(path.join("config.json"), r#"{"model_type": "roberta"}"#).unwrap();
+    fs::write(path.join("vocab.json"), "[]").unwrap();
+    assert!(error_of(path).contains("vocab.json: must be an object of ids by token"));
+    fs::write(path.join("vocab.json"), r#"{"a": 0}"#).unwrap();
+    assert!(error_of(path).contains("is there without merges.txt"));
+    fs::write(path.join("merges.txt"), "#version: 0.2\na b c\n").unwrap();
+    assert!(error_of(path).contains("merges.txt: line 2 must be two tokens"));
+    fs::write(path.join("merges.txt"), "#version: 0.2\na b\n").unwrap();
+    assert!(error_of(path).contains("is not a tokenizer this program can read"));
+    let flags = r#"{"tokenizer_class": "GPT2Tokenizer", "add_bos_token": true}"#;
+    fs::write(path.join("tokenizer_config.json"), flags).unwrap();
+    assert!(error_of(path).contains("which is not read without a tokenizer.json"));
+    fs::remove_file(path.join("vocab.json")).unwrap();
+    fs::write(path.join("sentencepiece.bpe.model"), "").unwrap();
+    assert!(error_of(path).contains("only sentencepiece.bpe.model is there: save the tokenizer"));
+    let class = r#"{"tokenizer_class": "XLMRobertaTokenizer"}"#;
+    fs::write(path.join("tokenizer_config.json"), class).unwrap();
+    assert!(error_of(path).contains("sentencepiece.bpe.model: is no SentencePiece model"));
+    // A class that needs another vocabulary than the one that is there.
+    fixture::write(&fixture::parts(), path);
+    let class = r#"{"tokenizer_class": "BertTokenizer"}"#;
+    fs::write(path.join("tokenizer_config.json"), class).unwrap();
+    assert!(
+        error_of(path).contains("with the class BertTokenizer, which needs a WordPiece vocabulary")
+    );
+}
