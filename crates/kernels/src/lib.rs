@@ -129,6 +129,6 @@ pub use types::linear::{
 };
 pub use types::low_rank::{Dropout, LowRank};
 pub use types::optimizer::AdamW;
-pub use types::rope::RopeTable;
+pub use types::rope::{RopeOrder, RopeTable};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

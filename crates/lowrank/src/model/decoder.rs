@@ -6,16 +6,17 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, RopeTable, Tensor, View, Workspace, embedding_backward, embedding_forward,
-    head_logits, in_pool,
+    Arena, ComputeDType, DType, Tensor, View, Workspace, embedding_backward, embedding_forward,
+    head_logits, in_pool, scale,
 };
 
 use super::adapter::{Adapter, AdapterSet, Reach};
 use super::batch::Batch;
 use super::block::{Block, BlockSaved, SomeRows};
 use super::cache::KvCache;
-use super::config::{ModelConfig, Part, Position, Rope, WeightId};
+use super::config::{EmbeddingScale, ModelConfig, Part, Position, Rope, WeightId};
 use super::pass::{NormSaved, Pass};
+use super::rope::RopeTables;
 use super::saving::Saving;
 use super::top::Top;
 use super::weights::Weights;
@@ -47,7 +48,7 @@ pub struct ForeignAdapter {
 pub struct Decoder {
     weights: Weights,
     /// One for each of the config's rotary embeddings.
-    ropes: Vec<RopeTable>,
+    ropes: Vec<RopeTables>,
 }
 
 impl Decoder {
@@ -58,11 +59,8 @@ impl Decoder {
             Position::Rope(ropes) => ropes,
             Position::Learned { .. } => &[],
         };
-        let table = |rope: &Rope| {
-            let frequencies = rope.inverse_frequencies(config.head_size);
-            RopeTable::new(&frequencies, 1.0, config.max_position_embeddings)
-        };
-        let ropes = ropes.iter().map(table).collect();
+        let positions = config.max_position_embeddings;
+        let ropes = ropes.iter().map(|rope| rope.tables(positions)).collect();
         Arc::new(Self { weights, ropes })
     }
 
@@ -253,7 +251,7 @@ impl Run<'_> {
         let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
         let wanted = self.picked.as_ref().filter(|_| is_last);
         let of_block = self.decoder.config().layers[layer].rope;
-        let rope = self.decoder.ropes.get(of_block);
+        let rope = of_block.and_then(|rope| self.decoder.ropes.get(rope));
         Block::new(&self.pass, self.batch, layer, rope, wanted)
     }
 
@@ -263,6 +261,9 @@ impl Run<'_> {
         let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
         let table = pass.weight(WeightId::Embedding);
         embedding_forward(x.view_mut(), &batch.ids, table, false);
+        if let Some(factor) = self.table_scale() {
+            scale(x.view_mut(), factor);
+        }
         pass.embed_virtual(batch, &mut x);
         if let Position::Learned { first } = pass.config().position {
             let table = pass.weight(WeightId::Positions);
@@ -278,6 +279,15 @@ impl Run<'_> {
         }
         let (normed, saved) = pass.norm(WeightId::EmbeddingNorm, x.view());
         (normed, Some((x, saved)))
+    }
+
+    /// Factor of the embedding's rows.
+    fn table_scale(&self) -> Option<f32> {
+        let EmbeddingScale::Table(factor) = self.pass.config().embedding_scale?;
+        match self.pass.weights.dtype() {
+            DType::F32 => Some(factor),
+            DType::Bf16 => Some(half::bf16::from_f32(factor).to_f32()),
+        }
     }
 
     fn give_embedded(&self, embedded: Embedded) {
@@ -299,9 +309,6 @@ impl Run<'_> {
         }
         self.give_embedded(embedded);
         pass.embed_virtual_backward(batch, dx.view(), grads);
-        if let Some(slot) = pass.trained(WeightId::Embedding) {
-            embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
-        }
         if let Position::Learned { first } = pass.config().position
             && let Some(slot) = pass.trained(WeightId::Positions)
         {
@@ -311,6 +318,12 @@ impl Run<'_> {
         }
         if let Some(slot) = pass.trained(WeightId::TokenTypes) {
             embedding_backward(grads.view_mut(slot), &batch.token_types(), dx.view());
+        }
+        if let Some(slot) = pass.trained(WeightId::Embedding) {
+            if let Some(factor) = self.table_scale() {
+                scale(dx.view_mut(), factor);
+            }
+            embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
         }
         pass.give([dx]);
     }

@@ -106,6 +106,7 @@ impl Weights {
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
+                .filter(|name| !families::is_of_pictures(&config, name))
                 .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
@@ -154,7 +155,11 @@ impl Weights {
                         redraw_beyond(tensor, 2.0 * std, std, key);
                     }
                 }
-                WeightId::ClassifierNorm(Part::Weight) => tensor.view_mut().fill(1.0),
+                WeightId::ClassifierNorm(Part::Weight) => {
+                    tensor
+                        .view_mut()
+                        .fill(1.0 - self.config.norm.weight_offset());
+                }
                 _ => tensor.view_mut().fill(0.0),
             }
         }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part,
-    Recompute, Saving, Sublayer, WeightId,
+    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part, Recompute,
+    Saving, Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.
@@ -93,7 +93,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let size = DType::from(saving.dtype).bytes_for(1);
-    let statistics = if config.norm == NormKind::Rms { 1 } else { 2 };
+    let statistics = config.norm.statistics();
     (lowest..layers)
         .map(|layer| {
             let tokens = work.tokens as u64;
@@ -123,6 +123,8 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             let behind = match config.norm_placement {
                 NormPlacement::Input => behind,
                 NormPlacement::Sum => behind + size * c + 4 * statistics,
+                // The sublayers' outputs, which their norms read.
+                NormPlacement::InputAndOutput => behind + 2 * (size * c + 4 * statistics),
             };
             let ranks: usize = config
                 .linear_kinds()
@@ -182,7 +184,12 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let (f, mlp) = (config.intermediate_size, mlp_width(config));
     // A block's own values in f32, while it is computed.
-    let values = c + 2 * q + 2 * kv + c + mlp;
+    let outputs = if config.norm_placement.has_output() {
+        2 * c
+    } else {
+        0
+    };
+    let values = c + 2 * q + 2 * kv + c + mlp + outputs;
     let forward = values + f + c;
     let again = match saving.recompute {
         Recompute::None => 0,

@@ -121,7 +121,7 @@ fn matches_whole(pattern: &str, module: &str) -> bool {
 fn default_targets(family: Family) -> &'static [&'static str] {
     match family {
         Family::Llama | Family::Mistral => &["k_proj", "v_proj", "down_proj"],
-        Family::Qwen2 | Family::Qwen3 => &["q_proj", "v_proj", "down_proj"],
+        Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => &["q_proj", "v_proj", "down_proj"],
         Family::Gpt2 => &["c_attn", "mlp.c_proj"],
         Family::Bert | Family::Roberta | Family::XlmRoberta => &["key", "value", "output.dense"],
         // PEFT has none for these.
@@ -134,7 +134,9 @@ fn default_targets(family: Family) -> &'static [&'static str] {
 fn default_feedforward(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "mlp.c_proj",
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => "down_proj",
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => {
+            "down_proj"
+        }
         Family::Bert | Family::Roberta | Family::XlmRoberta => "output.dense",
         Family::DistilBert => "lin2",
         Family::ModernBert => "mlp.Wo",

@@ -32,7 +32,7 @@ fn a_config_that_is_not_supported_is_named() {
             &[
                 "model_type",
                 "mamba",
-                "llama, mistral, qwen2, qwen3, gpt2, bert",
+                "llama, mistral, qwen2, qwen3, gemma3_text, gemma3, gpt2, bert",
             ],
         ),
         (

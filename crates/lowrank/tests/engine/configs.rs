@@ -231,6 +231,78 @@ fn read(family: &str, changes: &Value) -> Result<ModelConfig, String> {
     read_config(&raw).map_err(|error| error.to_string())
 }
 
+#[test]
+fn the_text_half_of_a_model_that_reads_pictures_is_a_model() {
+    let place = Place::new("gemma3");
+    let model = place.path("model");
+    let ids = ids(20, 1);
+    let expected = logits(&open(&model), None, &ids);
+    let text = config_of(&model);
+    for whole in ["language_model.model.", "model.language_model."] {
+        let half = json!(text);
+        change_config(&model, |config| {
+            *config = Map::from_iter([
+                ("model_type".to_owned(), "gemma3".into()),
+                ("text_config".to_owned(), half),
+                ("vision_config".to_owned(), json!({"hidden_size": 8})),
+                ("eos_token_id".to_owned(), json!([1, 2])),
+            ]);
+        });
+        change_tensors(&model, |tensors| {
+            let named = std::mem::take(tensors).into_iter();
+            let short = |name: &str| {
+                name.split_once("layers.")
+                    .map(|(_, rest)| format!("layers.{rest}"))
+            };
+            *tensors = named
+                .filter(|(name, _)| !name.contains("vision_tower"))
+                .map(|(name, tensor)| {
+                    let last = name
+                        .rsplit_once("model.")
+                        .map_or("", |(_, rest)| rest)
+                        .to_owned();
+                    (format!("{whole}{}", short(&name).unwrap_or(last)), tensor)
+                })
+                .collect();
+            let tower = if whole.starts_with("model.") {
+                "model.vision_tower"
+            } else {
+                "vision_tower"
+            };
+            tensors.insert(format!("{tower}.patches.weight"), (vec![2], vec![1.0, 2.0]));
+        });
+        let network = open(&model);
+        assert_eq!(logits(&network, None, &ids), expected, "{whole}");
+
+        // What is written from it is the half by itself.
+        let trained = adapter(&network, &all_linear(), 3);
+        let merged = place.path(whole);
+        let source = Source::Folder(model.clone());
+        let passages = std::slice::from_ref(&ids);
+        merge(
+            &source,
+            &trained,
+            passages,
+            &merged,
+            DType::F32,
+            false,
+            false,
+        )
+        .expect("the merge");
+        let written = config_of(&merged);
+        assert_eq!(written["model_type"], "gemma3_text");
+        assert_eq!(written["eos_token_id"], text["eos_token_id"]);
+        assert!(!written.contains_key("vision_config"));
+        let off = difference(
+            &logits(&open(&merged), None, &ids),
+            &logits(&network, Some(&trained), &ids),
+        );
+        assert!(off < 1e-4, "{off:e}");
+    }
+    change_config(&model, |config| drop(config.remove("text_config")));
+    assert_says(&failure(load(&model)), &["text_config", "an object"]);
+}
+
 /// The rotary parameters of the golden model of that name, with another original length.
 fn llama3_with(original: usize) -> Value {
     let mut parameters = config_of(&golden("llama3"))["rope_parameters"].clone();
@@ -263,6 +335,15 @@ fn keys_that_mean_the_same_are_read_in_transformers_order() {
             "llama",
             json!({"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}),
             json!({"rope_parameters": linear}),
+        ),
+        // Gemma 3 as transformers 4 wrote it.
+        (
+            "gemma3",
+            json!({
+                "rope_parameters": null, "rope_theta": 10000.0, "rope_local_base_freq": 100.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": null, "sliding_window_pattern": 2,
+            }),
+            json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
         ),
         // GPT-2's values by their common names.
         (
@@ -376,6 +457,31 @@ fn configs_that_cannot_be_followed_name_their_keys() {
             "mistral",
             json!({"layer_types": ["sliding_attention", "full_attention"]}),
             &["layer_types", "the same kind on every layer"],
+        ),
+        (
+            "gemma3",
+            json!({"use_bidirectional_attention": true}),
+            &["use_bidirectional_attention", "false"],
+        ),
+        (
+            "gemma3",
+            json!({"attn_logit_softcapping": 50.0}),
+            &["attn_logit_softcapping", "null"],
+        ),
+        (
+            "gemma3",
+            json!({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}),
+            &["layer_types", "chunked_attention", "sliding_attention"],
+        ),
+        (
+            "gemma3",
+            json!({"query_pre_attn_scalar": 0}),
+            &["query_pre_attn_scalar", "above 0"],
+        ),
+        (
+            "gemma3",
+            json!({"layer_types": null, "sliding_window_pattern": 0}),
+            &["sliding_window_pattern", "at least 1"],
         ),
         (
             "mistral",
