@@ -123,7 +123,7 @@ pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};
 pub use types::classes::RowClasses;
 pub use types::compute::ComputeDType;
-pub use types::head::CrossEntropy;
+pub use types::head::{CrossEntropy, LogitScaling};
 pub use types::linear::{
     BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight,
 };

@@ -7,6 +7,7 @@
 
 use crate::types::activation::Activation;
 use crate::types::attention::{AttentionShape, Segment};
+use crate::types::head::LogitScaling;
 use crate::types::linear::Layout;
 use crate::types::low_rank::Dropout;
 use crate::types::optimizer::AdamW;
@@ -193,7 +194,8 @@ pub fn attention(
                     .iter()
                     .map(|&at| {
                         let k = &k[keys[at] * k_cols + kv * size..][..size];
-                        f64::from(shape.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                        let product = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                        softcap(f64::from(shape.scale) * product, shape.softcap)
                     })
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -213,6 +215,11 @@ pub fn attention(
         }
     }
     (o, lse)
+}
+
+/// c · tanh(x / c), or x without a cap.
+fn softcap(x: f64, cap: Option<f32>) -> f64 {
+    cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
 }
 
 /// What [`head`] gives for a row.
@@ -235,10 +242,19 @@ impl HeadRow {
     }
 }
 
-/// Statistics of the logits h·Wᵀ of each row, for h [n, C] and W [V, C].
-pub fn head(h: &[f64], w: &[f64], hidden: usize, targets: &[u32]) -> Vec<HeadRow> {
+/// Statistics of the scaled logits h·Wᵀ of each row, for h [n, C] and W [V, C].
+pub fn head(
+    h: &[f64],
+    w: &[f64],
+    scaling: LogitScaling,
+    hidden: usize,
+    targets: &[u32],
+) -> Vec<HeadRow> {
     let vocabulary = w.len() / hidden;
-    let logits = linear(h, w, None, hidden, vocabulary, Layout::OutIn);
+    let mut logits = linear(h, w, None, hidden, vocabulary, Layout::OutIn);
+    for logit in &mut logits {
+        *logit = softcap(*logit / f64::from(scaling.divisor), scaling.softcap);
+    }
     logits
         .chunks_exact(vocabulary)
         .zip(targets)

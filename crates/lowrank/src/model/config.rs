@@ -4,7 +4,7 @@
 //! `config.json`. Where two architectures differ, the difference is an enum here and a `match` in the
 //! block, never a second block.
 
-use lowrank_kernels::{Activation, DType, Layout};
+use lowrank_kernels::{Activation, DType, Layout, LogitScaling};
 
 pub use super::rope::{QueryScale, Rope, RopeScaling};
 
@@ -22,6 +22,22 @@ pub enum Family {
     /// Gemma 3, and the text half of a Gemma 3 that reads pictures: RMS norms of `1 + w` before and behind the sublayers and on the heads of
     /// q and k, layers that see a window between those that see everything.
     Gemma3,
+    /// Gemma 2: Gemma 3 with one rotary embedding and without norms on heads; scores and logits are capped.
+    Gemma2,
+    /// SmolLM3: Llama's shape; every fourth layer's queries and keys do not know their positions.
+    SmolLm3,
+    /// Granite: Llama's shape with factors of the embeddings, the scores, what is added to the residual stream, and the logits.
+    Granite,
+    /// OLMo 2: norms behind the sublayers alone, and on the whole of q and k.
+    Olmo2,
+    /// OLMo 3: OLMo 2 with layers that see a window.
+    Olmo3,
+    /// Phi-3 and Phi-4: Llama's shape with fused linears; a part of a head may be rotated.
+    Phi3,
+    /// Ministral 3: Mistral with YaRN, and queries that grow with the position.
+    Ministral3,
+    /// GLM-4: norms before and behind the sublayers; neighbours are rotated, in the first half of a head.
+    Glm4,
     /// GPT-2: LayerNorm, learned positions, GELU, fused and transposed q, k, v.
     Gpt2,
     /// BERT, and what has its shape, such as MiniLM.
@@ -45,6 +61,14 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Gemma3 => "gemma3_text",
+            Self::Gemma2 => "gemma2",
+            Self::SmolLm3 => "smollm3",
+            Self::Granite => "granite",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
+            Self::Phi3 => "phi3",
+            Self::Ministral3 => "ministral3",
+            Self::Glm4 => "glm4",
             Self::Gpt2 => "gpt2",
             Self::Bert => "bert",
             Self::Roberta => "roberta",
@@ -167,6 +191,8 @@ pub enum NormPlacement {
     Input,
     /// Behind the sum of its output and the residual stream.
     Sum,
+    /// Behind the sublayer's output, before the sum.
+    Output,
     /// Before the sublayer, and behind its output before the sum.
     InputAndOutput,
 }
@@ -179,7 +205,7 @@ impl NormPlacement {
 
     /// Whether a norm stands behind each sublayer's output, before the sum.
     pub(crate) fn has_output(self) -> bool {
-        self == Self::InputAndOutput
+        matches!(self, Self::Output | Self::InputAndOutput)
     }
 }
 
@@ -188,6 +214,19 @@ impl NormPlacement {
 pub enum EmbeddingScale {
     /// Of the rows of the table, rounded to the weights' number format.
     Table(f32),
+    /// Of all rows, those of virtual tokens too.
+    All(f32),
+}
+
+/// RMS norms on q and k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Of each head, with one weight [D] for all.
+    Heads,
+    /// Of all heads together.
+    Projections,
 }
 
 /// How a token's place in its sequence enters the model.
@@ -282,8 +321,14 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Which linears carry a bias.
     pub biases: Biases,
-    /// RMS norms on the heads of q and k.
-    pub qk_norm: bool,
+    /// RMS norms on q and k.
+    pub qk_norm: QkNorm,
+    /// Scores s become c · tanh(s / c).
+    pub attention_softcap: Option<f32>,
+    /// Factor of what a sublayer adds to the residual stream.
+    pub residual_scale: f32,
+    /// What becomes of logits.
+    pub logit_scaling: LogitScaling,
     /// Factor of attention's scores; `None`: 1/√D.
     pub attention_scale: Option<f32>,
     /// The head is the embedding.
@@ -358,9 +403,9 @@ pub enum BlockNorm {
     AttentionOutput,
     /// Of the MLP's output, likewise.
     MlpOutput,
-    /// On the heads of q.
+    /// On q.
     Q,
-    /// On the heads of k.
+    /// On k.
     K,
 }
 
@@ -564,10 +609,17 @@ impl ModelConfig {
             all.extend(norm(BlockNorm::Attention));
         }
         for &kind in self.linear_kinds() {
-            if kind == LinearKind::O && self.qk_norm {
-                for norm in [BlockNorm::Q, BlockNorm::K] {
+            let sizes = match self.qk_norm {
+                QkNorm::None => None,
+                QkNorm::Heads => Some((self.head_size, self.head_size)),
+                QkNorm::Projections => Some((self.q_size(), self.kv_size())),
+            };
+            if kind == LinearKind::O
+                && let Some((q, k)) = sizes
+            {
+                for (norm, size) in [(BlockNorm::Q, q), (BlockNorm::K, k)] {
                     let id = WeightId::Norm(layer, norm, Part::Weight);
-                    all.push((id, (1, self.head_size)));
+                    all.push((id, (1, size)));
                 }
             }
             self.add_linear(LinearId { layer, kind }, all);

@@ -177,7 +177,14 @@ impl Decoder {
             let mut logits = ws.take(rows.len(), self.config().vocab_size);
             let (hidden, top) = (forward.hidden(), forward.top());
             let w = top.head().weight;
-            head_logits(logits.view_mut(), hidden, w, batch.classes_of(rows));
+            let scaling = self.config().logit_scaling;
+            head_logits(
+                logits.view_mut(),
+                hidden,
+                w,
+                scaling,
+                batch.classes_of(rows),
+            );
             forward.finish();
             logits
         })
@@ -265,6 +272,9 @@ impl Run<'_> {
             scale(x.view_mut(), factor);
         }
         pass.embed_virtual(batch, &mut x);
+        if let Some(EmbeddingScale::All(factor)) = pass.config().embedding_scale {
+            scale(x.view_mut(), factor);
+        }
         if let Position::Learned { first } = pass.config().position {
             let table = pass.weight(WeightId::Positions);
             let table = table.slice_rows(first..table.rows());
@@ -283,7 +293,9 @@ impl Run<'_> {
 
     /// Factor of the embedding's rows.
     fn table_scale(&self) -> Option<f32> {
-        let EmbeddingScale::Table(factor) = self.pass.config().embedding_scale?;
+        let EmbeddingScale::Table(factor) = self.pass.config().embedding_scale? else {
+            return None;
+        };
         match self.pass.weights.dtype() {
             DType::F32 => Some(factor),
             DType::Bf16 => Some(half::bf16::from_f32(factor).to_f32()),
@@ -308,6 +320,9 @@ impl Run<'_> {
             pass.give([std::mem::replace(&mut dx, d_sum)]);
         }
         self.give_embedded(embedded);
+        if let Some(EmbeddingScale::All(factor)) = pass.config().embedding_scale {
+            scale(dx.view_mut(), factor);
+        }
         pass.embed_virtual_backward(batch, dx.view(), grads);
         if let Position::Learned { first } = pass.config().position
             && let Some(slot) = pass.trained(WeightId::Positions)

@@ -28,7 +28,7 @@ pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
     Biases, BlockNorm, Classifier, ClassifierDense, EmbeddingScale, Family, HeadKind, LayerConfig,
     LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position,
-    Purpose, QueryScale, Rope, RopeScaling, Sublayer, WeightId,
+    Purpose, QkNorm, QueryScale, Rope, RopeScaling, Sublayer, WeightId,
 };
 pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
 pub use saving::{Recompute, Saving};

@@ -1,4 +1,4 @@
-//! The norms of the residual stream (RMSNorm or LayerNorm) and of the heads of q and k (RMSNorm).
+//! The norms of the residual stream (RMSNorm or LayerNorm) and of q and k (RMSNorm).
 //!
 //! The backward passes accumulate into `dx` and into the gradients of trained weights.
 
@@ -121,11 +121,11 @@ impl Pass<'_> {
         self.config().norm.weight_offset()
     }
 
-    /// RMSNorm of each head of q or k: (normalised [T, n·D], rstd [T, n]).
+    /// RMSNorm of q or k, in pieces of the weight's size: (normalised [T, n·D], rstd [T, pieces]).
     pub(crate) fn head_norm(&self, id: WeightId, x: View) -> (Tensor, Tensor) {
-        let heads = x.cols() / self.config().head_size;
+        let pieces = x.cols() / self.weight(id).cols();
         let mut y = self.take(x.rows(), x.cols());
-        let mut rstd = self.take(x.rows(), heads);
+        let mut rstd = self.take(x.rows(), pieces);
         rms_norm_forward(
             y.view_mut(),
             rstd.view_mut(),
@@ -133,7 +133,7 @@ impl Pass<'_> {
             self.weight(id),
             self.norm_offset(),
             self.config().norm_eps,
-            heads,
+            pieces,
         );
         (y, rstd)
     }
@@ -147,7 +147,7 @@ impl Pass<'_> {
         rstd: View,
         grads: &mut Arena,
     ) -> Tensor {
-        let heads = x.cols() / self.config().head_size;
+        let pieces = x.cols() / self.weight(id).cols();
         let mut dx = self.take(x.rows(), x.cols());
         let dw = self.trained(id).map(|slot| grads.view_mut(slot));
         rms_norm_backward(
@@ -158,7 +158,7 @@ impl Pass<'_> {
             rstd,
             self.weight(id),
             self.norm_offset(),
-            heads,
+            pieces,
             false,
         );
         dx

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part, Recompute,
-    Saving, Sublayer, WeightId,
+    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part, QkNorm,
+    Recompute, Saving, Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.
@@ -100,7 +100,10 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             if saving.recompute == Recompute::Full {
                 return tokens * (4 * c) as u64;
             }
-            let heads = if config.qk_norm { q + kv } else { 0 };
+            let heads = match config.qk_norm {
+                QkNorm::None => 0,
+                QkNorm::Heads | QkNorm::Projections => q + kv,
+            };
             // Attention's output is kept where gradients of its projection read it.
             let id = LinearId {
                 layer,
@@ -124,7 +127,9 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
                 NormPlacement::Input => behind,
                 NormPlacement::Sum => behind + size * c + 4 * statistics,
                 // The sublayers' outputs, which their norms read.
-                NormPlacement::InputAndOutput => behind + 2 * (size * c + 4 * statistics),
+                NormPlacement::Output | NormPlacement::InputAndOutput => {
+                    behind + 2 * (size * c + 4 * statistics)
+                }
             };
             let ranks: usize = config
                 .linear_kinds()
@@ -220,7 +225,9 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let tokens = work.tokens as u64;
     let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
     let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(work.supervised_tokens);
-    let head = 4 * (rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
+    // Gradients go back through a cap with the logits beside them.
+    let logits = 1 + usize::from(config.logit_scaling.softcap.is_some());
+    let head = 4 * (logits * rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
     // The buffers of the blocks stay at hand while the head is computed.
     blocks + head
 }

@@ -310,6 +310,22 @@ fn llama3_with(original: usize) -> Value {
     parameters
 }
 
+/// The rotary parameters of the golden Phi-3 with one other value.
+fn phi3_with(key: &str, value: Value) -> Value {
+    let mut parameters = config_of(&golden("phi3"))["rope_parameters"].clone();
+    parameters[key] = value;
+    json!({ "rope_parameters": parameters })
+}
+
+#[test]
+fn longrope_has_the_positions_of_pretraining() {
+    let config = read("phi3", &json!({})).expect("it is supported");
+    assert_eq!(config.max_position_embeddings, 64);
+    let plain = json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}});
+    let config = read("phi3", &plain).expect("it is supported");
+    assert_eq!(config.max_position_embeddings, 256);
+}
+
 #[test]
 fn keys_that_mean_the_same_are_read_in_transformers_order() {
     let linear = json!({"type": "linear", "factor": 2.0});
@@ -335,15 +351,6 @@ fn keys_that_mean_the_same_are_read_in_transformers_order() {
             "llama",
             json!({"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}),
             json!({"rope_parameters": linear}),
-        ),
-        // Gemma 3 as transformers 4 wrote it.
-        (
-            "gemma3",
-            json!({
-                "rope_parameters": null, "rope_theta": 10000.0, "rope_local_base_freq": 100.0,
-                "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": null, "sliding_window_pattern": 2,
-            }),
-            json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
         ),
         // GPT-2's values by their common names.
         (
@@ -394,9 +401,61 @@ fn keys_that_mean_the_same_are_read_in_transformers_order() {
             json!({}),
         ),
     ] {
-        let (one_read, other_read) = (read(family, &one), read(family, &other));
-        assert_eq!(one_read, other_read, "{one} {other}");
-        one_read.expect("it is supported");
+        assert_same(family, &one, &other);
+    }
+}
+
+fn assert_same(family: &str, one: &Value, other: &Value) {
+    let (one_read, other_read) = (read(family, one), read(family, other));
+    assert_eq!(one_read, other_read, "{one} {other}");
+    one_read.expect("it is supported");
+}
+
+#[test]
+fn absent_and_older_keys_of_families_stand_for_their_values() {
+    for (family, one, other) in [
+        // Gemma 3 as transformers 4 wrote it.
+        (
+            "gemma3",
+            json!({
+                "rope_parameters": null, "rope_theta": 10000.0, "rope_local_base_freq": 100.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": null, "sliding_window_pattern": 2,
+            }),
+            json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+        ),
+        (
+            "gemma2",
+            json!({"attn_logit_softcapping": null, "final_logit_softcapping": null, "layer_types": null}),
+            json!({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0, 1, 0]}),
+            json!({"no_rope_layers": null, "layer_types": null, "no_rope_layer_interval": 2}),
+        ),
+        (
+            "llama",
+            json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+            json!({"rope_parameters": {"rope_type": "default"}}),
+        ),
+        // Phi-3's older names of one scaling.
+        ("phi3", phi3_with("rope_type", json!("su")), json!({})),
+        ("phi3", phi3_with("rope_type", json!("yarn")), json!({})),
+        (
+            "glm4",
+            json!({"rope_parameters": {"rope_theta": 100.0}}),
+            json!({}),
+        ),
+        (
+            "ministral3",
+            json!({"rope_parameters": null}),
+            json!({"rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384,
+                "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+            }}),
+        ),
+    ] {
+        assert_same(family, &one, &other);
     }
 }
 
@@ -459,6 +518,77 @@ fn configs_that_cannot_be_followed_name_their_keys() {
             &["layer_types", "the same kind on every layer"],
         ),
         (
+            "mistral",
+            json!({"attention_bias": true}),
+            &["attention_bias", "Mistral has no biases"],
+        ),
+    ] {
+        assert_says(&read(family, &changes).expect_err("it is refused"), words);
+    }
+}
+
+#[test]
+fn values_that_a_family_has_not_are_named() {
+    for (family, changes, words) in [
+        (
+            "gemma2",
+            json!({"attn_logit_softcapping": 0.0}),
+            &["attn_logit_softcapping", "null for none"][..],
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0]}),
+            &["no_rope_layers", "num_hidden_layers, which is 4"],
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": null, "no_rope_layer_interval": 0}),
+            &["no_rope_layer_interval", "at least 1"],
+        ),
+        (
+            "smollm3",
+            json!({"use_sliding_window": false}),
+            &["use_sliding_window", "layer_types names layers that slide"],
+        ),
+        (
+            "granite",
+            json!({"logits_scaling": 0}),
+            &["logits_scaling", "above 0"],
+        ),
+        (
+            "olmo3",
+            json!({"layer_types": ["linear_attention", "full_attention", "full_attention"]}),
+            &["layer_types", "linear_attention"],
+        ),
+        (
+            "phi3",
+            phi3_with("short_factor", json!([1.0, 2.0])),
+            &[
+                "rope_parameters.short_factor",
+                "a list of 6 numbers above 0",
+            ],
+        ),
+        (
+            "phi3",
+            phi3_with("long_factor", json!([1, 1, 1, 1, 1, 0])),
+            &["rope_parameters.long_factor", "above 0"],
+        ),
+        (
+            "phi3",
+            phi3_with("partial_rotary_factor", json!(1.5)),
+            &["partial_rotary_factor", "a head of 16"],
+        ),
+        (
+            "glm4",
+            json!({"rope_parameters": {"partial_rotary_factor": 0.25}}),
+            &["partial_rotary_factor", "even"],
+        ),
+        (
+            "ministral3",
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+            &["rope_parameters.llama_4_scaling_beta"],
+        ),
+        (
             "gemma3",
             json!({"use_bidirectional_attention": true}),
             &["use_bidirectional_attention", "false"],
@@ -482,11 +612,6 @@ fn configs_that_cannot_be_followed_name_their_keys() {
             "gemma3",
             json!({"layer_types": null, "sliding_window_pattern": 0}),
             &["sliding_window_pattern", "at least 1"],
-        ),
-        (
-            "mistral",
-            json!({"attention_bias": true}),
-            &["attention_bias", "Mistral has no biases"],
         ),
     ] {
         assert_says(&read(family, &changes).expect_err("it is refused"), words);

@@ -8,7 +8,7 @@ use lowrank_kernels::{
 use crate::model::adapter::Reach;
 use crate::model::batch::Batch;
 use crate::model::cache::KvCache;
-use crate::model::config::{BlockNorm, LinearId, LinearKind, Part, WeightId};
+use crate::model::config::{BlockNorm, LinearId, LinearKind, Part, QkNorm, WeightId};
 use crate::model::linear::{LinearBack, LinearSaved};
 use crate::model::pass::{NormSaved, Pass};
 use crate::model::rope::RopeTables;
@@ -156,6 +156,7 @@ impl AttentionHalf<'_> {
             scale: config
                 .attention_scale
                 .unwrap_or_else(|| 1.0 / (config.head_size as f32).sqrt()),
+            softcap: config.attention_softcap,
             window: config.layers[self.layer].window,
         }
     }
@@ -215,7 +216,9 @@ impl AttentionHalf<'_> {
             });
             (parts, saved)
         };
-        let (mut q, mut k, raw) = if config.qk_norm {
+        let (mut q, mut k, raw) = if config.qk_norm == QkNorm::None {
+            (q, k, None)
+        } else {
             let (q_normed, q_rstd) = pass.head_norm(self.head_norm_id(BlockNorm::Q), q.view());
             let (k_normed, k_rstd) = pass.head_norm(self.head_norm_id(BlockNorm::K), k.view());
             let raw = RawHeads {
@@ -225,8 +228,6 @@ impl AttentionHalf<'_> {
                 k_rstd,
             };
             (q_normed, k_normed, Some(raw))
-        } else {
-            (q, k, None)
         };
         if let Some(tables) = self.rope {
             for (x, table) in [(&mut q, tables.queries()), (&mut k, tables.keys())] {

@@ -7,13 +7,13 @@
 //! x_out = norm(n + down(act(gate(n), up(n))))          where they stand behind the sums
 //! ```
 //! The norm between the two sublayers is the MLP's in the first case, and attention's in the second; there may be none. `out` is the
-//! norm of a sublayer's output, where there is one.
+//! norm of a sublayer's output, where there is one, and a factor.
 
 use std::borrow::Cow;
 
 use lowrank_kernels::{
     Arena, Tensor, View, activation_backward, activation_forward, add_assign, copy_cols,
-    gated_backward, gated_forward,
+    gated_backward, gated_forward, scale,
 };
 
 use crate::model::adapter::Reach;
@@ -332,11 +332,17 @@ impl MlpHalf<'_> {
         norm: BlockNorm,
         output: Tensor,
     ) -> (Tensor, Option<(Tensor, NormSaved)>) {
-        if !self.pass.config().norm_placement.has_output() {
-            return (output, None);
+        let (pass, config) = (&self.pass, self.pass.config());
+        let (mut added, saved) = if config.norm_placement.has_output() {
+            let (normed, saved) = pass.norm(self.norm_id(norm), output.view());
+            (normed, Some((output, saved)))
+        } else {
+            (output, None)
+        };
+        if config.residual_scale != 1.0 {
+            scale(added.view_mut(), config.residual_scale);
         }
-        let (normed, saved) = self.pass.norm(self.norm_id(norm), output.view());
-        (normed, Some((output, saved)))
+        (added, saved)
     }
 
     /// Back from the gradient of what is added to the residual stream to that of the sublayer's output. Either is `dx` where there
@@ -345,11 +351,20 @@ impl MlpHalf<'_> {
         &self,
         norm: BlockNorm,
         dx: &Tensor,
-        d_out: Option<Tensor>,
+        mut d_out: Option<Tensor>,
         saved: Option<&(Tensor, NormSaved)>,
         grads: &mut Arena,
     ) -> Option<Tensor> {
         let pass = &self.pass;
+        let factor = pass.config().residual_scale;
+        if factor != 1.0 {
+            let d_out = d_out.get_or_insert_with(|| {
+                let mut copy = pass.take(dx.rows(), dx.cols());
+                copy.view_mut().copy_from(dx.view());
+                copy
+            });
+            scale(d_out.view_mut(), factor);
+        }
         let Some((output, statistics)) = saved else {
             return d_out;
         };
@@ -380,6 +395,7 @@ impl MlpHalf<'_> {
         let norm = match self.pass.config().norm_placement {
             NormPlacement::Sum => BlockNorm::Attention,
             NormPlacement::Input | NormPlacement::InputAndOutput => BlockNorm::Mlp,
+            NormPlacement::Output => return None,
         };
         Some(self.norm_id(norm))
     }

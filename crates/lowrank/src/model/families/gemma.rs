@@ -1,43 +1,69 @@
-//! Gemma 3: RMS norms of 1 + w before and behind the sublayers, embeddings times √C, layers that see a window between layers that see
-//! everything, each kind with rotary positions of its own.
+//! Gemma 2 and 3: RMS norms of 1 + w before and behind the sublayers, embeddings times √C, layers that see a window between layers that
+//! see everything. In Gemma 3 each kind has rotary positions of its own, and in Gemma 2 scores and logits are capped.
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
+use lowrank_kernels::LogitScaling;
 use serde_json::Value;
 
 use super::super::config::{
     Biases, BlockNorm, EmbeddingScale, Family, LayerConfig, ModelConfig, NormKind, NormPlacement,
-    Position, Rope,
+    Position, QkNorm,
 };
 use super::rope::Rules;
 use super::{Names, llama};
 
+pub(super) fn gemma2(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
+    // An absent cap is the family's own, and null is none.
+    let cap = |field: &str, absent: f64| {
+        let cap = if raw.map().contains_key(field) {
+            raw.opt_f64(field)?
+        } else {
+            Some(absent)
+        };
+        if cap == Some(0.0) {
+            return Err(raw.unsupported(field, "a number above 0, or null for none"));
+        }
+        Ok(cap.map(|cap| cap as f32))
+    };
+    let base = gemma(raw, Family::Gemma2, 256_000, 8192)?;
+    let rules = Rules::new(10_000.0, base.max_position_embeddings, base.head_size);
+    let window = super::sliding_window(raw, Some(4096))?;
+    let layers = super::mixed_layers(raw, base.num_hidden_layers, window, |layer| {
+        layer.is_multiple_of(2)
+    })?;
+    let rope = Some(0);
+    Ok(ModelConfig {
+        position: rules.read(raw)?,
+        layers: layers
+            .into_iter()
+            .map(|layer| LayerConfig { rope, ..layer })
+            .collect(),
+        attention_softcap: cap("attn_logit_softcapping", 50.0)?,
+        logit_scaling: LogitScaling {
+            softcap: cap("final_logit_softcapping", 30.0)?,
+            ..LogitScaling::NONE
+        },
+        ..base
+    })
+}
+
 pub(super) fn gemma3(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
-    if raw
-        .opt_bool("use_bidirectional_attention")?
-        .unwrap_or(false)
-    {
-        return Err(raw.unsupported("use_bidirectional_attention", "false"));
-    }
-    // transformers reads them and does not apply them.
+    // transformers takes the first and does not apply it; no file is known that has either.
     for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
         if raw.get(field).is_some() {
             return Err(raw.unsupported(field, "null"));
         }
     }
     let base = gemma(raw, Family::Gemma3, 262_208, 131_072)?;
+    let theta = |field, absent| Ok::<_, FormatError>(raw.opt_f64(field)?.unwrap_or(absent));
+    let rules = |theta| Rules::new(theta, base.max_position_embeddings, base.head_size);
+    let full = rules(theta("rope_theta", 1_000_000.0)?).read_kind(raw, "full_attention")?;
+    let sliding =
+        rules(theta("rope_local_base_freq", 10_000.0)?).read_kind(raw, "sliding_attention")?;
     Ok(ModelConfig {
-        position: Position::Rope(vec![
-            rope(raw, &base, "full_attention", "rope_theta", 1_000_000.0)?,
-            rope(
-                raw,
-                &base,
-                "sliding_attention",
-                "rope_local_base_freq",
-                10_000.0,
-            )?,
-        ]),
-        qk_norm: true,
+        position: Position::Rope(vec![full, sliding]),
+        qk_norm: QkNorm::Heads,
         layers: layers(raw, base.num_hidden_layers, 6)?,
         ..base
     })
@@ -50,6 +76,12 @@ fn gemma(
     vocab_size: usize,
     positions: usize,
 ) -> Result<ModelConfig, FormatError> {
+    if raw
+        .opt_bool("use_bidirectional_attention")?
+        .unwrap_or(false)
+    {
+        return Err(raw.unsupported("use_bidirectional_attention", "false"));
+    }
     let usize_or =
         |field: &str, absent| Ok::<_, FormatError>(raw.opt_usize(field)?.unwrap_or(absent));
     let hidden_size = usize_or("hidden_size", 2304)?;
@@ -94,25 +126,6 @@ fn layers(raw: &HfConfig, layers: usize, pattern: usize) -> Result<Vec<LayerConf
     super::mixed_layers(raw, layers, window, |layer| {
         !(layer + 1).is_multiple_of(pattern)
     })
-}
-
-/// The rotary embedding of one kind of layers, `older` being where transformers 4 has its theta.
-fn rope(
-    raw: &HfConfig,
-    config: &ModelConfig,
-    kind: &str,
-    older: &str,
-    absent: f64,
-) -> Result<Rope, FormatError> {
-    let theta = raw.opt_f64(older)?.unwrap_or(absent);
-    let rules = Rules::new(theta, config.max_position_embeddings, config.head_size);
-    let scaling = raw.opt_object("rope_scaling")?;
-    let scaling = scaling.filter(|scaling| kind == "full_attention" && !scaling.map().is_empty());
-    let of_kind = match raw.opt_object("rope_parameters")? {
-        Some(kinds) => kinds.opt_object(kind)?,
-        None => None,
-    };
-    rules.read_one(raw, scaling.or(of_kind))
 }
 
 /// The config of the text half of a model that also reads pictures, as transformers writes that half by itself.

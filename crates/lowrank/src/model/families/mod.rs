@@ -2,21 +2,28 @@
 
 mod bert;
 mod gemma;
+mod glm4;
 mod gpt2;
+mod granite;
 mod llama;
+mod ministral3;
 mod modernbert;
+mod olmo;
+mod phi3;
 mod qwen;
 mod rope;
+mod smollm3;
 
 use std::path::Path;
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::{Activation, Layout};
+use lowrank_kernels::{Activation, Layout, LogitScaling};
 
 use super::config::{
     Biases, BlockNorm, Classifier, Family, HeadKind, LayerConfig, LinearId, LinearKind, MlpKind,
-    ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose, Sublayer, WeightId,
+    ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose, QkNorm, Sublayer,
+    WeightId,
 };
 use crate::Error;
 
@@ -35,6 +42,14 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "mistral" => llama::config(raw, Family::Mistral),
         "qwen2" => qwen::config(raw, Family::Qwen2),
         "qwen3" => qwen::config(raw, Family::Qwen3),
+        "gemma2" => gemma::gemma2(raw),
+        "smollm3" => smollm3::config(raw),
+        "granite" => granite::config(raw),
+        "olmo2" => olmo::olmo2(raw),
+        "olmo3" => olmo::olmo3(raw),
+        "phi3" => phi3::config(raw),
+        "ministral3" => ministral3::config(raw),
+        "glm4" => glm4::config(raw),
         "gemma3_text" => gemma::gemma3(raw),
         "gemma3" => return gemma::text_half(raw).and_then(|text| read_config(&text)),
         "gpt2" => gpt2::config(raw),
@@ -44,7 +59,7 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "distilbert" => bert::distilbert(raw),
         "modernbert" => modernbert::config(raw),
         _ => {
-            let accepted = "llama, mistral, qwen2, qwen3, gemma3_text, gemma3, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
+            let accepted = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3, smollm3, granite, olmo2, olmo3, phi3, ministral3, glm4, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
             Err(raw.unsupported("model_type", accepted))
         }
     }?;
@@ -94,7 +109,10 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         mlp: MlpKind::Gated,
         activation: Activation::Silu,
         biases: Biases::default(),
-        qk_norm: false,
+        qk_norm: QkNorm::None,
+        attention_softcap: None,
+        residual_scale: 1.0,
+        logit_scaling: LogitScaling::NONE,
         attention_scale: None,
         tie_word_embeddings: false,
         fused_qkv: false,
@@ -186,8 +204,17 @@ impl Names {
 
 fn names(family: Family) -> &'static Names {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &llama::NAMES,
-        Family::Gemma3 => &gemma::NAMES,
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Phi3
+        | Family::Ministral3 => &llama::NAMES,
+        Family::Gemma2 | Family::Gemma3 => &gemma::NAMES,
+        Family::Olmo2 | Family::Olmo3 => &olmo::NAMES,
+        Family::Glm4 => &glm4::NAMES,
         Family::Gpt2 => &gpt2::NAMES,
         Family::Bert => &bert::BERT,
         Family::Roberta | Family::XlmRoberta => &bert::ROBERTA,
@@ -377,15 +404,27 @@ pub(crate) fn classifier_spread(config: &ModelConfig, id: WeightId) -> f32 {
 
 /// Keys of `config.json` that give every linear of the blocks a bias; `None` where transformers has no such model.
 pub(crate) fn bias_switches(family: Family) -> Option<&'static [&'static str]> {
-    (family == Family::Llama).then_some(&["attention_bias", "mlp_bias"])
+    let has = matches!(family, Family::Llama | Family::SmolLm3 | Family::Granite);
+    has.then_some(&["attention_bias", "mlp_bias"])
 }
 
 /// PEFT's default `target_modules` of a family; empty where it has none.
 pub fn default_targets(family: Family) -> &'static [&'static str] {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Gemma3 => {
-            &["q_proj", "v_proj"]
-        }
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Gemma2
+        | Family::Gemma3
+        // PEFT has none for these.
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Olmo2
+        | Family::Olmo3
+        | Family::Ministral3
+        | Family::Glm4 => &["q_proj", "v_proj"],
+        Family::Phi3 => &["qkv_proj"],
         Family::Gpt2 => &["c_attn"],
         Family::Bert | Family::Roberta | Family::XlmRoberta => &["query", "value"],
         Family::DistilBert => &["q_lin", "v_lin"],

@@ -3,7 +3,7 @@
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
 
-use super::super::config::{Biases, Family, ModelConfig};
+use super::super::config::{Biases, Family, ModelConfig, QkNorm};
 use super::rope::Rules;
 
 pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
@@ -34,7 +34,7 @@ pub(super) fn config(raw: &HfConfig, family: Family) -> Result<ModelConfig, Form
             o: qwen3 && attention_bias,
             mlp: false,
         },
-        qk_norm: qwen3,
+        qk_norm: if qwen3 { QkNorm::Heads } else { QkNorm::None },
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(false),
         layers: super::same_layers(layers, None),
         ..super::decoder(raw, family)?
