@@ -106,7 +106,7 @@ MODELS = {
     "gemma2": Gemma2Config(**GEMMA_SHAPE, attn_logit_softcapping=2.0, final_logit_softcapping=4.0),
     "smollm3": SmolLM3Config(
         **LLAMA_SHAPE | dict(num_hidden_layers=4), no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5,
-        attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        mlp_bias=True, tie_word_embeddings=True,
     ),
     "granite": GraniteConfig(
         **LLAMA_SHAPE, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.7, logits_scaling=1.6,

@@ -74,6 +74,17 @@ impl Decoder {
         &self.weights
     }
 
+    /// Factor of the embedding's rows.
+    pub(crate) fn table_scale(&self) -> Option<f32> {
+        let EmbeddingScale::Table(factor) = self.config().embedding_scale? else {
+            return None;
+        };
+        match self.weights.dtype() {
+            DType::F32 => Some(factor),
+            DType::Bf16 => Some(half::bf16::from_f32(factor).to_f32()),
+        }
+    }
+
     /// The hidden rows of a batch that are supervised; nothing is kept for a backward.
     ///
     /// # Panics
@@ -268,7 +279,7 @@ impl Run<'_> {
         let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
         let table = pass.weight(WeightId::Embedding);
         embedding_forward(x.view_mut(), &batch.ids, table, false);
-        if let Some(factor) = self.table_scale() {
+        if let Some(factor) = self.decoder.table_scale() {
             scale(x.view_mut(), factor);
         }
         pass.embed_virtual(batch, &mut x);
@@ -289,17 +300,6 @@ impl Run<'_> {
         }
         let (normed, saved) = pass.norm(WeightId::EmbeddingNorm, x.view());
         (normed, Some((x, saved)))
-    }
-
-    /// Factor of the embedding's rows.
-    fn table_scale(&self) -> Option<f32> {
-        let EmbeddingScale::Table(factor) = self.pass.config().embedding_scale? else {
-            return None;
-        };
-        match self.pass.weights.dtype() {
-            DType::F32 => Some(factor),
-            DType::Bf16 => Some(half::bf16::from_f32(factor).to_f32()),
-        }
     }
 
     fn give_embedded(&self, embedded: Embedded) {
@@ -335,7 +335,7 @@ impl Run<'_> {
             embedding_backward(grads.view_mut(slot), &batch.token_types(), dx.view());
         }
         if let Some(slot) = pass.trained(WeightId::Embedding) {
-            if let Some(factor) = self.table_scale() {
+            if let Some(factor) = self.decoder.table_scale() {
                 scale(dx.view_mut(), factor);
             }
             embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
