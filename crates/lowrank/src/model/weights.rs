@@ -107,7 +107,7 @@ impl Weights {
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
                 .filter(|name| !families::is_of_pictures(&config, name))
-                .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
+                .filter(|name| !(config.tie_word_embeddings && is_head(name)))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
         problems.extend(reasons_for_leftovers(&config, checkpoint));
@@ -337,6 +337,11 @@ fn redraw_beyond(tensor: &mut Tensor, most: f32, std: f32, key: u64) {
         }
     }
     *tensor = Tensor::from_f32(rows, cols, values);
+}
+
+/// Whether it names an output projection, of a model by itself or within another one.
+fn is_head(name: &str) -> bool {
+    name.strip_prefix("language_model.").unwrap_or(name) == "lm_head.weight"
 }
 
 /// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever

@@ -255,7 +255,7 @@ fn the_text_half_of_a_model_that_reads_pictures_is_a_model() {
                     .map(|(_, rest)| format!("layers.{rest}"))
             };
             *tensors = named
-                .filter(|(name, _)| !name.contains("vision_tower"))
+                .filter(|(name, _)| !name.contains("vision_tower") && !name.contains("lm_head"))
                 .map(|(name, tensor)| {
                     let last = name
                         .rsplit_once("model.")
@@ -264,6 +264,12 @@ fn the_text_half_of_a_model_that_reads_pictures_is_a_model() {
                     (format!("{whole}{}", short(&name).unwrap_or(last)), tensor)
                 })
                 .collect();
+            // The head is the embedding, but may be stored all the same.
+            let embedding = tensors[&format!("{whole}embed_tokens.weight")].clone();
+            let head = whole
+                .strip_suffix(".model.")
+                .map_or("", |_| "language_model.");
+            tensors.insert(format!("{head}lm_head.weight"), embedding);
             let tower = if whole.starts_with("model.") {
                 "model.vision_tower"
             } else {
