@@ -225,7 +225,9 @@ def variants(all):
     check("rope-llama3-beside", "llama", lambda c: (old_rope(c, {**llama3, "original_max_position_embeddings": 32}),
                                                     c.update(original_max_position_embeddings=64)))
     check("rope-no-type", "llama", lambda c: old_rope(c, {"factor": 4.0}))
-    check("rope-yarn", "llama", lambda c: old_rope(c, {"rope_type": "yarn", "factor": 2.0}), refused="rope_type")
+    check("rope-dynamic", "llama", lambda c: old_rope(c, {"type": "dynamic", "factor": 2.0}))
+    check("rope-yarn", "llama", lambda c: old_rope(c, {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}))
+    check("rope-unknown", "llama", lambda c: old_rope(c, {"rope_type": "proportional", "factor": 2.0}), refused="rope_type")
     check("rope-partial", "llama", put(partial_rotary_factor=0.5), refused="partial_rotary_factor")
     check("rope-by-layer-type", "qwen3", put(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 300.0}}),
           refused="rope_parameters")

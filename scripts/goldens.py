@@ -57,7 +57,10 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, 
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, Glm4Config, GPT2Config, GraniteConfig, LlamaConfig, Ministral3Config,
+    MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+)
 from transformers.trainer_pt_utils import LabelSmoother
 
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "crates/lowrank/tests/goldens"
@@ -76,6 +79,14 @@ LLAMA3_ROPE = dict(
     rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=128,
 )
+YARN_ROPE = dict(
+    # Of the frequencies of a head of 8 one is kept, one blended and two are divided.
+    rope_type="yarn", rope_theta=1e2, factor=4.0, original_max_position_embeddings=8, beta_fast=1.0, beta_slow=0.2,
+)
+# Two of three layers slide, and the rows are longer than the window. The heads' size is not hidden_size / num_attention_heads.
+GEMMA_SHAPE = LLAMA_SHAPE | dict(
+    num_hidden_layers=3, head_dim=10, query_pre_attn_scalar=20, sliding_window=5, tie_word_embeddings=True,
+)
 MODELS = {
     "llama": LlamaConfig(**LLAMA_SHAPE, tie_word_embeddings=False),
     "llama3": LlamaConfig(**LLAMA_SHAPE | dict(max_position_embeddings=1024), tie_word_embeddings=True,
@@ -84,12 +95,55 @@ MODELS = {
                              tie_word_embeddings=False),
     "qwen2": Qwen2Config(**LLAMA_SHAPE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**LLAMA_SHAPE, head_dim=12, tie_word_embeddings=False),
+    "gemma3": Gemma3TextConfig(
+        **GEMMA_SHAPE, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e4),
+            sliding_attention=dict(rope_type="default", rope_theta=1e2),
+        ),
+    ),
+    # Caps that many scores and logits come near to.
+    "gemma2": Gemma2Config(**GEMMA_SHAPE, attn_logit_softcapping=2.0, final_logit_softcapping=4.0),
+    "smollm3": SmolLM3Config(
+        **LLAMA_SHAPE | dict(num_hidden_layers=4), no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5,
+        mlp_bias=True, tie_word_embeddings=True,
+    ),
+    "granite": GraniteConfig(
+        **LLAMA_SHAPE, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.7, logits_scaling=1.6,
+        attention_bias=True, tie_word_embeddings=True,
+    ),
+    "olmo2": Olmo2Config(**LLAMA_SHAPE),
+    "olmo3": Olmo3Config(
+        **LLAMA_SHAPE | dict(num_hidden_layers=3), sliding_window=5,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters=dict(
+            full_attention=YARN_ROPE | dict(attention_factor=1.3),
+            sliding_attention=dict(rope_type="default", rope_theta=1e2),
+        ),
+    ),
+    # Three quarters of a head of 16 are rotated: six pairs.
+    "phi3": Phi3Config(
+        **LLAMA_SHAPE | dict(hidden_size=64, pad_token_id=0, max_position_embeddings=256), sliding_window=6,
+        original_max_position_embeddings=64, rope_parameters=dict(
+            rope_type="longrope", rope_theta=1e3, partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.1, 1.3, 1.7, 2.0, 2.5], long_factor=[2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
+        ),
+    ),
+    # Positions from 8 on have larger queries.
+    "ministral3": Ministral3Config(
+        **LLAMA_SHAPE | dict(hidden_size=40), head_dim=10, tie_word_embeddings=True,
+        rope_parameters=YARN_ROPE | dict(mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.4),
+    ),
+    "glm4": Glm4Config(
+        **LLAMA_SHAPE | dict(pad_token_id=0), head_dim=12, attention_bias=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1e2, partial_rotary_factor=0.5),
+    ),
     "gpt2": GPT2Config(
         n_embd=32, n_layer=2, n_head=4, n_positions=40, vocab_size=97, layer_norm_epsilon=1e-3, bos_token_id=2,
         eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
 }
-FULLY_TUNED = ["llama", "qwen2", "gpt2"]
+FULLY_TUNED = ["llama", "qwen2", "gemma3", "gemma2", "granite", "olmo2", "phi3", "glm4", "gpt2"]
 
 ADAPTERS = {
     "llama/all_linear": dict(r=3, lora_alpha=7, target_modules=ALL_LINEAR),
@@ -102,6 +156,15 @@ ADAPTERS = {
     "mistral/q_v": dict(r=4, lora_alpha=10, target_modules=["q_proj", "v_proj"]),
     "qwen2/attention": dict(r=2, lora_alpha=5, target_modules=r".*\.self_attn\.[qkvo]_proj"),
     "qwen3/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "gemma3/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "gemma2/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "smollm3/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "granite/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "olmo2/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "olmo3/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "phi3/all_linear": dict(r=2, lora_alpha=3, target_modules="all-linear"),
+    "ministral3/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "glm4/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
     "gpt2/c_attn": dict(r=4, lora_alpha=10, target_modules=["c_attn"], fan_in_fan_out=True),
     "gpt2/all_linear": dict(r=3, lora_alpha=7, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
 }
@@ -109,6 +172,8 @@ PROMPT_ADAPTERS = {
     "llama/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "llama/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6),
     "qwen3/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "gemma3/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "granite/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "gpt2/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "gpt2/prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
@@ -129,11 +194,12 @@ def generator(name):
 def randomise(model, name):
     """Overwrites every weight so that each shows in the logits: zero biases and unit norms would hide a bug."""
     random = generator(name)
+    center = 0 if name.startswith("gemma") else 1  # of the weights of norms: Gemma's are used as 1 + w
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=random)
             is_norm = "norm" in key or ".ln_" in key
-            value.copy_(1 + 0.3 * noise if is_norm and key.endswith("weight") else 0.25 * noise)
+            value.copy_(center + 0.3 * noise if is_norm and key.endswith("weight") else 0.25 * noise)
 
 
 def make_model(name):

@@ -123,12 +123,12 @@ pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};
 pub use types::classes::RowClasses;
 pub use types::compute::ComputeDType;
-pub use types::head::CrossEntropy;
+pub use types::head::{CrossEntropy, LogitScaling};
 pub use types::linear::{
     BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight,
 };
 pub use types::low_rank::{Dropout, LowRank};
 pub use types::optimizer::AdamW;
-pub use types::rope::RopeTable;
+pub use types::rope::{RopeOrder, RopeTable};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

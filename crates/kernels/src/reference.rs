@@ -7,9 +7,11 @@
 
 use crate::types::activation::Activation;
 use crate::types::attention::{AttentionShape, Segment};
+use crate::types::head::LogitScaling;
 use crate::types::linear::Layout;
 use crate::types::low_rank::Dropout;
 use crate::types::optimizer::AdamW;
+use crate::types::rope::RopeOrder;
 
 /// y [T, out] = x [T, in] · Wᵀ + b.
 pub fn linear(
@@ -66,13 +68,18 @@ pub fn scale_columns(x: &[f64], l: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// y = x / √(mean(x²) + ε) · w, in pieces of the size of w.
-pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+/// y = x / √(mean(x²) + ε) · (offset + w), in pieces of the size of w.
+pub fn rms_norm(x: &[f64], weight: &[f64], offset: f64, eps: f64) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len());
     for piece in x.chunks_exact(weight.len()) {
         let mean = piece.iter().map(|x| x * x).sum::<f64>() / piece.len() as f64;
         let rstd = 1.0 / (mean + eps).sqrt();
-        y.extend(piece.iter().zip(weight).map(|(x, w)| x * rstd * w));
+        y.extend(
+            piece
+                .iter()
+                .zip(weight)
+                .map(|(x, w)| x * rstd * (offset + w)),
+        );
     }
     y
 }
@@ -92,24 +99,30 @@ pub fn layer_norm(x: &[f64], weight: &[f64], bias: Option<&[f64]>, eps: f64) -> 
     y
 }
 
-/// x with element i of a head's first half and of its second half turned by position · frequency i.
+/// x with the pairs of each head of `head_size` turned by position · frequency; elements past the last pair stay.
 pub fn rope(
     x: &[f64],
     positions: &[u32],
     inv_freq: &[f32],
     attention_scale: f64,
+    order: RopeOrder,
+    head_size: usize,
     cols: usize,
 ) -> Vec<f64> {
     let half = inv_freq.len();
     let mut y = x.to_vec();
     for (row, &position) in y.chunks_exact_mut(cols).zip(positions) {
-        for head in row.chunks_exact_mut(2 * half) {
+        for head in row.chunks_exact_mut(head_size) {
             for i in 0..half {
                 let angle = f64::from(position) * f64::from(inv_freq[i]);
                 let (sin, cos) = angle.sin_cos();
-                let (a, b) = (head[i], head[half + i]);
-                head[i] = attention_scale * (a * cos - b * sin);
-                head[half + i] = attention_scale * (b * cos + a * sin);
+                let (first, second) = match order {
+                    RopeOrder::Halves => (i, half + i),
+                    RopeOrder::Neighbours => (2 * i, 2 * i + 1),
+                };
+                let (a, b) = (head[first], head[second]);
+                head[first] = attention_scale * (a * cos - b * sin);
+                head[second] = attention_scale * (b * cos + a * sin);
             }
         }
     }
@@ -181,7 +194,8 @@ pub fn attention(
                     .iter()
                     .map(|&at| {
                         let k = &k[keys[at] * k_cols + kv * size..][..size];
-                        f64::from(shape.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                        let product = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                        softcap(f64::from(shape.scale) * product, shape.softcap)
                     })
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -201,6 +215,11 @@ pub fn attention(
         }
     }
     (o, lse)
+}
+
+/// c · tanh(x / c), or x without a cap.
+fn softcap(x: f64, cap: Option<f32>) -> f64 {
+    cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
 }
 
 /// What [`head`] gives for a row.
@@ -223,10 +242,19 @@ impl HeadRow {
     }
 }
 
-/// Statistics of the logits h·Wᵀ of each row, for h [n, C] and W [V, C].
-pub fn head(h: &[f64], w: &[f64], hidden: usize, targets: &[u32]) -> Vec<HeadRow> {
+/// Statistics of the scaled logits h·Wᵀ of each row, for h [n, C] and W [V, C].
+pub fn head(
+    h: &[f64],
+    w: &[f64],
+    scaling: LogitScaling,
+    hidden: usize,
+    targets: &[u32],
+) -> Vec<HeadRow> {
     let vocabulary = w.len() / hidden;
-    let logits = linear(h, w, None, hidden, vocabulary, Layout::OutIn);
+    let mut logits = linear(h, w, None, hidden, vocabulary, Layout::OutIn);
+    for logit in &mut logits {
+        *logit = softcap(*logit / f64::from(scaling.divisor), scaling.softcap);
+    }
     logits
         .chunks_exact(vocabulary)
         .zip(targets)

@@ -7,9 +7,10 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    AttentionShape, BranchOutput, ComputeDType, CounterRng, DType, Layout, LinearOutput, LowRank,
-    RowClasses, Segment, Tensor, Weight, Workspace, attention_forward, engines, fill_normal,
-    head_logits, linear_forward, linears_forward, low_rank_forward, with_engine,
+    AttentionShape, BranchOutput, ComputeDType, CounterRng, DType, Layout, LinearOutput,
+    LogitScaling, LowRank, RowClasses, Segment, Tensor, Weight, Workspace, attention_forward,
+    engines, fill_normal, head_logits, linear_forward, linears_forward, low_rank_forward,
+    with_engine,
 };
 
 fn random(rows: usize, cols: usize, key: u64) -> Tensor {
@@ -297,18 +298,22 @@ fn a_linear_and_a_head_of_every_shape() {
                     layout,
                 };
                 let (x, bias) = (random(100, inputs, 2), random(1, outputs, 3));
+                let scaling = LogitScaling {
+                    divisor: 1.5,
+                    softcap: Some(2.0),
+                };
                 for classes in [RowClasses::PROMPT, RowClasses::GENERATED] {
                     let mut all = Tensor::zeros(100, outputs);
                     let mut logits = Tensor::zeros(100, outputs);
                     linear_forward(all.view_mut(), x.view(), w, Some(bias.view()), classes);
-                    head_logits(logits.view_mut(), x.view(), w, classes);
+                    head_logits(logits.view_mut(), x.view(), w, scaling, classes);
                     for rows in cut(&mut rng, 0..100) {
                         let part = rows_of(&x, rows.clone());
                         let mut y = Tensor::zeros(rows.len(), outputs);
                         linear_forward(y.view_mut(), part.view(), w, Some(bias.view()), classes);
                         let name = format!("{rows:?} {inputs}x{outputs} {layout:?} {dtype}");
                         assert_eq!(bits(&y), bits(&rows_of(&all, rows.clone())), "{name}");
-                        head_logits(y.view_mut(), part.view(), w, classes);
+                        head_logits(y.view_mut(), part.view(), w, scaling, classes);
                         assert_eq!(bits(&y), bits(&rows_of(&logits, rows)), "{name}");
                     }
                 }
@@ -394,6 +399,7 @@ impl Caches {
         let (kv_heads, group) = (draw(rng, 1..4), [1, 2, 3, 5, 12][draw(rng, 0..5)]);
         let head_size = [8, 20, 64][draw(rng, 0..3)];
         let window = [None, Some(draw(rng, 1..400))][draw(rng, 0..2)];
+        let softcap = [None, Some(0.8)][draw(rng, 0..2)];
         let count = draw(rng, 1..4);
         let mut sequences = Vec::new();
         let mut next = 1;
@@ -415,6 +421,7 @@ impl Caches {
                 kv_heads,
                 head_size,
                 scale: 0.3,
+                softcap,
                 window,
             },
             k: random(next * POOL_BLOCK, cols, rng.next_u64()),

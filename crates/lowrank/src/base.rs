@@ -370,7 +370,7 @@ impl Source {
                 copy_files(&from.join(name), &folder.join(name))?;
             }
         }
-        let mut config = self.config()?.map().clone();
+        let mut config = families::read_part(self.config()?)?.map().clone();
         let name = match dtype {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",

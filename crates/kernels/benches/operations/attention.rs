@@ -14,6 +14,7 @@ const SHAPE: AttentionShape = AttentionShape {
     kv_heads: 3,
     head_size: 64,
     scale: 0.125,
+    softcap: None,
     window: None,
 };
 

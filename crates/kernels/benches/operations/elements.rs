@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    Activation, AdamW, RopeTable, Tensor, activation_backward, activation_forward, adamw_step,
-    convert, gated_backward, gated_forward, reference, rope_forward, scale_columns,
+    Activation, AdamW, RopeOrder, RopeTable, Tensor, activation_backward, activation_forward,
+    adamw_step, convert, gated_backward, gated_forward, reference, rope_forward, scale_columns,
     scale_columns_backward,
 };
 
@@ -90,9 +90,17 @@ fn rope_naive(bencher: Bencher<'_, '_>) {
     let inv_freq: Vec<f32> = (0..32).map(|i| 0.7_f32.powi(i)).collect();
     let positions: Vec<u32> = (0..TOKENS as u32).collect();
     let x = wide(&random(TOKENS, HIDDEN));
-    bencher
-        .counter(flops(TOKENS * HIDDEN))
-        .bench_local(|| reference::rope(&x, &positions, &inv_freq, 1.0, HIDDEN));
+    bencher.counter(flops(TOKENS * HIDDEN)).bench_local(|| {
+        reference::rope(
+            &x,
+            &positions,
+            &inv_freq,
+            1.0,
+            RopeOrder::Halves,
+            2 * inv_freq.len(),
+            HIDDEN,
+        )
+    });
 }
 
 const SETTINGS: AdamW = AdamW {

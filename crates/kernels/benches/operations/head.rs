@@ -2,8 +2,8 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    ComputeDType, Layout, RowClasses, Tensor, Weight, Workspace, cross_entropy_forward_backward,
-    head_logits, reference,
+    ComputeDType, Layout, LogitScaling, RowClasses, Tensor, Weight, Workspace,
+    cross_entropy_forward_backward, head_logits, reference,
 };
 
 use crate::{HIDDEN, bf16, flops, random, wide};
@@ -28,6 +28,7 @@ fn cross_entropy_bf16(bencher: Bencher<'_, '_>, rows: usize) {
                 None,
                 h.view(),
                 w,
+                LogitScaling::NONE,
                 &targets,
                 0.0,
                 ComputeDType::F32,
@@ -46,7 +47,15 @@ fn logits_bf16(bencher: Bencher<'_, '_>, rows: usize) {
     };
     bencher
         .counter(flops(2 * rows * HIDDEN * VOCABULARY))
-        .bench_local(|| head_logits(logits.view_mut(), h.view(), w, RowClasses::GENERATED));
+        .bench_local(|| {
+            head_logits(
+                logits.view_mut(),
+                h.view(),
+                w,
+                LogitScaling::NONE,
+                RowClasses::GENERATED,
+            );
+        });
 }
 
 #[divan::bench(args = [1, 16])]
@@ -57,7 +66,7 @@ fn naive(bencher: Bencher<'_, '_>, rows: usize) {
     );
     bencher
         .counter(flops(2 * rows * HIDDEN * VOCABULARY))
-        .bench_local(|| reference::head(&h, &w, HIDDEN, &vec![3; rows]));
+        .bench_local(|| reference::head(&h, &w, LogitScaling::NONE, HIDDEN, &vec![3; rows]));
 }
 
 #[divan::bench(args = [16])]

@@ -19,6 +19,7 @@ fn rms_forward(bencher: Bencher<'_, '_>) {
             rstd.view_mut(),
             x.view(),
             weight.view(),
+            0.0,
             1e-5,
             1,
         );
@@ -37,6 +38,7 @@ fn rms_backward(bencher: Bencher<'_, '_>) {
             x.view(),
             rstd.view(),
             weight.view(),
+            0.0,
             1,
             true,
         );
@@ -48,7 +50,7 @@ fn rms_naive(bencher: Bencher<'_, '_>) {
     let (x, weight) = (wide(&random(TOKENS, HIDDEN)), wide(&random(1, HIDDEN)));
     bencher
         .counter(flops(TOKENS * HIDDEN))
-        .bench_local(|| reference::rms_norm(&x, &weight, 1e-5));
+        .bench_local(|| reference::rms_norm(&x, &weight, 0.0, 1e-5));
 }
 
 #[divan::bench]

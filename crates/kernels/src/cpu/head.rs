@@ -4,11 +4,70 @@ use rayon::prelude::*;
 
 use crate::cpu::measure::argmax;
 use crate::cpu::parallel::ForEachPart;
-use crate::cpu::simd::{exp, lane_max, lane_sum, vectorize};
+use crate::cpu::simd::{exp, lane_max, lane_sum, tanh, vectorize};
+use crate::types::head::LogitScaling;
 use crate::view::{View, ViewMut};
 
 /// Numbers that are summed in f32 before the sum goes on in f64.
 const SUM: usize = 1024;
+
+/// l / divisor, then c · tanh(l / c) where there is a cap c.
+pub(crate) fn scale_logits(logits: ViewMut<'_>, scaling: LogitScaling) {
+    let vocabulary = logits.cols();
+    let rows = logits.into_f32s().par_chunks_mut(vocabulary.max(1));
+    rows.for_each_part(|row| {
+        vectorize(
+            #[inline(always)]
+            || {
+                if scaling.divisor != 1.0 {
+                    for logit in row.iter_mut() {
+                        *logit /= scaling.divisor;
+                    }
+                }
+                if let Some(cap) = scaling.softcap {
+                    let inverse = 1.0 / cap;
+                    for logit in row.iter_mut() {
+                        *logit = cap * tanh(*logit * inverse);
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// The gradients of logits from those of what [`scale_logits`] made of them, which is `scaled` where there is a cap.
+pub(crate) fn scale_gradients(
+    gradients: ViewMut<'_>,
+    scaled: Option<View<'_>>,
+    scaling: LogitScaling,
+) {
+    let vocabulary = gradients.cols().max(1);
+    let factor = 1.0 / scaling.divisor;
+    let rows = gradients.into_f32s().par_chunks_mut(vocabulary);
+    let (Some(scaled), Some(cap)) = (scaled, scaling.softcap) else {
+        rows.for_each_part(|row| {
+            vectorize(
+                #[inline(always)]
+                || row.iter_mut().for_each(|gradient| *gradient *= factor),
+            );
+        });
+        return;
+    };
+    let inverse = 1.0 / cap;
+    let scaled = scaled.f32s().par_chunks(vocabulary);
+    rows.zip(scaled).for_each_part(|(row, scaled)| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (gradient, scaled) in row.iter_mut().zip(scaled) {
+                    // tanh is scaled / c, and its slope 1 - tanh²
+                    let capped = scaled * inverse;
+                    *gradient *= factor * (1.0 - capped * capped);
+                }
+            },
+        );
+    });
+}
 
 /// For each row of logits the logarithm of the target's probability, the log-sum-exp, the mean, and whether the target has the
 /// largest.

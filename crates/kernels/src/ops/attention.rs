@@ -1,7 +1,7 @@
 //! Scaled dot-product attention over segments, without padding and without a T×T matrix.
 //!
 //! For a query head h and its key/value head, o = softmax(scale · q·kᵀ) · v over the keys that the
-//! query sees; only the log-sum-exp of each query and head is saved.
+//! query sees; only the log-sum-exp of each query and head is saved. With a cap c, a score s is c · tanh(s / c) before the softmax.
 //!
 //! Everything here overwrites.
 

@@ -2,6 +2,8 @@
 //!
 //! Rows are taken in chunks, so a T×V matrix never exists. dh overwrites; dW accumulates.
 //!
+//! Logits may be divided and capped ([`LogitScaling`]).
+//!
 //! The loss of a row with target t, following Hugging Face's label smoothing ε, is
 //! (1 - ε) · (lse - logit_t) + ε · (lse - mean(logit)).
 
@@ -12,7 +14,7 @@ use crate::ops::linear::{linear_backward_input, linear_backward_weight, linear_f
 use crate::profile::op;
 use crate::types::classes::RowClasses;
 use crate::types::compute::ComputeDType;
-use crate::types::head::CrossEntropy;
+use crate::types::head::{CrossEntropy, LogitScaling};
 use crate::types::linear::Weight;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
@@ -22,12 +24,21 @@ const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
-/// logits = h·Wᵀ, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
+/// logits = h·Wᵀ, scaled, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn head_logits(logits: ViewMut<'_>, h: View<'_>, w: Weight<'_>, classes: RowClasses) {
-    linear_forward(logits, h, w, None, classes);
+pub fn head_logits(
+    mut logits: ViewMut<'_>,
+    h: View<'_>,
+    w: Weight<'_>,
+    scaling: LogitScaling,
+    classes: RowClasses,
+) {
+    linear_forward(logits.reborrow(), h, w, None, classes);
+    if scaling != LogitScaling::NONE {
+        cpu::head::scale_logits(logits, scaling);
+    }
 }
 
 /// For each row the logarithm of the target's probability, the log-sum-exp, the mean logit, and
@@ -44,6 +55,7 @@ pub fn head_log_probs(
     correct: &mut [bool],
     h: View<'_>,
     w: Weight<'_>,
+    scaling: LogitScaling,
     targets: &[u32],
     ws: &Workspace,
 ) {
@@ -54,7 +66,7 @@ pub fn head_log_probs(
     assert_eq!(lse.len(), n, "log-sum-exps and rows");
     assert_eq!(mean_logit.len(), n, "mean logits and rows");
     assert_eq!(correct.len(), n, "correct flags and rows");
-    for_chunks(h, w, ws, |rows, logits| {
+    for_chunks(h, w, scaling, false, ws, |rows, logits, _| {
         cpu::head::log_probs(
             logits.as_view(),
             &targets[rows.clone()],
@@ -77,6 +89,7 @@ pub fn head_backward(
     dw: Option<ViewMut<'_>>,
     h: View<'_>,
     w: Weight<'_>,
+    scaling: LogitScaling,
     targets: &[u32],
     lse: &[f64],
     coef: &[f32],
@@ -93,17 +106,18 @@ pub fn head_backward(
         dw,
         h,
         w,
+        scaling,
         compute,
     };
     grads.check();
-    for_chunks(h, w, ws, |rows, mut logits| {
+    for_chunks(h, w, scaling, true, ws, |rows, mut logits, kept| {
         let (targets, lse, coef) = (
             &targets[rows.clone()],
             &lse[rows.clone()],
             &coef[rows.clone()],
         );
         cpu::head::loss_gradients(logits.reborrow(), targets, lse, coef, label_smoothing);
-        grads.add(rows, logits.as_view());
+        grads.add(rows, logits, kept);
     });
 }
 
@@ -118,6 +132,7 @@ pub fn cross_entropy_forward_backward(
     dw: Option<ViewMut<'_>>,
     h: View<'_>,
     w: Weight<'_>,
+    scaling: LogitScaling,
     targets: &[u32],
     label_smoothing: f32,
     compute: ComputeDType,
@@ -130,6 +145,7 @@ pub fn cross_entropy_forward_backward(
         dw,
         h,
         w,
+        scaling,
         compute,
     };
     grads.check();
@@ -138,7 +154,7 @@ pub fn cross_entropy_forward_backward(
         loss_sum: 0.0,
         correct: 0,
     };
-    for_chunks(h, w, ws, |rows, mut logits| {
+    for_chunks(h, w, scaling, wanted, ws, |rows, mut logits, kept| {
         let targets = &targets[rows.clone()];
         let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, wanted);
         // In the order of the rows, whatever thread computed them.
@@ -146,7 +162,7 @@ pub fn cross_entropy_forward_backward(
             total.loss_sum += loss;
             total.correct += usize::from(correct);
         }
-        grads.add(rows, logits.as_view());
+        grads.add(rows, logits, kept);
     });
     total
 }
@@ -168,12 +184,15 @@ pub fn head_chunk_rows(vocabulary: usize) -> usize {
     (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
 }
 
-/// Calls `work` with the logits of each chunk of rows, one chunk after the other.
+/// Calls `work` with the logits of each chunk of rows, one chunk after the other, and where their gradients go back through a cap
+/// with a second copy of them.
 fn for_chunks(
     h: View<'_>,
     w: Weight<'_>,
+    scaling: LogitScaling,
+    gradients: bool,
     ws: &Workspace,
-    mut work: impl FnMut(Range<usize>, ViewMut<'_>),
+    mut work: impl FnMut(Range<usize>, ViewMut<'_>, Option<View<'_>>),
 ) {
     let vocabulary = w.outputs();
     let step = head_chunk_rows(vocabulary).min(h.rows());
@@ -181,14 +200,23 @@ fn for_chunks(
         return;
     }
     let mut buffer = ws.take(step, vocabulary);
+    let mut kept = (gradients && scaling.softcap.is_some()).then(|| ws.take(step, vocabulary));
     for start in (0..h.rows()).step_by(step) {
         let rows = start..(start + step).min(h.rows());
         let mut logits = buffer.view_mut().slice_rows(0..rows.len());
         let h = h.slice_rows(rows.clone());
-        head_logits(logits.reborrow(), h, w, RowClasses::PROMPT);
-        work(rows, logits);
+        head_logits(logits.reborrow(), h, w, scaling, RowClasses::PROMPT);
+        let copy = kept.as_mut().map(|kept| {
+            let mut copy = kept.view_mut().slice_rows(0..rows.len());
+            copy.copy_from(logits.as_view());
+            kept.view().slice_rows(0..rows.len())
+        });
+        work(rows, logits, copy);
     }
     ws.give(buffer);
+    if let Some(kept) = kept {
+        ws.give(kept);
+    }
 }
 
 /// Where the gradients of a chunk's logits go.
@@ -197,6 +225,7 @@ struct Gradients<'a> {
     dw: Option<ViewMut<'a>>,
     h: View<'a>,
     w: Weight<'a>,
+    scaling: LogitScaling,
     compute: ComputeDType,
 }
 
@@ -215,7 +244,15 @@ impl Gradients<'_> {
         }
     }
 
-    fn add(&mut self, rows: Range<usize>, dlogits: View<'_>) {
+    /// `logits` are those whose gradients these are, where they have a cap.
+    fn add(&mut self, rows: Range<usize>, mut dlogits: ViewMut<'_>, logits: Option<View<'_>>) {
+        if self.dh.is_none() && self.dw.is_none() {
+            return;
+        }
+        if self.scaling != LogitScaling::NONE {
+            cpu::head::scale_gradients(dlogits.reborrow(), logits, self.scaling);
+        }
+        let dlogits = dlogits.as_view();
         // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
         if let Some(dh) = &mut self.dh {
             let dh = dh.reborrow().slice_rows(rows.clone());

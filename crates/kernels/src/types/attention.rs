@@ -31,6 +31,8 @@ pub struct AttentionShape {
     pub head_size: usize,
     /// Factor of the scores, usually 1/√D.
     pub scale: f32,
+    /// Scores s become c · tanh(s / c) (`attn_logit_softcapping`).
+    pub softcap: Option<f32>,
     /// How many keys back a query sees, its own included; without `causal` as many forward. The
     /// own key of query i of n is number `total_keys - n + i`.
     pub window: Option<usize>,

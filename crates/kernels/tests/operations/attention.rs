@@ -40,7 +40,16 @@ fn shape(heads: usize, kv_heads: usize, head_size: usize) -> AttentionShape {
         kv_heads,
         head_size,
         scale: 0.4,
+        softcap: None,
         window: None,
+    }
+}
+
+/// A cap that many scores come near to.
+fn capped(shape: AttentionShape) -> AttentionShape {
+    AttentionShape {
+        softcap: Some(0.7),
+        ..shape
     }
 }
 
@@ -68,6 +77,41 @@ fn generated_case() -> Case {
 }
 
 fn cases() -> Vec<Case> {
+    let mut cases = plain_cases();
+    cases.extend(capped_cases());
+    cases
+}
+
+fn capped_cases() -> Vec<Case> {
+    vec![
+        Case {
+            name: "capped scores",
+            queries: 200,
+            keys: 210,
+            segments: vec![segment_of(0..200, vec![200..210, 0..200], true)],
+            shape: capped(windowed(150, shape(6, 2, 12))),
+        },
+        Case {
+            name: "capped scores of a cache",
+            queries: 2,
+            keys: 310,
+            segments: vec![
+                segment_of(0..1, vec![0..300], true),
+                segment_of(1..2, vec![300..310], true),
+            ],
+            shape: capped(shape(4, 2, 8)),
+        },
+        Case {
+            name: "capped scores of so many keys that they are computed twice",
+            queries: 3,
+            keys: 2100,
+            segments: vec![segment_of(0..3, vec![0..2100], true)],
+            shape: capped(shape(1, 1, 2)),
+        },
+    ]
+}
+
+fn plain_cases() -> Vec<Case> {
     vec![
         generated_case(),
         Case {
@@ -281,8 +325,9 @@ fn any_case() -> impl Strategy<Value = Case> {
     let segment = (0..90_usize, any::<bool>(), any::<bool>(), 0..3_usize);
     let heads = (1..4_usize, 1..4_usize, 1..10_usize);
     let window = proptest::option::of(1..100_usize);
-    (vec(segment, 1..4), heads, 1..40_usize, window).prop_map(
-        |(parts, (kv_heads, group, head_size), prefix, window)| {
+    let softcap = proptest::option::of(0.3..2.0_f32);
+    (vec(segment, 1..4), heads, 1..40_usize, (window, softcap)).prop_map(
+        |(parts, (kv_heads, group, head_size), prefix, (window, softcap))| {
             let mut segments = Vec::new();
             let mut at = prefix;
             for (count, with_prefix, causal, gap) in parts {
@@ -302,6 +347,7 @@ fn any_case() -> impl Strategy<Value = Case> {
                 segments,
                 shape: AttentionShape {
                     window,
+                    softcap,
                     ..shape(kv_heads * group, kv_heads, head_size)
                 },
             }

@@ -1,8 +1,8 @@
 use lowrank_kernels::{
-    Activation, DType, RopeTable, Tensor, activation_backward, activation_forward, add_assign,
-    add_cols, copy_cols, embedding_backward, embedding_forward, gated_backward, gated_forward,
-    pool_backward, pool_forward, reference, rope_backward, rope_forward, scale, scale_columns,
-    scale_columns_backward,
+    Activation, DType, RopeOrder, RopeTable, Tensor, activation_backward, activation_forward,
+    add_assign, add_cols, copy_cols, embedding_backward, embedding_forward, gated_backward,
+    gated_forward, pool_backward, pool_forward, reference, rope_backward, rope_forward, scale,
+    scale_columns, scale_columns_backward,
 };
 
 use crate::common::{
@@ -92,22 +92,30 @@ fn activation_gradients_are_finite_differences() {
 
 #[test]
 fn rope_is_the_reference_and_its_backward_the_transpose() {
-    let head_size = 6;
     let inv_freq = [1.0, 0.3, 0.01];
-    let table = RopeTable::new(&inv_freq, 1.25, 2000);
-    assert_eq!(table.max_positions(), 2000);
-    for rows in [1, 5, 1300] {
-        let x = random(rows, 3 * head_size, 1);
-        let positions: Vec<u32> = (0..rows).map(|i| (i * 7 % 2000) as u32).collect();
-        let mut y = x.clone();
-        rope_forward(y.view_mut(), &positions, &table, head_size);
-        let run = |x: &[f64]| reference::rope(x, &positions, &inv_freq, 1.25, 3 * head_size);
-        assert_close("rope", &y, &run(&wide(&x)), 1e-6);
-        let dy = random(rows, 3 * head_size, 2);
-        let mut dx = dy.clone();
-        rope_backward(dx.view_mut(), &positions, &table, head_size);
-        let g = wide(&dy);
-        check_gradient("rope", &x, &dx, 1e-6, |x| dot(&g, &run(x)));
+    for (order, head_size) in [
+        (RopeOrder::Halves, 6),
+        (RopeOrder::Halves, 9),
+        (RopeOrder::Neighbours, 6),
+        (RopeOrder::Neighbours, 11),
+    ] {
+        let table = RopeTable::new(&inv_freq, 1.25, 2000).with_order(order);
+        assert_eq!(table.max_positions(), 2000);
+        let cols = 3 * head_size;
+        for rows in [1, 5, 1300] {
+            let x = random(rows, cols, 1);
+            let positions: Vec<u32> = (0..rows).map(|i| (i * 7 % 2000) as u32).collect();
+            let mut y = x.clone();
+            rope_forward(y.view_mut(), &positions, &table, head_size);
+            let run =
+                |x: &[f64]| reference::rope(x, &positions, &inv_freq, 1.25, order, head_size, cols);
+            assert_close("rope", &y, &run(&wide(&x)), 1e-6);
+            let dy = random(rows, cols, 2);
+            let mut dx = dy.clone();
+            rope_backward(dx.view_mut(), &positions, &table, head_size);
+            let g = wide(&dy);
+            check_gradient("rope", &x, &dx, 1e-6, |x| dot(&g, &run(x)));
+        }
     }
 }
 

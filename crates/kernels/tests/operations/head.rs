@@ -1,5 +1,5 @@
 use lowrank_kernels::{
-    ComputeDType, DType, Layout, RowClasses, Tensor, Weight, Workspace,
+    ComputeDType, DType, Layout, LogitScaling, RowClasses, Tensor, Weight, Workspace,
     cross_entropy_forward_backward, head_backward, head_log_probs, head_logits, reference,
 };
 
@@ -15,6 +15,23 @@ const SHAPES: [(usize, usize, usize); 5] = [
     (7, 64, 99),
     (40, 20, 515),
     (260, 6, 1050),
+];
+
+/// What is done with logits: nothing, a division, a cap that many of them come near to, both.
+const SCALINGS: [LogitScaling; 4] = [
+    LogitScaling::NONE,
+    LogitScaling {
+        divisor: 3.5,
+        softcap: None,
+    },
+    LogitScaling {
+        divisor: 1.0,
+        softcap: Some(8.0),
+    },
+    LogitScaling {
+        divisor: 0.7,
+        softcap: Some(12.0),
+    },
 ];
 
 fn targets(rows: usize, vocabulary: usize) -> Vec<u32> {
@@ -35,7 +52,13 @@ fn logits_are_the_product() {
             let h = random(rows, hidden, 1);
             let w = random_as(vocabulary, hidden, 2, dtype);
             let mut logits = random(rows, vocabulary, 3);
-            head_logits(logits.view_mut(), h.view(), weight(&w), RowClasses::PROMPT);
+            head_logits(
+                logits.view_mut(),
+                h.view(),
+                weight(&w),
+                LogitScaling::NONE,
+                RowClasses::PROMPT,
+            );
             let expected = reference::linear(
                 &wide(&h),
                 &wide(&w),
@@ -56,7 +79,7 @@ struct LogProbs {
     correct: Vec<bool>,
 }
 
-fn log_probs(h: &Tensor, w: &Tensor, targets: &[u32]) -> LogProbs {
+fn log_probs(h: &Tensor, w: &Tensor, scaling: LogitScaling, targets: &[u32]) -> LogProbs {
     let n = h.rows();
     let mut out = LogProbs {
         log_prob: vec![0.0; n],
@@ -71,6 +94,7 @@ fn log_probs(h: &Tensor, w: &Tensor, targets: &[u32]) -> LogProbs {
         &mut out.correct,
         h.view(),
         weight(w),
+        scaling,
         targets,
         &Workspace::new(),
     );
@@ -79,19 +103,28 @@ fn log_probs(h: &Tensor, w: &Tensor, targets: &[u32]) -> LogProbs {
 
 #[test]
 fn log_probs_are_the_reference() {
-    for (rows, hidden, vocabulary) in SHAPES {
+    let shapes = SHAPES.iter();
+    for (&(rows, hidden, vocabulary), scaling) in
+        shapes.flat_map(|shape| SCALINGS.map(|scaling| (shape, scaling)))
+    {
         let h = random(rows, hidden, 1);
         let w = random_as(vocabulary, hidden, 2, DType::Bf16);
         let mut targets = targets(rows, vocabulary);
         // Some targets that are right.
         let mut logits = Tensor::zeros(rows, vocabulary);
-        head_logits(logits.view_mut(), h.view(), weight(&w), RowClasses::PROMPT);
+        head_logits(
+            logits.view_mut(),
+            h.view(),
+            weight(&w),
+            scaling,
+            RowClasses::PROMPT,
+        );
         let best = lowrank_kernels::argmax_rows(logits.view());
         for i in (0..rows).step_by(3) {
             targets[i] = best[i] as u32;
         }
-        let found = log_probs(&h, &w, &targets);
-        let expected = reference::head(&wide(&h), &wide(&w), hidden, &targets);
+        let found = log_probs(&h, &w, scaling, &targets);
+        let expected = reference::head(&wide(&h), &wide(&w), scaling, hidden, &targets);
         assert!(found.correct.iter().any(|&x| x));
         for (i, row) in expected.iter().enumerate() {
             let close = |found: f64, expected: f64| {
@@ -109,18 +142,29 @@ fn log_probs_are_the_reference() {
 fn the_first_of_equal_logits_counts() {
     let h = Tensor::from_f32(2, 1, vec![1.0, 1.0]);
     let w = Tensor::from_f32(3, 1, vec![0.5, 2.0, 2.0]);
-    assert_eq!(log_probs(&h, &w, &[1, 2]).correct, [true, false]);
+    let found = log_probs(&h, &w, LogitScaling::NONE, &[1, 2]);
+    assert_eq!(found.correct, [true, false]);
 }
 
-fn loss(h: &[f64], w: &[f64], hidden: usize, targets: &[u32], smoothing: f64) -> Vec<f64> {
-    let rows = reference::head(h, w, hidden, targets);
+fn loss(
+    h: &[f64],
+    w: &[f64],
+    scaling: LogitScaling,
+    hidden: usize,
+    targets: &[u32],
+    smoothing: f64,
+) -> Vec<f64> {
+    let rows = reference::head(h, w, scaling, hidden, targets);
     rows.iter().map(|row| row.loss(smoothing)).collect()
 }
 
 #[test]
 fn cross_entropy_is_the_reference_with_its_gradients() {
     for (rows, hidden, vocabulary) in SHAPES {
-        for smoothing in [0.0_f32, 0.125] {
+        let smoothings = SCALINGS
+            .iter()
+            .flat_map(|&scaling| [(0.0_f32, scaling), (0.125, scaling)]);
+        for (smoothing, scaling) in smoothings {
             let h = random(rows, hidden, 1);
             let w = random(vocabulary, hidden, 2);
             let targets = targets(rows, vocabulary);
@@ -130,17 +174,21 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 Some(dw.view_mut()),
                 h.view(),
                 weight(&w),
+                scaling,
                 &targets,
                 smoothing,
                 ComputeDType::F32,
                 &Workspace::new(),
             );
             let (hs, ws, smooth) = (wide(&h), wide(&w), f64::from(smoothing));
-            let total =
-                |h: &[f64], w: &[f64]| loss(h, w, hidden, &targets, smooth).iter().sum::<f64>();
+            let total = |h: &[f64], w: &[f64]| {
+                loss(h, w, scaling, hidden, &targets, smooth)
+                    .iter()
+                    .sum::<f64>()
+            };
             let expected = total(&hs, &ws);
             assert!((result.loss_sum - expected).abs() < 1e-5 * expected);
-            let rows = reference::head(&hs, &ws, hidden, &targets);
+            let rows = reference::head(&hs, &ws, scaling, hidden, &targets);
             assert_eq!(
                 result.correct,
                 rows.iter().filter(|row| row.correct).count()
@@ -153,6 +201,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 None,
                 h.view(),
                 weight(&w),
+                scaling,
                 &targets,
                 smoothing,
                 ComputeDType::F32,
@@ -165,18 +214,25 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
 
 #[test]
 fn backward_with_coefficients_is_finite_differences() {
+    for scaling in SCALINGS {
+        backward_is_finite_differences(scaling);
+    }
+}
+
+fn backward_is_finite_differences(scaling: LogitScaling) {
     let (rows, hidden, vocabulary) = (130, 20, 515);
     let h = random(rows, hidden, 1);
     let w = random(vocabulary, hidden, 2);
     let targets = targets(rows, vocabulary);
     let coef = random(1, rows, 5).to_vec();
-    let lse = log_probs(&h, &w, &targets).lse;
+    let lse = log_probs(&h, &w, scaling, &targets).lse;
     let (mut dh, mut dw) = (random(rows, hidden, 3), zeros_like(&w));
     head_backward(
         dh.view_mut(),
         Some(dw.view_mut()),
         h.view(),
         weight(&w),
+        scaling,
         &targets,
         &lse,
         &coef,
@@ -186,7 +242,7 @@ fn backward_with_coefficients_is_finite_differences() {
     );
     let coef: Vec<f64> = coef.into_iter().map(f64::from).collect();
     let (hs, ws) = (wide(&h), wide(&w));
-    let total = |h: &[f64], w: &[f64]| dot(&coef, &loss(h, w, hidden, &targets, 0.125));
+    let total = |h: &[f64], w: &[f64]| dot(&coef, &loss(h, w, scaling, hidden, &targets, 0.125));
     check_gradient("dh", &h, &dh, 1e-5, |h| total(h, &ws));
     check_gradient("dw", &w, &dw, 1e-5, |w| total(&hs, w));
 }
@@ -204,6 +260,10 @@ fn bits_do_not_depend_on_threads() {
                 Some(dw.view_mut()),
                 h.view(),
                 weight(&w),
+                LogitScaling {
+                    divisor: 2.0,
+                    softcap: Some(3.0),
+                },
                 &targets,
                 0.1,
                 ComputeDType::F32,
@@ -227,6 +287,7 @@ fn no_rows_have_no_loss() {
         None,
         Tensor::zeros(0, 3).view(),
         weight(&w),
+        LogitScaling::NONE,
         &[],
         0.0,
         ComputeDType::F32,
@@ -239,5 +300,5 @@ fn no_rows_have_no_loss() {
 #[should_panic(expected = "target 5 is past the vocabulary of 5")]
 fn a_target_past_the_vocabulary_is_refused() {
     let w = random(5, 3, 1);
-    log_probs(&random(1, 3, 2), &w, &[5]);
+    log_probs(&random(1, 3, 2), &w, LogitScaling::NONE, &[5]);
 }

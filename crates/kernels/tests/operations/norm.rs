@@ -21,7 +21,12 @@ const SHAPES: [(usize, usize, usize); 5] = [
 #[test]
 fn rms_norm_is_the_reference() {
     for (rows, cols, groups) in SHAPES {
-        for dtype in [DType::F32, DType::Bf16] {
+        for (dtype, offset) in [
+            (DType::F32, 0.0),
+            (DType::F32, 1.0),
+            (DType::Bf16, 1.0),
+            (DType::Bf16, 0.0),
+        ] {
             let x = random(rows, cols, 1);
             let weight = random_as(1, cols / groups, 2, dtype);
             let mut y = random(rows, cols, 3);
@@ -31,10 +36,12 @@ fn rms_norm_is_the_reference() {
                 rstd.view_mut(),
                 x.view(),
                 weight.view(),
+                offset,
                 EPS,
                 groups,
             );
-            let expected = reference::rms_norm(&wide(&x), &wide(&weight), f64::from(EPS));
+            let expected =
+                reference::rms_norm(&wide(&x), &wide(&weight), f64::from(offset), f64::from(EPS));
             assert_close("rms norm", &y, &expected, 1e-6);
             let mut again = random(rows, cols, 4);
             rms_norm_apply(
@@ -42,6 +49,7 @@ fn rms_norm_is_the_reference() {
                 x.view(),
                 rstd.view(),
                 weight.view(),
+                offset,
                 groups,
             );
             assert_eq!(y.to_vec(), again.to_vec());
@@ -50,7 +58,13 @@ fn rms_norm_is_the_reference() {
 }
 
 /// dx and dweight.
-fn rms_gradients(x: &Tensor, weight: &Tensor, dy: &Tensor, groups: usize) -> [Tensor; 2] {
+fn rms_gradients(
+    x: &Tensor,
+    weight: &Tensor,
+    offset: f32,
+    dy: &Tensor,
+    groups: usize,
+) -> [Tensor; 2] {
     let mut y = zeros_like(x);
     let mut rstd = Tensor::zeros(x.rows(), groups);
     rms_norm_forward(
@@ -58,6 +72,7 @@ fn rms_gradients(x: &Tensor, weight: &Tensor, dy: &Tensor, groups: usize) -> [Te
         rstd.view_mut(),
         x.view(),
         weight.view(),
+        offset,
         EPS,
         groups,
     );
@@ -70,6 +85,7 @@ fn rms_gradients(x: &Tensor, weight: &Tensor, dy: &Tensor, groups: usize) -> [Te
         x.view(),
         rstd.view(),
         weight.view(),
+        offset,
         groups,
         false,
     );
@@ -81,6 +97,7 @@ fn rms_gradients(x: &Tensor, weight: &Tensor, dy: &Tensor, groups: usize) -> [Te
         x.view(),
         rstd.view(),
         weight.view(),
+        offset,
         groups,
         true,
     );
@@ -91,13 +108,22 @@ fn rms_gradients(x: &Tensor, weight: &Tensor, dy: &Tensor, groups: usize) -> [Te
 
 #[test]
 fn rms_norm_gradients_are_finite_differences() {
-    for (rows, cols, groups) in &SHAPES[1..] {
+    let offsets = [0.0, 1.0];
+    let cases = SHAPES[1..]
+        .iter()
+        .flat_map(|shape| offsets.map(|offset| (shape, offset)));
+    for ((rows, cols, groups), offset) in cases {
         let x = random(*rows, *cols, 1);
         let weight = random(1, cols / groups, 2);
         let dy = random(*rows, *cols, 3);
-        let [dx, dweight] = rms_gradients(&x, &weight, &dy, *groups);
+        let [dx, dweight] = rms_gradients(&x, &weight, offset, &dy, *groups);
         let (xs, ws, g) = (wide(&x), wide(&weight), wide(&dy));
-        let loss = |x: &[f64], w: &[f64]| dot(&g, &reference::rms_norm(x, w, f64::from(EPS)));
+        let loss = |x: &[f64], w: &[f64]| {
+            dot(
+                &g,
+                &reference::rms_norm(x, w, f64::from(offset), f64::from(EPS)),
+            )
+        };
         check_gradient("rms dx", &x, &dx, 1e-5, |x| loss(x, &ws));
         check_gradient("rms dweight", &weight, &dweight, 1e-5, |w| loss(&xs, w));
     }
@@ -216,5 +242,5 @@ fn bits_do_not_depend_on_threads() {
     let (x, dy, weight) = (random(600, 130, 1), random(600, 130, 2), random(1, 130, 3));
     same_bits_on_any_threads(|| layer_gradients(&x, &weight, &dy).to_vec());
     let weight = random(1, 65, 3);
-    same_bits_on_any_threads(|| rms_gradients(&x, &weight, &dy, 2).to_vec());
+    same_bits_on_any_threads(|| rms_gradients(&x, &weight, 1.0, &dy, 2).to_vec());
 }

@@ -227,7 +227,10 @@ impl Adapter {
         let linears = linears.map(|id| (id.layer, reach_of(id.kind)));
         let weights = self.replaced.keys().filter_map(|id| match id {
             WeightId::Linear(linear, _) => Some((linear.layer, reach_of(linear.kind))),
-            WeightId::Norm(layer, BlockNorm::Mlp, _) => Some((*layer, Reach::Mlp)),
+            WeightId::Norm(layer, BlockNorm::Mlp | BlockNorm::MlpOutput, _) => {
+                Some((*layer, Reach::Mlp))
+            }
+            WeightId::Norm(layer, BlockNorm::AttentionOutput, _) => Some((*layer, Reach::Output)),
             WeightId::Norm(layer, ..) => Some((*layer, Reach::Attention)),
             WeightId::Embedding
             | WeightId::Positions

@@ -4,7 +4,9 @@
 //! `config.json`. Where two architectures differ, the difference is an enum here and a `match` in the
 //! block, never a second block.
 
-use lowrank_kernels::{Activation, DType, Layout};
+use lowrank_kernels::{Activation, DType, Layout, LogitScaling};
+
+pub use super::rope::{QueryScale, Rope, RopeScaling};
 
 /// A supported architecture, as named by `model_type` in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,25 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norms on the heads of q and k, a head size of its own.
     Qwen3,
+    /// Gemma 3, and the text half of a Gemma 3 that reads pictures: RMS norms of `1 + w` before and behind the sublayers and on the heads of
+    /// q and k, layers that see a window between those that see everything.
+    Gemma3,
+    /// Gemma 2: Gemma 3 with one rotary embedding and without norms on heads; scores and logits are capped.
+    Gemma2,
+    /// SmolLM3: Llama's shape; every fourth layer's queries and keys do not know their positions.
+    SmolLm3,
+    /// Granite: Llama's shape with factors of the embeddings, the scores, what is added to the residual stream, and the logits.
+    Granite,
+    /// OLMo 2: norms behind the sublayers alone, and on the whole of q and k.
+    Olmo2,
+    /// OLMo 3: OLMo 2 with layers that see a window.
+    Olmo3,
+    /// Phi-3 and Phi-4: Llama's shape with fused linears; a part of a head may be rotated.
+    Phi3,
+    /// Ministral 3: Mistral with YaRN, and queries that grow with the position.
+    Ministral3,
+    /// GLM-4: norms before and behind the sublayers; neighbours are rotated, in the first half of a head.
+    Glm4,
     /// GPT-2: LayerNorm, learned positions, GELU, fused and transposed q, k, v.
     Gpt2,
     /// BERT, and what has its shape, such as MiniLM.
@@ -39,6 +60,15 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3_text",
+            Self::Gemma2 => "gemma2",
+            Self::SmolLm3 => "smollm3",
+            Self::Granite => "granite",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
+            Self::Phi3 => "phi3",
+            Self::Ministral3 => "ministral3",
+            Self::Glm4 => "glm4",
             Self::Gpt2 => "gpt2",
             Self::Bert => "bert",
             Self::Roberta => "roberta",
@@ -123,6 +153,8 @@ pub struct ClassifierDense {
 pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps) · weight`
     Rms,
+    /// `x / sqrt(mean(x²) + eps) · (1 + weight)`
+    RmsOnePlus,
     /// `(x − mean) / sqrt(var + eps) · weight + bias`
     Layer,
     /// The same without a bias.
@@ -134,18 +166,67 @@ impl NormKind {
     pub fn parts(self) -> &'static [Part] {
         match self {
             Self::Layer => &[Part::Weight, Part::Bias],
-            Self::Rms | Self::LayerWithoutBias => &[Part::Weight],
+            Self::Rms | Self::RmsOnePlus | Self::LayerWithoutBias => &[Part::Weight],
+        }
+    }
+
+    /// What is added to a norm's weight where it is used.
+    pub fn weight_offset(self) -> f32 {
+        if self == Self::RmsOnePlus { 1.0 } else { 0.0 }
+    }
+
+    /// The numbers of a row that are kept to compute the norm again.
+    pub(crate) fn statistics(self) -> usize {
+        match self {
+            Self::Rms | Self::RmsOnePlus => 1,
+            Self::Layer | Self::LayerWithoutBias => 2,
         }
     }
 }
 
-/// Where the norms of a sublayer stand: `x = sum(x + sublayer(input(x)))`.
+/// Where the norms of a sublayer stand: `x = sum(x + output(sublayer(input(x))))`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormPlacement {
     /// Before the sublayer.
     Input,
     /// Behind the sum of its output and the residual stream.
     Sum,
+    /// Behind the sublayer's output, before the sum.
+    Output,
+    /// Before the sublayer, and behind its output before the sum.
+    InputAndOutput,
+}
+
+impl NormPlacement {
+    /// Whether a norm stands before each sublayer.
+    pub(crate) fn has_input(self) -> bool {
+        matches!(self, Self::Input | Self::InputAndOutput)
+    }
+
+    /// Whether a norm stands behind each sublayer's output, before the sum.
+    pub(crate) fn has_output(self) -> bool {
+        matches!(self, Self::Output | Self::InputAndOutput)
+    }
+}
+
+/// A factor of the embeddings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EmbeddingScale {
+    /// Of the rows of the table, rounded to the weights' number format.
+    Table(f32),
+    /// Of all rows, those of virtual tokens too.
+    All(f32),
+}
+
+/// RMS norms on q and k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Of each head, with one weight [D] for all.
+    Heads,
+    /// Of all heads together.
+    Projections,
 }
 
 /// How a token's place in its sequence enters the model.
@@ -161,44 +242,12 @@ pub enum Position {
 }
 
 /// What the attention of one block has for itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerConfig {
     /// How many keys back a query sees, its own included; in an encoder as many forward. `None`: all.
     pub window: Option<usize>,
-    /// Which of the [rotary embeddings](Position::Rope) it has.
-    pub rope: usize,
-}
-
-/// Rotary position embedding: the base and how its frequencies are stretched.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// `rope_theta`.
-    pub theta: f64,
-    /// `rope_scaling` / `rope_parameters`.
-    pub scaling: RopeScaling,
-}
-
-/// The supported kinds of rope scaling (`rope_type`).
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// `default`
-    None,
-    /// `linear`: every frequency divided by `factor`.
-    Linear {
-        /// How many times longer the context becomes.
-        factor: f64,
-    },
-    /// `llama3`: low frequencies divided by `factor`, high ones kept, a smooth ramp between.
-    Llama3 {
-        /// The divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The context length of pretraining.
-        original_max_position_embeddings: f64,
-    },
+    /// Which of the [rotary embeddings](Position::Rope) it has; `None`: its queries and keys do not know their positions.
+    pub rope: Option<usize>,
 }
 
 /// The feed-forward part of a block.
@@ -260,6 +309,8 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rows of the table of token types (`type_vocab_size`), which is added to the token embedding; 0: none.
     pub token_types: usize,
+    /// Factor of the embeddings.
+    pub embedding_scale: Option<EmbeddingScale>,
     /// Whether a norm stands behind the sum of the embeddings.
     pub embedding_norm: bool,
     /// How positions enter.
@@ -270,8 +321,16 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Which linears carry a bias.
     pub biases: Biases,
-    /// RMS norms on the heads of q and k.
-    pub qk_norm: bool,
+    /// RMS norms on q and k.
+    pub qk_norm: QkNorm,
+    /// Scores s become c · tanh(s / c).
+    pub attention_softcap: Option<f32>,
+    /// Factor of what a sublayer adds to the residual stream.
+    pub residual_scale: f32,
+    /// What becomes of logits.
+    pub logit_scaling: LogitScaling,
+    /// Factor of attention's scores; `None`: 1/√D.
+    pub attention_scale: Option<f32>,
     /// The head is the embedding.
     pub tie_word_embeddings: bool,
     /// q, k and v are one linear.
@@ -340,9 +399,13 @@ pub enum BlockNorm {
     Attention,
     /// Of the MLP.
     Mlp,
-    /// On the heads of q.
+    /// Of attention's output, before it is added to the residual stream.
+    AttentionOutput,
+    /// Of the MLP's output, likewise.
+    MlpOutput,
+    /// On q.
     Q,
-    /// On the heads of k.
+    /// On k.
     K,
 }
 
@@ -542,25 +605,40 @@ impl ModelConfig {
     /// The tensors of one block, as the forward pass meets them.
     fn add_block(&self, layer: usize, all: &mut Vec<(WeightId, (usize, usize))>) {
         let norm = |norm| self.norm_weights(move |part| WeightId::Norm(layer, norm, part));
-        let before = self.norm_placement == NormPlacement::Input;
-        if before && self.has_attention_norm(layer) {
+        if self.has_attention_norm(layer) && self.norm_placement.has_input() {
             all.extend(norm(BlockNorm::Attention));
         }
         for &kind in self.linear_kinds() {
-            if kind == LinearKind::O && self.qk_norm {
-                for norm in [BlockNorm::Q, BlockNorm::K] {
+            let sizes = match self.qk_norm {
+                QkNorm::None => None,
+                QkNorm::Heads => Some((self.head_size, self.head_size)),
+                QkNorm::Projections => Some((self.q_size(), self.kv_size())),
+            };
+            if kind == LinearKind::O
+                && let Some((q, k)) = sizes
+            {
+                for (norm, size) in [(BlockNorm::Q, q), (BlockNorm::K, k)] {
                     let id = WeightId::Norm(layer, norm, Part::Weight);
-                    all.push((id, (1, self.head_size)));
+                    all.push((id, (1, size)));
                 }
             }
             self.add_linear(LinearId { layer, kind }, all);
-            match (kind, self.norm_placement) {
-                (LinearKind::O, NormPlacement::Sum) => all.extend(norm(BlockNorm::Attention)),
-                (LinearKind::O, NormPlacement::Input) | (LinearKind::Down, NormPlacement::Sum) => {
-                    all.extend(norm(BlockNorm::Mlp));
-                }
-                _ => {}
-            }
+            let sums = self.norm_placement == NormPlacement::Sum;
+            let (has_input, has_output) = (
+                self.norm_placement.has_input(),
+                self.norm_placement.has_output(),
+            );
+            let behind: &[(BlockNorm, bool)] = match kind {
+                LinearKind::O => &[
+                    (BlockNorm::Attention, sums),
+                    (BlockNorm::AttentionOutput, has_output),
+                    (BlockNorm::Mlp, has_input),
+                ],
+                LinearKind::Down => &[(BlockNorm::Mlp, sums), (BlockNorm::MlpOutput, has_output)],
+                _ => &[],
+            };
+            let here = behind.iter().filter(|(_, here)| *here);
+            here.for_each(|(behind, _)| all.extend(norm(*behind)));
         }
     }
 
@@ -614,41 +692,5 @@ impl ModelConfig {
             dtype.bytes_for(rows * cols) as u64
         };
         self.weights().iter().map(|(_, shape)| bytes(*shape)).sum()
-    }
-}
-
-impl Rope {
-    /// The D/2 inverse frequencies, as transformers' `ROPE_INIT_FUNCTIONS` computes them.
-    pub fn inverse_frequencies(&self, head_size: usize) -> Vec<f32> {
-        (0..head_size / 2)
-            .map(|i| {
-                let plain = self.theta.powf(-((2 * i) as f64) / head_size as f64);
-                self.scale(plain) as f32
-            })
-            .collect()
-    }
-
-    fn scale(&self, frequency: f64) -> f64 {
-        match self.scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                if wavelength > original_max_position_embeddings / low_freq_factor {
-                    frequency / factor
-                } else if wavelength < original_max_position_embeddings / high_freq_factor {
-                    frequency
-                } else {
-                    let smooth = (original_max_position_embeddings / wavelength - low_freq_factor)
-                        / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            }
-        }
     }
 }

@@ -6,16 +6,17 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, RopeTable, Tensor, View, Workspace, embedding_backward, embedding_forward,
-    head_logits, in_pool,
+    Arena, ComputeDType, DType, Tensor, View, Workspace, embedding_backward, embedding_forward,
+    head_logits, in_pool, scale,
 };
 
 use super::adapter::{Adapter, AdapterSet, Reach};
 use super::batch::Batch;
 use super::block::{Block, BlockSaved, SomeRows};
 use super::cache::KvCache;
-use super::config::{ModelConfig, Part, Position, Rope, WeightId};
+use super::config::{EmbeddingScale, ModelConfig, Part, Position, Rope, WeightId};
 use super::pass::{NormSaved, Pass};
+use super::rope::RopeTables;
 use super::saving::Saving;
 use super::top::Top;
 use super::weights::Weights;
@@ -47,7 +48,7 @@ pub struct ForeignAdapter {
 pub struct Decoder {
     weights: Weights,
     /// One for each of the config's rotary embeddings.
-    ropes: Vec<RopeTable>,
+    ropes: Vec<RopeTables>,
 }
 
 impl Decoder {
@@ -58,11 +59,8 @@ impl Decoder {
             Position::Rope(ropes) => ropes,
             Position::Learned { .. } => &[],
         };
-        let table = |rope: &Rope| {
-            let frequencies = rope.inverse_frequencies(config.head_size);
-            RopeTable::new(&frequencies, 1.0, config.max_position_embeddings)
-        };
-        let ropes = ropes.iter().map(table).collect();
+        let positions = config.max_position_embeddings;
+        let ropes = ropes.iter().map(|rope| rope.tables(positions)).collect();
         Arc::new(Self { weights, ropes })
     }
 
@@ -74,6 +72,17 @@ impl Decoder {
     /// The base's tensors.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// Factor of the embedding's rows.
+    pub(crate) fn table_scale(&self) -> Option<f32> {
+        let EmbeddingScale::Table(factor) = self.config().embedding_scale? else {
+            return None;
+        };
+        match self.weights.dtype() {
+            DType::F32 => Some(factor),
+            DType::Bf16 => Some(half::bf16::from_f32(factor).to_f32()),
+        }
     }
 
     /// The hidden rows of a batch that are supervised; nothing is kept for a backward.
@@ -179,7 +188,14 @@ impl Decoder {
             let mut logits = ws.take(rows.len(), self.config().vocab_size);
             let (hidden, top) = (forward.hidden(), forward.top());
             let w = top.head().weight;
-            head_logits(logits.view_mut(), hidden, w, batch.classes_of(rows));
+            let scaling = self.config().logit_scaling;
+            head_logits(
+                logits.view_mut(),
+                hidden,
+                w,
+                scaling,
+                batch.classes_of(rows),
+            );
             forward.finish();
             logits
         })
@@ -253,7 +269,7 @@ impl Run<'_> {
         let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
         let wanted = self.picked.as_ref().filter(|_| is_last);
         let of_block = self.decoder.config().layers[layer].rope;
-        let rope = self.decoder.ropes.get(of_block);
+        let rope = of_block.and_then(|rope| self.decoder.ropes.get(rope));
         Block::new(&self.pass, self.batch, layer, rope, wanted)
     }
 
@@ -263,7 +279,13 @@ impl Run<'_> {
         let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
         let table = pass.weight(WeightId::Embedding);
         embedding_forward(x.view_mut(), &batch.ids, table, false);
+        if let Some(factor) = self.decoder.table_scale() {
+            scale(x.view_mut(), factor);
+        }
         pass.embed_virtual(batch, &mut x);
+        if let Some(EmbeddingScale::All(factor)) = pass.config().embedding_scale {
+            scale(x.view_mut(), factor);
+        }
         if let Position::Learned { first } = pass.config().position {
             let table = pass.weight(WeightId::Positions);
             let table = table.slice_rows(first..table.rows());
@@ -298,10 +320,10 @@ impl Run<'_> {
             pass.give([std::mem::replace(&mut dx, d_sum)]);
         }
         self.give_embedded(embedded);
-        pass.embed_virtual_backward(batch, dx.view(), grads);
-        if let Some(slot) = pass.trained(WeightId::Embedding) {
-            embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
+        if let Some(EmbeddingScale::All(factor)) = pass.config().embedding_scale {
+            scale(dx.view_mut(), factor);
         }
+        pass.embed_virtual_backward(batch, dx.view(), grads);
         if let Position::Learned { first } = pass.config().position
             && let Some(slot) = pass.trained(WeightId::Positions)
         {
@@ -311,6 +333,12 @@ impl Run<'_> {
         }
         if let Some(slot) = pass.trained(WeightId::TokenTypes) {
             embedding_backward(grads.view_mut(slot), &batch.token_types(), dx.view());
+        }
+        if let Some(slot) = pass.trained(WeightId::Embedding) {
+            if let Some(factor) = self.decoder.table_scale() {
+                scale(dx.view_mut(), factor);
+            }
+            embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
         }
         pass.give([dx]);
     }

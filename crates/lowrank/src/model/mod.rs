@@ -14,6 +14,7 @@ mod linear;
 mod norm;
 mod pass;
 mod prefix;
+mod rope;
 mod saving;
 mod scales;
 mod top;
@@ -25,9 +26,9 @@ pub use adapter::{
 pub use batch::{Batch, Scored, VirtualPart, VirtualTokens};
 pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
-    Biases, BlockNorm, Classifier, ClassifierDense, Family, HeadKind, LayerConfig, LinearId,
-    LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose,
-    Rope, RopeScaling, Sublayer, WeightId,
+    Biases, BlockNorm, Classifier, ClassifierDense, EmbeddingScale, Family, HeadKind, LayerConfig,
+    LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position,
+    Purpose, QkNorm, QueryScale, Rope, RopeScaling, Sublayer, WeightId,
 };
 pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
 pub use saving::{Recompute, Saving};

@@ -1,4 +1,4 @@
-//! The norms of the residual stream (RMSNorm or LayerNorm) and of the heads of q and k (RMSNorm).
+//! The norms of the residual stream (RMSNorm or LayerNorm) and of q and k (RMSNorm).
 //!
 //! The backward passes accumulate into `dx` and into the gradients of trained weights.
 
@@ -17,8 +17,9 @@ impl Pass<'_> {
         let mut rstd = self.take(x.rows(), 1);
         let (weight, eps) = (self.weight(id(Part::Weight)), self.config().norm_eps);
         match self.config().norm {
-            NormKind::Rms => {
-                rms_norm_forward(y.view_mut(), rstd.view_mut(), x, weight, eps, 1);
+            NormKind::Rms | NormKind::RmsOnePlus => {
+                let (y_out, rstd_out) = (y.view_mut(), rstd.view_mut());
+                rms_norm_forward(y_out, rstd_out, x, weight, self.norm_offset(), eps, 1);
                 (y, NormSaved { mean: None, rstd })
             }
             NormKind::Layer | NormKind::LayerWithoutBias => {
@@ -54,7 +55,10 @@ impl Pass<'_> {
         let mut y = self.take(x.rows(), x.cols());
         let weight = self.weight(id(Part::Weight));
         match &saved.mean {
-            None => rms_norm_apply(y.view_mut(), x, saved.rstd.view(), weight, 1),
+            None => {
+                let rstd = saved.rstd.view();
+                rms_norm_apply(y.view_mut(), x, rstd, weight, self.norm_offset(), 1);
+            }
             Some(mean) => {
                 layer_norm_apply(
                     y.view_mut(),
@@ -85,7 +89,7 @@ impl Pass<'_> {
         match (&saved.mean, dw, db) {
             (None, dw, _) => {
                 let dw = dw.map(|slot| grads.view_mut(slot));
-                rms_norm_backward(dx, dw, dy, x, rstd, weight, 1, true);
+                rms_norm_backward(dx, dw, dy, x, rstd, weight, self.norm_offset(), 1, true);
             }
             (Some(mean), Some(dw), Some(db)) => {
                 let (dw, db) = grads.pair_mut(dw, db);
@@ -113,18 +117,23 @@ impl Pass<'_> {
         }
     }
 
-    /// RMSNorm of each head of q or k: (normalised [T, n·D], rstd [T, n]).
+    fn norm_offset(&self) -> f32 {
+        self.config().norm.weight_offset()
+    }
+
+    /// RMSNorm of q or k, in pieces of the weight's size: (normalised [T, n·D], rstd [T, pieces]).
     pub(crate) fn head_norm(&self, id: WeightId, x: View) -> (Tensor, Tensor) {
-        let heads = x.cols() / self.config().head_size;
+        let pieces = x.cols() / self.weight(id).cols();
         let mut y = self.take(x.rows(), x.cols());
-        let mut rstd = self.take(x.rows(), heads);
+        let mut rstd = self.take(x.rows(), pieces);
         rms_norm_forward(
             y.view_mut(),
             rstd.view_mut(),
             x,
             self.weight(id),
+            self.norm_offset(),
             self.config().norm_eps,
-            heads,
+            pieces,
         );
         (y, rstd)
     }
@@ -138,7 +147,7 @@ impl Pass<'_> {
         rstd: View,
         grads: &mut Arena,
     ) -> Tensor {
-        let heads = x.cols() / self.config().head_size;
+        let pieces = x.cols() / self.weight(id).cols();
         let mut dx = self.take(x.rows(), x.cols());
         let dw = self.trained(id).map(|slot| grads.view_mut(slot));
         rms_norm_backward(
@@ -148,7 +157,8 @@ impl Pass<'_> {
             x,
             rstd,
             self.weight(id),
-            heads,
+            self.norm_offset(),
+            pieces,
             false,
         );
         dx

@@ -1,7 +1,7 @@
 //! What stands on the hidden rows: the output projection of a language model, or a classifier.
 //!
 //! ```text
-//! language model    logits = h · Wᵀ
+//! language model    logits = h · Wᵀ, divided and capped where the config says so
 //! classifier        logits = out(norm(act(dense(h)))),  or out(h) without the dense linear
 //! ```
 //! A classifier's linears are linears of the model as any other: an adapter may stand beside the first one, and their values may be
@@ -10,8 +10,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, Layout, RowClasses, Tensor, View, ViewMut, Weight, activation_backward,
-    activation_forward, pool_backward, pool_forward,
+    Arena, ComputeDType, Layout, LogitScaling, RowClasses, Tensor, View, ViewMut, Weight,
+    activation_backward, activation_forward, pool_backward, pool_forward,
 };
 
 use super::batch::Batch;
@@ -19,11 +19,13 @@ use super::config::{Classifier, LinearId, LinearKind, WeightId};
 use super::linear::{LinearBack, LinearSaved};
 use super::pass::{NormSaved, Pass};
 
-/// The output projection: logits = hidden · Wᵀ.
+/// The output projection: logits = hidden · Wᵀ, and what becomes of them.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
     /// The weight [V, C], the embedding's where the two are tied.
     pub weight: Weight<'a>,
+    /// What becomes of the product.
+    pub scaling: LogitScaling,
     /// Slot of its gradient, where it is trained.
     pub slot: Option<usize>,
     /// How exactly gradients are computed that go through it.
@@ -68,6 +70,7 @@ impl<'a> Top<'a> {
                 view: pass.weight(id),
                 layout: Layout::OutIn,
             },
+            scaling: pass.config().logit_scaling,
             slot: pass.trained(id),
             compute_dtype: pass.compute_dtype,
         }

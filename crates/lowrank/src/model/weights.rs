@@ -106,7 +106,8 @@ impl Weights {
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
-                .filter(|name| !(config.tie_word_embeddings && *name == "lm_head.weight"))
+                .filter(|name| !families::is_of_pictures(&config, name))
+                .filter(|name| !(config.tie_word_embeddings && is_head(name)))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
         problems.extend(reasons_for_leftovers(&config, checkpoint));
@@ -154,7 +155,11 @@ impl Weights {
                         redraw_beyond(tensor, 2.0 * std, std, key);
                     }
                 }
-                WeightId::ClassifierNorm(Part::Weight) => tensor.view_mut().fill(1.0),
+                WeightId::ClassifierNorm(Part::Weight) => {
+                    tensor
+                        .view_mut()
+                        .fill(1.0 - self.config.norm.weight_offset());
+                }
                 _ => tensor.view_mut().fill(0.0),
             }
         }
@@ -332,6 +337,11 @@ fn redraw_beyond(tensor: &mut Tensor, most: f32, std: f32, key: u64) {
         }
     }
     *tensor = Tensor::from_f32(rows, cols, values);
+}
+
+/// Whether it names an output projection, of a model by itself or within another one.
+fn is_head(name: &str) -> bool {
+    name.strip_prefix("language_model.").unwrap_or(name) == "lm_head.weight"
 }
 
 /// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever

@@ -42,6 +42,7 @@ impl Objective for NextToken<'_> {
             dw,
             hidden,
             head.weight,
+            head.scaling,
             self.targets,
             self.label_smoothing,
             head.compute_dtype,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part,
+    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part, QkNorm,
     Recompute, Saving, Sublayer, WeightId,
 };
 
@@ -93,14 +93,17 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let size = DType::from(saving.dtype).bytes_for(1);
-    let statistics = if config.norm == NormKind::Rms { 1 } else { 2 };
+    let statistics = config.norm.statistics();
     (lowest..layers)
         .map(|layer| {
             let tokens = work.tokens as u64;
             if saving.recompute == Recompute::Full {
                 return tokens * (4 * c) as u64;
             }
-            let heads = if config.qk_norm { q + kv } else { 0 };
+            let heads = match config.qk_norm {
+                QkNorm::None => 0,
+                QkNorm::Heads | QkNorm::Projections => q + kv,
+            };
             // Attention's output is kept where gradients of its projection read it.
             let id = LinearId {
                 layer,
@@ -123,6 +126,10 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             let behind = match config.norm_placement {
                 NormPlacement::Input => behind,
                 NormPlacement::Sum => behind + size * c + 4 * statistics,
+                // The sublayers' outputs, which their norms read.
+                NormPlacement::Output | NormPlacement::InputAndOutput => {
+                    behind + 2 * (size * c + 4 * statistics)
+                }
             };
             let ranks: usize = config
                 .linear_kinds()
@@ -182,7 +189,12 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let (f, mlp) = (config.intermediate_size, mlp_width(config));
     // A block's own values in f32, while it is computed.
-    let values = c + 2 * q + 2 * kv + c + mlp;
+    let outputs = if config.norm_placement.has_output() {
+        2 * c
+    } else {
+        0
+    };
+    let values = c + 2 * q + 2 * kv + c + mlp + outputs;
     let forward = values + f + c;
     let again = match saving.recompute {
         Recompute::None => 0,
@@ -213,7 +225,9 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let tokens = work.tokens as u64;
     let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
     let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(work.supervised_tokens);
-    let head = 4 * (rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
+    // Gradients go back through a cap with the logits beside them.
+    let logits = 1 + usize::from(config.logit_scaling.softcap.is_some());
+    let head = 4 * (logits * rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
     // The buffers of the blocks stay at hand while the head is computed.
     blocks + head
 }

@@ -25,6 +25,14 @@ pub const NAMES: &[&str] = &[
     "smollm2-135m",
     "smollm2-360m",
     "smollm2-1.7b",
+    "smollm3-3b",
+    "gemma-2-2b",
+    "gemma-3-270m",
+    "gemma-3-1b",
+    "gemma-3-4b",
+    "granite-3.3-2b",
+    "olmo-2-1b",
+    "phi-4-mini",
 ];
 
 /// A preset's shapes.
@@ -80,11 +88,35 @@ fn fields(name: &str) -> Option<Map<String, Value>> {
         "smollm2-135m" => llama("llama", 49152, [30, 576, 1536, 9, 3], 8192, true),
         "smollm2-360m" => llama("llama", 49152, [32, 960, 2560, 15, 5], 8192, true),
         "smollm2-1.7b" => llama("llama", 49152, [24, 2048, 8192, 32, 32], 8192, true),
+        "smollm3-3b" => llama("smollm3", 128_256, [36, 2048, 11008, 16, 4], 65536, true),
+        "gemma-2-2b" => llama("gemma2", 256_000, [26, 2304, 9216, 8, 4], 8192, true),
+        "gemma-3-270m" => llama("gemma3_text", 262_144, [18, 640, 2048, 4, 1], 32768, true),
+        "gemma-3-1b" => llama("gemma3_text", 262_144, [26, 1152, 6912, 4, 1], 32768, true),
+        // The text half.
+        "gemma-3-4b" => llama(
+            "gemma3_text",
+            262_208,
+            [34, 2560, 10240, 8, 4],
+            131_072,
+            true,
+        ),
+        "granite-3.3-2b" => llama("granite", 49159, [40, 2048, 8192, 32, 8], 131_072, true),
+        "olmo-2-1b" => llama("olmo2", 100_352, [16, 2048, 8192, 16, 16], 4096, false),
+        "phi-4-mini" => llama("phi3", 200_064, [32, 3072, 8192, 24, 8], 131_072, true),
         _ => return None,
     };
     match name {
         "qwen3-0.6b" => value["head_dim"] = 128.into(),
         "mistral-7b" => value["sliding_window"] = 4096.into(),
+        "gemma-3-270m" | "gemma-3-1b" => value["sliding_window"] = 512.into(),
+        "gemma-3-4b" => value["sliding_window"] = 1024.into(),
+        "phi-4-mini" => {
+            // The factors themselves change nothing that is planned.
+            let factors = [1.0; 48];
+            value["rope_scaling"] = json!({"type": "longrope", "short_factor": factors.as_slice(), "long_factor": factors.as_slice()});
+            value["partial_rotary_factor"] = 0.75.into();
+            value["original_max_position_embeddings"] = 4096.into();
+        }
         _ => {}
     }
     match value {
@@ -113,6 +145,14 @@ mod tests {
             ("smollm2-135m", 134_515_008),
             ("smollm2-360m", 361_821_120),
             ("smollm2-1.7b", 1_711_376_384),
+            ("smollm3-3b", 3_075_098_624),
+            ("gemma-2-2b", 2_614_341_888),
+            ("gemma-3-270m", 268_098_176),
+            ("gemma-3-1b", 999_885_952),
+            ("gemma-3-4b", 3_880_263_168),
+            ("granite-3.3-2b", 2_533_539_840),
+            ("olmo-2-1b", 1_484_916_736),
+            ("phi-4-mini", 3_836_021_760),
         ];
         for (name, parameters) in known {
             assert_eq!(config(name).unwrap().parameters(), parameters, "{name}");

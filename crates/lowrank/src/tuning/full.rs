@@ -126,7 +126,7 @@ pub fn random_weights(
             | WeightId::EmbeddingNorm(Part::Weight)
             | WeightId::ClassifierNorm(Part::Weight)
             | WeightId::FinalNorm(Part::Weight) => {
-                tensor.view_mut().fill(1.0);
+                tensor.view_mut().fill(1.0 - config.norm.weight_offset());
                 None
             }
             id if id.is_vector() => None,

@@ -120,13 +120,24 @@ fn matches_whole(pattern: &str, module: &str) -> bool {
 /// The modules that PEFT scales by default.
 fn default_targets(family: Family) -> &'static [&'static str] {
     match family {
-        Family::Llama | Family::Mistral => &["k_proj", "v_proj", "down_proj"],
-        Family::Qwen2 | Family::Qwen3 => &["q_proj", "v_proj", "down_proj"],
+        Family::Llama
+        | Family::Mistral
+        // PEFT has none for these.
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Olmo2
+        | Family::Olmo3
+        | Family::Ministral3
+        | Family::Glm4 => &["k_proj", "v_proj", "down_proj"],
+        Family::Qwen2 | Family::Qwen3 | Family::Gemma2 | Family::Gemma3 => {
+            &["q_proj", "v_proj", "down_proj"]
+        }
         Family::Gpt2 => &["c_attn", "mlp.c_proj"],
         Family::Bert | Family::Roberta | Family::XlmRoberta => &["key", "value", "output.dense"],
         // PEFT has none for these.
         Family::DistilBert => &["k_lin", "v_lin", "lin2"],
         Family::ModernBert => &["Wqkv", "mlp.Wo"],
+        Family::Phi3 => &["qkv_proj", "down_proj"],
     }
 }
 
@@ -134,7 +145,19 @@ fn default_targets(family: Family) -> &'static [&'static str] {
 fn default_feedforward(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "mlp.c_proj",
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => "down_proj",
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Gemma2
+        | Family::Gemma3
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Olmo2
+        | Family::Olmo3
+        | Family::Phi3
+        | Family::Ministral3
+        | Family::Glm4 => "down_proj",
         Family::Bert | Family::Roberta | Family::XlmRoberta => "output.dense",
         Family::DistilBert => "lin2",
         Family::ModernBert => "mlp.Wo",

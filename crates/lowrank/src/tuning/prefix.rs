@@ -15,7 +15,7 @@ use lowrank_formats::peft::{
     open_adapter_weights, split_prefix,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal};
+use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal, scale};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -451,6 +451,10 @@ fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
         let (own, others) = rest.split_at(adapter.params.shape(slot).0);
         let table = model.weights().view(WeightId::Embedding);
         embedding_forward(adapter.params.view_mut(slot), own, table, false);
+        // What the model itself would put there.
+        if let Some(factor) = model.table_scale() {
+            scale(adapter.params.view_mut(slot), factor);
+        }
         rest = others;
     }
 }

@@ -32,7 +32,7 @@ fn a_config_that_is_not_supported_is_named() {
             &[
                 "model_type",
                 "mamba",
-                "llama, mistral, qwen2, qwen3, gpt2, bert",
+                "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3, smollm3, granite",
             ],
         ),
         (
@@ -44,14 +44,18 @@ fn a_config_that_is_not_supported_is_named() {
         (
             "llama3",
             "rope_parameters",
-            json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
-            &["rope_type", "yarn", "default, linear, llama3"],
+            json!({"rope_type": "proportional", "factor": 4.0, "rope_theta": 1e4}),
+            &[
+                "rope_type",
+                "proportional",
+                "default, linear, dynamic, llama3, yarn, longrope",
+            ],
         ),
         (
             "llama",
             "rope_scaling",
-            json!({"type": "dynamic", "factor": 2.0}),
-            &["type", "dynamic"],
+            json!({"type": "dynamic"}),
+            &["rope_scaling.factor"],
         ),
         (
             "qwen2",

@@ -18,7 +18,23 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Every architecture's golden model.
-pub(crate) const FAMILIES: [&str; 6] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gpt2"];
+pub(crate) const FAMILIES: [&str; 15] = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "ministral3",
+    "glm4",
+    "gpt2",
+];
 
 /// Where a golden model lies; it has no tokenizer.
 pub(crate) fn golden(family: &str) -> PathBuf {

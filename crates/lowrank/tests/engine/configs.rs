@@ -231,11 +231,105 @@ fn read(family: &str, changes: &Value) -> Result<ModelConfig, String> {
     read_config(&raw).map_err(|error| error.to_string())
 }
 
+#[test]
+fn the_text_half_of_a_model_that_reads_pictures_is_a_model() {
+    let place = Place::new("gemma3");
+    let model = place.path("model");
+    let ids = ids(20, 1);
+    let expected = logits(&open(&model), None, &ids);
+    let text = config_of(&model);
+    for whole in ["language_model.model.", "model.language_model."] {
+        let half = json!(text);
+        change_config(&model, |config| {
+            *config = Map::from_iter([
+                ("model_type".to_owned(), "gemma3".into()),
+                ("text_config".to_owned(), half),
+                ("vision_config".to_owned(), json!({"hidden_size": 8})),
+                ("eos_token_id".to_owned(), json!([1, 2])),
+            ]);
+        });
+        change_tensors(&model, |tensors| {
+            let named = std::mem::take(tensors).into_iter();
+            let short = |name: &str| {
+                name.split_once("layers.")
+                    .map(|(_, rest)| format!("layers.{rest}"))
+            };
+            *tensors = named
+                .filter(|(name, _)| !name.contains("vision_tower") && !name.contains("lm_head"))
+                .map(|(name, tensor)| {
+                    let last = name
+                        .rsplit_once("model.")
+                        .map_or("", |(_, rest)| rest)
+                        .to_owned();
+                    (format!("{whole}{}", short(&name).unwrap_or(last)), tensor)
+                })
+                .collect();
+            // The head is the embedding, but may be stored all the same.
+            let embedding = tensors[&format!("{whole}embed_tokens.weight")].clone();
+            let head = whole
+                .strip_suffix(".model.")
+                .map_or("", |_| "language_model.");
+            tensors.insert(format!("{head}lm_head.weight"), embedding);
+            let tower = if whole.starts_with("model.") {
+                "model.vision_tower"
+            } else {
+                "vision_tower"
+            };
+            tensors.insert(format!("{tower}.patches.weight"), (vec![2], vec![1.0, 2.0]));
+        });
+        let network = open(&model);
+        assert_eq!(logits(&network, None, &ids), expected, "{whole}");
+
+        // What is written from it is the half by itself.
+        let trained = adapter(&network, &all_linear(), 3);
+        let merged = place.path(whole);
+        let source = Source::Folder(model.clone());
+        let passages = std::slice::from_ref(&ids);
+        merge(
+            &source,
+            &trained,
+            passages,
+            &merged,
+            DType::F32,
+            false,
+            false,
+        )
+        .expect("the merge");
+        let written = config_of(&merged);
+        assert_eq!(written["model_type"], "gemma3_text");
+        assert_eq!(written["eos_token_id"], text["eos_token_id"]);
+        assert!(!written.contains_key("vision_config"));
+        let off = difference(
+            &logits(&open(&merged), None, &ids),
+            &logits(&network, Some(&trained), &ids),
+        );
+        assert!(off < 1e-4, "{off:e}");
+    }
+    change_config(&model, |config| drop(config.remove("text_config")));
+    assert_says(&failure(load(&model)), &["text_config", "an object"]);
+}
+
 /// The rotary parameters of the golden model of that name, with another original length.
 fn llama3_with(original: usize) -> Value {
     let mut parameters = config_of(&golden("llama3"))["rope_parameters"].clone();
     parameters["original_max_position_embeddings"] = original.into();
     parameters
+}
+
+/// The rotary parameters of the golden Phi-3 with one other value.
+fn phi3_with(key: &str, value: Value) -> Value {
+    let mut parameters = config_of(&golden("phi3"))["rope_parameters"].clone();
+    parameters[key] = value;
+    json!({ "rope_parameters": parameters })
+}
+
+#[test]
+fn longrope_has_the_positions_of_pretraining() {
+    let config = read("phi3", &json!({})).expect("it is supported");
+    assert_eq!(config.max_position_embeddings, 64);
+    let plain = json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}});
+    let config = read("phi3", &plain).expect("it is supported");
+    assert_eq!(config.max_position_embeddings, 256);
 }
 
 #[test]
@@ -313,9 +407,61 @@ fn keys_that_mean_the_same_are_read_in_transformers_order() {
             json!({}),
         ),
     ] {
-        let (one_read, other_read) = (read(family, &one), read(family, &other));
-        assert_eq!(one_read, other_read, "{one} {other}");
-        one_read.expect("it is supported");
+        assert_same(family, &one, &other);
+    }
+}
+
+fn assert_same(family: &str, one: &Value, other: &Value) {
+    let (one_read, other_read) = (read(family, one), read(family, other));
+    assert_eq!(one_read, other_read, "{one} {other}");
+    one_read.expect("it is supported");
+}
+
+#[test]
+fn absent_and_older_keys_of_families_stand_for_their_values() {
+    for (family, one, other) in [
+        // Gemma 3 as transformers 4 wrote it.
+        (
+            "gemma3",
+            json!({
+                "rope_parameters": null, "rope_theta": 10000.0, "rope_local_base_freq": 100.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": null, "sliding_window_pattern": 2,
+            }),
+            json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+        ),
+        (
+            "gemma2",
+            json!({"attn_logit_softcapping": null, "final_logit_softcapping": null, "layer_types": null}),
+            json!({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0, 1, 0]}),
+            json!({"no_rope_layers": null, "layer_types": null, "no_rope_layer_interval": 2}),
+        ),
+        (
+            "llama",
+            json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+            json!({"rope_parameters": {"rope_type": "default"}}),
+        ),
+        // Phi-3's older names of one scaling.
+        ("phi3", phi3_with("rope_type", json!("su")), json!({})),
+        ("phi3", phi3_with("rope_type", json!("yarn")), json!({})),
+        (
+            "glm4",
+            json!({"rope_parameters": {"rope_theta": 100.0}}),
+            json!({}),
+        ),
+        (
+            "ministral3",
+            json!({"rope_parameters": null}),
+            json!({"rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384,
+                "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+            }}),
+        ),
+    ] {
+        assert_same(family, &one, &other);
     }
 }
 
@@ -381,6 +527,97 @@ fn configs_that_cannot_be_followed_name_their_keys() {
             "mistral",
             json!({"attention_bias": true}),
             &["attention_bias", "Mistral has no biases"],
+        ),
+    ] {
+        assert_says(&read(family, &changes).expect_err("it is refused"), words);
+    }
+}
+
+#[test]
+fn values_that_a_family_has_not_are_named() {
+    for (family, changes, words) in [
+        (
+            "gemma2",
+            json!({"attn_logit_softcapping": 0.0}),
+            &["attn_logit_softcapping", "null for none"][..],
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0]}),
+            &["no_rope_layers", "num_hidden_layers, which is 4"],
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": null, "no_rope_layer_interval": 0}),
+            &["no_rope_layer_interval", "at least 1"],
+        ),
+        (
+            "smollm3",
+            json!({"use_sliding_window": false}),
+            &["use_sliding_window", "layer_types names layers that slide"],
+        ),
+        (
+            "granite",
+            json!({"logits_scaling": 0}),
+            &["logits_scaling", "above 0"],
+        ),
+        (
+            "olmo3",
+            json!({"layer_types": ["linear_attention", "full_attention", "full_attention"]}),
+            &["layer_types", "linear_attention"],
+        ),
+        (
+            "phi3",
+            phi3_with("short_factor", json!([1.0, 2.0])),
+            &[
+                "rope_parameters.short_factor",
+                "a list of 6 numbers above 0",
+            ],
+        ),
+        (
+            "phi3",
+            phi3_with("long_factor", json!([1, 1, 1, 1, 1, 0])),
+            &["rope_parameters.long_factor", "above 0"],
+        ),
+        (
+            "phi3",
+            phi3_with("partial_rotary_factor", json!(1.5)),
+            &["partial_rotary_factor", "a head of 16"],
+        ),
+        (
+            "glm4",
+            json!({"rope_parameters": {"partial_rotary_factor": 0.25}}),
+            &["partial_rotary_factor", "even"],
+        ),
+        (
+            "ministral3",
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+            &["rope_parameters.llama_4_scaling_beta"],
+        ),
+        (
+            "gemma3",
+            json!({"use_bidirectional_attention": true}),
+            &["use_bidirectional_attention", "false"],
+        ),
+        (
+            "gemma3",
+            json!({"attn_logit_softcapping": 50.0}),
+            &["attn_logit_softcapping", "null"],
+        ),
+        (
+            "gemma3",
+            json!({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}),
+            &["layer_types", "chunked_attention", "sliding_attention"],
+        ),
+        (
+            "gemma3",
+            json!({"query_pre_attn_scalar": 0}),
+            &["query_pre_attn_scalar", "above 0"],
+        ),
+        (
+            "gemma3",
+            json!({"layer_types": null, "sliding_window_pattern": 0}),
+            &["sliding_window_pattern", "at least 1"],
         ),
     ] {
         assert_says(&read(family, &changes).expect_err("it is refused"), words);

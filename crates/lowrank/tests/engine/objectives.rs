@@ -32,6 +32,7 @@ impl Objective for Pairs<'_> {
             &mut correct,
             hidden,
             head.weight,
+            head.scaling,
             self.targets,
             ws,
         );
@@ -53,6 +54,7 @@ impl Objective for Pairs<'_> {
                 head.slot.map(|slot| trained.view_mut(slot)),
                 hidden,
                 head.weight,
+                head.scaling,
                 self.targets,
                 &lse,
                 &coefficients,

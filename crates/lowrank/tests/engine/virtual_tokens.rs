@@ -45,6 +45,20 @@ pub(crate) fn random(model: &Decoder, options: Options, seed: u64) -> Adapter {
     made
 }
 
+#[test]
+fn embeddings_that_begin_as_a_text_are_that_text() {
+    for family in FAMILIES {
+        let model = decoder(family);
+        let (text, rest) = (ids(3, 1), ids(6, 2));
+        let made = prefix::inject(&model, PROMPT, Init::Text, &text, 0).expect("it fits");
+        let off = difference(
+            &logits_after(&model, Some(&made), &rest, &[]),
+            &logits_after(&model, None, &[text, rest].concat(), &[]),
+        );
+        assert!(off < 1e-5, "{family}: {off:e}");
+    }
+}
+
 /// Rows of which some share their prompt.
 fn rows() -> Vec<Example> {
     [(1, 6, 0, 4), (2, 3, 1, 5), (1, 6, 2, 7), (3, 0, 3, 6)]

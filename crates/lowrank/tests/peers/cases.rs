@@ -16,7 +16,7 @@ pub(crate) struct ModelCase {
 }
 
 /// The models, one or more a family.
-pub(crate) const MODELS: [ModelCase; 6] = [
+pub(crate) const MODELS: [ModelCase; 15] = [
     ModelCase {
         name: "llama",
         tied: false,
@@ -41,6 +41,51 @@ pub(crate) const MODELS: [ModelCase; 6] = [
         name: "qwen3",
         tied: false,
         fully_tuned: false,
+    },
+    ModelCase {
+        name: "gemma3",
+        tied: true,
+        fully_tuned: true,
+    },
+    ModelCase {
+        name: "gemma2",
+        tied: true,
+        fully_tuned: true,
+    },
+    ModelCase {
+        name: "smollm3",
+        tied: true,
+        fully_tuned: false,
+    },
+    ModelCase {
+        name: "granite",
+        tied: true,
+        fully_tuned: true,
+    },
+    ModelCase {
+        name: "olmo2",
+        tied: false,
+        fully_tuned: true,
+    },
+    ModelCase {
+        name: "olmo3",
+        tied: false,
+        fully_tuned: false,
+    },
+    ModelCase {
+        name: "phi3",
+        tied: false,
+        fully_tuned: true,
+    },
+    ModelCase {
+        name: "ministral3",
+        tied: true,
+        fully_tuned: false,
+    },
+    ModelCase {
+        name: "glm4",
+        tied: false,
+        fully_tuned: true,
     },
     ModelCase {
         name: "gpt2",
@@ -73,10 +118,12 @@ const fn adapter(model: &'static str, name: &'static str) -> AdapterCase {
 }
 
 /// Folders of PEFT's prefix and prompt tuning below the models', trained with learning rate 1e-2.
-pub(crate) const PROMPT_ADAPTERS: [AdapterCase; 5] = [
+pub(crate) const PROMPT_ADAPTERS: [AdapterCase; 7] = [
     adapter("llama", "prefix"),
     adapter("llama", "prompt"),
     adapter("qwen3", "prefix"),
+    adapter("gemma3", "prompt"),
+    adapter("granite", "prompt"),
     adapter("gpt2", "prefix"),
     adapter("gpt2", "prompt"),
 ];
@@ -89,7 +136,7 @@ pub(crate) const IA3_ADAPTERS: [AdapterCase; 3] = [
 ];
 
 /// The adapters.
-pub(crate) const ADAPTERS: [AdapterCase; 9] = [
+pub(crate) const ADAPTERS: [AdapterCase; 18] = [
     AdapterCase {
         smoothed: true,
         ..adapter("llama", "all_linear")
@@ -99,6 +146,15 @@ pub(crate) const ADAPTERS: [AdapterCase; 9] = [
     adapter("mistral", "q_v"),
     adapter("qwen2", "attention"),
     adapter("qwen3", "all_linear"),
+    adapter("gemma3", "all_linear"),
+    adapter("gemma2", "all_linear"),
+    adapter("smollm3", "all_linear"),
+    adapter("granite", "all_linear"),
+    adapter("olmo2", "all_linear"),
+    adapter("olmo3", "all_linear"),
+    adapter("phi3", "all_linear"),
+    adapter("ministral3", "all_linear"),
+    adapter("glm4", "all_linear"),
     adapter("gpt2", "c_attn"),
     adapter("gpt2", "all_linear"),
     AdapterCase {

@@ -1,7 +1,8 @@
 //! The backward pass, a task for each part of a group of segments and key/value head.
 //!
 //! With p = exp(s - lse), the gradient of the scores is ds = p · (dp - δ), where dp = do·vᵀ and
-//! δ = Σ p·dp over the keys of a query. The scores are computed again, tile by tile.
+//! δ = Σ p·dp over the keys of a query. The scores are computed again, tile by tile. Where they are capped, ds is multiplied with
+//! the cap's slope.
 //!
 //! δ is also Σ do·o, which needs the output but no sum over the keys first. The sum is taken all the
 //! same: it belongs to the very p and dp that it is subtracted from, and nothing has to keep o.
@@ -10,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::columns::{Columns, finite_or_zero};
+use super::columns::{Columns, cap_scores_with_slopes, finite_or_zero};
 use super::sight::{KeyTile, PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
 use crate::cpu::elementwise::{add_assign, set_zero};
 use crate::cpu::parallel::ForEachPart;
@@ -196,6 +197,8 @@ struct Buffers<'a> {
     weights: &'a mut [f32],
     /// dp and then ds, likewise.
     score_grads: &'a mut [f32],
+    /// The cap's slope at each score, likewise; empty where scores have no cap.
+    slopes: &'a mut [f32],
     /// kᵀ of a tile, as [`pack_rows`] lays it.
     keys: &'a mut [f32],
     lse: &'a mut [f32],
@@ -204,17 +207,18 @@ struct Buffers<'a> {
 
 impl<'a> Buffers<'a> {
     /// Numbers of a part of each kind.
-    fn lens(columns: &Columns, size: usize, kept: usize) -> [usize; 10] {
+    fn lens(columns: &Columns, size: usize, kept: usize, is_capped: bool) -> [usize; 11] {
         let width = columns.panels() * NR;
         let (turned, straight) = (width * size, width * size.next_multiple_of(NR));
         let scores = kept * TILE_KEYS * width;
+        let slopes = if is_capped { scores } else { 0 };
         let keys = size.next_multiple_of(MR) * TILE_KEYS;
         [
-            turned, turned, straight, straight, turned, scores, scores, keys, width, width,
+            turned, turned, straight, straight, turned, scores, scores, slopes, keys, width, width,
         ]
     }
 
-    fn new(mut scratch: &'a mut [f32], columns: Columns, lens: [usize; 10]) -> Self {
+    fn new(mut scratch: &'a mut [f32], columns: Columns, lens: [usize; 11]) -> Self {
         let [
             queries,
             grads,
@@ -223,6 +227,7 @@ impl<'a> Buffers<'a> {
             query_grads,
             weights,
             score_grads,
+            slopes,
             keys,
             lse,
             delta,
@@ -240,6 +245,7 @@ impl<'a> Buffers<'a> {
             query_grads,
             weights,
             score_grads,
+            slopes,
             keys,
             lse,
             delta,
@@ -255,7 +261,7 @@ impl Task<'_> {
         let span = tile.sight.span(&tile.queries);
         tile.sight.for_key_tiles(span, |tile| keys.push(tile));
         let kept = keys.len().clamp(1, KEPT_TILES);
-        let lens = Buffers::lens(&columns, size, kept);
+        let lens = Buffers::lens(&columns, size, kept, self.shape.softcap.is_some());
         with_scratch(lens.iter().sum(), |scratch| {
             let buffers = Buffers::new(scratch, columns, lens);
             self.run_with(tile, &keys, kv_head, sum, buffers);
@@ -361,9 +367,18 @@ impl Task<'_> {
             let weights = &mut buffers.weights[part.clone()];
             times(weights, keys, buffers.queries);
             // o = p·v, so dp = do·vᵀ
-            times(&mut buffers.score_grads[part], values, buffers.grads);
+            times(
+                &mut buffers.score_grads[part.clone()],
+                values,
+                buffers.grads,
+            );
             for (i, weights) in weights.chunks_exact_mut(TILE_KEYS * NR).enumerate() {
                 let weights = &mut weights[..count * NR];
+                if let Some(cap) = self.shape.softcap {
+                    let at = part.start + i * TILE_KEYS * NR;
+                    let slopes = &mut buffers.slopes[at..at + count * NR];
+                    cap_scores_with_slopes(weights, slopes, cap);
+                }
                 seen.mask(i, weights.as_chunks_mut().0);
                 exp_scores(weights, &buffers.lse[(pair.start + i) * NR..][..NR]);
             }
@@ -408,9 +423,12 @@ impl Task<'_> {
             for panel in pair.clone() {
                 let part = columns.scores(slot, panel);
                 let grads = &mut buffers.score_grads[part.clone()][..seen.len() * NR];
-                let weights = &buffers.weights[part][..seen.len() * NR];
+                let weights = &buffers.weights[part.clone()][..seen.len() * NR];
                 // p = exp(s - lse), so ds = p · (dp - δ)
                 softmax_backward(grads, weights, &buffers.delta[panel * NR..][..NR]);
+                if self.shape.softcap.is_some() {
+                    multiply(grads, &buffers.slopes[part][..seen.len() * NR]);
+                }
             }
             // s = (scale·q)·kᵀ, so d(scale·q) += ds·k
             let left = Left {
@@ -503,6 +521,18 @@ fn exp_scores(scores: &mut [f32], lse: &[f32]) {
                 for (score, lse) in row.iter_mut().zip(&base) {
                     *score = exp(*score - lse);
                 }
+            }
+        },
+    );
+}
+
+/// grads *= slopes.
+fn multiply(grads: &mut [f32], slopes: &[f32]) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for (grad, slope) in grads.iter_mut().zip(slopes) {
+                *grad *= slope;
             }
         },
     );

@@ -8,7 +8,7 @@ use std::ops::{Range, RangeFrom};
 use super::sight::{KeyTile, PAIR, QueryTile, TILE_KEYS};
 use crate::cpu::product::layout::NR;
 use crate::cpu::product::mat::MatMut;
-use crate::cpu::simd::vectorize;
+use crate::cpu::simd::{tanh, vectorize};
 use crate::types::attention::AttentionShape;
 use crate::view::View;
 
@@ -194,6 +194,34 @@ impl Seen {
 #[inline(always)]
 pub(super) fn finite_or_zero(x: f32) -> f32 {
     if x == f32::NEG_INFINITY { 0.0 } else { x }
+}
+
+/// Scores s become cap · tanh(s / cap).
+pub(super) fn cap_scores(scores: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    vectorize(
+        #[inline(always)]
+        || {
+            for score in scores.iter_mut() {
+                *score = cap * tanh(*score * inverse);
+            }
+        },
+    );
+}
+
+/// The same, with the slope 1 - tanh² of each score.
+pub(super) fn cap_scores_with_slopes(scores: &mut [f32], slopes: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    vectorize(
+        #[inline(always)]
+        || {
+            for (score, slope) in scores.iter_mut().zip(slopes.iter_mut()) {
+                let capped = tanh(*score * inverse);
+                *score = cap * capped;
+                *slope = 1.0 - capped * capped;
+            }
+        },
+    );
 }
 
 /// A panel [D][16] from 16 rows of D numbers; empty ones stand for zeros.

@@ -1,6 +1,6 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
-use super::columns::{Columns, finite_or_zero};
+use super::columns::{Columns, cap_scores, finite_or_zero};
 use super::sight::{PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
 use super::single;
 use crate::cpu::parallel::for_runs;
@@ -132,6 +132,9 @@ impl Task<'_> {
                         multiply_pair::<1>(to, count_seen, false, left, &right);
                         for (i, panel) in pair.enumerate() {
                             let scores = &mut scores[i * TILE_KEYS * NR..][..count_seen * NR];
+                            if let Some(cap) = self.shape.softcap {
+                                cap_scores(scores, cap);
+                            }
                             seen.mask(i, scores.as_chunks_mut().0);
                             let stats = panel * NR..(panel + 1) * NR;
                             let shrink =

@@ -6,7 +6,7 @@ use super::sight::QueryTile;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::rows::{products_of_rows, with_packed};
 use crate::cpu::scratch::with_scratch;
-use crate::cpu::simd::{self, LANES, Weights, exp, fetch, lane_max, lane_sum, vectorize};
+use crate::cpu::simd::{self, LANES, Weights, exp, fetch, lane_max, lane_sum, tanh, vectorize};
 use crate::types::attention::AttentionShape;
 use crate::view::View;
 
@@ -65,7 +65,7 @@ pub(super) fn forward(
                 continue;
             }
             for (scores, lse) in scores.chunks_exact_mut(count).zip(lse.row(i)) {
-                *lse = softmax(scores, shape.scale);
+                *lse = softmax(scores, shape.scale, shape.softcap);
             }
             tile.sight.for_key_tiles(seen.clone(), |keys| {
                 let at = keys.position - seen.start;
@@ -81,13 +81,19 @@ pub(super) fn forward(
     });
 }
 
-/// Replaces scores by their softmax after scaling; returns the log-sum-exp.
-fn softmax(scores: &mut [f32], scale: f32) -> f32 {
+/// Replaces scores by their softmax after scaling and capping; returns the log-sum-exp.
+fn softmax(scores: &mut [f32], scale: f32, cap: Option<f32>) -> f32 {
     vectorize(
         #[inline(always)]
         || {
             for score in scores.iter_mut() {
                 *score *= scale;
+            }
+            if let Some(cap) = cap {
+                let inverse = 1.0 / cap;
+                for score in scores.iter_mut() {
+                    *score = cap * tanh(*score * inverse);
+                }
             }
             let max = lane_max(scores);
             for score in scores.iter_mut() {

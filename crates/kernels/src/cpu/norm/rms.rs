@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::COLUMNS;
 use crate::cpu::parallel::{ForEachPart, rows_per_task};
 use crate::cpu::product::mat::for_tiles;
+use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{lane_sum, vectorize};
 use crate::view::{View, ViewMut};
 
@@ -13,13 +14,14 @@ pub(crate) fn rms_norm_forward(
     rstd: ViewMut<'_>,
     x: View<'_>,
     weight: View<'_>,
+    offset: f32,
     eps: f32,
     groups: usize,
 ) {
     let size = x.cols() / groups;
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
-    weight.with_f32s(|weight| {
+    with_factors(weight, offset, |weight| {
         y.into_f32s()
             .par_chunks_mut(width)
             .zip(rstd.into_f32s().par_chunks_mut(block * groups))
@@ -45,12 +47,13 @@ pub(crate) fn rms_norm_apply(
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
+    offset: f32,
     groups: usize,
 ) {
     let size = x.cols() / groups;
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
-    weight.with_f32s(|weight| {
+    with_factors(weight, offset, |weight| {
         y.into_f32s()
             .par_chunks_mut(width)
             .zip(rstd.f32s().par_chunks(block * groups))
@@ -76,6 +79,7 @@ pub(crate) fn rms_norm_backward(
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
+    offset: f32,
     groups: usize,
     accumulate: bool,
 ) {
@@ -103,7 +107,7 @@ pub(crate) fn rms_norm_backward(
     }
     // y = x · rstd · w and rstd = (Σx²/n + ε)^-½, so with g = dy · w:
     // dx = rstd · (g - x · rstd² · Σ(g·x) / n)
-    weight.with_f32s(|weight| {
+    with_factors(weight, offset, |weight| {
         dx.into_f32s()
             .par_chunks_mut(width)
             .zip(dy.par_chunks(width))
@@ -127,6 +131,21 @@ pub(crate) fn rms_norm_backward(
                 );
             });
     });
+}
+
+/// Calls `work` with what the pieces are multiplied with: offset + w.
+fn with_factors<R>(weight: View<'_>, offset: f32, work: impl FnOnce(&[f32]) -> R) -> R {
+    weight.with_f32s(|weight| {
+        if offset == 0.0 {
+            return work(weight);
+        }
+        with_scratch(weight.len(), |factors| {
+            for (factor, w) in factors.iter_mut().zip(weight) {
+                *factor = offset + w;
+            }
+            work(factors)
+        })
+    })
 }
 
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x · rstd · w, where
-//! rstd = 1 / √(mean(x²) + ε).
+//! Root-mean-square norm (Zhang and Sennrich, 2019): y = x · rstd · (offset + w), where
+//! rstd = 1 / √(mean(x²) + ε). The offset is 0 for most models and 1 for Gemma's.
 //!
 //! A row of C numbers is normalised in `groups` pieces of n = C / groups, each with the same weight
 //! [1, n]; that is the norm of each head's query or key. rstd is [T, groups]. The forward
@@ -9,7 +9,7 @@ use crate::cpu;
 use crate::profile::op;
 use crate::view::{View, ViewMut};
 
-/// y = x · rstd · w; y, x [T, C], rstd [T, groups] saved for the backward, weight [1, C / groups].
+/// y = x · rstd · (offset + w); y, x [T, C], rstd [T, groups] saved for the backward, weight [1, C / groups].
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -18,6 +18,7 @@ pub fn rms_norm_forward(
     rstd: ViewMut<'_>,
     x: View<'_>,
     weight: View<'_>,
+    offset: f32,
     eps: f32,
     groups: usize,
 ) {
@@ -25,7 +26,7 @@ pub fn rms_norm_forward(
     check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
-    cpu::norm::rms::rms_norm_forward(y, rstd, x, weight, eps, groups);
+    cpu::norm::rms::rms_norm_forward(y, rstd, x, weight, offset, eps, groups);
 }
 
 /// y from the rstd that the forward saved; shapes as there.
@@ -37,13 +38,14 @@ pub fn rms_norm_apply(
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
+    offset: f32,
     groups: usize,
 ) {
     let _op = op("norm again", || 0.0);
     check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
-    cpu::norm::rms::rms_norm_apply(y, x, rstd, weight, groups);
+    cpu::norm::rms::rms_norm_apply(y, x, rstd, weight, offset, groups);
 }
 
 /// dx (overwritten, or added to if `accumulate`) and dweight (added to).
@@ -59,6 +61,7 @@ pub fn rms_norm_backward(
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
+    offset: f32,
     groups: usize,
     accumulate: bool,
 ) {
@@ -70,7 +73,7 @@ pub fn rms_norm_backward(
     dx.assert_shape("the input gradient of a norm", x.rows(), x.cols());
     dy.assert_shape("the output gradient of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
-    cpu::norm::rms::rms_norm_backward(dx, dweight, dy, x, rstd, weight, groups, accumulate);
+    cpu::norm::rms::rms_norm_backward(dx, dweight, dy, x, rstd, weight, offset, groups, accumulate);
 }
 
 fn check(x: View<'_>, weight: View<'_>, groups: usize) {

@@ -1,23 +1,24 @@
 //! The first half of a block: o = attention(rope(q), rope(k), v), with q, k and v of norm(x), over all rows.
 
 use lowrank_kernels::{
-    Arena, AttentionShape, RopeTable, Tensor, View, ViewMut, add_assign, attention_backward,
+    Arena, AttentionShape, Tensor, View, ViewMut, add_assign, attention_backward,
     attention_forward, copy_cols, rope_backward, rope_forward,
 };
 
 use crate::model::adapter::Reach;
 use crate::model::batch::Batch;
 use crate::model::cache::KvCache;
-use crate::model::config::{BlockNorm, LinearId, LinearKind, NormPlacement, Part, WeightId};
+use crate::model::config::{BlockNorm, LinearId, LinearKind, Part, QkNorm, WeightId};
 use crate::model::linear::{LinearBack, LinearSaved};
 use crate::model::pass::{NormSaved, Pass};
+use crate::model::rope::RopeTables;
 
 /// The first half of a block, of a pass over all rows.
 pub(crate) struct AttentionHalf<'a> {
     pub(super) pass: Pass<'a>,
     pub(super) batch: &'a Batch,
     pub(super) layer: usize,
-    pub(super) rope: Option<&'a RopeTable>,
+    pub(super) rope: Option<&'a RopeTables>,
 }
 
 /// The values of its forward. Matrices may be kept as bf16.
@@ -152,7 +153,10 @@ impl AttentionHalf<'_> {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_size: config.head_size,
-            scale: 1.0 / (config.head_size as f32).sqrt(),
+            scale: config
+                .attention_scale
+                .unwrap_or_else(|| 1.0 / (config.head_size as f32).sqrt()),
+            softcap: config.attention_softcap,
             window: config.layers[self.layer].window,
         }
     }
@@ -160,7 +164,7 @@ impl AttentionHalf<'_> {
     /// Whether a norm stands before the linears.
     fn has_norm(&self) -> bool {
         let config = self.pass.config();
-        config.norm_placement == NormPlacement::Input && config.has_attention_norm(self.layer)
+        config.norm_placement.has_input() && config.has_attention_norm(self.layer)
     }
 
     fn norm(&self) -> impl Fn(Part) -> WeightId + use<> {
@@ -212,7 +216,9 @@ impl AttentionHalf<'_> {
             });
             (parts, saved)
         };
-        let (mut q, mut k, raw) = if config.qk_norm {
+        let (mut q, mut k, raw) = if config.qk_norm == QkNorm::None {
+            (q, k, None)
+        } else {
             let (q_normed, q_rstd) = pass.head_norm(self.head_norm_id(BlockNorm::Q), q.view());
             let (k_normed, k_rstd) = pass.head_norm(self.head_norm_id(BlockNorm::K), k.view());
             let raw = RawHeads {
@@ -222,11 +228,9 @@ impl AttentionHalf<'_> {
                 k_rstd,
             };
             (q_normed, k_normed, Some(raw))
-        } else {
-            (q, k, None)
         };
-        if let Some(table) = self.rope {
-            for x in [&mut q, &mut k] {
+        if let Some(tables) = self.rope {
+            for (x, table) in [(&mut q, tables.queries()), (&mut k, tables.keys())] {
                 let positions = &self.batch.positions;
                 rope_forward(x.view_mut(), positions, table, config.head_size);
             }
@@ -257,8 +261,8 @@ impl AttentionHalf<'_> {
             pass.ws,
         );
         let (mut dk, dv) = pass.trained_keys_backward(self.batch, self.layer, dk, dv, grads);
-        if let Some(table) = self.rope {
-            for dx in [&mut dq, &mut dk] {
+        if let Some(tables) = self.rope {
+            for (dx, table) in [(&mut dq, tables.queries()), (&mut dk, tables.keys())] {
                 let positions = &self.batch.positions;
                 rope_backward(dx.view_mut(), positions, table, config.head_size);
             }

@@ -1,18 +1,19 @@
 //! The second half of a block, over the rows that go on behind attention:
 //!
 //! ```text
-//! x_mid = x + o·Wᵀ
+//! x_mid = x + out(o·Wᵀ)
 //! n     = norm(x_mid)
-//! x_out = x_mid + down(act(gate(n), up(n)))            where norms stand before the sublayers
+//! x_out = x_mid + out(down(act(gate(n), up(n))))       where norms stand before the sublayers, or behind their outputs
 //! x_out = norm(n + down(act(gate(n), up(n))))          where they stand behind the sums
 //! ```
-//! The norm between the two sublayers is the MLP's in the first case, and attention's in the second.
+//! The norm between the two sublayers is the MLP's in the first case, and attention's in the second; there may be none. `out` is the
+//! norm of a sublayer's output, where there is one, and a factor.
 
 use std::borrow::Cow;
 
 use lowrank_kernels::{
     Arena, Tensor, View, activation_backward, activation_forward, add_assign, copy_cols,
-    gated_backward, gated_forward,
+    gated_backward, gated_forward, scale,
 };
 
 use crate::model::adapter::Reach;
@@ -35,7 +36,10 @@ pub(crate) struct MlpValues {
     pub(super) o: Option<Tensor>,
     /// The residual stream between attention and MLP, before the norm that stands there.
     pub(super) x_mid: Tensor,
-    pub(super) norm: NormSaved,
+    pub(super) norm: Option<NormSaved>,
+    /// What the norms of the sublayers' outputs read and saved, where there are such norms.
+    pub(super) attention_output: Option<(Tensor, NormSaved)>,
+    pub(super) mlp_output: Option<(Tensor, NormSaved)>,
     /// The sum behind the MLP and what its norm saved, where norms stand behind the sums.
     pub(super) last_sum: Option<(Tensor, NormSaved)>,
     /// Outputs of the MLP's first linears, unless they are computed again.
@@ -60,7 +64,8 @@ impl MlpHalf<'_> {
     pub(super) fn forward(&self, stream: Cow<Tensor>, o: Tensor) -> MlpValues {
         let pass = &self.pass;
         let id = self.linear_id(LinearKind::O);
-        let (mut x_mid, output_linear) = pass.linear(id, o.view());
+        let (output, output_linear) = pass.linear(id, o.view());
+        let (mut x_mid, attention_output) = self.finish_output(BlockNorm::AttentionOutput, output);
         let attention_bottlenecks =
             pass.join_stream(self.layer, Sublayer::Attention, &mut x_mid, stream.view());
         pass.give_widened(stream);
@@ -71,13 +76,16 @@ impl MlpHalf<'_> {
             None
         };
 
-        let (normed, norm) = pass.norm(self.norm(), x_mid.view());
-        let (inputs, input_linears) = self.inputs(normed.view());
-        pass.give([normed]);
+        let normed = self.norm().map(|id| pass.norm(id, x_mid.view()));
+        let (normed, norm) = normed.unzip();
+        let (inputs, input_linears) = self.inputs(normed.as_ref().unwrap_or(&x_mid).view());
+        pass.give(normed);
         MlpValues {
             o,
             x_mid,
             norm,
+            attention_output,
+            mlp_output: None,
             last_sum: None,
             inputs: Some(inputs),
             attention_bottlenecks,
@@ -95,17 +103,20 @@ impl MlpHalf<'_> {
         };
         let pass = &self.pass;
         let h = self.activation(inputs);
-        let (mut x_out, saved) = pass.linear(self.linear_id(LinearKind::Down), h.view());
+        let (output, saved) = pass.linear(self.linear_id(LinearKind::Down), h.view());
         pass.give([h]);
         values.last_linear = saved;
+        let (mut x_out, mlp_output) = self.finish_output(BlockNorm::MlpOutput, output);
+        values.mlp_output = mlp_output;
         let x_mid = values.x_mid.view();
         if !self.norms_sums() {
             values.mlp_bottlenecks = pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, x_mid);
             return x_out;
         }
-        let n = pass.norm_again(self.norm(), x_mid, &values.norm);
-        values.mlp_bottlenecks = pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, n.view());
-        pass.give([n]);
+        let n = self.norm_again(x_mid, values);
+        let stream = n.as_ref().map_or(x_mid, Tensor::view);
+        values.mlp_bottlenecks = pass.join_stream(self.layer, Sublayer::Mlp, &mut x_out, stream);
+        pass.give(n);
         let (normed, norm) = pass.norm(self.last_norm(), x_out.view());
         values.last_sum = Some((x_out, norm));
         normed
@@ -114,6 +125,7 @@ impl MlpHalf<'_> {
     /// Whether a backward reads what [`output`](Self::output) saves.
     pub(super) fn reads_output(&self) -> bool {
         self.norms_sums()
+            || self.pass.config().norm_placement.has_output()
             || self.pass.reads_input(self.linear_id(LinearKind::Down))
             || self.pass.has_bottleneck(self.layer, Sublayer::Mlp)
     }
@@ -129,7 +141,7 @@ impl MlpHalf<'_> {
     ) -> Option<Tensor> {
         self.mlp_backward(dx, &saved, reach, grads);
         let d_o = (reach > Reach::Mlp)
-            .then(|| self.output_backward(dx, &saved, reach, grads))
+            .then(|| self.projection_backward(dx, &saved, reach, grads))
             .flatten();
         saved.give(&self.pass);
         d_o
@@ -150,13 +162,20 @@ impl MlpHalf<'_> {
         if !finish {
             return;
         }
-        let norm = self.norm();
+        let d_out = self.output_backward(
+            BlockNorm::MlpOutput,
+            dx,
+            d_out,
+            saved.mlp_output.as_ref(),
+            grads,
+        );
         let x_mid = pass.widened(&saved.x_mid);
         let reads = self.input_ids().into_iter().any(|id| pass.reads_input(id));
         let mut normed = None;
         let again = saved.inputs.is_none().then(|| {
-            let n = normed.insert(pass.norm_again(&norm, x_mid.view(), &saved.norm));
-            let (inputs, linears) = self.inputs(n.view());
+            normed = self.norm_again(x_mid.view(), saved);
+            let n = normed.as_ref().map_or(x_mid.view(), Tensor::view);
+            let (inputs, linears) = self.inputs(n);
             pass.give_linears(linears);
             inputs
         });
@@ -174,7 +193,7 @@ impl MlpHalf<'_> {
         pass.give(d_out);
 
         if reads && normed.is_none() {
-            normed = Some(pass.norm_again(&norm, x_mid.view(), &saved.norm));
+            normed = self.norm_again(x_mid.view(), saved);
         }
         let fused = (pass.config().mlp == MlpKind::GatedFused).then(|| self.fused(&d_inputs));
         let apart = d_inputs.gate.iter().chain([&d_inputs.up]);
@@ -189,15 +208,19 @@ impl MlpHalf<'_> {
             })
             .collect();
         let mut dn = pass.take(dx.rows(), dx.cols());
-        let n = normed.as_ref().map(Tensor::view);
+        let n = reads.then(|| normed.as_ref().map_or(x_mid.view(), Tensor::view));
         pass.linears_backward(&linears, n, Some(dn.view_mut()), grads);
         drop(linears);
-        if self.norms_sums() {
-            add_assign(dx.view_mut(), dn.view());
-            self.norm_of_sum_backward(&norm, dx, x_mid.view(), &saved.norm, grads);
-        } else {
-            let (dx, x) = (dx.view_mut(), x_mid.view());
-            pass.norm_backward(&norm, dx, dn.view(), x, &saved.norm, grads);
+        match self.norm().zip(saved.norm.as_ref()) {
+            Some((id, norm)) if self.norms_sums() => {
+                add_assign(dx.view_mut(), dn.view());
+                self.norm_of_sum_backward(id, dx, x_mid.view(), norm, grads);
+            }
+            Some((id, norm)) => {
+                let (dx, x) = (dx.view_mut(), x_mid.view());
+                pass.norm_backward(id, dx, dn.view(), x, norm, grads);
+            }
+            None => add_assign(dx.view_mut(), dn.view()),
         }
         pass.give_widened(x_mid);
         pass.give([dn]);
@@ -242,7 +265,7 @@ impl MlpHalf<'_> {
     }
 
     /// The gradient of the attention's output, if the backward goes on to there.
-    fn output_backward(
+    fn projection_backward(
         &self,
         dx: &mut Tensor,
         saved: &MlpValues,
@@ -256,6 +279,13 @@ impl MlpHalf<'_> {
         if !finish {
             return None;
         }
+        let d_out = self.output_backward(
+            BlockNorm::AttentionOutput,
+            dx,
+            d_out,
+            saved.attention_output.as_ref(),
+            grads,
+        );
         let mut d_o = (reach > Reach::Output).then(|| pass.take(dx.rows(), pass.config().q_size()));
         let back = LinearBack {
             id: self.linear_id(LinearKind::O),
@@ -296,21 +326,88 @@ impl MlpHalf<'_> {
         self.pass.config().norm_placement == NormPlacement::Sum
     }
 
-    /// The norm between the two sublayers.
-    fn norm(&self) -> impl Fn(Part) -> WeightId + use<> {
-        let layer = self.layer;
-        let norm = if self.norms_sums() {
-            BlockNorm::Attention
+    /// What is added to the residual stream, from a sublayer's output, and what the norm between them read and saved.
+    fn finish_output(
+        &self,
+        norm: BlockNorm,
+        output: Tensor,
+    ) -> (Tensor, Option<(Tensor, NormSaved)>) {
+        let (pass, config) = (&self.pass, self.pass.config());
+        let (mut added, saved) = if config.norm_placement.has_output() {
+            let (normed, saved) = pass.norm(self.norm_id(norm), output.view());
+            (normed, Some((output, saved)))
         } else {
-            BlockNorm::Mlp
+            (output, None)
         };
-        move |part| WeightId::Norm(layer, norm, part)
+        if config.residual_scale != 1.0 {
+            scale(added.view_mut(), config.residual_scale);
+        }
+        (added, saved)
+    }
+
+    /// Back from the gradient of what is added to the residual stream to that of the sublayer's output. Either is `dx` where there
+    /// is none.
+    fn output_backward(
+        &self,
+        norm: BlockNorm,
+        dx: &Tensor,
+        mut d_out: Option<Tensor>,
+        saved: Option<&(Tensor, NormSaved)>,
+        grads: &mut Arena,
+    ) -> Option<Tensor> {
+        let pass = &self.pass;
+        let factor = pass.config().residual_scale;
+        if factor != 1.0 {
+            let d_out = d_out.get_or_insert_with(|| {
+                let mut copy = pass.take(dx.rows(), dx.cols());
+                copy.view_mut().copy_from(dx.view());
+                copy
+            });
+            scale(d_out.view_mut(), factor);
+        }
+        let Some((output, statistics)) = saved else {
+            return d_out;
+        };
+        let mut d_output = pass.take(dx.rows(), dx.cols());
+        d_output.view_mut().fill(0.0);
+        let output = pass.widened(output);
+        pass.norm_backward(
+            self.norm_id(norm),
+            d_output.view_mut(),
+            d_out.as_ref().unwrap_or(dx).view(),
+            output.view(),
+            statistics,
+            grads,
+        );
+        pass.give_widened(output);
+        pass.give(d_out);
+        Some(d_output)
+    }
+
+    /// What the norm between the sublayers gives, again, where there is one.
+    fn norm_again(&self, x_mid: View, values: &MlpValues) -> Option<Tensor> {
+        let (id, saved) = self.norm().zip(values.norm.as_ref())?;
+        Some(self.pass.norm_again(id, x_mid, saved))
+    }
+
+    /// The norm between the two sublayers.
+    fn norm(&self) -> Option<impl Fn(Part) -> WeightId + use<>> {
+        let norm = match self.pass.config().norm_placement {
+            NormPlacement::Sum => BlockNorm::Attention,
+            NormPlacement::Input | NormPlacement::InputAndOutput => BlockNorm::Mlp,
+            NormPlacement::Output => return None,
+        };
+        Some(self.norm_id(norm))
     }
 
     /// The norm behind the sum of the MLP.
     fn last_norm(&self) -> impl Fn(Part) -> WeightId + use<> {
+        self.norm_id(BlockNorm::Mlp)
+    }
+
+    fn norm_id(&self, norm: BlockNorm) -> impl Fn(Part) -> WeightId + use<> {
         let layer = self.layer;
-        move |part| WeightId::Norm(layer, BlockNorm::Mlp, part)
+        move |part| WeightId::Norm(layer, norm, part)
     }
 
     fn linear_id(&self, kind: LinearKind) -> LinearId {

@@ -4,6 +4,8 @@
 //! x_mid = x     + o(attention(rope(q), rope(k), v)),   q, k, v of norm(x)
 //! x_out = x_mid + mlp(norm(x_mid))
 //! ```
+//! Where the config says so, a norm stands behind what a half adds as well.
+//!
 //! It has two halves. The first ([`attention`]) goes from the block's input to what attention gives, over all rows. The second
 //! ([`mlp`]) has what acts on a row by itself: the output projection, the MLP, and the adapter layers where the residual stream is
 //! added. In the last block only some rows are wanted, those that are scored, and the second half then computes these alone. So each
@@ -19,7 +21,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, RopeTable, RowClasses, Tensor, Workspace, embedding_backward, embedding_forward,
+    Arena, RowClasses, Tensor, Workspace, embedding_backward, embedding_forward,
 };
 
 use self::attention::{AttentionHalf, AttentionValues};
@@ -29,6 +31,7 @@ use super::adapter::Reach;
 use super::batch::Batch;
 use super::cache::KvCache;
 use super::pass::Pass;
+use super::rope::RopeTables;
 use super::saving::{Recompute, Saving};
 
 /// Some rows of a batch, ascending, and which adapter a range of them uses.
@@ -51,7 +54,7 @@ impl<'a> Block<'a> {
         pass: &Pass<'a>,
         batch: &'a Batch,
         layer: usize,
-        rope: Option<&'a RopeTable>,
+        rope: Option<&'a RopeTables>,
         wanted: Option<&'a SomeRows>,
     ) -> Self {
         Self {

@@ -103,6 +103,8 @@ impl MlpValues {
             attention_bottlenecks: bottlenecks(self.attention_bottlenecks),
             mlp_bottlenecks: bottlenecks(self.mlp_bottlenecks),
             last_sum: self.last_sum.map(|(sum, norm)| (keep(sum), norm)),
+            attention_output: self.attention_output.map(|(x, norm)| (keep(x), norm)),
+            mlp_output: self.mlp_output.map(|(x, norm)| (keep(x), norm)),
             ..self
         }
     }
@@ -111,14 +113,17 @@ impl MlpValues {
     pub(super) fn give(self, pass: &Pass) {
         pass.give(self.o);
         pass.give([self.x_mid]);
-        pass.give_norm(self.norm);
+        if let Some(norm) = self.norm {
+            pass.give_norm(norm);
+        }
         if let Some(inputs) = self.inputs {
             inputs.give(pass);
         }
         pass.give_bottlenecks(self.attention_bottlenecks);
         pass.give_bottlenecks(self.mlp_bottlenecks);
-        if let Some((sum, norm)) = self.last_sum {
-            pass.give([sum]);
+        let normed = [self.last_sum, self.attention_output, self.mlp_output];
+        for (read, norm) in normed.into_iter().flatten() {
+            pass.give([read]);
             pass.give_norm(norm);
         }
         pass.give_linears([self.output_linear, self.last_linear]);

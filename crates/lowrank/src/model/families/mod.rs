@@ -1,21 +1,29 @@
 //! One file a family: how its `config.json` and its tensor names read. Nothing else differs.
 
 mod bert;
+mod gemma;
+mod glm4;
 mod gpt2;
+mod granite;
 mod llama;
+mod ministral3;
 mod modernbert;
+mod olmo;
+mod phi3;
 mod qwen;
+mod rope;
+mod smollm3;
 
 use std::path::Path;
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::{Activation, Layout};
+use lowrank_kernels::{Activation, Layout, LogitScaling};
 
 use super::config::{
     Biases, BlockNorm, Classifier, Family, HeadKind, LayerConfig, LinearId, LinearKind, MlpKind,
-    ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose, Rope, RopeScaling,
-    Sublayer, WeightId,
+    ModelConfig, NormKind, NormPlacement, Part, Pooling, Position, Purpose, QkNorm, Sublayer,
+    WeightId,
 };
 use crate::Error;
 
@@ -34,6 +42,16 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "mistral" => llama::config(raw, Family::Mistral),
         "qwen2" => qwen::config(raw, Family::Qwen2),
         "qwen3" => qwen::config(raw, Family::Qwen3),
+        "gemma2" => gemma::gemma2(raw),
+        "smollm3" => smollm3::config(raw),
+        "granite" => granite::config(raw),
+        "olmo2" => olmo::olmo2(raw),
+        "olmo3" => olmo::olmo3(raw),
+        "phi3" => phi3::config(raw),
+        "ministral3" => ministral3::config(raw),
+        "glm4" => glm4::config(raw),
+        "gemma3_text" => gemma::gemma3(raw),
+        "gemma3" => return gemma::text_half(raw).and_then(|text| read_config(&text)),
         "gpt2" => gpt2::config(raw),
         "bert" => bert::config(raw, Family::Bert),
         "roberta" => bert::config(raw, Family::Roberta),
@@ -41,7 +59,7 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "distilbert" => bert::distilbert(raw),
         "modernbert" => modernbert::config(raw),
         _ => {
-            let accepted = "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
+            let accepted = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3, smollm3, granite, olmo2, olmo3, phi3, ministral3, glm4, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
             Err(raw.unsupported("model_type", accepted))
         }
     }?;
@@ -86,11 +104,16 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         norm_eps: 0.0,
         position: Position::Learned { first: 0 },
         token_types: 0,
+        embedding_scale: None,
         embedding_norm: false,
         mlp: MlpKind::Gated,
         activation: Activation::Silu,
         biases: Biases::default(),
-        qk_norm: false,
+        qk_norm: QkNorm::None,
+        attention_softcap: None,
+        residual_scale: 1.0,
+        logit_scaling: LogitScaling::NONE,
+        attention_scale: None,
         tie_word_embeddings: false,
         fused_qkv: false,
         layout: Layout::OutIn,
@@ -112,7 +135,8 @@ fn encoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
 
 /// Layers that are all the same.
 fn same_layers(layers: usize, window: Option<usize>) -> Vec<LayerConfig> {
-    vec![LayerConfig { window, rope: 0 }; layers]
+    let rope = Some(0);
+    vec![LayerConfig { window, rope }; layers]
 }
 
 /// The head that transformers' class of a family has for a purpose.
@@ -180,7 +204,17 @@ impl Names {
 
 fn names(family: Family) -> &'static Names {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &llama::NAMES,
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Phi3
+        | Family::Ministral3 => &llama::NAMES,
+        Family::Gemma2 | Family::Gemma3 => &gemma::NAMES,
+        Family::Olmo2 | Family::Olmo3 => &olmo::NAMES,
+        Family::Glm4 => &glm4::NAMES,
         Family::Gpt2 => &gpt2::NAMES,
         Family::Bert => &bert::BERT,
         Family::Roberta | Family::XlmRoberta => &bert::ROBERTA,
@@ -287,6 +321,9 @@ pub(crate) fn stored_names(config: &ModelConfig, id: WeightId) -> Vec<String> {
         None => None,
     };
     let mut all: Vec<String> = std::iter::once(name).chain(other).collect();
+    if config.family == Family::Gemma3 {
+        all.extend(gemma::names_in_whole(&all[0]));
+    }
     if !config.causal && id.is_vector() && !matches!(id, WeightId::Linear(..)) {
         let older = |name: &String| {
             let (module, part) = name.rsplit_once('.')?;
@@ -335,6 +372,24 @@ pub(crate) fn is_of_other_head(config: &ModelConfig, name: &str) -> bool {
     config.head != HeadKind::LanguageModel && heads.iter().any(|head| short.starts_with(head))
 }
 
+/// Whether a tensor belongs to what reads pictures, beside the text half that is read.
+pub(crate) fn is_of_pictures(config: &ModelConfig, name: &str) -> bool {
+    let short = name.strip_prefix("model.").unwrap_or(name);
+    config.family == Family::Gemma3
+        && (short.starts_with("vision_tower.") || short.starts_with("multi_modal_projector."))
+}
+
+/// The config of the part of a model that is read, where config.json describes more: the text half of one that also reads pictures.
+///
+/// # Errors
+/// A half that is no object.
+pub(crate) fn read_part(raw: HfConfig) -> Result<HfConfig, FormatError> {
+    match raw.opt_str("model_type")? {
+        Some("gemma3") => gemma::text_half(&raw),
+        _ => Ok(raw),
+    }
+}
+
 /// The spread of a new tensor of a classifier.
 pub(crate) fn classifier_spread(config: &ModelConfig, id: WeightId) -> f32 {
     let range = config.initializer_range;
@@ -349,13 +404,27 @@ pub(crate) fn classifier_spread(config: &ModelConfig, id: WeightId) -> f32 {
 
 /// Keys of `config.json` that give every linear of the blocks a bias; `None` where transformers has no such model.
 pub(crate) fn bias_switches(family: Family) -> Option<&'static [&'static str]> {
-    (family == Family::Llama).then_some(&["attention_bias", "mlp_bias"])
+    let has = matches!(family, Family::Llama | Family::SmolLm3 | Family::Granite);
+    has.then_some(&["attention_bias", "mlp_bias"])
 }
 
 /// PEFT's default `target_modules` of a family; empty where it has none.
 pub fn default_targets(family: Family) -> &'static [&'static str] {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &["q_proj", "v_proj"],
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Gemma2
+        | Family::Gemma3
+        // PEFT has none for these.
+        | Family::SmolLm3
+        | Family::Granite
+        | Family::Olmo2
+        | Family::Olmo3
+        | Family::Ministral3
+        | Family::Glm4 => &["q_proj", "v_proj"],
+        Family::Phi3 => &["qkv_proj"],
         Family::Gpt2 => &["c_attn"],
         Family::Bert | Family::Roberta | Family::XlmRoberta => &["query", "value"],
         Family::DistilBert => &["q_lin", "v_lin"],
@@ -381,88 +450,6 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
         "relu" => Activation::Relu,
         _ => return Err(raw.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, relu")),
     })
-}
-
-/// Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers 4), the same for every layer. Where a
-/// file has both objects, the older one is read and the other is not, as in transformers.
-fn rope(
-    raw: &HfConfig,
-    default_theta: f64,
-    max_position_embeddings: usize,
-) -> Result<Position, FormatError> {
-    let scaling = raw.opt_object("rope_scaling")?;
-    let nested = match scaling.filter(|scaling| !scaling.map().is_empty()) {
-        Some(scaling) => Some(scaling),
-        None => raw.opt_object("rope_parameters")?,
-    };
-    let kinds = |nested: &HfConfig| {
-        let mut values = nested.map().iter();
-        let object = values.find(|(_, value)| value.is_object());
-        object.map(|(layers, _)| layers.clone())
-    };
-    if let Some(nested) = &nested
-        && let Some(layers) = kinds(nested)
-    {
-        return Err(nested.unsupported(
-            &layers,
-            "the same rotary positions on every layer, without objects in rope_parameters",
-        ));
-    }
-    let theta = raw.opt_f64("rope_theta")?.unwrap_or(default_theta);
-    let rope = rope_of(raw, nested, theta, max_position_embeddings)?;
-    Ok(Position::Rope(vec![rope]))
-}
-
-/// A rotary embedding from its object, `theta` being what holds where that has no `rope_theta`.
-fn rope_of(
-    raw: &HfConfig,
-    nested: Option<HfConfig>,
-    theta: f64,
-    max_position_embeddings: usize,
-) -> Result<Rope, FormatError> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
-    let said = nested.as_ref().map(|nested| nested.opt_f64("rope_theta"));
-    let theta = said.transpose()?.flatten().unwrap_or(theta);
-    if let Some(partial) = raw.opt_f64("partial_rotary_factor")?
-        && partial != 1.0
-    {
-        return Err(raw.unsupported("partial_rotary_factor", "1.0"));
-    }
-    let Some(nested) = nested else {
-        return Ok(Rope {
-            theta,
-            scaling: RopeScaling::None,
-        });
-    };
-    let kind_field = if nested.get("rope_type").is_some() {
-        "rope_type"
-    } else {
-        "type"
-    };
-    let scaling = match nested.opt_str(kind_field)?.unwrap_or("default") {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: nested.f64("factor")?,
-        },
-        "llama3" => RopeScaling::Llama3 {
-            factor: nested.f64("factor")?,
-            low_freq_factor: nested.f64("low_freq_factor")?,
-            high_freq_factor: nested.f64("high_freq_factor")?,
-            original_max_position_embeddings: match raw.opt_f64(ORIGINAL)? {
-                Some(beside) => beside,
-                None => nested
-                    .opt_f64(ORIGINAL)?
-                    .unwrap_or(max_position_embeddings as f64),
-            },
-        },
-        _ => return Err(nested.unsupported(kind_field, "default, linear, llama3")),
-    };
-    if let Some(partial) = nested.opt_f64("partial_rotary_factor")?
-        && partial != 1.0
-    {
-        return Err(nested.unsupported("partial_rotary_factor", "1.0"));
-    }
-    Ok(Rope { theta, scaling })
 }
 
 /// Keys that say that the model is another than its other keys describe, and shapes that the engine's arithmetic relies on.
@@ -513,6 +500,48 @@ fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
         ));
     }
     Ok(())
+}
+
+/// `sliding_window`: null means none. `absent` is the family's own default.
+fn sliding_window(raw: &HfConfig, absent: Option<usize>) -> Result<Option<usize>, FormatError> {
+    const FIELD: &str = "sliding_window";
+    let window = if raw.map().contains_key(FIELD) {
+        raw.opt_usize(FIELD)?
+    } else {
+        absent
+    };
+    if window == Some(0) {
+        return Err(raw.unsupported(FIELD, "a whole number of at least 1, or null for none"));
+    }
+    Ok(window)
+}
+
+/// Layers that see a window and layers that see everything, the first with the second rotary embedding, the others with the first.
+/// Where `layer_types` does not say which are which, `slides` does.
+fn mixed_layers(
+    raw: &HfConfig,
+    layers: usize,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Vec<LayerConfig>, FormatError> {
+    let given = layer_types(raw, layers)?;
+    (0..layers)
+        .map(|layer| {
+            let slides = match given.as_ref().map(|kinds| kinds[layer]) {
+                None => slides(layer),
+                Some("full_attention") => false,
+                Some("sliding_attention") => true,
+                Some(_) => {
+                    let accepted = "full_attention and sliding_attention";
+                    return Err(raw.unsupported("layer_types", accepted));
+                }
+            };
+            Ok(LayerConfig {
+                window: window.filter(|_| slides),
+                rope: Some(usize::from(slides)),
+            })
+        })
+        .collect()
 }
 
 /// What kind of attention each layer has, where the file says so.

@@ -9,6 +9,7 @@ use super::super::config::{
     NormKind, Pooling, Position, Rope,
 };
 use super::Names;
+use super::rope::Rules;
 
 pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
     let hidden_size = raw.opt_usize("hidden_size")?.unwrap_or(768);
@@ -16,6 +17,7 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
     let layers = raw.opt_usize("num_hidden_layers")?.unwrap_or(22);
     let bias = |field| Ok::<_, FormatError>(raw.opt_bool(field)?.unwrap_or(false));
     let (attention_bias, mlp_bias) = (bias("attention_bias")?, bias("mlp_bias")?);
+    let head_size = super::head_size(raw, hidden_size, heads, raw.opt_usize("head_dim")?)?;
     Ok(ModelConfig {
         vocab_size: raw.opt_usize("vocab_size")?.unwrap_or(50_368),
         hidden_size,
@@ -23,7 +25,7 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: heads,
-        head_size: super::head_size(raw, hidden_size, heads, raw.opt_usize("head_dim")?)?,
+        head_size,
         max_position_embeddings: raw.opt_usize("max_position_embeddings")?.unwrap_or(8192),
         norm: if bias("norm_bias")? {
             NormKind::Layer
@@ -34,8 +36,20 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         embedding_norm: true,
         norm_eps: raw.opt_f64("norm_eps")?.unwrap_or(1e-5) as f32,
         position: Position::Rope(vec![
-            rope(raw, "full_attention", "global_rope_theta", 160_000.0)?,
-            rope(raw, "sliding_attention", "local_rope_theta", 10_000.0)?,
+            rope(
+                raw,
+                head_size,
+                "full_attention",
+                "global_rope_theta",
+                160_000.0,
+            )?,
+            rope(
+                raw,
+                head_size,
+                "sliding_attention",
+                "local_rope_theta",
+                10_000.0,
+            )?,
         ]),
         layers: kinds(raw, layers)?,
         fused_qkv: true,
@@ -52,7 +66,13 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
 }
 
 /// The rotary embedding of one kind of layers.
-fn rope(raw: &HfConfig, kind: &str, older: &str, absent: f64) -> Result<Rope, FormatError> {
+fn rope(
+    raw: &HfConfig,
+    head_size: usize,
+    kind: &str,
+    older: &str,
+    absent: f64,
+) -> Result<Rope, FormatError> {
     if raw
         .opt_object("rope_scaling")?
         .is_some_and(|scaling| !scaling.map().is_empty())
@@ -64,7 +84,7 @@ fn rope(raw: &HfConfig, kind: &str, older: &str, absent: f64) -> Result<Rope, Fo
         Some(kinds) => kinds.opt_object(kind)?,
         None => None,
     };
-    super::rope_of(raw, nested, older, 0)
+    Rules::new(older, 0, head_size).read_one(raw, nested)
 }
 
 /// Every third layer sees everything, the others so many tokens to each side.
@@ -75,24 +95,9 @@ fn kinds(raw: &HfConfig, layers: usize) -> Result<Vec<LayerConfig>, FormatError>
     if every == 0 {
         return Err(raw.unsupported(EVERY, "a whole number of at least 1"));
     }
-    let given = super::layer_types(raw, layers)?;
-    (0..layers)
-        .map(|layer| {
-            let slides = match given.as_ref().map(|kinds| kinds[layer]) {
-                None => !layer.is_multiple_of(every),
-                Some("full_attention") => false,
-                Some("sliding_attention") => true,
-                Some(_) => {
-                    let accepted = "full_attention and sliding_attention";
-                    return Err(raw.unsupported("layer_types", accepted));
-                }
-            };
-            Ok(LayerConfig {
-                window: slides.then_some(window),
-                rope: usize::from(slides),
-            })
-        })
-        .collect()
+    super::mixed_layers(raw, layers, Some(window), |layer| {
+        !layer.is_multiple_of(every)
+    })
 }
 
 /// The first linear of a classifier, of whole texts and of tokens.
