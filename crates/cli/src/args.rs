@@ -6,7 +6,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, bench, chat, compare, data, demo, eval, generate, merge, model, plan, train,
+    adapter, bench, chat, classify, compare, data, demo, embed, eval, generate, merge, model, plan,
+    train,
 };
 use crate::settings::peers;
 
@@ -51,6 +52,10 @@ pub enum Commands {
     Compare(compare::CompareArgs),
     /// Measure loss, perplexity and token accuracy, or score generated texts, with or without an adapter
     Eval(Box<eval::EvalArgs>),
+    /// Say which class each text is of, or each word of it, with a classifier that was trained
+    Classify(classify::ClassifyArgs),
+    /// Give each text a vector
+    Embed(embed::EmbedArgs),
     /// Continue prompts, with any number of adapters
     Generate(generate::GenerateArgs),
     /// Talk with a model in the terminal and swap adapters while talking

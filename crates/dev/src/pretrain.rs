@@ -42,6 +42,7 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     let network = Network {
         decoder: Decoder::new(weights),
         source,
+        labels: None,
     };
     let settings = settings(output, steps);
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;

@@ -10,9 +10,9 @@ use lowrank_formats::{Format, FormatError, atomic, snapshots};
 use lowrank_kernels::{DType, release_freed_memory};
 
 use crate::Error;
-use crate::data::Tokenizer;
+use crate::data::{Labels, ProblemType, Tokenizer};
 use crate::model::weights::with_head_of;
-use crate::model::{Decoder, ModelConfig, Weights, families};
+use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Weights, families};
 use crate::units;
 
 /// The name of the model inside the binary.
@@ -80,7 +80,10 @@ pub(crate) const SIDE_FILES: &[&str] = &[
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
     "chat_template.jinja",
     "chat_template.json",
 ];
@@ -139,6 +142,8 @@ pub struct Network {
     pub decoder: Arc<Decoder>,
     /// Where it came from.
     pub source: Source,
+    /// What the outputs of its classifier mean, if it has one.
+    pub labels: Option<Labels>,
 }
 
 impl Base {
@@ -147,6 +152,7 @@ impl Base {
         Network {
             decoder: Arc::clone(&self.decoder),
             source: self.source.clone(),
+            labels: None,
         }
     }
 
@@ -223,6 +229,15 @@ impl Source {
         with_head_of(families::read_config(&self.config()?)?, &self.checkpoint()?)
     }
 
+    /// The same for a purpose.
+    ///
+    /// # Errors
+    /// As [`model_config`](Self::model_config); a purpose that the architecture does not have.
+    pub fn model_config_for(&self, purpose: Purpose) -> Result<ModelConfig, Error> {
+        let config = families::read_config_for(&self.config()?, purpose)?;
+        with_head_of(config, &self.checkpoint()?)
+    }
+
     /// The opened weights.
     ///
     /// # Errors
@@ -280,15 +295,83 @@ impl Source {
         Ok(tokenizer)
     }
 
-    /// Loads the model.
+    /// What its config.json says that it is for: a classifier that was trained, or what its architecture is made for.
     ///
     /// # Errors
-    /// Anything about its files that can't be used, by name.
+    /// As [`config`](Self::config); an architecture that is not supported.
+    pub fn purpose(&self) -> Result<(Purpose, Option<Labels>), Error> {
+        let raw = self.config()?;
+        let architectures = raw.opt_strs("architectures")?.unwrap_or_default();
+        let is_for = |task: &str| architectures.iter().any(|name| name.ends_with(task));
+        if is_for("ForSequenceClassification") || is_for("ForTokenClassification") {
+            let names = label_names(&raw)?;
+            let (labels, of_tokens) = (names.len(), is_for("ForTokenClassification"));
+            let problem_type = match raw.opt_str("problem_type")? {
+                Some("regression") => ProblemType::Regression,
+                Some("multi_label_classification") => ProblemType::MultiLabelClassification,
+                None if labels == 1 && !of_tokens => ProblemType::Regression,
+                _ => ProblemType::SingleLabelClassification,
+            };
+            let purpose = if of_tokens {
+                Purpose::TokenClassifier { labels }
+            } else {
+                Purpose::SequenceClassifier { labels }
+            };
+            let labels = Labels {
+                names,
+                problem_type,
+            };
+            return Ok((purpose, Some(labels)));
+        }
+        let config = families::read_config(&raw)?;
+        let purpose = if config.causal {
+            Purpose::LanguageModel
+        } else {
+            Purpose::Features
+        };
+        Ok((purpose, None))
+    }
+
+    /// Loads the model as a language model.
+    ///
+    /// # Errors
+    /// Anything about its files that can't be used, by name; an encoder.
     pub fn load(self, dtype: DType) -> Result<Base, Error> {
-        let config = families::read_config(&self.config()?)?;
+        let config = families::read_config_for(&self.config()?, Purpose::LanguageModel)?;
         self.check_limits(&config, dtype)?;
         let tokenizer = self.tokenizer()?;
-        let tied = config.tie_word_embeddings;
+        let network = self.load_weights(config, dtype)?;
+        Ok(Base {
+            decoder: Decoder::new(network.0),
+            tokenizer,
+            source: network.1,
+        })
+    }
+
+    /// Loads the model for a purpose, without its tokenizer. What its files lack of a classifier begins anew, as `seed` says.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_for(
+        self,
+        dtype: DType,
+        purpose: Purpose,
+        labels: Option<Labels>,
+        seed: u64,
+    ) -> Result<Network, Error> {
+        let config = families::read_config_for(&self.config()?, purpose)?;
+        self.check_limits(&config, dtype)?;
+        let (mut weights, source) = self.load_weights(config, dtype)?;
+        weights.begin_classifier(seed);
+        Ok(Network {
+            decoder: Decoder::new(weights),
+            source,
+            labels,
+        })
+    }
+
+    fn load_weights(self, config: ModelConfig, dtype: DType) -> Result<(Weights, Self), Error> {
+        let tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
         let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
         if tied && !weights.config().tie_word_embeddings {
             tracing::warn!(
@@ -296,11 +379,7 @@ impl Source {
                  tie_word_embeddings: true; set it to false"
             );
         }
-        Ok(Base {
-            decoder: Decoder::new(weights),
-            tokenizer,
-            source: self,
-        })
+        Ok((weights, self))
     }
 
     /// Refuses a model that the process's limits have no room for. The system's own "no" to an allocation can't be answered.
@@ -407,6 +486,19 @@ impl Source {
             Self::Builtin => BUILTIN.to_owned(),
         }
     }
+}
+
+/// The names of a classifier's outputs (`id2label`), or transformers' where there are none.
+fn label_names(raw: &HfConfig) -> Result<Vec<String>, FormatError> {
+    const FIELD: &str = "id2label";
+    let Some(map) = raw.opt_object(FIELD)? else {
+        let count = raw.opt_usize("num_labels")?.unwrap_or(2);
+        return Ok((0..count).map(|n| format!("LABEL_{n}")).collect());
+    };
+    let count = map.map().len();
+    let name = |n: usize| map.map().get(&n.to_string())?.as_str().map(str::to_owned);
+    let names: Option<Vec<String>> = (0..count).map(name).collect();
+    names.ok_or_else(|| raw.unsupported(FIELD, "an object with a name for each of 0, 1, 2, …"))
 }
 
 /// Copies the files of a folder, if it is there, into another.

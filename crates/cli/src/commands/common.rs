@@ -6,11 +6,11 @@ use std::str::FromStr;
 use clap::Args;
 use lowrank::base::{Base, Source};
 use lowrank::data::{
-    Boundary, DataOptions, Dataset, OnBadRow, Split, TaskType, Tokenizer, is_standard_input,
-    split_file, why_missing,
+    Boundary, DataOptions, Dataset, Labels, OnBadRow, Split, TaskType, Tokenizer,
+    is_standard_input, split_file, why_missing,
 };
 use lowrank::model::{Adapter, AdapterSet, Weights};
-use lowrank::train::BaseDtype;
+use lowrank::train::{BaseDtype, split_columns};
 use lowrank::tuning::{self, Loaded};
 
 use crate::failure::{Misuse, paragraph};
@@ -58,6 +58,10 @@ pub struct RowsArgs {
     #[arg(long, value_name = "SPLIT", help_heading = "Data")]
     pub split: Option<Split>,
 
+    /// Names of the columns of a CSV or TSV file without a header, such as text,label
+    #[arg(long, value_name = "NAMES", help_heading = "Data")]
+    pub columns: Option<String>,
+
     /// Cut longer rows to so many tokens, from the end
     #[arg(
         long,
@@ -96,6 +100,20 @@ impl RowsArgs {
     /// # Errors
     /// When the file is missing or a row cannot be used.
     pub fn load(&self, tokenizer: &Tokenizer, preferred: &[Split]) -> anyhow::Result<Dataset> {
+        self.load_for(tokenizer, preferred, Some(TaskType::CausalLm), None)
+    }
+
+    /// The same for a task, or for whichever the rows are for; with labels, those of the rows must be among them.
+    ///
+    /// # Errors
+    /// When the file is missing or a row cannot be used.
+    pub fn load_for(
+        &self,
+        tokenizer: &Tokenizer,
+        preferred: &[Split],
+        task: Option<TaskType>,
+        labels: Option<Labels>,
+    ) -> anyhow::Result<Dataset> {
         if self.max_seq_length < 2 {
             return Err(Misuse::new("--max-seq-length must be 2 or greater").into());
         }
@@ -104,9 +122,9 @@ impl RowsArgs {
             train_on_prompt: self.train_on_prompt,
             on_bad_row: self.on_bad_row,
             completion_boundary: self.completion_boundary,
-            task: Some(TaskType::CausalLm),
-            labels: None,
-            columns: None,
+            task,
+            labels,
+            columns: self.columns.as_deref().map(split_columns),
         };
         let split = choose_split(&self.data, self.split, preferred)?;
         Ok(Dataset::load(&self.data, split, tokenizer, &options)?)
@@ -257,20 +275,31 @@ impl Adapters {
 /// # Errors
 /// When its files cannot be used or do not fit the base.
 pub fn load_adapter(folder: &Path, base: &Base) -> anyhow::Result<Loaded> {
-    if folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file() {
-        let shown = folder.display();
-        return Err(Misuse::new(format!(
-            "{shown} is a whole model, not an adapter; give it with --model {shown}"
-        ))
-        .into());
-    }
-    if let Some(reason) = why_no_adapter(folder) {
-        return Err(Misuse::new(format!("--adapter: {} {reason}", folder.display())).into());
-    }
+    check_is_adapter(folder)?;
     let loaded = tuning::load(folder, base.decoder.config())?;
     tracing::info!("{}: {}", folder.display(), loaded.coverage);
     warn_of_other_base(folder, &loaded, base.decoder.weights(), &base.source);
     Ok(loaded)
+}
+
+/// Refuses what `--adapter` cannot mean.
+///
+/// # Errors
+/// When the folder is none of an adapter.
+pub fn check_is_adapter(folder: &Path) -> Result<(), Misuse> {
+    if folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file() {
+        let shown = folder.display();
+        return Err(Misuse::new(format!(
+            "{shown} is a whole model, not an adapter; give it with --model {shown}"
+        )));
+    }
+    match why_no_adapter(folder) {
+        None => Ok(()),
+        Some(reason) => Err(Misuse::new(format!(
+            "--adapter: {} {reason}",
+            folder.display()
+        ))),
+    }
 }
 
 /// Says so where an adapter was trained on another base than this one.

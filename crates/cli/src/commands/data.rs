@@ -55,9 +55,12 @@ pub fn run(command: DataCommands) -> anyhow::Result<()> {
     let DataCommands::Preview(args) = command;
     let output = Output::detect(args.json);
     let tokenizer = Source::find(&args.model)?.tokenizer()?;
-    let data = args
-        .rows
-        .load(&tokenizer, &[Split::Train, Split::Valid, Split::Test])?;
+    let data = args.rows.load_for(
+        &tokenizer,
+        &[Split::Train, Split::Valid, Split::Test],
+        None,
+        None,
+    )?;
     let shown = &data.examples[..args.count.min(data.examples.len())];
     let preview = Preview {
         report: &data.report,

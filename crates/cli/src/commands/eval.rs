@@ -12,6 +12,7 @@ use lowrank::units;
 use serde::Serialize;
 
 use super::common::{BaseArgs, RowsArgs, adapter_set, check_length, load_adapter, not_finite};
+use super::eval_classes;
 use super::eval_text::{self, TextArgs};
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -78,6 +79,9 @@ pub fn run(args: &EvalArgs, progress: Mode) -> anyhow::Result<()> {
     if !args.text.metrics.is_empty() {
         let report = eval_text::evaluate(args, progress)?;
         return output.result(&report, |_| eval_text::text(&report));
+    }
+    if let Some(report) = eval_classes::evaluate(args, progress)? {
+        return output.result(&report, |output| eval_classes::text(&report, output.width));
     }
     let report = evaluate(args, progress)?;
     output.result(&report, |_| text(&report))

@@ -3,11 +3,15 @@
 pub mod adapter;
 pub mod bench;
 pub mod chat;
+pub mod classifier;
+pub mod classify;
 pub mod common;
 pub mod compare;
 pub mod data;
 pub mod demo;
+pub mod embed;
 pub mod eval;
+pub mod eval_classes;
 pub mod eval_text;
 pub mod generate;
 pub mod merge;
@@ -45,6 +49,8 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Plan(args) => plan::run(&args, matches),
         Commands::Compare(args) => compare::run(&args, progress),
         Commands::Eval(args) => eval::run(&args, progress),
+        Commands::Classify(args) => classify::run(&args),
+        Commands::Embed(args) => embed::run(&args),
         Commands::Generate(args) => generate::run(&args, progress),
         Commands::Chat(args) => chat::run(&args),
         Commands::Merge(args) => merge::run(&args),

@@ -141,10 +141,7 @@ const PEERS: &[(&str, Advice)] = &[
         "logging_steps",
         Say("every step is logged to metrics.jsonl"),
     ),
-    (
-        "lora_modules_to_save",
-        Say("modules_to_save is not supported: only LoRA matrices are trained"),
-    ),
+    ("lora_modules_to_save", Key("modules_to_save")),
     ("lora_r", Key("r")),
     ("lora_rank", Key("r")),
     ("lora_target", Key("target_modules")),
@@ -167,10 +164,6 @@ const PEERS: &[(&str, Advice)] = &[
     ("model_name", Key("model")),
     ("model_name_or_path", Key("model")),
     ("model_path", Key("model")),
-    (
-        "modules_to_save",
-        Say("modules_to_save is not supported: only LoRA matrices are trained"),
-    ),
     ("no_mask_prompt", Key("train_on_prompt")),
     ("num_epochs", Key("num_train_epochs")),
     ("num_iters", KeyBut("max_steps", ITERATIONS)),

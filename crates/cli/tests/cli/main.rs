@@ -1,6 +1,7 @@
 //! The program as its users meet it: exit codes, messages, streams and the files it leaves.
 
 mod bad_input;
+mod classify;
 mod compare;
 mod ends;
 mod hub;

@@ -44,6 +44,11 @@ fn help_of_train() {
           --data <PATH>                Rows to train on: a folder with train.jsonl and maybe
                                        valid.jsonl, one file, or - for standard input (required)
           --valid-data <FILE>          Held-out rows, where they are not valid.jsonl beside the others
+          --task-type <TASK>           What the model learns to do [default: what the rows are for]
+                                       [possible values: CAUSAL_LM, SEQ_CLS, TOKEN_CLS,
+                                       FEATURE_EXTRACTION]
+          --columns <NAMES>            Names of the columns of CSV and TSV files without a header, such
+                                       as text,label
           --max-seq-length <TOKENS>    Cut longer rows to so many tokens, from the end [default: 2048]
           --train-on-prompt[=<BOOL>]   Let the loss fall on prompts too, not on completions alone
           --on-bad-row <WHAT>          What to do with a row that cannot be used [default: error]
@@ -59,6 +64,8 @@ fn help_of_train() {
                                        parts (c_attn.q,c_attn.v) [default: PEFT's for the method; LoRA's
                                        are the family's q and v]
           --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
+          --modules-to-save <MODULES>  Modules to train and save as a whole: names as lm_head or
+                                       embed_tokens; a classifier's head is always among them
           --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
           --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
           --lora-dropout <P>           Dropout on what goes into A [default: 0]
@@ -110,6 +117,8 @@ fn help_of_train() {
               Scale gradients down to this norm; 0 turns it off [default: 1]
           --label-smoothing-factor <P>
               Share of the target's probability that is spread over all tokens [default: 0]
+          --class-weights <HOW>
+              Weights of a classifier's labels in the loss [possible values: balanced]
           --batch-size <ROWS>
               Rows computed at a time [default: 8]
           --gradient-accumulation-steps <N>

@@ -36,9 +36,13 @@ pub struct Example {
 }
 
 impl Example {
-    /// How many tokens the loss falls on.
+    /// How many tokens the loss falls on; a label of the whole row counts as one.
     pub fn supervised_tokens(&self) -> usize {
-        self.supervised.iter().filter(|label| **label).count()
+        match &self.label {
+            None => self.supervised.iter().filter(|label| **label).count(),
+            Some(Label::Tags(tags)) => tags.len(),
+            Some(_) => 1,
+        }
     }
 
     /// The tokens before the first that the row asks to learn.

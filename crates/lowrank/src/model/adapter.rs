@@ -349,7 +349,8 @@ impl<'a> AdapterSet<'a> {
             .map(|&slot| adapter.params.view(slot))
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it is the base alone.
+    pub fn is_empty(&self) -> bool {
         self.adapters.is_empty()
     }
 }

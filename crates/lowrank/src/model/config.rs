@@ -223,7 +223,7 @@ pub enum EmbeddingScale {
 pub enum QkNorm {
     /// None.
     None,
-    /// Of each head, with one weight [D] for all.
+    /// Of each head, with one weight `[D]` for all.
     Heads,
     /// Of all heads together.
     Projections,

@@ -58,8 +58,38 @@ pub struct ModelCard<'a> {
     pub eval_loss_before: Option<f64>,
     /// Held-out loss of what was written.
     pub eval_loss_after: Option<f64>,
+    /// What a classifier says; `None` of a language model.
+    pub classifier: Option<CardClassifier<'a>>,
     /// Settings as (key, value), in the order shown.
     pub settings: &'a [(String, String)],
+}
+
+/// What a classifier says.
+#[derive(Debug, Clone, Copy)]
+pub struct CardClassifier<'a> {
+    /// The names of its outputs.
+    pub labels: &'a [String],
+    /// Whether it classifies tokens and not texts.
+    pub of_tokens: bool,
+}
+
+impl CardClassifier<'_> {
+    /// The end of transformers' auto class.
+    fn class(self) -> &'static str {
+        if self.of_tokens {
+            "TokenClassification"
+        } else {
+            "SequenceClassification"
+        }
+    }
+
+    fn pipeline(self) -> &'static str {
+        if self.of_tokens {
+            "token-classification"
+        } else {
+            "text-classification"
+        }
+    }
 }
 
 /// The card as Markdown with YAML front matter.
@@ -77,7 +107,9 @@ pub fn render(card: &ModelCard<'_>) -> String {
     };
     let _ = writeln!(
         text,
-        "library_name: {library}\npipeline_tag: text-generation\ntags:"
+        "library_name: {library}\npipeline_tag: {}\ntags:",
+        card.classifier
+            .map_or("text-generation", CardClassifier::pipeline)
     );
     if let BaseModel::Hub(id) = card.base {
         let _ = writeln!(text, "- {}", quote(&format!("base_model:{relation}:{id}")));
@@ -132,7 +164,10 @@ fn figures(card: &ModelCard<'_>, text: &mut String) {
         ),
     );
     row("Optimizer steps", grouped(card.steps));
-    let loss = |value: f64| format!("{value:.4} (perplexity {:.3})", value.exp());
+    let loss = |value: f64| match card.classifier {
+        None => format!("{value:.4} (perplexity {:.3})", value.exp()),
+        Some(_) => format!("{value:.4}"),
+    };
     if let Some(value) = card.train_loss {
         row("Training loss, last steps", loss(value));
     }
@@ -142,7 +177,12 @@ fn figures(card: &ModelCard<'_>, text: &mut String) {
     if let Some(value) = card.eval_loss_after {
         row("Held-out loss after", loss(value));
     }
-    text.push_str("## Figures\n\nLosses are means in nats over the supervised tokens.\n\n");
+    if let Some(classifier) = card.classifier {
+        row("Labels", classifier.labels.join(", "));
+        text.push_str("## Figures\n\nLosses are means over the labels.\n\n");
+    } else {
+        text.push_str("## Figures\n\nLosses are means in nats over the supervised tokens.\n\n");
+    }
     table(text, ["Figure", "Value"], rows.into_iter());
 }
 
@@ -155,6 +195,10 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
         ""
     };
     let base = if local { "BASE" } else { base };
+    if let Some(classifier) = card.classifier {
+        how_to_classify(card, classifier, (base, hint), text);
+        return;
+    }
     match card.kind {
         CardKind::Adapter(method) => {
             let _ = write!(
@@ -190,6 +234,46 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
     }
 }
 
+fn how_to_classify(
+    card: &ModelCard<'_>,
+    classifier: CardClassifier<'_>,
+    (base, hint): (&str, &str),
+    text: &mut String,
+) {
+    let class = classifier.class();
+    match card.kind {
+        CardKind::Adapter(_) => {
+            let _ = write!(
+                text,
+                "\n## Use\n\n`ADAPTER` is this folder{hint}.\n\n```sh\n\
+                 lowrank classify --model {base} --adapter ADAPTER --text \"Hello\"\n```\n"
+            );
+            if card.pefts {
+                let labels = serde_json::json!(classifier.labels);
+                let _ = write!(
+                    text,
+                    "\n```python\n\
+                     from peft import PeftModel\nfrom transformers import AutoModelFor{class}, AutoTokenizer\n\n\
+                     labels = {labels}\n\
+                     tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
+                     model = AutoModelFor{class}.from_pretrained(\"{base}\", id2label=dict(enumerate(labels)))\n\
+                     model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
+                );
+            }
+        }
+        CardKind::Model => {
+            let _ = write!(
+                text,
+                "\n## Use\n\n`MODEL` is this folder.\n\n```sh\n\
+                 lowrank classify --model MODEL --text \"Hello\"\n```\n\n```python\n\
+                 from transformers import pipeline\n\n\
+                 classify = pipeline(\"{}\", model=\"MODEL\")\n```\n",
+                classifier.pipeline()
+            );
+        }
+    }
+}
+
 /// A Markdown table of two columns.
 fn table(text: &mut String, head: [&str; 2], rows: impl Iterator<Item = (String, String)>) {
     let _ = writeln!(text, "| {} | {} |\n| --- | --- |", head[0], head[1]);
@@ -219,7 +303,17 @@ mod tests {
     use super::*;
 
     fn card(kind: CardKind, base: BaseModel<'_>, settings: &[(String, String)]) -> String {
+        card_of(None, kind, base, settings)
+    }
+
+    fn card_of(
+        classifier: Option<CardClassifier<'_>>,
+        kind: CardKind,
+        base: BaseModel<'_>,
+        settings: &[(String, String)],
+    ) -> String {
         render(&ModelCard {
+            classifier,
             name: "e2e-lora",
             kind,
             pefts: matches!(kind, CardKind::Adapter(Method::Lora)),
@@ -233,6 +327,37 @@ mod tests {
             eval_loss_after: None,
             settings,
         })
+    }
+
+    #[test]
+    fn a_classifier_is_used_as_one() {
+        let labels = ["bad".to_owned(), "good".to_owned()];
+        let of = |of_tokens, kind| {
+            let classifier = CardClassifier {
+                labels: &labels,
+                of_tokens,
+            };
+            card_of(Some(classifier), kind, BaseModel::Hub("a/b"), &[])
+        };
+        let text = of(false, CardKind::Adapter(Method::Lora));
+        for line in [
+            "pipeline_tag: text-classification",
+            "| Labels | bad, good |",
+            "| Training loss, last steps | 1.2500 |",
+            "lowrank classify --model a/b --adapter ADAPTER --text \"Hello\"",
+            "labels = [\"bad\",\"good\"]",
+            "model = AutoModelForSequenceClassification.from_pretrained(\"a/b\", id2label=dict(enumerate(labels)))",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        let text = of(true, CardKind::Model);
+        assert!(
+            text.contains("pipeline(\"token-classification\", model=\"MODEL\")"),
+            "{text}"
+        );
     }
 
     #[test]

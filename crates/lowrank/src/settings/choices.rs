@@ -37,6 +37,15 @@ impl From<BaseDtype> for lowrank_kernels::DType {
     }
 }
 
+/// What a classifier's loss is weighted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum ClassWeights {
+    /// By how rare each label is in the training rows.
+    Balanced,
+}
+
 /// The shape of the learning rate after the warm-up (`lr_scheduler_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -10,10 +10,10 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use choices::{BaseDtype, Began, SchedulerType};
+pub use choices::{BaseDtype, Began, ClassWeights, SchedulerType};
 
 use crate::Error;
-use crate::data::{Boundary, OnBadRow};
+use crate::data::{Boundary, OnBadRow, TaskType};
 use crate::fields::{Fields, Keys, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, parse_bytes};
@@ -54,6 +54,14 @@ fields! {
         /// Held-out rows, where they are not valid.jsonl beside the others
         #[arg(value_name = "FILE", help_heading = DATA)]
         pub valid_data: Option<PathBuf>,
+
+        /// What the model learns to do [default: what the rows are for]
+        #[arg(value_name = "TASK", value_enum, help_heading = DATA)]
+        pub task_type: Option<TaskType>,
+
+        /// Names of the columns of CSV and TSV files without a header, such as text,label
+        #[arg(value_name = "NAMES", help_heading = DATA)]
+        pub columns: Option<String>,
 
         /// Cut longer rows to so many tokens, from the end
         #[arg(value_name = "TOKENS", help_heading = DATA)]
@@ -137,6 +145,10 @@ fields! {
         #[arg(value_parser = finite::<f64>, value_name = "P", help_heading = OPTIMIZATION)]
         #[range(BELOW_ONE)]
         pub label_smoothing_factor: f64 = 0.0,
+
+        /// Weights of a classifier's labels in the loss
+        #[arg(value_name = "HOW", value_enum, help_heading = OPTIMIZATION)]
+        pub class_weights: Option<ClassWeights>,
 
         /// Rows computed at a time
         #[arg(value_name = "ROWS", help_heading = OPTIMIZATION)]

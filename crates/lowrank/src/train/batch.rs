@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::base::Network;
 use crate::data::batches::prompt_groups;
 use crate::data::{Example, Label};
 use crate::model::{Batch, ModelConfig, Pooling, Scored, VirtualTokens};
@@ -32,6 +33,32 @@ impl Scoring {
             class_weights: (!weights.is_empty()).then_some(Cow::Borrowed(weights.as_slice())),
         })
     }
+}
+
+/// Weights that make up for how rare a label is: rows / (labels · rows that have it), as scikit-learn's `balanced`. A label without
+/// rows has the weight 0, which no row asks for.
+pub(super) fn balanced(rows: &[Example], base: &Network) -> Vec<f32> {
+    let outputs = base.decoder.config().classifier();
+    let mut counts = vec![0_usize; outputs.map_or(0, |classifier| classifier.labels)];
+    for row in rows {
+        let mut count = |label: u32| {
+            if let Some(count) = counts.get_mut(label as usize) {
+                *count += 1;
+            }
+        };
+        match &row.label {
+            Some(Label::Class(label)) => count(*label),
+            Some(Label::Tags(tags)) => tags.iter().for_each(|(_, tag)| count(*tag)),
+            _ => return Vec::new(),
+        }
+    }
+    let total: usize = counts.iter().sum();
+    let seen = counts.iter().filter(|count| **count > 0).count();
+    let weight = |count: &usize| match count {
+        0 => 0.0,
+        count => total as f32 / (seen * count) as f32,
+    };
+    counts.iter().map(weight).collect()
 }
 
 /// The targets of rows that have labels.

@@ -8,8 +8,10 @@ use super::checkpoint;
 use super::outcome::Outcome;
 use super::run::Start;
 use crate::Error;
-use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
+use crate::base::{MODEL_FILES, Network, SIDE_FILES, SIDE_FOLDERS};
+use crate::data::Labels;
 use crate::lock::LOCK_FILE;
+use crate::model::{ModelConfig, Pooling, families};
 use crate::output;
 use crate::report;
 use crate::settings::{Began, TrainConfig};
@@ -70,6 +72,30 @@ fn empty(folder: &Path) -> Result<(), Error> {
         Some(path) => std::fs::remove_file(&path).map_err(Error::io(&path)),
         None => Ok(()),
     }
+}
+
+/// What config.json says of a classifier, so that transformers' pipelines name its labels.
+pub(crate) fn classifier_keys(
+    model: &ModelConfig,
+    labels: Option<&Labels>,
+) -> Vec<(&'static str, serde_json::Value)> {
+    let (Some(labels), Some(architecture)) = (labels, families::architecture(model)) else {
+        return Vec::new();
+    };
+    let numbered = labels.names.iter().enumerate();
+    let id2label: serde_json::Map<_, _> = numbered
+        .clone()
+        .map(|(id, name)| (id.to_string(), name.as_str().into()))
+        .collect();
+    let label2id: serde_json::Map<_, _> = numbered
+        .map(|(id, name)| (name.clone(), id.into()))
+        .collect();
+    vec![
+        ("architectures", serde_json::json!([architecture])),
+        ("id2label", id2label.into()),
+        ("label2id", label2id.into()),
+        ("problem_type", serde_json::json!(labels.problem_type)),
+    ]
 }
 
 fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {
@@ -308,10 +334,17 @@ pub(super) fn write_report(
 /// Writes README.md, the model card. `pefts`: PEFT loads the folder.
 pub(super) fn write_card(
     config: &TrainConfig,
-    source: &Source,
+    base: &Network,
     outcome: &Outcome,
     pefts: bool,
 ) -> Result<(), Error> {
+    let model = base.decoder.config();
+    let classifier = base.labels.as_ref().zip(model.classifier());
+    let classifier = classifier.map(|(labels, head)| report::model_card::CardClassifier {
+        labels: &labels.names,
+        of_tokens: head.pooling == Pooling::Each,
+    });
+    let source = &base.source;
     let name = config.output.file_name().map_or_else(
         || "adapter".into(),
         |name| name.to_string_lossy().into_owned(),
@@ -339,6 +372,7 @@ pub(super) fn write_card(
         train_loss: outcome.train_loss,
         eval_loss_before: outcome.first_eval_loss,
         eval_loss_after: outcome.eval_loss,
+        classifier,
         settings: &settings(config),
     });
     Ok(atomic::write_file(

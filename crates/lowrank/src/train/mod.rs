@@ -19,12 +19,13 @@ mod step;
 mod trainer;
 
 pub use batch::{Scoring, batch_for, batch_of, classified, shared_batch_of};
+pub(crate) use evaluate::passes;
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
 pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
-pub use run::{Start, train};
+pub use run::{Start, purpose_of, split_columns, train};
 pub use schedule::Schedule;
 pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_step};
 pub use trainer::{Rows, Trainer};

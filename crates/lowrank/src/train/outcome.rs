@@ -128,13 +128,15 @@ impl Trainer<'_> {
         } else {
             let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
             full::save_weights(model, &self.adapter, &config.output, dtype)?;
-            self.base.source.write_side_files(&config.output, dtype)?;
+            let changes = folder::classifier_keys(model, self.base.labels.as_ref());
+            let source = &self.base.source;
+            source.write_changed_side_files(&config.output, dtype, &changes)?;
         }
         let pefts = self
             .adapter_config
             .as_ref()
             .is_some_and(AdapterConfig::is_pefts);
-        folder::write_card(config, &self.base.source, &self.outcome, pefts)
+        folder::write_card(config, self.base, &self.outcome, pefts)
     }
 
     /// Writes report.html.

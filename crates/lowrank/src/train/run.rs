@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use lowrank_kernels::release_freed_memory;
+
 use super::checkpoint;
 use super::events::{Event, Observer};
 use super::folder;
@@ -11,9 +13,11 @@ use super::prepare::prepare;
 use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
-use crate::base::{Base, Source};
-use crate::data::{DataOptions, Dataset, Split, TaskType, split_file};
+use crate::base::Source;
+use crate::data::{DataOptions, Dataset, Labels, Split, TaskType, Tokenizer, split_file};
 use crate::lock::FolderLock;
+use crate::model::{ModelConfig, Purpose};
+use crate::random::mix;
 use crate::settings::TrainConfig;
 
 /// How a run begins.
@@ -58,33 +62,42 @@ pub fn train(
     let source = find_base()?;
     // The same but for where an adapter to start from is found.
     let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let model = source.model_config()?;
+    let model = source.model_config_for(likely_purpose(&source, config)?)?;
     let loading = source.loading_bytes(&model, config.base_dtype.into());
     check_room(begins, &model, loading)?;
     let (_lock, warning) = FolderLock::take(&config.output)?;
     if let Some(warning) = warning {
         observer.event(&Event::Note(warning));
     }
-    let mut base = source.load(config.base_dtype.into())?;
+    let mut tokenizer = source.tokenizer()?;
     if let Some(began) = &config.began {
-        base.tokenizer.set_date(began.time);
+        tokenizer.set_date(began.time);
     }
-    let options = DataOptions {
-        max_seq_length: config.max_seq_length,
-        train_on_prompt: config.train_on_prompt,
-        on_bad_row: config.on_bad_row,
-        completion_boundary: config.completion_boundary,
-        task: Some(TaskType::CausalLm),
-        labels: None,
-        columns: None,
-    };
-    let data = Dataset::load(&config.data, Split::Train, &base.tokenizer, &options)?;
+    let options = data_options(config, &model);
+    let data = Dataset::load(&config.data, Split::Train, &tokenizer, &options)?;
     observer.event(&Event::Note(data.report.to_string()));
-    let valid = load_valid(config, &base, &options)?;
+    // Held-out rows are of the same task, and have the same labels.
+    let options = DataOptions {
+        task: Some(data.kind.task()),
+        labels: data.labels.clone(),
+        ..options
+    };
+    let valid = load_valid(config, &tokenizer, &options)?;
     if let Some(valid) = &valid {
         observer.event(&Event::Note(valid.report.to_string()));
     }
-    let network = base.into_network();
+    drop(tokenizer);
+    release_freed_memory();
+    let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
+    let (dtype, labels) = (config.base_dtype.into(), data.labels);
+    let network = source.load_for(dtype, purpose, labels, mix(config.seed, 3))?;
+    let new = network.decoder.weights().new_names();
+    if !new.is_empty() {
+        observer.event(&Event::Note(format!(
+            "the model's files have no classifier, so these begin at random: {}",
+            new.join(", ")
+        )));
+    }
     if start == Start::Resume {
         resume::check_base(config, &network)?;
     }
@@ -120,9 +133,56 @@ fn adapter_in_checkpoint(config: &TrainConfig, start: Start) -> Option<TrainConf
     })
 }
 
+/// What the model will be for, as far as that is known before the rows are read.
+fn likely_purpose(source: &Source, config: &TrainConfig) -> Result<Purpose, Error> {
+    Ok(match config.task_type {
+        Some(TaskType::CausalLm) => Purpose::LanguageModel,
+        Some(TaskType::FeatureExtraction) => Purpose::Features,
+        Some(TaskType::TokenCls) => Purpose::TokenClassifier { labels: 2 },
+        None if source.model_config()?.causal => Purpose::LanguageModel,
+        Some(TaskType::SeqCls) | None => Purpose::SequenceClassifier { labels: 2 },
+    })
+}
+
+/// How a run reads its rows.
+fn data_options(config: &TrainConfig, model: &ModelConfig) -> DataOptions {
+    let columns = config.columns.as_ref();
+    DataOptions {
+        // What an encoder has no positions for is cut, as transformers cuts it.
+        max_seq_length: if model.causal {
+            config.max_seq_length
+        } else {
+            config.max_seq_length.min(model.max_position_embeddings)
+        },
+        train_on_prompt: config.train_on_prompt,
+        on_bad_row: config.on_bad_row,
+        completion_boundary: config.completion_boundary,
+        task: config.task_type,
+        labels: None,
+        columns: columns.map(|names| split_columns(names)),
+    }
+}
+
+/// Names of columns between commas.
+pub fn split_columns(names: &str) -> Vec<String> {
+    let names = names.split(',');
+    names.map(|name| name.trim().to_owned()).collect()
+}
+
+/// What a model is for, going by the task of its rows.
+pub fn purpose_of(task: TaskType, labels: Option<&Labels>) -> Purpose {
+    let labels = labels.map_or(0, |labels| labels.names.len());
+    match task {
+        TaskType::CausalLm => Purpose::LanguageModel,
+        TaskType::SeqCls => Purpose::SequenceClassifier { labels },
+        TaskType::TokenCls => Purpose::TokenClassifier { labels },
+        TaskType::FeatureExtraction => Purpose::Features,
+    }
+}
+
 fn load_valid(
     config: &TrainConfig,
-    base: &Base,
+    tokenizer: &Tokenizer,
     options: &DataOptions,
 ) -> Result<Option<Dataset>, Error> {
     if let Some(path) = &config.valid_data {
@@ -131,13 +191,13 @@ fn load_valid(
         } else {
             Split::File
         };
-        return Ok(Some(Dataset::load(path, split, &base.tokenizer, options)?));
+        return Ok(Some(Dataset::load(path, split, tokenizer, options)?));
     }
     match split_file(&config.data, Split::Valid)? {
         Some(_) => Ok(Some(Dataset::load(
             &config.data,
             Split::Valid,
-            &base.tokenizer,
+            tokenizer,
             options,
         )?)),
         None => Ok(None),

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use lowrank_kernels::Workspace;
 
-use super::batch::Scoring;
+use super::batch::{Scoring, balanced};
 use super::checkpoint::{self, TrainerState};
 use super::evaluate::evaluate_rows;
 use super::events::{Event, Observer};
@@ -29,7 +29,7 @@ use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, Saving};
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
-use crate::settings::TrainConfig;
+use crate::settings::{ClassWeights, TrainConfig};
 use crate::tuning::{self, AdapterConfig, BaseMark};
 
 /// Steps whose losses are averaged for the final figure.
@@ -187,7 +187,10 @@ impl<'a> Trainer<'a> {
             saving,
             scoring: Scoring {
                 label_smoothing: config.label_smoothing_factor as f32,
-                class_weights: Vec::new(),
+                class_weights: match config.class_weights {
+                    None => Vec::new(),
+                    Some(ClassWeights::Balanced) => balanced(rows.train, base),
+                },
             },
             ws: Workspace::new(),
             state,
@@ -448,9 +451,12 @@ impl<'a> Trainer<'a> {
         let Some(config) = &self.adapter_config else {
             return Ok(());
         };
+        let labels = self.base.labels.as_ref();
+        let labels = labels.map(|labels| serde_json::json!(labels).to_string());
         let base = BaseMark {
             name: &self.config.model,
             fingerprint: &self.state.base,
+            labels: labels.as_deref(),
         };
         let model = self.base.decoder.config();
         tuning::save(folder, model, config, &self.adapter, base)

@@ -26,6 +26,9 @@ use crate::model::{Adapter, HeadKind, ModelConfig, Pooling};
 /// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
 pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
 
+/// Metadata key: what the outputs of a classifier mean.
+const LABELS: &str = "lowrank.labels";
+
 /// Keys of every method's config that say nothing about the values.
 const COMMON_KEYS: &[&str] = &[
     "base_model_name_or_path",
@@ -52,6 +55,21 @@ pub struct BaseMark<'a> {
     pub name: &'a str,
     /// [`Weights::fingerprint`](crate::model::Weights::fingerprint).
     pub fingerprint: &'a str,
+    /// What the outputs of a classifier mean, as JSON.
+    pub labels: Option<&'a str>,
+}
+
+impl BaseMark<'_> {
+    /// What the file of values says beside them.
+    pub(super) fn metadata(&self) -> BTreeMap<String, String> {
+        let entries = [
+            (BASE_FINGERPRINT, Some(self.fingerprint)),
+            (LABELS, self.labels),
+        ];
+        let said = entries.into_iter();
+        said.filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+            .collect()
+    }
 }
 
 /// A loaded adapter and what its files say.
@@ -64,6 +82,47 @@ pub struct Loaded {
     pub coverage: String,
     /// Fingerprint of the base that the adapter was trained on, where this program wrote it.
     pub base_fingerprint: Option<String>,
+}
+
+/// What an adapter's folder says that its model is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// `task_type`; a language model's where there is none.
+    pub task_type: String,
+    /// Outputs of the classifier that is saved with it.
+    pub outputs: Option<usize>,
+    /// What they mean, as JSON, where this program wrote it.
+    pub labels: Option<String>,
+}
+
+/// Reads what an adapter's folder says that its model is for, before there is a model.
+///
+/// # Errors
+/// Files that are missing or damaged.
+pub fn task_of(folder: &Path) -> Result<Task, Error> {
+    let raw = read_adapter_config(folder)?;
+    let task_type = raw.opt_str("task_type")?.unwrap_or("CAUSAL_LM").to_owned();
+    let weights = open_adapter_weights(folder)?;
+    let last = [
+        "classifier.weight",
+        "classifier.out_proj.weight",
+        "score.weight",
+    ];
+    let is_last = |name: &&str| {
+        let own = last.iter().find(|last| name.ends_with(**last));
+        own.is_some_and(|own| {
+            name.len() == own.len() || name[..name.len() - own.len()].ends_with('.')
+        })
+    };
+    let outputs = weights
+        .names()
+        .find(is_last)
+        .and_then(|name| weights.get(name));
+    Ok(Task {
+        task_type,
+        outputs: outputs.and_then(|entry| entry.shape.first().copied()),
+        labels: weights.metadata().get(LABELS).cloned(),
+    })
 }
 
 /// Reads an adapter's folder, of whatever method, for a model of this config.
@@ -149,7 +208,7 @@ pub(super) fn write_both(
     (model, adapter): (&ModelConfig, &Adapter),
     base: BaseMark,
 ) -> Result<(), Error> {
-    write_values(folder, adapter, base.fingerprint)?;
+    write_values(folder, adapter, base)?;
     write_config(folder, peft_type, base.name, (model, adapter), options)
 }
 
@@ -236,11 +295,7 @@ pub(super) fn saved_specs(adapter: &Adapter) -> impl Iterator<Item = TensorSpec>
 }
 
 /// Writes every slot under its name, f32.
-pub(super) fn write_values(
-    folder: &Path,
-    adapter: &Adapter,
-    base_fingerprint: &str,
-) -> Result<(), Error> {
+pub(super) fn write_values(folder: &Path, adapter: &Adapter, base: BaseMark) -> Result<(), Error> {
     let specs: Vec<TensorSpec> = adapter
         .names
         .iter()
@@ -251,11 +306,10 @@ pub(super) fn write_values(
             shape,
         })
         .collect();
-    let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base_fingerprint.to_owned())]);
     write_safetensors(
         &folder.join(ADAPTER_WEIGHTS),
         &specs,
-        &metadata,
+        &base.metadata(),
         |slot, out| out.write_all(&adapter.params.view(slot).to_le_bytes(DType::F32)),
     )?;
     Ok(())

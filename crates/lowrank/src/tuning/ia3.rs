@@ -410,7 +410,7 @@ impl MethodConfig for Config {
         adapter: &Adapter,
         base: BaseMark,
     ) -> Result<(), Error> {
-        write_values(folder, adapter, base.fingerprint)?;
+        write_values(folder, adapter, base)?;
         let mut modules = self.modules.to_json();
         let mut taken = |key: &'static str| (key, modules.remove(key).unwrap_or(Value::Null));
         let options = vec![

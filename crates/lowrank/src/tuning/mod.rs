@@ -19,7 +19,7 @@ mod table;
 pub mod targets;
 pub mod top;
 
-pub use files::{BaseMark, Loaded, base_of, load, save};
+pub use files::{BaseMark, Loaded, Task, base_of, load, save, task_of};
 pub use method::{FirstText, MethodConfig, MethodSpec, Size, Started, Starting};
 
 table::methods! {

@@ -5,7 +5,6 @@
 //! their files are PEFT's. With an infix they are a type of our own. Sequences are longer by the virtual tokens, so nothing
 //! of this can be merged into weights.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
@@ -19,9 +18,7 @@ use lowrank_kernels::{Tensor, Workspace, embedding_forward, fill_normal, scale};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::files::{
-    BASE_FINGERPRINT, check_keys, fingerprint, finish, saved_specs, task_type, write_config,
-};
+use super::files::{check_keys, fingerprint, finish, saved_specs, task_type, write_config};
 use super::saved;
 use super::{
     AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
@@ -588,14 +585,13 @@ fn save(
             dtype: StoredDType::F32,
             shape: vec![n, slots * width],
         };
-        let metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base.fingerprint.to_owned())]);
         let values = Tensor::from_f32(n, slots * width, join_prefix(&parts, n));
         let bytes = values.to_le_bytes(lowrank_kernels::DType::F32);
         let specs: Vec<_> = std::iter::once(spec).chain(saved_specs(adapter)).collect();
         write_safetensors(
             &folder.join(ADAPTER_WEIGHTS),
             &specs,
-            &metadata,
+            &base.metadata(),
             |index, out| match index.checked_sub(1) {
                 None => out.write_all(&bytes),
                 Some(n) => {
@@ -605,7 +601,7 @@ fn save(
             },
         )?;
     } else {
-        super::files::write_values(folder, adapter, base.fingerprint)?;
+        super::files::write_values(folder, adapter, base)?;
     }
     if options.is_pefts() {
         peft_config(model, adapter.saved.names.clone(), options, base.name).write(folder)?;

@@ -154,7 +154,17 @@ fn what_matches_nothing_is_refused() {
 fn saved(family: &str, config: &LoraConfig, folder: &Path) -> Adapter {
     let model = decoder(family);
     let made = adapter(&model, config, 5);
-    lora::save(folder, model.config(), config, &made, "print").expect("saved");
+    lora::save(
+        folder,
+        model.config(),
+        config,
+        &made,
+        lowrank::tuning::BaseMark {
+            fingerprint: "print",
+            ..lowrank::tuning::BaseMark::default()
+        },
+    )
+    .expect("saved");
     made
 }
 

@@ -27,7 +27,17 @@ fn write(
     fs::create_dir(&path).expect("a folder");
     let model = decoder(family);
     let (adapter, _) = lora::inject(model.config(), config, init, seed).expect("injected");
-    lora::save(&path, model.config(), config, &adapter, "print").expect("saved");
+    lora::save(
+        &path,
+        model.config(),
+        config,
+        &adapter,
+        lowrank::tuning::BaseMark {
+            fingerprint: "print",
+            ..lowrank::tuning::BaseMark::default()
+        },
+    )
+    .expect("saved");
     path
 }
 
@@ -184,7 +194,11 @@ fn differences_of_adapters_are_numpys() {
         let adapter = |side: &str| folder.join(expected_of[side].as_str().unwrap());
         let source = Source::find(&folder.display().to_string()).unwrap();
         let decoder = decoder(model);
-        let base = Network { decoder, source };
+        let base = Network {
+            decoder,
+            source,
+            labels: None,
+        };
         for of in [Of::A, Of::B, Of::Delta] {
             let report = diff(&adapter("first"), &adapter("second"), of, Some(&base)).unwrap();
             let expected = expected_of["modules"].as_array().unwrap();

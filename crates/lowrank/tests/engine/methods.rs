@@ -177,6 +177,7 @@ fn save(folder: &Path, model: &Decoder, config: &AdapterConfig, adapter: &Adapte
     let base = BaseMark {
         name: "base",
         fingerprint: "print",
+        labels: None,
     };
     tuning::save(folder, model.config(), config, adapter, base).expect("saved");
 }

@@ -502,7 +502,14 @@ fn an_adapter_of_extreme_values_is_not_blamed_on_the_rate() {
         broken.params.view_mut(1).fill(value);
         let folder = place.path("broken");
         fs::create_dir_all(&folder).expect("a folder");
-        lora::save(&folder, model.config(), &config, &broken, "").expect("saved");
+        lora::save(
+            &folder,
+            model.config(),
+            &config,
+            &broken,
+            lowrank::tuning::BaseMark::default(),
+        )
+        .expect("saved");
         for (held_out, name) in [(true, "with"), (false, "without")] {
             if held_out {
                 place.write_rows("valid.jsonl", 4, 100);

@@ -308,6 +308,7 @@ fn folders_are_read_again() {
             let mark = BaseMark {
                 name: "base",
                 fingerprint: "f",
+                labels: None,
             };
             tuning::save(folder.path(), model.config(), &config, &made, mark).expect("saved");
             let loaded = tuning::load(folder.path(), model.config()).expect("loaded");

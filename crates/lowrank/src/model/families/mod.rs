@@ -245,6 +245,40 @@ pub fn linear_module(config: &ModelConfig, id: LinearId) -> String {
     }
 }
 
+/// transformers' class of a family for the head that a model has; `None` for the bare model.
+pub(crate) fn architecture(config: &ModelConfig) -> Option<String> {
+    let family = match config.family {
+        Family::Llama => "Llama",
+        Family::Mistral => "Mistral",
+        Family::Qwen2 => "Qwen2",
+        Family::Qwen3 => "Qwen3",
+        Family::Gemma3 if config.head == HeadKind::LanguageModel => "Gemma3",
+        Family::Gemma3 => "Gemma3Text",
+        Family::Gemma2 => "Gemma2",
+        Family::SmolLm3 => "SmolLM3",
+        Family::Granite => "Granite",
+        Family::Olmo2 => "Olmo2",
+        Family::Olmo3 => "Olmo3",
+        Family::Phi3 => "Phi3",
+        Family::Ministral3 => "Ministral3",
+        Family::Glm4 => "Glm4",
+        Family::Gpt2 => "GPT2",
+        Family::Bert => "Bert",
+        Family::Roberta => "Roberta",
+        Family::XlmRoberta => "XLMRoberta",
+        Family::DistilBert => "DistilBert",
+        Family::ModernBert => "ModernBert",
+    };
+    let head = match &config.head {
+        HeadKind::LanguageModel if config.family == Family::Gpt2 => "LMHeadModel",
+        HeadKind::LanguageModel => "ForCausalLM",
+        HeadKind::Classifier(head) if head.pooling == Pooling::Each => "ForTokenClassification",
+        HeadKind::Classifier(_) => "ForSequenceClassification",
+        HeadKind::None => return None,
+    };
+    Some(format!("{family}{head}"))
+}
+
 fn classifier_dense(config: &ModelConfig) -> &'static str {
     match config.family {
         Family::Bert => "bert.pooler.dense",

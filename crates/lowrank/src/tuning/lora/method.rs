@@ -188,7 +188,7 @@ impl MethodConfig for Config {
         adapter: &Adapter,
         base: BaseMark,
     ) -> Result<(), Error> {
-        save(folder, model, self, adapter, base.fingerprint)
+        save(folder, model, self, adapter, base)
     }
 
     fn options(&self) -> Vec<(&'static str, Value)> {

@@ -15,7 +15,7 @@ use lowrank_kernels::DType;
 use super::{Candidate, candidates};
 use crate::Error;
 use crate::model::{Adapter, LinearKind, LowRankSite, ModelConfig, families};
-use crate::tuning::files::{BASE_FINGERPRINT, saved_specs, task_type};
+use crate::tuning::files::{BaseMark, saved_specs, task_type};
 
 /// Metadata key: JSON, the parts of fused linears and their ranks by module.
 pub(super) const FUSED_PARTS: &str = "lowrank.fused_parts";
@@ -41,10 +41,10 @@ pub fn save(
     config: &ModelConfig,
     lora: &LoraConfig,
     adapter: &Adapter,
-    base_fingerprint: &str,
+    base: BaseMark,
 ) -> Result<(), Error> {
     let modules = saved_modules(config, adapter);
-    let mut metadata = BTreeMap::from([(BASE_FINGERPRINT.to_owned(), base_fingerprint.to_owned())]);
+    let mut metadata = base.metadata();
     let parts: BTreeMap<_, _> = modules
         .iter()
         .filter(|m| !m.parts.is_empty())

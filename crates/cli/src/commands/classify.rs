@@ -1,0 +1,374 @@
+//! `lowrank classify`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use lowrank::Workspace;
+use lowrank::classify::{predict, probabilities};
+use lowrank::data::{
+    Labels, ProblemType, TaskType, Tokenizer, Unlabelled, UnlabelledOptions, UnlabelledRow,
+};
+use lowrank::metrics::classification::{is_predicted, top_label};
+use lowrank::train::split_columns;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::classifier::{self, Classifier};
+use super::common::BaseArgs;
+use crate::failure::{Misuse, StdoutClosed};
+
+/// Rows that are read and classified at a time.
+const BATCH_ROWS: usize = 256;
+
+/// Arguments of `lowrank classify`.
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// An adapter that was trained to classify
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
+    /// A text to classify; may be repeated
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "data",
+        allow_hyphen_values = true
+    )]
+    pub text: Vec<String>,
+
+    /// Rows to classify: JSONL, CSV or TSV, a text a line (.txt), or - for standard input, which is read where neither is given
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+
+    /// Names of the columns of a CSV or TSV file without a header, such as text,label
+    #[arg(long, value_name = "NAMES", help_heading = "Data")]
+    pub columns: Option<String>,
+
+    /// Cut longer rows to so many tokens; a pair loses those of its longer text [default: what the model can read]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    pub max_seq_length: Option<usize>,
+
+    /// Print a JSON object a row
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+
+    /// Print CSV
+    #[arg(long)]
+    pub csv: bool,
+}
+
+/// What is said of one row.
+#[derive(Debug, Serialize)]
+struct Said {
+    /// Its line.
+    line: usize,
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_pair: Option<String>,
+    #[serde(flatten)]
+    answer: Answer,
+    /// The row's own label, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    given: Option<Value>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Answer {
+    One {
+        label: String,
+        probability: f32,
+        probabilities: Map<String, Value>,
+    },
+    Several {
+        labels: Vec<String>,
+        probabilities: Map<String, Value>,
+    },
+    Values {
+        values: Map<String, Value>,
+    },
+    Words {
+        words: Vec<TaggedWord>,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct TaggedWord {
+    word: String,
+    start: usize,
+    end: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probability: Option<f32>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model, adapter or data that cannot be used; a row that cannot be read, which ends the work.
+pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
+    let plan = classifier::plan(&args.base, args.adapter.as_deref())?;
+    let Some(task) = plan.task() else {
+        return Err(Misuse::new(format!(
+            "{} is no classifier; give an --adapter that was trained to classify, or a model that was",
+            plan.source
+        ))
+        .into());
+    };
+    let tokenizer = plan.tokenizer()?;
+    let classifier = plan.load(&args.base, args.adapter.as_deref())?;
+    let mut printer = Printer::new(args)?;
+    for_each_batch(&Reading::of(args, task, &classifier), &tokenizer, |rows| {
+        for said in classify(&classifier, rows) {
+            printer.print(&said)?;
+        }
+        printer.flush()
+    })
+}
+
+/// Where rows come from, and how they are read.
+pub struct Reading<'a> {
+    texts: &'a [String],
+    data: &'a Path,
+    options: UnlabelledOptions,
+}
+
+impl<'a> Reading<'a> {
+    fn of(args: &'a ClassifyArgs, task: TaskType, classifier: &Classifier) -> Self {
+        let most = classifier.max_length;
+        let length = args.max_seq_length.map_or(most, |length| length.min(most));
+        let columns = args.columns.as_deref();
+        Self::new(&args.text, args.data.as_deref(), columns, task, length)
+    }
+
+    /// Texts, or else a file or standard input.
+    pub fn new(
+        texts: &'a [String],
+        data: Option<&'a Path>,
+        columns: Option<&str>,
+        task: TaskType,
+        max_seq_length: usize,
+    ) -> Self {
+        Self {
+            texts,
+            data: data.unwrap_or(Path::new("-")),
+            options: UnlabelledOptions {
+                task,
+                max_seq_length,
+                columns: columns.map(split_columns),
+                batch_rows: BATCH_ROWS,
+            },
+        }
+    }
+}
+
+/// Gives the rows to `each`, a batch at a time.
+///
+/// # Errors
+/// A row that cannot be read; what `each` fails with.
+pub fn for_each_batch(
+    reading: &Reading,
+    tokenizer: &Tokenizer,
+    mut each: impl FnMut(Vec<UnlabelledRow>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Reading {
+        texts,
+        data,
+        options,
+    } = reading;
+    if !texts.is_empty() {
+        let rows = texts.iter().enumerate().map(|(n, text)| {
+            let mut row = UnlabelledRow::of_text(tokenizer, text, None, options)?;
+            row.example.line = n + 1;
+            Ok(row)
+        });
+        return each(rows.collect::<Result<_, lowrank::data::DataError>>()?);
+    }
+    for batch in Unlabelled::open(data, tokenizer, options.clone())? {
+        let rows: Result<Vec<_>, _> = batch?.into_iter().collect();
+        each(rows.map_err(|bad| {
+            anyhow::anyhow!("{}, line {}: {}", data.display(), bad.line, bad.reason)
+        })?)?;
+    }
+    Ok(())
+}
+
+/// What the classifier says of some rows.
+fn classify(classifier: &Classifier, rows: Vec<UnlabelledRow>) -> Vec<Said> {
+    let Some(labels) = &classifier.network.labels else {
+        return Vec::new();
+    };
+    let examples: Vec<_> = rows.iter().map(|row| row.example.clone()).collect();
+    let (model, ws) = (&classifier.network.decoder, Workspace::new());
+    let mut outputs = Vec::with_capacity(rows.len());
+    predict(model, classifier.trained(), &examples, &ws, |_, found| {
+        outputs.extend(found);
+        std::ops::ControlFlow::Continue(())
+    });
+    let is_of_tokens = |row: &UnlabelledRow| !row.words.is_empty();
+    let said = rows.into_iter().zip(outputs).map(|(row, logits)| {
+        let answer = if is_of_tokens(&row) {
+            tagged(labels, &row, &logits)
+        } else {
+            answer(labels, logits)
+        };
+        Said {
+            line: row.example.line,
+            text: row.text,
+            text_pair: row.pair,
+            answer,
+            given: row.label,
+        }
+    });
+    said.collect()
+}
+
+fn answer(labels: &Labels, mut values: Vec<f32>) -> Answer {
+    probabilities(labels.problem_type, &mut values);
+    let named = labels.names.iter().zip(&values);
+    let map: Map<String, Value> = named
+        .clone()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
+    match labels.problem_type {
+        ProblemType::Regression => Answer::Values { values: map },
+        ProblemType::MultiLabelClassification => Answer::Several {
+            labels: named
+                .filter(|(_, value)| is_predicted(**value))
+                .map(|(name, _)| name.clone())
+                .collect(),
+            probabilities: map,
+        },
+        ProblemType::SingleLabelClassification => {
+            let top = top_label(&values);
+            Answer::One {
+                label: labels.names[top].clone(),
+                probability: values[top],
+                probabilities: map,
+            }
+        }
+    }
+}
+
+fn tagged(labels: &Labels, row: &UnlabelledRow, logits: &[f32]) -> Answer {
+    let width = labels.names.len();
+    let words = row.words.iter().map(|word| {
+        let found = word.token.map(|token| {
+            let mut values = logits[token as usize * width..][..width].to_vec();
+            probabilities(ProblemType::SingleLabelClassification, &mut values);
+            let top = top_label(&values);
+            (labels.names[top].clone(), values[top])
+        });
+        TaggedWord {
+            word: word.text.clone(),
+            start: word.start,
+            end: word.end,
+            probability: found.as_ref().map(|(_, probability)| *probability),
+            label: found.map(|(label, _)| label),
+        }
+    });
+    Answer::Words {
+        words: words.collect(),
+    }
+}
+
+/// Writes rows as they come.
+struct Printer {
+    json: bool,
+    csv: Option<csv::Writer<io::Stdout>>,
+}
+
+impl Printer {
+    fn new(args: &ClassifyArgs) -> anyhow::Result<Self> {
+        let csv = if args.csv {
+            let mut writer = csv::Writer::from_writer(io::stdout());
+            writer
+                .write_record(["line", "text", "text_pair", "label", "probability"])
+                .map_err(closed)?;
+            Some(writer)
+        } else {
+            None
+        };
+        Ok(Self {
+            json: args.json,
+            csv,
+        })
+    }
+
+    fn print(&mut self, said: &Said) -> anyhow::Result<()> {
+        if let Some(writer) = &mut self.csv {
+            for (text, label, probability) in said.cells() {
+                let line = said.line.to_string();
+                let pair = said.text_pair.clone().unwrap_or_default();
+                writer
+                    .write_record([line, text, pair, label, probability])
+                    .map_err(closed)?;
+            }
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        let written = if self.json {
+            writeln!(out, "{}", serde_json::to_string(said)?)
+        } else {
+            said.cells()
+                .into_iter()
+                .try_for_each(|(text, label, probability)| {
+                    let text = text.replace(['\n', '\r', '\t'], " ");
+                    writeln!(out, "{label}\t{probability}\t{text}")
+                })
+        };
+        written.map_err(|_| StdoutClosed.into())
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        match &mut self.csv {
+            Some(writer) => writer.flush(),
+            None => io::stdout().flush(),
+        }
+        .map_err(|_| StdoutClosed.into())
+    }
+}
+
+fn closed(_: csv::Error) -> anyhow::Error {
+    StdoutClosed.into()
+}
+
+impl Said {
+    /// Text, label and probability, a line for a row or for each word of it.
+    fn cells(&self) -> Vec<(String, String, String)> {
+        let shown = |value: f32| format!("{value:.4}");
+        match &self.answer {
+            Answer::One {
+                label, probability, ..
+            } => vec![(self.text.clone(), label.clone(), shown(*probability))],
+            Answer::Several {
+                labels,
+                probabilities,
+            } => {
+                let values = labels
+                    .iter()
+                    .filter_map(|label| probabilities[label].as_f64());
+                let values: Vec<_> = values.map(|value| shown(value as f32)).collect();
+                vec![(self.text.clone(), labels.join("|"), values.join("|"))]
+            }
+            Answer::Values { values } => values
+                .iter()
+                .map(|(name, value)| (self.text.clone(), name.clone(), value.to_string()))
+                .collect(),
+            Answer::Words { words } => words
+                .iter()
+                .map(|word| {
+                    let label = word.label.clone().unwrap_or_default();
+                    let probability = word.probability.map(shown).unwrap_or_default();
+                    (word.word.clone(), label, probability)
+                })
+                .collect(),
+        }
+    }
+}

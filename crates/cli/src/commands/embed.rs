@@ -1,0 +1,111 @@
+//! `lowrank embed`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use lowrank::Workspace;
+use lowrank::base::Source;
+use lowrank::classify::embed;
+use lowrank::data::TaskType;
+use lowrank::model::{Pooling, Purpose};
+use lowrank::tuning;
+use serde_json::json;
+
+use super::classify::{Reading, for_each_batch};
+use super::common::{BaseArgs, check_is_adapter, warn_of_other_base};
+use crate::failure::StdoutClosed;
+
+/// Arguments of `lowrank embed`.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// The model
+    #[command(flatten)]
+    pub base: BaseArgs,
+
+    /// An adapter that was trained for it (task_type FEATURE_EXTRACTION)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
+    /// A text; may be repeated
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "data",
+        allow_hyphen_values = true
+    )]
+    pub text: Vec<String>,
+
+    /// Rows: JSONL, CSV or TSV, a text a line (.txt), or - for standard input, which is read where neither is given
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+
+    /// Names of the columns of a CSV or TSV file without a header
+    #[arg(long, value_name = "NAMES", help_heading = "Data")]
+    pub columns: Option<String>,
+
+    /// Cut longer rows to so many tokens [default: what the model can read]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    pub max_seq_length: Option<usize>,
+
+    /// Which hidden states a vector is made of
+    #[arg(long, value_name = "HOW", default_value = "mean")]
+    pub pooling: PoolingArg,
+
+    /// Leave vectors as long as they are, in place of making them as long as one
+    #[arg(long)]
+    pub no_normalize: bool,
+}
+
+/// Which hidden states a vector is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PoolingArg {
+    /// The mean of all tokens
+    Mean,
+    /// The first token, the one that stands for the whole text in encoders
+    Cls,
+    /// The last token
+    Last,
+}
+
+/// Runs the command. It prints a JSON object a row.
+///
+/// # Errors
+/// A model, adapter or data that cannot be used.
+pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
+    let source = Source::find(&args.base.model)?;
+    let tokenizer = source.tokenizer()?;
+    let network = source.load_for(args.base.base_dtype.into(), Purpose::Features, None, 0)?;
+    let model = &network.decoder;
+    let adapter = match &args.adapter {
+        None => None,
+        Some(folder) => {
+            check_is_adapter(folder)?;
+            let loaded = tuning::load(folder, model.config())?;
+            warn_of_other_base(folder, &loaded, model.weights(), &network.source);
+            Some(loaded.adapter)
+        }
+    };
+    let pooling = match args.pooling {
+        PoolingArg::Mean => Pooling::Mean,
+        PoolingArg::Cls => Pooling::First,
+        PoolingArg::Last => Pooling::Last,
+    };
+    let most = model.config().max_position_embeddings;
+    let length = args.max_seq_length.map_or(most, |length| length.min(most));
+    let (data, columns) = (args.data.as_deref(), args.columns.as_deref());
+    let task = TaskType::FeatureExtraction;
+    let reading = Reading::new(&args.text, data, columns, task, length);
+    let ws = Workspace::new();
+    for_each_batch(&reading, &tokenizer, |rows| {
+        let examples: Vec<_> = rows.iter().map(|row| row.example.clone()).collect();
+        let normalize = !args.no_normalize;
+        let vectors = embed(model, adapter.as_ref(), &examples, pooling, normalize, &ws);
+        let mut out = io::stdout().lock();
+        for (row, vector) in rows.into_iter().zip(vectors) {
+            let said = json!({"line": row.example.line, "text": row.text, "embedding": vector});
+            writeln!(out, "{said}").map_err(|_| StdoutClosed)?;
+        }
+        out.flush().map_err(|_| StdoutClosed.into())
+    })
+}

@@ -1,0 +1,178 @@
+//! From rows with labels to a classifier, with a tiny BERT whose vocabulary is a few words.
+
+use std::fs;
+use std::path::Path;
+
+use predicates::prelude::*;
+use serde_json::Value;
+
+use super::support::lowrank;
+
+const WORDS: [&str; 10] = [
+    "good", "great", "lovely", "fine", "bad", "dull", "awful", "poor", "film", "play",
+];
+
+/// The golden BERT with a tokenizer of its own, and rows whose first word decides.
+fn place(folder: &Path) {
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../lowrank/tests/goldens_classifiers/bert");
+    let model = folder.join("model");
+    fs::create_dir(&model).unwrap();
+    let config = fs::read_to_string(golden.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    // It is a base here, whose classifier is still to be trained.
+    config["architectures"] = serde_json::json!(["BertModel"]);
+    config["id2label"] = Value::Null;
+    config["label2id"] = Value::Null;
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let weights = model.join("model.safetensors");
+    fs::copy(golden.join("model.safetensors"), weights).unwrap();
+    let mut vocabulary: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        .iter()
+        .chain(&WORDS)
+        .map(ToString::to_string)
+        .collect();
+    while vocabulary.len() < 61 {
+        vocabulary.push(format!("w{}", vocabulary.len()));
+    }
+    fs::write(model.join("vocab.txt"), vocabulary.join("\n")).unwrap();
+    fs::write(
+        model.join("tokenizer_config.json"),
+        r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": true}"#,
+    )
+    .unwrap();
+    let data = folder.join("data");
+    fs::create_dir(&data).unwrap();
+    let rows = |from: usize| {
+        let mut text = String::from("text,label\n");
+        for n in from..from + 32 {
+            let (word, other) = (WORDS[n % 8], WORDS[8 + n / 8 % 2]);
+            let label = if n % 8 < 4 { "positive" } else { "negative" };
+            text.push_str(&[word, " ", other, ",", label, "\n"].concat());
+        }
+        text
+    };
+    fs::write(data.join("train.csv"), rows(0)).unwrap();
+    fs::write(data.join("valid.csv"), rows(3)).unwrap();
+}
+
+fn train(folder: &Path, output: &str, more: &[&str]) {
+    let path = |name: &str| folder.join(name).display().to_string();
+    lowrank()
+        .args(["train", "--model", &path("model"), "--data", &path("data")])
+        .args(["--output", &path(output), "--num-train-epochs", "12"])
+        .args(more)
+        .assert()
+        .success();
+}
+
+#[test]
+fn rows_of_a_table_make_a_classifier() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    // The golden's labels are three, and the rows have two.
+    let model = folder.path().join("model");
+    lowrank()
+        .args(["train", "--model", &path("model"), "--data", &path("data")])
+        .args(["--output", &path("run")])
+        .assert()
+        .failure()
+        .stderr(predicate::str::contains("classifier.weight"));
+    // A head of another task in its place, with a name as long.
+    let mut weights = fs::read(model.join("model.safetensors")).unwrap();
+    let (old, new) = (b"\"classifier.", b"\"qa_outputs.");
+    for at in 0..weights.len() - old.len() {
+        if weights[at..].starts_with(old) {
+            weights[at..at + new.len()].copy_from_slice(new);
+        }
+    }
+    fs::write(model.join("model.safetensors"), weights).unwrap();
+
+    train(folder.path(), "run", &["--learning-rate", "1e-2"]);
+    let judged = super::support::json_of(&[
+        "eval",
+        "--model",
+        &path("model"),
+        "--adapter",
+        &path("run"),
+        "--data",
+        &path("data"),
+    ]);
+    assert_eq!(judged["accuracy"], 1.0, "{judged}");
+    assert_eq!(judged["confusion"]["positive"]["positive"], 16, "{judged}");
+    let said = lowrank()
+        .args([
+            "classify",
+            "--model",
+            &path("model"),
+            "--adapter",
+            &path("run"),
+            "--json",
+        ])
+        .write_stdin("great film\nawful play\n")
+        .assert()
+        .success();
+    let said = String::from_utf8(said.get_output().stdout.clone()).unwrap();
+    let labels: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["label"].clone())
+        .collect();
+    assert_eq!(labels, ["positive", "negative"]);
+    let config = fs::read_to_string(folder.path().join("run/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["task_type"], "SEQ_CLS");
+    assert_eq!(
+        config["modules_to_save"],
+        serde_json::json!(["classifier", "score"])
+    );
+
+    // Full training writes a whole classifier, whose config.json has the names.
+    train(
+        folder.path(),
+        "whole",
+        &["--method", "full", "--learning-rate", "1e-2"],
+    );
+    lowrank()
+        .args(["classify", "--model", &path("whole"), "--text", "dull play"])
+        .assert()
+        .success()
+        .stdout(predicate::str::starts_with("negative\t"));
+}
+
+#[test]
+fn what_is_no_classifier_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    lowrank()
+        .args(["generate", "--model", &path("model"), "--prompt", "good"])
+        .assert()
+        .failure()
+        .stderr(predicate::str::contains("an encoder does not write text"));
+    lowrank()
+        .args(["classify", "--model", &path("model"), "--text", "good"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("is no classifier"));
+    let vectors = lowrank()
+        .args(["embed", "--model", &path("model"), "--text", "good film"])
+        .assert()
+        .success();
+    let vector: Value = serde_json::from_slice(&vectors.get_output().stdout).unwrap();
+    let vector = vector["embedding"].as_array().unwrap();
+    let square: f64 = vector.iter().map(|x| x.as_f64().unwrap().powi(2)).sum();
+    assert!(
+        vector.len() == 24 && (square - 1.0).abs() < 1e-5,
+        "{square}"
+    );
+    let data = folder.path().join("data/valid.csv");
+    let text = fs::read_to_string(&data).unwrap();
+    fs::write(&data, text.replacen("positive", "unheard-of", 1)).unwrap();
+    lowrank()
+        .args(["train", "--model", &path("model"), "--data", &path("data")])
+        .args(["--output", &path("run")])
+        .assert()
+        .failure()
+        .stderr(predicate::str::contains("unheard-of").and(predicate::str::contains("line")));
+}
