@@ -464,9 +464,10 @@ def differences(expected, found, tolerance):
     return problems
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="default: crates/lowrank/tests/goldens")
+def command(description, default_folder, write_all):
+    """The command line of a script whose `write_all(folder)` writes goldens; returns the exit status."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=default_folder)
     parser.add_argument("--check", action="store_true", help="compare instead of writing; exit 1 if anything differs")
     parser.add_argument("--tolerance", type=float, default=1e-6, help="of --check, relative; default 1e-6")
     arguments = parser.parse_args()
@@ -485,4 +486,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, DEFAULT_FOLDER, write_all))

@@ -23,9 +23,7 @@ Below it, `lora` is an adapter as PEFT saves it, with the classifier in `modules
 loss, losses, grad.KEY and final.KEY as those of `goldens.py`.
 """
 
-import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import goldens
@@ -232,25 +230,5 @@ def write_all(folder):
         write_adapter(folder / name / "lora", name)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit 1 if anything differs")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="of --check, relative; default 1e-6")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    if not arguments.check:
-        write_all(arguments.folder)
-        size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
-        print(f"wrote {arguments.folder}: {size / 1e6:.2f} MB")
-        return 0
-    with tempfile.TemporaryDirectory() as temporary:
-        write_all(Path(temporary))
-        problems = goldens.differences(arguments.folder, Path(temporary), arguments.tolerance)
-    print("\n".join(problems) or f"{arguments.folder} is up to date")
-    return 1 if problems else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(goldens.command(__doc__, DEFAULT_FOLDER, write_all))

@@ -53,6 +53,21 @@ impl Arena {
         }
     }
 
+    /// Adds slots of zeros behind the others, whose values stay. Values that nobody asked for yet are still not there.
+    pub fn extend(&mut self, shapes: &[(usize, usize)]) {
+        let old = self.len;
+        for &(rows, cols) in shapes {
+            let start = self.len;
+            self.slots.push(Slot { start, rows, cols });
+            self.len += rows * cols;
+        }
+        if let Some(values) = self.values.take() {
+            let mut longer = Tensor::zeros(1, self.len);
+            longer.view_mut().into_f32s()[..old].copy_from_slice(values.view().f32s());
+            self.values = OnceLock::from(longer);
+        }
+    }
+
     fn values(&self) -> &Tensor {
         self.values.get_or_init(|| Tensor::zeros(1, self.len))
     }
@@ -145,5 +160,22 @@ impl Arena {
     /// Sets every element to zero.
     pub fn zero(&mut self) {
         self.values_mut().view_mut().fill(0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_grows_and_keeps_its_values() {
+        let mut arena = Arena::new(&[(1, 2)]);
+        arena.extend(&[(2, 1)]);
+        assert!(arena.values.get().is_none(), "nobody asked for a value");
+        arena.view_mut(1).fill(3.0);
+        arena.extend(&[(1, 3), (1, 1)]);
+        assert_eq!((arena.slots(), arena.len()), (4, 8));
+        assert_eq!(arena.view(1).to_vec(), [3.0, 3.0]);
+        assert_eq!(arena.view(2).to_vec(), [0.0; 3]);
     }
 }

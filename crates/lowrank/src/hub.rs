@@ -108,6 +108,10 @@ fn is_wanted(name: &str) -> bool {
         "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "vocab.txt",
+        "tokenizer.model",
+        "sentencepiece.bpe.model",
+        "spm.model",
         "chat_template.jinja",
         "chat_template.json",
         "model.safetensors.index.json",
@@ -125,6 +129,14 @@ mod tests {
         assert!(looks_like_id("HuggingFaceTB/SmolLM2-135M"));
         for other in ["gpt2", "/a/b", "./models/x", "a/b/c", "a/", "../x"] {
             assert!(!looks_like_id(other), "{other}");
+        }
+    }
+
+    /// What is copied with a model is fetched with it.
+    #[test]
+    fn every_side_file_is_fetched() {
+        for name in crate::base::SIDE_FILES {
+            assert!(is_wanted(name), "{name}");
         }
     }
 

@@ -1,25 +1,20 @@
 //! `lowrank classify`.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use lowrank::Workspace;
 use lowrank::classify::{predict, probabilities};
-use lowrank::data::{
-    Labels, ProblemType, TaskType, Tokenizer, Unlabelled, UnlabelledOptions, UnlabelledRow,
-};
+use lowrank::data::{Labels, ProblemType, UnlabelledRow};
 use lowrank::metrics::classification::{is_predicted, top_label};
-use lowrank::train::split_columns;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::classifier::{self, Classifier};
 use super::common::BaseArgs;
+use super::texts::TextsArgs;
 use crate::failure::{Misuse, StdoutClosed};
-
-/// Rows that are read and classified at a time.
-const BATCH_ROWS: usize = 256;
 
 /// Arguments of `lowrank classify`.
 #[derive(Debug, Args)]
@@ -32,26 +27,9 @@ pub struct ClassifyArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
-    /// A text to classify; may be repeated
-    #[arg(
-        long,
-        value_name = "TEXT",
-        conflicts_with = "data",
-        allow_hyphen_values = true
-    )]
-    pub text: Vec<String>,
-
-    /// Rows to classify: JSONL, CSV or TSV, a text a line (.txt), or - for standard input, which is read where neither is given
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub data: Option<PathBuf>,
-
-    /// Names of the columns of a CSV or TSV file without a header, such as text,label
-    #[arg(long, value_name = "NAMES", help_heading = "Data")]
-    pub columns: Option<String>,
-
-    /// Cut longer rows to so many tokens; a pair loses those of its longer text [default: what the model can read]
-    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
-    pub max_seq_length: Option<usize>,
+    /// What is classified
+    #[command(flatten)]
+    pub texts: TextsArgs,
 
     /// Print a JSON object a row
     #[arg(long, conflicts_with = "csv")]
@@ -124,79 +102,13 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     let tokenizer = plan.tokenizer()?;
     let classifier = plan.load(&args.base, args.adapter.as_deref())?;
     let mut printer = Printer::new(args)?;
-    for_each_batch(&Reading::of(args, task, &classifier), &tokenizer, |rows| {
+    let texts = &args.texts;
+    texts.for_each_batch(&tokenizer, task, classifier.max_length, |rows| {
         for said in classify(&classifier, rows) {
             printer.print(&said)?;
         }
         printer.flush()
     })
-}
-
-/// Where rows come from, and how they are read.
-pub struct Reading<'a> {
-    texts: &'a [String],
-    data: &'a Path,
-    options: UnlabelledOptions,
-}
-
-impl<'a> Reading<'a> {
-    fn of(args: &'a ClassifyArgs, task: TaskType, classifier: &Classifier) -> Self {
-        let most = classifier.max_length;
-        let length = args.max_seq_length.map_or(most, |length| length.min(most));
-        let columns = args.columns.as_deref();
-        Self::new(&args.text, args.data.as_deref(), columns, task, length)
-    }
-
-    /// Texts, or else a file or standard input.
-    pub fn new(
-        texts: &'a [String],
-        data: Option<&'a Path>,
-        columns: Option<&str>,
-        task: TaskType,
-        max_seq_length: usize,
-    ) -> Self {
-        Self {
-            texts,
-            data: data.unwrap_or(Path::new("-")),
-            options: UnlabelledOptions {
-                task,
-                max_seq_length,
-                columns: columns.map(split_columns),
-                batch_rows: BATCH_ROWS,
-            },
-        }
-    }
-}
-
-/// Gives the rows to `each`, a batch at a time.
-///
-/// # Errors
-/// A row that cannot be read; what `each` fails with.
-pub fn for_each_batch(
-    reading: &Reading,
-    tokenizer: &Tokenizer,
-    mut each: impl FnMut(Vec<UnlabelledRow>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let Reading {
-        texts,
-        data,
-        options,
-    } = reading;
-    if !texts.is_empty() {
-        let rows = texts.iter().enumerate().map(|(n, text)| {
-            let mut row = UnlabelledRow::of_text(tokenizer, text, None, options)?;
-            row.example.line = n + 1;
-            Ok(row)
-        });
-        return each(rows.collect::<Result<_, lowrank::data::DataError>>()?);
-    }
-    for batch in Unlabelled::open(data, tokenizer, options.clone())? {
-        let rows: Result<Vec<_>, _> = batch?.into_iter().collect();
-        each(rows.map_err(|bad| {
-            anyhow::anyhow!("{}, line {}: {}", data.display(), bad.line, bad.reason)
-        })?)?;
-    }
-    Ok(())
 }
 
 /// What the classifier says of some rows.

@@ -12,8 +12,8 @@ use lowrank::model::{Pooling, Purpose};
 use lowrank::tuning;
 use serde_json::json;
 
-use super::classify::{Reading, for_each_batch};
 use super::common::{BaseArgs, check_is_adapter, warn_of_other_base};
+use super::texts::TextsArgs;
 use crate::failure::StdoutClosed;
 
 /// Arguments of `lowrank embed`.
@@ -27,26 +27,9 @@ pub struct EmbedArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
-    /// A text; may be repeated
-    #[arg(
-        long,
-        value_name = "TEXT",
-        conflicts_with = "data",
-        allow_hyphen_values = true
-    )]
-    pub text: Vec<String>,
-
-    /// Rows: JSONL, CSV or TSV, a text a line (.txt), or - for standard input, which is read where neither is given
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub data: Option<PathBuf>,
-
-    /// Names of the columns of a CSV or TSV file without a header
-    #[arg(long, value_name = "NAMES", help_heading = "Data")]
-    pub columns: Option<String>,
-
-    /// Cut longer rows to so many tokens [default: what the model can read]
-    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
-    pub max_seq_length: Option<usize>,
+    /// What is given a vector
+    #[command(flatten)]
+    pub texts: TextsArgs,
 
     /// Which hidden states a vector is made of
     #[arg(long, value_name = "HOW", default_value = "mean")]
@@ -92,12 +75,9 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
         PoolingArg::Last => Pooling::Last,
     };
     let most = model.config().max_position_embeddings;
-    let length = args.max_seq_length.map_or(most, |length| length.min(most));
-    let (data, columns) = (args.data.as_deref(), args.columns.as_deref());
-    let task = TaskType::FeatureExtraction;
-    let reading = Reading::new(&args.text, data, columns, task, length);
     let ws = Workspace::new();
-    for_each_batch(&reading, &tokenizer, |rows| {
+    let task = TaskType::FeatureExtraction;
+    args.texts.for_each_batch(&tokenizer, task, most, |rows| {
         let examples: Vec<_> = rows.iter().map(|row| row.example.clone()).collect();
         let normalize = !args.no_normalize;
         let vectors = embed(model, adapter.as_ref(), &examples, pooling, normalize, &ws);

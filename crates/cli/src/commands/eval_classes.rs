@@ -11,7 +11,8 @@ use lowrank::metrics::classification::{
     MultiLabel, MultiLabelMetrics, Regression, RegressionMetrics, SingleLabel, SingleLabelMetrics,
     TagMetrics, Tags, top_label,
 };
-use lowrank::model::AdapterSet;
+use lowrank::objective::LossSum;
+use lowrank::train::Scoring;
 use lowrank::units;
 use serde::Serialize;
 
@@ -83,7 +84,8 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
     let mut counting = Counting::new(&labels, &data.examples);
     let bar = progress::counter(progress, data.examples.len() as u64, "rows");
     let begun = Instant::now();
-    let mut failed = None;
+    let (mut failed, mut sums) = (None, LossSum::default());
+    let scoring = Scoring::default();
     predict(
         model,
         classifier.trained(),
@@ -91,6 +93,9 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
         &ws,
         |rows, outputs| {
             bar.inc(rows.len() as u64);
+            if let Some(classes) = scoring.classes(&rows.iter().collect::<Vec<_>>()) {
+                sums.add(classes.score_logits(&mut outputs.concat(), labels.names.len()));
+            }
             for (row, mut logits) in rows.iter().zip(outputs) {
                 if let Err(error) = counting.add(&labels, row, &mut logits) {
                     failed = Some(error);
@@ -105,9 +110,12 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
     if let Some(error) = failed {
         return Err(error);
     }
-    let set: Vec<_> = classifier.trained().into_iter().collect();
-    let adapters = super::common::adapter_set(&set);
-    let loss = mean_loss(model, adapters, &data.examples, &ws)?;
+    let loss = sums.mean();
+    if !loss.is_finite() {
+        anyhow::bail!(
+            "the loss is not finite (NaN or infinite); the values of the model or of the adapter are damaged"
+        );
+    }
     Ok(Some(ClassesReport {
         task_type: match task {
             lowrank::data::TaskType::TokenCls => "TOKEN_CLS",
@@ -120,21 +128,6 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
         skipped_rows: data.report.skipped.len(),
         rows_per_second: data.examples.len() as f64 / seconds,
     }))
-}
-
-fn mean_loss(
-    model: &lowrank::model::Decoder,
-    adapters: AdapterSet,
-    rows: &[Example],
-    ws: &Workspace,
-) -> anyhow::Result<f64> {
-    let adapter = (!adapters.is_empty()).then_some(0);
-    let loss = lowrank::train::evaluate(model, adapters, adapter, rows, ws).mean();
-    if loss.is_finite() {
-        Ok(loss)
-    } else {
-        Err(Misuse::new("the loss is not finite (NaN or infinite); the model's or the adapter's values are damaged").into())
-    }
 }
 
 impl Counting {

@@ -17,6 +17,7 @@ pub mod generate;
 pub mod merge;
 pub mod model;
 pub mod plan;
+pub mod texts;
 pub mod train;
 
 use clap::ArgMatches;

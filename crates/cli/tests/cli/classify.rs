@@ -56,6 +56,19 @@ fn place(folder: &Path) {
     fs::write(data.join("valid.csv"), rows(3)).unwrap();
 }
 
+/// Gives the golden a head of another task, whose name is as long.
+fn headless(folder: &Path) {
+    let file = folder.join("model/model.safetensors");
+    let mut weights = fs::read(&file).unwrap();
+    let (old, new) = (b"\"classifier.", b"\"qa_outputs.");
+    for at in 0..weights.len() - old.len() {
+        if weights[at..].starts_with(old) {
+            weights[at..at + new.len()].copy_from_slice(new);
+        }
+    }
+    fs::write(file, weights).unwrap();
+}
+
 fn train(folder: &Path, output: &str, more: &[&str]) {
     let path = |name: &str| folder.join(name).display().to_string();
     lowrank()
@@ -72,22 +85,13 @@ fn rows_of_a_table_make_a_classifier() {
     place(folder.path());
     let path = |name: &str| folder.path().join(name).display().to_string();
     // The golden's labels are three, and the rows have two.
-    let model = folder.path().join("model");
     lowrank()
         .args(["train", "--model", &path("model"), "--data", &path("data")])
         .args(["--output", &path("run")])
         .assert()
         .failure()
         .stderr(predicate::str::contains("classifier.weight"));
-    // A head of another task in its place, with a name as long.
-    let mut weights = fs::read(model.join("model.safetensors")).unwrap();
-    let (old, new) = (b"\"classifier.", b"\"qa_outputs.");
-    for at in 0..weights.len() - old.len() {
-        if weights[at..].starts_with(old) {
-            weights[at..at + new.len()].copy_from_slice(new);
-        }
-    }
-    fs::write(model.join("model.safetensors"), weights).unwrap();
+    headless(folder.path());
 
     train(folder.path(), "run", &["--learning-rate", "1e-2"]);
     let judged = super::support::json_of(&[
@@ -175,4 +179,36 @@ fn what_is_no_classifier_is_told_so() {
         .assert()
         .failure()
         .stderr(predicate::str::contains("unheard-of").and(predicate::str::contains("line")));
+}
+
+#[test]
+fn settings_that_mean_nothing_to_labels_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (args, key) in [
+        (&["--share-prompts"][..], "share_prompts"),
+        (&["--train-on-prompt"][..], "train_on_prompt"),
+        (
+            &[
+                "--method",
+                "prefix",
+                "--prefix-kind",
+                "embedding",
+                "--infix-tokens",
+                "2",
+            ][..],
+            "infix_tokens",
+        ),
+    ] {
+        lowrank()
+            .args(["train", "--model", &path("model"), "--data", &path("data")])
+            .args(["--output", &path("run")])
+            .args(args)
+            .assert()
+            .failure()
+            .stderr(predicate::str::contains(key).and(predicate::str::contains("leave")));
+        assert!(!folder.path().join("run/adapter_config.json").exists());
+    }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::cpu::parallel::ForEachPart;
-use crate::cpu::simd::{exp, vectorize};
+use crate::cpu::simd::{exp, tanh, vectorize};
 use crate::types::activation::Activation;
 use crate::view::{View, ViewMut};
 
@@ -293,16 +293,7 @@ struct Tanh;
 impl Function for Tanh {
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        // Near zero the difference of the other form would cancel, so there it is the first terms of the series.
-        let square = x * x;
-        let terms = [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0];
-        let mut sum = 0.0;
-        for term in terms {
-            sum = (sum + term) * square;
-        }
-        let near = x + x * sum;
-        let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
-        if x.abs() < 0.3 { near } else { far.copysign(x) }
+        tanh(x)
     }
 
     #[inline(always)]

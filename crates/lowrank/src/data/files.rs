@@ -282,17 +282,24 @@ mod tests {
 
     use super::*;
 
-    /// The rows' lines and contents, or the first error.
-    fn read(name: &str, bytes: &[u8]) -> Result<Vec<(usize, String)>, String> {
+    /// The rows' lines and contents, or the first error, in which the file goes by `name` alone.
+    pub(super) fn read_with(
+        name: &str,
+        bytes: &[u8],
+        columns: Option<&[&str]>,
+    ) -> Result<Vec<(usize, String)>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, bytes).unwrap();
-        let shorten = |error: DataError| {
-            error
-                .to_string()
-                .replace(&format!("{}, ", path.display()), "")
-        };
-        let mut rows = Rows::open(&path, None).map_err(shorten)?;
+        let columns = columns.map(|names| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        });
+        let shorten =
+            |error: DataError| error.to_string().replace(&path.display().to_string(), name);
+        let mut rows = Rows::open(&path, columns.as_deref()).map_err(shorten)?;
         let mut out = Vec::new();
         loop {
             let batch = rows.next_batch(&path).map_err(shorten)?;
@@ -306,6 +313,10 @@ mod tests {
                 out.push((raw.line, Value::Object(row).to_string()));
             }
         }
+    }
+
+    fn read(name: &str, bytes: &[u8]) -> Result<Vec<(usize, String)>, String> {
+        read_with(name, bytes, None).map_err(|error| error.replace(&format!("{name}, "), ""))
     }
 
     fn lines(rows: &[(usize, String)]) -> Vec<usize> {

@@ -161,15 +161,8 @@ impl Adapter {
     /// Adds slots of zeros behind the others, whose values stand in for these weights.
     pub(crate) fn replace_also(&mut self, weights: Vec<(String, WeightId, (usize, usize))>) {
         let own = self.params.slots();
-        let shapes: Vec<_> = (0..own)
-            .map(|slot| self.params.shape(slot))
-            .chain(weights.iter().map(|(_, _, shape)| *shape))
-            .collect();
-        let mut params = Arena::new(&shapes);
-        for slot in 0..own {
-            params.view_mut(slot).copy_from(self.params.view(slot));
-        }
-        self.params = params;
+        let shapes: Vec<_> = weights.iter().map(|(_, _, shape)| *shape).collect();
+        self.params.extend(&shapes);
         self.saved.slots = own..own + weights.len();
         for (slot, (name, id, _)) in (own..).zip(weights) {
             self.names.push(name);
@@ -194,7 +187,13 @@ impl Adapter {
     /// Takes the base's values for the weights that it has; another stays as it is, and an untied head begins as the
     /// embedding.
     pub(crate) fn copy_base(&mut self, weights: &Weights) {
-        for (id, &slot) in &self.replaced {
+        self.copy_base_to(0..self.params.slots(), weights);
+    }
+
+    /// The same for some of the slots.
+    pub(crate) fn copy_base_to(&mut self, slots: Range<usize>, weights: &Weights) {
+        let replaced = self.replaced.iter();
+        for (id, &slot) in replaced.filter(|(_, slot)| slots.contains(slot)) {
             let from = match id {
                 WeightId::Head if weights.config().tie_word_embeddings => WeightId::Embedding,
                 id => *id,

@@ -1,4 +1,4 @@
-//! The decoder: embedding, blocks, final norm; forward and backward over one [`Batch`].
+//! The transformer, a decoder or an encoder: embedding, blocks, final norm; forward and backward over one [`Batch`].
 //!
 //! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`]. A forward gives hidden rows,
 //! and what scores them is not known here: [`Forward::backward`] takes the gradient of the hidden rows from there.

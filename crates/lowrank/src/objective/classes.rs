@@ -43,6 +43,15 @@ impl Classes<'_> {
         }
     }
 
+    /// The losses of logits [n, labels] of so many outputs, whose gradients stand in their place afterwards.
+    pub fn score_logits(&self, logits: &mut [f32], labels: usize) -> LossSum {
+        let mut sums = LossSum::default();
+        for (n, row) in logits.chunks_exact_mut(labels.max(1)).enumerate() {
+            sums.add(self.row(n, row));
+        }
+        sums
+    }
+
     /// The loss of one row of logits, whose gradient stands in their place afterwards.
     fn row(&self, n: usize, logits: &mut [f32]) -> LossSum {
         let width = logits.len();
@@ -125,12 +134,9 @@ impl Objective for Classes<'_> {
         ws: &Workspace,
     ) -> LossSum {
         let (mut logits, saved) = top.classify(hidden);
-        let mut sums = LossSum::default();
         // They are few, and the loss is summed up in f64.
         let mut values = logits.to_vec();
-        for (n, row) in values.chunks_exact_mut(logits.cols()).enumerate() {
-            sums.add(self.row(n, row));
-        }
+        let sums = self.score_logits(&mut values, logits.cols());
         let gradient = Tensor::from_f32(logits.rows(), logits.cols(), values);
         logits.view_mut().copy_from(gradient.view());
         match gradients {

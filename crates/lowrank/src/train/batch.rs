@@ -20,15 +20,20 @@ pub struct Scoring {
 impl Scoring {
     /// What scores a batch of these rows.
     pub fn objective<'a>(&'a self, batch: &'a Batch, rows: &[&Example]) -> Box<dyn Objective + 'a> {
-        let Some(targets) = class_targets(rows) else {
-            return Box::new(NextToken {
+        match self.classes(rows) {
+            Some(classes) => Box::new(classes),
+            None => Box::new(NextToken {
                 label_smoothing: self.label_smoothing,
                 ..NextToken::of(batch)
-            });
-        };
+            }),
+        }
+    }
+
+    /// What scores the logits of rows that have labels.
+    pub fn classes(&self, rows: &[&Example]) -> Option<Classes<'_>> {
         let weights = &self.class_weights;
-        Box::new(Classes {
-            targets,
+        Some(Classes {
+            targets: class_targets(rows)?,
             label_smoothing: self.label_smoothing,
             class_weights: (!weights.is_empty()).then_some(Cow::Borrowed(weights.as_slice())),
         })

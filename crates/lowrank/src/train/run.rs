@@ -152,7 +152,9 @@ fn data_options(config: &TrainConfig, model: &ModelConfig) -> DataOptions {
         max_seq_length: if model.causal {
             config.max_seq_length
         } else {
-            config.max_seq_length.min(model.max_position_embeddings)
+            let taken = config.method.positions(&config.options);
+            let left = model.max_position_embeddings.saturating_sub(taken);
+            config.max_seq_length.min(left)
         },
         train_on_prompt: config.train_on_prompt,
         on_bad_row: config.on_bad_row,

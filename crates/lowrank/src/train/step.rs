@@ -56,7 +56,7 @@ impl StepOptions {
         rows: &[&Example],
         virtual_tokens: VirtualTokens,
     ) -> Batch {
-        if self.share_prompts && model.classifier().is_none() {
+        if self.share_prompts {
             shared_batch_of(rows, virtual_tokens)
         } else {
             batch_for(model, rows.iter().copied(), virtual_tokens)

@@ -24,7 +24,7 @@ use super::schedule::Schedule;
 use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
 use crate::Error;
 use crate::base::Network;
-use crate::data::Example;
+use crate::data::{Example, Labels, ProblemType};
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, Saving};
 use crate::random::mix;
@@ -510,9 +510,49 @@ fn check(
                 .to_owned(),
         ));
     }
+    check_task(config, base.labels.as_ref())?;
     let all = rows.train.iter().chain(rows.valid);
     let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);
     check_length(base, adapter, longest)
+}
+
+/// Refuses settings that mean nothing to what the rows teach.
+fn check_task(config: &TrainConfig, labels: Option<&Labels>) -> Result<(), Error> {
+    let has_classes =
+        labels.is_some_and(|labels| labels.problem_type == ProblemType::SingleLabelClassification);
+    let of_classes = "goes with rows of which each has one label";
+    let of_prompts = "goes with prompts and completions, and these rows have labels";
+    let problems: Vec<String> = [
+        (
+            "class_weights",
+            config.class_weights.is_some() && !has_classes,
+            of_classes,
+        ),
+        (
+            "label_smoothing_factor",
+            config.label_smoothing_factor > 0.0 && labels.is_some() && !has_classes,
+            of_classes,
+        ),
+        (
+            "share_prompts",
+            config.share_prompts && labels.is_some(),
+            of_prompts,
+        ),
+        (
+            "train_on_prompt",
+            config.train_on_prompt && labels.is_some(),
+            of_prompts,
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, means_nothing, _)| *means_nothing)
+    .map(|(key, _, why)| format!("{key} {why}; leave it out"))
+    .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Settings(problems.join("\n")))
+    }
 }
 
 /// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.

@@ -290,7 +290,7 @@ impl Method {
             let (weights, prefix) = (with.decoder.weights(), self.spec().saved_prefix());
             let adapter = &mut started.adapter;
             saved::add(adapter, weights.config(), &options.saved, prefix)?;
-            adapter.copy_base(weights);
+            adapter.copy_base_to(adapter.saved.slots.clone(), weights);
             if let Some((coverage, saved)) = started.coverage.as_mut().zip(saved::coverage(adapter))
             {
                 *coverage = format!("{coverage}, and {saved}");

@@ -143,10 +143,12 @@ impl MethodSpec for Spec {
     }
 
     fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        check_infix(model, options.prefix.options())?;
         lay_out(model, options.prefix.options())
     }
 
     fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        check_infix(with.decoder.config(), options.prefix.options())?;
         let init = options.prefix.prefix_init;
         let options = options.prefix.options();
         let needed = options.prefix.saturating_add(options.infix);
@@ -614,6 +616,15 @@ fn save(
         (model, adapter),
         MethodConfig::options(&options),
     )
+}
+
+/// Refuses embeddings behind a prompt where there is no prompt.
+fn check_infix(model: &ModelConfig, options: Options) -> Result<(), Error> {
+    if options.infix > 0 && model.classifier().is_some() {
+        let reason = "infix_tokens stand between a prompt and its completion, and a classifier's rows have none; leave them out";
+        return Err(Error::Settings(reason.to_owned()));
+    }
+    Ok(())
 }
 
 /// PEFT's config of these options.

@@ -399,41 +399,7 @@ fn shown(cells: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Rows;
-    use super::*;
-
-    /// The rows' lines and contents, or the first error.
-    fn read_with(
-        name: &str,
-        bytes: &[u8],
-        columns: Option<&[&str]>,
-    ) -> Result<Vec<(usize, String)>, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        let columns = columns.map(|names| {
-            names
-                .iter()
-                .map(|&name| name.to_owned())
-                .collect::<Vec<_>>()
-        });
-        let shorten =
-            |error: DataError| error.to_string().replace(&path.display().to_string(), name);
-        let mut rows = Rows::open(&path, columns.as_deref()).map_err(shorten)?;
-        let mut out = Vec::new();
-        loop {
-            let batch = rows.next_batch(&path).map_err(shorten)?;
-            if batch.is_empty() {
-                return Ok(out);
-            }
-            for raw in batch {
-                let row = raw
-                    .parse()
-                    .map_err(|(line, reason)| format!("line {line}: {reason}"))?;
-                out.push((raw.line, Value::Object(row).to_string()));
-            }
-        }
-    }
+    use super::super::tests::read_with;
 
     fn read(name: &str, text: &str) -> Result<Vec<(usize, String)>, String> {
         read_with(name, text.as_bytes(), None)
