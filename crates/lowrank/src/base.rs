@@ -488,6 +488,30 @@ impl Source {
     }
 }
 
+/// What config.json says of a classifier, so that transformers' pipelines name its labels.
+pub(crate) fn classifier_keys(
+    model: &ModelConfig,
+    labels: Option<&Labels>,
+) -> Vec<(&'static str, serde_json::Value)> {
+    let (Some(labels), Some(architecture)) = (labels, families::architecture(model)) else {
+        return Vec::new();
+    };
+    let numbered = labels.names.iter().enumerate();
+    let id2label: serde_json::Map<_, _> = numbered
+        .clone()
+        .map(|(id, name)| (id.to_string(), name.as_str().into()))
+        .collect();
+    let label2id: serde_json::Map<_, _> = numbered
+        .map(|(id, name)| (name.clone(), id.into()))
+        .collect();
+    vec![
+        ("architectures", serde_json::json!([architecture])),
+        ("id2label", id2label.into()),
+        ("label2id", label2id.into()),
+        ("problem_type", serde_json::json!(labels.problem_type)),
+    ]
+}
+
 /// The names of a classifier's outputs (`id2label`), or transformers' where there are none.
 fn label_names(raw: &HfConfig) -> Result<Vec<String>, FormatError> {
     const FIELD: &str = "id2label";

@@ -4,6 +4,7 @@ pub mod diff;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use lowrank::base::Source;
 use lowrank::report::inspect::{self, AdapterReport};
@@ -11,7 +12,7 @@ use lowrank::train::BaseDtype;
 use lowrank::tuning;
 use lowrank::units;
 
-use super::common::load_adapter;
+use super::with_adapter;
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::table::{Align, Facts, Table};
@@ -71,15 +72,16 @@ fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
             ))
         })?,
     };
-    let source = Source::find(&model).map_err(|error| match &args.model {
+    Source::find(&model).map_err(|error| match &args.model {
         Some(_) => error,
         None => lowrank::Error::Settings(format!(
             "the base that adapter_config.json names cannot be used, so give it with --model ({error})"
         )),
     })?;
-    let base = source.load(BaseDtype::Bf16.into())?;
-    let loaded = load_adapter(&args.adapter, &base)?;
-    Ok(inspect::adapter(&args.adapter, &loaded, &base)?)
+    let plan = with_adapter::plan(&model, Some(&args.adapter))?;
+    let loaded = plan.load(BaseDtype::Bf16, Some(&args.adapter))?;
+    let adapter = loaded.adapter.context("the adapter was loaded")?;
+    Ok(inspect::adapter(&args.adapter, &adapter, &loaded.network)?)
 }
 
 fn text(report: &AdapterReport, output: &Output) -> String {
@@ -96,6 +98,9 @@ fn text(report: &AdapterReport, output: &Output) -> String {
             .as_str()
             .map_or_else(|| value.to_string(), str::to_owned);
         facts.add(key, text);
+    }
+    if !report.labels.is_empty() {
+        facts.add("labels", report.labels.join(", "));
     }
     facts.add("parameters", units::grouped(report.parameters));
     facts.add("files", units::bytes(report.bytes));
@@ -152,6 +157,7 @@ mod tests {
                 ("target_modules".to_string(), "q_proj, v_proj".into()),
                 ("use_rslora".to_string(), false.into()),
             ]),
+            labels: Vec::new(),
             parameters: 460_800,
             bytes: 1_848_000,
             base_matches: Some(false),

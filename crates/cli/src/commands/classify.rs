@@ -11,9 +11,9 @@ use lowrank::metrics::classification::{is_predicted, top_label};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::classifier::{self, Classifier};
 use super::common::BaseArgs;
 use super::texts::TextsArgs;
+use super::with_adapter::{self, WithAdapter};
 use crate::failure::{Misuse, StdoutClosed};
 
 /// Arguments of `lowrank classify`.
@@ -91,7 +91,7 @@ struct TaggedWord {
 /// # Errors
 /// A model, adapter or data that cannot be used; a row that cannot be read, which ends the work.
 pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
-    let plan = classifier::plan(&args.base, args.adapter.as_deref())?;
+    let plan = with_adapter::plan(&args.base.model, args.adapter.as_deref())?;
     let Some(task) = plan.task() else {
         return Err(Misuse::new(format!(
             "{} is no classifier; give an --adapter that was trained to classify, or a model that was",
@@ -100,7 +100,7 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
         .into());
     };
     let tokenizer = plan.tokenizer()?;
-    let classifier = plan.load(&args.base, args.adapter.as_deref())?;
+    let classifier = plan.load(args.base.base_dtype, args.adapter.as_deref())?;
     let mut printer = Printer::new(args)?;
     let texts = &args.texts;
     texts.for_each_batch(&tokenizer, task, classifier.max_length, |rows| {
@@ -112,7 +112,7 @@ pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
 }
 
 /// What the classifier says of some rows.
-fn classify(classifier: &Classifier, rows: Vec<UnlabelledRow>) -> Vec<Said> {
+fn classify(classifier: &WithAdapter, rows: Vec<UnlabelledRow>) -> Vec<Said> {
     let Some(labels) = &classifier.network.labels else {
         return Vec::new();
     };

@@ -10,8 +10,8 @@ use lowrank::Unfinished;
 use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source};
 use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::merge::{PASSAGES, merge};
-use lowrank::model::AdapterSet;
+use lowrank::merge::{MergeOptions, PASSAGES, merge};
+use lowrank::model::{AdapterSet, Purpose};
 use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
@@ -205,15 +205,17 @@ fn measure(
         .iter()
         .map(|text| base.tokenizer.encode(text, false))
         .collect::<Result<Vec<_>, _>>()?;
-    let merged = merge(
-        &base.source,
-        &loaded.adapter,
-        &passages,
-        &folder.join("merged").join(name),
-        DType::F32,
-        false,
-        false,
-    )?;
+    let merged = merge(&MergeOptions {
+        source: &base.source,
+        purpose: Purpose::LanguageModel,
+        labels: None,
+        adapter: &loaded.adapter,
+        passages: &passages,
+        output: &folder.join("merged").join(name),
+        dtype: DType::F32,
+        overwrite: false,
+        force: false,
+    })?;
     let weights = adapter_folder.join("adapter_model.safetensors");
     Ok(Task {
         name,

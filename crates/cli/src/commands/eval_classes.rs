@@ -16,8 +16,8 @@ use lowrank::train::Scoring;
 use lowrank::units;
 use serde::Serialize;
 
-use super::classifier;
 use super::eval::EvalArgs;
+use super::with_adapter;
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
 use crate::table::Facts;
@@ -67,12 +67,12 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
     let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
         return Ok(None);
     };
-    let plan = classifier::plan(base, args.adapter.as_deref())?;
+    let plan = with_adapter::plan(&base.model, args.adapter.as_deref())?;
     let (Some(task), Some(labels)) = (plan.task(), plan.labels.clone()) else {
         return Ok(None);
     };
     let tokenizer = plan.tokenizer()?;
-    let classifier = plan.load(base, args.adapter.as_deref())?;
+    let classifier = plan.load(base.base_dtype, args.adapter.as_deref())?;
     let rows = super::common::RowsArgs {
         max_seq_length: rows.max_seq_length.min(classifier.max_length),
         ..rows.clone()

@@ -5,21 +5,27 @@ use std::path::PathBuf;
 use clap::Args;
 use lowrank::DType;
 use lowrank::base::Source;
-use lowrank::data::{DataOptions, Dataset, Prompt, Split, Tokenizer};
-use lowrank::merge::{MergeReport, PASSAGES};
-use lowrank::model::Weights;
+use lowrank::data::{
+    BadRow, DataOptions, Dataset, Prompt, Split, TaskType, Tokenizer, Unlabelled,
+    UnlabelledOptions, UnlabelledRow, split_file,
+};
+use lowrank::merge::{MergeOptions, MergeReport, PASSAGES};
+use lowrank::model::{Purpose, Weights};
 use lowrank::train::BaseDtype;
 use lowrank::tuning;
 use lowrank::units;
 use serde::Serialize;
 
 use super::common::{choose_split, warn_of_other_base};
+use super::with_adapter::{self, Plan};
 use crate::output::Output;
 use crate::table::Facts;
 
 /// Rows of `--data` that the merge is proved on, and tokens of each.
 const PROOF_ROWS: usize = 8;
 const PROOF_TOKENS: usize = 256;
+/// Where in a folder those rows are looked for.
+const PROOF_SPLITS: [Split; 3] = [Split::Test, Split::Valid, Split::Train];
 
 /// Arguments of `lowrank merge`.
 #[derive(Debug, Args)]
@@ -85,26 +91,29 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
 
 /// The call into the library.
 fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
-    let source = Source::find(&args.model)?;
-    let config = source.model_config()?;
+    let plan = with_adapter::plan(&args.model, Some(&args.adapter))?;
+    let source = &plan.source;
+    let config = source.model_config_for(plan.purpose)?;
     let loaded = tuning::load(&args.adapter, &config)?;
     tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
-    let passages = passages(args, &source.tokenizer()?)?;
-    let stored = stored_dtype(&source)?;
+    let passages = passages(args, &plan)?;
+    let stored = stored_dtype(source)?;
     if loaded.base_fingerprint.is_some() {
         let weights = Weights::from_checkpoint(config, &source.checkpoint()?, stored.into())?;
-        warn_of_other_base(&args.adapter, &loaded, &weights, &source);
+        warn_of_other_base(&args.adapter, &loaded, &weights, source);
     }
     let dtype = args.dtype.unwrap_or(stored);
-    let report = lowrank::merge::merge(
-        &source,
-        &loaded.adapter,
-        &passages,
-        &args.output,
-        DType::from(dtype),
-        args.overwrite,
-        args.force,
-    )?;
+    let report = lowrank::merge::merge(&MergeOptions {
+        source,
+        purpose: plan.purpose,
+        labels: plan.labels.as_ref(),
+        adapter: &loaded.adapter,
+        passages: &passages,
+        output: &args.output,
+        dtype: DType::from(dtype),
+        overwrite: args.overwrite,
+        force: args.force,
+    })?;
     Ok(Merged {
         output: args.output.clone(),
         dtype,
@@ -127,7 +136,37 @@ fn stored_dtype(source: &Source) -> anyhow::Result<BaseDtype> {
 }
 
 /// Token ids that the merge is proved on.
-fn passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
+fn passages(args: &MergeArgs, plan: &Plan) -> anyhow::Result<Vec<Vec<u32>>> {
+    let tokenizer = plan.tokenizer()?;
+    if plan.purpose == Purpose::LanguageModel {
+        return language_passages(args, &tokenizer);
+    }
+    let options = UnlabelledOptions {
+        task: plan.task().unwrap_or(TaskType::FeatureExtraction),
+        max_seq_length: PROOF_TOKENS,
+        columns: None,
+        batch_rows: PROOF_ROWS,
+    };
+    let rows: Vec<UnlabelledRow> = if let Some(data) = &args.data {
+        let split = choose_split(data, None, &PROOF_SPLITS)?;
+        let path = split_file(data, split)?.unwrap_or_else(|| data.clone());
+        let first = Unlabelled::open(&path, &tokenizer, options)?.next();
+        let rows = first.transpose()?.unwrap_or_default().into_iter();
+        let rows: Result<_, _> = rows.collect();
+        rows.map_err(|bad: BadRow| {
+            anyhow::anyhow!("{}, line {}: {}", path.display(), bad.line, bad.reason)
+        })?
+    } else {
+        let rows = PASSAGES
+            .iter()
+            .map(|text| UnlabelledRow::of_text(&tokenizer, text, None, &options));
+        rows.collect::<Result<_, _>>()?
+    };
+    Ok(rows.into_iter().map(|row| row.example.ids).collect())
+}
+
+/// The same for a language model.
+fn language_passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
     let Some(data) = &args.data else {
         let ids = PASSAGES
             .iter()
@@ -138,7 +177,7 @@ fn passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u
         max_seq_length: PROOF_TOKENS,
         ..DataOptions::default()
     };
-    let split = choose_split(data, None, &[Split::Test, Split::Valid, Split::Train])?;
+    let split = choose_split(data, None, &PROOF_SPLITS)?;
     let rows = Dataset::load(data, split, tokenizer, &options)?;
     Ok(rows
         .examples

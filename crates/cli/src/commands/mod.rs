@@ -3,7 +3,6 @@
 pub mod adapter;
 pub mod bench;
 pub mod chat;
-pub mod classifier;
 pub mod classify;
 pub mod common;
 pub mod compare;
@@ -19,6 +18,7 @@ pub mod model;
 pub mod plan;
 pub mod texts;
 pub mod train;
+pub mod with_adapter;
 
 use clap::ArgMatches;
 

@@ -14,11 +14,12 @@ use lowrank_kernels::{
 };
 
 use crate::Error;
-use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
+use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source, classifier_keys};
+use crate::data::Labels;
 use crate::model::weights::write_model;
 use crate::model::{
-    Adapter, AdapterSet, Batch, Biases, Decoder, LinearId, LowRankSite, ModelConfig, Part,
-    WeightId, Weights, families,
+    Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
+    Part, Pooling, Purpose, Scored, WeightId, Weights, families,
 };
 
 /// Largest logit difference of a merge stored in f32.
@@ -58,24 +59,47 @@ impl MergeReport {
     }
 }
 
-/// Writes the merged model as a standalone folder. `passages` are token ids to prove it on.
+/// What is merged, and where to.
+#[derive(Clone, Copy)]
+pub struct MergeOptions<'a> {
+    /// The model.
+    pub source: &'a Source,
+    /// What it is for with this adapter.
+    pub purpose: Purpose,
+    /// What the outputs of a classifier mean, which config.json then says.
+    pub labels: Option<&'a Labels>,
+    /// The adapter.
+    pub adapter: &'a Adapter,
+    /// Token ids to prove the merge on, a text each.
+    pub passages: &'a [Vec<u32>],
+    /// The folder of the merged model.
+    pub output: &'a Path,
+    /// How its weights are stored.
+    pub dtype: DType,
+    /// Whether a model in the folder is replaced.
+    pub overwrite: bool,
+    /// Whether a merge is kept that drifts too far.
+    pub force: bool,
+}
+
+/// Writes the merged model as a standalone folder: a language model, a whole classifier, or an encoder by itself.
 ///
 /// # Errors
 /// No text to prove it on, an output that exists (without `overwrite`) or holds other files than a model's, a merge that drifts too far (without `force`; nothing is then left
-/// behind), files that can't be read or written.
-pub fn merge(
-    source: &Source,
-    adapter: &Adapter,
-    passages: &[Vec<u32>],
-    output: &Path,
-    dtype: DType,
-    overwrite: bool,
-    force: bool,
-) -> Result<MergeReport, Error> {
-    let config = source.model_config()?;
+/// behind), a classifier that nobody trained, files that can't be read or written.
+pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
+    let MergeOptions {
+        source,
+        adapter,
+        output,
+        dtype,
+        ..
+    } = *options;
+    let config = source.model_config_for(options.purpose)?;
     let merged = MergedConfig::of(&config, adapter)?;
     let limit = config.max_position_embeddings;
-    let passages: Vec<Vec<u32>> = passages
+    let passages: Vec<Vec<u32>> = options
+        .passages
         .iter()
         .filter(|ids| !ids.is_empty())
         .map(|ids| ids[..ids.len().min(limit)].to_vec())
@@ -85,14 +109,21 @@ pub fn merge(
             "there is no text to prove the merge on".to_owned(),
         ));
     }
-    check_output(source, output, overwrite)?;
+    check_output(source, output, options.overwrite)?;
     let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
+    if let Some(name) = base.untrained(Some(adapter)) {
+        return Err(Error::Settings(format!(
+            "neither {source} nor the adapter has a trained classifier ({name} is missing), so there is none to write"
+        )));
+    }
     let base = Decoder::new(base);
-    atomic::write_folder(output, overwrite, |folder| {
+    let of_classifier = classifier_keys(&merged.config, options.labels);
+    let changes = [merged.changes, of_classifier].concat();
+    atomic::write_folder(output, options.overwrite, |folder| {
         write_merged(&base, adapter, &merged.config, folder, dtype)?;
-        source.write_changed_side_files(folder, dtype, &merged.changes)?;
-        let report = prove(source, &base, adapter, &passages, folder, dtype)?;
-        if report.is_faithful() || force {
+        source.write_changed_side_files(folder, dtype, &changes)?;
+        let report = prove(options, &base, &passages, folder)?;
+        if report.is_faithful() || options.force {
             Ok(report)
         } else {
             Err(Error::Training(format!(
@@ -263,14 +294,13 @@ fn write_merged(
 }
 
 fn prove(
-    source: &Source,
+    options: &MergeOptions,
     base: &Arc<Decoder>,
-    adapter: &Adapter,
     passages: &[Vec<u32>],
     folder: &Path,
-    dtype: DType,
 ) -> Result<MergeReport, Error> {
-    let weights = Weights::load(folder, dtype).map_err(|error| match error {
+    let (adapter, dtype) = (options.adapter, options.dtype);
+    let weights = Weights::load_for(folder, dtype, options.purpose).map_err(|error| match error {
         // The file's name is one that is gone once the merge has failed.
         Error::Format(FormatError::Malformed { problem, .. }) => Error::Training(format!(
             "nothing was written, since the merged model would not be finite: {problem}"
@@ -288,7 +318,7 @@ fn prove(
     let (limit, rounding_difference) = match dtype {
         DType::F32 => (F32_LIMIT, None),
         DType::Bf16 => {
-            let drift = rounding_drift(source, base, passages)?;
+            let drift = rounding_drift(options.source, base, adapter, passages)?;
             (ROUNDING_FACTOR * drift, Some(drift))
         }
     };
@@ -307,9 +337,17 @@ fn prove(
 fn rounding_drift(
     source: &Source,
     base: &Arc<Decoder>,
+    adapter: &Adapter,
     passages: &[Vec<u32>],
 ) -> Result<f32, Error> {
     let config = base.config();
+    // Without the adapter's values a base may have a classifier of zeros, which nothing moves.
+    let classifier = adapter.with_replaced_alone(|id| config.is_of_classifier(id));
+    let set = [&classifier];
+    let with = match config.classifier() {
+        Some(_) => AdapterSet::new(&set),
+        None => AdapterSet::none(),
+    };
     let rounded = Decoder::new(Weights::from_checkpoint(
         config.clone(),
         &source.checkpoint()?,
@@ -321,11 +359,7 @@ fn rounding_drift(
         max_abs_diff(stored, rounded) == 0.0
     });
     if !is_rounded {
-        return Ok(difference(
-            passages,
-            (base, AdapterSet::none()),
-            (&rounded, AdapterSet::none()),
-        ));
+        return Ok(difference(passages, (base, with), (&rounded, with)));
     }
     let nudged = |dtype: DType| -> Result<Arc<Decoder>, Error> {
         let tensors: HashMap<WeightId, Tensor> = config
@@ -349,27 +383,21 @@ fn rounding_drift(
     };
     Ok(difference(
         passages,
-        (&*nudged(DType::F32)?, AdapterSet::none()),
-        (&*nudged(DType::Bf16)?, AdapterSet::none()),
+        (&*nudged(DType::F32)?, with),
+        (&*nudged(DType::Bf16)?, with),
     ))
 }
 
-/// The largest difference between two models' logits on any token of the passages.
+/// The largest difference between two models' outputs on the passages: logits of any token, of a classifier those of each passage, and
+/// of an encoder by itself the hidden states.
 pub fn difference(
     passages: &[Vec<u32>],
     a: (&Decoder, AdapterSet),
     b: (&Decoder, AdapterSet),
 ) -> f32 {
     let ws = Workspace::new();
-    let logits = |(model, adapters): (&Decoder, AdapterSet), ids: &[u32]| {
-        let mut batch = Batch::default();
-        batch.push(ids, &[]);
-        if !adapters.is_empty() {
-            batch = batch.with_adapter(0);
-        }
-        let rows: Vec<u32> = (0..ids.len() as u32).collect();
-        model.logits(&batch, adapters, &rows, None, &ws)
-    };
+    let logits =
+        |(model, adapters): (&Decoder, AdapterSet), ids: &[u32]| outputs(model, adapters, ids, &ws);
     passages
         .iter()
         .filter(|ids| !ids.is_empty())
@@ -388,4 +416,28 @@ pub fn difference(
                 largest
             }
         })
+}
+
+/// What a model gives for one text.
+fn outputs(model: &Decoder, adapters: AdapterSet, ids: &[u32], ws: &Workspace) -> Tensor {
+    let config = model.config();
+    let mut batch = Batch::default();
+    let every: Vec<u32> = (0..ids.len() as u32).collect();
+    match config.classifier().map(|classifier| classifier.pooling) {
+        None if config.causal => batch.push(ids, &[]),
+        None | Some(Pooling::Each) => {
+            batch.push_scored(ids, &[], Scored::Tokens(&every), config.causal);
+        }
+        Some(Pooling::First) => batch.push_scored(ids, &[], Scored::First, config.causal),
+        Some(Pooling::Last) => batch.push_scored(ids, &[], Scored::Last, config.causal),
+        Some(Pooling::Mean) => batch.push_scored(ids, &[], Scored::Mean, config.causal),
+    }
+    if !adapters.is_empty() {
+        batch = batch.with_adapter(0);
+    }
+    match config.head {
+        HeadKind::LanguageModel => model.logits(&batch, adapters, &every, None, ws),
+        HeadKind::Classifier(_) => model.classify(&batch, adapters, ws),
+        HeadKind::None => model.pooled(&batch, adapters, ws),
+    }
 }

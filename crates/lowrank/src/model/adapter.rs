@@ -170,6 +170,17 @@ impl Adapter {
         }
     }
 
+    /// A copy that does nothing but to replace some of the weights that this one replaces.
+    pub(crate) fn with_replaced_alone(&self, wanted: impl Fn(WeightId) -> bool) -> Self {
+        let replaced = self.replaced.iter().filter(|(id, _)| wanted(**id));
+        Self {
+            params: self.params.clone(),
+            names: self.names.clone(),
+            replaced: replaced.map(|(id, slot)| (*id, *slot)).collect(),
+            ..Self::new(Vec::new())
+        }
+    }
+
     /// Values that stand in for these weights, in their order, all zero; a slot's name is the weight's.
     pub(crate) fn replacing(config: &ModelConfig, weights: &[(WeightId, (usize, usize))]) -> Self {
         let named = weights

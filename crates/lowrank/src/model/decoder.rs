@@ -216,6 +216,19 @@ impl Decoder {
         })
     }
 
+    /// The hidden states [pools, C] behind the final norm, each the mean of a pool's rows.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn pooled(&self, batch: &Batch, adapters: AdapterSet, ws: &Workspace) -> Tensor {
+        in_pool(|| {
+            let forward = self.forward(batch, adapters, ws);
+            let pooled = forward.top().pooled(forward.hidden());
+            forward.finish();
+            pooled
+        })
+    }
+
     fn pass<'a>(
         &'a self,
         batch: &'a Batch,

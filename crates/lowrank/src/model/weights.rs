@@ -13,6 +13,7 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View, fill_normal};
 use rayon::prelude::*;
 
+use super::adapter::Adapter;
 use super::config::{Family, ModelConfig, Part, Purpose, WeightId};
 use super::families;
 use crate::Error;
@@ -129,6 +130,13 @@ impl Weights {
             mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
             new,
         })
+    }
+
+    /// The name of a tensor of the classifier that neither the checkpoint nor the adapter has.
+    pub fn untrained(&self, adapter: Option<&Adapter>) -> Option<String> {
+        let has = |id: &WeightId| adapter.is_some_and(|adapter| adapter.replaced.contains_key(id));
+        let lacking = self.new.iter().find(|id| !has(id))?;
+        Some(families::tensor_name(&self.config, *lacking))
     }
 
     /// The names of the classifier's tensors that the checkpoint lacks.

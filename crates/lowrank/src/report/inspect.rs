@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::base::{Base, Source};
+use crate::base::{Network, Source};
 use crate::merge::{delta, merged_weight};
 use crate::model::{Adapter, Decoder, LinearId, Part, WeightId, families};
 use crate::tuning::{Loaded, Method};
@@ -109,6 +109,9 @@ pub struct AdapterReport {
     /// The method's options, under the names of adapter_config.json.
     #[serde(flatten)]
     pub options: Map<String, Value>,
+    /// What the outputs of its classifier mean, where it has one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// Values of the adapter.
     pub parameters: u64,
     /// Bytes of the folder's adapter files.
@@ -140,7 +143,7 @@ pub struct ModuleReport {
 ///
 /// # Errors
 /// When the folder's files cannot be looked at.
-pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterReport, Error> {
+pub fn adapter(folder: &Path, loaded: &Loaded, base: &Network) -> Result<AdapterReport, Error> {
     let model = &base.decoder;
     let mut bytes = 0;
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
@@ -153,6 +156,10 @@ pub fn adapter(folder: &Path, loaded: &Loaded, base: &Base) -> Result<AdapterRep
         model: base.source.to_string(),
         method: loaded.config.method(),
         options: loaded.config.options(),
+        labels: base
+            .labels
+            .as_ref()
+            .map_or_else(Vec::new, |labels| labels.names.clone()),
         parameters: loaded.adapter.parameters() as u64,
         bytes,
         base_matches: recorded.map(|recorded| *recorded == model.weights().fingerprint()),
@@ -208,7 +215,7 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
         let tied = id == WeightId::Head && model.config().tie_word_embeddings;
         let base = if tied { WeightId::Embedding } else { id };
         ModuleReport {
-            module: adapter.names[slot].clone(),
+            module: families::tensor_name(model.config(), id),
             r: None,
             scale: None,
             parameters: size(slot),

@@ -9,9 +9,8 @@ use super::outcome::Outcome;
 use super::run::Start;
 use crate::Error;
 use crate::base::{MODEL_FILES, Network, SIDE_FILES, SIDE_FOLDERS};
-use crate::data::Labels;
 use crate::lock::LOCK_FILE;
-use crate::model::{ModelConfig, Pooling, families};
+use crate::model::Pooling;
 use crate::output;
 use crate::report;
 use crate::settings::{Began, TrainConfig};
@@ -72,30 +71,6 @@ fn empty(folder: &Path) -> Result<(), Error> {
         Some(path) => std::fs::remove_file(&path).map_err(Error::io(&path)),
         None => Ok(()),
     }
-}
-
-/// What config.json says of a classifier, so that transformers' pipelines name its labels.
-pub(crate) fn classifier_keys(
-    model: &ModelConfig,
-    labels: Option<&Labels>,
-) -> Vec<(&'static str, serde_json::Value)> {
-    let (Some(labels), Some(architecture)) = (labels, families::architecture(model)) else {
-        return Vec::new();
-    };
-    let numbered = labels.names.iter().enumerate();
-    let id2label: serde_json::Map<_, _> = numbered
-        .clone()
-        .map(|(id, name)| (id.to_string(), name.as_str().into()))
-        .collect();
-    let label2id: serde_json::Map<_, _> = numbered
-        .map(|(id, name)| (name.clone(), id.into()))
-        .collect();
-    vec![
-        ("architectures", serde_json::json!([architecture])),
-        ("id2label", id2label.into()),
-        ("label2id", label2id.into()),
-        ("problem_type", serde_json::json!(labels.problem_type)),
-    ]
 }
 
 fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {

@@ -9,7 +9,7 @@ use super::folder;
 use super::memory::peak_rss;
 use super::trainer::Trainer;
 use crate::Error;
-use crate::base::Network;
+use crate::base::{Network, classifier_keys};
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet};
 use crate::report::MetricsLine;
@@ -128,7 +128,7 @@ impl Trainer<'_> {
         } else {
             let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
             full::save_weights(model, &self.adapter, &config.output, dtype)?;
-            let changes = folder::classifier_keys(model, self.base.labels.as_ref());
+            let changes = classifier_keys(model, self.base.labels.as_ref());
             let source = &self.base.source;
             source.write_changed_side_files(&config.output, dtype, &changes)?;
         }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank::DType;
+use lowrank::base::Source;
 use lowrank::data::Example;
-use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Weights};
+use lowrank::merge::{MergeOptions, MergeReport, merge};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Purpose, Weights};
 use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights};
@@ -391,4 +393,24 @@ pub(crate) fn difference(a: &[f32], b: &[f32]) -> f64 {
         }
     });
     if largest == 0.0 { 0.0 } else { largest / size }
+}
+
+/// Merges an adapter of a language model in f32.
+pub(crate) fn merge_f32(
+    source: &Source,
+    adapter: &Adapter,
+    passages: &[Vec<u32>],
+    output: &Path,
+) -> Result<MergeReport, Error> {
+    merge(&MergeOptions {
+        source,
+        purpose: Purpose::LanguageModel,
+        labels: None,
+        adapter,
+        passages,
+        output,
+        dtype: DType::F32,
+        overwrite: false,
+        force: false,
+    })
 }

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use lowrank::DType;
 use lowrank::base::Source;
-use lowrank::merge::merge;
 use lowrank::model::families::read_config;
 use lowrank::model::{ModelConfig, Weights};
 use lowrank::tuning::Method;
@@ -18,7 +17,8 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use serde_json::{Map, Value, json};
 
 use super::common::{
-    Place, adapter, all_linear, assert_says, difference, failure, golden, ids, logits, open, run,
+    Place, adapter, all_linear, assert_says, difference, failure, golden, ids, logits, merge_f32,
+    open, run,
 };
 
 fn config_of(folder: &Path) -> Map<String, Value> {
@@ -86,16 +86,7 @@ fn a_head_of_its_own_is_used_whatever_the_config_says() {
     let trained = adapter(&network, &all_linear(), 3);
     let merged = place.path("merged");
     let source = Source::Folder(model);
-    merge(
-        &source,
-        &trained,
-        std::slice::from_ref(&ids),
-        &merged,
-        DType::F32,
-        false,
-        false,
-    )
-    .expect("the merge");
+    merge_f32(&source, &trained, std::slice::from_ref(&ids), &merged).expect("the merge");
     assert_eq!(config_of(&merged)["tie_word_embeddings"], false);
     let off = difference(
         &logits(&open(&merged), None, &ids),
@@ -285,16 +276,7 @@ fn the_text_half_of_a_model_that_reads_pictures_is_a_model() {
         let merged = place.path(whole);
         let source = Source::Folder(model.clone());
         let passages = std::slice::from_ref(&ids);
-        merge(
-            &source,
-            &trained,
-            passages,
-            &merged,
-            DType::F32,
-            false,
-            false,
-        )
-        .expect("the merge");
+        merge_f32(&source, &trained, passages, &merged).expect("the merge");
         let written = config_of(&merged);
         assert_eq!(written["model_type"], "gemma3_text");
         assert_eq!(written["eos_token_id"], text["eos_token_id"]);

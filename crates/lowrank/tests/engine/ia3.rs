@@ -3,7 +3,7 @@
 use std::fs;
 
 use lowrank::base::{Base, Source};
-use lowrank::merge::{F32_LIMIT, merge};
+use lowrank::merge::F32_LIMIT;
 use lowrank::model::{Adapter, AdapterSet, Decoder};
 use lowrank::report::inspect;
 use lowrank::settings::TrainConfig;
@@ -14,7 +14,7 @@ use lowrank::{DType, Workspace};
 use serde_json::{Value, json};
 
 use super::common::{
-    Place, assert_says, decoder, difference, failure, ids, logits, open, run, tensors,
+    Place, assert_says, decoder, difference, failure, ids, logits, merge_f32, open, run, tensors,
 };
 
 fn names(list: &[&str]) -> Targets {
@@ -214,16 +214,7 @@ fn factors_fold_into_weights_and_biases() {
         let source = Source::Folder(place.path("model"));
         let merged = place.path("merged");
         let passages = [ids(20, 1), ids(33, 2)];
-        let report = merge(
-            &source,
-            &loaded.adapter,
-            &passages,
-            &merged,
-            DType::F32,
-            false,
-            false,
-        )
-        .expect("it merges");
+        let report = merge_f32(&source, &loaded.adapter, &passages, &merged).expect("it merges");
         assert_eq!(report.modules, loaded.adapter.scaled.len());
         assert!(report.max_logit_difference < F32_LIMIT);
         let model = open(&place.path("model"));
@@ -243,7 +234,8 @@ fn inspection_lists_the_modules_with_their_change() {
     let (config, outcome, loaded) = trained(&place, "run");
     let source = Source::Folder(place.path("model"));
     let base: Base = source.load(DType::F32).expect("the model");
-    let report = inspect::adapter(&config.output, &loaded, &base).expect("it is inspected");
+    let report =
+        inspect::adapter(&config.output, &loaded, &base.into_network()).expect("it is inspected");
     assert_eq!(report.options["feedforward_modules"], "down_proj");
     assert_eq!(report.modules.len(), 6);
     let parameters: u64 = report.modules.iter().map(|module| module.parameters).sum();

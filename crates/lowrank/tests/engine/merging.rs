@@ -3,8 +3,8 @@
 use std::fs;
 
 use lowrank::base::Source;
-use lowrank::merge::{F32_LIMIT, MergeReport, merge};
-use lowrank::model::Adapter;
+use lowrank::merge::{F32_LIMIT, MergeOptions, MergeReport, merge};
+use lowrank::model::{Adapter, Purpose};
 use lowrank::tuning::lora;
 use lowrank::{DType, Error};
 use lowrank_kernels::scale;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::common::{
     Place, adapter, all_linear, assert_says, decoder, difference, failure, golden, ids, logits,
-    lora_config, open, tensors,
+    lora_config, merge_f32, open, tensors,
 };
 
 fn passages() -> Vec<Vec<u32>> {
@@ -39,15 +39,17 @@ fn merge_into(
     how: &Merging,
 ) -> Result<MergeReport, Error> {
     let source = Source::Folder(place.path("model"));
-    merge(
-        &source,
+    merge(&MergeOptions {
+        source: &source,
+        purpose: Purpose::LanguageModel,
+        labels: None,
         adapter,
-        &passages(),
-        &place.path(name),
-        how.dtype,
-        how.overwrite,
-        how.force,
-    )
+        passages: &passages(),
+        output: &place.path(name),
+        dtype: how.dtype,
+        overwrite: how.overwrite,
+        force: how.force,
+    })
 }
 
 #[test]
@@ -212,15 +214,7 @@ fn a_merge_replaces_only_a_model_and_only_when_told() {
     let text = failure(merge_into(&place, &trained, "model", &overwrite));
     assert_says(&text, &["is to be replaced", "is read from it"]);
     let source = Source::Folder(place.path("model"));
-    let text = failure(merge(
-        &source,
-        &trained,
-        &[],
-        &place.path("other"),
-        DType::F32,
-        false,
-        false,
-    ));
+    let text = failure(merge_f32(&source, &trained, &[], &place.path("other")));
     assert_says(&text, &["no text to prove the merge on"]);
 }
 

@@ -5,17 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank::base::Source;
-use lowrank::merge::merge;
 use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Recompute, Saving, Sublayer};
 use lowrank::train::{OptimizerState, StepOptions, TrainConfig, accumulate};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method, adapter, bitfit, top};
-use lowrank::{ActivationDType, DType, Workspace};
+use lowrank::{ActivationDType, Workspace};
 use lowrank_kernels::{Tensor, add_assign, fill_normal};
 use serde_json::Value;
 
 use super::common::{
     FAMILIES, Place, all_linear, assert_says, decoder, difference, examples, failure, ids, logits,
-    open, run,
+    merge_f32, open, run,
 };
 
 const KINDS: [adapter::Kind; 3] = [
@@ -245,15 +244,7 @@ fn merged_weights_have_the_adapters_logits() {
         for (n, (config, adapter)) in all(&base).into_iter().enumerate() {
             let output = place.path(&format!("merged{n}"));
             let passages = [ids(20, 1), ids(33, 2)];
-            let merged = merge(
-                &source,
-                &adapter,
-                &passages,
-                &output,
-                DType::F32,
-                false,
-                false,
-            );
+            let merged = merge_f32(&source, &adapter, &passages, &output);
             if matches!(config, AdapterConfig::Adapter(_)) {
                 let text = failure(merged);
                 assert_says(&text, &["adapter layers cannot be merged", "--adapter"]);
@@ -285,14 +276,11 @@ fn merged_weights_have_the_adapters_logits() {
     // transformers has no Mistral with biases.
     let place = Place::new("mistral");
     let adapter = bitfit::inject(open(&place.path("model")).weights());
-    let text = failure(merge(
+    let text = failure(merge_f32(
         &Source::Folder(place.path("model")),
         &adapter,
         &[ids(9, 1)],
         &place.path("merged"),
-        DType::F32,
-        false,
-        false,
     ));
     assert_says(&text, &["biases cannot be merged", "mistral"]);
 }

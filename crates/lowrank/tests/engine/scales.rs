@@ -5,16 +5,17 @@ use std::fs;
 
 use lowrank::base::Source;
 use lowrank::data::Example;
-use lowrank::merge::merge;
 use lowrank::model::{
     Adapter, AdapterSet, Decoder, PassOptions, Recompute, Saving, ScaleSite, VirtualTokens,
 };
 use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, batch_of};
-use lowrank::{ActivationDType, DType, Workspace};
+use lowrank::{ActivationDType, Workspace};
 use lowrank_kernels::{Layout, Tensor, fill_uniform};
 
-use super::common::{Place, adapter, all_linear, decoder, difference, examples, ids, logits, open};
+use super::common::{
+    Place, adapter, all_linear, decoder, difference, examples, ids, logits, merge_f32, open,
+};
 
 /// Factors near 1 of every linear's input and output, beside branches at every linear.
 fn scaled(model: &Decoder, with_branches: bool) -> Adapter {
@@ -161,7 +162,7 @@ fn factors_are_merged_into_weights_and_biases() {
         assert!(difference(&expected, &logits(&model, None, &text)) > 1e-2);
         let output = place.path("merged");
         let passages = [text.clone()];
-        merge(&source, &made, &passages, &output, DType::F32, false, false).expect("the merge");
+        merge_f32(&source, &made, &passages, &output).expect("the merge");
         let merged = logits(&open(&output), None, &text);
         assert!(difference(&expected, &merged) < 1e-5, "{family}");
         fs::remove_dir_all(&output).expect("the folder");

@@ -1,0 +1,112 @@
+//! A model as a user names it, of any purpose, and the adapter beside it.
+
+use std::path::Path;
+
+use lowrank::base::{Network, Source};
+use lowrank::data::{Labels, TaskType, Tokenizer};
+use lowrank::model::{Adapter, Purpose};
+use lowrank::train::BaseDtype;
+use lowrank::tuning::{self, Loaded};
+
+use super::common::{check_is_adapter, warn_of_other_base};
+use crate::failure::Misuse;
+
+/// What a model does with an adapter, known before either is loaded.
+pub struct Plan {
+    /// Where the model is.
+    pub source: Source,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// What the outputs of its classifier mean.
+    pub labels: Option<Labels>,
+}
+
+/// A model that is ready to be used.
+pub struct WithAdapter {
+    /// The model.
+    pub network: Network,
+    /// Its adapter.
+    pub adapter: Option<Loaded>,
+    /// The longest row that it can read.
+    pub max_length: usize,
+}
+
+/// What `--model` and `--adapter` are for.
+///
+/// # Errors
+/// Files that cannot be used.
+pub fn plan(model: &str, adapter: Option<&Path>) -> anyhow::Result<Plan> {
+    let source = Source::find(model)?;
+    if let Some(folder) = adapter {
+        check_is_adapter(folder)?;
+    }
+    let (purpose, labels) = lowrank::classify::purpose(&source, adapter)?;
+    Ok(Plan {
+        source,
+        purpose,
+        labels,
+    })
+}
+
+impl Plan {
+    /// The task of a classifier; `None` of a model that is none.
+    pub fn task(&self) -> Option<TaskType> {
+        match self.purpose {
+            Purpose::SequenceClassifier { .. } => Some(TaskType::SeqCls),
+            Purpose::TokenClassifier { .. } => Some(TaskType::TokenCls),
+            Purpose::LanguageModel | Purpose::Features => None,
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// Files that cannot be used.
+    pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(self.source.tokenizer()?)
+    }
+
+    /// Loads model and adapter.
+    ///
+    /// # Errors
+    /// Files that cannot be used; a classifier whose last linear nobody trained.
+    pub fn load(self, dtype: BaseDtype, adapter: Option<&Path>) -> anyhow::Result<WithAdapter> {
+        let Self {
+            source,
+            purpose,
+            labels,
+        } = self;
+        let network = source.load_for(dtype.into(), purpose, labels, 0)?;
+        let weights = network.decoder.weights();
+        let adapter = adapter
+            .map(|folder| {
+                let loaded = tuning::load(folder, network.decoder.config())?;
+                tracing::info!("{}: {}", folder.display(), loaded.coverage);
+                warn_of_other_base(folder, &loaded, weights, &network.source);
+                Ok::<_, anyhow::Error>(loaded)
+            })
+            .transpose()?;
+        let trained = adapter.as_ref().map(|loaded| &loaded.adapter);
+        if let Some(name) = weights.untrained(trained) {
+            return Err(Misuse::new(format!(
+                "{} has no trained classifier ({name} is missing); give --adapter, or a model that was trained to classify",
+                network.source
+            ))
+            .into());
+        }
+        let virtual_tokens = trained.map_or(0, |adapter| adapter.virtual_tokens().total());
+        let positions = network.decoder.config().max_position_embeddings;
+        Ok(WithAdapter {
+            max_length: positions.saturating_sub(virtual_tokens),
+            network,
+            adapter,
+        })
+    }
+}
+
+impl WithAdapter {
+    /// What was trained.
+    pub fn trained(&self) -> Option<&Adapter> {
+        self.adapter.as_ref().map(|loaded| &loaded.adapter)
+    }
+}
