@@ -10,7 +10,7 @@ use lowrank_formats::{Format, FormatError, atomic, snapshots};
 use lowrank_kernels::{DType, release_freed_memory};
 
 use crate::Error;
-use crate::data::{Labels, ProblemType, Tokenizer};
+use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Weights, families};
 use crate::units;
@@ -300,36 +300,7 @@ impl Source {
     /// # Errors
     /// As [`config`](Self::config); an architecture that is not supported.
     pub fn purpose(&self) -> Result<(Purpose, Option<Labels>), Error> {
-        let raw = self.config()?;
-        let architectures = raw.opt_strs("architectures")?.unwrap_or_default();
-        let is_for = |task: &str| architectures.iter().any(|name| name.ends_with(task));
-        if is_for("ForSequenceClassification") || is_for("ForTokenClassification") {
-            let names = label_names(&raw)?;
-            let (labels, of_tokens) = (names.len(), is_for("ForTokenClassification"));
-            let problem_type = match raw.opt_str("problem_type")? {
-                Some("regression") => ProblemType::Regression,
-                Some("multi_label_classification") => ProblemType::MultiLabelClassification,
-                None if labels == 1 && !of_tokens => ProblemType::Regression,
-                _ => ProblemType::SingleLabelClassification,
-            };
-            let purpose = if of_tokens {
-                Purpose::TokenClassifier { labels }
-            } else {
-                Purpose::SequenceClassifier { labels }
-            };
-            let labels = Labels {
-                names,
-                problem_type,
-            };
-            return Ok((purpose, Some(labels)));
-        }
-        let config = families::read_config(&raw)?;
-        let purpose = if config.causal {
-            Purpose::LanguageModel
-        } else {
-            Purpose::Features
-        };
-        Ok((purpose, None))
+        purpose_of(&self.config()?)
     }
 
     /// Loads the model as a language model.
@@ -486,6 +457,71 @@ impl Source {
             Self::Builtin => BUILTIN.to_owned(),
         }
     }
+}
+
+/// What a config.json says that its model is for, and what the outputs of its classifier mean.
+///
+/// # Errors
+/// An architecture that is not supported, labels that are no map of numbers to names.
+pub fn purpose_of(raw: &HfConfig) -> Result<(Purpose, Option<Labels>), Error> {
+    let architectures = raw.opt_strs("architectures")?.unwrap_or_default();
+    let is_for = |task: &str| architectures.iter().any(|name| name.ends_with(task));
+    if is_for("ForSequenceClassification") || is_for("ForTokenClassification") {
+        let names = label_names(raw)?;
+        let (labels, of_tokens) = (names.len(), is_for("ForTokenClassification"));
+        let problem_type = match raw.opt_str("problem_type")? {
+            Some("regression") => ProblemType::Regression,
+            Some("multi_label_classification") => ProblemType::MultiLabelClassification,
+            None if labels == 1 && !of_tokens => ProblemType::Regression,
+            _ => ProblemType::SingleLabelClassification,
+        };
+        let purpose = if of_tokens {
+            Purpose::TokenClassifier { labels }
+        } else {
+            Purpose::SequenceClassifier { labels }
+        };
+        let labels = Labels {
+            names,
+            problem_type,
+        };
+        return Ok((purpose, Some(labels)));
+    }
+    let config = families::read_config(raw)?;
+    let purpose = if config.causal {
+        Purpose::LanguageModel
+    } else {
+        Purpose::Features
+    };
+    Ok((purpose, None))
+}
+
+/// What a model will be for in a run of which the rows are not known yet: `task` if that is set, what its config.json says, or of an
+/// encoder by itself, to classify. A classifier has so many `labels`, or those that it has, or two.
+///
+/// # Errors
+/// As [`purpose_of`].
+pub fn purpose_for(
+    raw: &HfConfig,
+    task: Option<TaskType>,
+    labels: Option<usize>,
+) -> Result<Purpose, Error> {
+    let (own, _) = purpose_of(raw)?;
+    let of_own = match own {
+        Purpose::SequenceClassifier { labels } | Purpose::TokenClassifier { labels } => {
+            Some(labels)
+        }
+        Purpose::LanguageModel | Purpose::Features => None,
+    };
+    let labels = labels.or(of_own).unwrap_or(2);
+    let of_sequences = Purpose::SequenceClassifier { labels };
+    let of_tokens = Purpose::TokenClassifier { labels };
+    Ok(match (task, own) {
+        (Some(TaskType::CausalLm), _) | (None, Purpose::LanguageModel) => Purpose::LanguageModel,
+        (Some(TaskType::FeatureExtraction), _) => Purpose::Features,
+        (Some(TaskType::TokenCls), _) | (None, Purpose::TokenClassifier { .. }) => of_tokens,
+        (Some(TaskType::SeqCls), _)
+        | (None, Purpose::SequenceClassifier { .. } | Purpose::Features) => of_sequences,
+    })
 }
 
 /// What config.json says of a classifier, so that transformers' pipelines name its labels.

@@ -9,7 +9,7 @@ use lowrank::data::{
     Boundary, DataOptions, Dataset, Labels, OnBadRow, Split, TaskType, Tokenizer,
     is_standard_input, split_file, why_missing,
 };
-use lowrank::model::{Adapter, AdapterSet, Weights};
+use lowrank::model::{Adapter, AdapterSet, ModelConfig, Weights};
 use lowrank::train::{BaseDtype, split_columns};
 use lowrank::tuning::{self, Loaded};
 
@@ -331,12 +331,12 @@ pub fn adapter_set<'a>(adapters: &'a [&'a Adapter]) -> AdapterSet<'a> {
 /// # Errors
 /// When `longest` tokens are too many.
 pub fn check_length(
-    base: &Base,
+    (source, model): (&Source, &ModelConfig),
     adapters: &[&Adapter],
     longest: usize,
     mend: &str,
 ) -> Result<(), Misuse> {
-    let limit = base.decoder.config().max_position_embeddings;
+    let limit = model.max_position_embeddings;
     let taken = adapters.iter().map(|one| one.virtual_tokens().total());
     let taken = taken.max().unwrap_or(0);
     if longest > limit.saturating_sub(taken) {
@@ -345,8 +345,7 @@ pub fn check_length(
             _ => format!(", {taken} of them the adapter's"),
         };
         return Err(Misuse::new(format!(
-            "{longest} tokens are too many for {}, which was made for {limit}{virtual_tokens}; {mend}",
-            base.source
+            "{longest} tokens are too many for {source}, which was made for {limit}{virtual_tokens}; {mend}"
         )));
     }
     Ok(())

@@ -102,7 +102,12 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
     tracing::info!("{}", data.report);
     let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
     let mend = "cut rows with --max-seq-length";
-    check_length(&base, &adapters, data.report.longest, mend)?;
+    check_length(
+        (&base.source, base.decoder.config()),
+        &adapters,
+        data.report.longest,
+        mend,
+    )?;
     let bar = progress::counter(progress, data.examples.len() as u64, "rows");
     let begun = Instant::now();
     let sums = evaluate_rows(

@@ -232,7 +232,12 @@ fn predict(args: &EvalArgs, progress: Mode) -> anyhow::Result<(Vec<Prediction>, 
     let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
     let lengths = meanings.iter().map(|meaning| meaning.prompt.ids.len());
     let longest = lengths.max().unwrap_or(0);
-    check_length(&base, &adapters, longest + 1, "shorten the prompts")?;
+    check_length(
+        (&base.source, base.decoder.config()),
+        &adapters,
+        longest + 1,
+        "shorten the prompts",
+    )?;
 
     let bar = progress::counter(progress, meanings.len() as u64, "texts");
     let ws = Workspace::new();

@@ -301,7 +301,12 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         .map(|prompt| prompt.ids.len())
         .max()
         .unwrap_or(0);
-    check_length(&base, &adapters.all(), longest + 1, "shorten the prompt")?;
+    check_length(
+        (&base.source, base.decoder.config()),
+        &adapters.all(),
+        longest + 1,
+        "shorten the prompt",
+    )?;
     let screen = !args.json && beams.is_none();
     if let ([prompt], ..=1, true) = (prompts.as_slice(), args.adapter.len(), screen) {
         return stream(prompt, &base, &adapters, &options, &output);

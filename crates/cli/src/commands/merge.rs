@@ -11,7 +11,7 @@ use lowrank::data::{
 };
 use lowrank::merge::{MergeOptions, MergeReport, PASSAGES};
 use lowrank::model::{Purpose, Weights};
-use lowrank::train::BaseDtype;
+use lowrank::train::{BaseDtype, split_columns};
 use lowrank::tuning;
 use lowrank::units;
 use serde::Serialize;
@@ -49,6 +49,10 @@ pub struct MergeArgs {
     /// Compare logits on these rows instead of on built-in passages
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
+
+    /// Names of the columns of a CSV or TSV file without a header, such as text,label
+    #[arg(long, value_name = "NAMES", requires = "data")]
+    pub columns: Option<String>,
 
     /// Keep the result even where its logits are too far off
     #[arg(long)]
@@ -144,7 +148,7 @@ fn passages(args: &MergeArgs, plan: &Plan) -> anyhow::Result<Vec<Vec<u32>>> {
     let options = UnlabelledOptions {
         task: plan.task().unwrap_or(TaskType::FeatureExtraction),
         max_seq_length: PROOF_TOKENS,
-        columns: None,
+        columns: args.columns.as_deref().map(split_columns),
         batch_rows: PROOF_ROWS,
     };
     let rows: Vec<UnlabelledRow> = if let Some(data) = &args.data {
@@ -175,6 +179,7 @@ fn language_passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<
     };
     let options = DataOptions {
         max_seq_length: PROOF_TOKENS,
+        columns: args.columns.as_deref().map(split_columns),
         ..DataOptions::default()
     };
     let split = choose_split(data, None, &PROOF_SPLITS)?;

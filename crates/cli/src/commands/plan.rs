@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
 use lowrank::DType;
-use lowrank::base::Source;
+use lowrank::base::{Source, purpose_for};
+use lowrank::data::TaskType;
 use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
@@ -38,6 +39,14 @@ pub struct PlanArgs {
     /// What is trained
     #[command(flatten)]
     pub trained: MethodArgs,
+
+    /// What it is trained for [default: what config.json says; an encoder by itself is trained to classify]
+    #[arg(long, value_name = "TASK", help_heading = RUN)]
+    pub task_type: Option<TaskType>,
+
+    /// Labels of a classifier [default: those that config.json names, or 2]
+    #[arg(long, value_name = "N", value_parser = at_most::<1_000_000>, help_heading = RUN)]
+    pub num_labels: Option<usize>,
 
     /// Rows computed at a time
     #[arg(long, value_name = "ROWS", default_value_t = 8, value_parser = at_most::<1_000_000>, help_heading = RUN)]
@@ -84,16 +93,21 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
 /// What the model is called, and its shapes.
 fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
-    if let Some(name) = &args.preset {
-        return Ok((name.clone(), presets::config(name)?));
-    }
-    if let Some(file) = &args.config {
-        let config = families::read_config_file(file)?;
-        return Ok((file.display().to_string(), config));
-    }
-    let name = args.model.clone().unwrap_or_default();
-    let config = families::read_config(&Source::find(&name)?.config()?);
-    Ok((name, config.map_err(lowrank::Error::from)?))
+    let (name, raw) = match (&args.preset, &args.config) {
+        (Some(name), _) => (name.clone(), presets::raw(name)?),
+        (None, Some(file)) => (file.display().to_string(), families::read_raw(file)?),
+        (None, None) => {
+            let name = args.model.clone().unwrap_or_default();
+            let raw = Source::find(&name)?.config()?;
+            (name, raw)
+        }
+    };
+    let purpose = purpose_for(&raw, args.task_type, args.num_labels)?;
+    let config = match &args.preset {
+        Some(name) => presets::config_for(name, purpose)?,
+        None => families::read_config_for(&raw, purpose).map_err(lowrank::Error::from)?,
+    };
+    Ok((name, config))
 }
 
 fn train_config(
@@ -126,6 +140,12 @@ fn default_length(trained: &MethodArgs, model: &ModelConfig) -> usize {
 fn text(plan: &Plan, output: &Output) -> String {
     let mut facts = Facts::default();
     facts.add("parameters", grouped(plan.parameters));
+    if let Some(labels) = plan.labels {
+        facts.add(
+            "classifier",
+            format!("{labels} labels, trained with every method"),
+        );
+    }
     facts.add(
         "batch",
         format!(

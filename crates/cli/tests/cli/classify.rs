@@ -255,3 +255,38 @@ fn settings_that_mean_nothing_to_labels_are_refused() {
         assert!(!folder.path().join("run/adapter_config.json").exists());
     }
 }
+
+#[test]
+fn classifiers_are_planned_and_timed() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (model, data) = (path("model"), path("data"));
+    let planned = |more: &[&str]| {
+        let args = ["plan", "--model", &model, "--max-seq-length", "16"];
+        super::support::json_of(&[&args, more].concat())
+    };
+    let report = planned(&[]);
+    assert_eq!(
+        (&report["labels"], &report["work"]["supervised_tokens"]),
+        (&2.into(), &8.into())
+    );
+    let report = planned(&["--task-type", "TOKEN_CLS", "--num-labels", "5"]);
+    assert_eq!(
+        (&report["labels"], &report["work"]["supervised_tokens"]),
+        (&5.into(), &128.into())
+    );
+
+    let bench = [
+        "bench", "train", "--model", &model, "--steps", "2", "--warmup", "0",
+    ];
+    for (more, supervised) in [
+        (&["--data", &data][..], 16),
+        (&["--seq-length", "12"], 16),
+        (&["--seq-length", "12", "--task-type", "TOKEN_CLS"], 192),
+    ] {
+        let report = super::support::json_of(&[&bench[..], more].concat());
+        assert_eq!(report["work"]["supervised_tokens"], supervised, "{report}");
+    }
+}

@@ -33,11 +33,15 @@ pub struct Plan {
     pub model: String,
     /// Parameters of the model.
     pub parameters: u64,
+    /// Outputs of its classifier, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<usize>,
     /// Rows of a batch.
     pub batch_size: usize,
     /// Tokens of a row.
     pub seq_length: usize,
-    /// The work of a batch with the method; every token but a row's first carries loss.
+    /// The work of a batch with the method. Of a language model every token but a row's first carries loss; a classifier reads of each
+    /// row what it reads.
     pub work: Work,
     /// How the weights are held.
     pub base_dtype: String,
@@ -124,6 +128,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
     Ok(Plan {
         model: options.name.to_owned(),
         parameters: model.parameters() as u64,
+        labels: model.classifier().map(|classifier| classifier.labels),
         batch_size: train.batch_size,
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
@@ -139,12 +144,8 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
 }
 
 fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
-    Work::even(
-        options.train.batch_size,
-        options.train.max_seq_length,
-        adapter.virtual_tokens(),
-        &options.model.windows(),
-    )
+    let (rows, length) = (options.train.batch_size, options.train.max_seq_length);
+    Work::planned(options.model, rows, length, adapter.virtual_tokens())
 }
 
 fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimate {
@@ -172,11 +173,18 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Purpose;
     use crate::plan::presets;
     use crate::tuning::targets::Targets;
 
     fn planned(preset: &str, train: &TrainConfig) -> Result<Plan, Error> {
-        let model = presets::config(preset).unwrap();
+        let bare = presets::config(preset).unwrap();
+        let model = if bare.causal {
+            bare
+        } else {
+            let purpose = Purpose::SequenceClassifier { labels: 3 };
+            presets::config_for(preset, purpose).unwrap()
+        };
         plan(&PlanOptions {
             name: preset,
             model: &model,
@@ -217,7 +225,11 @@ mod tests {
     fn every_method_is_planned_for_every_preset() {
         for preset in presets::NAMES {
             for method in Method::ALL {
-                let plan = planned(preset, &train(method)).unwrap();
+                let train = TrainConfig {
+                    max_seq_length: 256,
+                    ..train(method)
+                };
+                let plan = planned(preset, &train).unwrap();
                 let (found, full) = (plan.method, plan.full);
                 assert!(found.trainable_parameters > 0, "{preset} {method:?}");
                 assert!(found.trainable_parameters <= full.trainable_parameters);

@@ -7,8 +7,8 @@
 use serde::Serialize;
 
 use crate::model::{
-    Adapter, Batch, BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Part, Reach, Sublayer,
-    VirtualTokens, WeightId,
+    Adapter, Batch, BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Part, Pooling, Reach,
+    Sublayer, VirtualTokens, WeightId,
 };
 
 /// How much there is to compute.
@@ -73,6 +73,44 @@ impl Work {
             seen_keys: mean_of_blocks(windows, |window| {
                 seen(window, tokens.keys, tokens.prefix) + rows * seen(window, before, own)
             }),
+        }
+    }
+
+    /// The work of `rows` sequences of `length` tokens that a model of this config trains on, with an adapter's virtual tokens: with a
+    /// classifier as it reads them, else as [`even`](Self::even).
+    pub fn planned(
+        config: &ModelConfig,
+        rows: usize,
+        length: usize,
+        tokens: VirtualTokens,
+    ) -> Self {
+        let even = Self::even(rows, length, tokens, &config.windows());
+        let scored = match config.classifier().map(|classifier| classifier.pooling) {
+            None if config.causal => return even,
+            None => 0,
+            Some(Pooling::Each | Pooling::Mean) => length,
+            Some(Pooling::First | Pooling::Last) => 1,
+        };
+        if config.causal {
+            let supervised_tokens = rows * scored;
+            return Self {
+                supervised_tokens,
+                ..even
+            };
+        }
+        // Each row of an encoder has the prefix for itself.
+        let own = tokens.prefix + length;
+        let seen = |window: usize| {
+            let keys = |i: usize| {
+                let before = (tokens.keys + i + 1).min(window);
+                before + (own - i - 1).min(window - 1)
+            };
+            rows * (0..own).map(keys).sum::<usize>()
+        };
+        Self {
+            tokens: rows * own,
+            supervised_tokens: rows * scored,
+            seen_keys: mean_of_blocks(&config.windows(), seen),
         }
     }
 
@@ -232,7 +270,9 @@ fn goes_backward(adapter: &Adapter, id: LinearId) -> bool {
 mod tests {
     use super::*;
     use crate::data::Example;
-    use crate::train::batch_of;
+    use crate::model::Purpose;
+    use crate::plan::presets;
+    use crate::train::{batch_for, batch_of};
 
     #[test]
     fn even_rows_are_counted_as_a_batch_of_them_is() {
@@ -261,5 +301,37 @@ mod tests {
         let none = VirtualTokens::default();
         let windows = [Some(3), None];
         assert_eq!(Work::even(2, 7, none, &windows), Work::of(&batch, &windows));
+    }
+
+    #[test]
+    fn planned_rows_are_counted_as_a_batch_of_them_is() {
+        let row = Example {
+            ids: vec![1; 200],
+            line: 1,
+            ..Example::default()
+        };
+        let places = |keys, prefix| VirtualTokens {
+            keys,
+            prefix,
+            infix: 0,
+        };
+        let sequences = Purpose::SequenceClassifier { labels: 2 };
+        let tokens = Purpose::TokenClassifier { labels: 2 };
+        for (preset, purpose) in [
+            ("bert-base", sequences),
+            ("bert-base", tokens),
+            ("modernbert-base", sequences),
+            ("gpt2", sequences),
+        ] {
+            let config = presets::config_for(preset, purpose).unwrap();
+            for virtual_tokens in [places(0, 0), places(4, 0), places(0, 3)] {
+                let batch = batch_for(&config, [&row, &row, &row], virtual_tokens);
+                assert_eq!(
+                    Work::planned(&config, 3, 200, virtual_tokens),
+                    Work::of(&batch, &config.windows()),
+                    "{preset} {purpose:?} {virtual_tokens:?}"
+                );
+            }
+        }
     }
 }

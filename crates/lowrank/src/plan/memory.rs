@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::Work;
 use crate::model::{
-    Adapter, Batch, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part, QkNorm,
-    Recompute, Saving, Sublayer, WeightId,
+    Adapter, Batch, HeadKind, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part,
+    QkNorm, Recompute, Saving, Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.
@@ -224,10 +224,19 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let attention_backward = c + 2 * q + 2 * kv + 2 * c + widened;
     let tokens = work.tokens as u64;
     let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
-    let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(work.supervised_tokens);
-    // Gradients go back through a cap with the logits beside them.
-    let logits = 1 + usize::from(config.logit_scaling.softcap.is_some());
-    let head = 4 * (logits * rows * config.vocab_size + 4 * work.supervised_tokens * c) as u64;
+    let scored = work.supervised_tokens;
+    let outputs = match config.head {
+        HeadKind::LanguageModel => {
+            let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(scored);
+            // Gradients go back through a cap with the logits beside them.
+            let logits = 1 + usize::from(config.logit_scaling.softcap.is_some());
+            logits * rows * config.vocab_size
+        }
+        // What the classifier's own layer computes, and its gradients.
+        HeadKind::Classifier(_) => 4 * scored * c,
+        HeadKind::None => 0,
+    };
+    let head = 4 * (outputs + 4 * scored * c) as u64;
     // The buffers of the blocks stay at hand while the head is computed.
     blocks + head
 }

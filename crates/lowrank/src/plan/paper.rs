@@ -1,4 +1,4 @@
-//! What Hu et al. (2021) say of GPT-3 and of GPT-2 medium, and which of it follows from shapes.
+//! What Hu et al. (2021) say of GPT-3, GPT-2 medium and RoBERTa, and which of it follows from shapes.
 //!
 //! The formulas of section 5.1: LoRA L·r·(d_in + d_out) for each kind of matrix; adapter layers
 //! L_a·(2·d·r + r + d) + 2·L_ln·d; prefix in every layer L·d·(l_p + l_i). Heads of classifiers are not counted.
@@ -6,10 +6,10 @@
 use serde::Serialize;
 
 use super::presets;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Purpose};
 use crate::settings::TrainConfig;
 use crate::tuning::targets::Targets;
-use crate::tuning::{Method, adapter, prefix, top};
+use crate::tuning::{Method, adapter, bitfit, prefix, top};
 
 /// Where a figure of the paper comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +44,8 @@ pub fn claims(preset: &str) -> Vec<Claim> {
     match preset {
         "gpt3-175b" => gpt3(&model),
         "gpt2-medium" => gpt2_medium(&model),
+        "roberta-base" => roberta(&model, "125.0 M", "0.3 M", true),
+        "roberta-large" => roberta(&model, "355.0 M", "0.8 M", false),
         _ => Vec::new(),
     }
 }
@@ -164,6 +166,58 @@ fn gpt2_medium(model: &ModelConfig) -> Vec<Claim> {
             DoesNotAddUp,
         ),
     ]
+}
+
+/// Table 2: LoRA with rank 8 on q and v; of the base model also biases and the adapter layers that are compared with it.
+fn roberta(model: &ModelConfig, everything: &str, of_lora: &str, is_base: bool) -> Vec<Claim> {
+    use Origin::{Arithmetic, DoesNotAddUp};
+    let tenths = |count: usize| format!("{:.1} M", count as f64 / 1e6);
+    let classifier = Purpose::SequenceClassifier { labels: 2 };
+    let whole = presets::config_for(
+        if is_base {
+            "roberta-base"
+        } else {
+            "roberta-large"
+        },
+        classifier,
+    );
+    let all = whole.map_or(0, |model| model.parameters());
+    let mut claims = vec![
+        claim("everything", everything, tenths(all), DoesNotAddUp),
+        claim(
+            "LoRA, r 8 on q and v",
+            of_lora,
+            tenths(lora(model, &["query", "value"], 8)),
+            Arithmetic,
+        ),
+    ];
+    if is_base {
+        let layers = |bottleneck| {
+            let kind = adapter::Kind::Pfeiffer;
+            adapter::parameters(model, &adapter::Options { kind, bottleneck })
+        };
+        claims.extend([
+            claim(
+                "BitFit",
+                "0.1 M",
+                tenths(bitfit::parameters(model)),
+                Arithmetic,
+            ),
+            claim(
+                "Adapter-D, small",
+                "0.3 M",
+                format!("{} (r 16)", tenths(layers(16))),
+                Arithmetic,
+            ),
+            claim(
+                "Adapter-D, large",
+                "0.9 M",
+                format!("{} (r 48)", tenths(layers(48))),
+                Arithmetic,
+            ),
+        ]);
+    }
+    claims
 }
 
 /// LoRA's values with rank r on these modules; 0 where the model has no such module.

@@ -7,7 +7,7 @@ use lowrank_kernels::Layout;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::model::{Family, ModelConfig, families};
+use crate::model::{Family, ModelConfig, Purpose, families};
 
 /// Every preset.
 pub const NAMES: &[&str] = &[
@@ -33,13 +33,39 @@ pub const NAMES: &[&str] = &[
     "granite-3.3-2b",
     "olmo-2-1b",
     "phi-4-mini",
+    "bert-base",
+    "bert-large",
+    "minilm-l6",
+    "roberta-base",
+    "roberta-large",
+    "xlm-roberta-base",
+    "distilbert-base",
+    "modernbert-base",
+    "modernbert-large",
 ];
 
-/// A preset's shapes.
+/// A preset's shapes, as a language model, or as an encoder by itself.
 ///
 /// # Errors
 /// A name that is not one of [`NAMES`].
 pub fn config(name: &str) -> Result<ModelConfig, Error> {
+    Ok(as_named(name, families::read_config(&raw(name)?)?))
+}
+
+/// The same for a purpose.
+///
+/// # Errors
+/// As [`config`]; a purpose that the architecture does not have.
+pub fn config_for(name: &str, purpose: Purpose) -> Result<ModelConfig, Error> {
+    let config = families::read_config_for(&raw(name)?, purpose)?;
+    Ok(as_named(name, config))
+}
+
+/// A preset's config.json.
+///
+/// # Errors
+/// A name that is not one of [`NAMES`].
+pub fn raw(name: &str) -> Result<HfConfig, Error> {
     let Some(fields) = fields(name) else {
         return Err(Error::Settings(format!(
             "there is no preset {name}; known are {}",
@@ -47,15 +73,18 @@ pub fn config(name: &str) -> Result<ModelConfig, Error> {
         )));
     };
     let path = format!("preset {name}");
-    let mut config = families::read_config(&HfConfig::from_map(Path::new(&path), fields))?;
+    Ok(HfConfig::from_map(Path::new(&path), fields))
+}
+
+/// GPT-3 was not released, so no file names its modules. As in the paper, q, k and v are matrices of their own; they are called as
+/// Llama's are: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `up_proj`, `down_proj`.
+fn as_named(name: &str, mut config: ModelConfig) -> ModelConfig {
     if name == "gpt3-175b" {
-        // GPT-3 was not released, so no file names its modules. As in the paper, q, k and v are matrices of their own;
-        // they are called as Llama's are: q_proj, k_proj, v_proj, o_proj, up_proj, down_proj.
         config.family = Family::Llama;
         config.fused_qkv = false;
         config.layout = Layout::OutIn;
     }
-    Ok(config)
+    config
 }
 
 fn fields(name: &str) -> Option<Map<String, Value>> {
@@ -73,7 +102,27 @@ fn fields(name: &str) -> Option<Map<String, Value>> {
             "max_position_embeddings": context, "rms_norm_eps": 1e-5, "hidden_act": "silu",
             "tie_word_embeddings": tied, "rope_theta": 10000.0})
     };
+    let encoder = |family: &str, vocabulary: usize, [layers, width, mlp, heads]: [usize; 4]| {
+        // RoBERTa's positions begin behind its padding token's id, and it has one type of token.
+        let is_bert = family == "bert";
+        json!({"model_type": family, "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": mlp,
+            "num_hidden_layers": layers, "num_attention_heads": heads,
+            "max_position_embeddings": if is_bert { 512 } else { 514 }, "type_vocab_size": if is_bert { 2 } else { 1 }})
+    };
+    let modernbert = |[layers, width, mlp, heads]: [usize; 4]| {
+        json!({"model_type": "modernbert", "vocab_size": 50368, "hidden_size": width, "intermediate_size": mlp,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 8192})
+    };
     let mut value = match name {
+        "bert-base" => encoder("bert", 30522, [12, 768, 3072, 12]),
+        "bert-large" => encoder("bert", 30522, [24, 1024, 4096, 16]),
+        "minilm-l6" => encoder("bert", 30522, [6, 384, 1536, 12]),
+        "roberta-base" => encoder("roberta", 50265, [12, 768, 3072, 12]),
+        "roberta-large" => encoder("roberta", 50265, [24, 1024, 4096, 16]),
+        "xlm-roberta-base" => encoder("xlm-roberta", 250_002, [12, 768, 3072, 12]),
+        "distilbert-base" => json!({"model_type": "distilbert"}),
+        "modernbert-base" => modernbert([22, 768, 1152, 12]),
+        "modernbert-large" => modernbert([28, 1024, 2624, 16]),
         "gpt2" => gpt2(12, 12, 768, 1024),
         "gpt2-medium" => gpt2(24, 16, 1024, 1024),
         "gpt2-large" => gpt2(36, 20, 1280, 1024),
@@ -157,9 +206,26 @@ mod tests {
         for (name, parameters) in known {
             assert_eq!(config(name).unwrap().parameters(), parameters, "{name}");
         }
+        // What transformers counts of their AutoModelForSequenceClassification with two labels.
+        let classifiers = [
+            ("bert-base", 109_483_778),
+            ("bert-large", 335_143_938),
+            ("minilm-l6", 22_713_986),
+            ("roberta-base", 124_647_170),
+            ("roberta-large", 355_361_794),
+            ("xlm-roberta-base", 278_045_186),
+            ("distilbert-base", 66_955_010),
+            ("modernbert-base", 149_606_402),
+            ("modernbert-large", 395_833_346),
+        ];
+        for (name, parameters) in classifiers {
+            let purpose = Purpose::SequenceClassifier { labels: 2 };
+            let config = config_for(name, purpose).unwrap();
+            assert_eq!(config.parameters(), parameters, "{name}");
+        }
         let gpt3 = config("gpt3-175b").unwrap().parameters();
         assert!((174_000_000_000..176_000_000_000).contains(&gpt3), "{gpt3}");
-        assert_eq!(known.len() + 1, NAMES.len());
+        assert_eq!(known.len() + classifiers.len() + 1, NAMES.len());
     }
 
     #[test]

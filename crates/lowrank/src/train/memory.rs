@@ -2,6 +2,7 @@
 
 use lowrank_kernels::ActivationDType;
 
+use super::batch::batch_for;
 use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
@@ -36,18 +37,16 @@ fn status_field(name: &str) -> u64 {
 }
 
 /// The work of the largest micro-batch that these rows can make.
-fn largest_batch(examples: &[Example], batch_size: usize, virtual_tokens: VirtualTokens) -> Work {
+fn largest_batch(
+    model: &ModelConfig,
+    examples: &[Example],
+    batch_size: usize,
+    virtual_tokens: VirtualTokens,
+) -> Work {
     let mut rows: Vec<&Example> = examples.iter().collect();
     rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
-    let mut work = Work {
-        tokens: virtual_tokens.keys + virtual_tokens.prefix,
-        ..Work::default()
-    };
-    for row in rows.into_iter().take(batch_size) {
-        work.tokens += virtual_tokens.infix + row.ids.len();
-        work.supervised_tokens += row.supervised_tokens();
-    }
-    work
+    rows.truncate(batch_size);
+    Work::of(&batch_for(model, rows, virtual_tokens), &model.windows())
 }
 
 /// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds
@@ -64,8 +63,9 @@ pub(super) fn choose_saving(
     observer: &mut dyn Observer,
 ) -> Result<Saving, Error> {
     let base_dtype = config.base_dtype.into();
-    let work = largest_batch(examples, config.batch_size, adapter.virtual_tokens());
     let model = base.decoder.config();
+    let (size, virtual_tokens) = (config.batch_size, adapter.virtual_tokens());
+    let work = largest_batch(model, examples, size, virtual_tokens);
     let converted = base.decoder.weights().converted_bytes();
     let needs = |recompute| {
         let saving = Saving {

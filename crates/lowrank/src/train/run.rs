@@ -13,12 +13,13 @@ use super::prepare::prepare;
 use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
-use crate::base::Source;
+use crate::base::{Source, purpose_for};
 use crate::data::{DataOptions, Dataset, Labels, Split, TaskType, Tokenizer, split_file};
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
 use crate::random::mix;
 use crate::settings::TrainConfig;
+use crate::tuning::task_of;
 
 /// How a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub fn train(
     let source = find_base()?;
     // The same but for where an adapter to start from is found.
     let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let model = source.model_config_for(likely_purpose(&source, config)?)?;
+    let model = source.model_config_for(likely_purpose(&source, begins)?)?;
     let loading = source.loading_bytes(&model, config.base_dtype.into());
     check_room(begins, &model, loading)?;
     let (_lock, warning) = FolderLock::take(&config.output)?;
@@ -135,13 +136,9 @@ fn adapter_in_checkpoint(config: &TrainConfig, start: Start) -> Option<TrainConf
 
 /// What the model will be for, as far as that is known before the rows are read.
 fn likely_purpose(source: &Source, config: &TrainConfig) -> Result<Purpose, Error> {
-    Ok(match config.task_type {
-        Some(TaskType::CausalLm) => Purpose::LanguageModel,
-        Some(TaskType::FeatureExtraction) => Purpose::Features,
-        Some(TaskType::TokenCls) => Purpose::TokenClassifier { labels: 2 },
-        None if source.model_config()?.causal => Purpose::LanguageModel,
-        Some(TaskType::SeqCls) | None => Purpose::SequenceClassifier { labels: 2 },
-    })
+    let from = config.init_adapter.as_deref().map(task_of).transpose()?;
+    let outputs = from.and_then(|task| task.outputs);
+    purpose_for(&source.config()?, config.task_type, outputs)
 }
 
 /// How a run reads its rows.

@@ -109,7 +109,12 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
         .transpose()?;
     let adapter = loaded.as_ref().map(|loaded| &loaded.adapter);
     let longest = args.prompt_tokens.saturating_add(args.new_tokens);
-    check_length(&base, adapter.as_slice(), longest, "ask for fewer")?;
+    check_length(
+        (&base.source, base.decoder.config()),
+        adapter.as_slice(),
+        longest,
+        "ask for fewer",
+    )?;
     let mut sizes = vec![1];
     if args.batch_size > 1 {
         sizes.push(args.batch_size);

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
-use lowrank::base::Base;
+use lowrank::base::{Network, Source, purpose_for};
 use lowrank::bench::{self, TrainOptions};
-use lowrank::data::{DataOptions, Dataset, Example, Split};
-use lowrank::model::{Recompute, Saving};
+use lowrank::data::{DataOptions, Dataset, Example, Label, Split, TaskType};
+use lowrank::model::{ModelConfig, Pooling, Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
-use lowrank::train::{BaseDtype, Scoring, Silent, StepOptions, TrainConfig, prepare};
+use lowrank::train::{
+    BaseDtype, Scoring, Silent, StepOptions, TrainConfig, prepare, purpose_of, split_columns,
+};
 use lowrank::tuning::Method;
 use lowrank::units;
 use serde::Serialize;
@@ -32,6 +34,14 @@ pub struct BenchTrainArgs {
     /// Rows to train on, in their order; without it, random tokens that all carry loss
     #[arg(long, value_name = "PATH", help_heading = "Work")]
     pub data: Option<PathBuf>,
+
+    /// Names of the columns of a CSV or TSV file without a header, such as text,label
+    #[arg(long, value_name = "NAMES", requires = "data", help_heading = "Work")]
+    pub columns: Option<String>,
+
+    /// What is trained for [default: what the rows teach; an encoder on random tokens is trained to classify]
+    #[arg(long, value_name = "TASK", help_heading = "Work")]
+    pub task_type: Option<TaskType>,
 
     /// Tokens of a row of random tokens
     #[arg(
@@ -146,12 +156,11 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
         problems.push(problem);
     }
     problems.or(())?;
-    let base = args.base.load()?;
-    let examples = examples(args, &base)?;
+    let (network, examples) = load(args, &config)?;
+    let (source, model) = (&network.source, network.decoder.config());
     let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-    let planned = config.lay_out(base.decoder.config())?;
-    check_length(&base, &[&planned], longest, "give shorter rows")?;
-    let network = base.into_network();
+    let planned = config.lay_out(model)?;
+    check_length((source, model), &[&planned], longest, "give shorter rows")?;
     let mut adapter = prepare(&config, &network, &examples, &mut Silent)?.adapter;
     let options = TrainOptions {
         steps: args.steps,
@@ -211,12 +220,36 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
 /// Tokens of all rows that are made at random, which lie in memory.
 const MOST_TOKENS: usize = 1 << 30;
 
-fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> {
-    if let Some(data) = &args.data {
-        let split = choose_split(data, None, &[Split::Train])?;
-        let options = DataOptions::default();
-        return Ok(Dataset::load(data, split, &base.tokenizer, &options)?.examples);
+/// The model as the rows need it, and the rows.
+fn load(args: &BenchTrainArgs, config: &TrainConfig) -> anyhow::Result<(Network, Vec<Example>)> {
+    let source = Source::find(&args.base.model)?;
+    let dtype = args.base.base_dtype.into();
+    let likely = purpose_for(&source.config()?, args.task_type, None)?;
+    let model = source.model_config_for(likely)?;
+    let Some(data) = &args.data else {
+        let examples = random_rows(args, &model)?;
+        return Ok((source.load_for(dtype, likely, None, config.seed)?, examples));
+    };
+    let split = choose_split(data, None, &[Split::Train])?;
+    let mut options = DataOptions {
+        task: args.task_type,
+        columns: args.columns.as_deref().map(split_columns),
+        ..DataOptions::default()
+    };
+    if !model.causal {
+        let taken = config.method.positions(&config.options);
+        let left = model.max_position_embeddings.saturating_sub(taken);
+        options.max_seq_length = options.max_seq_length.min(left);
     }
+    let tokenizer = source.tokenizer()?;
+    let rows = Dataset::load(data, split, &tokenizer, &options)?;
+    let purpose = purpose_of(rows.kind.task(), rows.labels.as_ref());
+    let network = source.load_for(dtype, purpose, rows.labels, config.seed)?;
+    Ok((network, rows.examples))
+}
+
+/// Rows of random tokens: all but the first of a row carry loss, or a label does that is anything.
+fn random_rows(args: &BenchTrainArgs, model: &ModelConfig) -> anyhow::Result<Vec<Example>> {
     let rows = (args.steps + args.warmup) * args.batch_size;
     if rows.saturating_mul(args.seq_length) > MOST_TOKENS {
         return Err(Misuse::new(format!(
@@ -225,18 +258,31 @@ fn examples(args: &BenchTrainArgs, base: &Base) -> anyhow::Result<Vec<Example>> 
         ))
         .into());
     }
+    let label = |row: usize| {
+        let classifier = model.classifier()?;
+        let class = |at: usize| (at % classifier.labels) as u32;
+        Some(if classifier.pooling == Pooling::Each {
+            let tags = (0..args.seq_length).map(|at| (at as u32, class(row + at)));
+            Label::Tags(tags.collect())
+        } else {
+            Label::Class(class(row))
+        })
+    };
     Ok((0..rows)
-        .map(|row| Example {
-            ids: bench::random_ids(
-                base.decoder.config().vocab_size,
-                args.seq_length,
-                row as u64,
-            ),
-            supervised: (0..args.seq_length).map(|i| i > 0).collect(),
-            line: row + 1,
-            truncated: 0,
-            prompt_len: 1,
-            ..Example::default()
+        .map(|row| {
+            let label = label(row);
+            let supervised = match label {
+                Some(_) => Vec::new(),
+                None => (0..args.seq_length).map(|i| i > 0).collect(),
+            };
+            Example {
+                ids: bench::random_ids(model.vocab_size, args.seq_length, row as u64),
+                supervised,
+                label,
+                line: row + 1,
+                prompt_len: 1,
+                ..Example::default()
+            }
         })
         .collect())
 }

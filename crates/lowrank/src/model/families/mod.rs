@@ -77,12 +77,12 @@ pub fn read_config_for(raw: &HfConfig, purpose: Purpose) -> Result<ModelConfig, 
     Ok(ModelConfig { head, ..config })
 }
 
-/// Reads a `config.json` by its path.
+/// Opens a `config.json` by its path.
 ///
 /// # Errors
-/// A file that is missing or damaged, and what [`read_config`] refuses.
-pub fn read_config_file(path: &Path) -> Result<ModelConfig, Error> {
-    Ok(read_config(&HfConfig::read(path)?)?)
+/// A file that is missing or no JSON.
+pub fn read_raw(path: &Path) -> Result<HfConfig, Error> {
+    Ok(HfConfig::read(path)?)
 }
 
 /// What most decoders share; sizes, positions and layers are the family's own.
