@@ -73,7 +73,12 @@ fn train(folder: &Path, output: &str, more: &[&str]) {
     let path = |name: &str| folder.join(name).display().to_string();
     lowrank()
         .args(["train", "--model", &path("model"), "--data", &path("data")])
-        .args(["--output", &path(output), "--num-train-epochs", "12"])
+        .args(["--output", &path(output)])
+        .args(if more.contains(&"--max-steps") {
+            &[][..]
+        } else {
+            &["--num-train-epochs", "12"]
+        })
         .args(more)
         .assert()
         .success();
@@ -90,7 +95,14 @@ fn rows_of_a_table_make_a_classifier() {
         .args(["--output", &path("run")])
         .assert()
         .failure()
-        .stderr(predicate::str::contains("classifier.weight"));
+        .stderr(predicate::str::contains(
+            "has 3 labels, and the rows have 2",
+        ));
+    train(
+        folder.path(),
+        "other",
+        &["--new-classifier", "--max-steps", "2"],
+    );
     headless(folder.path());
 
     train(folder.path(), "run", &["--learning-rate", "1e-2"]);
@@ -254,6 +266,101 @@ fn settings_that_mean_nothing_to_labels_are_refused() {
             .stderr(predicate::str::contains(key).and(predicate::str::contains("leave")));
         assert!(!folder.path().join("run/adapter_config.json").exists());
     }
+}
+
+#[test]
+fn an_adapter_goes_on_with_other_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    train(folder.path(), "two", &["--learning-rate", "1e-2"]);
+    // As many labels as before; what was learned is there from the first step on.
+    let (two, three) = (path("two"), path("three"));
+    train(
+        folder.path(),
+        "again",
+        &["--init-adapter", &two, "--max-steps", "1"],
+    );
+    let data = folder.path().join("data/train.csv");
+    let rows = fs::read_to_string(&data).unwrap();
+    fs::write(&data, rows.replacen("positive", "mixed", 3)).unwrap();
+    lowrank()
+        .args(["train", "--model", &path("model"), "--data", &path("data")])
+        .args(["--output", &three, "--init-adapter", &two])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains(
+            "has 2 labels, and the rows have 3",
+        ));
+    let more = ["--init-adapter", &two, "--new-classifier"];
+    train(folder.path(), "three", &more);
+    lowrank()
+        .args(["classify", "--model", &path("model"), "--adapter", &three])
+        .args(["--text", "dull play", "--json"])
+        .assert()
+        .success()
+        .stdout(predicate::str::contains("mixed"));
+}
+
+#[test]
+fn a_classifiers_run_is_resumed_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let args = [
+        "--max-steps",
+        "12",
+        "--save-steps",
+        "4",
+        "--class-weights",
+        "balanced",
+    ];
+    train(folder.path(), "whole", &args);
+    train(folder.path(), "cut", &args);
+    // As after a kill behind step 8.
+    for gone in [
+        "checkpoints/step-12",
+        "adapter_model.safetensors",
+        "report.html",
+    ] {
+        let gone = folder.path().join("cut").join(gone);
+        if gone.is_dir() {
+            fs::remove_dir_all(gone).unwrap();
+        } else {
+            fs::remove_file(gone).unwrap();
+        }
+    }
+    train(folder.path(), "cut", &[&args[..], &["--resume"]].concat());
+    let values = |run: &str| fs::read(folder.path().join(run).join("adapter_model.safetensors"));
+    assert_eq!(values("whole").unwrap(), values("cut").unwrap());
+    // Once more there is nothing to do, and the folder says what was done.
+    let (model, data, output) = (
+        folder.path().join("model"),
+        folder.path().join("data"),
+        folder.path().join("cut"),
+    );
+    let again = [
+        "train",
+        "--model",
+        model.to_str().unwrap(),
+        "--data",
+        data.to_str().unwrap(),
+    ];
+    let again = [
+        &again[..],
+        &["--output", output.to_str().unwrap(), "--resume"],
+        &args,
+    ]
+    .concat();
+    let outcome = super::support::json_of(&again);
+    assert_eq!(outcome["already_finished"], true, "{outcome}");
+    // Ranks of two blocks' query and value, and the classifier.
+    assert_eq!(
+        outcome["trainable_parameters"],
+        2 * 2 * 8 * 48 + 2 * 25,
+        "{outcome}"
+    );
 }
 
 #[test]

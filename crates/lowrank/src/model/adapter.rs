@@ -181,6 +181,35 @@ impl Adapter {
         }
     }
 
+    /// Takes the classifier's last linear from the base, which may have it for another number of labels.
+    pub(crate) fn renew_classifier(&mut self, weights: &Weights) {
+        let config = weights.config();
+        let is_last = |id: &WeightId| matches!(id, WeightId::Linear(linear, _) if linear.kind == LinearKind::Out);
+        let renewed: HashMap<usize, WeightId> = self
+            .replaced
+            .iter()
+            .filter(|(id, _)| config.is_of_classifier(**id) && is_last(id))
+            .map(|(id, slot)| (*slot, *id))
+            .collect();
+        let shape = |slot: usize| match renewed.get(&slot) {
+            Some(id) => {
+                let view = weights.view(*id);
+                (view.rows(), view.cols())
+            }
+            None => self.params.shape(slot),
+        };
+        let shapes: Vec<_> = (0..self.params.slots()).map(shape).collect();
+        let mut params = Arena::new(&shapes);
+        for slot in 0..shapes.len() {
+            let from = match renewed.get(&slot) {
+                Some(id) => weights.view(*id),
+                None => self.params.view(slot),
+            };
+            params.view_mut(slot).copy_from(from);
+        }
+        self.params = params;
+    }
+
     /// Values that stand in for these weights, in their order, all zero; a slot's name is the weight's.
     pub(crate) fn replacing(config: &ModelConfig, weights: &[(WeightId, (usize, usize))]) -> Self {
         let named = weights

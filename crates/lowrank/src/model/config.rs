@@ -532,6 +532,15 @@ impl ModelConfig {
         self.layers.iter().map(|layer| layer.window).collect()
     }
 
+    /// The same model with a classifier for another number of labels; a model without one as it is.
+    pub(crate) fn with_labels(&self, labels: usize) -> Self {
+        let mut config = self.clone();
+        if let HeadKind::Classifier(classifier) = &mut config.head {
+            classifier.labels = labels;
+        }
+        config
+    }
+
     /// The classifier, if there is one.
     pub fn classifier(&self) -> Option<&Classifier> {
         match &self.head {

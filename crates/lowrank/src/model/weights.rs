@@ -14,7 +14,7 @@ use lowrank_kernels::{DType, Tensor, View, fill_normal};
 use rayon::prelude::*;
 
 use super::adapter::Adapter;
-use super::config::{Family, ModelConfig, Part, Purpose, WeightId};
+use super::config::{Family, LinearKind, ModelConfig, Part, Purpose, WeightId};
 use super::families;
 use crate::Error;
 use crate::random::{hash, mix};
@@ -26,8 +26,10 @@ pub struct Weights {
     dtype: DType,
     /// Where in a mapped file tensors lie.
     mapped: Vec<SharedBytes>,
-    /// Tensors of the classifier that the checkpoint lacks.
+    /// Tensors of the classifier that the checkpoint lacks, or has for another number of labels.
     new: Vec<WeightId>,
+    /// How many labels the checkpoint's classifier has, where that is another number.
+    other_labels: Option<usize>,
 }
 
 impl Weights {
@@ -53,7 +55,7 @@ impl Weights {
     }
 
     /// Takes what the config asks for from an opened checkpoint. What it lacks of a classifier begins as zeros, until
-    /// [`begin_classifier`](Self::begin_classifier).
+    /// [`begin_classifier`](Self::begin_classifier), and so does a last linear for another number of labels.
     ///
     /// # Errors
     /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes. Values that are not finite, or
@@ -68,7 +70,7 @@ impl Weights {
         let mut tensors = HashMap::new();
         let mut mapped = Vec::new();
         let mut used = std::collections::HashSet::new();
-        let mut new = Vec::new();
+        let (mut new, mut other_labels) = (Vec::new(), None);
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
             let Some(entry) = find(&config, checkpoint, id) else {
@@ -86,6 +88,12 @@ impl Weights {
                 continue;
             };
             used.insert(entry.name.clone());
+            if let Some(labels) = other_label_count(&config, id, &entry.shape) {
+                other_labels = Some(labels);
+                new.push(id);
+                tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                continue;
+            }
             if !has_shape(&entry.shape, shape) {
                 problems.push(format!(
                     "{name}: shape {:?}, expected {}",
@@ -129,7 +137,14 @@ impl Weights {
             dtype,
             mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
             new,
+            other_labels,
         })
+    }
+
+    /// How many labels the checkpoint's classifier has, where that is another number than the config's; a new last linear stands in its
+    /// place.
+    pub fn other_labels(&self) -> Option<usize> {
+        self.other_labels
     }
 
     /// The name of a tensor of the classifier that neither the checkpoint nor the adapter has.
@@ -202,6 +217,7 @@ impl Weights {
                 dtype,
                 mapped: Vec::new(),
                 new: Vec::new(),
+                other_labels: None,
             })
         } else {
             Err(Error::Tensors {
@@ -435,6 +451,23 @@ fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<S
         ));
     }
     reasons
+}
+
+/// How many labels a tensor of a classifier's last linear is for, if that is another number than the config's.
+fn other_label_count(config: &ModelConfig, id: WeightId, stored: &[usize]) -> Option<usize> {
+    let labels = config.classifier()?.labels;
+    let WeightId::Linear(linear, part) = id else {
+        return None;
+    };
+    if linear.kind != LinearKind::Out || !config.is_of_classifier(id) {
+        return None;
+    }
+    match (part, stored) {
+        (Part::Weight, [found, inputs]) if *inputs == config.hidden_size => Some(*found),
+        (Part::Bias, [found]) => Some(*found),
+        _ => None,
+    }
+    .filter(|found| *found != labels)
 }
 
 fn has_shape(stored: &[usize], (rows, cols): (usize, usize)) -> bool {

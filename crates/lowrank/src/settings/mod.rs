@@ -59,6 +59,11 @@ fields! {
         #[arg(value_name = "TASK", value_enum, help_heading = DATA)]
         pub task_type: Option<TaskType>,
 
+        /// Begin a new classifier where the model, or the adapter to start from, has one for another number of labels
+        #[switch(help_heading = DATA)]
+        #[absent(false)]
+        pub new_classifier: bool = false,
+
         /// Names of the columns of CSV and TSV files without a header, such as text,label
         #[arg(value_name = "NAMES", help_heading = DATA)]
         pub columns: Option<String>,

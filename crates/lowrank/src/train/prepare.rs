@@ -85,7 +85,7 @@ fn start_from(
     if config.method.writes_model() {
         return Err(Error::Settings("init_adapter goes with every method but full; merge the adapter into the model first (lowrank merge) and train the result in full".to_owned()));
     }
-    let mut loaded = tuning::load(folder, base.decoder.config())?;
+    let mut loaded = load_for(config, folder, base)?;
     if loaded.config.method() != config.method {
         return Err(Error::Settings(format!(
             "init_adapter {} was trained with {}, and the method of this run is {}; give the same method",
@@ -103,6 +103,29 @@ fn start_from(
         adapter: loaded.adapter,
         config: Some(loaded.config),
     })
+}
+
+/// Loads the adapter, whose classifier may be for another number of labels.
+fn load_for(config: &TrainConfig, folder: &Path, base: &Network) -> Result<tuning::Loaded, Error> {
+    let model = base.decoder.config();
+    let found = tuning::task_of(folder)?.outputs;
+    let (Some(found), Some(classifier)) = (found, model.classifier()) else {
+        return tuning::load(folder, model);
+    };
+    if found == classifier.labels {
+        return tuning::load(folder, model);
+    }
+    if !config.new_classifier {
+        return Err(Error::Settings(format!(
+            "init_adapter {}: its classifier has {found} labels, and the rows have {}; train on rows with its labels, or begin a new classifier with \
+             --new-classifier",
+            folder.display(),
+            classifier.labels
+        )));
+    }
+    let mut loaded = tuning::load(folder, &model.with_labels(found))?;
+    loaded.adapter.renew_classifier(base.decoder.weights());
+    Ok(loaded)
 }
 
 fn note_fingerprint(loaded: &tuning::Loaded, base: &Network, observer: &mut dyn Observer) {

@@ -11,10 +11,11 @@ use super::outcome::{Outcome, mean};
 use super::step::OptimizerState;
 use super::trainer::{LAST_STEPS, Rows};
 use crate::Error;
-use crate::base::{Network, Source};
-use crate::model::Adapter;
+use crate::base::{Network, Source, purpose_for};
+use crate::model::{Adapter, ModelConfig};
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::TrainConfig;
+use crate::tuning::task_of;
 
 /// What a run in the output folder came to, if it is finished: it has what it was for, and took its last step or stopped
 /// early. Nothing is to be done then, and nothing is read but its own files.
@@ -68,7 +69,7 @@ fn outcome_of(config: &TrainConfig, lines: &[MetricsLine], total_steps: Option<u
     let last = lines.iter().rev().find_map(step_line);
     let steps = last.map_or(0, |line| line.step);
     // The model may be gone by now, and only the figures need it.
-    let model = Source::find(&config.model).and_then(|source| source.model_config());
+    let model = model_of(config);
     let adapter = model
         .as_ref()
         .ok()
@@ -89,6 +90,19 @@ fn outcome_of(config: &TrainConfig, lines: &[MetricsLine], total_steps: Option<u
         peak_rss: last.map_or(0, |line| line.peak_rss),
         ..Outcome::default()
     }
+}
+
+/// The shapes of a finished run's model, with the classifier that the run has trained.
+fn model_of(config: &TrainConfig) -> Result<ModelConfig, Error> {
+    let source = Source::find(&config.model)?;
+    let purpose = if config.method.writes_model() {
+        Source::Folder(config.output.clone()).purpose()?.0
+    } else {
+        let task = task_of(&config.output)?;
+        let task_type = serde_json::from_value(task.task_type.into()).ok();
+        purpose_for(&source.config()?, task_type, task.outputs)?
+    };
+    source.model_config_for(purpose)
 }
 
 /// The steps that a run was to take, without its rows: a line of metrics says how many passes its steps were.

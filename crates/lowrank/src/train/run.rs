@@ -13,7 +13,7 @@ use super::prepare::prepare;
 use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
-use crate::base::{Source, purpose_for};
+use crate::base::{Network, Source, purpose_for};
 use crate::data::{DataOptions, Dataset, Labels, Split, TaskType, Tokenizer, split_file};
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
@@ -92,10 +92,11 @@ pub fn train(
     let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
     let (dtype, labels) = (config.base_dtype.into(), data.labels);
     let network = source.load_for(dtype, purpose, labels, mix(config.seed, 3))?;
+    check_labels(config, &network)?;
     let new = network.decoder.weights().new_names();
     if !new.is_empty() {
         observer.event(&Event::Note(format!(
-            "the model's files have no classifier, so these begin at random: {}",
+            "the model's files have no classifier for these rows, so these begin at random: {}",
             new.join(", ")
         )));
     }
@@ -139,6 +140,22 @@ fn likely_purpose(source: &Source, config: &TrainConfig) -> Result<Purpose, Erro
     let from = config.init_adapter.as_deref().map(task_of).transpose()?;
     let outputs = from.and_then(|task| task.outputs);
     purpose_for(&source.config()?, config.task_type, outputs)
+}
+
+/// Refuses a model whose classifier has another number of labels than the rows, unless a new one may take its place.
+fn check_labels(config: &TrainConfig, network: &Network) -> Result<(), Error> {
+    let found = network.decoder.weights().other_labels();
+    let (Some(found), Some(classifier)) = (found, network.decoder.config().classifier()) else {
+        return Ok(());
+    };
+    if config.new_classifier {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "{}: its classifier has {found} labels, and the rows have {}; train on rows with its labels, or begin a new classifier with \
+         --new-classifier",
+        network.source, classifier.labels
+    )))
 }
 
 /// How a run reads its rows.
