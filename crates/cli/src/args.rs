@@ -355,7 +355,7 @@ mod tests {
     fn prompt(args: &[&str]) -> String {
         let typed = ["lowrank", "generate", "--model=m"].iter().chain(args);
         match parse(typed.map(OsString::from)).unwrap().0.command {
-            Commands::Generate(generate) => generate.prompt.unwrap_or_default(),
+            Commands::Generate(generate) => generate.prompt.concat(),
             other => panic!("{other:?}"),
         }
     }

@@ -64,6 +64,22 @@ pub fn install_all(message: &'static str) -> anyhow::Result<&'static AtomicBool>
     Ok(&REQUESTED)
 }
 
+/// Set for a child of `lowrank compare`, whose standard input ends when the comparison does.
+pub const WITH_PARENT: &str = "LOWRANK_ENDS_WITH_ITS_PARENT";
+
+/// In such a child, does what SIGTERM asks for as soon as the parent is gone, however it went: a run that nobody waits for would keep
+/// its folder from the next one.
+pub fn end_with_parent() {
+    if std::env::var_os(WITH_PARENT).is_none() {
+        return;
+    }
+    // Where no thread can be had, the child works on to its own end.
+    let _ = std::thread::Builder::new().spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = signal_hook::low_level::raise(SIGTERM);
+    });
+}
+
 /// Signals that say that the end is near, and do not mean it at once.
 #[cfg(unix)]
 const NOTICES: [i32; 3] = [

@@ -29,6 +29,7 @@ pub fn main() -> ExitCode {
         i16::from(cli.verbose)
     });
     interrupt::no_end_by_file_size();
+    interrupt::end_with_parent();
     let progress = progress::Mode::detect(cli.quiet);
     failure::conclude(commands::run(cli.command, &matches, progress))
 }

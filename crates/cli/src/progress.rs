@@ -60,7 +60,6 @@ pub struct TrainProgress {
     bar: ProgressBar,
     total_steps: u64,
     pace: Pace,
-    last_event: Instant,
     last_line: Option<Instant>,
 }
 
@@ -72,7 +71,6 @@ impl TrainProgress {
             bar: ProgressBar::hidden(),
             total_steps: 0,
             pace: Pace::default(),
-            last_event: Instant::now(),
             last_line: None,
         }
     }
@@ -80,7 +78,6 @@ impl TrainProgress {
     /// The run is about to take its first step; `done_steps` were taken before it was resumed.
     pub fn start(&mut self, total_steps: u64, done_steps: u64) {
         self.total_steps = total_steps;
-        self.last_event = Instant::now();
         if self.mode == Mode::Bar {
             self.bar = BARS.add(ProgressBar::new(total_steps).with_position(done_steps));
             self.bar
@@ -93,11 +90,11 @@ impl TrainProgress {
     /// An optimizer step was taken.
     pub fn step(&mut self, step: &StepMetrics) {
         let now = Instant::now();
-        let left = self.pace.remaining(
-            now - self.last_event,
-            self.total_steps.saturating_sub(step.step),
-        );
-        self.last_event = now;
+        // The step's own time: loading, evaluations and checkpoints come between steps.
+        let seconds = step.tokens as f64 / step.tokens_per_second;
+        let elapsed = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let left = self.total_steps.saturating_sub(step.step);
+        let left = self.pace.remaining(elapsed, left);
         match self.mode {
             Mode::Bar => {
                 self.bar.set_position(step.step);
@@ -119,9 +116,7 @@ impl TrainProgress {
     }
 
     /// The held-out rows were evaluated.
-    pub fn eval(&mut self, eval: &EvalMetrics) {
-        // The next step is not to be blamed for the time that this took.
-        self.last_event = Instant::now();
+    pub fn eval(&self, eval: &EvalMetrics) {
         self.note(&format!(
             "step {} · held-out loss {:.4}",
             eval.step, eval.eval_loss
@@ -129,8 +124,7 @@ impl TrainProgress {
     }
 
     /// A checkpoint was written.
-    pub fn checkpoint(&mut self, path: &Path) {
-        self.last_event = Instant::now();
+    pub fn checkpoint(&self, path: &Path) {
         self.note(&format!("checkpoint written to {}", path.display()));
     }
 

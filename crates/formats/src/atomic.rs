@@ -150,7 +150,7 @@ fn check_target(path: &Path, overwrite: bool) -> Result<bool, FormatError> {
     if entries.next().is_some() && !overwrite {
         return Err(FormatError::Missing {
             path: path.to_path_buf(),
-            problem: "already exists and is not empty; choose another output folder, or allow it to be overwritten"
+            problem: "already exists and is not empty; choose another output folder, or replace it with --overwrite"
                 .into(),
         });
     }

@@ -19,6 +19,7 @@ mod read;
 mod target;
 
 pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
+pub use read::is_inactive;
 pub use target::{LoraPart, ModuleNames, TargetModules, lora_key, parse_lora_key};
 
 /// The name of the configuration in an adapter's folder.

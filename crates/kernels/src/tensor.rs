@@ -1,5 +1,6 @@
 //! A matrix in memory: owned, or borrowed from a mapped file.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -270,7 +271,7 @@ impl Tensor {
     }
 
     /// The elements as little-endian numbers of `dtype`, rounded to nearest where that narrows.
-    pub fn to_le_bytes(&self, dtype: DType) -> Vec<u8> {
+    pub fn to_le_bytes(&self, dtype: DType) -> Cow<'_, [u8]> {
         self.view().to_le_bytes(dtype)
     }
 

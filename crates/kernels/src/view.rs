@@ -1,5 +1,6 @@
 //! Borrowed matrices: what operations read and write.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -71,12 +72,21 @@ impl<'a> View<'a> {
         number[0]
     }
 
-    /// The elements as little-endian numbers of `dtype`, rounded to nearest even where that narrows.
-    pub fn to_le_bytes(self, dtype: DType) -> Vec<u8> {
+    /// The elements as little-endian numbers of `dtype`, rounded to nearest even where that narrows. Where they are stored so, nothing
+    /// is copied.
+    pub fn to_le_bytes(self, dtype: DType) -> Cow<'a, [u8]> {
+        // So many elements are widened at a time.
+        const PART: usize = 1 << 16;
         if dtype == self.dtype() {
-            return self.numbers.bytes().to_vec();
+            return Cow::Borrowed(self.numbers.bytes());
         }
-        encoded(dtype, &self.to_vec())
+        let mut bytes = Vec::with_capacity(dtype.bytes_for(self.rows * self.cols));
+        let step = (PART / self.cols.max(1)).max(1);
+        for row in (0..self.rows).step_by(step) {
+            let part = self.slice_rows(row..self.rows.min(row + step));
+            bytes.extend(encoded(dtype, &part.to_vec()));
+        }
+        Cow::Owned(bytes)
     }
 
     /// Some of the rows.

@@ -246,6 +246,12 @@ impl Adapters {
             ))
             .into());
         }
+        if let Some(name) = names.iter().find(|name| *name == "none" || *name == "base") {
+            return Err(Misuse::new(format!(
+                "an adapter cannot be called {name}, which means the model alone; name it otherwise: --adapter NAME=DIR"
+            ))
+            .into());
+        }
         let loaded = args
             .iter()
             .map(|arg| load_adapter(&arg.path, base))

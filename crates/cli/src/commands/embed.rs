@@ -38,6 +38,10 @@ pub struct EmbedArgs {
     /// Leave vectors as long as they are, in place of making them as long as one
     #[arg(long)]
     pub no_normalize: bool,
+
+    /// Print a JSON object a row, as it does in any case
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which hidden states a vector is made of.

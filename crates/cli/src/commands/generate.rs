@@ -42,9 +42,9 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "[NAME=]DIR")]
     pub adapter: Vec<AdapterArg>,
 
-    /// The text to continue, as it is
+    /// The text to continue, as it is; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub prompt: Option<String>,
+    pub prompt: Vec<String>,
 
     /// Write the prompt as a user's message through the model's chat template
     #[arg(long, requires = "prompt")]
@@ -311,6 +311,8 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
     if let ([prompt], ..=1, true) = (prompts.as_slice(), args.adapter.len(), screen) {
         return stream(prompt, &base, &adapters, &options, &output);
     }
+    // Texts are shown as they are made, so that an end in between loses none of them; one JSON object is whole or not there.
+    let mut shown = Shown::default();
     let report = generate(
         &prompts,
         &base,
@@ -318,8 +320,17 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
         &options,
         beams.as_ref(),
         progress,
+        &mut |generations| {
+            if args.json {
+                return Ok(());
+            }
+            output.write(&shown.text(generations, &output))
+        },
     )?;
-    output.result(&report, |output| text(&report, output))
+    if args.json {
+        return output.result(&report, |_| String::new());
+    }
+    Ok(())
 }
 
 fn prompts(args: &GenerateArgs, base: &Base) -> anyhow::Result<Vec<Prompt>> {
@@ -330,20 +341,22 @@ fn prompts(args: &GenerateArgs, base: &Base) -> anyhow::Result<Vec<Prompt>> {
         prompts.truncate(args.limit.unwrap_or(usize::MAX));
         return Ok(prompts);
     }
-    let text = args.prompt.as_deref().unwrap_or_default();
-    if text.is_empty() {
-        return Err(Misuse::new("--prompt is empty, so there is nothing to continue").into());
-    }
-    if args.chat_template {
+    let prompt = |text: &String| {
+        if text.is_empty() {
+            return Err(Misuse::new("--prompt is empty, so there is nothing to continue").into());
+        }
+        if !args.chat_template {
+            return Ok(Prompt::from_text(tokenizer, text)?);
+        }
         let mut messages: Vec<Message> = args
             .system
             .iter()
             .map(|text| Message::new("system", text))
             .collect();
         messages.push(Message::new("user", text));
-        return Ok(vec![Prompt::from_messages(tokenizer, &messages)?]);
-    }
-    Ok(vec![Prompt::from_text(tokenizer, text)?])
+        Ok(Prompt::from_messages(tokenizer, &messages)?)
+    };
+    args.prompt.iter().map(prompt).collect()
 }
 
 /// One continuation, shown while it is made.
@@ -418,7 +431,7 @@ pub fn continue_on_screen(
     Ok((whole, finish))
 }
 
-/// Every prompt with every adapter, some at a time.
+/// Every prompt with every adapter, some at a time, each of which `show` is given when they are made.
 fn generate(
     prompts: &[Prompt],
     base: &Base,
@@ -426,6 +439,7 @@ fn generate(
     options: &GenerateOptions,
     beams: Option<&BeamOptions>,
     progress: Mode,
+    show: &mut dyn FnMut(&[Generation]) -> anyhow::Result<()>,
 ) -> anyhow::Result<GenerateReport> {
     let choices: Vec<Option<usize>> = if adapters.names.is_empty() {
         vec![None]
@@ -441,7 +455,7 @@ fn generate(
     let bar = progress::counter(progress, jobs.len() as u64, "texts");
     let begun = Instant::now();
     let mut generations = Vec::with_capacity(jobs.len());
-    for (number, part) in jobs.chunks(together(beams)).enumerate() {
+    for part in jobs.chunks(together(beams)) {
         let ids: Vec<PromptIds> = part
             .iter()
             .map(|(prompt, adapter)| PromptIds {
@@ -449,12 +463,10 @@ fn generate(
                 adapter: *adapter,
             })
             .collect();
-        let mut options = options.clone();
-        // Draws differ by their place among those made together; parts differ by seed.
-        options.sampling.seed = options.sampling.seed.wrapping_add(number as u64);
         let set = adapter_set(&all);
         let names = &adapters.names;
-        let made = continue_all(base, set, names, &ids, &options, beams, &workspace)?;
+        let made = continue_all(base, set, names, &ids, options, beams, &workspace)?;
+        let first = generations.len();
         for ((prompt, adapter), continuation) in part.iter().zip(made) {
             generations.push(Generation {
                 prompt: prompt.text.clone(),
@@ -467,6 +479,7 @@ fn generate(
             });
         }
         bar.inc(part.len() as u64);
+        bar.suspend(|| show(&generations[first..]))?;
     }
     bar.finish_and_clear();
     let new_tokens: usize = generations.iter().map(|one| one.new_tokens).sum();
@@ -477,28 +490,34 @@ fn generate(
     })
 }
 
-fn text(report: &GenerateReport, output: &Output) -> String {
-    let mut out = String::new();
-    let mut last = None;
-    for one in &report.generations {
-        if last != Some(&one.prompt) {
-            if last.is_some() {
+/// What was shown last, so that texts of one prompt stand below it.
+#[derive(Default)]
+struct Shown {
+    prompt: Option<String>,
+}
+
+impl Shown {
+    fn text(&mut self, generations: &[Generation], output: &Output) -> String {
+        let mut out = String::new();
+        for one in generations {
+            if self.prompt.as_ref() != Some(&one.prompt) {
+                if self.prompt.is_some() {
+                    out.push('\n');
+                }
+                out.push_str(&dim(&one.prompt, output.color));
                 out.push('\n');
             }
-            out.push_str(&dim(&one.prompt, output.color));
-            out.push('\n');
+            self.prompt = Some(one.prompt.clone());
+            let name = one.adapter.as_deref().unwrap_or("base");
+            out.extend([
+                bold(&format!("{name}:"), output.color).as_str(),
+                " ",
+                one.text.trim(),
+                "\n",
+            ]);
         }
-        last = Some(&one.prompt);
-        let name = one.adapter.as_deref().unwrap_or("base");
-        out.extend([
-            bold(&format!("{name}:"), output.color).as_str(),
-            " ",
-            one.text.trim(),
-            "
-",
-        ]);
+        out
     }
-    out
 }
 
 #[cfg(test)]
@@ -577,20 +596,19 @@ mod tests {
             new_tokens: 2,
             finish: Finish::Stop,
         };
-        let report = GenerateReport {
-            generations: vec![
-                one("Once", Some("formal"), " upon a time\n"),
-                one("Once", Some("short"), " more"),
-                one("Twice", None, " told"),
-            ],
-            new_tokens_per_second: 9.0,
-        };
+        let all = [
+            one("Once", Some("formal"), " upon a time\n"),
+            one("Once", Some("short"), " more"),
+            one("Twice", None, " told"),
+        ];
         let output = Output {
             json: false,
             color: false,
             width: 80,
         };
-        insta::assert_snapshot!(text(&report, &output), @r#"
+        let mut shown = Shown::default();
+        let text = shown.text(&all[..1], &output) + &shown.text(&all[1..], &output);
+        insta::assert_snapshot!(text, @r#"
         Once
         formal: upon a time
         short: more

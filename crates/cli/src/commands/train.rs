@@ -352,7 +352,7 @@ mod tests {
             let keywords = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
             keywords.map(|keyword| properties[key][keyword].as_i64())
         };
-        assert_eq!(limits("r"), [Some(1), None, None, None]);
+        assert_eq!(limits("r"), [Some(1), None, Some(65_536), None]);
         assert_eq!(limits("seed"), [Some(0), None, None, None]);
         assert_eq!(limits("learning_rate"), [None, Some(0), None, None]);
         assert_eq!(limits("warmup_ratio"), [Some(0), None, Some(1), None]);

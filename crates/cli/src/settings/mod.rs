@@ -46,8 +46,17 @@ impl File {
                 ))
             })?,
             Err(error) => {
+                // A word behind a flag that takes none.
+                let is_switch = ["true", "false"].iter().any(|word| path == Path::new(word));
+                let hint = if is_switch {
+                    format!(
+                        "; a flag that is on or off takes no word behind it: --flag, or --flag={shown}"
+                    )
+                } else {
+                    String::new()
+                };
                 return Err(Misuse::new(format!(
-                    "cannot read the settings file {shown}: {error}"
+                    "cannot read the settings file {shown}: {error}{hint}"
                 )));
             }
         };

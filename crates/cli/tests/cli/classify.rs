@@ -84,6 +84,53 @@ fn train(folder: &Path, output: &str, more: &[&str]) {
         .success();
 }
 
+/// What was trained can be looked at, and merged it needs no adapter.
+fn is_inspected_and_merged(folder: &Path) {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let report = super::support::json_of(&[
+        "adapter",
+        "inspect",
+        &path("run"),
+        "--model",
+        &path("model"),
+    ]);
+    assert_eq!(
+        report["labels"],
+        serde_json::json!(["negative", "positive"])
+    );
+    let modules = report["modules"].as_array().unwrap();
+    let saved = modules.iter().find(|m| m["module"] == "classifier.weight");
+    assert_eq!(saved.unwrap()["parameters"], 48, "{report}");
+
+    // Merged, it is a whole classifier that needs no adapter and says the names.
+    for dtype in ["f32", "bf16"] {
+        let merged = path(&format!("merged-{dtype}"));
+        let report = super::support::json_of(&[
+            "merge",
+            "--model",
+            &path("model"),
+            "--adapter",
+            &path("run"),
+            "--dtype",
+            dtype,
+            "--output",
+            &merged,
+        ]);
+        let off = report["max_logit_difference"].as_f64().unwrap();
+        assert!(off <= report["limit"].as_f64().unwrap(), "{report}");
+        let judged =
+            super::support::json_of(&["eval", "--model", &merged, "--data", &path("data")]);
+        assert_eq!(judged["accuracy"], 1.0, "{judged}");
+        let config = fs::read_to_string(Path::new(&merged).join("config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(
+            config["architectures"],
+            serde_json::json!(["BertForSequenceClassification"])
+        );
+        assert_eq!(config["id2label"]["1"], "positive");
+    }
+}
+
 #[test]
 fn rows_of_a_table_make_a_classifier() {
     let folder = tempfile::tempdir().unwrap();
@@ -143,48 +190,7 @@ fn rows_of_a_table_make_a_classifier() {
         serde_json::json!(["classifier", "score"])
     );
 
-    let report = super::support::json_of(&[
-        "adapter",
-        "inspect",
-        &path("run"),
-        "--model",
-        &path("model"),
-    ]);
-    assert_eq!(
-        report["labels"],
-        serde_json::json!(["negative", "positive"])
-    );
-    let modules = report["modules"].as_array().unwrap();
-    let saved = modules.iter().find(|m| m["module"] == "classifier.weight");
-    assert_eq!(saved.unwrap()["parameters"], 48, "{report}");
-
-    // Merged, it is a whole classifier that needs no adapter and says the names.
-    for dtype in ["f32", "bf16"] {
-        let merged = path(&format!("merged-{dtype}"));
-        let report = super::support::json_of(&[
-            "merge",
-            "--model",
-            &path("model"),
-            "--adapter",
-            &path("run"),
-            "--dtype",
-            dtype,
-            "--output",
-            &merged,
-        ]);
-        let off = report["max_logit_difference"].as_f64().unwrap();
-        assert!(off <= report["limit"].as_f64().unwrap(), "{report}");
-        let judged =
-            super::support::json_of(&["eval", "--model", &merged, "--data", &path("data")]);
-        assert_eq!(judged["accuracy"], 1.0, "{judged}");
-        let config = fs::read_to_string(Path::new(&merged).join("config.json")).unwrap();
-        let config: Value = serde_json::from_str(&config).unwrap();
-        assert_eq!(
-            config["architectures"],
-            serde_json::json!(["BertForSequenceClassification"])
-        );
-        assert_eq!(config["id2label"]["1"], "positive");
-    }
+    is_inspected_and_merged(folder.path());
 
     // Full training writes a whole classifier, whose config.json has the names.
     train(

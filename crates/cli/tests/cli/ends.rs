@@ -309,3 +309,48 @@ fn ctrl_c_ends_a_chat_that_waits_for_a_message() {
     assert!(!text.contains("ending this answer"), "{text}");
     drop(input);
 }
+
+#[test]
+fn a_training_ends_with_the_comparison_that_started_it() {
+    let lab = Lab::new();
+    let text = format!(
+        "model: {}\ndata: {}\ntrain: {{max_steps: 1000000, batch_size: 4}}\nmethods:\n  - {{method: lora, r: 2}}\n",
+        lab.arg("model"),
+        lab.arg("data")
+    );
+    let config = write(&lab.path("."), "long.yaml", text);
+    let compare = || {
+        Command::new(assert_cmd::cargo::cargo_bin("lowrank"))
+            .args([
+                "compare",
+                &config,
+                "--output",
+                &lab.arg("out"),
+                "--stages=train",
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
+    };
+    let run = lab.path("out/runs/lora-r-2/seed-42");
+    let first = compare();
+    wait_for_steps(&run, 2);
+    send("-KILL", &first);
+    end(first);
+    // Its lock goes when it has saved what it has.
+    let begun = Instant::now();
+    while run.join(".lock").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let steps = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    assert_eq!(steps.count(), 1);
+    let lines = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    // The same command goes on with it.
+    let second = compare();
+    wait_for_steps(&run, lines.lines().count() + 1);
+    send("-TERM", &second);
+    let (code, text) = end(second);
+    assert_eq!(code, Some(143), "{text}");
+}

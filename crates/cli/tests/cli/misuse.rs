@@ -217,7 +217,7 @@ fn every_wrong_setting_is_reported_at_once() {
       - lora_r (in run.yaml): this setting is called `r` here
       - micro_batch_size (in run.yaml): this setting is called `batch_size` here
       - learnig_rate (in run.yaml) is not a setting; did you mean learning_rate?
-      - --r must be 1 or greater, not 0
+      - --r must be from 1 to 65536, not 0
       - lora_dropout (in run.yaml) must be at least 0 and less than 1, not 1.5
       - --output is missing: give the folder to write the adapter to
       - --data: nowhere does not exist

@@ -309,7 +309,7 @@ fn every_bench_measures_something() {
     }
     for (flags, words) in [
         ("full --r 2", "--r does nothing with the method full"),
-        ("lora --r 0", "--r must be 1 or greater, not 0"),
+        ("lora --r 0", "--r must be from 1 to 65536, not 0"),
         (
             "adapter --bottleneck 0",
             "--bottleneck must be 1 or greater, not 0",
@@ -561,4 +561,63 @@ fn rows_are_read_from_standard_input() {
         let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(text.contains(expected), "{text}");
     }
+}
+
+#[test]
+fn what_a_prompt_gets_does_not_depend_on_the_others() {
+    let texts = |prompts: &[&str]| -> Vec<String> {
+        let mut args = vec!["generate", "--model=builtin:tiny", "--max-new-tokens=8"];
+        args.extend(["--temperature=1", "--seed=7"]);
+        args.extend(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
+        let report = json_of(&args);
+        let all = report["generations"].as_array().expect("texts");
+        let text = |one: &Value| one["text"].as_str().expect("a text").to_owned();
+        all.iter().map(text).collect()
+    };
+    let prompts = ["The capital of", "Once upon", "A ship and", "Once upon"];
+    let together = texts(&prompts);
+    for (prompt, text) in prompts.iter().zip(&together) {
+        assert_eq!(&texts(&[prompt])[0], text, "{prompt}");
+    }
+    assert_eq!(together[1], together[3]);
+    assert_ne!(together[0], together[1]);
+    let more: Vec<&str> = std::iter::repeat_n("Once upon", 17)
+        .chain(["A ship and"])
+        .collect();
+    assert_eq!(texts(&more)[17], together[2], "behind the first part, too");
+}
+
+#[test]
+fn only_lora_adapters_are_compared_with_each_other() {
+    let lab = Lab::new();
+    lowrank()
+        .args(lab.train("factors", &["--method=ia3"]))
+        .assert()
+        .success();
+    let folder = lab.arg("factors");
+    let text = stderr_of(&["adapter", "diff", &folder, &folder], 1);
+    assert!(text.contains("IA3 has none"), "{text}");
+    assert!(!text.contains("remove it"), "{text}");
+}
+
+#[test]
+fn a_whole_model_has_the_loss_that_is_reported() {
+    let lab = Lab::new();
+    let args = lab.train(
+        "whole",
+        &["--method=full", "--base-dtype=bf16", "--learning-rate=1e-2"],
+    );
+    let outcome = json_of(&strs(&args));
+    let model = lab.arg("whole");
+    let judged = json_of(&[
+        "eval",
+        "--model",
+        &model,
+        "--data",
+        &lab.arg("data"),
+        "--split=valid",
+    ]);
+    let (said, found) = (outcome["eval_loss"].as_f64(), judged["loss"].as_f64());
+    let off = (said.expect("a loss") - found.expect("a loss")).abs();
+    assert!(off < 1e-4, "{said:?} {found:?}");
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{PEFT_VERSION, write_adapter_config};
+use super::{PEFT_VERSION, is_inactive, write_adapter_config};
 use crate::FormatError;
 use crate::hf_config::HfConfig;
 
@@ -126,17 +126,10 @@ impl PromptConfig {
             let accepted = format!("one of {}, or null", TASKS.join(", "));
             return Err(raw.unsupported("task_type", accepted));
         }
-        let is_active = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => false,
-            Value::String(text) => !text.is_empty(),
-            Value::Array(list) => !list.is_empty(),
-            Value::Object(map) => !map.is_empty(),
-            Value::Bool(true) | Value::Number(_) => true,
-        };
         if let Some((key, _)) = raw
             .map()
             .iter()
-            .find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_active(value))
+            .find(|(key, value)| !KNOWN.contains(&key.as_str()) && !is_inactive(value))
         {
             return Err(raw.unsupported(
                 key,

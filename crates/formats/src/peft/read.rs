@@ -408,7 +408,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Null, false, zero-length: a feature that is switched off, whatever it is.
-fn is_inactive(value: &Value) -> bool {
+pub fn is_inactive(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),

@@ -4,4 +4,4 @@ mod budget;
 mod results;
 
 pub use budget::{Budget, solve};
-pub use results::{BaseResult, Comparison, Cost, MethodResult, SeedResult, Spread};
+pub use results::{BaseResult, Comparison, Cost, MethodResult, SeedResult, Spread, Unit};

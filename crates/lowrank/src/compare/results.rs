@@ -21,12 +21,44 @@ pub struct Comparison {
     pub decoding: String,
     /// The machine that speed, memory and latency were measured on, in words; empty where they were not.
     pub machine: String,
-    /// Names of the text metrics in the order shown; may be empty.
+    /// Names of the metrics in the order shown; may be empty.
     pub metrics: Vec<String>,
+    /// What losses and times are counted by.
+    #[serde(default)]
+    pub unit: Unit,
     /// The base model as it is.
     pub base: BaseResult,
     /// The methods in the config's order.
     pub methods: Vec<MethodResult>,
+}
+
+/// What losses and times are counted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Tokens that are said.
+    #[default]
+    Token,
+    /// Rows that are classified.
+    Row,
+}
+
+impl Unit {
+    /// What a loss is, in words.
+    pub fn of_loss(self) -> &'static str {
+        match self {
+            Self::Token => "nats a token",
+            Self::Row => "mean of the labels",
+        }
+    }
+
+    /// What a time is measured of, in words.
+    pub fn of_time(self) -> &'static str {
+        match self {
+            Self::Token => "a token",
+            Self::Row => "a row",
+        }
+    }
 }
 
 /// The model before any training.
@@ -34,9 +66,9 @@ pub struct Comparison {
 pub struct BaseResult {
     /// Held-out loss.
     pub loss: Option<f64>,
-    /// Text metrics by name.
+    /// Metrics by name.
     pub metrics: IndexMap<String, f64>,
-    /// Milliseconds a generated token at batch 1.
+    /// Milliseconds a generated token, or a classified row, at batch 1.
     pub milliseconds_per_token: Option<f64>,
 }
 
@@ -63,7 +95,7 @@ pub struct MethodResult {
     pub missing_runs: usize,
     /// Loss on the held-out rows, over the seeds.
     pub loss: Option<Spread>,
-    /// Text metrics by name, over the seeds.
+    /// Metrics by name, over the seeds.
     pub scores: IndexMap<String, Spread>,
     /// What it costs; `None` where that was not measured.
     pub cost: Option<Cost>,
@@ -76,11 +108,11 @@ pub struct SeedResult {
     pub seed: u64,
     /// Loss on the held-out rows.
     pub loss: f64,
-    /// Text metrics by name.
+    /// Metrics by name.
     pub metrics: IndexMap<String, f64>,
-    /// Training loss: (step, nats a token), thinned to at most 200 points.
+    /// Training loss: (step, loss), thinned to at most 200 points.
     pub training: Vec<(u64, f64)>,
-    /// Loss on the validation rows: (step, nats a token); step 0 is before training.
+    /// Loss on the validation rows: (step, loss); step 0 is before training.
     pub validation: Vec<(u64, f64)>,
     /// Seconds of the training's steps, of those alone after it was last resumed, wherever it ran.
     pub seconds: f64,
@@ -104,7 +136,7 @@ pub struct Cost {
     pub tokens_per_second: f64,
     /// The training process's largest resident set, bytes.
     pub peak_memory: u64,
-    /// Milliseconds a generated token at batch 1, the adapter beside the base.
+    /// Milliseconds a generated token, or a classified row, at batch 1, the adapter beside the base.
     pub milliseconds_per_token: f64,
     /// The base's own, measured in turn with it.
     pub base_milliseconds_per_token: f64,
@@ -149,7 +181,7 @@ impl Spread {
 }
 
 impl Cost {
-    /// How much longer a generated token takes than without the method, as a share: 0.1 is a tenth longer. Noise may
+    /// How much longer a generated token or a classified row takes than without the method, as a share: 0.1 is a tenth longer. Noise may
     /// make it negative.
     pub fn added_latency(&self) -> f64 {
         self.milliseconds_per_token / self.base_milliseconds_per_token - 1.0

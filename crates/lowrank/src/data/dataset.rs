@@ -192,6 +192,28 @@ impl Dataset {
     }
 }
 
+/// What the first row of a split teaches.
+///
+/// # Errors
+/// If the file is not there or empty, or none of its first rows is of a known kind.
+pub fn task_of(
+    path: &Path,
+    split: Split,
+    columns: Option<&[String]>,
+) -> Result<TaskType, DataError> {
+    let file = require_split(path, split)?;
+    let first = Rows::open(&file, columns)?.next_batch(&file)?;
+    let rows = first.iter().filter_map(|raw| raw.parse().ok());
+    let mut kinds = rows.filter_map(|row| RowKind::detect(&row, None));
+    kinds
+        .next()
+        .map(RowKind::task)
+        .ok_or_else(|| DataError::Empty {
+            path: file.clone(),
+            reason: "holds no row of a known kind".to_owned(),
+        })
+}
+
 fn teaches_end(example: &Example, tokenizer: &Tokenizer) -> bool {
     let mut labels = example.ids.iter().zip(&example.supervised);
     let ends = |id: &u32| tokenizer.stop_ids().contains(id) && Some(*id) != tokenizer.unnamed_end();

@@ -48,7 +48,7 @@ mod unlabelled;
 
 pub(crate) use dates::seconds_since_1970;
 
-pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow};
+pub use dataset::{BadRow, DataOptions, DataReport, Dataset, OnBadRow, task_of};
 pub use error::DataError;
 pub use example::{Boundary, Example};
 pub use files::{

@@ -49,6 +49,11 @@ impl Range {
         words: "1 or greater",
         limits: &[Limit::AtLeast(1.0)],
     };
+    /// A rank: above any useful one, and any model's width.
+    pub const RANK: Self = Self {
+        words: "from 1 to 65536",
+        limits: &[Limit::AtLeast(1.0), Limit::AtMost(65_536.0)],
+    };
     /// x > 0
     pub const POSITIVE: Self = Self {
         words: "greater than 0",

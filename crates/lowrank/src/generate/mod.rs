@@ -67,8 +67,8 @@ pub struct Continuation {
     pub finish: Finish,
 }
 
-/// Continues every prompt, all together in one batch. Prompt `i` draws as a sequence of its own seed, made of the options' seed and `i`. `on_token(prompt, token)` sees each new token and stops that prompt
-/// by returning false.
+/// Continues every prompt, all together in one batch. A prompt draws with a seed of its own ([`Sampling::for_prompt`]), so what it gets does not
+/// depend on the others. `on_token(prompt, token)` sees each new token and stops that prompt by returning false.
 pub fn generate(
     model: &Decoder,
     adapters: AdapterSet,
@@ -79,7 +79,7 @@ pub fn generate(
 ) -> Vec<Continuation> {
     let strategy = |index: usize| {
         Strategy::Sample(GenerateOptions {
-            sampling: options.sampling.for_sequence(index as u64),
+            sampling: options.sampling.for_prompt(&prompts[index].ids),
             ..options.clone()
         })
     };

@@ -35,11 +35,13 @@ impl Sampling {
         self.temperature <= 0.0
     }
 
-    /// The same with a seed of its own, for one of several sequences.
+    /// The same with a seed of this prompt's own, so that different prompts of one seed draw apart. It is the same wherever the prompt
+    /// stands and whatever is made beside it, so equal prompts get equal texts.
     #[must_use]
-    pub fn for_sequence(self, sequence: u64) -> Self {
+    pub fn for_prompt(self, ids: &[u32]) -> Self {
+        let seed = mix(self.seed, ids.len() as u64);
         Self {
-            seed: mix(self.seed, sequence),
+            seed: ids.iter().fold(seed, |seed, id| mix(seed, u64::from(*id))),
             ..self
         }
     }
@@ -138,17 +140,25 @@ mod tests {
     }
 
     #[test]
-    fn sequences_of_one_seed_draw_their_own() {
+    fn prompts_of_one_seed_draw_their_own() {
         let sampling = Sampling {
             temperature: 1.0,
             ..Sampling::default()
         };
-        let draws = |sequence| {
-            let own = sampling.for_sequence(sequence);
-            (0..40).map(move |position| own.draw(&[0.0; 64], position))
+        let draws = |seed: u64, ids: &[u32]| -> Vec<u32> {
+            let own = Sampling { seed, ..sampling }.for_prompt(ids);
+            (0..40).map(|at| own.draw(&[0.0; 64], at)).collect()
         };
-        assert!(draws(0).eq(draws(0)));
-        assert!(draws(0).ne(draws(1)));
+        assert_eq!(draws(1, &[5, 6]), draws(1, &[5, 6]));
+        let others = [
+            draws(1, &[6, 5]),
+            draws(1, &[5]),
+            draws(1, &[]),
+            draws(2, &[5, 6]),
+        ];
+        for other in others {
+            assert_ne!(draws(1, &[5, 6]), other);
+        }
     }
 
     #[test]

@@ -33,6 +33,14 @@ pub use predictions::{Prediction, read_predictions, write_predictions};
 pub use rouge::rouge_l;
 pub use tokens::Tokenization;
 
+/// Whether less of a metric is better.
+pub fn is_error(name: &str) -> bool {
+    matches!(
+        name,
+        "mean_squared_error" | "mean_absolute_error" | "expected_calibration_error"
+    )
+}
+
 /// A metric's name as papers write it, from its name in files and flags.
 pub fn title(name: &str) -> &str {
     match name {

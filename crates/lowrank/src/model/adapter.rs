@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, Arena, View};
+use lowrank_kernels::{Activation, Arena, DType, Tensor, View};
 
 use super::batch::{VirtualPart, VirtualTokens};
 use super::config::{BlockNorm, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
@@ -178,6 +178,15 @@ impl Adapter {
             names: self.names.clone(),
             replaced: replaced.map(|(id, slot)| (*id, *slot)).collect(),
             ..Self::new(Vec::new())
+        }
+    }
+
+    /// Rounds every value to what `dtype` can hold.
+    pub(crate) fn round_to(&mut self, dtype: DType) {
+        for slot in 0..self.params.slots() {
+            let (rows, cols) = self.params.shape(slot);
+            let rounded = Tensor::from_f32_as(rows, cols, &self.params.view(slot).to_vec(), dtype);
+            self.params.view_mut(slot).copy_from(rounded.view());
         }
     }
 

@@ -559,7 +559,7 @@ mod tests {
             config.problems(),
             [
                 "max_seq_length must be 1 or greater, not 0",
-                "r must be 1 or greater, not 0",
+                "r must be from 1 to 65536, not 0",
                 "load_best_model_at_end needs eval_steps: without it the only evaluation is at the end",
                 "share_prompts needs a batch_size of 2 or more: a prompt is shared by rows of a batch",
             ]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use lowrank_kernels::DType;
+
 use super::checkpoint;
 use super::evaluate::evaluate;
 use super::events::Event;
@@ -131,12 +133,28 @@ impl Trainer<'_> {
             let changes = classifier_keys(model, self.base.labels.as_ref());
             let source = &self.base.source;
             source.write_changed_side_files(&config.output, dtype, &changes)?;
+            self.evaluate_as_written(dtype);
         }
         let pefts = self
             .adapter_config
             .as_ref()
             .is_some_and(AdapterConfig::is_pefts);
         folder::write_card(config, self.base, &self.outcome, pefts)
+    }
+
+    /// The held-out loss of a whole model that was rounded as it was written, which is then the run's.
+    fn evaluate_as_written(&mut self, dtype: DType) {
+        let Some(before) = self.outcome.eval_loss.filter(|_| dtype != DType::F32) else {
+            return;
+        };
+        self.adapter.round_to(dtype);
+        let set = [&self.adapter];
+        let (model, set) = (&self.base.decoder, AdapterSet::new(&set));
+        let loss = evaluate(model, set, Some(0), self.rows.valid, &self.ws).mean();
+        self.outcome.eval_loss = Some(loss);
+        self.observer.event(&Event::Note(format!(
+            "held-out loss {loss:.4} as the model was written in {dtype}, {before:.4} before it was rounded; --base-dtype f32 rounds nothing"
+        )));
     }
 
     /// Writes report.html.

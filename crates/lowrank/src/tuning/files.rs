@@ -12,13 +12,13 @@ use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, open_adapter_weights, read_adapter_config, write_adapter_config,
+    ADAPTER_WEIGHTS, is_inactive, open_adapter_weights, read_adapter_config, write_adapter_config,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::saved::add_of_folder;
+use super::saved::{self, add_of_folder};
 use super::{AdapterConfig, Method};
 use crate::Error;
 use crate::model::{Adapter, HeadKind, ModelConfig, Pooling};
@@ -31,10 +31,14 @@ const LABELS: &str = "lowrank.labels";
 
 /// Keys of every method's config that say nothing about the values.
 const COMMON_KEYS: &[&str] = &[
+    "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
     "modules_to_save",
     "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
     "task_type",
 ];
 
@@ -134,9 +138,10 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
     let raw = read_adapter_config(folder)?;
     let name = raw.str("peft_type")?;
     let mut methods = Method::ALL.into_iter();
-    let method = methods.find(|method| method.spec().peft_types().contains(&name));
-    // Whatever else it is, LoRA's reader says what is wrong with it.
-    let method = method.unwrap_or(Method::Lora);
+    let Some(method) = methods.find(|method| method.spec().peft_types().contains(&name)) else {
+        let all = Method::ALL.map(|method| method.spec().peft_types());
+        return Err(raw.unsupported("peft_type", all.concat().join(", ")).into());
+    };
     check_task(&raw, model)?;
     method.spec().load(folder, &raw, model)
 }
@@ -173,6 +178,10 @@ pub(super) fn finish(
     let prefix = config.method().spec().saved_prefix();
     add_of_folder(&mut adapter, model, folder, prefix)?;
     read_values(&weights, &mut adapter)?;
+    let coverage = match saved::coverage(&adapter) {
+        Some(saved) => format!("{coverage}, and {saved}"),
+        None => coverage,
+    };
     Ok(Loaded {
         adapter,
         config,
@@ -246,16 +255,16 @@ pub(super) fn write_config(
     Ok(write_adapter_config(folder, &map)?)
 }
 
-/// Refuses keys that a method's config does not have; null asks for nothing.
+/// Refuses keys that a method's config does not have; one that is null, false or empty asks for nothing.
 pub(super) fn check_keys(raw: &HfConfig, own: &[&str]) -> Result<(), FormatError> {
     let known = |key: &str| COMMON_KEYS.contains(&key) || own.contains(&key);
     match raw
         .map()
-        .keys()
-        .find(|key| !known(key) && raw.get(key).is_some())
+        .iter()
+        .find(|(key, value)| !known(key) && !is_inactive(value))
     {
         None => Ok(()),
-        Some(key) => {
+        Some((key, _)) => {
             let keys: Vec<&str> = own.iter().chain(COMMON_KEYS).copied().collect();
             Err(raw.unsupported(key, format!("only the keys {}", keys.join(", "))))
         }

@@ -39,7 +39,6 @@ const KEYS: &[&str] = &[
     "fan_in_fan_out",
     "feedforward_modules",
     "init_ia3_weights",
-    "peft_version",
     "target_modules",
 ];
 

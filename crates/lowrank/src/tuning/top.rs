@@ -14,7 +14,7 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
-use crate::model::{Adapter, ModelConfig, WeightId, Weights};
+use crate::model::{Adapter, HeadKind, ModelConfig, WeightId, Weights};
 
 /// `peft_type` in adapter_config.json.
 const PEFT_TYPE: &str = "LOWRANK_TOP";
@@ -145,7 +145,7 @@ impl MethodConfig for Config {
 pub enum Options {
     /// So many of the last blocks, and the final norm (`top_layers`).
     Layers(usize),
-    /// The output projection (`head_only`).
+    /// The output projection, or the classifier (`head_only`).
     Head,
 }
 
@@ -201,12 +201,15 @@ fn coverage(config: &ModelConfig, options: Options) -> String {
             "the last {layers} of {} blocks and the final norm, {parameters} trainable parameters",
             config.num_hidden_layers
         ),
+        Options::Head if parameters == 0 => "the classifier alone".to_owned(),
         Options::Head => format!("the output projection, {parameters} trainable parameters"),
     }
 }
 
 fn chosen(config: &ModelConfig, options: Options) -> Vec<(WeightId, (usize, usize))> {
     match options {
+        // A classifier is trained with every method, so nothing is added to it.
+        Options::Head if config.head != HeadKind::LanguageModel => Vec::new(),
         Options::Head => vec![(WeightId::Head, (config.vocab_size, config.hidden_size))],
         Options::Layers(layers) => {
             let from = config.num_hidden_layers.saturating_sub(layers);

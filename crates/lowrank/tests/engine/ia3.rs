@@ -279,6 +279,28 @@ fn damaged_files_and_other_models_are_named() {
         &refused("target_modules", json!(["query"])),
         &["query", "another model"],
     );
+    // What asks for nothing, and what PEFT writes beside the options, is read over.
+    for (key, value) in [
+        (
+            "auto_mapping",
+            json!({"base_model_class": "LlamaForCausalLM"}),
+        ),
+        ("revision", json!("main")),
+        ("ensure_weight_tying", json!(false)),
+        ("new_list", json!([])),
+        ("runtime_config", json!({"ephemeral_gpu_offload": false})),
+    ] {
+        let mut changed = whole.clone();
+        changed[key] = value;
+        let path = config.output.join("adapter_config.json");
+        fs::write(&path, changed.to_string()).expect("written");
+        tuning::load(&config.output, model.config()).expect(key);
+    }
+    assert_says(&refused("new_switch", json!(true)), &["new_switch"]);
+    assert_says(
+        &refused("peft_type", json!("IA4")),
+        &["IA4", "LORA", "IA3", "PREFIX_TUNING"],
+    );
     // Without feedforward modules, down_proj's factors would be its output's.
     let text = refused("feedforward_modules", json!([]));
     assert_says(&text, &["down_proj.ia3_l", "shape"]);

@@ -8,12 +8,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use lowrank::lock::FolderLock;
 use lowrank::report::{MetricsLine, read_metrics};
 use serde_json::Value;
 
 use crate::failure::{DIVERGED, Interrupted};
 use crate::interrupt;
-use crate::progress::{Mode, TrainProgress};
+use crate::progress::{Mode, TrainProgress, stderr_line};
 
 /// How often a training's metrics are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -49,6 +50,7 @@ impl Children<'_> {
         folder: &Path,
         total_steps: u64,
     ) -> anyhow::Result<Value> {
+        self.wait_for(folder);
         let mut shown = TrainProgress::new(self.progress);
         let (metrics, mut seen) = (folder.join("metrics.jsonl"), 0);
         shown.start(total_steps, 0);
@@ -61,6 +63,21 @@ impl Children<'_> {
             }
             seen = lines.len();
         })
+    }
+
+    /// Waits until no other process writes the folder: a child of a comparison that was killed may be about to end.
+    fn wait_for(&self, folder: &Path) {
+        let mut told = false;
+        while let Err(busy) = FolderLock::refuse_busy(folder) {
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            if !told && self.progress != Mode::Quiet {
+                stderr_line(&format!("waiting: {busy}"));
+            }
+            told = true;
+            sleep(LOOK_EVERY);
+        }
     }
 
     fn watch(&self, args: &[String], log: &Path, mut look: impl FnMut()) -> anyhow::Result<Value> {
@@ -76,7 +93,8 @@ impl Children<'_> {
             command.arg(format!("--threads={threads}"));
         }
         let mut child = command
-            .stdin(Stdio::null())
+            .env(interrupt::WITH_PARENT, "1")
+            .stdin(Stdio::piped())
             .stdout(printed.reopen().context("cannot open a temporary file")?)
             .stderr(said)
             .spawn()

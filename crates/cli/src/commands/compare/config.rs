@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lowrank::base::Source;
-use lowrank::compare::{self, Budget};
-use lowrank::data::{Split, is_read_once, split_file};
-use lowrank::model::{ModelConfig, families};
+use lowrank::compare::{self, Budget, Unit};
+use lowrank::data::{
+    DataOptions, Dataset, Labels, ProblemType, Split, TaskType, is_read_once, split_file, task_of,
+};
+use lowrank::model::{ModelConfig, Purpose, families};
 use lowrank::settings::{REQUIRED, TrainConfig};
+use lowrank::train::{purpose_of, split_columns};
 use lowrank::tuning;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -32,6 +35,7 @@ struct Written {
     #[serde(default)]
     sweep: Map<String, Value>,
     texts: Option<Texts>,
+    metrics: Option<Vec<String>>,
     #[serde(default)]
     cost: CostSettings,
     #[serde(default)]
@@ -151,6 +155,10 @@ pub(super) struct Config {
     pub title: String,
     /// The base model.
     pub model: String,
+    /// What it is for with these rows.
+    pub purpose: Purpose,
+    /// What the outputs of its classifier mean.
+    pub labels: Option<Labels>,
     /// Its shapes.
     pub shapes: ModelConfig,
     /// The rows.
@@ -159,6 +167,8 @@ pub(super) struct Config {
     pub held_out: PathBuf,
     /// How texts are made, if they are.
     pub texts: Option<Texts>,
+    /// Names of a classifier's metrics.
+    pub metrics: Vec<String>,
     /// How cost is measured.
     pub cost: CostSettings,
     /// The methods.
@@ -243,11 +253,20 @@ impl Config {
                 .or(())
                 .map_or_else(Into::into, |()| anyhow::anyhow!("no model")));
         };
-        let shapes = families::read_config(&Source::find(&model)?.config()?)?;
+        let source = Source::find(&model)?;
+        let (purpose, labels) = purpose(&source, &data, &written.train)?;
+        let shapes =
+            families::read_config_for(&source.config()?, purpose).map_err(lowrank::Error::from)?;
+        let metrics = check_metrics(
+            written.metrics,
+            (purpose, labels.as_ref(), written.texts.is_some()),
+            &mut problems,
+        );
         let room = shapes.max_position_embeddings;
         let cost = written.cost;
+        let new_tokens = if labels.is_some() { 0 } else { cost.new_tokens };
         problems.require(
-            cost.prompt_tokens.saturating_add(cost.new_tokens) <= room,
+            cost.prompt_tokens.saturating_add(new_tokens) <= room,
             || format!("{shown}: prompt_tokens and new_tokens of cost are more than the {room} tokens that the model was made for"),
         );
         let budget = written.budget.as_ref();
@@ -268,29 +287,8 @@ impl Config {
         {
             problems.push(format!("{shown}: texts: {problem}"));
         }
-        let swept = entries.iter().find(|entry| entry.rates.len() > 1);
-        if let Some(entry) = swept
-            && !has_validation(&data, &entry.sweep)
-        {
-            problems.push(format!(
-                "{}: several learning rates are compared on validation rows, and {} has none; add valid.jsonl or valid_data",
-                entry.name,
-                data.display()
-            ));
-        }
-        problems.require(!is_read_once(&data), || {
-            format!(
-                "{}: the rows are read again for every training, and a pipe can be read only once; save them to a file",
-                data.display()
-            )
-        });
         let held_out = held_out(&data, &written.train);
-        problems.require(held_out.is_some() || entries.is_empty(), || {
-            format!(
-                "{} has no rows to compare methods on; add test.jsonl or valid.jsonl, or give valid_data under train",
-                data.display()
-            )
-        });
+        check_rows(&data, &entries, held_out.is_some(), &mut problems);
         for name in &overrides.only {
             problems.require(entries.iter().any(|entry| entry.is_called(name)), || {
                 let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -307,17 +305,140 @@ impl Config {
                 stem.to_string_lossy().into_owned()
             }),
             model,
+            purpose,
+            labels,
             shapes,
             data,
             held_out: held_out.unwrap_or_default(),
             texts: written.texts,
+            metrics,
             cost: written.cost,
             entries,
         })
     }
 }
 
+/// Says what is wrong with the rows.
+fn check_rows(data: &Path, entries: &[Entry], has_held_out: bool, problems: &mut Misuse) {
+    let swept = entries.iter().find(|entry| entry.rates.len() > 1);
+    if let Some(entry) = swept
+        && !has_validation(data, &entry.sweep)
+    {
+        problems.push(format!(
+            "{}: several learning rates are compared on validation rows, and {} has none; add valid.jsonl or valid_data",
+            entry.name,
+            data.display()
+        ));
+    }
+    problems.require(!is_read_once(data), || {
+        format!(
+            "{}: the rows are read again for every training, and a pipe can be read only once; save them to a file",
+            data.display()
+        )
+    });
+    problems.require(has_held_out || entries.is_empty(), || {
+        format!(
+            "{} has no rows to compare methods on; add test.jsonl or valid.jsonl, or give valid_data under train",
+            data.display()
+        )
+    });
+}
+
+/// What the model is for with these rows, and the labels that they have.
+fn purpose(
+    source: &Source,
+    data: &Path,
+    train: &Map<String, Value>,
+) -> anyhow::Result<(Purpose, Option<Labels>)> {
+    let columns = train.get("columns").and_then(Value::as_str);
+    let columns = columns.map(split_columns);
+    let asked = train.get("task_type").cloned().unwrap_or_default();
+    let asked: Option<TaskType> = serde_json::from_value(asked).unwrap_or_default();
+    let task = match asked {
+        Some(task) => task,
+        // A pipe can be read only once, which is said later on.
+        None if is_read_once(data) => TaskType::CausalLm,
+        None => task_of(data, Split::Train, columns.as_deref())?,
+    };
+    if task == TaskType::CausalLm {
+        return Ok((Purpose::LanguageModel, None));
+    }
+    let on_bad_row = train.get("on_bad_row").cloned().unwrap_or_default();
+    let options = DataOptions {
+        task: Some(task),
+        on_bad_row: serde_json::from_value(on_bad_row).unwrap_or_default(),
+        columns,
+        ..DataOptions::default()
+    };
+    let rows = Dataset::load(data, Split::Train, &source.tokenizer()?, &options)?;
+    Ok((purpose_of(task, rows.labels.as_ref()), rows.labels))
+}
+
+/// The metrics of a classifier: those that the file lists, or what is usual for its labels.
+fn check_metrics(
+    listed: Option<Vec<String>>,
+    (purpose, labels, makes_texts): (Purpose, Option<&Labels>, bool),
+    problems: &mut Misuse,
+) -> Vec<String> {
+    let Some(labels) = labels else {
+        problems.require(listed.is_none(), || {
+            "metrics are those of classifiers; those of texts stand under texts".to_owned()
+        });
+        return Vec::new();
+    };
+    problems.require(!makes_texts, || {
+        "texts are made by language models, and these rows have labels; leave texts out".to_owned()
+    });
+    let (usual, others): (&[&str], &[&str]) = match (purpose, labels.problem_type) {
+        (Purpose::TokenClassifier { .. }, _) => (
+            &["f1_micro", "accuracy"],
+            &["f1_macro", "precision_micro", "recall_micro"],
+        ),
+        (_, ProblemType::SingleLabelClassification) => (
+            &["accuracy", "f1_macro", "matthews"],
+            &[
+                "f1_binary",
+                "f1_micro",
+                "f1_weighted",
+                "expected_calibration_error",
+            ],
+        ),
+        (_, ProblemType::MultiLabelClassification) => {
+            (&["exact_match", "f1_micro", "f1_macro"], &["f1_weighted"])
+        }
+        (_, ProblemType::Regression) => (
+            &["pearson", "spearman"],
+            &["mean_squared_error", "mean_absolute_error"],
+        ),
+    };
+    let known = |name: &String| usual.iter().chain(others).any(|known| known == name);
+    let usually = || usual.iter().map(ToString::to_string).collect();
+    let metrics = listed.unwrap_or_else(usually);
+    if let Some(name) = metrics.iter().find(|name| !known(name)) {
+        let known: Vec<&str> = usual.iter().chain(others).copied().collect();
+        problems.push(format!(
+            "metrics: rows with these labels have no {name}; there are {}",
+            known.join(", ")
+        ));
+    }
+    metrics
+}
+
 impl Config {
+    /// What losses and times are counted by.
+    pub(super) fn unit(&self) -> Unit {
+        if self.labels.is_some() {
+            Unit::Row
+        } else {
+            Unit::Token
+        }
+    }
+
+    /// Whether the model by itself can be scored: a new classifier says nothing.
+    pub(super) fn has_base(&self) -> bool {
+        self.labels.is_none()
+    }
+
     /// Settings that are the same for all methods: how the base is held and rows are cut.
     ///
     /// # Errors
@@ -411,6 +532,9 @@ impl Common<'_> {
             "base_dtype",
             "valid_data",
             "max_seq_length",
+            "task_type",
+            "columns",
+            "new_classifier",
             "train_on_prompt",
             "on_bad_row",
             "completion_boundary",

@@ -246,7 +246,9 @@ fn jobs<'a>(config: &'a Config, args: &CompareArgs) -> Vec<Job<'a>> {
                 .filter_map(|entry| Some((*entry, *entry.seeds.get(place)?)));
             jobs.extend(seeds.map(|(entry, seed)| (Some(entry), Piece::Seed(seed))));
         }
-        jobs.push((None, Piece::Base));
+        if config.has_base() {
+            jobs.push((None, Piece::Base));
+        }
     }
     if wants(Stage::Cost) {
         jobs.extend(chosen.iter().map(|entry| (Some(*entry), Piece::Cost)));
@@ -290,7 +292,7 @@ fn collect(worker: &Worker) -> anyhow::Result<Comparison> {
     let metrics = config
         .texts
         .as_ref()
-        .map_or_else(Vec::new, |texts| texts.metrics.clone());
+        .map_or_else(|| config.metrics.clone(), |texts| texts.metrics.clone());
     let mut held_out = String::new();
     let mut machines: Vec<String> = Vec::new();
     let mut bare = Vec::new();
@@ -346,6 +348,7 @@ fn collect(worker: &Worker) -> anyhow::Result<Comparison> {
             .unwrap_or_default(),
         machine: machines.join("; "),
         metrics,
+        unit: config.unit(),
         base: BaseResult {
             loss: untrained.as_ref().map(|one| one.loss),
             metrics: untrained.map(|one| one.metrics).unwrap_or_default(),

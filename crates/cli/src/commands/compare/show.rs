@@ -68,7 +68,8 @@ pub(super) fn tables(comparison: &Comparison, output: &Output) -> String {
     }
     let missing = comparison.missing_runs();
     if missing > 0 {
-        let _ = writeln!(text, "\n{missing} of the trainings are not finished");
+        let are = if missing == 1 { "is" } else { "are" };
+        let _ = writeln!(text, "\n{missing} of the trainings {are} not finished");
     }
     text
 }

@@ -1,19 +1,21 @@
 //! The pieces of a comparison: trying learning rates, training and scoring, measuring what a method costs.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
 use indexmap::IndexMap;
-use lowrank::base::{Base, MODEL_FILES, Source};
+use lowrank::base::{MODEL_FILES, Network, Source};
 use lowrank::bench;
+use lowrank::classify::predict;
 use lowrank::compare::{Cost, SeedResult};
-use lowrank::data::{Split, count_rows, split_file};
+use lowrank::data::{Example, Split, count_rows, split_file};
 use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::model::Adapter;
+use lowrank::model::{Adapter, Decoder};
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
-use lowrank::train::TrainConfig;
+use lowrank::train::{TrainConfig, split_columns};
 use lowrank::tuning::{self, Method};
 use lowrank::{Workspace, write_text};
 use serde_json::{Map, Value};
@@ -249,11 +251,10 @@ impl<'a> Worker<'a> {
         let lines = read_metrics(&place.join("metrics.jsonl"))?.lines;
         // The first step also brings in the weights from the disk and the buffers from the system.
         let speeds = steps(&lines).skip(1).map(|step| step.tokens_per_second);
-        let dtype = self.config.shared()?.base_dtype.into();
-        let base = Source::find(&self.config.model)?.load(dtype)?;
-        let task = Task::load(entry.method, place, &base, dtype)?;
+        let base = self.load(&self.config.model)?;
+        let task = self.load_task(entry.method, place, &base)?;
         let (own, bare) = self.latency(&base, &task)?;
-        let swaps = (0..ROUNDS).map(|_| Self::switch(entry.method, place, &base, dtype, own));
+        let swaps = (0..ROUNDS).map(|_| self.switch(entry.method, place, &base, own));
         let switch = median(swaps)?;
         let bytes = task_bytes(entry.method, place);
         let measured = Measured {
@@ -287,6 +288,7 @@ impl<'a> Worker<'a> {
         let mut settings = settings.clone();
         settings.remove(SIZES);
         settings.remove(TEXTS);
+        settings.remove(METRICS);
         settings.insert("output".to_owned(), place.display().to_string().into());
         let yaml = with_ending(place, "yaml");
         write_text(&yaml, &serde_saphyr::to_string(&settings)?)?;
@@ -297,7 +299,9 @@ impl<'a> Worker<'a> {
         } else if place.exists() {
             args.push("--overwrite".to_owned());
         }
-        let total = config.total_steps(count_rows(&config.data, Split::Train, None)?);
+        let columns = config.columns.as_deref().map(split_columns);
+        let rows = count_rows(&config.data, Split::Train, columns.as_deref())?;
+        let total = config.total_steps(rows);
         let log = with_ending(place, "log");
         let found = self.children.train(&args, &log, place, total)?;
         write_text(&outcome, &serde_json::to_string_pretty(&found)?)?;
@@ -326,14 +330,20 @@ impl<'a> Worker<'a> {
         let boundary = word(&shared.completion_boundary);
         loss_args.push(format!("--completion-boundary={boundary}"));
         loss_args.push(format!("--max-seq-length={}", shared.max_seq_length));
+        if let Some(columns) = &shared.columns {
+            loss_args.push(format!("--columns={columns}"));
+        }
         if shared.train_on_prompt {
             loss_args.push("--train-on-prompt".to_owned());
         }
         let report = self.children.run(&loss_args, &log)?;
+        let of_classes = self.config.metrics.iter();
         let mut scored = Scored {
             loss: report["loss"].as_f64().unwrap_or(f64::NAN),
             held_out: held_out(&report),
-            metrics: IndexMap::new(),
+            metrics: of_classes
+                .filter_map(|name| Some((name.clone(), report[name].as_f64()?)))
+                .collect(),
         };
         if let Some(texts) = &self.config.texts {
             let predictions = with_ending(place, "predictions.jsonl");
@@ -353,8 +363,25 @@ impl<'a> Worker<'a> {
         Ok(scored)
     }
 
-    /// Seconds a token at batch 1 with the task and without, in turn.
-    fn latency(&self, base: &Base, task: &Task) -> anyhow::Result<(f64, f64)> {
+    /// A model as it is compared here.
+    fn load(&self, model: &str) -> anyhow::Result<Network> {
+        let dtype = self.config.shared()?.base_dtype.into();
+        let (purpose, labels) = (self.config.purpose, self.config.labels.clone());
+        Ok(Source::find(model)?.load_for(dtype, purpose, labels, 0)?)
+    }
+
+    /// What was trained in a folder.
+    fn load_task(&self, method: Method, folder: &Path, base: &Network) -> anyhow::Result<Task> {
+        if method.writes_model() {
+            let own = self.load(&folder.display().to_string())?;
+            return Ok(Task::Model(Box::new(own)));
+        }
+        let loaded = tuning::load(folder, base.decoder.config())?;
+        Ok(Task::Adapter(Box::new(loaded.adapter)))
+    }
+
+    /// Seconds a token, or a row that is classified, at batch 1 with the task and without, in turn.
+    fn latency(&self, base: &Network, task: &Task) -> anyhow::Result<(f64, f64)> {
         let cost = self.config.cost;
         let vocabulary = self.config.shapes.vocab_size as u32;
         let prompt = |round: usize| -> Vec<u32> {
@@ -362,15 +389,17 @@ impl<'a> Worker<'a> {
             let token = |place: usize| ((round * 7919 + place * 104_729) as u32) % vocabulary;
             (0..cost.prompt_tokens).map(token).collect()
         };
+        let time = |model: &Decoder, adapter: Option<&Adapter>, ids: Vec<u32>| {
+            if self.config.labels.is_some() {
+                return seconds_of_row(model, adapter, ids);
+            }
+            bench::generate(model, adapter, &[ids], cost.new_tokens, false).median_pass()
+        };
         let (mut own, mut bare) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let prompts = [prompt(round)];
             let (model, adapter) = task.parts(base);
-            own.push(
-                bench::generate(model, adapter, &prompts, cost.new_tokens, false).median_pass(),
-            );
-            let figures = bench::generate(&base.decoder, None, &prompts, cost.new_tokens, false);
-            bare.push(figures.median_pass());
+            own.push(time(model, adapter, prompt(round)));
+            bare.push(time(&base.decoder, None, prompt(round)));
         }
         Ok((
             median(own.into_iter().map(Ok))?,
@@ -378,38 +407,24 @@ impl<'a> Worker<'a> {
         ))
     }
 
-    /// Seconds from the files of a task to a first token with it, less what a token takes anyway.
+    /// Seconds from the files of a task to a first token or row with it, less what that takes anyway.
     fn switch(
+        &self,
         method: Method,
         folder: &Path,
-        base: &Base,
-        dtype: lowrank::DType,
-        token: f64,
+        base: &Network,
+        anyway: f64,
     ) -> anyhow::Result<f64> {
         let begun = Instant::now();
-        let task = Task::load(method, folder, base, dtype)?;
+        let task = self.load_task(method, folder, base)?;
         let (model, adapter) = task.parts(base);
-        let one: Vec<&Adapter> = adapter.into_iter().collect();
-        let prompt = PromptIds {
-            ids: vec![0],
-            adapter: adapter.map(|_| 0),
-        };
-        let options = GenerateOptions {
-            max_new_tokens: 1,
-            sampling: Sampling::default(),
-            no_repeat_ngram_size: 0,
-            stop_ids: Vec::new(),
-        };
-        let ws = Workspace::new();
-        generate(
-            model,
-            adapter_set(&one),
-            &[prompt],
-            &options,
-            &ws,
-            |_, _| true,
-        );
-        Ok((begun.elapsed().as_secs_f64() - token).max(0.0))
+        if self.config.labels.is_some() {
+            let ids = vec![0; self.config.cost.prompt_tokens];
+            seconds_of_row(model, adapter, ids);
+        } else {
+            first_token(model, adapter);
+        }
+        Ok((begun.elapsed().as_secs_f64() - anyway).max(0.0))
     }
 
     fn rate_settings(&self, entry: &Entry, rate: f64) -> Map<String, Value> {
@@ -464,6 +479,9 @@ impl<'a> Worker<'a> {
         settings.insert("model".to_owned(), self.config.model.clone().into());
         settings.insert(SIZES.to_owned(), self.row_bytes.clone());
         settings.insert(TEXTS.to_owned(), serde_json::to_value(&self.config.texts)?);
+        if !self.config.metrics.is_empty() {
+            settings.insert(METRICS.to_owned(), self.config.metrics.clone().into());
+        }
         Ok(settings)
     }
 }
@@ -485,9 +503,10 @@ fn row_bytes(config: &Config) -> anyhow::Result<Value> {
     Ok(Value::Object(sizes))
 }
 
-/// The key of a piece's settings for the sizes of the files of rows, and that for how texts are made. `train` has neither.
+/// Keys of a piece's settings that `train` does not have: the sizes of the files of rows, how texts are made, and a classifier's metrics.
 const SIZES: &str = "bytes_of_rows";
 const TEXTS: &str = "texts";
+const METRICS: &str = "metrics";
 
 struct Scored {
     loss: f64,
@@ -498,30 +517,58 @@ struct Scored {
 /// What was trained, loaded.
 enum Task {
     Adapter(Box<Adapter>),
-    Model(Box<Base>),
+    Model(Box<Network>),
 }
 
 impl Task {
-    fn load(
-        method: Method,
-        folder: &Path,
-        base: &Base,
-        dtype: lowrank::DType,
-    ) -> anyhow::Result<Self> {
-        if method.writes_model() {
-            let source = Source::find(&folder.display().to_string())?;
-            return Ok(Self::Model(Box::new(source.load(dtype)?)));
-        }
-        let loaded = tuning::load(folder, base.decoder.config())?;
-        Ok(Self::Adapter(Box::new(loaded.adapter)))
-    }
-
-    fn parts<'a>(&'a self, base: &'a Base) -> (&'a lowrank::model::Decoder, Option<&'a Adapter>) {
+    fn parts<'a>(&'a self, base: &'a Network) -> (&'a Decoder, Option<&'a Adapter>) {
         match self {
             Self::Adapter(adapter) => (&base.decoder, Some(adapter)),
             Self::Model(own) => (&own.decoder, None),
         }
     }
+}
+
+/// Seconds to classify one row.
+fn seconds_of_row(model: &Decoder, adapter: Option<&Adapter>, ids: Vec<u32>) -> f64 {
+    let row = Example {
+        ids,
+        ..Example::default()
+    };
+    let ws = Workspace::new();
+    let begun = Instant::now();
+    predict(
+        model,
+        adapter,
+        &[row],
+        &ws,
+        |_, _| ControlFlow::Continue(()),
+    );
+    begun.elapsed().as_secs_f64()
+}
+
+/// Generates one token.
+fn first_token(model: &Decoder, adapter: Option<&Adapter>) {
+    let one: Vec<&Adapter> = adapter.into_iter().collect();
+    let prompt = PromptIds {
+        ids: vec![0],
+        adapter: adapter.map(|_| 0),
+    };
+    let options = GenerateOptions {
+        max_new_tokens: 1,
+        sampling: Sampling::default(),
+        no_repeat_ngram_size: 0,
+        stop_ids: Vec::new(),
+    };
+    let ws = Workspace::new();
+    generate(
+        model,
+        adapter_set(&one),
+        &[prompt],
+        &options,
+        &ws,
+        |_, _| true,
+    );
 }
 
 /// Bytes that a task takes beside the base.

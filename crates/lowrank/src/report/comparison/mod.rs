@@ -12,7 +12,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::page::{self, escape};
-use crate::compare::{Comparison, MethodResult};
+use crate::compare::{Comparison, MethodResult, Unit};
 use crate::units::grouped;
 
 pub use csv::csv;
@@ -101,9 +101,14 @@ fn notes(comparison: &Comparison, page: &mut String) {
                 escape(&comparison.machine)
             );
         }
-        page.push_str(
-            "Added latency is that of a generated token at batch 1, with the adapter beside the base, in % of the \
-             base’s own; once merged there is none.",
+        let timed = match comparison.unit {
+            Unit::Token => "a generated token",
+            Unit::Row => "a row that is classified",
+        };
+        let _ = write!(
+            page,
+            "Added latency is that of {timed} at batch 1, with the adapter beside the base, in % of the \
+             base’s own; once merged there is none."
         );
     } else {
         page.push_str("Speed, memory and latency were not measured.");

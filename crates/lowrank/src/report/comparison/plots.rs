@@ -11,15 +11,23 @@ pub(super) fn quality(comparison: &Comparison) -> String {
     let base = &comparison.base;
     let mut plots = scatter(
         "Held-out loss",
-        &with_base("nats a token, lower is better", base.loss),
+        &with_base(
+            &format!("{}, lower is better", comparison.unit.of_loss()),
+            base.loss,
+        ),
         &comparison.methods,
         |method| method.loss,
     );
-    plots.push_str(&curves(&comparison.methods));
+    plots.push_str(&curves(comparison));
     for metric in &comparison.metrics {
+        let better = if metrics::is_error(metric) {
+            "lower is better"
+        } else {
+            "higher is better"
+        };
         plots.push_str(&scatter(
             metrics::title(metric),
-            &with_base("higher is better", base.metrics.get(metric).copied()),
+            &with_base(better, base.metrics.get(metric).copied()),
             &comparison.methods,
             |method| method.scores.get(metric).copied(),
         ));
@@ -88,9 +96,10 @@ fn scatter(
 
 /// Loss on the validation rows, a curve a method. The high losses of the first steps would flatten the part in which
 /// methods differ, so they are cut, and the value before training is only said.
-fn curves(methods: &[MethodResult]) -> String {
+fn curves(comparison: &Comparison) -> String {
+    let methods = &comparison.methods;
     let mut means: Vec<Vec<(f64, f64)>> = methods.iter().map(validation).collect();
-    let mut unit = "nats a token, mean over seeds".to_owned();
+    let mut unit = format!("{}, mean over seeds", comparison.unit.of_loss());
     let before = means.iter().flatten().filter(|(step, _)| *step == 0.0);
     let before = range(before.map(|(_, loss)| *loss));
     let last = means.iter().filter_map(|points| points.last());

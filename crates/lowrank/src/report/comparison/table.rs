@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{NONE, added_latency, finite, option_value, signed_percent};
-use crate::compare::{Comparison, Cost, MethodResult, Spread};
+use crate::compare::{Comparison, Cost, MethodResult, Spread, Unit};
 use crate::metrics;
 use crate::report::page::escape;
 use crate::report::svg::colour;
@@ -149,7 +149,7 @@ fn columns(comparison: &Comparison) -> Vec<Column> {
         }),
         quality(
             "Held-out loss".to_owned(),
-            "nats a token",
+            comparison.unit.of_loss(),
             Better::Lower,
             base.loss,
             methods.iter().map(|method| method.loss),
@@ -159,14 +159,22 @@ fn columns(comparison: &Comparison) -> Vec<Column> {
         columns.push(quality(
             metrics::title(metric).to_owned(),
             "",
-            Better::Higher,
+            if metrics::is_error(metric) {
+                Better::Lower
+            } else {
+                Better::Higher
+            },
             base.metrics.get(metric).copied(),
             methods
                 .iter()
                 .map(|method| method.scores.get(metric).copied()),
         ));
     }
-    let mut latency = of_methods("Added latency", "a token, batch 1", &|method| {
+    let timed = match comparison.unit {
+        Unit::Token => "a token, batch 1",
+        Unit::Row => "a row, batch 1",
+    };
+    let mut latency = of_methods("Added latency", timed, &|method| {
         let Some(cost) = method.cost else {
             return Cell::default();
         };

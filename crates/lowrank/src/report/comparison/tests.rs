@@ -100,6 +100,7 @@ fn comparison(methods: Vec<MethodResult>) -> Comparison {
         decoding: "beam search with 4 beams, length penalty 0.9".to_owned(),
         machine: "2 cores of an x86-64 server with AVX2, 8 GiB".to_owned(),
         metrics: METRICS.map(str::to_owned).to_vec(),
+        unit: Unit::Token,
         base: BaseResult {
             loss: Some(3.105),
             metrics: METRICS

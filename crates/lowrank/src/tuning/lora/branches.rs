@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, check_finite};
-use lowrank_formats::peft::{LoraConfig, LoraPart, lora_key, open_adapter_weights, parse_lora_key};
+use lowrank_formats::peft::{
+    LoraConfig, LoraPart, lora_key, open_adapter_weights, parse_lora_key, read_adapter_config,
+};
 
 use super::load::{Stacked, WHOLE, fused_parts};
 use crate::Error;
@@ -44,12 +46,29 @@ pub struct Branches {
     pub base_fingerprint: Option<String>,
 }
 
+/// Whether a tensor is of one of the modules that are saved as a whole, or within one.
+fn is_saved(name: &str, modules: &[String]) -> bool {
+    let name = format!(".{name}");
+    modules
+        .iter()
+        .any(|module| name.contains(&format!(".{module}.")))
+}
+
 /// Reads the branches of a PEFT LoRA folder.
 ///
 /// # Errors
 /// Files that are missing or damaged, a feature that is not supported, an A without its B, shapes that do not fit each other, and
 /// values that are not finite. Every problem is named.
 pub fn branches(folder: &Path) -> Result<Branches, Error> {
+    let raw = read_adapter_config(folder)?;
+    if let Some(kind) = raw.opt_str("peft_type")?.filter(|kind| *kind != "LORA") {
+        return Err(raw
+            .unsupported(
+                "peft_type",
+                format!("LORA: A and B of two LoRA adapters are compared, and {kind} has none"),
+            )
+            .into());
+    }
     let config = LoraConfig::read(folder)?;
     let weights = open_adapter_weights(folder)?;
     let entries: Vec<_> = weights
@@ -65,6 +84,8 @@ pub fn branches(folder: &Path) -> Result<Branches, Error> {
             Some((module, _)) => {
                 modules.insert(module.to_owned());
             }
+            // A module that was trained as a whole has no branch.
+            None if is_saved(name, &config.modules_to_save) => {}
             None => problems.push(format!("{name}: not an A or a B of LoRA")),
         }
     }

@@ -25,13 +25,13 @@ fields! {
         /// Rank of the matrices A and B
         // It is the first of LoRA's flags, before the modules that LoRA shares with other methods.
         #[arg(value_name = "N", display_order = 0, help_heading = "LoRA")]
-        #[range(COUNT)]
+        #[range(RANK)]
         #[fixes(Shape)]
         pub r: usize = 8,
 
         /// Another r for modules that match a pattern; may be repeated
         #[arg(value_name = "PATTERN=N", value_parser = parse_pattern::<usize>, help_heading = "LoRA")]
-        #[range(COUNT)]
+        #[range(RANK)]
         #[fixes(Shape)]
         #[written(AsMap)]
         pub rank_pattern: Vec<(String, usize)>,
