@@ -1,6 +1,6 @@
 //! From a GGUF file to a Hugging Face model folder: `config.json`, `generation_config.json` and `model.safetensors`.
 //!
-//! llama.cpp renames tensors, and of some architectures it also rearranges or shifts them; [`architecture`] is the table of what it does
+//! llama.cpp renames tensors, and of some architectures it also rearranges or shifts them; `architecture` is the table of what it does
 //! to each, after its `convert_hf_to_gguf.py`. Here names, rows and values are put back. Quantized tensors become the values they stand
 //! for.
 
@@ -20,7 +20,7 @@ mod layers;
 mod rope;
 mod tensors;
 
-use architecture::{Architecture, AttentionBias};
+use architecture::{Architecture, AttentionBias, Rotary};
 
 /// The name of the weights in a model's folder.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
@@ -207,7 +207,7 @@ impl<'a> Model<'a> {
             return Ok(self.head_dim);
         }
         let size = self.size(name)?;
-        if self.architecture.partial_rotary {
+        if self.architecture.rotary != Rotary::Whole {
             if size > self.head_dim || !size.is_multiple_of(2) {
                 let accepted =
                     format!("an even number up to {}, the size of a head", self.head_dim);
@@ -297,7 +297,11 @@ impl<'a> Model<'a> {
         let problems: Vec<String> = (self.gguf.metadata().iter())
             .filter_map(|(key, value)| {
                 let name = key.strip_prefix(&prefix)?;
-                let known = asked.contains(name) || IDLE_KEYS.contains(&name) || is_off(value);
+                // One that ends with a dot stands for all that begin so.
+                let is =
+                    |idle: &&str| *idle == name || idle.ends_with('.') && name.starts_with(*idle);
+                let mut idle = IDLE_KEYS.iter().chain(self.architecture.idle_keys);
+                let known = asked.contains(name) || idle.any(is) || is_off(value);
                 (!known).then(|| {
                     let class = self.architecture.class;
                     format!("`{key}` is {value}, and what that means for {class} is not known here")
@@ -335,8 +339,15 @@ impl<'a> Model<'a> {
     /// A size of at least one, small enough that products of two cannot overflow.
     fn size(&self, name: &str) -> Result<usize, FormatError> {
         const MOST: u64 = i32::MAX as u64;
-        self.value(name);
-        match self.gguf.metadata().get_u64(&self.key(name)) {
+        let size = match self.value(name) {
+            // One a layer, and the same in all of them.
+            Some(GgufValue::Array(GgufArray::Unsigned(list))) => same(list),
+            Some(GgufValue::Array(GgufArray::Signed(list))) => {
+                same(list).and_then(|n| n.try_into().ok())
+            }
+            _ => self.gguf.metadata().get_u64(&self.key(name)),
+        };
+        match size {
             Some(n) if (1..=MOST).contains(&n) => Ok(n as usize),
             _ => Err(self.refused(name, &format!("an integer from 1 to {MOST}"))),
         }
@@ -358,6 +369,12 @@ impl<'a> Model<'a> {
             Some(_) => Ok(Some(decimal(self.real(name)?))),
         }
     }
+}
+
+/// The number that is all there is in a list.
+fn same<T: Copy + PartialEq>(list: &[T]) -> Option<T> {
+    let first = *list.first()?;
+    list.iter().all(|n| *n == first).then_some(first)
 }
 
 /// Zero and false, or a list of nothing else: what a key says of something that a model does not have.

@@ -28,14 +28,12 @@ pub(super) struct Architecture {
     pub(super) attention_bias: AttentionBias,
     /// Whether config.json has `mlp_bias`.
     pub(super) mlp_bias: bool,
-    pub(super) fused_qkv: bool,
-    pub(super) fused_gate_up: bool,
-    /// Whether a part of a head may be all that is rotated.
-    pub(super) partial_rotary: bool,
-    /// Whether it may have a factor a frequency for short and for long texts.
-    pub(super) longrope: bool,
+    pub(super) fused: Fused,
+    pub(super) rotary: Rotary,
     /// Key and value of the activation in config.json.
     pub(super) activation: (&'static str, &'static str),
+    /// Keys that say nothing of the model that is imported; those that end with a dot stand for all that begin so.
+    pub(super) idle_keys: &'static [&'static str],
     /// Keys that the others don't have.
     pub(super) own_keys: OwnKeys,
 }
@@ -50,6 +48,27 @@ pub(super) enum HeadNorms {
     Each,
     /// Over all heads.
     Whole,
+}
+
+/// Linears that are one.
+#[derive(PartialEq)]
+pub(super) enum Fused {
+    Nothing,
+    /// The two inputs of the MLP.
+    GateUp,
+    /// Those, and q, k and v.
+    QkvAndGateUp,
+}
+
+/// What rotary positions an architecture may have.
+#[derive(PartialEq)]
+pub(super) enum Rotary {
+    /// On the whole of a head.
+    Whole,
+    /// On a part of it too.
+    Part,
+    /// That, and with one factor a frequency for short texts and one for long ones.
+    PartAndLong,
 }
 
 /// Biases of attention's linears.
@@ -76,11 +95,10 @@ const LLAMA: Architecture = Architecture {
     head_norms: HeadNorms::None,
     attention_bias: AttentionBias::Switch { o: true },
     mlp_bias: true,
-    fused_qkv: false,
-    fused_gate_up: false,
-    partial_rotary: false,
-    longrope: false,
+    fused: Fused::Nothing,
+    rotary: Rotary::Whole,
     activation: ("hidden_act", "silu"),
+    idle_keys: &[],
     own_keys: |_, _, _| Ok(()),
 };
 
@@ -112,7 +130,7 @@ const GEMMA2: Architecture = Architecture {
     ..LLAMA
 };
 
-const TABLE: [Architecture; 11] = [
+static TABLE: [Architecture; 11] = [
     LLAMA,
     QWEN2,
     Architecture {
@@ -129,6 +147,8 @@ const TABLE: [Architecture; 11] = [
         model_type: "gemma3_text",
         class: "Gemma3ForCausalLM",
         head_norms: HeadNorms::Each,
+        // Of what reads pictures; its tensors would be refused.
+        idle_keys: &["mm.", "vision."],
         own_keys: gemma3,
         ..GEMMA2
     },
@@ -139,10 +159,8 @@ const TABLE: [Architecture; 11] = [
         interleaved: false,
         attention_bias: AttentionBias::Never,
         mlp_bias: false,
-        fused_qkv: true,
-        fused_gate_up: true,
-        partial_rotary: true,
-        longrope: true,
+        fused: Fused::QkvAndGateUp,
+        rotary: Rotary::PartAndLong,
         own_keys: phi3,
         ..LLAMA
     },
@@ -150,6 +168,8 @@ const TABLE: [Architecture; 11] = [
         name: "granite",
         model_type: "granite",
         class: "GraniteForCausalLM",
+        // Granite 4's dense models have keys of experts and of layers that they have no tensors of.
+        idle_keys: &["ssm.", "expert_shared_feed_forward_length"],
         own_keys: granite,
         ..LLAMA
     },
@@ -188,8 +208,8 @@ const TABLE: [Architecture; 11] = [
         ],
         attention_bias: AttentionBias::Switch { o: false },
         mlp_bias: false,
-        fused_gate_up: true,
-        partial_rotary: true,
+        fused: Fused::GateUp,
+        rotary: Rotary::Part,
         ..LLAMA
     },
     // Mistral Small 3 and Ministral 3.
@@ -206,8 +226,7 @@ const TABLE: [Architecture; 11] = [
 
 /// The architecture of a name.
 pub(super) fn named(name: &str) -> Option<&'static Architecture> {
-    static ALL: [Architecture; TABLE.len()] = TABLE;
-    ALL.iter().find(|architecture| architecture.name == name)
+    TABLE.iter().find(|architecture| architecture.name == name)
 }
 
 /// The names of all of them, for messages.
@@ -318,6 +337,7 @@ fn granite(
     Ok(())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is one of OwnKeys")]
 fn smollm3(
     model: &Model<'_>,
     _: &Rope,

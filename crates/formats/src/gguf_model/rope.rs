@@ -9,6 +9,7 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value, json};
 
+use super::architecture::Rotary;
 use super::{Model, decimal, field};
 use crate::FormatError;
 
@@ -69,7 +70,9 @@ pub(super) fn parameters(model: &Model<'_>, context: usize) -> Result<Rope, Form
     };
     let scaling = if has(FACTORS) {
         llama3(model, theta, context)?
-    } else if model.architecture.longrope && LONGROPE_FACTORS.into_iter().any(has) {
+    } else if model.architecture.rotary == Rotary::PartAndLong
+        && LONGROPE_FACTORS.into_iter().any(has)
+    {
         longrope(model, context, original)?
     } else {
         from_metadata(model, original)?
@@ -117,6 +120,10 @@ fn from_metadata(
             json!({ "rope_type": "linear", "factor": factor }),
         ))),
         ("yarn", Some(factor)) => {
+            const EXTRAPOLATION: &str = "rope.scaling.yarn_ext_factor";
+            if model.optional(EXTRAPOLATION)?.is_some_and(|x| x != 1.0) {
+                return Err(model.refused(EXTRAPOLATION, "1"));
+            }
             let mut yarn = object(json!({
                 "rope_type": "yarn",
                 "factor": factor,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use half::{bf16, f16};
 
-use super::architecture::{AttentionBias, HeadNorms};
+use super::architecture::{AttentionBias, Fused, HeadNorms, Rotary};
 use super::{Model, rope};
 use crate::FormatError;
 use crate::checkpoint::StoredDType;
@@ -148,7 +148,7 @@ impl Planner<'_, '_> {
             }
         };
         let plain = Change::None;
-        if architecture.fused_qkv {
+        if architecture.fused == Fused::QkvAndGateUp {
             linear(
                 "self_attn.qkv_proj",
                 "attn_qkv",
@@ -172,7 +172,10 @@ impl Planner<'_, '_> {
             o_bias,
         );
         let mlp_bias = architecture.mlp_bias && model.mlp_bias;
-        if architecture.fused_gate_up {
+        if architecture.fused == Fused::Nothing {
+            linear("mlp.gate_proj", "ffn_gate", wide, hidden, plain, mlp_bias);
+            linear("mlp.up_proj", "ffn_up", wide, hidden, plain, mlp_bias);
+        } else {
             linear(
                 "mlp.gate_up_proj",
                 "ffn_up",
@@ -181,9 +184,6 @@ impl Planner<'_, '_> {
                 plain,
                 mlp_bias,
             );
-        } else {
-            linear("mlp.gate_proj", "ffn_gate", wide, hidden, plain, mlp_bias);
-            linear("mlp.up_proj", "ffn_up", wide, hidden, plain, mlp_bias);
         }
         linear("mlp.down_proj", "ffn_down", hidden, wide, plain, mlp_bias);
         for (name, gguf) in architecture.norms {
@@ -254,7 +254,8 @@ impl Planner<'_, '_> {
             let name = tensor.name.as_str();
             // The rotary factors are in config.json; each layer of old files repeats plain ones.
             let is_rope = name == rope::FACTORS
-                || architecture.longrope && rope::LONGROPE_FACTORS.contains(&name)
+                || architecture.rotary == Rotary::PartAndLong
+                    && rope::LONGROPE_FACTORS.contains(&name)
                 || name.ends_with(".attn_rot_embd");
             if !used.contains(name) && !is_rope && self.problems.len() <= 20 {
                 let class = architecture.class;

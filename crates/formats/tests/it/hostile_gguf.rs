@@ -319,10 +319,12 @@ fn complete(architecture: &str) -> Builder {
         .data(32)
 }
 
+fn config(file: &Builder) -> Result<serde_json::Value, FormatError> {
+    hf_config_json(&open_bytes(&file.bytes()).unwrap(), StoredDType::F32)
+}
+
 #[test]
-fn keys_that_only_some_architectures_have_are_checked() {
-    let config =
-        |file: &Builder| hf_config_json(&open_bytes(&file.bytes()).unwrap(), StoredDType::F32);
+fn a_key_that_is_not_understood_is_named_in_every_architecture() {
     for architecture in [
         "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "smollm3", "olmo2",
         "glm4", "mistral3",
@@ -337,6 +339,18 @@ fn keys_that_only_some_architectures_have_are_checked() {
             "{message}"
         );
     }
+    // Keys of parts that this model does not have, and one number a layer.
+    let counts: Vec<u8> = [2u32; 8].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let counts = [&4u32.to_le_bytes()[..], &8u64.to_le_bytes(), &counts].concat();
+    let file = complete("granite")
+        .u32("granite.ssm.conv_kernel", 4)
+        .u32("granite.expert_shared_feed_forward_length", 8)
+        .key("granite.attention.head_count_kv", 9, &counts);
+    assert_eq!(config(&file).unwrap()["num_key_value_heads"], 2);
+}
+
+#[test]
+fn keys_that_only_some_architectures_have_are_checked() {
     let array = |kind: u32, values: &[u8]| {
         [
             &kind.to_le_bytes()[..],
@@ -400,6 +414,31 @@ fn keys_that_only_some_architectures_have_are_checked() {
         (
             complete("llama").u32("llama.attention.sliding_window", 8),
             "llama.attention.sliding_window",
+        ),
+        (
+            complete("gemma2").u32("gemma2.ssm.conv_kernel", 4),
+            "`gemma2.ssm.conv_kernel` is 4",
+        ),
+        (
+            complete("qwen2").key(
+                "qwen2.attention.head_count_kv",
+                9,
+                &[
+                    &4u32.to_le_bytes()[..],
+                    &2u64.to_le_bytes(),
+                    &1u32.to_le_bytes(),
+                    &2u32.to_le_bytes(),
+                ]
+                .concat(),
+            ),
+            "qwen2.attention.head_count_kv` is an array of 2 elements",
+        ),
+        (
+            complete("qwen2")
+                .string("qwen2.rope.scaling.type", "yarn")
+                .u32("qwen2.rope.scaling.factor", 4)
+                .u32("qwen2.rope.scaling.yarn_ext_factor", 2),
+            "yarn_ext_factor",
         ),
         (
             complete("qwen2")

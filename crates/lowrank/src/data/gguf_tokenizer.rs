@@ -377,9 +377,9 @@ mod tests {
         let tokenizer = fixture::build(&parts("llama"));
         assert_eq!(
             tokenizer.encode("  abc é", true).unwrap(),
-            [1, 10, 3, 6, 10, 0]
+            [1, 3, 10, 6, 10, 0]
         );
-        assert_eq!(tokenizer.decode(&[10, 3, 6], false).unwrap(), "  abc");
+        assert_eq!(tokenizer.decode(&[3, 10, 6], false).unwrap(), "  abc");
         let plain = GgufTokenizerParts {
             add_space_prefix: Some(false),
             add_bos: Some(false),
@@ -438,48 +438,6 @@ mod tests {
                     ..parts()
                 },
                 "of the kind WordPiece (\"bert\")",
-            ),
-            (
-                GgufTokenizerParts {
-                    model: "llama".into(),
-                    merges: vec![],
-                    ..parts()
-                },
-                "it has 266 tokens, but 0 scores",
-            ),
-            (
-                GgufTokenizerParts {
-                    model: "t5".into(),
-                    scores: vec![f64::NAN; 266],
-                    ..parts()
-                },
-                "token 0, \"<|endoftext|>\", has the score NaN",
-            ),
-            (
-                GgufTokenizerParts {
-                    model: "t5".into(),
-                    scores: vec![0.0; 266],
-                    ..parts()
-                },
-                "no token for what is unknown",
-            ),
-            (
-                GgufTokenizerParts {
-                    model: "t5".into(),
-                    scores: vec![0.0; 266],
-                    unk_id: Some(0),
-                    charsmap: vec![255; 5],
-                    ..parts()
-                },
-                "table of characters (tokenizer.ggml.precompiled_charsmap) is damaged",
-            ),
-            (
-                GgufTokenizerParts {
-                    model: "llama".into(),
-                    unk_id: Some(266),
-                    ..parts()
-                },
-                "unk_token has the id 266, but there are only 266 tokens",
             ),
             (
                 GgufTokenizerParts {
@@ -561,6 +519,61 @@ mod tests {
                 .to_string()
                 .contains("tokens 8 and 9 are both")
         );
+    }
+
+    #[test]
+    fn what_sentence_piece_lacks_is_an_error() {
+        let parts = fixture::parts;
+        for (wrong, expected) in [
+            (
+                GgufTokenizerParts {
+                    model: "llama".into(),
+                    merges: vec![],
+                    ..parts()
+                },
+                "it has 266 tokens, but 0 scores",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![f64::NAN; 266],
+                    ..parts()
+                },
+                "token 0, \"<|endoftext|>\", has the score NaN",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![0.0; 266],
+                    ..parts()
+                },
+                "no token for what is unknown",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![0.0; 266],
+                    unk_id: Some(0),
+                    charsmap: vec![255; 5],
+                    ..parts()
+                },
+                "table of characters (tokenizer.ggml.precompiled_charsmap) is damaged",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "llama".into(),
+                    unk_id: Some(266),
+                    ..parts()
+                },
+                "unk_token has the id 266, but there are only 266 tokens",
+            ),
+        ] {
+            let error = wrong.to_files().unwrap_err().to_string();
+            assert!(
+                error.starts_with("the tokenizer of the GGUF file: ") && error.contains(expected),
+                "{error}"
+            );
+        }
     }
 
     #[test]

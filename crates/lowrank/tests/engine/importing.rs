@@ -92,98 +92,99 @@ fn every_kind_of_tokenizer_gives_the_same_ids() {
     assert!(checked > 600, "{checked}");
 }
 
-/// One file of every architecture with one thing wrong in it: an error that names it, and no folder.
+/// What is wrong in a file: its name, a text in it and another of the same length in its place, and what the error says.
+const WRONG: [[&str; 4]; 14] = [
+    [
+        "gemma3",
+        "gemma3.rope.freq_base_swa",
+        "gemma3.rope.freq_base_abc",
+        "`gemma3.rope.freq_base_abc` is 100",
+    ],
+    [
+        "qwen2",
+        "blk.1.attn_k.bias",
+        "blk.1.attn_k.bits",
+        "tensor `blk.1.attn_k.bias` is missing",
+    ],
+    [
+        "qwen2",
+        "blk.1.attn_k.bias",
+        "blk.1.attn_k.bits",
+        "tensor `blk.1.attn_k.bits` has no place in Qwen2ForCausalLM",
+    ],
+    [
+        "gemma2",
+        "blk.0.post_ffw_norm",
+        "blk.0.post_fff_norm",
+        "tensor `blk.0.post_ffw_norm.weight` is missing",
+    ],
+    [
+        "phi3",
+        "rope_factors_long",
+        "rope_factors_lang",
+        "`rope_factors_long.weight`: is missing",
+    ],
+    [
+        "phi3",
+        "rope.scaling.attn_factor",
+        "rope.scaling.attn_fuctor",
+        "`phi3.rope.scaling.attn_fuctor` is 1",
+    ],
+    [
+        "granite",
+        "granite.residual_scale",
+        "granite.residual_stale",
+        "`granite.residual_stale` is 0.69",
+    ],
+    [
+        "glm4",
+        "glm4.rope.dimension_count",
+        "glm4.rope.dimension_caunt",
+        "`glm4.rope.dimension_caunt` is 4",
+    ],
+    [
+        "olmo2",
+        "blk.0.attn_q_norm",
+        "blk.0.attn_q_morm",
+        "tensor `blk.0.attn_q_norm.weight` is missing",
+    ],
+    [
+        "smollm3",
+        "smollm3.embedding_length",
+        "smollm3.embedding_langth",
+        "`smollm3.embedding_length` is missing",
+    ],
+    [
+        "ministral3",
+        "yarn_log_multiplier",
+        "yarn_lag_multiplier",
+        "`mistral3.rope.scaling.yarn_lag_multiplier` is 0.5",
+    ],
+    [
+        "qwen3",
+        "general.architecture",
+        "general.architectura",
+        "general.architecture` is missing; accepted: \"llama\", \"qwen2\"",
+    ],
+    [
+        "llama",
+        "tokenizer.ggml.scores",
+        "tokenizer.ggml.skores",
+        "but 0 scores (tokenizer.ggml.scores)",
+    ],
+    [
+        "llama_unigram",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.madel",
+        "of the kind \"\"",
+    ],
+];
+
+/// A key or a tensor that nothing reads, and so one that is missing: an error that names it, and no folder.
 #[test]
 fn what_is_not_understood_is_named() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let mut failures = 0;
-    for (name, old, new, words) in [
-        // A key and a tensor that nothing reads, by a name of the same length.
-        (
-            "gemma3",
-            "gemma3.rope.freq_base_swa",
-            "gemma3.rope.freq_base_abc",
-            "`gemma3.rope.freq_base_abc` is 100",
-        ),
-        (
-            "qwen2",
-            "blk.1.attn_k.bias",
-            "blk.1.attn_k.bits",
-            "tensor `blk.1.attn_k.bias` is missing",
-        ),
-        (
-            "qwen2",
-            "blk.1.attn_k.bias",
-            "blk.1.attn_k.bits",
-            "tensor `blk.1.attn_k.bits` has no place in Qwen2ForCausalLM",
-        ),
-        (
-            "gemma2",
-            "blk.0.post_ffw_norm",
-            "blk.0.post_fff_norm",
-            "tensor `blk.0.post_ffw_norm.weight` is missing",
-        ),
-        (
-            "phi3",
-            "rope_factors_long",
-            "rope_factors_lang",
-            "`rope_factors_long.weight`: is missing",
-        ),
-        (
-            "phi3",
-            "rope.scaling.attn_factor",
-            "rope.scaling.attn_fuctor",
-            "`phi3.rope.scaling.attn_fuctor` is 1",
-        ),
-        (
-            "granite",
-            "granite.residual_scale",
-            "granite.residual_stale",
-            "`granite.residual_stale` is 0.69",
-        ),
-        (
-            "glm4",
-            "glm4.rope.dimension_count",
-            "glm4.rope.dimension_caunt",
-            "`glm4.rope.dimension_caunt` is 4",
-        ),
-        (
-            "olmo2",
-            "blk.0.attn_q_norm",
-            "blk.0.attn_q_morm",
-            "tensor `blk.0.attn_q_norm.weight` is missing",
-        ),
-        (
-            "smollm3",
-            "smollm3.embedding_length",
-            "smollm3.embedding_langth",
-            "`smollm3.embedding_length` is missing",
-        ),
-        (
-            "ministral3",
-            "yarn_log_multiplier",
-            "yarn_lag_multiplier",
-            "`mistral3.rope.scaling.yarn_lag_multiplier` is 0.5",
-        ),
-        (
-            "qwen3",
-            "general.architecture",
-            "general.architectura",
-            "general.architecture` is missing; accepted: \"llama\", \"qwen2\"",
-        ),
-        (
-            "llama",
-            "tokenizer.ggml.scores",
-            "tokenizer.ggml.skores",
-            "but 0 scores (tokenizer.ggml.scores)",
-        ),
-        (
-            "llama_unigram",
-            "tokenizer.ggml.model",
-            "tokenizer.ggml.madel",
-            "of the kind \"\"",
-        ),
-    ] {
+    for [name, old, new, words] in WRONG {
         let mut bytes = fs::read(goldens().join(format!("{name}.gguf"))).expect("the golden");
         assert_eq!(old.len(), new.len());
         let mut replaced = 0;
@@ -199,9 +200,7 @@ fn what_is_not_understood_is_named() {
         let error = failure(import_gguf(&file, &folder, DType::F32, false));
         assert_says(&error, &[words]);
         assert!(!folder.exists(), "{name}");
-        failures += 1;
     }
-    assert_eq!(failures, 14);
 }
 
 /// Whatever a byte is changed to: a folder or an error.
@@ -213,7 +212,7 @@ fn a_damaged_file_never_panics() {
     for name in ["gemma3", "llama_unigram", "olmo3", "phi3"] {
         let whole = fs::read(goldens().join(format!("{name}.gguf"))).expect("the golden");
         // Keys and tensors' descriptions lie in front.
-        for (turn, at) in (8..whole.len().min(16_000)).step_by(151).enumerate() {
+        for (turn, at) in (8..whole.len().min(16_000)).step_by(263).enumerate() {
             let mut bytes = whole.clone();
             bytes[at] = [0, 1, 255, bytes[at] ^ 16][turn % 4];
             fs::write(&file, bytes).expect("a file");

@@ -142,9 +142,10 @@ impl GgufTokenizerParts {
         let is_piece = |id: usize| matches!(self.kind(id), NORMAL | USER_DEFINED);
         // The converter writes -1000 over the scores of all tokens that tokenizer_config.json lists. What SentencePiece has for
         // user-defined pieces is 0, and Gemma's other pieces stand in the order of theirs.
+        let first = (0..self.tokens.len()).find(|&id| self.kind(id) == NORMAL);
         let score = |id: usize| match self.kind(id) {
             USER_DEFINED => 0.0,
-            _ if self.is_gemma() => -(id as f64),
+            _ if self.is_gemma() => first.unwrap_or_default() as f64 - id as f64,
             _ => scores[id],
         };
         let mut pieces: Vec<usize> = (0..self.tokens.len()).filter(|&id| is_piece(id)).collect();
