@@ -9,7 +9,7 @@ use std::{env, fs};
 
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key};
-use lowrank_formats::{Gguf, TensorSpec, gguf_llama, hf_config, write_safetensors};
+use lowrank_formats::{Gguf, TensorSpec, gguf_model, hf_config, write_safetensors};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args_os().skip(1).map(PathBuf::from);
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let model = folder.join("model");
     fs::create_dir_all(&model)?;
-    gguf_llama::import_weights(&gguf, &model, StoredDType::F32)?;
+    gguf_model::import_weights(&gguf, &model, StoredDType::F32)?;
     write_adapter(&model, &folder.join("adapter"))?;
     Ok(())
 }

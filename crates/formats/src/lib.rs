@@ -7,7 +7,7 @@
 //! | [`peft`] | `adapter_config.json` and the tensor names of a LoRA adapter |
 //! | [`hf_config`] | `config.json`, `generation_config.json` |
 //! | [`gguf`] | llama.cpp's files: metadata and quantized tensors |
-//! | [`gguf_llama`] | from such a file to a Hugging Face folder |
+//! | [`gguf_model`] | from such a file to a Hugging Face folder |
 //! | [`sentencepiece`] | the vocabulary of a SentencePiece model |
 //! | [`snapshots`] | folders that are no model or adapter, and what they are instead |
 //! | [`recognise`] | what a file is, by its first bytes, for messages |
@@ -24,7 +24,7 @@ pub mod checkpoint;
 mod error;
 mod folders;
 pub mod gguf;
-pub mod gguf_llama;
+pub mod gguf_model;
 pub mod hf_config;
 mod json;
 mod mapped;

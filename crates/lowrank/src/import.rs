@@ -1,10 +1,10 @@
-//! `model import`: a llama-architecture GGUF file as a Hugging Face folder that transformers loads.
+//! `model import`: a GGUF file as a Hugging Face folder that transformers loads.
 
 use std::path::Path;
 
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::gguf::Gguf;
-use lowrank_formats::{atomic, gguf_llama};
+use lowrank_formats::{atomic, gguf_model};
 use lowrank_kernels::DType;
 use serde::Serialize;
 
@@ -58,7 +58,7 @@ pub fn import_gguf(
                 out.write_all(template.as_bytes())
             })?;
         }
-        gguf_llama::import_weights(&gguf, folder, stored)?;
+        gguf_model::import_weights(&gguf, folder, stored)?;
         let weights = folder.join("model.safetensors");
         let bytes = std::fs::metadata(&weights)
             .map_err(Error::io(&weights))?
@@ -104,6 +104,10 @@ fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
             .to_vec()
     };
     GgufTokenizerParts {
+        architecture: metadata
+            .get_str("general.architecture")
+            .unwrap_or_default()
+            .to_owned(),
         model: metadata
             .get_str(&key("model"))
             .unwrap_or_default()
@@ -116,6 +120,10 @@ fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
             .into_iter()
             .map(|kind| kind.try_into().unwrap_or_default())
             .collect(),
+        scores: metadata
+            .get_f64_array(&key("scores"))
+            .unwrap_or_default()
+            .to_vec(),
         merges: strings("merges"),
         bos_id: metadata.get_u32(&key("bos_token_id")),
         eos_id: metadata.get_u32(&key("eos_token_id")),
@@ -124,6 +132,14 @@ fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
         add_bos: metadata.get_bool(&key("add_bos_token")),
         add_eos: metadata.get_bool(&key("add_eos_token")),
         add_space_prefix: metadata.get_bool(&key("add_space_prefix")),
+        remove_extra_whitespaces: metadata.get_bool(&key("remove_extra_whitespaces")),
+        charsmap: metadata
+            .get_i64_array(&key("precompiled_charsmap"))
+            .unwrap_or_default()
+            .into_iter()
+            // A byte, which some writers give a sign.
+            .map(|byte| byte as u8)
+            .collect(),
         chat_template: metadata
             .get_str("tokenizer.chat_template")
             .map(str::to_owned),

@@ -338,15 +338,17 @@ fn cases_of_a_gguf_tokenizer() {
     let dump: Value = serde_json::from_slice(&fs::read(dump).unwrap()).unwrap();
     let key = |name: &str| &dump[format!("tokenizer.ggml.{name}")];
     let texts = |name: &str| {
-        key(name)
-            .as_array()
-            .unwrap()
-            .iter()
+        let list = key(name).as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter()
             .map(|text| text.as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let id = |name: &str| key(name).as_u64().map(|id| u32::try_from(id).unwrap());
     let parts = GgufTokenizerParts {
+        architecture: dump["general.architecture"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
         model: key("model").as_str().unwrap().to_owned(),
         pre: key("pre").as_str().map(str::to_owned),
         tokens: texts("tokens"),
@@ -356,6 +358,10 @@ fn cases_of_a_gguf_tokenizer() {
             .iter()
             .map(|t| t.as_i64().unwrap() as i32)
             .collect(),
+        scores: key("scores")
+            .as_array()
+            .map(|scores| scores.iter().map(|score| score.as_f64().unwrap()).collect())
+            .unwrap_or_default(),
         merges: texts("merges"),
         bos_id: id("bos_token_id"),
         eos_id: id("eos_token_id"),
@@ -365,6 +371,7 @@ fn cases_of_a_gguf_tokenizer() {
         add_eos: key("add_eos_token").as_bool(),
         add_space_prefix: key("add_space_prefix").as_bool(),
         chat_template: dump["tokenizer.chat_template"].as_str().map(str::to_owned),
+        ..GgufTokenizerParts::default()
     };
     let files = parts.to_files().unwrap();
     let folder = out.join("gguf");

@@ -20,7 +20,7 @@ use crate::table::{Align, Facts, Table};
 /// Commands about models.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommands {
-    /// Write a GGUF file of the llama architecture as a folder in the Hugging Face layout
+    /// Write a GGUF file as a folder in the Hugging Face layout
     Import(ImportArgs),
     /// Fetch a model from the Hugging Face Hub into its cache
     Pull(PullArgs),

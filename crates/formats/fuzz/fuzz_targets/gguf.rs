@@ -6,7 +6,7 @@ use std::io::Write;
 
 use libfuzzer_sys::fuzz_target;
 use lowrank_formats::checkpoint::StoredDType;
-use lowrank_formats::{Gguf, gguf_llama};
+use lowrank_formats::{Gguf, gguf_model};
 
 fuzz_target!(|data: &[u8]| {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -17,6 +17,6 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(values.len(), tensor.len());
             }
         }
-        let _ = gguf_llama::hf_config_json(&gguf, StoredDType::F32);
+        let _ = gguf_model::hf_config_json(&gguf, StoredDType::F32);
     }
 });

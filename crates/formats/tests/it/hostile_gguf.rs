@@ -5,7 +5,7 @@ use std::fs;
 use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::gguf::Gguf;
-use lowrank_formats::gguf_llama::hf_config_json;
+use lowrank_formats::gguf_model::hf_config_json;
 use proptest::prelude::*;
 
 use crate::golden;
@@ -261,7 +261,6 @@ fn impossible_metadata_do_not_import() {
         file.clone().u32("llama.rope.dimension_count", 2),
         "rope.dimension_count",
     );
-    refused(file.clone().u32("llama.expert_count", 8), "expert_count");
     let file = file
         .tensor("token_embd.weight", &[8, 1], 0, 0)
         .data(32)
@@ -280,11 +279,177 @@ fn impossible_metadata_do_not_import() {
     );
     refused(
         file.clone()
-            .string("llama.rope.scaling.type", "yarn")
+            .string("llama.rope.scaling.type", "longrope")
             .u32("llama.rope.scaling.factor", 4),
-        "yarn",
+        "longrope",
     );
-    assert!(hf_config_json(&open_bytes(&file.bytes()).unwrap(), StoredDType::F32).is_ok());
+    refused(
+        file.clone().u32("llama.rope.scaling.type", 1),
+        "llama.rope.scaling.type` is 1; accepted: a text",
+    );
+    refused(
+        file.clone().u32("llama.expert_count", 8),
+        "`llama.expert_count` is 8",
+    );
+    refused(
+        file.clone().u32("llama.trick", 1).u32("llama.clever", 2),
+        "`llama.clever` is 2, and what that means for LlamaForCausalLM is not known here",
+    );
+    // What a key says to be absent needs no understanding.
+    for file in [file.clone().u32("llama.expert_count", 0), file] {
+        assert!(hf_config_json(&open_bytes(&file.bytes()).unwrap(), StoredDType::F32).is_ok());
+    }
+}
+
+/// A file of an architecture with all keys that every one of them needs.
+fn complete(architecture: &str) -> Builder {
+    let mut file = Builder::default().string("general.architecture", architecture);
+    for key in [
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "context_length",
+    ] {
+        file = file.u32(&format!("{architecture}.{key}"), 8);
+    }
+    let eps = format!("{architecture}.attention.layer_norm_rms_epsilon");
+    file.u32(&format!("{architecture}.attention.head_count"), 2)
+        .key(&eps, 6, &1e-5f32.to_le_bytes())
+        .tensor("token_embd.weight", &[8, 1], 0, 0)
+        .data(32)
+}
+
+fn config(file: &Builder) -> Result<serde_json::Value, FormatError> {
+    hf_config_json(&open_bytes(&file.bytes()).unwrap(), StoredDType::F32)
+}
+
+#[test]
+fn a_key_that_is_not_understood_is_named_in_every_architecture() {
+    for architecture in [
+        "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "granite", "smollm3", "olmo2",
+        "glm4", "mistral3",
+    ] {
+        let file = complete(architecture);
+        assert!(config(&file).is_ok(), "{architecture}");
+        let message = config(&file.u32(&format!("{architecture}.trick"), 1))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(&format!("`{architecture}.trick` is 1")),
+            "{message}"
+        );
+    }
+    // Keys of parts that this model does not have, and one number a layer.
+    let counts: Vec<u8> = [2u32; 8].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let counts = [&4u32.to_le_bytes()[..], &8u64.to_le_bytes(), &counts].concat();
+    let file = complete("granite")
+        .u32("granite.ssm.conv_kernel", 4)
+        .u32("granite.expert_shared_feed_forward_length", 8)
+        .key("granite.attention.head_count_kv", 9, &counts);
+    assert_eq!(config(&file).unwrap()["num_key_value_heads"], 2);
+}
+
+#[test]
+fn keys_that_only_some_architectures_have_are_checked() {
+    let array = |kind: u32, values: &[u8]| {
+        [
+            &kind.to_le_bytes()[..],
+            &(values.len() as u64).to_le_bytes(),
+            values,
+        ]
+        .concat()
+    };
+    let minus = (-1.0f32).to_le_bytes();
+    for (file, word) in [
+        (
+            complete("phi3").u32("phi3.rope.dimension_count", 3),
+            "an even number up to 4",
+        ),
+        (
+            complete("phi3").u32("phi3.rope.dimension_count", 6),
+            "an even number up to 4",
+        ),
+        (
+            complete("phi3").u32("phi3.attention.key_length", 6),
+            "embedding_length / attention.head_count",
+        ),
+        (
+            complete("qwen2").u32("qwen2.rope.dimension_count", 2),
+            "rope.dimension_count",
+        ),
+        (
+            complete("granite").key("granite.residual_scale", 6, &minus),
+            "residual_scale",
+        ),
+        (
+            complete("gemma2").key("gemma2.attn_logit_softcapping", 6, &minus),
+            "attn_logit_softcapping",
+        ),
+        (
+            complete("gemma3").key("gemma3.rope.freq_base_swa", 6, &minus),
+            "rope.freq_base_swa",
+        ),
+        (
+            complete("gemma3").string("gemma3.attention.sliding_window", "wide"),
+            "sliding_window",
+        ),
+        (
+            // Seven truths for eight layers.
+            complete("gemma3").key(
+                "gemma3.attention.sliding_window_pattern",
+                9,
+                &array(7, &[1; 7]),
+            ),
+            "8 times true or false",
+        ),
+        (
+            complete("olmo2").u32("olmo2.attention.sliding_window_pattern", 3),
+            "sliding_window_pattern",
+        ),
+        (
+            complete("mistral3").u32("mistral3.attention.temperature_scale", 1),
+            "\"yarn\"",
+        ),
+        // Llama has no window.
+        (
+            complete("llama").u32("llama.attention.sliding_window", 8),
+            "llama.attention.sliding_window",
+        ),
+        (
+            complete("gemma2").u32("gemma2.ssm.conv_kernel", 4),
+            "`gemma2.ssm.conv_kernel` is 4",
+        ),
+        (
+            complete("qwen2").key(
+                "qwen2.attention.head_count_kv",
+                9,
+                &[
+                    &4u32.to_le_bytes()[..],
+                    &2u64.to_le_bytes(),
+                    &1u32.to_le_bytes(),
+                    &2u32.to_le_bytes(),
+                ]
+                .concat(),
+            ),
+            "qwen2.attention.head_count_kv` is an array of 2 elements",
+        ),
+        (
+            complete("qwen2")
+                .string("qwen2.rope.scaling.type", "yarn")
+                .u32("qwen2.rope.scaling.factor", 4)
+                .u32("qwen2.rope.scaling.yarn_ext_factor", 2),
+            "yarn_ext_factor",
+        ),
+        (
+            complete("qwen2")
+                .string("qwen2.rope.scaling.type", "yarn")
+                .u32("qwen2.rope.scaling.factor", 1),
+            "qwen2.rope.scaling.type",
+        ),
+    ] {
+        let message = config(&file).expect_err(word).to_string();
+        assert!(message.contains(word), "{message:?} does not say {word:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
 use lowrank_formats::gguf::Gguf;
-use lowrank_formats::gguf_llama::import_weights;
+use lowrank_formats::gguf_model::import_weights;
 use lowrank_formats::hf_config::{HfConfig, eos_token_ids};
 use serde_json::json;
 

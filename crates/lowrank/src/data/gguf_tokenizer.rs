@@ -1,27 +1,35 @@
 //! The tokenizer inside a GGUF file, written as the files that `transformers` and this program read.
 //!
-//! A GGUF file keeps a byte-level BPE as its tokens, their types and its merges, and names the way text is cut into
-//! words before merging (`tokenizer.ggml.pre`). The cuts themselves are not in the file, so they are here, for the
-//! names that are known; guessing one would change the ids of some texts without a word, so any other name is an error.
+//! A GGUF file keeps the tokens, their types and scores, and of a byte-level BPE its merges. How a text is cut before that is a name
+//! (`tokenizer.ggml.pre`) or a habit of the kind of tokenizer, so it is here, for those that are known; guessing one would change the ids
+//! of some texts without a word, so any other is an error.
+
+mod byte_level;
+mod sentence_piece;
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
 use super::error::DataError;
+use byte_level::Cut;
 
 /// What a GGUF file says under `tokenizer.ggml.*` and `tokenizer.chat_template`.
 #[derive(Debug, Clone, Default)]
 pub struct GgufTokenizerParts {
-    /// `model`: `gpt2` is byte-level BPE.
+    /// `general.architecture`: some models' tokenizers have habits that no key says.
+    pub architecture: String,
+    /// `model`: `gpt2` is byte-level BPE, `llama` SentencePiece's BPE, `t5` SentencePiece's unigrams.
     pub model: String,
-    /// `pre`: how text is cut into words; none in old files.
+    /// `pre`: how text is cut into words before byte-level BPE; none in old files.
     pub pre: Option<String>,
-    /// `tokens`, by id, in GPT-2's printable bytes.
+    /// `tokens`, by id: of `gpt2` in GPT-2's printable bytes, of the others with `▁` for a space.
     pub tokens: Vec<String>,
     /// `token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte. Empty: all are normal.
     pub token_types: Vec<i32>,
-    /// `merges`, first to last, each two tokens with a space between.
+    /// `scores`, by id, of `llama` and `t5`.
+    pub scores: Vec<f64>,
+    /// `merges`, first to last, each two tokens with a space between. Of `llama` they are optional: the scores say them too.
     pub merges: Vec<String>,
     /// `bos_token_id`.
     pub bos_id: Option<u32>,
@@ -31,12 +39,16 @@ pub struct GgufTokenizerParts {
     pub unk_id: Option<u32>,
     /// `padding_token_id`.
     pub pad_id: Option<u32>,
-    /// `add_bos_token`; none: what is usual for `pre`.
+    /// `add_bos_token`; none: what is usual for `model` and `pre`.
     pub add_bos: Option<bool>,
-    /// `add_eos_token`; none: no.
+    /// `add_eos_token`; none: what is usual for `model`.
     pub add_eos: Option<bool>,
-    /// `add_space_prefix`; none: no.
+    /// `add_space_prefix`; none: what is usual for `model`.
     pub add_space_prefix: Option<bool>,
+    /// `remove_extra_whitespaces` of `t5`; none: no.
+    pub remove_extra_whitespaces: Option<bool>,
+    /// `precompiled_charsmap` of `t5`: SentencePiece's table by which characters are replaced first; empty where there is none.
+    pub charsmap: Vec<u8>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
 }
@@ -52,124 +64,71 @@ pub struct GgufTokenizerFiles {
     pub chat_template: Option<String>,
 }
 
-/// The ways to cut text into words that are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
-    /// GPT-2's pattern.
-    Gpt2,
-    /// Every digit alone, then GPT-2's pattern.
-    SmolLm,
-    /// Llama 3's pattern: digits by threes, newlines by themselves; a word that is a token is not merged up to.
-    Llama3,
-    /// Qwen 2's pattern: digits alone; text is composed (NFC) first.
-    Qwen2,
-}
-
-/// Llama 3's and Qwen 2's patterns, but for how digits are taken.
-fn word_pattern(digits: &str) -> String {
-    [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        digits,
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-    .join("|")
-}
-
-impl Cut {
-    fn named(pre: Option<&str>) -> Result<Self, DataError> {
-        match pre {
-            // llama.cpp's own default also cuts around punctuation; the models whose files say "default" or nothing were
-            // trained with GPT-2's pattern.
-            None | Some("" | "default" | "gpt-2" | "gpt2") => Ok(Self::Gpt2),
-            Some("smollm") => Ok(Self::SmolLm),
-            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
-            Some("qwen2") => Ok(Self::Qwen2),
-            Some(other) => Err(DataError::Gguf(format!(
-                "its pre-tokenizer is {other:?}, and how that cuts text is not known here (known are default, gpt-2, smollm, \
-                 llama-bpe and qwen2); copy tokenizer.json from the model's original repository into the folder"
-            ))),
-        }
-    }
-
-    fn pre_tokenizer(self, space: bool) -> Value {
-        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": regex});
-        let split = |digits: &str| {
-            json!({
-                "type": "Split",
-                "pattern": {"Regex": word_pattern(digits)},
-                "behavior": "Isolated",
-                "invert": false,
-            })
-        };
-        let sequence =
-            |first: Value, then: Value| json!({"type": "Sequence", "pretokenizers": [first, then]});
-        match self {
-            Self::Gpt2 => bytes(true),
-            Self::SmolLm => sequence(
-                json!({"type": "Digits", "individual_digits": true}),
-                bytes(true),
-            ),
-            Self::Llama3 => sequence(split(r"\p{N}{1,3}"), bytes(false)),
-            Self::Qwen2 => sequence(split(r"\p{N}"), bytes(false)),
-        }
-    }
-}
-
+const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
+/// In tests: nothing else asks for it.
+#[cfg(test)]
+const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// The parts of a tokenizer.json that differ from kind to kind.
+struct Pipeline {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    model: Value,
+    /// Whether a text begins with the token of beginnings, and ends with that of ends.
+    around: (bool, bool),
+    /// Whether blanks behind an added token go with it.
+    strips_right: fn(&str) -> bool,
+}
 
 impl GgufTokenizerParts {
     /// The files that give the same ids.
     ///
     /// # Errors
-    /// If the model is no byte-level BPE, its way to cut text is not known, or its parts contradict each other.
+    /// If the kind of tokenizer or its way to cut text is not known, or its parts contradict each other.
     pub fn to_files(&self) -> Result<GgufTokenizerFiles, DataError> {
-        if self.model != "gpt2" {
-            let kind = match self.model.as_str() {
-                "llama" => "SentencePiece (\"llama\")".to_owned(),
-                "bert" => "WordPiece (\"bert\")".to_owned(),
-                "t5" => "unigram SentencePiece (\"t5\")".to_owned(),
-                other => format!("{other:?}"),
-            };
-            return Err(DataError::Gguf(format!(
-                "it is of the kind {kind}, and only byte-level BPE (\"gpt2\") can be rewritten; copy tokenizer.json from \
-                 the model's original repository into the folder"
-            )));
+        if matches!(self.model.as_str(), "llama" | "t5") {
+            return self.respelled().files();
         }
-        let cut = Cut::named(self.pre.as_deref())?;
+        self.files()
+    }
+
+    fn files(&self) -> Result<GgufTokenizerFiles, DataError> {
         let vocabulary = self.vocabulary()?;
-        let merges = self.merges(&vocabulary)?;
+        let pipeline = match self.model.as_str() {
+            "gpt2" => {
+                let cut = Cut::named(self.pre.as_deref())?;
+                self.byte_level(cut, &vocabulary)?
+            }
+            "llama" => self.sentence_piece(&vocabulary)?,
+            "t5" => self.unigrams()?,
+            other => {
+                let kind = match other {
+                    "bert" => "WordPiece (\"bert\")".to_owned(),
+                    other => format!("{other:?}"),
+                };
+                return Err(DataError::Gguf(format!(
+                    "it is of the kind {kind}, and only byte-level BPE (\"gpt2\") and SentencePiece (\"llama\", \"t5\") can be \
+                     rewritten; copy tokenizer.json from the model's original repository into the folder"
+                )));
+            }
+        };
         let special = self.special_tokens()?;
-        let add_bos = self
-            .add_bos
-            .unwrap_or(cut == Cut::Llama3 && self.bos_id.is_some());
-        let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        let (begins, ends) = pipeline.around;
         let tokenizer_json = json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
-            "added_tokens": self.added_tokens(),
-            "normalizer": (cut == Cut::Qwen2).then(|| json!({"type": "NFC"})),
-            "pre_tokenizer": cut.pre_tokenizer(self.add_space_prefix == Some(true)),
-            "post_processor": self.post_processor(add_bos, self.add_eos == Some(true), &special)?,
-            "decoder": decoder,
-            "model": {
-                "type": "BPE",
-                "dropout": null,
-                "unk_token": null,
-                "continuing_subword_prefix": null,
-                "end_of_word_suffix": null,
-                "fuse_unk": false,
-                "byte_fallback": false,
-                "ignore_merges": cut == Cut::Llama3,
-                "vocab": self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>(),
-                "merges": merges,
-            },
+            "added_tokens": self.added_tokens(pipeline.strips_right),
+            "normalizer": pipeline.normalizer,
+            "pre_tokenizer": pipeline.pre_tokenizer,
+            "post_processor": self.post_processor(begins, ends, &special)?,
+            "decoder": pipeline.decoder,
+            "model": pipeline.model,
         });
         let mut config: Map<String, Value> = special
             .iter()
@@ -206,6 +165,10 @@ impl GgufTokenizerParts {
             }
         }
         Ok(vocabulary)
+    }
+
+    fn kind(&self, id: usize) -> i32 {
+        self.token_types.get(id).copied().unwrap_or(NORMAL)
     }
 
     fn merges(&self, vocabulary: &HashMap<&str, usize>) -> Result<Vec<Value>, DataError> {
@@ -255,10 +218,10 @@ impl GgufTokenizerParts {
     }
 
     /// Tokens that are found in a text as they stand, before it is cut.
-    fn added_tokens(&self) -> Vec<Value> {
+    fn added_tokens(&self, strips_right: fn(&str) -> bool) -> Vec<Value> {
         let named = [self.bos_id, self.eos_id, self.unk_id, self.pad_id];
         let added = self.tokens.iter().enumerate().filter_map(|(id, token)| {
-            let kind = self.token_types.get(id).copied().unwrap_or(1);
+            let kind = self.kind(id);
             let special =
                 kind == CONTROL || kind == UNKNOWN || named.contains(&u32::try_from(id).ok());
             (special || kind == USER_DEFINED).then(|| {
@@ -267,7 +230,7 @@ impl GgufTokenizerParts {
                     "content": token,
                     "single_word": false,
                     "lstrip": false,
-                    "rstrip": false,
+                    "rstrip": strips_right(token),
                     "normalized": false,
                     "special": special,
                 })
@@ -372,6 +335,63 @@ mod tests {
     }
 
     #[test]
+    fn scores_are_merges() {
+        let piece = |text: &str, score: f64, kind: i32| (text.to_owned(), score, kind);
+        let pieces = [
+            piece("<unk>", 0.0, UNKNOWN),
+            piece("<s>", 0.0, CONTROL),
+            piece("</s>", 0.0, CONTROL),
+            // As the converter writes a run of two spaces.
+            piece("  ", -1000.0, USER_DEFINED),
+            piece("ab", -1.0, NORMAL),
+            piece("bc", 0.0, NORMAL),
+            piece("abc", -2.0, NORMAL),
+            piece("a", -3.0, NORMAL),
+            piece("b", -4.0, NORMAL),
+            piece("c", -5.0, NORMAL),
+            piece("▁", -6.0, NORMAL),
+            // Nothing is merged up to what no text is cut into.
+            piece("ca", -1.0, UNUSED),
+        ];
+        let parts = |architecture: &str| GgufTokenizerParts {
+            architecture: architecture.into(),
+            model: "llama".into(),
+            tokens: pieces.iter().map(|(text, ..)| text.clone()).collect(),
+            scores: pieces.iter().map(|(_, score, _)| *score).collect(),
+            token_types: pieces.iter().map(|(.., kind)| *kind).collect(),
+            bos_id: Some(1),
+            eos_id: Some(2),
+            ..GgufTokenizerParts::default()
+        };
+        let merges = |architecture: &str| {
+            let merges =
+                parts(architecture).to_files().unwrap().tokenizer_json["model"]["merges"].clone();
+            serde_json::from_value::<Vec<[String; 2]>>(merges).unwrap()
+        };
+        let expected = [["▁", "▁"], ["b", "c"], ["a", "b"], ["ab", "c"], ["a", "bc"]];
+        assert_eq!(merges("llama"), expected);
+        // Gemma's pieces come in their own order.
+        let expected = [["▁", "▁"], ["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]];
+        assert_eq!(merges("gemma2"), expected);
+        // A space in front, a beginning, and the unknown where no byte stands in.
+        let tokenizer = fixture::build(&parts("llama"));
+        assert_eq!(
+            tokenizer.encode("  abc é", true).unwrap(),
+            [1, 3, 10, 6, 10, 0]
+        );
+        assert_eq!(tokenizer.decode(&[3, 10, 6], false).unwrap(), "  abc");
+        let plain = GgufTokenizerParts {
+            add_space_prefix: Some(false),
+            add_bos: Some(false),
+            ..parts("llama")
+        };
+        assert_eq!(
+            fixture::build(&plain).encode("  abc", true).unwrap(),
+            [3, 6]
+        );
+    }
+
+    #[test]
     fn llama_adds_its_beginning_unless_told_otherwise() {
         assert!(with_pre("llama-bpe").adds_bos());
         assert!(!with_pre("qwen2").adds_bos());
@@ -414,10 +434,10 @@ mod tests {
         for (wrong, expected) in [
             (
                 GgufTokenizerParts {
-                    model: "llama".into(),
+                    model: "bert".into(),
                     ..parts()
                 },
-                "SentencePiece (\"llama\")",
+                "of the kind WordPiece (\"bert\")",
             ),
             (
                 GgufTokenizerParts {
@@ -428,10 +448,10 @@ mod tests {
             ),
             (
                 GgufTokenizerParts {
-                    pre: Some("tekken".into()),
+                    pre: Some("viking".into()),
                     ..parts()
                 },
-                "its pre-tokenizer is \"tekken\"",
+                "its pre-tokenizer is \"viking\"",
             ),
             (
                 GgufTokenizerParts {
@@ -499,6 +519,61 @@ mod tests {
                 .to_string()
                 .contains("tokens 8 and 9 are both")
         );
+    }
+
+    #[test]
+    fn what_sentence_piece_lacks_is_an_error() {
+        let parts = fixture::parts;
+        for (wrong, expected) in [
+            (
+                GgufTokenizerParts {
+                    model: "llama".into(),
+                    merges: vec![],
+                    ..parts()
+                },
+                "it has 266 tokens, but 0 scores",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![f64::NAN; 266],
+                    ..parts()
+                },
+                "token 0, \"<|endoftext|>\", has the score NaN",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![0.0; 266],
+                    ..parts()
+                },
+                "no token for what is unknown",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "t5".into(),
+                    scores: vec![0.0; 266],
+                    unk_id: Some(0),
+                    charsmap: vec![255; 5],
+                    ..parts()
+                },
+                "table of characters (tokenizer.ggml.precompiled_charsmap) is damaged",
+            ),
+            (
+                GgufTokenizerParts {
+                    model: "llama".into(),
+                    unk_id: Some(266),
+                    ..parts()
+                },
+                "unk_token has the id 266, but there are only 266 tokens",
+            ),
+        ] {
+            let error = wrong.to_files().unwrap_err().to_string();
+            assert!(
+                error.starts_with("the tokenizer of the GGUF file: ") && error.contains(expected),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod diff;
 mod generation;
 mod gradients;
 mod ia3;
+mod importing;
 mod merging;
 mod methods;
 mod objectives;
