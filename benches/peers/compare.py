@@ -6,7 +6,7 @@ theirs; the table has the smallest, the median and the largest of them beside th
 a machine does in a second says nothing about another one.
 
     python3 compare.py --lowrank ../../target/release/lowrank --peer-python VENV/bin/python \\
-        --model-bf16 DIR --model-f32 DIR --data rows.jsonl
+        --model-bf16 DIR --model-f32 DIR --data rows.jsonl --encoder DIR --labelled rows.tsv
 
 Needs nothing but Python; README.md beside this file says how to install the peer. Exit status: 0 if every median
 reaches its target, 1 if one does not or a command fails, 2 for misuse.
@@ -40,17 +40,22 @@ class Setting:
     method: tuple[str, ...] = ("--method", "lora", "--r", "4", "--target-modules", "q_proj,v_proj")
     # The steps in which lowrank computes each prompt once; then examples are what is counted.
     share_prompts: bool = False
+    # A classifier on --encoder and --labelled; then rows are what is counted.
+    classifies: bool = False
+    # What the peer calls the method, where that is another name.
+    peer_method: tuple[str, ...] | None = None
 
     @property
     def unit(self):
-        return "examples_per_second" if self.share_prompts else "tokens_per_second"
+        return "examples_per_second" if self.share_prompts or self.classifies else "tokens_per_second"
 
-    def work(self, rows, steps):
+    def work(self, rows, steps, method):
         """The arguments that both sides understand."""
         source = ["--data", str(rows)] if self.seq_length is None else ["--seq-length", str(self.seq_length)]
-        return [*source, "--batch-size", str(self.batch_size), "--steps", str(steps), *self.method]
+        return [*source, "--batch-size", str(self.batch_size), "--steps", str(steps), *method]
 
 
+QUERY_VALUE = ("--method", "lora", "--r", "8", "--target-modules", "query,value")
 ALL_LINEAR = ("--method", "lora", "--r", "8", "--target-modules", "all-linear")
 SETTINGS = (
     Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", 2.3, 1 / 6, 8),
@@ -59,6 +64,10 @@ SETTINGS = (
     Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", 1.4, 1 / 5, 2, seq_length=1024),
     Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", 1.8, 0.6, 8, method=("--method", "full")),
     Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", 4.0, 0.5, 16, share_prompts=True),
+    Setting("sst2-lora", "SST-2 rows by length, classifier, LoRA query and value, r 8, batch 32", 2.5, 1 / 3, 32,
+            classifies=True, method=QUERY_VALUE),
+    Setting("sst2-head", "SST-2 rows by length, classifier alone, batch 32", 2.5, 1 / 3, 32, classifies=True,
+            method=("--method", "top", "--head-only"), peer_method=("--method", "head")),
 )
 
 
@@ -70,9 +79,11 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lowrank", required=True, type=Path, help="the binary, built with --release")
     parser.add_argument("--peer-python", required=True, type=Path, help="a Python that has torch, transformers and peft")
-    parser.add_argument("--model-bf16", required=True, type=Path, help="the model for lowrank, stored in bf16")
-    parser.add_argument("--model-f32", required=True, type=Path, help="the same model for the peer, stored in f32")
+    parser.add_argument("--model-bf16", type=Path, help="the model for lowrank, stored in bf16")
+    parser.add_argument("--model-f32", type=Path, help="the same model for the peer, stored in f32")
     parser.add_argument("--data", type=Path, help="JSONL of {prompt, completion}, or lines of meaning||text")
+    parser.add_argument("--encoder", type=Path, help="an encoder for both, such as MiniLM")
+    parser.add_argument("--labelled", type=Path, help="lines of text, tab, label")
     parser.add_argument("--only", action="append", choices=[setting.name for setting in SETTINGS], metavar="SETTING",
                         help="one of " + ", ".join(setting.name for setting in SETTINGS) + "; may be repeated")
     parser.add_argument("--pairs", type=positive, default=5, help="how often the two take turns [5]")
@@ -121,12 +132,26 @@ def read_rows(path):
     return rows
 
 
+def read_labelled(path):
+    """The rows of a table without a header: text and label each."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text, tab, label = line.rpartition("\t")
+        if not tab:
+            raise Failure(f"{path}:{number} has no tab between text and label")
+        rows.append({"text": text, "label": label})
+    return rows
+
+
 def write_rows(rows, setting, steps, folder):
     """The rows that a setting's steps take, in their order, as a file."""
     if setting.share_prompts:
         rows = sorted(rows, key=lambda row: row["prompt"])
     path = folder / f"{setting.name}.jsonl"
     wanted = rows[: (steps + 1) * setting.batch_size]
+    if setting.classifies:
+        # Rows of like length share a batch, so that the peer pads little.
+        wanted = sorted(wanted, key=lambda row: len(row["text"].split()))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wanted), encoding="utf-8")
     return path
 
@@ -145,13 +170,15 @@ def run(command):
 
 def measure(setting, arguments, rows):
     """One dict a pair: what ours and the peer printed, and the ratios."""
-    work = setting.work(rows, arguments.steps)
+    work = setting.work(rows, arguments.steps, setting.method)
     threads = ["--threads", str(arguments.threads)] if arguments.threads else []
+    our_model, their_model = (arguments.encoder, arguments.encoder) if setting.classifies else (arguments.model_bf16, arguments.model_f32)
     # Resolved: ./lowrank would lose its ./ as a Path, and then be looked for on PATH.
-    ours = [arguments.lowrank.resolve(), "bench", "train", "--model", arguments.model_bf16, *work, "--warmup", "1", *threads, "--json"]
+    ours = [arguments.lowrank.resolve(), "bench", "train", "--model", our_model, *work, "--warmup", "1", *threads, "--json"]
     if setting.share_prompts:
         ours.append("--share-prompts")
-    theirs = [arguments.peer_python, PEER_SCRIPT, "--model", arguments.model_f32, *work, *threads]
+    work = setting.work(rows, arguments.steps, setting.peer_method or setting.method)
+    theirs = [arguments.peer_python, PEER_SCRIPT, "--model", their_model, *work, *threads]
     pairs = []
     for number in range(1, arguments.pairs + 1):
         pair = {}
@@ -241,20 +268,28 @@ def main():
     arguments = parse_arguments()
     settings = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
     try:
-        needs_data = [setting.name for setting in settings if setting.seq_length is None]
-        if needs_data and not arguments.data:
-            say(f"{', '.join(needs_data)}: give --data, or choose others with --only")
-            return 2
-        for folder in (arguments.model_bf16, arguments.model_f32):
+        classify = [setting.name for setting in settings if setting.classifies]
+        others = [setting.name for setting in settings if not setting.classifies]
+        needs_data = [setting.name for setting in settings if setting.seq_length is None and not setting.classifies]
+        for names, wanted in ((needs_data, ("data",)), (classify, ("encoder", "labelled")), (others, ("model_bf16", "model_f32"))):
+            missing = [f"--{name.replace('_', '-')}" for name in wanted if names and not getattr(arguments, name)]
+            if missing:
+                say(f"{', '.join(names)}: give {' and '.join(missing)}, or choose others with --only")
+                return 2
+        folders = [arguments.encoder] if classify else []
+        folders += [arguments.model_bf16, arguments.model_f32] if others else []
+        for folder in folders:
             if not (folder / "config.json").is_file():
                 say(f"{folder} is no model folder: it has no config.json")
                 return 2
         check_peer(arguments.peer_python)
         rows = read_rows(arguments.data) if needs_data else []
+        labelled = read_labelled(arguments.labelled) if classify else []
         results = []
         with tempfile.TemporaryDirectory() as folder:
             for setting in settings:
-                path = write_rows(rows, setting, arguments.steps, Path(folder)) if setting.seq_length is None else None
+                own = labelled if setting.classifies else rows
+                path = write_rows(own, setting, arguments.steps, Path(folder)) if setting.seq_length is None else None
                 results.append((setting, measure(setting, arguments, path)))
     except (Failure, OSError, ValueError, KeyError) as error:
         say(str(error) if isinstance(error, (Failure, OSError)) else f"unexpected output: {error!r}")

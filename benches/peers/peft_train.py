@@ -6,6 +6,8 @@ taken in file order, round and round. The first step is run but not counted: it 
 
     python peft_train.py --model DIR --data rows.jsonl --method lora --r 4 --target-modules q_proj,v_proj
     python peft_train.py --model DIR --seq-length 256 --batch-size 4 --method full
+
+Rows of {text, label} train a classifier: with LoRA, as a whole, or with everything frozen but the classifier (--method head).
 """
 
 import argparse
@@ -19,14 +21,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 NO_LOSS = -100
-LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
+LEARNING_RATES = {"lora": 2e-4, "full": 2e-5, "head": 1e-3}
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder in the Hugging Face layout, in float32")
     work = parser.add_mutually_exclusive_group(required=True)
-    work.add_argument("--data", help="JSONL of {prompt, completion}")
+    work.add_argument("--data", help="JSONL of {prompt, completion} or of {text, label}")
     work.add_argument("--seq-length", type=int, help="random tokens, so many a row, that all carry loss")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="steps that are counted, after one that is not")
@@ -49,6 +51,20 @@ def read_examples(path, tokenizer, end):
     return examples
 
 
+def read_labelled(path, tokenizer):
+    """(ids, number of the label) of every row, and how many labels there are."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in filter(str.strip, lines)]
+    names = sorted({row["label"] for row in rows})
+    encoded = tokenizer([row["text"] for row in rows])["input_ids"]
+    return [(ids, names.index(row["label"])) for ids, row in zip(encoded, rows)], len(names)
+
+
+def has_labels(path):
+    with open(path, encoding="utf-8") as lines:
+        return "label" in json.loads(lines.readline())
+
+
 def random_examples(torch, vocabulary, rows, length):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (rows, length), generator=generator).tolist()
@@ -62,7 +78,7 @@ def collate(torch, examples, padding):
     return {
         "input_ids": torch.tensor([fill(ids, padding) for ids, _ in examples]),
         "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in examples]),
-        "labels": torch.tensor([fill(labels, NO_LOSS) for _, labels in examples]),
+        "labels": torch.tensor([fill(labels, NO_LOSS) if isinstance(labels, list) else labels for _, labels in examples]),
     }
 
 
@@ -83,25 +99,36 @@ def main():
     torch.manual_seed(0)
     transformers.utils.logging.set_verbosity_error()
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    model.config.use_cache = False
-    end = first(model.config.eos_token_id)
-    if arguments.data:
+    classifies = bool(arguments.data) and has_labels(arguments.data)
+    if classifies:
         tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
-        examples = read_examples(arguments.data, tokenizer, end)
+        examples, labels = read_labelled(arguments.data, tokenizer)
+        load = transformers.AutoModelForSequenceClassification.from_pretrained
+        model = load(arguments.model, num_labels=labels, dtype=torch.float32)
+        end = tokenizer.pad_token_id
     else:
-        rows = (arguments.steps + 1) * arguments.batch_size
-        examples = random_examples(torch, model.config.vocab_size, rows, arguments.seq_length)
+        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+        model.config.use_cache = False
+        end = first(model.config.eos_token_id)
+        if arguments.data:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+            examples = read_examples(arguments.data, tokenizer, end)
+        else:
+            rows = (arguments.steps + 1) * arguments.batch_size
+            examples = random_examples(torch, model.config.vocab_size, rows, arguments.seq_length)
     if arguments.method == "lora":
         targets = arguments.target_modules
         config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
             r=arguments.r,
             lora_alpha=16,
             lora_dropout=0.0,
             target_modules=targets if targets == "all-linear" else targets.split(","),
         )
         model = peft.get_peft_model(model, config)
+    if arguments.method == "head":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("classifier.")
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATES[arguments.method], weight_decay=0.0)
@@ -121,7 +148,7 @@ def main():
             seconds += time.perf_counter() - begun
             tokens += sum(len(ids) for ids, _ in rows)
             # The first token of a row has nothing before it that could predict it.
-            supervised += sum(label != NO_LOSS for _, labels in rows for label in labels[1:])
+            supervised += sum(len(labels[1:]) - labels[1:].count(NO_LOSS) if isinstance(labels, list) else 1 for _, labels in rows)
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({
