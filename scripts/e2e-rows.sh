@@ -27,6 +27,7 @@ done
 # As rows: FILE COUNT KEY, where KEY says what is counted: `line`, or `meaning` with all its lines.
 rows() {
     awk -v count="$2" -v key="$3" '
+        BEGIN { units = 0; lines = 0 }
         function trimmed(text) { gsub(/^[ \t\r]+|[ \t\r]+$/, "", text); return text }
         function quoted(text) {
             gsub(/\\/, "\\\\", text); gsub(/"/, "\\\"", text); gsub(/\t/, "\\t", text)

@@ -403,3 +403,76 @@ fn classifiers_are_planned_and_timed() {
         assert_eq!(report["work"]["supervised_tokens"], supervised, "{report}");
     }
 }
+
+#[test]
+fn a_decoder_without_padding_classifies() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let run = path("run");
+    // Rows of different lengths share its batches, and no token fills them up.
+    let outcome = super::support::json_of(&[
+        "train",
+        "--model=builtin:tiny",
+        "--data",
+        &path("data"),
+        "--output",
+        &run,
+        "--max-steps=40",
+        "--learning-rate=5e-3",
+    ]);
+    let (before, after) = (&outcome["first_eval_loss"], &outcome["eval_loss"]);
+    assert!(
+        after.as_f64().unwrap() < 0.5 * before.as_f64().unwrap(),
+        "{outcome}"
+    );
+    let judged = super::support::json_of(&[
+        "eval",
+        "--model=builtin:tiny",
+        "--adapter",
+        &run,
+        "--data",
+        &path("data"),
+    ]);
+    assert_eq!(judged["accuracy"], 1.0, "{judged}");
+    let config = fs::read_to_string(folder.path().join("run/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["task_type"], "SEQ_CLS");
+}
+
+#[test]
+fn rows_longer_than_the_positions_are_cut_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let data = folder.path().join("data/train.csv");
+    let mut rows = fs::read_to_string(&data).unwrap();
+    rows.push_str(&format!("{},positive\n", "good ".repeat(300).trim()));
+    fs::write(&data, rows).unwrap();
+    for method in ["lora", "prefix"] {
+        lowrank()
+            .args(["train", "--model", &path("model"), "--data", &path("data")])
+            .args([
+                "--output",
+                &path(method),
+                "--max-steps",
+                "2",
+                "--method",
+                method,
+            ])
+            .args(if method == "prefix" {
+                &["--num-virtual-tokens=4"][..]
+            } else {
+                &[]
+            })
+            .assert()
+            .success()
+            .stderr(predicate::str::contains("1 row was cut at"));
+    }
+    let text = "good ".repeat(300);
+    lowrank()
+        .args(["embed", "--model", &path("model"), "--text", &text])
+        .assert()
+        .success();
+}

@@ -580,7 +580,7 @@ mod tests {
             "{shown}"
         );
         assert!(
-            shown.contains("1 rows were cut at max_seq_length; 3 tokens are lost"),
+            shown.contains("1 row was cut at 4 tokens") && shown.contains("3 tokens are lost"),
             "{shown}"
         );
         let error = load_with(

@@ -85,10 +85,12 @@ impl fmt::Display for DataReport {
             write!(f, "\n  {labels}")?;
         }
         if self.truncated_rows > 0 {
+            let (rows, tokens, longest) =
+                (self.truncated_rows, self.truncated_tokens, self.longest);
+            let were = if rows == 1 { "row was" } else { "rows were" };
             write!(
                 f,
-                "\n  {} rows were cut at max_seq_length; {} tokens are lost",
-                self.truncated_rows, self.truncated_tokens
+                "\n  {rows} {were} cut at {longest} tokens (max_seq_length, or what the model has positions for); {tokens} tokens are lost"
             )?;
         }
         if self.rows_without_end > 0 {
