@@ -476,3 +476,59 @@ fn rows_longer_than_the_positions_are_cut_and_counted() {
         .assert()
         .success();
 }
+
+#[test]
+fn classifiers_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (model, data, out) = (path("model"), path("data"), path("out"));
+    let config = |more: &str| {
+        let text = format!(
+            "model: {model}\ndata: {data}\ntrain: {{max_steps: 8, batch_size: 8}}\ncost: {{steps: 2, prompt_tokens: 4}}\n{more}\n\
+             methods:\n  - {{method: lora, r: 2, learning_rate: 1e-2}}\n\
+             \x20 - {{method: top, head_only: true, learning_rate: [1e-3, 1e-2]}}\n  - {{method: full}}\n"
+        );
+        let file = folder.path().join("compare.yaml");
+        fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let file = config("");
+    let found = super::support::json_of(&["compare", &file, "--output", &out, "--threads", "1"]);
+    assert_eq!(found["unit"], "row", "{found}");
+    assert_eq!(
+        found["metrics"],
+        serde_json::json!(["accuracy", "f1_macro", "matthews"])
+    );
+    assert_eq!(found["base"]["loss"], Value::Null);
+    let methods = found["methods"].as_array().unwrap();
+    // The classifier of two labels: [2, 24] and its bias.
+    let trained: Vec<_> = methods
+        .iter()
+        .map(|method| method["trainable_parameters"].as_u64().unwrap())
+        .collect();
+    assert_eq!(trained[..2], [2 * 2 * 2 * 48 + 50, 50], "{trained:?}");
+    for method in methods {
+        let accuracy = &method["scores"]["accuracy"]["mean"];
+        assert!(
+            (0.0..=1.0).contains(&accuracy.as_f64().unwrap()),
+            "{method}"
+        );
+        assert!(method["cost"]["milliseconds_per_token"].as_f64().unwrap() > 0.0);
+    }
+    let page = fs::read_to_string(folder.path().join("out/comparison.html")).unwrap();
+    assert!(page.contains("a row, batch 1") && !page.contains("nats a token"));
+
+    for (more, words) in [
+        ("texts: {metrics: [bleu]}", "leave texts out"),
+        ("metrics: [bleu]", "have no bleu; there are accuracy"),
+    ] {
+        let file = config(more);
+        lowrank()
+            .args(["compare", &file, "--output", &out])
+            .assert()
+            .code(2)
+            .stderr(predicate::str::contains(words));
+    }
+}
