@@ -16,7 +16,7 @@ use super::block::{Block, BlockSaved, SomeRows};
 use super::cache::KvCache;
 use super::config::{EmbeddingScale, ModelConfig, Part, Position, Rope, WeightId};
 use super::pass::{NormSaved, Pass};
-use super::rope::RopeTables;
+use super::rope::{RopeCache, RopeTables};
 use super::saving::Saving;
 use super::top::Top;
 use super::weights::Weights;
@@ -47,8 +47,7 @@ pub struct ForeignAdapter {
 /// A base model: immutable weights and what is derived from the config.
 pub struct Decoder {
     weights: Weights,
-    /// One for each of the config's rotary embeddings.
-    ropes: Vec<RopeTables>,
+    ropes: RopeCache,
 }
 
 impl Decoder {
@@ -59,8 +58,7 @@ impl Decoder {
             Position::Rope(ropes) => ropes,
             Position::Learned { .. } => &[],
         };
-        let positions = config.max_position_embeddings;
-        let ropes = ropes.iter().map(|rope| rope.tables(positions)).collect();
+        let ropes = RopeCache::new(ropes, config.max_position_embeddings);
         Arc::new(Self { weights, ropes })
     }
 
@@ -255,12 +253,15 @@ impl Decoder {
             adapters: batch.adapters_of(rows),
             classes: batch.classes_of(rows),
         });
+        let last = batch.positions.iter().max();
+        let positions = last.map_or(0, |last| *last as usize + 1);
         Run {
             decoder: self,
             batch,
             pass,
             rows,
             picked,
+            ropes: self.ropes.tables(positions),
         }
     }
 }
@@ -275,6 +276,8 @@ struct Run<'a> {
     rows: &'a [u32],
     /// The same where the last block computes these alone.
     picked: Option<SomeRows>,
+    /// The angles of the batch's positions, one table for each rotary embedding.
+    ropes: Arc<Vec<RopeTables>>,
 }
 
 impl Run<'_> {
@@ -282,7 +285,7 @@ impl Run<'_> {
         let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
         let wanted = self.picked.as_ref().filter(|_| is_last);
         let of_block = self.decoder.config().layers[layer].rope;
-        let rope = of_block.and_then(|rope| self.decoder.ropes.get(rope));
+        let rope = of_block.and_then(|rope| self.ropes.get(rope));
         Block::new(&self.pass, self.batch, layer, rope, wanted)
     }
 

@@ -1,5 +1,7 @@
 //! Rotary positions: which angles a family turns its queries and keys by.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use lowrank_kernels::{RopeOrder, RopeTable};
 
 /// Rotary position embedding: the base and how its frequencies are stretched.
@@ -76,6 +78,55 @@ impl QueryScale {
     fn factor(self, position: usize) -> f64 {
         let turns = (position as f64 / self.original_max_position_embeddings).floor();
         1.0 + self.beta * turns.ln_1p()
+    }
+}
+
+/// Positions whose angles are computed at first.
+const FIRST_POSITIONS: usize = 2048;
+
+/// The angles of a model's rotary embeddings, of as many positions as were asked for so far: models are made for up to a million, whose
+/// angles would take more memory than a small model's weights, and few texts are so long.
+pub(crate) struct RopeCache {
+    ropes: Vec<Rope>,
+    most: usize,
+    filled: RwLock<Filled>,
+}
+
+/// Tables of so many positions, one for each rotary embedding.
+#[derive(Clone, Default)]
+struct Filled {
+    positions: usize,
+    tables: Arc<Vec<RopeTables>>,
+}
+
+impl RopeCache {
+    /// For positions below `most`.
+    pub(crate) fn new(ropes: &[Rope], most: usize) -> Self {
+        Self {
+            ropes: ropes.to_vec(),
+            most,
+            filled: RwLock::default(),
+        }
+    }
+
+    /// Tables of at least so many positions. What a position's angles are does not depend on how many there are.
+    pub(crate) fn tables(&self, positions: usize) -> Arc<Vec<RopeTables>> {
+        let found = self.filled.read().unwrap_or_else(PoisonError::into_inner);
+        if found.positions >= positions && found.positions > 0 {
+            return Arc::clone(&found.tables);
+        }
+        drop(found);
+        let mut filled = self.filled.write().unwrap_or_else(PoisonError::into_inner);
+        if filled.positions < positions || filled.positions == 0 {
+            let wanted = positions.max(FIRST_POSITIONS).next_power_of_two();
+            let count = wanted.min(self.most).max(positions);
+            let tables = self.ropes.iter().map(|rope| rope.tables(count));
+            *filled = Filled {
+                positions: count,
+                tables: Arc::new(tables.collect()),
+            };
+        }
+        Arc::clone(&filled.tables)
     }
 }
 
@@ -184,5 +235,36 @@ impl Rope {
             }
             RopeScaling::LongRope { short_factor, .. } => frequency / short_factor[index],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn angles_are_the_same_however_many_there_are() {
+        let rope = Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+            rotary_size: 8,
+            order: RopeOrder::default(),
+            query_scale: None,
+        };
+        let cache = RopeCache::new(std::slice::from_ref(&rope), 100_000);
+        let turned = |tables: &[RopeTables], position: u32| {
+            let mut x = lowrank_kernels::Tensor::from_f32(1, 8, (0..8).map(|i| i as f32).collect());
+            lowrank_kernels::rope_forward(x.view_mut(), &[position], tables[0].keys(), 8);
+            x.to_vec()
+        };
+        let small = cache.tables(10);
+        let before = turned(&small, 9);
+        assert_eq!(cache.filled.read().unwrap().positions, FIRST_POSITIONS);
+        let large = cache.tables(70_000);
+        assert_eq!(cache.filled.read().unwrap().positions, 100_000);
+        assert_eq!(turned(&large, 9), before);
+        // A pass that began before goes on with what it has.
+        assert_eq!(turned(&small, 9), before);
+        turned(&large, 69_999);
     }
 }
