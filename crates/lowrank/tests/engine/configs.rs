@@ -572,6 +572,16 @@ fn values_that_a_family_has_not_are_named() {
             &["partial_rotary_factor", "even"],
         ),
         (
+            "llama",
+            json!({"rope_parameters": null, "rope_scaling": null, "rope_theta": 0.0}),
+            &["rope_theta", "greater than 0"],
+        ),
+        (
+            "llama",
+            json!({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}}),
+            &["rope_parameters.rope_theta", "greater than 1"],
+        ),
+        (
             "ministral3",
             json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
             &["rope_parameters.llama_4_scaling_beta"],

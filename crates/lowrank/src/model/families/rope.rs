@@ -93,9 +93,18 @@ impl Rules {
             query_scale: None,
         };
         let Some(nested) = nested else {
+            check_theta(raw, theta, 0.0)?;
             return Ok(plain);
         };
         let scaling = self.scaling(raw, &nested, plain.rotary_size)?;
+        // Its ramp is found by the logarithm.
+        let is_yarn = matches!(scaling, RopeScaling::Yarn { .. });
+        let by = if nested.get("rope_theta").is_some() {
+            &nested
+        } else {
+            raw
+        };
+        check_theta(by, theta, if is_yarn { 1.0 } else { 0.0 })?;
         Ok(Rope { scaling, ..plain })
     }
 
@@ -252,4 +261,13 @@ impl Rules {
             attention_factor,
         })
     }
+}
+
+/// Refuses a base that gives no angles.
+fn check_theta(raw: &HfConfig, theta: f64, least: f64) -> Result<(), FormatError> {
+    if theta > least && theta.is_finite() {
+        return Ok(());
+    }
+    let problem = format!("a number greater than {least}, not {theta}");
+    Err(raw.unsupported("rope_theta", problem))
 }
