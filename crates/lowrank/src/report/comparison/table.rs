@@ -60,8 +60,12 @@ pub(super) fn results(comparison: &Comparison) -> String {
         small(column.note, &mut out);
         out.push_str("</th>");
     }
-    out.push_str("</tr></thead>\n<tbody>\n<tr class=\"base\"><th scope=\"row\">Base model</th>");
-    row(&columns, 0, &mut out);
+    out.push_str("</tr></thead>\n<tbody>\n");
+    // A new classifier says nothing before it is trained.
+    if comparison.unit == Unit::Token {
+        out.push_str("<tr class=\"base\"><th scope=\"row\">Base model</th>");
+        row(&columns, 0, &mut out);
+    }
     for (index, method) in comparison.methods.iter().enumerate() {
         out.push_str("<tr>");
         name(index, method, &mut out);
