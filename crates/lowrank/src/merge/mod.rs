@@ -19,7 +19,7 @@ use crate::data::Labels;
 use crate::model::weights::write_model;
 use crate::model::{
     Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
-    Part, Pooling, Purpose, Scored, WeightId, Weights, families,
+    Part, Pooling, Purpose, Scored, TokenRows, WeightId, Weights, families,
 };
 
 /// Largest logit difference of a merge stored in f32.
@@ -157,11 +157,18 @@ impl MergedConfig {
                 "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
             );
         }
-        if adapter.low_rank.is_empty() && adapter.scaled.is_empty() && adapter.replaced.is_empty() {
+        let changes = [
+            adapter.low_rank.len(),
+            adapter.scaled.len(),
+            adapter.replaced.len(),
+            adapter.token_rows.tables().count(),
+        ];
+        if changes.iter().sum::<usize>() == 0 {
             return refuse("this adapter changes no weight, so there is nothing to merge");
         }
         let (mut config, mut changes) = (base.clone(), Vec::new());
-        if base.tie_word_embeddings && adapter.replaced.contains_key(&WeightId::Head) {
+        let has_head = adapter.replaced.contains_key(&WeightId::Head);
+        if (base.tie_word_embeddings && has_head) || adapter.token_rows.untie(base) {
             config.tie_word_embeddings = false;
             changes.push(("tie_word_embeddings", false.into()));
         }
@@ -268,6 +275,27 @@ fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: 
     }
 }
 
+/// A table of tokens with the rows that are the adapter's, in bytes of `dtype`. A head that is taken apart from the embedding begins as
+/// that.
+fn merged_table(model: &Decoder, adapter: &Adapter, id: WeightId, dtype: DType) -> Vec<u8> {
+    let weights = model.weights();
+    let tied = id == WeightId::Head && weights.get(id).is_none();
+    let base = weights.view(if tied { WeightId::Embedding } else { id });
+    let sites = &adapter.token_rows;
+    let rows = match id {
+        WeightId::Head => sites.head.as_ref(),
+        _ => sites.embedding.as_ref(),
+    };
+    let mut bytes = base.to_le_bytes(dtype);
+    let width = dtype.bytes_for(base.cols());
+    for (place, id) in rows.iter().flat_map(|rows| rows.ids().iter().enumerate()) {
+        let row = adapter.params.view(rows.map_or(0, TokenRows::slot));
+        let row = row.slice_rows(place..place + 1).to_le_bytes(dtype);
+        bytes[*id as usize * width..][..width].copy_from_slice(&row);
+    }
+    bytes
+}
+
 fn write_merged(
     model: &Decoder,
     adapter: &Adapter,
@@ -288,6 +316,9 @@ fn write_merged(
         WeightId::Linear(linear, Part::Bias) if adapter.scaled.contains_key(&linear) => {
             let merged = merged_bias(model, adapter, linear);
             out.write_all(&merged.view().to_le_bytes(dtype))
+        }
+        WeightId::Embedding | WeightId::Head => {
+            out.write_all(&merged_table(model, adapter, id, dtype))
         }
         id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
     })
@@ -323,7 +354,10 @@ fn prove(
         }
     };
     Ok(MergeReport {
-        modules: adapter.low_rank.len() + adapter.scaled.len() + adapter.replaced.len(),
+        modules: adapter.low_rank.len()
+            + adapter.scaled.len()
+            + adapter.replaced.len()
+            + adapter.token_rows.tables().count(),
         tokens: passages.iter().map(Vec::len).sum(),
         max_logit_difference,
         rounding_difference,

@@ -8,6 +8,7 @@ pub(super) mod inject;
 pub(super) mod load;
 mod method;
 mod save;
+mod tokens;
 
 use lowrank_formats::peft::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -22,11 +23,14 @@ pub use save::save;
 use crate::Error;
 use crate::model::{Adapter, LinearId, LinearKind, ModelConfig, families};
 
-/// The branches of a config, all zero.
+/// The branches of a config and its rows of tokens, all zero.
 pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter, Error> {
     LoraConfig::from_json(&lora.to_json())
         .map_err(|problems| Error::Settings(problems.join("\n")))?;
-    Ok(inject::lay_out(model, lora, &inject::choose(model, lora)?))
+    let mut adapter = inject::lay_out(model, lora, &inject::choose(model, lora)?);
+    tokens::add(&mut adapter, model, lora.trainable_token_indices.as_ref())
+        .map_err(|problems| Error::Settings(problems.join("\n")))?;
+    Ok(adapter)
 }
 
 impl InitLoraWeights {
