@@ -268,7 +268,7 @@ impl<'a> Reader<'a> {
 
     fn token_indices(&mut self) -> Option<TokenIndices> {
         const KEY: &str = "trainable_token_indices";
-        let value = self.get(KEY).filter(|value| !is_inactive(value))?;
+        let value = self.get(KEY).filter(|value| **value != json!({}))?;
         match TokenIndices::from_json(KEY, value) {
             Ok(indices) => Some(indices),
             Err(problems) => {

@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, Arena, View};
+use lowrank_kernels::{Activation, Arena, View, embedding_forward};
 
 use super::batch::{VirtualPart, VirtualTokens};
 use super::config::{BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
@@ -315,12 +315,8 @@ impl Adapter {
         for (id, rows) in self.token_rows.tables() {
             let tied = id == WeightId::Head && weights.config().tie_word_embeddings;
             let table = weights.view(if tied { WeightId::Embedding } else { id });
-            for (place, id) in rows.ids.iter().enumerate() {
-                let id = *id as usize;
-                let to = self.params.view_mut(rows.slot);
-                let mut to = to.slice_rows(place..place + 1);
-                to.copy_from(table.slice_rows(id..id + 1));
-            }
+            let own = self.params.view_mut(rows.slot);
+            embedding_forward(own, &rows.ids, table, false);
         }
     }
 

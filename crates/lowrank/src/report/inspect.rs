@@ -249,7 +249,18 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
         parameters: size(slot),
         relative_change: None,
     });
-    let token_rows = adapter.token_rows.tables().map(|(id, rows)| {
+    linears
+        .chain(replaced)
+        .chain(token_rows(model, adapter))
+        .chain(bottlenecks)
+        .chain(virtual_tokens)
+        .collect()
+}
+
+/// Rows of tokens, a table each, with their change beside the model's own rows.
+fn token_rows(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
+    let params = &adapter.params;
+    let reports = adapter.token_rows.tables().map(|(id, rows)| {
         let tied = id == WeightId::Head && model.config().tie_word_embeddings;
         let table = model.weights();
         let table = table.view(if tied { WeightId::Embedding } else { id });
@@ -262,14 +273,9 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
             module: adapter.names[rows.slot()].clone(),
             r: None,
             scale: None,
-            parameters: size(rows.slot()),
+            parameters: params.view(rows.slot()).len() as u64,
             relative_change: (norm > 0.0).then(|| frobenius_norm(base.view()) / norm),
         }
     });
-    linears
-        .chain(replaced)
-        .chain(token_rows)
-        .chain(bottlenecks)
-        .chain(virtual_tokens)
-        .collect()
+    reports.collect()
 }

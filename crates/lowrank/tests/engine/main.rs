@@ -17,6 +17,7 @@ mod resume;
 mod scales;
 mod sessions;
 mod sharing;
+mod token_rows;
 mod trainer;
 mod training;
 mod virtual_tokens;

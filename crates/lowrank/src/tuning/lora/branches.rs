@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, check_finite};
-use lowrank_formats::peft::{LoraConfig, LoraPart, lora_key, open_adapter_weights, parse_lora_key};
+use lowrank_formats::peft::{
+    LoraConfig, LoraPart, TOKEN_ROWS, lora_key, open_adapter_weights, parse_lora_key,
+};
 
 use super::load::{Stacked, WHOLE, fused_parts};
 use crate::Error;
@@ -65,6 +67,8 @@ pub fn branches(folder: &Path) -> Result<Branches, Error> {
             Some((module, _)) => {
                 modules.insert(module.to_owned());
             }
+            // They are compared with nothing.
+            None if name.ends_with(TOKEN_ROWS) => {}
             None => problems.push(format!("{name}: not an A or a B of LoRA")),
         }
     }

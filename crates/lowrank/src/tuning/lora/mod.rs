@@ -11,6 +11,7 @@ mod save;
 mod tokens;
 
 use lowrank_formats::peft::LoraConfig;
+pub use lowrank_formats::peft::TokenIndices;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
