@@ -78,6 +78,8 @@ fn help_of_train() {
                                            gaussian, true, false]
           --trainable-token-indices <IDS>  Tokens to train the embedding's rows of: ids, as 5,17; in a
                                            file also lists by module
+          --add-tokens <FILE>              Tokens to add to the tokenizer and to train the rows of: a
+                                           file with one a line, or with a JSON list
           --use-rslora[=<BOOL>]            Scale by lora_alpha / √r instead
 
     Other methods:

@@ -110,7 +110,7 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
         ));
     }
     check_output(source, output, options.overwrite)?;
-    let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
+    let base = source.weights_for(DType::F32, options.purpose)?;
     if let Some(name) = base.untrained(Some(adapter)) {
         return Err(Error::Settings(format!(
             "neither {source} nor the adapter has a trained classifier ({name} is missing), so there is none to write"
@@ -199,7 +199,7 @@ fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), E
     if !overwrite || !crate::output::is_taken(output)? {
         return Ok(());
     }
-    if let Source::Folder(base) = source {
+    if let Some(base) = source.folder() {
         crate::output::check_apart(output, base)?;
     }
     crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])
@@ -349,7 +349,7 @@ fn prove(
     let (limit, rounding_difference) = match dtype {
         DType::F32 => (F32_LIMIT, None),
         DType::Bf16 => {
-            let drift = rounding_drift(options.source, base, adapter, passages)?;
+            let drift = rounding_drift(options, base, passages)?;
             (ROUNDING_FACTOR * drift, Some(drift))
         }
     };
@@ -369,12 +369,11 @@ fn prove(
 /// How far rounding the base to 16 bit moves its logits. A base that is stored in 16 bit already has nothing to round, so
 /// it is scaled by 1.001 first: the values then lie as far from 16-bit numbers as any merged ones.
 fn rounding_drift(
-    source: &Source,
+    options: &MergeOptions,
     base: &Arc<Decoder>,
-    adapter: &Adapter,
     passages: &[Vec<u32>],
 ) -> Result<f32, Error> {
-    let config = base.config();
+    let (config, adapter) = (base.config(), options.adapter);
     // Without the adapter's values a base may have a classifier of zeros, which nothing moves.
     let classifier = adapter.with_replaced_alone(|id| config.is_of_classifier(id));
     let set = [&classifier];
@@ -382,11 +381,8 @@ fn rounding_drift(
         Some(_) => AdapterSet::new(&set),
         None => AdapterSet::none(),
     };
-    let rounded = Decoder::new(Weights::from_checkpoint(
-        config.clone(),
-        &source.checkpoint()?,
-        DType::Bf16,
-    )?);
+    let rounded = options.source.weights_for(DType::Bf16, options.purpose)?;
+    let rounded = Decoder::new(rounded);
     // Logits alone don't tell: sums over f32 and bf16 weights may be taken in another order.
     let is_rounded = config.weights().iter().all(|&(id, _)| {
         let (stored, rounded) = (base.weights().view(id), rounded.weights().view(id));

@@ -360,7 +360,8 @@ fn rows_are_written_into_the_merged_model() {
         let source = Source::Folder(place.path("model"));
         let merged = place.path("merged");
         let sequence: Vec<u32> = IDS.iter().copied().chain(ids(20, 1)).collect();
-        let report = merge_f32(&source, &made, &[sequence.clone()], &merged).expect("it merges");
+        let report =
+            merge_f32(&source, &made, std::slice::from_ref(&sequence), &merged).expect("it merges");
         let tables = made.token_rows.tables().count();
         assert_eq!(report.modules, made.low_rank.len() + tables);
         assert!(report.max_logit_difference < F32_LIMIT);
@@ -440,7 +441,7 @@ fn an_encoder_of_texts_reads_them() {
         let mut batch = Batch::bidirectional(adapter.virtual_tokens());
         batch.push(ids, &vec![true; ids.len()]);
         batch.supervised = (0..ids.len() as u32).collect();
-        batch.pools = vec![0..ids.len()];
+        batch.pools.push(0..ids.len());
         let (set, ws) = ([adapter], Workspace::new());
         let batch = batch.with_adapter(0);
         model.pooled(&batch, AdapterSet::new(&set), &ws).to_vec()

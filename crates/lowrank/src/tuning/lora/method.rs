@@ -1,6 +1,6 @@
 //! LoRA among the methods: its options, and what they come to.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{LoraConfig, TokenIndices};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Coverage, InitLoraWeights, inject, lay_out, load, save, tokens};
 use crate::Error;
-use crate::fields::{Field, Fields, fields};
+use crate::fields::{Field, Fields, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, finite_pattern, parse_pattern};
 use crate::model::{Adapter, ModelConfig};
@@ -63,6 +63,11 @@ fields! {
         #[fixes(Shape)]
         pub trainable_token_indices: Option<TokenIndices>,
 
+        /// Tokens to add to the tokenizer and to train the rows of: a file with one a line, or with a JSON list
+        #[arg(value_name = "FILE", help_heading = "LoRA")]
+        #[fixes(Shape)]
+        pub add_tokens: Option<PathBuf>,
+
         /// Scale by lora_alpha / √r instead
         #[switch(help_heading = "LoRA")]
         #[fixes(Action)]
@@ -97,6 +102,18 @@ fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfi
         base_model_name_or_path: Some(base.to_owned()),
         task_type: Some(task_type(model).to_owned()),
         ..LoraConfig::default()
+    }
+}
+
+/// Refuses tokens that nobody has added yet.
+fn check_tokens(options: &MethodOptions) -> Result<(), Error> {
+    match &options.lora.add_tokens {
+        None => Ok(()),
+        Some(file) => Err(Error::Settings(format!(
+            "add_tokens ({}) is for train alone, which adds the tokens to the model first; give trainable_token_indices, which trains as \
+             many rows",
+            file.display()
+        ))),
     }
 }
 
@@ -151,11 +168,24 @@ impl MethodSpec for Spec {
         })
     }
 
+    fn check(&self, options: &MethodOptions, names: &dyn Names, problems: &mut Vec<String>) {
+        let lora = &options.lora;
+        if lora.add_tokens.is_some() && lora.trainable_token_indices.is_some() {
+            problems.push(format!(
+                "{} trains the rows of the new tokens alone, so {} cannot be given beside it",
+                names.given("add_tokens"),
+                names.given("trainable_token_indices")
+            ));
+        }
+    }
+
     fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        check_tokens(options)?;
         lay_out(model, &config(options, model, ""))
     }
 
     fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        check_tokens(options)?;
         let model = with.decoder.config();
         let config = config(options, model, with.base);
         let init = options.lora.init_lora_weights;

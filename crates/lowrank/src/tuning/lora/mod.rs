@@ -20,6 +20,7 @@ pub use load::{Loaded, load};
 pub(super) use method::Spec;
 pub use method::{Config, Settings};
 pub use save::save;
+pub(crate) use tokens::of_new_tokens;
 
 use crate::Error;
 use crate::model::{Adapter, LinearId, LinearKind, ModelConfig, families};

@@ -80,6 +80,15 @@ pub(super) fn add(
     Ok(())
 }
 
+/// The rows of new tokens: of the embedding, and of an output projection of its own.
+pub(crate) fn of_new_tokens(model: &ModelConfig, ids: &[u32]) -> TokenIndices {
+    if model.tie_word_embeddings || model.head != HeadKind::LanguageModel {
+        return TokenIndices::Embedding(ids.to_vec());
+    }
+    let tables = [WeightId::Embedding, WeightId::Head];
+    TokenIndices::Tables(tables.map(|id| (module(model, id), ids.to_vec())).into())
+}
+
 /// The table that a name means. PEFT goes by the end of a module's name.
 fn table(model: &ModelConfig, name: &str) -> Result<WeightId, String> {
     let has_head = model.head == HeadKind::LanguageModel;
