@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prefix and prompt tuning and IA3 in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
+"""Prefix and prompt tuning, IA3 and LoRA with rows of tokens in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
 
     pip install torch transformers peft safetensors
     python scripts/check_peft_methods.py --lowrank target/release/lowrank
@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import IA3Config, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 BUILTIN = Path(__file__).resolve().parent.parent / "crates/lowrank/builtin"
 DATA = BUILTIN / "tasks/cards"
 TOLERANCE = 1e-4
-# For each case the flags of a training, and PEFT's config.
+# For each case the flags of a training, or its settings, and PEFT's config.
 CASES = {
     "layer": ("--method prefix --prefix-kind layer --num-virtual-tokens 6", PrefixTuningConfig(num_virtual_tokens=5)),
     "embedding": ("--method prefix --prefix-kind embedding --num-virtual-tokens 6",
@@ -30,6 +30,12 @@ CASES = {
     "ia3": ("--method ia3 --learning-rate 0.1", IA3Config(init_ia3_weights=False)),
     "ia3 everywhere": ("--method ia3 --learning-rate 0.1 --target-modules all-linear",
                        IA3Config(target_modules="all-linear", init_ia3_weights=False)),
+    "rows of tokens": ("--learning-rate 0.02 --trainable-token-indices 0,11,13,40,262",
+                       LoraConfig(init_lora_weights=False, trainable_token_indices=[262, 11, 99])),
+    "rows of two tables": (
+        {"learning_rate": 0.02, "trainable_token_indices": {"embed_tokens": [0, 11], "lm_head": [0, 13, 262]}},
+        LoraConfig(init_lora_weights=False, trainable_token_indices={"embed_tokens": [262, 11], "lm_head": [99]}),
+    ),
 }
 
 
@@ -90,12 +96,22 @@ def main():
         few.write_text("\n".join(lines) + "\n")
         for kind, (flags, config) in CASES.items():
             trained = work / kind
-            run(arguments, "train", *flags.split(), "--model", str(BUILTIN), "--data", str(few), "--output", str(trained),
+            if isinstance(flags, dict):
+                settings = work / f"{kind}.yaml"
+                settings.write_text(json.dumps(flags))
+                flags = ["--config", str(settings)]
+            else:
+                flags = flags.split()
+            run(arguments, "train", *flags, "--model", str(BUILTIN), "--data", str(few), "--output", str(trained),
                 "--max-steps", "4", "--base-dtype", "f32")
             tuned = PeftModel.from_pretrained(base(), trained).eval()
             compare(f"{kind}, trained here", lowrank_loss(arguments, trained, few), peft_loss(tuned, rows))
             config.task_type = "CAUSAL_LM"
             made = get_peft_model(base(), config).eval()
+            with torch.no_grad():
+                for name, rows_of_tokens in made.named_parameters():
+                    if "trainable_tokens_delta" in name:
+                        rows_of_tokens.add_(0.1 * torch.randn(rows_of_tokens.shape))
             made.save_pretrained(work / f"{kind}-peft")
             theirs = peft_loss(made, rows)
             compare(f"{kind}, made by PEFT", lowrank_loss(arguments, work / f"{kind}-peft", few), theirs)

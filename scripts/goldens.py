@@ -34,6 +34,8 @@ above under the adapter, and:
 The folders of `PROMPT_ADAPTERS` are the same for PEFT's prefix and prompt tuning; their one tensor is `prompt_embeddings`,
 and the logits are those of the text alone, without the virtual tokens.
 
+The folders of `TOKEN_ADAPTERS` are those of adapters with rows of tokens of their own (`trainable_token_indices`).
+
 The folders of `IA3_ADAPTERS` are the same for PEFT's IA3, the factors moved away from one.
 
 `gpt2/q_v_parts` adapts the query and the value part of the fused c_attn separately, as the LoRA paper does. Its keys
@@ -181,6 +183,16 @@ IA3_ADAPTERS = {
     "llama/ia3": dict(),
     "qwen2/ia3": dict(target_modules=r".*\.(q|v|up|down)_proj", feedforward_modules=r".*\.mlp\..*"),
     "gpt2/ia3": dict(fan_in_fan_out=True),
+}
+TOKEN_ADAPTERS = {
+    # An untied head stays frozen; tied, it has the embedding's rows; with names, each table has its own.
+    "llama/tokens": dict(trainable_token_indices=[86, 3, 40, 11]),
+    "llama/token_tables": dict(trainable_token_indices={"embed_tokens": [62, 40], "lm_head": [26, 5, 86]}),
+    "qwen2/tokens": dict(trainable_token_indices=[31, 96, 12]),
+    "qwen2/token_tables": dict(trainable_token_indices={"embed_tokens": [31, 41], "lm_head": [12]}),
+    "gemma2/tokens": dict(trainable_token_indices=[92, 77]),
+    "granite/tokens": dict(trainable_token_indices={"model.embed_tokens": [90, 17]}),
+    "gpt2/tokens": dict(trainable_token_indices=[93, 33, 0], target_modules=["c_attn"], fan_in_fan_out=True),
 }
 SMOOTHED_ADAPTER = "llama/all_linear"
 PARTS_CASE, PARTS_RANK, PARTS_ALPHA = "gpt2/q_v_parts", 2, 5
@@ -342,7 +354,8 @@ def write_adapter(folder, name):
     """A PEFT adapter's folder and what PEFT computes with it."""
     family = name.split("/")[0]
     rows = make_rows(family)
-    model = get_peft_model(make_model(family), LoraConfig(task_type="CAUSAL_LM", **ADAPTERS[name])).eval()
+    options = ADAPTERS.get(name) or dict(r=2, lora_alpha=5, target_modules=["q_proj", "v_proj"]) | TOKEN_ADAPTERS[name]
+    model = get_peft_model(make_model(family), LoraConfig(task_type="CAUSAL_LM", **options)).eval()
     parameters = lora_parameters(model)
     randomise_lora(parameters, name)
     save_adapter(model, folder)
@@ -430,7 +443,7 @@ def write_all(folder):
     for name in MODELS:
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_model(folder / name, name)
-    for name in ADAPTERS:
+    for name in ADAPTERS | TOKEN_ADAPTERS:
         write_adapter(folder / name, name)
     for name in PROMPT_ADAPTERS:
         write_prompt_adapter(folder / name, name)

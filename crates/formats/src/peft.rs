@@ -17,10 +17,12 @@ use crate::{FormatError, atomic};
 mod prompt;
 mod read;
 mod target;
+mod tokens;
 
 pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
 pub use read::is_inactive;
 pub use target::{LoraPart, ModuleNames, TargetModules, lora_key, parse_lora_key};
+pub use tokens::{TOKEN_ROWS, TokenIndices};
 
 /// The name of the configuration in an adapter's folder.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -67,6 +69,8 @@ pub struct LoraConfig {
     pub task_type: Option<String>,
     /// Modules that are trained and saved as a whole; PEFT matches them by the end of their names.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding are the adapter's own.
+    pub trainable_token_indices: Option<TokenIndices>,
     /// Whether PEFT freezes the adapter when it loads it.
     pub inference_mode: bool,
     /// Classes of the base model, where it was not one of transformers' auto classes.
@@ -94,6 +98,7 @@ impl Default for LoraConfig {
             revision: None,
             task_type: None,
             modules_to_save: Vec::new(),
+            trainable_token_indices: None,
             inference_mode: false,
             auto_mapping: None,
             peft_version: None,
@@ -239,6 +244,14 @@ impl LoraConfig {
                     names => json!(names),
                 },
             ),
+            (
+                "trainable_token_indices",
+                json!(
+                    self.trainable_token_indices
+                        .as_ref()
+                        .map(TokenIndices::to_json)
+                ),
+            ),
             ("inference_mode", json!(self.inference_mode)),
             ("auto_mapping", json!(self.auto_mapping)),
             ("peft_type", json!("LORA")),
@@ -378,6 +391,10 @@ mod tests {
             layers_to_transform: Some(vec![0, 3]),
             layers_pattern: vec!["layers".into()],
             revision: Some("main".into()),
+            trainable_token_indices: Some(TokenIndices::Tables(vec![
+                ("lm_head".into(), vec![4]),
+                ("embed_tokens".into(), vec![7, 2]),
+            ])),
             inference_mode: true,
             auto_mapping: Some(json!({ "base_model_class": "X" })),
             peft_version: Some("0.19.0".into()),
@@ -407,19 +424,18 @@ mod tests {
     fn every_active_unsupported_feature_is_named_at_once() {
         let message = read(
             r#"{"peft_type":"LORA","target_modules":["q_proj"],"use_dora":true,"bias":"all","lora_bias":true,
-                "modules_to_save":["lm_head"],"layer_replication":[[0,2]],"trainable_token_indices":[1],
+                "modules_to_save":["lm_head"],"layer_replication":[[0,2]],
                 "target_parameters":["w"],"use_qalora":true,"alora_invocation_tokens":[5],"new_thing":3,
                 "init_lora_weights":"pissa","ensure_weight_tying":true}"#,
         )
         .unwrap_err()
         .to_string();
         for words in [
-            "adapter_config.json: 11 problems",
+            "adapter_config.json: 10 problems",
             "`use_dora` is true",
             "`bias` is \"all\": this feature is not supported; accepted: \"none\"",
             "`lora_bias` is true",
             "`layer_replication` is [[0,2]]",
-            "`trainable_token_indices` is [1]",
             "`target_parameters` is [\"w\"]",
             "`use_qalora` is true",
             "`alora_invocation_tokens` is [5]",
@@ -503,6 +519,22 @@ mod tests {
             (
                 r#""peft_type":"LORA","target_modules":["q"],"use_rslora":1"#,
                 "`use_rslora` is 1",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"trainable_token_indices":[-1]"#,
+                "`trainable_token_indices` is [-1]",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"trainable_token_indices":[5,3,5]"#,
+                "`trainable_token_indices`: 5 is named twice",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"trainable_token_indices":{"a":[]}"#,
+                "`trainable_token_indices.a` names no token",
+            ),
+            (
+                r#""peft_type":"LORA","target_modules":["q"],"trainable_token_indices":"5""#,
+                "`trainable_token_indices` is \"5\"",
             ),
         ] {
             let message = read(&format!("{{{json}}}")).expect_err(json).to_string();

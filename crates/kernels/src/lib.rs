@@ -56,6 +56,7 @@
 //! - [`gated_forward`] – h = act(gate) · up.
 //! - [`gated_backward`] – its gradients.
 //! - [`head_logits`] – h·Wᵀ.
+//! - [`head_own_logits`] – the same for tokens whose rows of W are others for some of the hidden rows.
 //! - [`head_log_probs`] – of each row the log-probability of its target, the log-sum-exp, the mean logit and whether it hits.
 //! - [`head_backward`] – the gradients of a weighted sum of the rows' losses.
 //! - [`cross_entropy_forward_backward`] – the sum of the rows' losses and its gradients in one pass.
@@ -123,7 +124,7 @@ pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};
 pub use types::classes::RowClasses;
 pub use types::compute::ComputeDType;
-pub use types::head::{CrossEntropy, LogitScaling};
+pub use types::head::{CrossEntropy, HeadWeight, LogitScaling, OwnRows};
 pub use types::linear::{
     BranchGradient, BranchOutput, Layout, LinearGradient, LinearOutput, Weight,
 };

@@ -1,5 +1,7 @@
 //! A base model as a user names it: a folder, a Hub id that was pulled, or `builtin:tiny`.
 
+mod grown;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Weights, families};
 use crate::units;
+
+pub use grown::Grown;
 
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
@@ -113,6 +117,8 @@ pub enum Source {
     Folder(PathBuf),
     /// Inside the binary.
     Builtin,
+    /// Another one, with tokens that an adapter brings.
+    Grown(Box<Grown>),
 }
 
 impl fmt::Display for Source {
@@ -120,6 +126,7 @@ impl fmt::Display for Source {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
             Self::Builtin => f.write_str(BUILTIN),
+            Self::Grown(grown) => grown.base.fmt(f),
         }
     }
 }
@@ -218,7 +225,43 @@ impl Source {
         Ok(match self {
             Self::Folder(folder) => HfConfig::read(folder)?,
             Self::Builtin => HfConfig::from_map(Path::new(BUILTIN), builtin_config()),
+            Self::Grown(grown) => {
+                let raw = families::read_part(grown.base.config()?)?;
+                let mut map = raw.map().clone();
+                let rows = grown.rows(families::read_config(&raw)?.vocab_size);
+                map.insert("vocab_size".to_owned(), rows.into());
+                HfConfig::from_map(raw.path(), map)
+            }
         })
+    }
+
+    /// What holds the files: itself, or what was grown.
+    fn files(&self) -> &Self {
+        match self {
+            Self::Grown(grown) => grown.base.files(),
+            files => files,
+        }
+    }
+
+    /// The folder that holds the files, if one does.
+    pub fn folder(&self) -> Option<&Path> {
+        match self.files() {
+            Self::Folder(folder) => Some(folder),
+            _ => None,
+        }
+    }
+
+    /// The weights for a purpose, as they are used.
+    ///
+    /// # Errors
+    /// Anything about its files that can't be used, by name.
+    pub fn weights_for(&self, dtype: DType, purpose: Purpose) -> Result<Weights, Error> {
+        let config = families::read_config_for(&self.files().config()?, purpose)?;
+        let mut weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
+        if let Self::Grown(grown) = self {
+            weights.grow(grown.rows(weights.config().vocab_size))?;
+        }
+        Ok(weights)
     }
 
     /// The model's shapes and choices: config.json's, with the head as the weights have it.
@@ -243,17 +286,15 @@ impl Source {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
-        Ok(match self {
+        Ok(match self.files() {
             Self::Folder(folder) => Checkpoint::open(folder)?,
-            Self::Builtin => {
-                Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?
-            }
+            _ => Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?,
         })
     }
 
     /// Bytes of the files of weights, as far as they can be looked at.
     fn weight_file_bytes(&self) -> u64 {
-        let Self::Folder(folder) = self else {
+        let Some(folder) = self.folder() else {
             return builtin("model.safetensors").len() as u64;
         };
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -283,6 +324,11 @@ impl Source {
                 let json = builtin("tokenizer.json");
                 Tokenizer::from_parts(json, Some(&template), "<|endoftext|>", &builtin_ends())?
             }
+            Self::Grown(grown) => {
+                let mut tokenizer = grown.base.tokenizer()?;
+                tokenizer.add(&grown.tokens)?;
+                tokenizer
+            }
         };
         // A tokenizer can be used without a model that is known here.
         let config = self
@@ -311,7 +357,7 @@ impl Source {
         let config = families::read_config_for(&self.config()?, Purpose::LanguageModel)?;
         self.check_limits(&config, dtype)?;
         let tokenizer = self.tokenizer()?;
-        let network = self.load_weights(config, dtype)?;
+        let network = self.load_weights(&config, dtype, Purpose::LanguageModel)?;
         Ok(Base {
             decoder: Decoder::new(network.0),
             tokenizer,
@@ -332,7 +378,7 @@ impl Source {
     ) -> Result<Network, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
         self.check_limits(&config, dtype)?;
-        let (mut weights, source) = self.load_weights(config, dtype)?;
+        let (mut weights, source) = self.load_weights(&config, dtype, purpose)?;
         weights.begin_classifier(seed);
         Ok(Network {
             decoder: Decoder::new(weights),
@@ -341,9 +387,14 @@ impl Source {
         })
     }
 
-    fn load_weights(self, config: ModelConfig, dtype: DType) -> Result<(Weights, Self), Error> {
+    fn load_weights(
+        self,
+        config: &ModelConfig,
+        dtype: DType,
+        purpose: Purpose,
+    ) -> Result<(Weights, Self), Error> {
         let tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
-        let weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
+        let weights = self.weights_for(dtype, purpose)?;
         if tied && !weights.config().tie_word_embeddings {
             tracing::warn!(
                 "{self}: lm_head.weight differs from the embedding, so it is used as the head, though config.json has \
@@ -355,7 +406,7 @@ impl Source {
 
     /// Refuses a model that the process's limits have no room for. The system's own "no" to an allocation can't be answered.
     fn check_limits(&self, config: &ModelConfig, dtype: DType) -> Result<(), Error> {
-        let Self::Folder(folder) = self else {
+        let Some(folder) = self.folder() else {
             return Ok(());
         };
         let loading = self.loading_bytes(config, dtype);
@@ -402,24 +453,25 @@ impl Source {
         changes: &[(&str, serde_json::Value)],
     ) -> Result<(), Error> {
         for name in SIDE_FILES {
-            let bytes = match self {
+            let bytes = match self.files() {
                 Self::Folder(from) => match std::fs::read(from.join(name)) {
                     Ok(bytes) => bytes,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(Error::io(from.join(name))(error)),
                 },
-                Self::Builtin => match BUILTIN_FILES.iter().find(|(known, _)| known == name) {
+                _ => match BUILTIN_FILES.iter().find(|(known, _)| known == name) {
                     Some((_, bytes)) => bytes.to_vec(),
                     None => continue,
                 },
             };
             atomic::write_file(&folder.join(name), |out| out.write_all(&bytes))?;
         }
-        if let Self::Folder(from) = self {
+        if let Some(from) = self.folder() {
             for name in SIDE_FOLDERS {
                 copy_files(&from.join(name), &folder.join(name))?;
             }
         }
+        self.write_added_tokens(folder)?;
         let mut config = families::read_part(self.config()?)?.map().clone();
         let name = match dtype {
             DType::F32 => "float32",
@@ -455,6 +507,7 @@ impl Source {
                 |name| name.to_string_lossy().into_owned(),
             ),
             Self::Builtin => BUILTIN.to_owned(),
+            Self::Grown(grown) => grown.base.short_name(),
         }
     }
 }

@@ -108,7 +108,7 @@ trait Answer {
 /// A model or adapter that cannot be used, or a model without a chat template.
 pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.sampling.resolve(&[])?;
-    let base = args.base.load()?;
+    let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
     if !base.tokenizer.has_chat_template() {
         return Err(Misuse::new(format!(
             "{} has no chat template, so it cannot hold a conversation; use lowrank generate --prompt",

@@ -38,12 +38,17 @@ pub struct BaseArgs {
 }
 
 impl BaseArgs {
-    /// Loads the model.
+    /// Loads the model, with the tokens that these adapters bring.
     ///
     /// # Errors
-    /// When there is no such model or its files cannot be used.
-    pub fn load(&self) -> anyhow::Result<Base> {
-        Ok(Source::find(&self.model)?.load(self.base_dtype.into())?)
+    /// When there is no such model or its files cannot be used; adapters that do not bring the same tokens.
+    pub fn load(&self, adapters: &[&Path]) -> anyhow::Result<Base> {
+        let source = Source::find(&self.model)?;
+        for folder in adapters {
+            check_is_adapter(folder)?;
+        }
+        let source = source.with_tokens_of(adapters)?;
+        Ok(source.load(self.base_dtype.into())?)
     }
 }
 
@@ -188,6 +193,13 @@ pub struct AdapterArg {
     pub name: String,
     /// The folder.
     pub path: PathBuf,
+}
+
+impl AdapterArg {
+    /// The folders.
+    pub fn paths(args: &[Self]) -> Vec<&Path> {
+        args.iter().map(|arg| arg.path.as_path()).collect()
+    }
 }
 
 impl FromStr for AdapterArg {

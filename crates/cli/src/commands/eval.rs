@@ -92,7 +92,7 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
     let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
         return Err(Misuse::new("--model and --data must be given").into());
     };
-    let base = base.load()?;
+    let base = base.load(args.adapter.as_deref().as_slice())?;
     let adapter = args
         .adapter
         .as_ref()

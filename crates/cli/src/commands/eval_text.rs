@@ -216,7 +216,7 @@ fn predict(args: &EvalArgs, progress: Mode) -> anyhow::Result<(Vec<Prediction>, 
         check_writable(file)?;
     }
     let split = choose_split(&rows.data, rows.split, &[Split::Test, Split::Valid])?;
-    let base = base.load()?;
+    let base = base.load(args.adapter.as_deref().as_slice())?;
     let options = sampling.resolve(base.tokenizer.stop_ids())?;
     let beams = beams.resolve(&options)?;
     let adapter = args.adapter.as_ref();

@@ -291,7 +291,7 @@ pub struct Generation {
 pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
     args.beams.resolve(&args.sampling.resolve(&[])?)?;
-    let base = args.base.load()?;
+    let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
     let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
     let beams = args.beams.resolve(&options)?;
     let adapters = Adapters::load(&args.adapter, &base)?;

@@ -10,7 +10,7 @@ use lowrank::data::{
     UnlabelledOptions, UnlabelledRow, split_file,
 };
 use lowrank::merge::{MergeOptions, MergeReport, PASSAGES};
-use lowrank::model::{Purpose, Weights};
+use lowrank::model::Purpose;
 use lowrank::train::{BaseDtype, split_columns};
 use lowrank::tuning;
 use lowrank::units;
@@ -103,7 +103,7 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
     let passages = passages(args, &plan)?;
     let stored = stored_dtype(source)?;
     if loaded.base_fingerprint.is_some() {
-        let weights = Weights::from_checkpoint(config, &source.checkpoint()?, stored.into())?;
+        let weights = source.weights_for(stored.into(), plan.purpose)?;
         warn_of_other_base(&args.adapter, &loaded, &weights, source);
     }
     let dtype = args.dtype.unwrap_or(stored);

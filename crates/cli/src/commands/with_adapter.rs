@@ -36,9 +36,10 @@ pub struct WithAdapter {
 /// # Errors
 /// Files that cannot be used.
 pub fn plan(model: &str, adapter: Option<&Path>) -> anyhow::Result<Plan> {
-    let source = Source::find(model)?;
+    let mut source = Source::find(model)?;
     if let Some(folder) = adapter {
         check_is_adapter(folder)?;
+        source = source.with_tokens_of(&[folder])?;
     }
     let (purpose, labels) = lowrank::classify::purpose(&source, adapter)?;
     Ok(Plan {

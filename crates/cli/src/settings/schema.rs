@@ -101,6 +101,11 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
     } else if parser == TypeId::of::<lowrank::tuning::targets::Targets>() {
         set("type", json!(["string", "array"]));
         set("items", json!({"type": "string"}));
+    } else if parser == TypeId::of::<lowrank::tuning::lora::TokenIndices>() {
+        let ids = json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
+        set("type", json!(["string", "array", "object"]));
+        set("items", ids["items"].clone());
+        set("additionalProperties", ids);
     } else {
         set("type", json!("string"));
     }

@@ -448,7 +448,8 @@ fn rows_longer_than_the_positions_are_cut_and_counted() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     let data = folder.path().join("data/train.csv");
     let mut rows = fs::read_to_string(&data).unwrap();
-    rows.push_str(&format!("{},positive\n", "good ".repeat(300).trim()));
+    rows.push_str("good ".repeat(300).trim());
+    rows.push_str(",positive\n");
     fs::write(&data, rows).unwrap();
     for method in ["lora", "prefix"] {
         lowrank()
@@ -530,5 +531,36 @@ fn classifiers_are_compared() {
             .assert()
             .code(2)
             .stderr(predicate::str::contains(words));
+    }
+}
+
+#[test]
+fn the_shipped_comparisons_of_classifiers_are_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    for name in ["sst2.yaml", "spam.yaml"] {
+        // The ranks and lengths are for a larger model than the tests' own.
+        let text = fs::read_to_string(configs.join(name)).unwrap();
+        let text = text
+            .replace("r: 64", "r: 12")
+            .replace("max_seq_length: 128", "max_seq_length: 16");
+        let text = text.replace("prompt_tokens: 128", "prompt_tokens: 16");
+        let config = folder.path().join(name);
+        fs::write(&config, text).unwrap();
+        let plan = super::support::json_of(&[
+            "compare",
+            config.to_str().unwrap(),
+            "--model",
+            &path("model"),
+            "--data",
+            &path("data"),
+            "--output",
+            &path("out"),
+            "--dry-run",
+        ]);
+        assert_eq!(plan["methods"].as_array().unwrap().len(), 7, "{plan}");
     }
 }

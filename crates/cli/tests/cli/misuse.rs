@@ -60,22 +60,27 @@ fn help_of_train() {
           --no-shuffle[=<BOOL>]        Keep the rows in the order of the file (key: shuffle)
 
     LoRA:
-          --r <N>                      Rank of the matrices A and B [default: 8]
-          --target-modules <MODULES>   Modules to adapt: names (q_proj,v_proj), a regular expression for
-                                       the whole name, or all-linear; GPT-2's fused c_attn also goes in
-                                       parts (c_attn.q,c_attn.v) [default: PEFT's for the method; LoRA's
-                                       are the family's q and v]
-          --exclude-modules <MODULES>  Modules to leave out: names, or a regular expression
-          --modules-to-save <MODULES>  Modules to train and save as a whole: names as lm_head or
-                                       embed_tokens; a classifier's head is always among them
-          --rank-pattern <PATTERN=N>   Another r for modules that match a pattern; may be repeated
-          --lora-alpha <X>             The change of a weight is scaled by lora_alpha / r [default: 16]
-          --lora-dropout <P>           Dropout on what goes into A [default: 0]
-          --alpha-pattern <PATTERN=X>  Another lora_alpha for modules that match a pattern; may be
-                                       repeated
-          --init-lora-weights <HOW>    How A and B begin [default: gaussian] [possible values: gaussian,
-                                       true, false]
-          --use-rslora[=<BOOL>]        Scale by lora_alpha / √r instead
+          --r <N>                          Rank of the matrices A and B [default: 8]
+          --target-modules <MODULES>       Modules to adapt: names (q_proj,v_proj), a regular expression
+                                           for the whole name, or all-linear; GPT-2's fused c_attn also
+                                           goes in parts (c_attn.q,c_attn.v) [default: PEFT's for the
+                                           method; LoRA's are the family's q and v]
+          --exclude-modules <MODULES>      Modules to leave out: names, or a regular expression
+          --modules-to-save <MODULES>      Modules to train and save as a whole: names as lm_head or
+                                           embed_tokens; a classifier's head is always among them
+          --rank-pattern <PATTERN=N>       Another r for modules that match a pattern; may be repeated
+          --lora-alpha <X>                 The change of a weight is scaled by lora_alpha / r [default:
+                                           16]
+          --lora-dropout <P>               Dropout on what goes into A [default: 0]
+          --alpha-pattern <PATTERN=X>      Another lora_alpha for modules that match a pattern; may be
+                                           repeated
+          --init-lora-weights <HOW>        How A and B begin [default: gaussian] [possible values:
+                                           gaussian, true, false]
+          --trainable-token-indices <IDS>  Tokens to train the embedding's rows of: ids, as 5,17; in a
+                                           file also lists by module
+          --add-tokens <FILE>              Tokens to add to the tokenizer and to train the rows of: a
+                                           file with one a line, or with a JSON list
+          --use-rslora[=<BOOL>]            Scale by lora_alpha / √r instead
 
     Other methods:
           --top-layers <N>                 Train so many of the last blocks, and the final norm
@@ -364,6 +369,9 @@ fn the_schema_is_json() {
         serde_json::from_slice(&assert.get_output().stdout).expect("the schema is JSON");
     assert_eq!(schema["additionalProperties"], false);
     assert_eq!(schema["properties"]["batch_size"]["type"], "integer");
+    let rows = &schema["properties"]["trainable_token_indices"];
+    assert_eq!(rows["items"]["type"], "integer");
+    assert_eq!(rows["additionalProperties"]["items"], rows["items"]);
 }
 
 #[test]

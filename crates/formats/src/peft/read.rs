@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::target::{compile, compile_pattern};
-use super::{LoraConfig, ModuleNames, TargetModules};
+use super::{LoraConfig, ModuleNames, TargetModules, TokenIndices};
 use crate::json::show;
 
 /// Above any useful rank and any model's width.
@@ -67,7 +67,7 @@ pub(super) fn defaults() -> Map<String, Value> {
 
 /// Keys that are read into fields, and keys that mean nothing by themselves: how an adapter was initialised or what
 /// reads it, or parameters of a feature whose own switch is another key.
-const HARMLESS: [&str; 27] = [
+const HARMLESS: [&str; 28] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -94,6 +94,7 @@ const HARMLESS: [&str; 27] = [
     "runtime_config",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
     "use_rslora",
 ];
 
@@ -182,6 +183,7 @@ impl<'a> Reader<'a> {
             revision: self.string("revision"),
             task_type: self.string("task_type"),
             modules_to_save: self.saved(),
+            trainable_token_indices: self.token_indices(),
             inference_mode: self.bool("inference_mode"),
             auto_mapping: self.get("auto_mapping").cloned(),
             peft_version: self.string("peft_version"),
@@ -262,6 +264,18 @@ impl<'a> Reader<'a> {
             self.wrong(KEY, value, "a list of module names, or null");
             Vec::new()
         })
+    }
+
+    fn token_indices(&mut self) -> Option<TokenIndices> {
+        const KEY: &str = "trainable_token_indices";
+        let value = self.get(KEY).filter(|value| **value != json!({}))?;
+        match TokenIndices::from_json(KEY, value) {
+            Ok(indices) => Some(indices),
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        }
     }
 
     fn targets(&mut self) -> TargetModules {

@@ -69,6 +69,30 @@ pub(crate) fn scale_gradients(
     });
 }
 
+/// y[:, columns[i]] = x[:, i]
+pub(crate) fn set_columns(y: ViewMut<'_>, columns: &[u32], x: View<'_>) {
+    let width = y.cols().max(1);
+    let values = x.f32s().par_chunks(columns.len().max(1));
+    let rows = y.into_f32s().par_chunks_mut(width).zip(values);
+    rows.for_each_part(|(y, x)| {
+        for (&column, &value) in columns.iter().zip(x) {
+            y[column as usize] = value;
+        }
+    });
+}
+
+/// x[:, i] = y[:, columns[i]], which is zero afterwards.
+pub(crate) fn take_columns(x: ViewMut<'_>, y: ViewMut<'_>, columns: &[u32]) {
+    let width = y.cols().max(1);
+    let values = x.into_f32s().par_chunks_mut(columns.len().max(1));
+    let rows = y.into_f32s().par_chunks_mut(width).zip(values);
+    rows.for_each_part(|(y, x)| {
+        for (&column, value) in columns.iter().zip(x) {
+            *value = std::mem::take(&mut y[column as usize]);
+        }
+    });
+}
+
 /// For each row of logits the logarithm of the target's probability, the log-sum-exp, the mean, and whether the target has the
 /// largest.
 pub(crate) fn log_probs(

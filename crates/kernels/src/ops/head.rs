@@ -2,6 +2,9 @@
 //!
 //! Rows are taken in chunks, so a T×V matrix never exists. dh overwrites; dW accumulates.
 //!
+//! Some rows of W may be others for some of the hidden rows ([`OwnRows`]): logits[:, ids] = h·Rᵀ in place of W's. W's rows of these
+//! tokens then do nothing, and get no gradient.
+//!
 //! Logits may be divided and capped ([`LogitScaling`]).
 //!
 //! The loss of a row with target t, following Hugging Face's label smoothing ε, is
@@ -14,8 +17,8 @@ use crate::ops::linear::{linear_backward_input, linear_backward_weight, linear_f
 use crate::profile::op;
 use crate::types::classes::RowClasses;
 use crate::types::compute::ComputeDType;
-use crate::types::head::{CrossEntropy, LogitScaling};
-use crate::types::linear::Weight;
+use crate::types::head::{CrossEntropy, HeadWeight, LogitScaling, OwnRows};
+use crate::types::linear::{Layout, Weight};
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -24,6 +27,7 @@ const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
+
 /// logits = h·Wᵀ, scaled, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///
 /// # Panics
@@ -41,6 +45,64 @@ pub fn head_logits(
     }
 }
 
+/// The logits of tokens with rows of their own, in place of what [`head_logits`] wrote for them; logits [n, V], h [n, C].
+///
+/// A row's bits are those that it has alone, among rows of its class.
+///
+/// # Panics
+/// If the shapes do not match, or rows or ids are not among the logits.
+pub fn head_own_logits(
+    mut logits: ViewMut<'_>,
+    h: View<'_>,
+    own: &[OwnRows<'_>],
+    scaling: LogitScaling,
+    classes: RowClasses,
+    ws: &Workspace,
+) {
+    check_own(own, h.rows(), h.cols(), logits.cols());
+    for own in own.iter().filter(|own| !own.rows.is_empty()) {
+        let h = h.slice_rows(own.rows.clone());
+        let mut part = ws.take(h.rows(), own.ids.len());
+        let w = own.weight();
+        head_logits(part.view_mut(), h, w, scaling, classes.skip(own.rows.start));
+        let rows = logits.reborrow().slice_rows(own.rows.clone());
+        cpu::head::set_columns(rows, own.ids, part.view());
+        ws.give(part);
+    }
+}
+
+impl<'a> OwnRows<'a> {
+    fn weight(&self) -> Weight<'a> {
+        Weight {
+            view: self.values,
+            layout: Layout::OutIn,
+        }
+    }
+
+    /// What of it is within some of the hidden rows, counted from the first of them.
+    fn within(&self, rows: &Range<usize>) -> Option<Self> {
+        let start = self.rows.start.max(rows.start);
+        let end = self.rows.end.min(rows.end);
+        (start < end).then(|| Self {
+            rows: start - rows.start..end - rows.start,
+            ..self.clone()
+        })
+    }
+}
+
+fn check_own(own: &[OwnRows<'_>], rows: usize, hidden: usize, vocabulary: usize) {
+    for own in own {
+        own.values
+            .assert_shape("a head's own rows", own.ids.len(), hidden);
+        assert!(own.rows.end <= rows, "a head's own rows and hidden rows");
+        let past = own.ids.iter().find(|id| **id as usize >= vocabulary);
+        assert!(
+            past.is_none(),
+            "a head's own rows and its vocabulary of {vocabulary}"
+        );
+    }
+}
+
 /// For each row the logarithm of the target's probability, the log-sum-exp, the mean logit, and
 /// whether the target has the largest logit; all overwritten.
 ///
@@ -48,18 +110,18 @@ pub fn head_logits(
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
-pub fn head_log_probs(
+pub fn head_log_probs<'a>(
     log_prob: &mut [f64],
     lse: &mut [f64],
     mean_logit: &mut [f64],
     correct: &mut [bool],
     h: View<'_>,
-    w: Weight<'_>,
+    w: impl Into<HeadWeight<'a>>,
     scaling: LogitScaling,
     targets: &[u32],
     ws: &Workspace,
 ) {
-    let _op = op("cross-entropy", || 0.0);
+    let (_op, w) = (op("cross-entropy", || 0.0), w.into());
     check(h, w, targets);
     let n = h.rows();
     assert_eq!(log_prob.len(), n, "log probabilities and rows");
@@ -78,17 +140,18 @@ pub fn head_log_probs(
     });
 }
 
-/// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to.
+/// The gradient of Σ over rows of coef · loss; dh [n, C] is overwritten, dw (in w's layout) added to. Where the head has rows of its
+/// own, dw is of these.
 ///
 /// h [n, C], lse as [`head_log_probs`] gave it. The logits are computed again, as they are; `compute` is that of the gradients.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
-pub fn head_backward(
+pub fn head_backward<'a>(
     dh: ViewMut<'_>,
     dw: Option<ViewMut<'_>>,
     h: View<'_>,
-    w: Weight<'_>,
+    w: impl Into<HeadWeight<'a>>,
     scaling: LogitScaling,
     targets: &[u32],
     lse: &[f64],
@@ -97,7 +160,7 @@ pub fn head_backward(
     compute: ComputeDType,
     ws: &Workspace,
 ) {
-    let _op = op("cross-entropy", || 0.0);
+    let (_op, w) = (op("cross-entropy", || 0.0), w.into());
     check(h, w, targets);
     assert_eq!(lse.len(), h.rows(), "log-sum-exps and rows");
     assert_eq!(coef.len(), h.rows(), "coefficients and rows");
@@ -108,6 +171,7 @@ pub fn head_backward(
         w,
         scaling,
         compute,
+        ws,
     };
     grads.check();
     for_chunks(h, w, scaling, true, ws, |rows, mut logits, kept| {
@@ -123,22 +187,23 @@ pub fn head_backward(
 
 /// The sum of the losses of all rows and its gradient in one pass.
 ///
-/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. `compute` is that of the gradients, not of the logits.
+/// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. Where the head has rows of its own, dw is of these. `compute` is that
+/// of the gradients, not of the logits.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
-pub fn cross_entropy_forward_backward(
+pub fn cross_entropy_forward_backward<'a>(
     dh: Option<ViewMut<'_>>,
     dw: Option<ViewMut<'_>>,
     h: View<'_>,
-    w: Weight<'_>,
+    w: impl Into<HeadWeight<'a>>,
     scaling: LogitScaling,
     targets: &[u32],
     label_smoothing: f32,
     compute: ComputeDType,
     ws: &Workspace,
 ) -> CrossEntropy {
-    let _op = op("cross-entropy", || 0.0);
+    let (_op, w) = (op("cross-entropy", || 0.0), w.into());
     check(h, w, targets);
     let mut grads = Gradients {
         dh,
@@ -147,6 +212,7 @@ pub fn cross_entropy_forward_backward(
         w,
         scaling,
         compute,
+        ws,
     };
     grads.check();
     let wanted = grads.dh.is_some() || grads.dw.is_some();
@@ -167,7 +233,9 @@ pub fn cross_entropy_forward_backward(
     total
 }
 
-fn check(h: View<'_>, w: Weight<'_>, targets: &[u32]) {
+fn check(h: View<'_>, w: HeadWeight<'_>, targets: &[u32]) {
+    let HeadWeight { weight: w, own } = w;
+    check_own(own, h.rows(), h.cols(), w.outputs());
     assert_eq!(h.cols(), w.inputs(), "hidden size and inputs of the head");
     assert_eq!(targets.len(), h.rows(), "targets and rows");
     if let Some(largest) = targets.iter().max() {
@@ -188,13 +256,13 @@ pub fn head_chunk_rows(vocabulary: usize) -> usize {
 /// with a second copy of them.
 fn for_chunks(
     h: View<'_>,
-    w: Weight<'_>,
+    w: HeadWeight<'_>,
     scaling: LogitScaling,
     gradients: bool,
     ws: &Workspace,
     mut work: impl FnMut(Range<usize>, ViewMut<'_>, Option<View<'_>>),
 ) {
-    let vocabulary = w.outputs();
+    let vocabulary = w.weight.outputs();
     let step = head_chunk_rows(vocabulary).min(h.rows());
     if step == 0 {
         return;
@@ -205,7 +273,10 @@ fn for_chunks(
         let rows = start..(start + step).min(h.rows());
         let mut logits = buffer.view_mut().slice_rows(0..rows.len());
         let h = h.slice_rows(rows.clone());
-        head_logits(logits.reborrow(), h, w, scaling, RowClasses::PROMPT);
+        let classes = RowClasses::PROMPT;
+        head_logits(logits.reborrow(), h, w.weight, scaling, classes);
+        let own: Vec<_> = w.own.iter().filter_map(|own| own.within(&rows)).collect();
+        head_own_logits(logits.reborrow(), h, &own, scaling, classes, ws);
         let copy = kept.as_mut().map(|kept| {
             let mut copy = kept.view_mut().slice_rows(0..rows.len());
             copy.copy_from(logits.as_view());
@@ -224,9 +295,10 @@ struct Gradients<'a> {
     dh: Option<ViewMut<'a>>,
     dw: Option<ViewMut<'a>>,
     h: View<'a>,
-    w: Weight<'a>,
+    w: HeadWeight<'a>,
     scaling: LogitScaling,
     compute: ComputeDType,
+    ws: &'a Workspace,
 }
 
 impl Gradients<'_> {
@@ -239,8 +311,17 @@ impl Gradients<'_> {
             );
         }
         if let Some(dw) = &self.dw {
-            let (rows, cols) = (self.w.view.rows(), self.w.view.cols());
-            dw.assert_shape("the gradient of the head", rows, cols);
+            for of in self.trained() {
+                dw.assert_shape("the gradient of the head", of.rows(), of.cols());
+            }
+        }
+    }
+
+    /// What `dw` is the gradient of.
+    fn trained(&self) -> Vec<View<'_>> {
+        match self.w.own {
+            [] => vec![self.w.weight.view],
+            own => own.iter().map(|own| own.values).collect(),
         }
     }
 
@@ -252,16 +333,44 @@ impl Gradients<'_> {
         if self.scaling != LogitScaling::NONE {
             cpu::head::scale_gradients(dlogits.reborrow(), logits, self.scaling);
         }
+        // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h; for the tokens of own rows R the same with R in place of W.
+        let own: Vec<_> = self
+            .w
+            .own
+            .iter()
+            .filter_map(|own| own.within(&rows))
+            .collect();
+        let taken: Vec<_> = own
+            .iter()
+            .map(|own| {
+                let mut part = self.ws.take(own.rows.len(), own.ids.len());
+                let from = dlogits.reborrow().slice_rows(own.rows.clone());
+                cpu::head::take_columns(part.view_mut(), from, own.ids);
+                part
+            })
+            .collect();
         let dlogits = dlogits.as_view();
-        // logits = h·Wᵀ, so dh = dlogits·W and dW += dlogitsᵀ·h
         if let Some(dh) = &mut self.dh {
-            let dh = dh.reborrow().slice_rows(rows.clone());
-            linear_backward_input(dh, dlogits, self.w, false, self.compute);
+            let mut dh = dh.reborrow().slice_rows(rows.clone());
+            linear_backward_input(dh.reborrow(), dlogits, self.w.weight, false, self.compute);
+            for (own, part) in own.iter().zip(&taken) {
+                let dh = dh.reborrow().slice_rows(own.rows.clone());
+                linear_backward_input(dh, part.view(), own.weight(), true, self.compute);
+            }
         }
         if let Some(dw) = &mut self.dw {
             let h = self.h.slice_rows(rows);
-            let dw = dw.reborrow();
-            linear_backward_weight(dw, dlogits, h, self.w.layout, self.compute);
+            if self.w.own.is_empty() {
+                let (dw, layout) = (dw.reborrow(), self.w.weight.layout);
+                linear_backward_weight(dw, dlogits, h, layout, self.compute);
+            }
+            for (own, part) in own.iter().zip(&taken) {
+                let (dw, h) = (dw.reborrow(), h.slice_rows(own.rows.clone()));
+                linear_backward_weight(dw, part.view(), h, Layout::OutIn, self.compute);
+            }
+        }
+        for part in taken {
+            self.ws.give(part);
         }
     }
 }

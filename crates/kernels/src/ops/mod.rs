@@ -24,6 +24,7 @@ pub use embedding::{embedding_backward, embedding_forward};
 pub use factors::{scale_columns, scale_columns_backward};
 pub use head::{
     cross_entropy_forward_backward, head_backward, head_chunk_rows, head_log_probs, head_logits,
+    head_own_logits,
 };
 pub use linear::{
     bias_backward, linear_backward_input, linear_backward_weight, linear_forward,

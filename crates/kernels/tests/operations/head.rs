@@ -1,6 +1,7 @@
 use lowrank_kernels::{
-    ComputeDType, DType, Layout, LogitScaling, RowClasses, Tensor, Weight, Workspace,
-    cross_entropy_forward_backward, head_backward, head_log_probs, head_logits, reference,
+    ComputeDType, DType, HeadWeight, Layout, LogitScaling, OwnRows, RowClasses, Tensor, Weight,
+    Workspace, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
+    head_own_logits, reference,
 };
 
 use crate::common::{
@@ -245,6 +246,114 @@ fn backward_is_finite_differences(scaling: LogitScaling) {
     let total = |h: &[f64], w: &[f64]| dot(&coef, &loss(h, w, scaling, hidden, &targets, 0.125));
     check_gradient("dh", &h, &dh, 1e-5, |h| total(h, &ws));
     check_gradient("dw", &w, &dw, 1e-5, |w| total(&hs, w));
+}
+
+/// Own rows are what the same rows of the weight would be, for the hidden rows that they are given for.
+#[test]
+fn own_rows_stand_in_for_rows_of_the_weight() {
+    for (rows, hidden, vocabulary) in SHAPES {
+        for scaling in SCALINGS {
+            let h = random(rows, hidden, 1);
+            let w = random(vocabulary, hidden, 2);
+            let targets = targets(rows, vocabulary);
+            // Of the first half of the rows, with a target among them.
+            let half = 0..rows.div_ceil(2);
+            let ids = [vocabulary as u32 - 1, targets[0]];
+            let values = random(ids.len(), hidden, 4);
+            let mut changed = random(vocabulary, hidden, 2);
+            for (i, id) in ids.iter().enumerate() {
+                let to = *id as usize..*id as usize + 1;
+                let from = values.view().slice_rows(i..i + 1);
+                changed.view_mut().slice_rows(to).copy_from(from);
+            }
+            let run = |rows: std::ops::Range<usize>, w: HeadWeight<'_>, shape: (usize, usize)| {
+                let mut dh = random(rows.len(), hidden, 3);
+                let mut dw = Tensor::zeros(shape.0, shape.1);
+                let result = cross_entropy_forward_backward(
+                    Some(dh.view_mut()),
+                    Some(dw.view_mut()),
+                    h.view().slice_rows(rows.clone()),
+                    w,
+                    scaling,
+                    &targets[rows],
+                    0.125,
+                    ComputeDType::F32,
+                    &Workspace::new(),
+                );
+                (result, dh, dw)
+            };
+            let own = [OwnRows {
+                rows: half.clone(),
+                ids: &ids,
+                values: values.view(),
+            }];
+            let with_own = HeadWeight {
+                weight: weight(&w),
+                own: &own,
+            };
+            let (found, dh, dw) = run(0..rows, with_own, (ids.len(), hidden));
+            let whole = (vocabulary, hidden);
+            let (first, dh_first, dw_first) = run(half.clone(), weight(&changed).into(), whole);
+            let (second, dh_second, _) = run(half.end..rows, weight(&w).into(), whole);
+            let expected = first.loss_sum + second.loss_sum;
+            assert!((found.loss_sum - expected).abs() < 1e-5 * expected);
+            assert_eq!(found.correct, first.correct + second.correct);
+            let close = |found: &[f32], expected: &[f32]| {
+                let size = expected.iter().fold(1e-3, |size: f32, x| size.max(x.abs()));
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!(
+                        (found - expected).abs() < 1e-5 * size,
+                        "{found}, {expected}"
+                    );
+                }
+            };
+            close(
+                &dh.to_vec(),
+                &[dh_first.to_vec(), dh_second.to_vec()].concat(),
+            );
+            for (i, id) in ids.iter().enumerate() {
+                let id = *id as usize;
+                let found = dw.view().slice_rows(i..i + 1).to_vec();
+                close(&found, &dw_first.view().slice_rows(id..id + 1).to_vec());
+            }
+        }
+    }
+}
+
+/// A row's logits are those that it has alone, be it a prompt's or a generated one.
+#[test]
+fn own_rows_do_not_depend_on_company() {
+    let (rows, hidden, vocabulary) = (37, 48, 131);
+    let h = random(rows, hidden, 1);
+    let w = random(vocabulary, hidden, 2);
+    let (values, ids) = (random(3, hidden, 4), [5, 130, 0]);
+    let logits = |rows: std::ops::Range<usize>, own: std::ops::Range<usize>, classes| {
+        let mut logits = Tensor::zeros(rows.len(), vocabulary);
+        let h = h.view().slice_rows(rows);
+        let own = [OwnRows {
+            rows: own,
+            ids: &ids,
+            values: values.view(),
+        }];
+        let (scaling, ws) = (LogitScaling::NONE, Workspace::new());
+        head_logits(logits.view_mut(), h, weight(&w), scaling, classes);
+        head_own_logits(logits.view_mut(), h, &own, scaling, classes, &ws);
+        logits
+    };
+    let together = logits(0..rows, 4..30, RowClasses::generated_from(20));
+    for row in 0..rows {
+        let class = if row < 20 {
+            RowClasses::PROMPT
+        } else {
+            RowClasses::GENERATED
+        };
+        let own = if (4..30).contains(&row) { 0..1 } else { 0..0 };
+        let alone = logits(row..row + 1, own, class).to_vec();
+        let found = together.view().slice_rows(row..row + 1).to_vec();
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&found), bits(&alone), "row {row}");
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@
 //!
 //! This module knows neither models nor kernels.
 
+pub(crate) mod added_tokens;
 pub mod batches;
 mod chat;
 mod dataset;

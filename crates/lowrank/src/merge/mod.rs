@@ -19,7 +19,7 @@ use crate::data::Labels;
 use crate::model::weights::write_model;
 use crate::model::{
     Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
-    Part, Pooling, Purpose, Scored, WeightId, Weights, families,
+    Part, Pooling, Purpose, Scored, TokenRows, WeightId, Weights, families,
 };
 
 /// Largest logit difference of a merge stored in f32.
@@ -110,7 +110,7 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
         ));
     }
     check_output(source, output, options.overwrite)?;
-    let base = Weights::from_checkpoint(config, &source.checkpoint()?, DType::F32)?;
+    let base = source.weights_for(DType::F32, options.purpose)?;
     if let Some(name) = base.untrained(Some(adapter)) {
         return Err(Error::Settings(format!(
             "neither {source} nor the adapter has a trained classifier ({name} is missing), so there is none to write"
@@ -157,11 +157,18 @@ impl MergedConfig {
                 "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
             );
         }
-        if adapter.low_rank.is_empty() && adapter.scaled.is_empty() && adapter.replaced.is_empty() {
+        let changes = [
+            adapter.low_rank.len(),
+            adapter.scaled.len(),
+            adapter.replaced.len(),
+            adapter.token_rows.tables().count(),
+        ];
+        if changes.iter().sum::<usize>() == 0 {
             return refuse("this adapter changes no weight, so there is nothing to merge");
         }
         let (mut config, mut changes) = (base.clone(), Vec::new());
-        if base.tie_word_embeddings && adapter.replaced.contains_key(&WeightId::Head) {
+        let has_head = adapter.replaced.contains_key(&WeightId::Head);
+        if (base.tie_word_embeddings && has_head) || adapter.token_rows.untie(base) {
             config.tie_word_embeddings = false;
             changes.push(("tie_word_embeddings", false.into()));
         }
@@ -192,7 +199,7 @@ fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), E
     if !overwrite || !crate::output::is_taken(output)? {
         return Ok(());
     }
-    if let Source::Folder(base) = source {
+    if let Some(base) = source.folder() {
         crate::output::check_apart(output, base)?;
     }
     crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])
@@ -268,6 +275,27 @@ fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: 
     }
 }
 
+/// A table of tokens with the rows that are the adapter's, in bytes of `dtype`. A head that is taken apart from the embedding begins as
+/// that.
+fn merged_table(model: &Decoder, adapter: &Adapter, id: WeightId, dtype: DType) -> Vec<u8> {
+    let weights = model.weights();
+    let tied = id == WeightId::Head && weights.get(id).is_none();
+    let base = weights.view(if tied { WeightId::Embedding } else { id });
+    let sites = &adapter.token_rows;
+    let rows = match id {
+        WeightId::Head => sites.head.as_ref(),
+        _ => sites.embedding.as_ref(),
+    };
+    let mut bytes = base.to_le_bytes(dtype).into_owned();
+    let width = dtype.bytes_for(base.cols());
+    for (place, id) in rows.iter().flat_map(|rows| rows.ids().iter().enumerate()) {
+        let row = adapter.params.view(rows.map_or(0, TokenRows::slot));
+        let row = row.slice_rows(place..place + 1).to_le_bytes(dtype);
+        bytes[*id as usize * width..][..width].copy_from_slice(&row);
+    }
+    bytes
+}
+
 fn write_merged(
     model: &Decoder,
     adapter: &Adapter,
@@ -288,6 +316,9 @@ fn write_merged(
         WeightId::Linear(linear, Part::Bias) if adapter.scaled.contains_key(&linear) => {
             let merged = merged_bias(model, adapter, linear);
             out.write_all(&merged.view().to_le_bytes(dtype))
+        }
+        WeightId::Embedding | WeightId::Head => {
+            out.write_all(&merged_table(model, adapter, id, dtype))
         }
         id => out.write_all(&model.weights().view(id).to_le_bytes(dtype)),
     })
@@ -318,12 +349,15 @@ fn prove(
     let (limit, rounding_difference) = match dtype {
         DType::F32 => (F32_LIMIT, None),
         DType::Bf16 => {
-            let drift = rounding_drift(options.source, base, adapter, passages)?;
+            let drift = rounding_drift(options, base, passages)?;
             (ROUNDING_FACTOR * drift, Some(drift))
         }
     };
     Ok(MergeReport {
-        modules: adapter.low_rank.len() + adapter.scaled.len() + adapter.replaced.len(),
+        modules: adapter.low_rank.len()
+            + adapter.scaled.len()
+            + adapter.replaced.len()
+            + adapter.token_rows.tables().count(),
         tokens: passages.iter().map(Vec::len).sum(),
         max_logit_difference,
         rounding_difference,
@@ -335,12 +369,11 @@ fn prove(
 /// How far rounding the base to 16 bit moves its logits. A base that is stored in 16 bit already has nothing to round, so
 /// it is scaled by 1.001 first: the values then lie as far from 16-bit numbers as any merged ones.
 fn rounding_drift(
-    source: &Source,
+    options: &MergeOptions,
     base: &Arc<Decoder>,
-    adapter: &Adapter,
     passages: &[Vec<u32>],
 ) -> Result<f32, Error> {
-    let config = base.config();
+    let (config, adapter) = (base.config(), options.adapter);
     // Without the adapter's values a base may have a classifier of zeros, which nothing moves.
     let classifier = adapter.with_replaced_alone(|id| config.is_of_classifier(id));
     let set = [&classifier];
@@ -348,11 +381,8 @@ fn rounding_drift(
         Some(_) => AdapterSet::new(&set),
         None => AdapterSet::none(),
     };
-    let rounded = Decoder::new(Weights::from_checkpoint(
-        config.clone(),
-        &source.checkpoint()?,
-        DType::Bf16,
-    )?);
+    let rounded = options.source.weights_for(DType::Bf16, options.purpose)?;
+    let rounded = Decoder::new(rounded);
     // Logits alone don't tell: sums over f32 and bf16 weights may be taken in another order.
     let is_rounded = config.weights().iter().all(|&(id, _)| {
         let (stored, rounded) = (base.weights().view(id), rounded.weights().view(id));

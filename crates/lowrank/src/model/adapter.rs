@@ -7,15 +7,16 @@
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
 //!   that the base does not have (a bias, the head of tied embeddings);
 //! - `bottleneck`: two linears with a nonlinearity between them, behind a block's attention or MLP;
+//! - `token_rows`: rows of the embedding, or of the head, whose values are the adapter's own;
 //! - `virtual_tokens`: embeddings, or keys and values in every block, that stand where tokens would.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, Arena, DType, Tensor, View};
+use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward};
 
 use super::batch::{VirtualPart, VirtualTokens};
-use super::config::{BlockNorm, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
+use super::config::{BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
 use super::families;
 use super::weights::Weights;
 
@@ -92,6 +93,68 @@ pub enum Reach {
     Input,
 }
 
+/// Rows of a table of tokens whose values are an adapter's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRows {
+    ids: Vec<u32>,
+    places: HashMap<u32, u32>,
+    slot: usize,
+}
+
+impl TokenRows {
+    /// The rows of these tokens, each named once, in the order of the slot's rows [n, C].
+    pub fn new(ids: Vec<u32>, slot: usize) -> Self {
+        let places = ids.iter().copied().zip(0..).collect();
+        Self { ids, places, slot }
+    }
+
+    /// The tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Arena slot of the rows.
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// Which of the rows is a token's, if one is.
+    pub fn place(&self, id: u32) -> Option<u32> {
+        self.places.get(&id).copied()
+    }
+}
+
+/// Rows of tokens that are an adapter's own. Where the head is tied to the embedding, both may have the same slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenRowSites {
+    /// Of the embedding.
+    pub embedding: Option<TokenRows>,
+    /// Of the output projection.
+    pub head: Option<TokenRows>,
+}
+
+impl TokenRowSites {
+    /// Rows of each table that has a slot of its own, with the weight that they belong to.
+    pub fn tables(&self) -> impl Iterator<Item = (WeightId, &TokenRows)> {
+        let embedding = self.embedding.as_ref();
+        let shared = embedding.map(TokenRows::slot);
+        let head = self.head.as_ref();
+        let head = head.filter(|head| Some(head.slot()) != shared);
+        let embedding = embedding.map(|rows| (WeightId::Embedding, rows));
+        embedding
+            .into_iter()
+            .chain(head.map(|rows| (WeightId::Head, rows)))
+    }
+
+    /// Whether they take apart what the base has as one table: the head's rows are not the embedding's.
+    pub fn untie(&self, config: &ModelConfig) -> bool {
+        let slot = |rows: &Option<TokenRows>| rows.as_ref().map(TokenRows::slot);
+        config.tie_word_embeddings
+            && config.head == HeadKind::LanguageModel
+            && slot(&self.embedding) != slot(&self.head)
+    }
+}
+
 /// Trained rows that stand where tokens would.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VirtualSites {
@@ -136,6 +199,8 @@ pub struct Adapter {
     pub replaced: HashMap<WeightId, usize>,
     /// Bottlenecks by block and place.
     pub bottleneck: HashMap<(usize, Sublayer), BottleneckSite>,
+    /// Rows of tables of tokens whose values are its own.
+    pub token_rows: TokenRowSites,
     /// Rows that stand where tokens would.
     pub virtual_tokens: VirtualSites,
     /// Modules that are trained as a whole beside what the method adapts.
@@ -153,6 +218,7 @@ impl Adapter {
             scaled: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
+            token_rows: TokenRowSites::default(),
             virtual_tokens: VirtualSites::default(),
             saved: SavedModules::default(),
         }
@@ -253,6 +319,16 @@ impl Adapter {
         }
     }
 
+    /// Takes the base's values for the rows of tokens.
+    pub(crate) fn copy_token_rows(&mut self, weights: &Weights) {
+        for (id, rows) in self.token_rows.tables() {
+            let tied = id == WeightId::Head && weights.config().tie_word_embeddings;
+            let table = weights.view(if tied { WeightId::Embedding } else { id });
+            let own = self.params.view_mut(rows.slot);
+            embedding_forward(own, &rows.ids, table, false);
+        }
+    }
+
     /// The lowest block in which something is trained; backward goes no further down. `None`: only what lies above the
     /// blocks.
     pub fn lowest_layer(&self) -> Option<usize> {
@@ -295,7 +371,8 @@ impl Adapter {
         });
         let sites = &self.virtual_tokens;
         let keys = (0..sites.key_values.len()).map(|layer| (layer, Reach::Attention));
-        let embeds = sites.prefix.is_some() || sites.infix.is_some();
+        let embeds =
+            sites.prefix.is_some() || sites.infix.is_some() || self.token_rows.embedding.is_some();
         let embeddings = embeds.then_some((0, Reach::Input));
         linears
             .chain(weights)

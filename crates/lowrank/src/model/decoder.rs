@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, DType, Tensor, View, Workspace, embedding_backward, embedding_forward,
-    head_logits, in_pool, scale,
+    Arena, ComputeDType, DType, HeadWeight, Tensor, View, Workspace, embedding_backward,
+    embedding_forward, head_logits, head_own_logits, in_pool, scale,
 };
 
 use super::adapter::{Adapter, AdapterSet, Reach};
@@ -185,15 +185,11 @@ impl Decoder {
             let forward = Forward::new(run, x, None);
             let mut logits = ws.take(rows.len(), self.config().vocab_size);
             let (hidden, top) = (forward.hidden(), forward.top());
-            let w = top.head().weight;
-            let scaling = self.config().logit_scaling;
-            head_logits(
-                logits.view_mut(),
-                hidden,
-                w,
-                scaling,
-                batch.classes_of(rows),
-            );
+            let head = top.head_of(rows);
+            let HeadWeight { weight, own } = head.weight();
+            let (scaling, classes) = (head.scaling, batch.classes_of(rows));
+            head_logits(logits.view_mut(), hidden, weight, scaling, classes);
+            head_own_logits(logits.view_mut(), hidden, own, scaling, classes, ws);
             forward.finish();
             logits
         })
@@ -295,6 +291,7 @@ impl Run<'_> {
         let mut x = pass.take(batch.tokens(), pass.config().hidden_size);
         let table = pass.weight(WeightId::Embedding);
         embedding_forward(x.view_mut(), &batch.ids, table, false);
+        pass.embed_own(&batch.ids, &mut x);
         if let Some(factor) = self.decoder.table_scale() {
             scale(x.view_mut(), factor);
         }
@@ -350,8 +347,10 @@ impl Run<'_> {
         if let Some(slot) = pass.trained(WeightId::TokenTypes) {
             embedding_backward(grads.view_mut(slot), &batch.token_types(), dx.view());
         }
+        let factor = self.decoder.table_scale();
+        pass.embed_own_backward(&batch.ids, dx.view(), factor, grads);
         if let Some(slot) = pass.trained(WeightId::Embedding) {
-            if let Some(factor) = self.decoder.table_scale() {
+            if let Some(factor) = factor {
                 scale(dx.view_mut(), factor);
             }
             embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());

@@ -17,11 +17,13 @@ mod prefix;
 mod rope;
 mod saving;
 mod scales;
+mod token_rows;
 mod top;
 pub(crate) mod weights;
 
 pub use adapter::{
-    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, SavedModules, ScaleSite, VirtualSites,
+    Adapter, AdapterSet, BottleneckSite, LowRankSite, Reach, SavedModules, ScaleSite,
+    TokenRowSites, TokenRows, VirtualSites,
 };
 pub use batch::{Batch, Scored, VirtualPart, VirtualTokens};
 pub use cache::{BLOCK_ROWS, CacheRows, KvCache};

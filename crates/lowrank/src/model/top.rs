@@ -10,8 +10,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, Layout, LogitScaling, RowClasses, Tensor, View, ViewMut, Weight,
-    activation_backward, activation_forward, pool_backward, pool_forward,
+    Arena, ComputeDType, HeadWeight, Layout, LogitScaling, OwnRows, RowClasses, Tensor, View,
+    ViewMut, Weight, activation_backward, activation_forward, pool_backward, pool_forward,
 };
 
 use super::batch::Batch;
@@ -20,16 +20,25 @@ use super::linear::{LinearBack, LinearSaved};
 use super::pass::{NormSaved, Pass};
 
 /// The output projection: logits = hidden · Wᵀ, and what becomes of them.
-#[derive(Clone, Copy)]
 pub struct Head<'a> {
-    /// The weight [V, C], the embedding's where the two are tied.
-    pub weight: Weight<'a>,
+    weight: Weight<'a>,
+    own: Vec<OwnRows<'a>>,
     /// What becomes of the product.
     pub scaling: LogitScaling,
-    /// Slot of its gradient, where it is trained.
+    /// Slot of its gradient, where it is trained: of its own rows where there are any.
     pub slot: Option<usize>,
     /// How exactly gradients are computed that go through it.
     pub compute_dtype: ComputeDType,
+}
+
+impl Head<'_> {
+    /// The weight [V, C], the embedding's where the two are tied, with the rows that adapters have in place of its own.
+    pub fn weight(&self) -> HeadWeight<'_> {
+        HeadWeight {
+            weight: self.weight,
+            own: &self.own,
+        }
+    }
 }
 
 /// What stands on the hidden rows of one pass.
@@ -61,17 +70,31 @@ impl<'a> Top<'a> {
         Self { pass, batch }
     }
 
-    /// The output projection of a language model.
+    /// The output projection of a language model, over the supervised rows.
     pub fn head(&self) -> Head<'_> {
+        self.head_of(&self.batch.supervised)
+    }
+
+    /// The same over some of the batch's rows.
+    pub(super) fn head_of(&self, rows: &[u32]) -> Head<'_> {
         let pass = &self.pass;
         let id = pass.head_id();
+        let ranges = self.batch.adapters_of(rows);
+        let first = pass.adapters.first();
+        let trained = first.and_then(|adapter| adapter.token_rows.head.as_ref());
+        let own = pass.own_of_head(&ranges);
+        let slot = match trained {
+            None => pass.trained(id),
+            Some(rows) => (!own.is_empty()).then(|| rows.slot()),
+        };
         Head {
             weight: Weight {
                 view: pass.weight(id),
                 layout: Layout::OutIn,
             },
+            own,
             scaling: pass.config().logit_scaling,
-            slot: pass.trained(id),
+            slot,
             compute_dtype: pass.compute_dtype,
         }
     }

@@ -141,6 +141,38 @@ impl Weights {
         })
     }
 
+    /// Gives the tables of tokens so many rows; a new one is the mean of those that are there.
+    pub(crate) fn grow(&mut self, rows: usize) -> Result<(), Error> {
+        let old = self.config.vocab_size;
+        if rows <= old {
+            return Ok(());
+        }
+        for id in [WeightId::Embedding, WeightId::Head] {
+            let Some(table) = self.tensors.get(&id) else {
+                continue;
+            };
+            let (dtype, width) = (table.dtype(), table.cols());
+            let mut sums = vec![0.0_f64; width];
+            for row in 0..old {
+                let row = table.view().slice_rows(row..row + 1).to_vec();
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(value);
+                }
+            }
+            let mean = sums.iter().map(|sum| (sum / old as f64) as f32).collect();
+            let mean = Tensor::from_f32(1, width, mean);
+            let mean = mean.to_le_bytes(dtype);
+            let mut bytes = table.to_le_bytes(dtype).into_owned();
+            for _ in old..rows {
+                bytes.extend_from_slice(&mean);
+            }
+            let grown = Tensor::from_le_bytes(&bytes, dtype, rows, width)?;
+            self.tensors.insert(id, grown);
+        }
+        self.config.vocab_size = rows;
+        Ok(())
+    }
+
     /// How many labels the checkpoint's classifier has, where that is another number than the config's; a new last linear stands in its
     /// place.
     pub fn other_labels(&self) -> Option<usize> {

@@ -41,7 +41,7 @@ impl Objective for NextToken<'_> {
             dh,
             dw,
             hidden,
-            head.weight,
+            head.weight(),
             head.scaling,
             self.targets,
             self.label_smoothing,

@@ -237,7 +237,11 @@ fn head_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> f64 {
             .into_iter()
             .any(|part| adapter.replaced.contains_key(&WeightId::FinalNorm(part)));
     let weight = adapter.replaced.contains_key(&head_id);
-    (1 + usize::from(below) + usize::from(weight)) as f64 * head
+    // Forward once more, and backward to them.
+    let rows = adapter.token_rows.head.as_ref();
+    let rows = rows.map_or(0, |rows| rows.ids().len() * config.hidden_size);
+    let own = 2.0 * work.supervised_tokens as f64 * rows as f64;
+    (1 + usize::from(below) + usize::from(weight)) as f64 * head + 2.0 * own
 }
 
 /// Whether a linear stands before a block's attention.

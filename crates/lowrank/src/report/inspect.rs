@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lowrank_kernels::{Tensor, View, add_assign, frobenius_norm, scale};
+use lowrank_kernels::{Tensor, View, add_assign, embedding_forward, frobenius_norm, scale};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -251,7 +251,31 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
     });
     linears
         .chain(replaced)
+        .chain(token_rows(model, adapter))
         .chain(bottlenecks)
         .chain(virtual_tokens)
         .collect()
+}
+
+/// Rows of tokens, a table each, with their change beside the model's own rows.
+fn token_rows(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
+    let params = &adapter.params;
+    let reports = adapter.token_rows.tables().map(|(id, rows)| {
+        let tied = id == WeightId::Head && model.config().tie_word_embeddings;
+        let table = model.weights();
+        let table = table.view(if tied { WeightId::Embedding } else { id });
+        let mut base = Tensor::zeros(rows.ids().len(), table.cols());
+        embedding_forward(base.view_mut(), rows.ids(), table, false);
+        let norm = frobenius_norm(base.view());
+        scale(base.view_mut(), -1.0);
+        add_assign(base.view_mut(), params.view(rows.slot()));
+        ModuleReport {
+            module: adapter.names[rows.slot()].clone(),
+            r: None,
+            scale: None,
+            parameters: params.view(rows.slot()).len() as u64,
+            relative_change: (norm > 0.0).then(|| frobenius_norm(base.view()) / norm),
+        }
+    });
+    reports.collect()
 }

@@ -44,6 +44,8 @@ pub struct ModelCard<'a> {
     pub pefts: bool,
     /// The model that was adapted.
     pub base: BaseModel<'a>,
+    /// Whether tokens were added, so that the folder has a tokenizer of its own.
+    pub new_tokens: bool,
     /// The method's name in a sentence, such as "LoRA" or "full fine-tuning".
     pub method: &'a str,
     /// Values that were trained.
@@ -71,6 +73,17 @@ pub struct CardClassifier<'a> {
     pub labels: &'a [String],
     /// Whether it classifies tokens and not texts.
     pub of_tokens: bool,
+}
+
+impl ModelCard<'_> {
+    /// Where the tokenizer is, and what then becomes of the model in Python.
+    fn tokenizer<'a>(&self, base: &'a str) -> (&'a str, &'static str) {
+        if self.new_tokens {
+            ("ADAPTER", "model.resize_token_embeddings(len(tokenizer))\n")
+        } else {
+            (base, "")
+        }
+    }
 }
 
 impl CardClassifier<'_> {
@@ -214,12 +227,13 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
             }
             text.push_str("```\n");
             if card.pefts {
+                let (files, resize) = card.tokenizer(base);
                 let _ = write!(
                     text,
                     "\n```python\n\
                      from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-                     tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
-                     model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+                     tokenizer = AutoTokenizer.from_pretrained(\"{files}\")\n\
+                     model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n{resize}\
                      model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
                 );
             }
@@ -250,13 +264,14 @@ fn how_to_classify(
             );
             if card.pefts {
                 let labels = serde_json::json!(classifier.labels);
+                let (files, resize) = card.tokenizer(base);
                 let _ = write!(
                     text,
                     "\n```python\n\
                      from peft import PeftModel\nfrom transformers import AutoModelFor{class}, AutoTokenizer\n\n\
                      labels = {labels}\n\
-                     tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n\
-                     model = AutoModelFor{class}.from_pretrained(\"{base}\", id2label=dict(enumerate(labels)))\n\
+                     tokenizer = AutoTokenizer.from_pretrained(\"{files}\")\n\
+                     model = AutoModelFor{class}.from_pretrained(\"{base}\", id2label=dict(enumerate(labels)))\n{resize}\
                      model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
                 );
             }
@@ -318,6 +333,7 @@ mod tests {
             kind,
             pefts: matches!(kind, CardKind::Adapter(Method::Lora)),
             base,
+            new_tokens: false,
             method: "LoRA",
             trainable_parameters: 460_800,
             base_parameters: 134_515_008,

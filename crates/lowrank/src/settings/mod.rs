@@ -4,7 +4,7 @@ mod choices;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -358,6 +358,12 @@ impl TrainConfig {
             Some(folder) => Ok(tuning::load(folder, model)?.adapter),
             None => self.method.lay_out(&self.options, model),
         }
+    }
+
+    /// The file of tokens that a run adds to its model's tokenizer.
+    pub(crate) fn new_tokens(&self) -> Option<&Path> {
+        let file = self.options.lora.add_tokens.as_deref();
+        file.filter(|_| self.method == Method::Lora)
     }
 
     /// Rows of an optimizer step.

@@ -237,6 +237,7 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
         Some(config.data.as_path()),
         config.valid_data.as_deref(),
         config.init_adapter.as_deref(),
+        config.new_tokens(),
     ];
     for input in inputs.into_iter().flatten() {
         output::check_apart(folder, input)?;
@@ -266,7 +267,13 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
         .filter(|(key, value)| {
             let path = matches!(
                 key.as_str(),
-                "output" | "data" | "valid_data" | "model" | "init_adapter" | "began"
+                "output"
+                    | "data"
+                    | "valid_data"
+                    | "model"
+                    | "init_adapter"
+                    | "add_tokens"
+                    | "began"
             );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
             !path && !empty && config.method.reads(key)
@@ -340,6 +347,7 @@ pub(super) fn write_card(
         kind,
         pefts,
         base,
+        new_tokens: !source.new_ids().is_empty(),
         method: config.method.title(),
         trainable_parameters: outcome.trainable_parameters as u64,
         base_parameters: outcome.base_parameters as u64,

@@ -19,6 +19,7 @@ use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
 use crate::random::mix;
 use crate::settings::TrainConfig;
+use crate::tuning::lora::of_new_tokens;
 use crate::tuning::task_of;
 
 /// How a run begins.
@@ -60,15 +61,19 @@ pub fn train(
         observer.event(&Event::Note(resume::finished_note(config, &outcome)));
         return Ok(outcome);
     }
-    let source = find_base()?;
-    // The same but for where an adapter to start from is found.
-    let begins = &adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let model = source.model_config_for(likely_purpose(&source, begins)?)?;
+    // The same but for where an adapter to start from is found, and which rows new tokens have.
+    let begins = adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
+    let (source, notes) = with_tokens(find_base()?, &begins, start)?;
+    let model = source.model_config_for(likely_purpose(&source, &begins)?)?;
+    let mut begins = with_rows(begins, &source, &model);
     let loading = source.loading_bytes(&model, config.base_dtype.into());
-    check_room(begins, &model, loading)?;
+    check_room(&begins, &model, loading)?;
     let (_lock, warning) = FolderLock::take(&config.output)?;
     if let Some(warning) = warning {
         observer.event(&Event::Note(warning));
+    }
+    for note in notes {
+        observer.event(&Event::Note(note));
     }
     let mut tokenizer = source.tokenizer()?;
     if let Some(began) = &config.began {
@@ -103,7 +108,8 @@ pub fn train(
     if start == Start::Resume {
         resume::check_base(config, &network)?;
     }
-    let trained = prepare(begins, &network, &data.examples, observer)?;
+    begins = with_rows(begins, &network.source, network.decoder.config());
+    let trained = prepare(&begins, &network, &data.examples, observer)?;
     let valid = valid.map(|valid| valid.examples).unwrap_or_default();
     let rows = Rows {
         train: &data.examples,
@@ -133,6 +139,36 @@ fn adapter_in_checkpoint(config: &TrainConfig, start: Start) -> Option<TrainConf
         init_adapter: Some(found),
         ..config.clone()
     })
+}
+
+/// The model with the tokens that are added to it, and what is to be said of them. A run that goes on has them in its folder.
+fn with_tokens(
+    source: Source,
+    config: &TrainConfig,
+    start: Start,
+) -> Result<(Source, Vec<String>), Error> {
+    if let Some(folder) = &config.init_adapter {
+        return Ok((source.with_tokens_of(&[folder])?, Vec::new()));
+    }
+    let Some(file) = config.new_tokens() else {
+        return Ok((source, Vec::new()));
+    };
+    let written = config.output.join("tokenizer.json");
+    if start == Start::Resume && written.is_file() {
+        return Ok((source.with_tokens_listed_in(&written)?, Vec::new()));
+    }
+    source.with_new_tokens(file)
+}
+
+/// The settings with the rows of a model's new tokens as those that are trained.
+fn with_rows(mut config: TrainConfig, source: &Source, model: &ModelConfig) -> TrainConfig {
+    let ids = source.new_ids();
+    if config.init_adapter.is_none() && !ids.is_empty() {
+        let lora = &mut config.options.lora;
+        lora.add_tokens = None;
+        lora.trainable_token_indices = Some(of_new_tokens(model, ids));
+    }
+    config
 }
 
 /// What the model will be for, as far as that is known before the rows are read.

@@ -101,6 +101,7 @@ impl<'a> Trainer<'a> {
         state.recompute = Some(saving.recompute);
         observer.event(&Event::Begin);
         folder::begin(config, overwrite)?;
+        base.source.write_added_tokens(&config.output)?;
         let optimizer = OptimizerState::new(adapter);
         Self::start(
             config,
@@ -459,7 +460,8 @@ impl<'a> Trainer<'a> {
             labels: labels.as_deref(),
         };
         let model = self.base.decoder.config();
-        tuning::save(folder, model, config, &self.adapter, base)
+        tuning::save(folder, model, config, &self.adapter, base)?;
+        self.base.source.write_added_tokens(folder)
     }
 
     /// The error for a loss that the weights of the current step give.

@@ -131,6 +131,18 @@ fn append(
                 .to_owned(),
         );
     }
+    let sites = &adapter.token_rows;
+    let by_rows = |id: &WeightId| match id {
+        WeightId::Embedding => sites.embedding.is_some(),
+        WeightId::Head => sites.head.is_some(),
+        _ => false,
+    };
+    for (id, _) in chosen.iter().filter(|(id, _)| by_rows(id)) {
+        problems.push(format!(
+            "modules_to_save: {} is trained as a whole, and trainable_token_indices names rows of it; give one of the two",
+            families::tensor_name(model, *id)
+        ));
+    }
     let adapted = |id: &WeightId| match id {
         WeightId::Linear(linear, _) => {
             adapter.low_rank.contains_key(linear) || adapter.scaled.contains_key(linear)

@@ -1,6 +1,7 @@
 //! The engine as a library user meets it: whole runs on models of two layers, their folders, and what must be refused.
 
 mod adapters;
+mod added_tokens;
 mod bad_input;
 mod beams;
 mod common;
@@ -18,6 +19,7 @@ mod resume;
 mod scales;
 mod sessions;
 mod sharing;
+mod token_rows;
 mod trainer;
 mod training;
 mod virtual_tokens;

@@ -135,6 +135,17 @@ pub(crate) const IA3_ADAPTERS: [AdapterCase; 3] = [
     adapter("gpt2", "ia3"),
 ];
 
+/// Folders of PEFT's LoRA with rows of tokens below the models', trained with learning rate 1e-2.
+pub(crate) const TOKEN_ADAPTERS: [AdapterCase; 7] = [
+    adapter("llama", "tokens"),
+    adapter("llama", "token_tables"),
+    adapter("qwen2", "tokens"),
+    adapter("qwen2", "token_tables"),
+    adapter("gemma2", "tokens"),
+    adapter("granite", "tokens"),
+    adapter("gpt2", "tokens"),
+];
+
 /// The adapters.
 pub(crate) const ADAPTERS: [AdapterCase; 18] = [
     AdapterCase {

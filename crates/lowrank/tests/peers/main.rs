@@ -7,7 +7,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cases::{ADAPTERS, AdapterCase, IA3_ADAPTERS, METHODS, MODELS, PROMPT_ADAPTERS, method_folder};
+use cases::{
+    ADAPTERS, AdapterCase, IA3_ADAPTERS, METHODS, MODELS, PROMPT_ADAPTERS, TOKEN_ADAPTERS,
+    method_folder,
+};
 use common::{Comparison, Golden};
 use lowrank::DType;
 use lowrank::data::Example;
@@ -50,7 +53,8 @@ fn the_goldens_are_complete() {
         assert_eq!(names(&golden, "grad."), tuned, "{}", case.name);
     }
     let prompts = PROMPT_ADAPTERS.into_iter();
-    for case in ADAPTERS.into_iter().chain(prompts).chain(IA3_ADAPTERS) {
+    let others = prompts.chain(IA3_ADAPTERS).chain(TOKEN_ADAPTERS);
+    for case in ADAPTERS.into_iter().chain(others) {
         let golden = Golden::in_folder(&case.folder());
         let pefts = Golden::read(&case.folder().join("adapter_model.safetensors"));
         let (name, prefix) = (case.name, if case.parts { "init." } else { "" });
@@ -440,6 +444,11 @@ fn prefix_and_prompt_tuning_match_peft() {
 #[test]
 fn ia3_matches_peft() {
     IA3_ADAPTERS.iter().for_each(matches_peft);
+}
+
+#[test]
+fn rows_of_tokens_match_peft() {
+    TOKEN_ADAPTERS.iter().for_each(matches_peft);
 }
 
 /// Holds an adapter that any method's reader loads against what PEFT computed with it.

@@ -61,7 +61,7 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
         problems.require(count > 0, || format!("{flag} must be 1 or greater"));
     }
     problems.or(())?;
-    let base = args.base.load()?;
+    let base = args.base.load(&[])?;
     let work = (args.tokens, supervised);
     let dtype = lowrank::DType::from(args.base.base_dtype);
     let shapes = bench::gemm(base.decoder.config(), work, dtype, args.repeats);

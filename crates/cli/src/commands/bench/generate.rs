@@ -102,7 +102,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
         "--batch-size must be 1 or greater".to_owned()
     });
     problems.or(())?;
-    let base = args.base.load()?;
+    let base = args.base.load(args.adapter.as_deref().as_slice())?;
     let loaded = args.adapter.as_deref();
     let loaded = loaded
         .map(|folder| load_adapter(folder, &base))

@@ -26,6 +26,7 @@ use self::alphabet::ByteAlphabet;
 #[cfg(test)]
 pub(super) use self::alphabet::printable_bytes;
 use self::folder::Files;
+use super::added_tokens::NewToken;
 use super::error::DataError;
 use super::message::Message;
 use super::stream::DecodeStream;
@@ -256,6 +257,64 @@ impl Tokenizer {
         let (_, tail) = text.rsplit_once("A\u{1}A")?;
         let ids = self.encode_with_offsets(tail).ok()?.ids;
         ids.into_iter().find(|id| self.is_special(*id))
+    }
+
+    /// Adds tokens as transformers' `add_tokens` does, and gives each one's id; one that is there already keeps its own.
+    ///
+    /// # Errors
+    /// If the tokenizer gives a token the id of another one, as where ids are left out.
+    pub(crate) fn add(&mut self, tokens: &[NewToken]) -> Result<Vec<u32>, DataError> {
+        let known = self.inner.get_vocab(true);
+        let wrong = |reason: String| DataError::Encoding(reason);
+        let added = tokens.iter().map(|token| AddedToken {
+            content: token.content.clone(),
+            single_word: token.single_word,
+            lstrip: token.lstrip,
+            rstrip: token.rstrip,
+            normalized: token.normalized,
+            special: token.special,
+        });
+        self.inner
+            .add_tokens(added.collect::<Vec<_>>())
+            .map_err(|error| wrong(error.to_string()))?;
+        let mut ids = Vec::new();
+        for token in tokens {
+            let id = self.inner.token_to_id(&token.content);
+            let id = id.ok_or_else(|| wrong(format!("{:?} cannot be added", token.content)))?;
+            if !known.contains_key(&token.content) {
+                if (id as usize) < self.vocab_size {
+                    return Err(wrong(format!(
+                        "{:?} would get the id {id}, which is within the vocabulary of {}: its ids have gaps, and no token can be added",
+                        token.content, self.vocab_size
+                    )));
+                }
+                if token.special {
+                    self.special.insert(id);
+                }
+            }
+            ids.push(id);
+        }
+        let last = ids.iter().max().map_or(0, |id| *id as usize + 1);
+        self.vocab_size = self.vocab_size.max(last);
+        Ok(ids)
+    }
+
+    /// Every token that is added to the vocabulary, by its id.
+    pub(crate) fn added(&self) -> Vec<NewToken> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let mut tokens: Vec<NewToken> = added
+            .map(|(id, token)| NewToken {
+                id,
+                content: token.content,
+                single_word: token.single_word,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+                normalized: token.normalized,
+                special: token.special,
+            })
+            .collect();
+        tokens.sort_by_key(|token| token.id);
+        tokens
     }
 
     /// Makes every text an error that contains a token for which a model with `rows` rows of embedding has none.

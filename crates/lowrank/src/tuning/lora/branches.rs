@@ -6,7 +6,8 @@ use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, check_finite};
 use lowrank_formats::peft::{
-    LoraConfig, LoraPart, lora_key, open_adapter_weights, parse_lora_key, read_adapter_config,
+    LoraConfig, LoraPart, TOKEN_ROWS, lora_key, open_adapter_weights, parse_lora_key,
+    read_adapter_config,
 };
 
 use super::load::{Stacked, WHOLE, fused_parts};
@@ -86,6 +87,8 @@ pub fn branches(folder: &Path) -> Result<Branches, Error> {
             }
             // A module that was trained as a whole has no branch.
             None if is_saved(name, &config.modules_to_save) => {}
+            // They are compared with nothing.
+            None if name.ends_with(TOKEN_ROWS) => {}
             None => problems.push(format!("{name}: not an A or a B of LoRA")),
         }
     }

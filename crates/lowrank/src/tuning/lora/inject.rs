@@ -39,7 +39,7 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// Puts a branch beside every linear that `lora` targets.
+/// Puts a branch beside every linear that `lora` targets. Rows of tokens that it names are all zero.
 ///
 /// # Errors
 /// A target or a pattern that matches nothing; a fused linear targeted both whole and in parts; a rank larger than the
@@ -51,10 +51,8 @@ pub fn inject(
     seed: u64,
 ) -> Result<(Adapter, Coverage), Error> {
     // What could not be read back must not be trained.
-    LoraConfig::from_json(&lora.to_json())
-        .map_err(|problems| Error::Settings(problems.join("\n")))?;
+    let mut adapter = super::lay_out(config, lora)?;
     let chosen = choose(config, lora)?;
-    let mut adapter = lay_out(config, lora, &chosen);
     for (index, sites) in chosen.iter().enumerate() {
         let (a, b) = (2 * index, 2 * index + 1);
         let (r, input) = adapter.params.shape(a);
@@ -79,7 +77,7 @@ pub fn inject(
     Ok((adapter, coverage))
 }
 
-/// Number of trained values.
+/// Number of values that are trained in branches.
 ///
 /// # Errors
 /// As [`inject`].

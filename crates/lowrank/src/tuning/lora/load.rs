@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::peft::{LoraConfig, TargetModules, open_adapter_weights};
+use lowrank_formats::peft::{ADAPTER_CONFIG, LoraConfig, TargetModules, open_adapter_weights};
 
 use super::inject::{choose, coverage, lay_out};
 use super::method::SAVED_PREFIX;
 use super::save::FUSED_PARTS;
-use super::{Candidate, Coverage, candidates};
+use super::{Candidate, Coverage, candidates, tokens};
 use crate::Error;
 use crate::model::{Adapter, ModelConfig};
 use crate::tuning::files::{BASE_FINGERPRINT, read_values};
@@ -52,18 +52,30 @@ pub fn load(folder: &Path, model: &ModelConfig) -> Result<Loaded, Error> {
             problems: vec![format!("the adapter is for another model: {reason}")],
         });
     }
+    let tokens = |adapter: &mut Adapter| {
+        let indices = config.trainable_token_indices.as_ref();
+        tokens::add(adapter, model, indices).map_err(|problems| Error::Tensors {
+            path: folder.join(ADAPTER_CONFIG),
+            problems,
+        })
+    };
     let mut adapter = lay_out(model, &config, &chosen);
+    tokens(&mut adapter)?;
     add_of_folder(&mut adapter, model, folder, SAVED_PREFIX)?;
     read_values(&weights, &mut adapter)?;
     if !parts.is_empty() {
-        let whole = adapter;
-        (adapter, config, chosen) =
+        let (whole, branches) = (adapter, 2 * chosen.len());
+        let part_config;
+        (adapter, part_config, chosen) =
             split(model, &config, &whole, &chosen, &parts).map_err(|problems| Error::Tensors {
                 path: weights.path().to_path_buf(),
                 problems,
             })?;
+        tokens(&mut adapter)?;
         add_of_folder(&mut adapter, model, folder, SAVED_PREFIX)?;
-        for (to, from) in adapter.saved.slots.clone().zip(whole.saved.slots.clone()) {
+        config = part_config;
+        let slots = (2 * chosen.len()..adapter.params.slots()).zip(branches..whole.params.slots());
+        for (to, from) in slots {
             adapter
                 .params
                 .view_mut(to)

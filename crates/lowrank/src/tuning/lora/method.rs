@@ -1,15 +1,15 @@
 //! LoRA among the methods: its options, and what they come to.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_formats::peft::LoraConfig;
+use lowrank_formats::peft::{LoraConfig, TokenIndices};
 use lowrank_kernels::Layout;
 use serde_json::Value;
 
-use super::{InitLoraWeights, inject, lay_out, load, save};
+use super::{Coverage, InitLoraWeights, inject, lay_out, load, save, tokens};
 use crate::Error;
-use crate::fields::{Field, Fields, fields};
+use crate::fields::{Field, Fields, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, finite_pattern, parse_pattern};
 use crate::model::{Adapter, ModelConfig};
@@ -58,6 +58,16 @@ fields! {
         #[arg(value_name = "HOW", value_enum, help_heading = "LoRA")]
         pub init_lora_weights: InitLoraWeights = InitLoraWeights::Gaussian,
 
+        /// Tokens to train the embedding's rows of: ids, as 5,17; in a file also lists by module
+        #[arg(value_name = "IDS", help_heading = "LoRA")]
+        #[fixes(Shape)]
+        pub trainable_token_indices: Option<TokenIndices>,
+
+        /// Tokens to add to the tokenizer and to train the rows of: a file with one a line, or with a JSON list
+        #[arg(value_name = "FILE", help_heading = "LoRA")]
+        #[fixes(Shape)]
+        pub add_tokens: Option<PathBuf>,
+
         /// Scale by lora_alpha / √r instead
         #[switch(help_heading = "LoRA")]
         #[fixes(Action)]
@@ -87,10 +97,31 @@ fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfi
         use_rslora: lora.use_rslora,
         init_lora_weights: lora.init_lora_weights.to_json(),
         rank_pattern: lora.rank_pattern.clone(),
+        trainable_token_indices: lora.trainable_token_indices.clone(),
         alpha_pattern: lora.alpha_pattern.clone(),
         base_model_name_or_path: Some(base.to_owned()),
         task_type: Some(task_type(model).to_owned()),
         ..LoraConfig::default()
+    }
+}
+
+/// Refuses tokens that nobody has added yet.
+fn check_tokens(options: &MethodOptions) -> Result<(), Error> {
+    match &options.lora.add_tokens {
+        None => Ok(()),
+        Some(file) => Err(Error::Settings(format!(
+            "add_tokens ({}) is for train alone, which adds the tokens to the model first; give trainable_token_indices, which trains as \
+             many rows",
+            file.display()
+        ))),
+    }
+}
+
+/// What is trained.
+fn words(coverage: &Coverage, adapter: &Adapter) -> String {
+    match tokens::coverage(adapter) {
+        None => coverage.to_string(),
+        Some(rows) => format!("{coverage}, {rows} among them"),
     }
 }
 
@@ -137,18 +168,32 @@ impl MethodSpec for Spec {
         })
     }
 
+    fn check(&self, options: &MethodOptions, names: &dyn Names, problems: &mut Vec<String>) {
+        let lora = &options.lora;
+        if lora.add_tokens.is_some() && lora.trainable_token_indices.is_some() {
+            problems.push(format!(
+                "{} trains the rows of the new tokens alone, so {} cannot be given beside it",
+                names.given("add_tokens"),
+                names.given("trainable_token_indices")
+            ));
+        }
+    }
+
     fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
+        check_tokens(options)?;
         lay_out(model, &config(options, model, ""))
     }
 
     fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
+        check_tokens(options)?;
         let model = with.decoder.config();
         let config = config(options, model, with.base);
         let init = options.lora.init_lora_weights;
-        let (adapter, coverage) = inject(model, &config, init, with.seed)?;
+        let (mut adapter, coverage) = inject(model, &config, init, with.seed)?;
+        adapter.copy_token_rows(with.decoder.weights());
         Ok(Started {
+            coverage: Some(words(&coverage, &adapter)),
             adapter,
-            coverage: Some(coverage.to_string()),
             config: Some(AdapterConfig::Lora(Box::new(config))),
         })
     }
@@ -160,9 +205,9 @@ impl MethodSpec for Spec {
     fn load(&self, folder: &Path, _: &HfConfig, model: &ModelConfig) -> Result<Loaded, Error> {
         let loaded = load(folder, model)?;
         Ok(Loaded {
+            coverage: words(&loaded.coverage, &loaded.adapter),
             adapter: loaded.adapter,
             config: AdapterConfig::Lora(Box::new(loaded.config)),
-            coverage: loaded.coverage.to_string(),
             base_fingerprint: loaded.base_fingerprint,
         })
     }
@@ -192,12 +237,16 @@ impl MethodConfig for Config {
     }
 
     fn options(&self) -> Vec<(&'static str, Value)> {
-        vec![
+        let mut options = vec![
             ("r", self.r.into()),
             ("lora_alpha", self.lora_alpha.into()),
             ("target_modules", self.target_modules.to_string().into()),
             ("use_rslora", self.use_rslora.into()),
-        ]
+        ];
+        if let Some(indices) = &self.trainable_token_indices {
+            options.push(("trainable_token_indices", indices.to_json()));
+        }
+        options
     }
 
     fn is_pefts(&self) -> bool {

@@ -8,8 +8,10 @@ pub(super) mod inject;
 pub(super) mod load;
 mod method;
 mod save;
+mod tokens;
 
 use lowrank_formats::peft::LoraConfig;
+pub use lowrank_formats::peft::TokenIndices;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
@@ -18,15 +20,19 @@ pub use load::{Loaded, load};
 pub(super) use method::Spec;
 pub use method::{Config, Settings};
 pub use save::save;
+pub(crate) use tokens::of_new_tokens;
 
 use crate::Error;
 use crate::model::{Adapter, LinearId, LinearKind, ModelConfig, families};
 
-/// The branches of a config, all zero.
+/// The branches of a config and its rows of tokens, all zero.
 pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter, Error> {
     LoraConfig::from_json(&lora.to_json())
         .map_err(|problems| Error::Settings(problems.join("\n")))?;
-    Ok(inject::lay_out(model, lora, &inject::choose(model, lora)?))
+    let mut adapter = inject::lay_out(model, lora, &inject::choose(model, lora)?);
+    tokens::add(&mut adapter, model, lora.trainable_token_indices.as_ref())
+        .map_err(|problems| Error::Settings(problems.join("\n")))?;
+    Ok(adapter)
 }
 
 impl InitLoraWeights {

@@ -67,7 +67,19 @@ pub fn save(
             ]
         })
         .collect();
-    let saved = adapter.saved.slots.clone();
+    let rows: Vec<usize> = adapter
+        .token_rows
+        .tables()
+        .map(|(_, rows)| rows.slot())
+        .collect();
+    specs.extend(rows.iter().map(|slot| {
+        let (n, width) = adapter.params.shape(*slot);
+        spec(adapter.names[*slot].clone(), [n, width])
+    }));
+    let others: Vec<usize> = rows
+        .into_iter()
+        .chain(adapter.saved.slots.clone())
+        .collect();
     specs.extend(saved_specs(adapter));
     write_safetensors(
         &folder.join(ADAPTER_WEIGHTS),
@@ -75,7 +87,7 @@ pub fn save(
         &metadata,
         |index, out| {
             let Some(module) = modules.get(index / 2) else {
-                let slot = saved.start + index - 2 * modules.len();
+                let slot = others[index - 2 * modules.len()];
                 return out.write_all(&adapter.params.view(slot).to_le_bytes(DType::F32));
             };
             let values = if index % 2 == 0 { &module.a } else { &module.b };
