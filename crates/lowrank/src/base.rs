@@ -346,7 +346,7 @@ impl Source {
     /// # Errors
     /// As [`config`](Self::config); an architecture that is not supported.
     pub fn purpose(&self) -> Result<(Purpose, Option<Labels>), Error> {
-        purpose_of(&self.config()?)
+        purpose_in(&self.config()?)
     }
 
     /// Loads the model as a language model.
@@ -516,7 +516,7 @@ impl Source {
 ///
 /// # Errors
 /// An architecture that is not supported, labels that are no map of numbers to names.
-pub fn purpose_of(raw: &HfConfig) -> Result<(Purpose, Option<Labels>), Error> {
+fn purpose_in(raw: &HfConfig) -> Result<(Purpose, Option<Labels>), Error> {
     let architectures = raw.opt_strs("architectures")?.unwrap_or_default();
     let is_for = |task: &str| architectures.iter().any(|name| name.ends_with(task));
     if is_for("ForSequenceClassification") || is_for("ForTokenClassification") {
@@ -552,13 +552,13 @@ pub fn purpose_of(raw: &HfConfig) -> Result<(Purpose, Option<Labels>), Error> {
 /// encoder by itself, to classify. A classifier has so many `labels`, or those that it has, or two.
 ///
 /// # Errors
-/// As [`purpose_of`].
+/// An architecture that is not supported, labels that are no map of numbers to names.
 pub fn purpose_for(
     raw: &HfConfig,
     task: Option<TaskType>,
     labels: Option<usize>,
 ) -> Result<Purpose, Error> {
-    let (own, _) = purpose_of(raw)?;
+    let (own, _) = purpose_in(raw)?;
     let of_own = match own {
         Purpose::SequenceClassifier { labels } | Purpose::TokenClassifier { labels } => {
             Some(labels)

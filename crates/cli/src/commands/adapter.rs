@@ -72,13 +72,13 @@ fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
             ))
         })?,
     };
-    Source::find(&model).map_err(|error| match &args.model {
+    let source = Source::find(&model).map_err(|error| match &args.model {
         Some(_) => error,
         None => lowrank::Error::Settings(format!(
             "the base that adapter_config.json names cannot be used, so give it with --model ({error})"
         )),
     })?;
-    let plan = with_adapter::plan(&model, Some(&args.adapter))?;
+    let plan = with_adapter::plan_of(source, Some(&args.adapter))?;
     let loaded = plan.load(BaseDtype::Bf16, Some(&args.adapter))?;
     let adapter = loaded.adapter.context("the adapter was loaded")?;
     Ok(inspect::adapter(&args.adapter, &adapter, &loaded.network)?)

@@ -36,7 +36,14 @@ pub struct WithAdapter {
 /// # Errors
 /// Files that cannot be used.
 pub fn plan(model: &str, adapter: Option<&Path>) -> anyhow::Result<Plan> {
-    let mut source = Source::find(model)?;
+    plan_of(Source::find(model)?, adapter)
+}
+
+/// The same for a model that was found.
+///
+/// # Errors
+/// Files that cannot be used.
+pub fn plan_of(mut source: Source, adapter: Option<&Path>) -> anyhow::Result<Plan> {
     if let Some(folder) = adapter {
         check_is_adapter(folder)?;
         source = source.with_tokens_of(&[folder])?;

@@ -394,6 +394,12 @@ fn classifiers_are_planned_and_timed() {
     let bench = [
         "bench", "train", "--model", &model, "--steps", "2", "--warmup", "0",
     ];
+    lowrank()
+        .args(bench)
+        .args(["--data", &data, "--share-prompts"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("share_prompts goes with prompts"));
     for (more, supervised) in [
         (&["--data", &data][..], 16),
         (&["--seq-length", "12"], 16),

@@ -51,14 +51,6 @@ impl Unit {
             Self::Row => "mean of the labels",
         }
     }
-
-    /// What a time is measured of, in words.
-    pub fn of_time(self) -> &'static str {
-        match self {
-            Self::Token => "a token",
-            Self::Row => "a row",
-        }
-    }
 }
 
 /// The model before any training.

@@ -86,6 +86,14 @@ struct Pipeline {
 }
 
 impl GgufTokenizerParts {
+    /// The tokens with their ids, as tokenizer.json has them.
+    fn numbered_tokens(&self) -> Map<String, Value> {
+        let tokens = self.tokens.iter().enumerate();
+        tokens
+            .map(|(id, token)| (token.clone(), json!(id)))
+            .collect()
+    }
+
     /// The files that give the same ids.
     ///
     /// # Errors

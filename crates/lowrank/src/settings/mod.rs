@@ -366,6 +366,16 @@ impl TrainConfig {
         file.filter(|_| self.method == Method::Lora)
     }
 
+    /// Tokens of a row at most. What an encoder has no positions for is cut, as transformers cuts it.
+    pub fn row_length(&self, model: &ModelConfig) -> usize {
+        if model.causal {
+            return self.max_seq_length;
+        }
+        let taken = self.method.positions(&self.options);
+        let left = model.max_position_embeddings.saturating_sub(taken);
+        self.max_seq_length.min(left)
+    }
+
     /// Rows of an optimizer step.
     pub fn rows_per_step(&self) -> usize {
         self.batch_size

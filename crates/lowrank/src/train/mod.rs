@@ -28,6 +28,6 @@ pub use prepare::{Trained, prepare};
 pub use run::{Start, purpose_of, split_columns, train};
 pub use schedule::Schedule;
 pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_step};
-pub use trainer::{Rows, Trainer};
+pub use trainer::{Rows, Trainer, check_task};
 
 pub use crate::settings::{BaseDtype, Began, SchedulerType, TrainConfig};

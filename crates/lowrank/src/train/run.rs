@@ -198,14 +198,7 @@ fn check_labels(config: &TrainConfig, network: &Network) -> Result<(), Error> {
 fn data_options(config: &TrainConfig, model: &ModelConfig) -> DataOptions {
     let columns = config.columns.as_ref();
     DataOptions {
-        // What an encoder has no positions for is cut, as transformers cuts it.
-        max_seq_length: if model.causal {
-            config.max_seq_length
-        } else {
-            let taken = config.method.positions(&config.options);
-            let left = model.max_position_embeddings.saturating_sub(taken);
-            config.max_seq_length.min(left)
-        },
+        max_seq_length: config.row_length(model),
         train_on_prompt: config.train_on_prompt,
         on_bad_row: config.on_bad_row,
         completion_boundary: config.completion_boundary,

@@ -519,7 +519,10 @@ fn check(
 }
 
 /// Refuses settings that mean nothing to what the rows teach.
-fn check_task(config: &TrainConfig, labels: Option<&Labels>) -> Result<(), Error> {
+///
+/// # Errors
+/// Every such setting, by its key.
+pub fn check_task(config: &TrainConfig, labels: Option<&Labels>) -> Result<(), Error> {
     let has_classes =
         labels.is_some_and(|labels| labels.problem_type == ProblemType::SingleLabelClassification);
     let of_classes = "goes with rows of which each has one label";

@@ -9,7 +9,8 @@ use lowrank::data::{DataOptions, Dataset, Example, Label, Split, TaskType};
 use lowrank::model::{ModelConfig, Pooling, Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::train::{
-    BaseDtype, Scoring, Silent, StepOptions, TrainConfig, prepare, purpose_of, split_columns,
+    BaseDtype, Scoring, Silent, StepOptions, TrainConfig, check_task, prepare, purpose_of,
+    split_columns,
 };
 use lowrank::tuning::Method;
 use lowrank::units;
@@ -231,18 +232,15 @@ fn load(args: &BenchTrainArgs, config: &TrainConfig) -> anyhow::Result<(Network,
         return Ok((source.load_for(dtype, likely, None, config.seed)?, examples));
     };
     let split = choose_split(data, None, &[Split::Train])?;
-    let mut options = DataOptions {
+    let options = DataOptions {
+        max_seq_length: config.row_length(&model),
         task: args.task_type,
         columns: args.columns.as_deref().map(split_columns),
         ..DataOptions::default()
     };
-    if !model.causal {
-        let taken = config.method.positions(&config.options);
-        let left = model.max_position_embeddings.saturating_sub(taken);
-        options.max_seq_length = options.max_seq_length.min(left);
-    }
     let tokenizer = source.tokenizer()?;
     let rows = Dataset::load(data, split, &tokenizer, &options)?;
+    check_task(config, rows.labels.as_ref())?;
     let purpose = purpose_of(rows.kind.task(), rows.labels.as_ref());
     let network = source.load_for(dtype, purpose, rows.labels, config.seed)?;
     Ok((network, rows.examples))

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::error::DataError;
 use super::{GgufTokenizerParts, Pipeline};
@@ -123,12 +123,7 @@ impl GgufTokenizerParts {
         let begins = self
             .add_bos
             .unwrap_or(cut.begins() && self.bos_id.is_some());
-        let vocab: Map<String, Value> = self
-            .tokens
-            .iter()
-            .enumerate()
-            .map(|(id, token)| (token.clone(), json!(id)))
-            .collect();
+        let vocab = self.numbered_tokens();
         Ok(Pipeline {
             normalizer: json!((cut == Cut::Qwen2).then(|| json!({"type": "NFC"}))),
             pre_tokenizer: cut.pre_tokenizer(self.add_space_prefix == Some(true)),

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
 
 use super::super::error::DataError;
@@ -50,12 +50,7 @@ impl GgufTokenizerParts {
             self.merges(vocabulary)?
         };
         let space = self.add_space_prefix.unwrap_or(true);
-        let vocab: Map<String, Value> = self
-            .tokens
-            .iter()
-            .enumerate()
-            .map(|(id, token)| (token.clone(), json!(id)))
-            .collect();
+        let vocab = self.numbered_tokens();
         let unknown = self.unknown()?.map(|id| &self.tokens[id]);
         Ok(Pipeline {
             normalizer: json!({"type": "Sequence", "normalizers": spaces(space)}),
