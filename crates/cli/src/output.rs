@@ -74,17 +74,19 @@ impl Output {
     /// [`StdoutClosed`] when the reader has gone, the system's error otherwise.
     pub fn write(&self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
-        match stdout
+        stdout
             .write_all(text.as_bytes())
             .and_then(|()| stdout.flush())
-        {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-            Err(error) => {
-                Err(anyhow::Error::from(error).context("cannot write to standard output"))
-            }
-        }
+            .map_err(not_written)
     }
+}
+
+/// Why standard output could not be written: [`StdoutClosed`] when the reader has gone, the system's error otherwise.
+pub fn not_written(error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return StdoutClosed.into();
+    }
+    anyhow::Error::from(error).context("cannot write to standard output")
 }
 
 #[cfg(test)]

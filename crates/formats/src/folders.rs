@@ -66,7 +66,7 @@ pub(crate) fn instead_of_model(folder: &Path) -> Option<String> {
         );
     }
     if has("modules.json") {
-        return Some("it is a model of sentence-transformers, which makes embeddings; a language model is needed".to_owned());
+        return Some("it is a folder of sentence-transformers without its encoder; give the folder in it that has config.json, such as 0_Transformer".to_owned());
     }
     if has("params.json") {
         return Some(

@@ -376,9 +376,37 @@ impl Source {
         labels: Option<Labels>,
         seed: u64,
     ) -> Result<Network, Error> {
+        self.load_network(dtype, purpose, labels, seed, false)
+    }
+
+    /// The same with a new last linear of the classifier, whatever the files have.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_new_classifier(
+        self,
+        dtype: DType,
+        purpose: Purpose,
+        labels: Option<Labels>,
+        seed: u64,
+    ) -> Result<Network, Error> {
+        self.load_network(dtype, purpose, labels, seed, true)
+    }
+
+    fn load_network(
+        self,
+        dtype: DType,
+        purpose: Purpose,
+        labels: Option<Labels>,
+        seed: u64,
+        renew: bool,
+    ) -> Result<Network, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
         self.check_limits(&config, dtype)?;
         let (mut weights, source) = self.load_weights(&config, dtype, purpose)?;
+        if renew {
+            weights.renew_classifier();
+        }
         weights.begin_classifier(seed);
         Ok(Network {
             decoder: Decoder::new(weights),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use lowrank::Workspace;
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::common::BaseArgs;
 use super::texts::TextsArgs;
 use super::with_adapter::{self, WithAdapter};
-use crate::failure::{Misuse, StdoutClosed};
+use crate::output::not_written;
 
 /// Arguments of `lowrank classify`.
 #[derive(Debug, Args)]
@@ -48,11 +49,22 @@ struct Said {
     text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     text_pair: Option<String>,
+    /// Tokens of it that were cut, where some were.
+    #[serde(skip_serializing_if = "is_zero")]
+    cut_tokens: usize,
     #[serde(flatten)]
     answer: Answer,
     /// The row's own label, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     given: Option<Value>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 #[derive(Debug, Serialize)]
@@ -93,15 +105,13 @@ struct TaggedWord {
 pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     let plan = with_adapter::plan(&args.base.model, args.adapter.as_deref())?;
     let Some(task) = plan.task() else {
-        return Err(Misuse::new(format!(
-            "{} is no classifier; give an --adapter that was trained to classify, or a model that was",
-            plan.source
-        ))
-        .into());
+        return Err(plan.no_classifier().into());
     };
-    let tokenizer = plan.tokenizer()?;
+    let tokenizer = Arc::new(plan.tokenizer()?);
     let classifier = plan.load(args.base.base_dtype, args.adapter.as_deref())?;
-    let mut printer = Printer::new(args)?;
+    let labels = classifier.network.labels.as_ref();
+    let of_numbers = labels.is_some_and(|labels| labels.problem_type == ProblemType::Regression);
+    let mut printer = Printer::new(args, if of_numbers { "value" } else { "probability" })?;
     let texts = &args.texts;
     texts.for_each_batch(&tokenizer, task, classifier.max_length, |rows| {
         for said in classify(&classifier, rows) {
@@ -134,6 +144,7 @@ fn classify(classifier: &WithAdapter, rows: Vec<UnlabelledRow>) -> Vec<Said> {
             line: row.example.line,
             text: row.text,
             text_pair: row.pair,
+            cut_tokens: row.example.truncated,
             answer,
             given: row.label,
         }
@@ -197,12 +208,13 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(args: &ClassifyArgs) -> anyhow::Result<Self> {
+    /// `value` is what the last column of a table holds.
+    fn new(args: &ClassifyArgs, value: &str) -> anyhow::Result<Self> {
         let csv = if args.csv {
             let mut writer = csv::Writer::from_writer(io::stdout());
             writer
-                .write_record(["line", "text", "text_pair", "label", "probability"])
-                .map_err(closed)?;
+                .write_record(["line", "text", "text_pair", "label", value])
+                .map_err(not_written_csv)?;
             Some(writer)
         } else {
             None
@@ -220,7 +232,7 @@ impl Printer {
                 let pair = said.text_pair.clone().unwrap_or_default();
                 writer
                     .write_record([line, text, pair, label, probability])
-                    .map_err(closed)?;
+                    .map_err(not_written_csv)?;
             }
             return Ok(());
         }
@@ -231,11 +243,11 @@ impl Printer {
             said.cells()
                 .into_iter()
                 .try_for_each(|(text, label, probability)| {
-                    let text = text.replace(['\n', '\r', '\t'], " ");
-                    writeln!(out, "{label}\t{probability}\t{text}")
+                    let line = |text: String| text.replace(['\n', '\r', '\t'], " ");
+                    writeln!(out, "{}\t{probability}\t{}", line(label), line(text))
                 })
         };
-        written.map_err(|_| StdoutClosed.into())
+        written.map_err(not_written)
     }
 
     fn flush(&mut self) -> anyhow::Result<()> {
@@ -243,12 +255,12 @@ impl Printer {
             Some(writer) => writer.flush(),
             None => io::stdout().flush(),
         }
-        .map_err(|_| StdoutClosed.into())
+        .map_err(not_written)
     }
 }
 
-fn closed(_: csv::Error) -> anyhow::Error {
-    StdoutClosed.into()
+fn not_written_csv(error: csv::Error) -> anyhow::Error {
+    not_written(error.into())
 }
 
 impl Said {

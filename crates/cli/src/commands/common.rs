@@ -129,6 +129,7 @@ impl RowsArgs {
             completion_boundary: self.completion_boundary,
             task,
             labels,
+            order: None,
             columns: self.columns.as_deref().map(split_columns),
         };
         let split = choose_split(&self.data, self.split, preferred)?;

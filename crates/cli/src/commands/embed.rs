@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use lowrank::Workspace;
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use super::common::{BaseArgs, check_is_adapter, warn_of_other_base};
 use super::texts::TextsArgs;
-use crate::failure::StdoutClosed;
+use crate::output::not_written;
 
 /// Arguments of `lowrank embed`.
 #[derive(Debug, Args)]
@@ -61,7 +62,7 @@ pub enum PoolingArg {
 /// A model, adapter or data that cannot be used.
 pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let source = Source::find(&args.base.model)?;
-    let tokenizer = source.tokenizer()?;
+    let tokenizer = Arc::new(source.tokenizer()?);
     let network = source.load_for(args.base.base_dtype.into(), Purpose::Features, None, 0)?;
     let model = &network.decoder;
     let adapter = match &args.adapter {
@@ -87,9 +88,16 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
         let vectors = embed(model, adapter.as_ref(), &examples, pooling, normalize, &ws);
         let mut out = io::stdout().lock();
         for (row, vector) in rows.into_iter().zip(vectors) {
-            let said = json!({"line": row.example.line, "text": row.text, "embedding": vector});
-            writeln!(out, "{said}").map_err(|_| StdoutClosed)?;
+            let mut said = json!({"line": row.example.line, "text": row.text});
+            if let Some(pair) = row.pair {
+                said["text_pair"] = pair.into();
+            }
+            if row.example.truncated > 0 {
+                said["cut_tokens"] = row.example.truncated.into();
+            }
+            said["embedding"] = json!(vector);
+            writeln!(out, "{said}").map_err(not_written)?;
         }
-        out.flush().map_err(|_| StdoutClosed.into())
+        out.flush().map_err(not_written)
     })
 }

@@ -68,6 +68,9 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
         return Ok(None);
     };
     let plan = with_adapter::plan(&base.model, args.adapter.as_deref())?;
+    if plan.is_bare_encoder() {
+        return Err(plan.no_classifier().into());
+    }
     let (Some(task), Some(labels)) = (plan.task(), plan.labels.clone()) else {
         return Ok(None);
     };

@@ -102,6 +102,9 @@ fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
             (name, raw)
         }
     };
+    if args.num_labels == Some(0) {
+        return Err(Misuse::new("--num-labels is 0; a classifier has one label at least").into());
+    }
     let purpose = purpose_for(&raw, args.task_type, args.num_labels)?;
     let config = match &args.preset {
         Some(name) => presets::config_for(name, purpose)?,

@@ -57,6 +57,19 @@ pub fn plan_of(mut source: Source, adapter: Option<&Path>) -> anyhow::Result<Pla
 }
 
 impl Plan {
+    /// Why a model that is no classifier cannot classify.
+    pub fn no_classifier(&self) -> Misuse {
+        Misuse::new(format!(
+            "{} is no classifier; give an --adapter that was trained to classify, or a model that was",
+            self.source
+        ))
+    }
+
+    /// Whether the model is a bare encoder.
+    pub fn is_bare_encoder(&self) -> bool {
+        self.purpose == Purpose::Features
+    }
+
     /// The task of a classifier; `None` of a model that is none.
     pub fn task(&self) -> Option<TaskType> {
         match self.purpose {

@@ -58,9 +58,15 @@ fn place(folder: &Path) {
 
 /// Gives the golden a head of another task, whose name is as long.
 fn headless(folder: &Path) {
+    rename(folder, "\"classifier.", "\"qa_outputs.");
+}
+
+/// Names tensors anew, as long as before.
+fn rename(folder: &Path, old: &str, new: &str) {
     let file = folder.join("model/model.safetensors");
     let mut weights = fs::read(&file).unwrap();
-    let (old, new) = (b"\"classifier.", b"\"qa_outputs.");
+    let (old, new) = (old.as_bytes(), new.as_bytes());
+    assert_eq!(old.len(), new.len());
     for at in 0..weights.len() - old.len() {
         if weights[at..].starts_with(old) {
             weights[at..at + new.len()].copy_from_slice(new);
@@ -220,6 +226,16 @@ fn what_is_no_classifier_is_told_so() {
         .assert()
         .code(2)
         .stderr(predicate::str::contains("is no classifier"));
+    lowrank()
+        .args(["eval", "--model", &path("model"), "--data", &path("data")])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("is no classifier"));
+    lowrank()
+        .args(["plan", "--model", &path("model"), "--num-labels", "0"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("one label at least"));
     let vectors = lowrank()
         .args(["embed", "--model", &path("model"), "--text", "good film"])
         .assert()
@@ -307,6 +323,150 @@ fn an_adapter_goes_on_with_other_labels() {
         .assert()
         .success()
         .stdout(predicate::str::contains("mixed"));
+}
+
+#[test]
+fn a_head_that_the_base_lacks_is_trained_and_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    // As in the files of a masked language model, which has no pooler.
+    rename(folder.path(), "\"bert.pooler.", "\"qa_outputs.x");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let rate = ["--learning-rate", "1e-2"];
+    train(folder.path(), "run", &rate);
+    let (model, run) = (path("model"), path("run"));
+    let config = fs::read_to_string(folder.path().join("run/adapter_config.json")).unwrap();
+    assert!(config.contains("\"bert.pooler.dense\""), "{config}");
+    let of_run = [
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--data",
+        &path("data"),
+    ];
+    let judged = super::support::json_of(&[&["eval"][..], &of_run].concat());
+    assert!(judged["accuracy"].as_f64().unwrap() > 0.9, "{judged}");
+    let merged = path("merged");
+    let merge = ["merge", "--model", &model, "--adapter", &run, "--output"];
+    lowrank().args(merge).arg(&merged).assert().success();
+    let again = super::support::json_of(&["eval", "--model", &merged, "--data", &path("data")]);
+    assert_eq!(again["accuracy"], judged["accuracy"], "{again}");
+}
+
+#[test]
+fn a_trained_classifier_keeps_the_order_of_its_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let full = ["--method", "full", "--learning-rate", "1e-2"];
+    train(folder.path(), "whole", &full);
+    // The same classifier with its labels the other way round.
+    let file = folder.path().join("whole/model.safetensors");
+    let config = folder.path().join("whole/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["id2label"]["0"], "negative");
+    value["id2label"] = serde_json::json!({"0": "positive", "1": "negative"});
+    value["label2id"] = serde_json::json!({"positive": 0, "negative": 1});
+    fs::write(&config, value.to_string()).unwrap();
+    fs::remove_dir_all(folder.path().join("model")).unwrap();
+    fs::rename(folder.path().join("whole"), folder.path().join("model")).unwrap();
+    assert!(!file.exists());
+    // It is wrong on every row, and goes on from there: nothing is learned at this rate.
+    let still = ["--learning-rate", "1e-12", "--max-steps", "1"];
+    train(folder.path(), "still", &still);
+    let judge = |run: &str| {
+        super::support::json_of(&[
+            "eval",
+            "--model",
+            &path("model"),
+            "--adapter",
+            &path(run),
+            "--data",
+            &path("data"),
+        ])
+    };
+    assert_eq!(judge("still")["accuracy"], 0.0);
+
+    // Other labels are refused, by their names, for a model and for an adapter.
+    for split in ["train.csv", "valid.csv"] {
+        let data = folder.path().join("data").join(split);
+        let rows = fs::read_to_string(&data).unwrap();
+        fs::write(&data, rows.replace("negative", "dreary")).unwrap();
+    }
+    let refused = |more: &[&str]| {
+        lowrank()
+            .args(["train", "--model", &path("model"), "--data", &path("data")])
+            .args(["--output", &path("refused")])
+            .args(more)
+            .assert()
+            .code(2)
+            .stderr(predicate::str::contains(
+                "labels are positive, negative, and those of the rows are dreary, positive",
+            ));
+    };
+    refused(&[]);
+    refused(&["--init-adapter", &path("still")]);
+    let anew = ["--new-classifier", "--learning-rate", "1e-2"];
+    train(folder.path(), "anew", &anew);
+    assert_eq!(judge("anew")["accuracy"], 1.0);
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_of_a_pipe_are_answered_as_they_come() {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::process::{Command, Stdio};
+
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    train(folder.path(), "run", &["--max-steps", "1"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lowrank"))
+        .arg("classify")
+        .arg("--model")
+        .arg(folder.path().join("model"))
+        .arg("--adapter")
+        .arg(folder.path().join("run"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut rows = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    for text in ["good film", "dull play"] {
+        writeln!(rows, "{text}").unwrap();
+        let answer = answers.next().unwrap().unwrap();
+        assert!(answer.ends_with(text), "{answer}");
+    }
+    drop(rows);
+    assert!(child.wait().unwrap().success());
+
+    // A device without room is told.
+    if Path::new("/dev/full").exists() {
+        let adapter = folder.path().join("run").display().to_string();
+        let model = folder.path().join("model").display().to_string();
+        for command in [
+            &["classify", "--model", &model, "--adapter", &adapter][..],
+            &["embed", "--model", &model],
+        ] {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full");
+            let output = Command::new(env!("CARGO_BIN_EXE_lowrank"))
+                .args(command)
+                .args(["--text", "good film"])
+                .stdout(full.unwrap())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                !output.status.success() && said.contains("cannot write to standard output"),
+                "{command:?}: {said}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -47,8 +47,8 @@ fn help_of_train() {
           --task-type <TASK>           What the model learns to do [default: what the rows are for]
                                        [possible values: CAUSAL_LM, SEQ_CLS, TOKEN_CLS,
                                        FEATURE_EXTRACTION]
-          --new-classifier[=<BOOL>]    Begin a new classifier where the model, or the adapter to start
-                                       from, has one for another number of labels
+          --new-classifier[=<BOOL>]    Begin a new classifier, where the model or the adapter to start
+                                       from has one for other labels
           --columns <NAMES>            Names of the columns of CSV and TSV files without a header, such
                                        as text,label
           --max-seq-length <TOKENS>    Cut longer rows to so many tokens, from the end [default: 2048]
@@ -83,7 +83,7 @@ fn help_of_train() {
           --use-rslora[=<BOOL>]            Scale by lora_alpha / √r instead
 
     Other methods:
-          --top-layers <N>                 Train so many of the last blocks, and the final norm
+          --top-layers <N>                 Train so many of the last blocks, and the norm behind them
                                            [default: 2]
           --head-only[=<BOOL>]             Train the output projection alone; a tied one is untied
                                            (method top)

@@ -49,6 +49,8 @@ pub struct DataOptions {
     pub task: Option<TaskType>,
     /// The labels that rows are read by, those of the training rows or of a model. None: those that the rows themselves have.
     pub labels: Option<Labels>,
+    /// The labels that a classifier has already, in its order: rows that have the same ones take it.
+    pub order: Option<Labels>,
     /// The names of the columns of a table without a header; `_` for one that is not wanted.
     pub columns: Option<Vec<String>>,
 }
@@ -62,6 +64,7 @@ impl Default for DataOptions {
             completion_boundary: Boundary::Joint,
             task: None,
             labels: None,
+            order: None,
             columns: None,
         }
     }
@@ -388,7 +391,11 @@ impl Loader<'_> {
             if matches!(self.kind, Some((RowKind::Passages, _))) {
                 labels::complete_marks(&mut found);
             }
-            found
+            let order = self.options.order.as_ref();
+            match order.filter(|order| found.are_those_of(order)) {
+                Some(order) => order.clone(),
+                None => found,
+            }
         };
         let reader = labels::Reader::new(&labels, self.is_table);
         let mut kept = Vec::with_capacity(examples.len());

@@ -192,7 +192,7 @@ fn read_numbers(rows: &mut [Written]) -> Result<(), Refused> {
     };
     let read = scalars(rows);
     let numbers = read.iter().flatten().count();
-    if numbers == 0 || numbers * 2 < read.len() {
+    if numbers == 0 || numbers * 2 < read.len() || are_codes(rows) {
         return Ok(());
     }
     for (at, row) in rows.iter_mut().enumerate() {
@@ -215,6 +215,20 @@ fn read_numbers(rows: &mut [Written]) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// Whether some labels are whole numbers that are not written as numbers are, such as 007: as numbers 7 and 007 would be one.
+fn are_codes(rows: &[Written]) -> bool {
+    let mut scalars = rows.iter().flat_map(|row| row.label.scalars());
+    scalars.any(|scalar| match scalar {
+        Scalar::Name(text) => {
+            let digits = text.trim().trim_start_matches('-');
+            digits.len() > 1
+                && digits.starts_with('0')
+                && digits.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        _ => false,
+    })
 }
 
 /// A text of a table as a number, if it is one; NaN and infinities are.
@@ -279,10 +293,9 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(labels: &'a Labels, is_table: bool) -> Self {
-        let numbered = |(at, name): (usize, &String)| *name == format!("LABEL_{at}");
         Self {
             labels,
-            is_numbered: labels.names.iter().enumerate().all(numbered),
+            is_numbered: labels.are_unnamed(),
             is_table,
         }
     }

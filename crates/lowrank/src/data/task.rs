@@ -46,6 +46,24 @@ pub struct Labels {
     pub problem_type: ProblemType,
 }
 
+impl Labels {
+    /// Whether rows with these labels mean those of a classifier: the same names in any order, or their numbers.
+    pub fn are_those_of(&self, classifier: &Self) -> bool {
+        let (own, theirs) = (&self.names, &classifier.names);
+        let numbers = own.iter().enumerate();
+        let are_numbers = numbers.clone().all(|(n, name)| *name == n.to_string());
+        self.problem_type == classifier.problem_type
+            && ((are_numbers && own.len() <= theirs.len())
+                || (own.len() == theirs.len() && own.iter().all(|name| theirs.contains(name))))
+    }
+
+    /// Whether the names are those that transformers gives where there are none: `LABEL_0` and so on.
+    pub fn are_unnamed(&self) -> bool {
+        let names = self.names.iter().enumerate();
+        names.clone().all(|(n, name)| *name == format!("LABEL_{n}"))
+    }
+}
+
 /// What a row teaches beside its text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Label {

@@ -320,7 +320,8 @@ mod tests {
                 "idx\ttext\n0\thello\n1\tb\n2\tc\n",
                 vec![vec!["hello", "b"], vec!["c"]],
             ),
-            ("text\nhello\n", vec![vec!["text", "hello"]]),
+            ("text\n\"hello, b\"\n", vec![vec!["hello, b"]]),
+            ("texts\nhello\n", vec![vec!["texts", "hello"]]),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("pipe");

@@ -18,7 +18,7 @@ use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward}
 use super::batch::{VirtualPart, VirtualTokens};
 use super::config::{BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
 use super::families;
-use super::weights::Weights;
+use super::weights::{Weights, is_last_linear};
 
 /// A low-rank branch beside a linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -258,12 +258,10 @@ impl Adapter {
 
     /// Takes the classifier's last linear from the base, which may have it for another number of labels.
     pub(crate) fn renew_classifier(&mut self, weights: &Weights) {
-        let config = weights.config();
-        let is_last = |id: &WeightId| matches!(id, WeightId::Linear(linear, _) if linear.kind == LinearKind::Out);
         let renewed: HashMap<usize, WeightId> = self
             .replaced
             .iter()
-            .filter(|(id, _)| config.is_of_classifier(**id) && is_last(id))
+            .filter(|(id, _)| is_last_linear(**id))
             .map(|(id, slot)| (*slot, *id))
             .collect();
         let shape = |slot: usize| match renewed.get(&slot) {

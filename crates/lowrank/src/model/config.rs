@@ -144,7 +144,8 @@ pub struct ClassifierDense {
     pub bias: bool,
     /// Whether a norm stands behind the nonlinearity.
     pub norm: bool,
-    /// Whether it belongs to what PEFT trains and saves with a classifier (`modules_to_save`); otherwise it is the base's, frozen.
+    /// Whether it is trained and saved with the classifier (`modules_to_save`): as PEFT does, or since the base lacks it. Otherwise
+    /// it is the base's, frozen.
     pub saved: bool,
 }
 
@@ -552,6 +553,16 @@ impl ModelConfig {
     /// The first linear of the classifier.
     pub(crate) fn classifier_dense(&self) -> Option<&ClassifierDense> {
         self.classifier()?.dense.as_ref()
+    }
+
+    /// Trains and saves the first linear of the classifier too: a base that lacks it cannot give it to whoever loads the adapter.
+    pub(crate) fn save_classifier_dense(&mut self) {
+        if let HeadKind::Classifier(Classifier {
+            dense: Some(dense), ..
+        }) = &mut self.head
+        {
+            dense.saved = true;
+        }
     }
 
     /// A linear of the classifier.

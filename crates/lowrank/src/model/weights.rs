@@ -179,6 +179,14 @@ impl Weights {
         self.other_labels
     }
 
+    /// A tensor as the files have it; none for one that begins at random.
+    pub(crate) fn stored(&self, id: WeightId) -> Option<View<'_>> {
+        if self.new.contains(&id) {
+            return None;
+        }
+        self.get(id)
+    }
+
     /// The name of a tensor of the classifier that neither the checkpoint nor the adapter has.
     pub fn untrained(&self, adapter: Option<&Adapter>) -> Option<String> {
         let has = |id: &WeightId| adapter.is_some_and(|adapter| adapter.replaced.contains_key(id));
@@ -186,12 +194,26 @@ impl Weights {
         Some(families::tensor_name(&self.config, *lacking))
     }
 
-    /// The names of the classifier's tensors that the checkpoint lacks.
-    pub fn new_names(&self) -> Vec<String> {
-        let names = self.new.iter();
-        names
+    /// The names of the classifier's tensors that the checkpoint lacks, or of its last linear alone.
+    pub fn new_names(&self, last: bool) -> Vec<String> {
+        let new = self.new.iter();
+        new.filter(|id| !last || is_last_linear(**id))
             .map(|id| families::tensor_name(&self.config, *id))
             .collect()
+    }
+
+    /// Lets the classifier's last linear begin anew, whatever the checkpoint has.
+    pub(crate) fn renew_classifier(&mut self) {
+        let last = self.config.weights().into_iter().map(|(id, _)| id);
+        let last = last.filter(|id| is_last_linear(*id) && !self.new.contains(id));
+        let last: Vec<_> = last.collect();
+        for &id in &last {
+            if let Some(tensor) = self.tensors.get(&id) {
+                let (rows, cols) = (tensor.rows(), tensor.cols());
+                self.tensors.insert(id, Tensor::zeros(rows, cols));
+            }
+        }
+        self.new.extend(last);
     }
 
     /// Gives the classifier's tensors that the checkpoint lacks their first values, as transformers does: weights are normal with
@@ -416,6 +438,12 @@ pub(crate) fn with_head_of(
         config.tie_word_embeddings =
             head.shape == embedding.shape && same_values(&head, &embedding)?;
     }
+    let dense = WeightId::Linear(config.classifier_linear(LinearKind::Dense), Part::Weight);
+    let lacks_dense =
+        config.classifier_dense().is_some() && get(&config, checkpoint, dense).is_none();
+    if lacks_dense {
+        config.save_classifier_dense();
+    }
     Ok(config)
 }
 
@@ -483,6 +511,11 @@ fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<S
         ));
     }
     reasons
+}
+
+/// Whether a tensor is of a classifier's last linear.
+pub(crate) fn is_last_linear(id: WeightId) -> bool {
+    matches!(id, WeightId::Linear(linear, _) if linear.kind == LinearKind::Out)
 }
 
 /// How many labels a tensor of a classifier's last linear is for, if that is another number than the config's.

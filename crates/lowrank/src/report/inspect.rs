@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::Error;
 use crate::base::{Network, Source};
 use crate::merge::{delta, merged_weight};
-use crate::model::{Adapter, Decoder, LinearId, Part, WeightId, families};
+use crate::model::{Adapter, Decoder, HeadKind, LinearId, Part, WeightId, families};
 use crate::tuning::{Loaded, Method};
 
 /// A model without its values: only headers are read.
@@ -69,12 +69,21 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
             shape: entry.shape,
         });
     }
+    // An encoder is listed with whatever its files have on it: a pooler, a classifier, what it was pretrained with.
+    let parameters = if config.head == HeadKind::None {
+        let tensors = tensors.iter();
+        let own = tensors.filter(|tensor| !families::is_derived(&tensor.name));
+        own.map(|tensor| tensor.shape.iter().product::<usize>())
+            .sum()
+    } else {
+        config.parameters()
+    };
     // A folder without a tokenizer can still be looked at.
     let tokenizer = source.tokenizer().ok();
     Ok(ModelReport {
         model: source.to_string(),
         family: config.family.model_type(),
-        parameters: config.parameters() as u64,
+        parameters: parameters as u64,
         bytes: checkpoint.total_bytes(),
         dtypes,
         shapes: vec![
@@ -219,7 +228,7 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
             r: None,
             scale: None,
             parameters: size(slot),
-            relative_change: model.weights().get(base).and_then(|stored| {
+            relative_change: model.weights().stored(base).and_then(|stored| {
                 let mut change = Tensor::zeros(stored.rows(), stored.cols());
                 change.view_mut().copy_from(stored);
                 scale(change.view_mut(), -1.0);

@@ -40,8 +40,8 @@ pub struct ModelCard<'a> {
     pub name: &'a str,
     /// What was written.
     pub kind: CardKind,
-    /// Whether PEFT loads the folder.
-    pub pefts: bool,
+    /// Whether transformers loads the folder, or PEFT that of an adapter.
+    pub python: bool,
     /// The model that was adapted.
     pub base: BaseModel<'a>,
     /// Whether tokens were added, so that the folder has a tokenizer of its own.
@@ -113,7 +113,7 @@ pub fn render(card: &ModelCard<'_>) -> String {
         let _ = writeln!(text, "base_model: {}", quote(id));
     }
     let (library, relation) = match card.kind {
-        CardKind::Adapter(_) if card.pefts => ("peft", "adapter"),
+        CardKind::Adapter(_) if card.python => ("peft", "adapter"),
         // No library of the Hub reads the files of the other methods.
         CardKind::Adapter(_) => ("lowrank", "adapter"),
         CardKind::Model => ("transformers", "finetune"),
@@ -226,7 +226,7 @@ fn how_to_load(card: &ModelCard<'_>, text: &mut String) {
                 );
             }
             text.push_str("```\n");
-            if card.pefts {
+            if card.python {
                 let (files, resize) = card.tokenizer(base);
                 let _ = write!(
                     text,
@@ -262,7 +262,7 @@ fn how_to_classify(
                 "\n## Use\n\n`ADAPTER` is this folder{hint}.\n\n```sh\n\
                  lowrank classify --model {base} --adapter ADAPTER --text \"Hello\"\n```\n"
             );
-            if card.pefts {
+            if card.python {
                 let labels = serde_json::json!(classifier.labels);
                 let (files, resize) = card.tokenizer(base);
                 let _ = write!(
@@ -280,11 +280,16 @@ fn how_to_classify(
             let _ = write!(
                 text,
                 "\n## Use\n\n`MODEL` is this folder.\n\n```sh\n\
-                 lowrank classify --model MODEL --text \"Hello\"\n```\n\n```python\n\
-                 from transformers import pipeline\n\n\
-                 classify = pipeline(\"{}\", model=\"MODEL\")\n```\n",
-                classifier.pipeline()
+                 lowrank classify --model MODEL --text \"Hello\"\n```\n"
             );
+            if card.python {
+                let _ = write!(
+                    text,
+                    "\n```python\nfrom transformers import pipeline\n\n\
+                     classify = pipeline(\"{}\", model=\"MODEL\")\n```\n",
+                    classifier.pipeline()
+                );
+            }
         }
     }
 }
@@ -331,7 +336,7 @@ mod tests {
             classifier,
             name: "e2e-lora",
             kind,
-            pefts: matches!(kind, CardKind::Adapter(Method::Lora)),
+            python: !matches!(kind, CardKind::Adapter(method) if method != Method::Lora),
             base,
             new_tokens: false,
             method: "LoRA",

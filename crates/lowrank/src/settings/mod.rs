@@ -59,7 +59,7 @@ fields! {
         #[arg(value_name = "TASK", value_enum, help_heading = DATA)]
         pub task_type: Option<TaskType>,
 
-        /// Begin a new classifier where the model, or the adapter to start from, has one for another number of labels
+        /// Begin a new classifier, where the model or the adapter to start from has one for other labels
         #[switch(help_heading = DATA)]
         #[absent(false)]
         pub new_classifier: bool = false,

@@ -313,12 +313,12 @@ pub(super) fn write_report(
     Ok(found.damage)
 }
 
-/// Writes README.md, the model card. `pefts`: PEFT loads the folder.
+/// Writes README.md, the model card. `python`: transformers loads the folder, or PEFT that of an adapter.
 pub(super) fn write_card(
     config: &TrainConfig,
     base: &Network,
     outcome: &Outcome,
-    pefts: bool,
+    python: bool,
 ) -> Result<(), Error> {
     let model = base.decoder.config();
     let classifier = base.labels.as_ref().zip(model.classifier());
@@ -345,7 +345,7 @@ pub(super) fn write_card(
     let card = report::model_card::render(&report::model_card::ModelCard {
         name: &name,
         kind,
-        pefts,
+        python,
         base,
         new_tokens: !source.new_ids().is_empty(),
         method: config.method.title(),

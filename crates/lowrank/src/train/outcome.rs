@@ -13,10 +13,10 @@ use super::trainer::Trainer;
 use crate::Error;
 use crate::base::{Network, classifier_keys};
 use crate::lock::check_held;
-use crate::model::{Adapter, AdapterSet};
+use crate::model::{Adapter, AdapterSet, families};
 use crate::report::MetricsLine;
 use crate::settings::TrainConfig;
-use crate::tuning::{AdapterConfig, full};
+use crate::tuning::full;
 
 /// What a run came to.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -135,11 +135,12 @@ impl Trainer<'_> {
             source.write_changed_side_files(&config.output, dtype, &changes)?;
             self.evaluate_as_written(dtype);
         }
-        let pefts = self
-            .adapter_config
-            .as_ref()
-            .is_some_and(AdapterConfig::is_pefts);
-        folder::write_card(config, self.base, &self.outcome, pefts)
+        let model = self.base.decoder.config();
+        let python = match &self.adapter_config {
+            Some(adapter) => adapter.is_pefts(model),
+            None => families::is_in_transformers(model),
+        };
+        folder::write_card(config, self.base, &self.outcome, python)
     }
 
     /// The held-out loss of a whole model that was rounded as it was written, which is then the run's.

@@ -112,7 +112,7 @@ fn load_for(config: &TrainConfig, folder: &Path, base: &Network) -> Result<tunin
     let (Some(found), Some(classifier)) = (found, model.classifier()) else {
         return tuning::load(folder, model);
     };
-    if found == classifier.labels {
+    if found == classifier.labels && !config.new_classifier {
         return tuning::load(folder, model);
     }
     if !config.new_classifier {

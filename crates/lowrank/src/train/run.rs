@@ -14,7 +14,9 @@ use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
-use crate::data::{DataOptions, Dataset, Labels, Split, TaskType, Tokenizer, split_file};
+use crate::data::{
+    DataOptions, Dataset, Labels, ProblemType, Split, TaskType, Tokenizer, split_file,
+};
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
 use crate::random::mix;
@@ -79,7 +81,11 @@ pub fn train(
     if let Some(began) = &config.began {
         tokenizer.set_date(began.time);
     }
-    let options = data_options(config, &model);
+    let known = known_labels(&source, &begins)?;
+    let options = DataOptions {
+        order: known.clone(),
+        ..data_options(config, &model)
+    };
     let data = Dataset::load(&config.data, Split::Train, &tokenizer, &options)?;
     observer.event(&Event::Note(data.report.to_string()));
     // Held-out rows are of the same task, and have the same labels.
@@ -95,13 +101,26 @@ pub fn train(
     drop(tokenizer);
     release_freed_memory();
     let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
+    if let (Some(known), Some(labels)) = (&known, &data.labels) {
+        check_names(config, &source, known, labels)?;
+    }
     let (dtype, labels) = (config.base_dtype.into(), data.labels);
-    let network = source.load_for(dtype, purpose, labels, mix(config.seed, 3))?;
+    let seed = mix(config.seed, 3);
+    let network = if config.new_classifier {
+        source.load_with_new_classifier(dtype, purpose, labels, seed)?
+    } else {
+        source.load_for(dtype, purpose, labels, seed)?
+    };
     check_labels(config, &network)?;
-    let new = network.decoder.weights().new_names();
+    let new = match (start, &config.init_adapter) {
+        (Start::Resume, _) => Vec::new(),
+        (_, Some(_)) if !config.new_classifier => Vec::new(),
+        (_, Some(_)) => network.decoder.weights().new_names(true),
+        (_, None) => network.decoder.weights().new_names(false),
+    };
     if !new.is_empty() {
         observer.event(&Event::Note(format!(
-            "the model's files have no classifier for these rows, so these begin at random: {}",
+            "there is no classifier for these rows yet, so these begin at random and are trained: {}",
             new.join(", ")
         )));
     }
@@ -178,6 +197,44 @@ fn likely_purpose(source: &Source, config: &TrainConfig) -> Result<Purpose, Erro
     purpose_for(&source.config()?, config.task_type, outputs)
 }
 
+/// The labels of the classifier that the run goes on with: that of the adapter to start from, or the model's own.
+fn known_labels(source: &Source, config: &TrainConfig) -> Result<Option<Labels>, Error> {
+    if config.new_classifier {
+        return Ok(None);
+    }
+    let adapter = config.init_adapter.as_deref();
+    Ok(crate::classify::purpose(source, adapter)?.1)
+}
+
+/// Refuses rows with other labels than the classifier has that they go on with. Another number of labels is refused where the
+/// classifier is read, which knows that there is one.
+fn check_names(
+    config: &TrainConfig,
+    source: &Source,
+    known: &Labels,
+    found: &Labels,
+) -> Result<(), Error> {
+    let is_same = known == found || known.are_unnamed() || found.are_unnamed();
+    if is_same || known.names.len() != found.names.len() {
+        return Ok(());
+    }
+    let whose = match &config.init_adapter {
+        Some(folder) => format!("init_adapter {}", folder.display()),
+        None => source.to_string(),
+    };
+    let shown = |labels: &Labels| match labels.problem_type {
+        ProblemType::SingleLabelClassification => labels.names.join(", "),
+        ProblemType::MultiLabelClassification => format!("lists of {}", labels.names.join(", ")),
+        ProblemType::Regression => "numbers".to_owned(),
+    };
+    Err(Error::Settings(format!(
+        "{whose}: its classifier's labels are {}, and those of the rows are {}; train on rows with its labels, or begin a new classifier \
+         with --new-classifier",
+        shown(known),
+        shown(found)
+    )))
+}
+
 /// Refuses a model whose classifier has another number of labels than the rows, unless a new one may take its place.
 fn check_labels(config: &TrainConfig, network: &Network) -> Result<(), Error> {
     let found = network.decoder.weights().other_labels();
@@ -204,6 +261,7 @@ fn data_options(config: &TrainConfig, model: &ModelConfig) -> DataOptions {
         completion_boundary: config.completion_boundary,
         task: config.task_type,
         labels: None,
+        order: None,
         columns: columns.map(|names| split_columns(names)),
     }
 }

@@ -435,7 +435,7 @@ impl MethodConfig for Config {
         ]
     }
 
-    fn is_pefts(&self) -> bool {
+    fn is_pefts(&self, _model: &ModelConfig) -> bool {
         true
     }
 }

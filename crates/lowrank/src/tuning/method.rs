@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{AdapterConfig, BaseMark, Loaded, Method, MethodOptions, saved};
 use crate::Error;
 use crate::fields::{Field, Fields, Fixes, Names};
-use crate::model::{Adapter, Decoder, ModelConfig};
+use crate::model::{Adapter, Decoder, ModelConfig, families};
 
 /// A method. Its module has a unit struct that implements this, and the table finds it.
 pub trait MethodSpec: Sync {
@@ -124,8 +124,8 @@ pub trait MethodConfig {
     /// The method's options, under the names of adapter_config.json.
     fn options(&self) -> Vec<(&'static str, Value)>;
 
-    /// Whether PEFT loads the files.
-    fn is_pefts(&self) -> bool {
+    /// Whether PEFT loads the files beside a model that transformers has.
+    fn is_pefts(&self, _model: &ModelConfig) -> bool {
         false
     }
 }
@@ -322,9 +322,9 @@ impl clap::ValueEnum for Method {
 }
 
 impl AdapterConfig {
-    /// Whether PEFT loads the files.
-    pub fn is_pefts(&self) -> bool {
-        self.inner().is_pefts()
+    /// Whether PEFT loads the files beside this model.
+    pub fn is_pefts(&self, model: &ModelConfig) -> bool {
+        self.inner().is_pefts(model) && families::is_in_transformers(model)
     }
 
     /// The method's options, under the names of adapter_config.json.

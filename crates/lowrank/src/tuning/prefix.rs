@@ -232,8 +232,9 @@ impl MethodConfig for Config {
         keys
     }
 
-    fn is_pefts(&self) -> bool {
-        Options::is_pefts(self)
+    fn is_pefts(&self, model: &ModelConfig) -> bool {
+        // PEFT hands keys and values over as a cache of earlier tokens, which an encoder of transformers does not take.
+        self.has_peft_type() && (self.kind == Kind::Embedding || model.causal)
     }
 }
 
@@ -327,7 +328,7 @@ impl Options {
     }
 
     /// Whether PEFT has files for it.
-    pub fn is_pefts(&self) -> bool {
+    pub fn has_peft_type(&self) -> bool {
         self.infix == 0
     }
 }
@@ -605,7 +606,7 @@ fn save(
     } else {
         super::files::write_values(folder, adapter, base)?;
     }
-    if options.is_pefts() {
+    if options.has_peft_type() {
         peft_config(model, adapter.saved.names.clone(), options, base.name).write(folder)?;
         return Ok(());
     }

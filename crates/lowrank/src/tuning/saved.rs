@@ -58,6 +58,10 @@ pub(super) fn add(
             .iter()
             .filter(|name| !names.iter().any(|n| n == *name));
         names.extend(missing.map(ToString::to_string).collect::<Vec<_>>());
+        let first = families::classifier_modules(model)
+            .into_iter()
+            .filter(|module| !names.iter().any(|name| means(name, module)));
+        names.extend(first.collect::<Vec<_>>());
     }
     append(adapter, model, names, prefix).map_err(|problems| Error::Settings(problems.join("\n")))
 }

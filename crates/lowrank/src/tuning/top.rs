@@ -25,7 +25,7 @@ const DEFAULT_LAYERS: usize = 2;
 fields! {
     /// The options of top-layer fine-tuning.
     pub struct Settings {
-        /// Train so many of the last blocks, and the final norm [default: 2]
+        /// Train so many of the last blocks, and the norm behind them [default: 2]
         #[arg(value_name = "N", help_heading = "Other methods")]
         #[range(COUNT)]
         #[fixes(Shape)]
@@ -197,10 +197,18 @@ fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
 fn coverage(config: &ModelConfig, options: Options) -> String {
     let parameters = parameters(config, &options);
     match options {
-        Options::Layers(layers) => format!(
-            "the last {layers} of {} blocks and the final norm, {parameters} trainable parameters",
-            config.num_hidden_layers
-        ),
+        Options::Layers(layers) => {
+            let norm = config.final_norm.then_some(", the final norm");
+            // Its last linear is named apart: every method trains it.
+            let dense = config.classifier_dense().filter(|dense| !dense.saved);
+            let dense = dense.map(|_| ", the classifier's first linear");
+            format!(
+                "the last {layers} of {} blocks{}{}: {parameters} trainable parameters",
+                config.num_hidden_layers,
+                norm.unwrap_or_default(),
+                dense.unwrap_or_default()
+            )
+        }
         Options::Head if parameters == 0 => "the classifier alone".to_owned(),
         Options::Head => format!("the output projection, {parameters} trainable parameters"),
     }

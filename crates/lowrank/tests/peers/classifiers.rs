@@ -93,7 +93,12 @@ impl Case {
     fn model(&self, purpose: Purpose) -> Arc<Decoder> {
         let weights = Weights::load_for(&self.folder(), DType::F32, purpose);
         let weights = weights.expect("the golden model loads");
-        assert_eq!(weights.new_names(), Vec::<String>::new(), "{}", self.name);
+        assert_eq!(
+            weights.new_names(false),
+            Vec::<String>::new(),
+            "{}",
+            self.name
+        );
         Decoder::new(weights)
     }
 

@@ -47,10 +47,11 @@ pub(super) fn not_rows(format: Format, path: &Path) -> String {
 }
 
 fn recode(from: &str, path: &Path) -> String {
+    let ending = path.extension().and_then(|ending| ending.to_str());
     format!(
-        "save it as UTF-8: iconv -f {} -t UTF-8 {} > rows.jsonl",
-        from,
-        path.display()
+        "save it as UTF-8: iconv -f {from} -t UTF-8 {} > rows.{}",
+        path.display(),
+        ending.unwrap_or("jsonl")
     )
 }
 

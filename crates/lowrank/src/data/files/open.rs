@@ -122,7 +122,7 @@ const TABLE: u64 = 64 << 10;
 pub(super) const FIRST_LINE: u64 = 16 << 20;
 
 /// Opens a file of rows, decompresses it, and refuses what holds none. With `is_table` it is a table unless it is JSON, whatever it
-/// is called. With `or_lines` a .txt file or a pipe that is neither JSON nor a table with a header is lines of text.
+/// is called. A pipe may be a table with a header too. With `or_lines` a .txt file or a pipe that is neither is lines of text.
 pub(super) fn open(path: &Path, is_table: bool, or_lines: bool) -> Result<Opened, DataError> {
     let io = |error| DataError::io(path, error);
     let refuse = |reason: String| Err(DataError::layout(path, reason));
@@ -163,17 +163,17 @@ pub(super) fn open(path: &Path, is_table: bool, or_lines: bool) -> Result<Opened
     let mut head = Vec::new();
     let mut limited = reader.by_ref().take(FIRST_LINE);
     limited.read_until(b'\n', &mut head).map_err(io)?;
-    if or_lines
-        && first.is_some()
-        && !is_json(&head)
-        && (is_text_by_name(path) || is_read_once(path))
-    {
-        let form = Dialect::of_header(&head).map_or(Form::Plain, Form::Table);
-        return Ok(Opened {
-            reader: Box::new(Cursor::new(head).chain(reader)),
-            form,
-            place,
-        });
+    if first.is_some() && !is_json(&head) {
+        let piped = is_read_once(path);
+        let or_lines = or_lines && (piped || is_text_by_name(path));
+        let table = Dialect::of_header(&head).filter(|_| piped || or_lines);
+        if let Some(form) = table.map(Form::Table).or(or_lines.then_some(Form::Plain)) {
+            return Ok(Opened {
+                reader: Box::new(Cursor::new(head).chain(reader)),
+                form,
+                place,
+            });
+        }
     }
     let problem = match first {
         None | Some(b'[') => None,
@@ -226,10 +226,20 @@ fn source(path: &Path) -> Result<Box<dyn Read>, DataError> {
     Ok(Box::new(file))
 }
 
-/// The first bytes, and a reader that begins with them.
+/// The first bytes, and a reader that begins with them. A pipe's writer may wait for what becomes of its first line, so no more
+/// than that is waited for.
 fn peek(mut reader: Box<dyn Read>) -> io::Result<(Vec<u8>, Box<dyn Read>)> {
-    let mut head = Vec::new();
-    reader.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+    let mut head = vec![0; HEAD];
+    let mut filled = 0;
+    while filled < HEAD && !head[..filled].contains(&b'\n') {
+        match reader.read(&mut head[filled..]) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    head.truncate(filled);
     let again = Cursor::new(head.clone()).chain(reader);
     Ok((head, Box::new(again)))
 }

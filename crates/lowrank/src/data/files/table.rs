@@ -37,10 +37,16 @@ impl Dialect {
         })
     }
 
-    /// That of a file whose first line is nothing but names of fields, two at least.
+    /// That of a file whose first line is nothing but names of fields: two at least, or `text` alone.
     pub(super) fn of_header(head: &[u8]) -> Option<Self> {
         let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let line = std::str::from_utf8(line).ok()?;
+        if line.trim() == "text" {
+            return Some(Self {
+                delimiter: b',',
+                quotes: true,
+            });
+        }
         let found = TABLES.iter().find(|(_, delimiter)| {
             let mut names = line.split(char::from(*delimiter));
             line.contains(char::from(*delimiter)) && names.all(|name| is_field(name.trim()))

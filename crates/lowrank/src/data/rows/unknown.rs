@@ -109,7 +109,10 @@ pub(super) fn mend(row: &Map<String, Value>) -> String {
                 .iter()
                 .filter_map(|(found, name)| Some(format!("{:?} to {name:?}", (*found)?)))
                 .collect();
-            return format!("; rename {}", pairs.join(" and "));
+            // A row that has the names as they are is one of another task.
+            if !pairs.is_empty() {
+                return format!("; rename {}", pairs.join(" and "));
+            }
         }
     }
     let known = |names: &[&str]| names.iter().all(|name| row.contains_key(*name));

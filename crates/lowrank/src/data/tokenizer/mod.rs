@@ -112,7 +112,7 @@ impl Tokenizer {
             Some(other) => format!(
                 "only {other} is there: save the tokenizer with transformers' AutoTokenizer to get tokenizer.json"
             ),
-            None => "there is no tokenizer.json; copy it from the model's repository".to_owned(),
+            None => "there is no tokenizer.json, nor a vocab.txt or vocab.json with merges.txt to build it from; copy it from the model's repository".to_owned(),
         };
         Err(DataError::layout(folder, hint))
     }

@@ -245,6 +245,18 @@ pub fn linear_module(config: &ModelConfig, id: LinearId) -> String {
     }
 }
 
+/// Whether transformers has the class that [`architecture`] names. Where it has none, the head is that of its other decoders.
+pub(crate) fn is_in_transformers(config: &ModelConfig) -> bool {
+    let Some(classifier) = config.classifier() else {
+        return true;
+    };
+    match (config.family, classifier.pooling) {
+        (Family::Granite, _) => false,
+        (Family::Gemma3 | Family::Olmo2 | Family::Olmo3, Pooling::Each) => false,
+        _ => true,
+    }
+}
+
 /// transformers' class of a family for the head that a model has; `None` for the bare model.
 pub(crate) fn architecture(config: &ModelConfig) -> Option<String> {
     let family = match config.family {
@@ -286,6 +298,20 @@ fn classifier_dense(config: &ModelConfig) -> &'static str {
         Family::ModernBert => "head.dense",
         _ => "classifier.dense",
     }
+}
+
+/// The modules before the last linear of a classifier that are trained with it.
+pub(crate) fn classifier_modules(config: &ModelConfig) -> Vec<String> {
+    let Some(dense) = config.classifier_dense().filter(|dense| dense.saved) else {
+        return Vec::new();
+    };
+    let norm = dense.norm.then(|| {
+        let name = tensor_name(config, WeightId::ClassifierNorm(Part::Weight));
+        name.trim_end_matches(".weight").to_owned()
+    });
+    std::iter::once(classifier_dense(config).to_owned())
+        .chain(norm)
+        .collect()
 }
 
 fn classifier_out(config: &ModelConfig) -> &'static str {

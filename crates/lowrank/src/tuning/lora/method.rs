@@ -249,7 +249,7 @@ impl MethodConfig for Config {
         options
     }
 
-    fn is_pefts(&self) -> bool {
+    fn is_pefts(&self, _model: &ModelConfig) -> bool {
         true
     }
 }
