@@ -544,6 +544,12 @@ fn rows_are_read_from_standard_input() {
         .write_stdin(rows)
         .assert()
         .success();
+    // A table with a header is known in a pipe too.
+    lowrank()
+        .args(train("table", &["--valid-data", &file]))
+        .write_stdin("prompt,completion\n\"a, b\", c\n")
+        .assert()
+        .success();
     for (valid, input, expected) in [
         (&[][..], "", "/dev/stdin: is empty: it holds no rows"),
         (

@@ -38,6 +38,9 @@ pub enum DataError {
     /// A conversation cannot be written as text.
     #[error("{0}")]
     Conversation(String),
+    /// A text cannot be used.
+    #[error("{0}")]
+    Text(String),
     /// The tokenizer refused a text or an id.
     #[error("the tokenizer failed: {0}")]
     Encoding(String),

@@ -36,7 +36,7 @@ impl Prompt {
     /// If the text is empty or the tokenizer cannot encode it.
     pub fn from_text(tokenizer: &Tokenizer, text: &str) -> Result<Self, DataError> {
         let content = Content::Text(text.to_owned());
-        prompt_of(tokenizer, content, 1).map_err(DataError::Encoding)
+        prompt_of(tokenizer, content, 1).map_err(DataError::Text)
     }
 
     /// A conversation up to where the assistant speaks, as the model's chat template writes it.

@@ -153,7 +153,7 @@ impl UnlabelledRow {
         row.extend(pair.map(|pair| ("text_pair".to_owned(), pair.into())));
         let input = input_of(&row, options.task);
         let read = input.and_then(|input| encode(tokenizer, input, options.max_seq_length, 1));
-        read.map_err(DataError::Encoding)
+        read.map_err(DataError::Text)
     }
 }
 

@@ -132,9 +132,11 @@ fn is_bias(id: WeightId) -> bool {
     )
 }
 
-/// Whether the model has biases of its own.
+/// Whether the model has biases of its own. That of a classifier is none: it is trained in any case.
 fn has_own(config: &ModelConfig) -> bool {
-    config.weights().iter().any(|(id, _)| is_bias(*id))
+    let weights = config.weights();
+    let mut ids = weights.iter().map(|(id, _)| *id);
+    ids.any(|id| is_bias(id) && !config.is_of_classifier(id))
 }
 
 fn biases(config: &ModelConfig) -> Vec<(WeightId, (usize, usize))> {
@@ -149,4 +151,22 @@ fn biases(config: &ModelConfig) -> Vec<(WeightId, (usize, usize))> {
             (WeightId::Linear(id, Part::Bias), (1, output))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Purpose;
+    use crate::plan::presets;
+
+    #[test]
+    fn the_bias_of_a_classifier_is_not_the_models_own() {
+        let purpose = Purpose::TokenClassifier { labels: 5 };
+        for preset in ["smollm2-135m", "modernbert-base"] {
+            let config = presets::config_for(preset, purpose).unwrap();
+            assert_eq!(biases(&config).len(), config.linears().count(), "{preset}");
+        }
+        let bert = presets::config_for("bert-base", purpose).unwrap();
+        assert!(biases(&bert).len() > bert.linears().count());
+    }
 }

@@ -6,7 +6,7 @@ use clap::{ArgMatches, Args};
 use lowrank::base::{Network, Source, purpose_for};
 use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example, Label, Split, TaskType};
-use lowrank::model::{ModelConfig, Pooling, Recompute, Saving};
+use lowrank::model::{ModelConfig, Pooling, Purpose, Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::train::{
     BaseDtype, Scoring, Silent, StepOptions, TrainConfig, check_task, prepare, purpose_of,
@@ -226,6 +226,10 @@ fn load(args: &BenchTrainArgs, config: &TrainConfig) -> anyhow::Result<(Network,
     let source = Source::find(&args.base.model)?;
     let dtype = args.base.base_dtype.into();
     let likely = purpose_for(&source.config()?, args.task_type, None)?;
+    if likely == Purpose::Features {
+        let message = "--task-type FEATURE_EXTRACTION: nothing trains it; give SEQ_CLS, TOKEN_CLS or CAUSAL_LM";
+        return Err(Misuse::new(message).into());
+    }
     let model = source.model_config_for(likely)?;
     let Some(data) = &args.data else {
         let examples = random_rows(args, &model)?;

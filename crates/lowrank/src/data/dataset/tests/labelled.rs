@@ -232,6 +232,8 @@ fn tables_have_labels_and_texts_to_go_on_with() {
     let data = load("train.csv", "text,label\nab,9\nb,10\n", None).unwrap();
     assert_eq!(data.labels.as_ref().unwrap().names, ["9", "10"]);
     assert_eq!(labels_of(&data), [Label::Class(0), Label::Class(1)]);
+    let data = load("train.csv", "text,label\nab,01\nb,1\na,10\n", None).unwrap();
+    assert_eq!(data.labels.as_ref().unwrap().names, ["01", "1", "10"]);
     let data = load("train.tsv", "ab\t1\nb\t0\n", Some("text,label")).unwrap();
     assert_eq!(labels_of(&data), [Label::Class(1), Label::Class(0)]);
     let data = load("train.csv", "prompt,completion\na,b\n", None).unwrap();
