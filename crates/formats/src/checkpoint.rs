@@ -124,6 +124,22 @@ impl TensorEntry {
         self.len() == 0
     }
 
+    /// The tensor cut into vectors of so many elements, the last of fewer, for work that holds only some of its pages at a time.
+    pub fn parts(&self, elements: usize) -> impl Iterator<Item = TensorEntry> + '_ {
+        let size = self.dtype.size().unwrap_or(1);
+        let starts = (0..self.len()).step_by(elements.max(1));
+        starts.map(move |start| {
+            let end = (start + elements.max(1)).min(self.len());
+            TensorEntry {
+                name: self.name.clone(),
+                dtype: self.dtype,
+                shape: vec![end - start],
+                bytes: self.bytes.part(start * size..end * size),
+                file: Arc::clone(&self.file),
+            }
+        })
+    }
+
     /// The values as f32, widened without loss.
     ///
     /// # Errors

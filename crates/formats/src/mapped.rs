@@ -94,6 +94,13 @@ impl SharedBytes {
         }
     }
 
+    /// Some of these bytes; the range is clamped to them.
+    pub fn part(&self, range: Range<usize>) -> SharedBytes {
+        let end = self.range.len().min(range.end);
+        let start = self.range.start + range.start.min(end);
+        SharedBytes::new(&self.mapping, start..self.range.start + end)
+    }
+
     /// The whole mapped file; [`range`](SharedBytes::range) says where in it these bytes lie.
     pub fn owner(&self) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
         Arc::clone(&self.mapping) as Arc<dyn AsRef<[u8]> + Send + Sync>

@@ -554,7 +554,12 @@ fn purpose_in(raw: &HfConfig) -> Result<(Purpose, Option<Labels>), Error> {
             Some("regression") => ProblemType::Regression,
             Some("multi_label_classification") => ProblemType::MultiLabelClassification,
             None if labels == 1 && !of_tokens => ProblemType::Regression,
-            _ => ProblemType::SingleLabelClassification,
+            None | Some("single_label_classification") => ProblemType::SingleLabelClassification,
+            Some(_) => {
+                let accepted =
+                    "single_label_classification, multi_label_classification or regression";
+                return Err(raw.unsupported("problem_type", accepted).into());
+            }
         };
         let purpose = if of_tokens {
             Purpose::TokenClassifier { labels }

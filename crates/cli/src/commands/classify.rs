@@ -244,7 +244,16 @@ impl Printer {
                 .into_iter()
                 .try_for_each(|(text, label, probability)| {
                     let line = |text: String| text.replace(['\n', '\r', '\t'], " ");
-                    writeln!(out, "{}\t{probability}\t{}", line(label), line(text))
+                    let pair = said
+                        .text_pair
+                        .clone()
+                        .map(|pair| format!("\t{}", line(pair)));
+                    let (label, text) = (line(label), line(text));
+                    writeln!(
+                        out,
+                        "{label}\t{probability}\t{text}{}",
+                        pair.unwrap_or_default()
+                    )
                 })
         };
         written.map_err(not_written)

@@ -23,6 +23,7 @@ const RUN: &str = "Run";
 
 /// Arguments of `lowrank plan`.
 #[derive(Debug, Args)]
+#[command(mut_arg("add_tokens", |arg| arg.hide(true)))]
 pub struct PlanArgs {
     /// The model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny; only config.json is read
     #[arg(long, value_name = "MODEL", required_unless_present_any = ["preset", "config"])]

@@ -108,6 +108,17 @@ impl Plan {
             })
             .transpose()?;
         let trained = adapter.as_ref().map(|loaded| &loaded.adapter);
+        if let (Some(outputs), None, Some(labels)) =
+            (weights.other_labels(), trained, &network.labels)
+        {
+            return Err(Misuse::new(format!(
+                "{}: its classifier has {outputs} outputs, and config.json names {} labels (id2label); give it as many as there are \
+                 outputs",
+                network.source,
+                labels.names.len()
+            ))
+            .into());
+        }
         if let Some(name) = weights.untrained(trained) {
             return Err(Misuse::new(format!(
                 "{} has no trained classifier ({name} is missing); give --adapter, or a model that was trained to classify",

@@ -570,11 +570,30 @@ pub(crate) fn to_tensor(
         check_finite([entry])?;
         return Ok(Tensor::from_le_bytes(bytes.as_ref(), dtype, rows, cols)?);
     }
-    match dtype {
-        DType::F32 => check_finite([entry])?,
-        DType::Bf16 => check_finite_as_bf16([entry])?,
+    let check = |entry: &TensorEntry| match dtype {
+        DType::F32 => check_finite([entry]),
+        DType::Bf16 => check_finite_as_bf16([entry]),
+    };
+    // A part at a time, whose pages are given back before those of the next are read: a table of tokens is large.
+    let mut bytes = Vec::with_capacity(dtype.bytes_for(entry.len()));
+    for part in entry.parts(CONVERTED_AT_ONCE) {
+        if check(&part).is_err() {
+            // The message counts from the tensor's start.
+            check(entry)?;
+        }
+        match dtype {
+            DType::F32 => bytes.extend(part.to_f32()?.into_iter().flat_map(f32::to_le_bytes)),
+            DType::Bf16 => bytes.extend(
+                part.to_bf16()?
+                    .into_iter()
+                    .flat_map(half::bf16::to_le_bytes),
+            ),
+        }
+        part.bytes.release();
     }
-    let tensor = Tensor::from_f32_as(rows, cols, &entry.to_f32()?, dtype);
     entry.bytes.release();
-    Ok(tensor)
+    Ok(Tensor::from_le_bytes(&bytes, dtype, rows, cols)?)
 }
+
+/// Elements of a tensor that are converted at a time.
+const CONVERTED_AT_ONCE: usize = 1 << 20;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::data::ProblemType;
 use crate::tuning::Method;
 use crate::units::grouped;
 
@@ -73,13 +74,18 @@ pub struct CardClassifier<'a> {
     pub labels: &'a [String],
     /// Whether it classifies tokens and not texts.
     pub of_tokens: bool,
+    /// What the outputs mean.
+    pub problem_type: ProblemType,
 }
 
 impl ModelCard<'_> {
     /// Where the tokenizer is, and what then becomes of the model in Python.
     fn tokenizer<'a>(&self, base: &'a str) -> (&'a str, &'static str) {
         if self.new_tokens {
-            ("ADAPTER", "model.resize_token_embeddings(len(tokenizer))\n")
+            (
+                "ADAPTER",
+                "model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))\n",
+            )
         } else {
             (base, "")
         }
@@ -264,6 +270,11 @@ fn how_to_classify(
             );
             if card.python {
                 let labels = serde_json::json!(classifier.labels);
+                // Without it a pipeline takes the outputs for those of one right label.
+                let problem = match classifier.problem_type {
+                    ProblemType::SingleLabelClassification => String::new(),
+                    problem => format!(", problem_type={}", serde_json::json!(problem)),
+                };
                 let (files, resize) = card.tokenizer(base);
                 let _ = write!(
                     text,
@@ -271,7 +282,7 @@ fn how_to_classify(
                      from peft import PeftModel\nfrom transformers import AutoModelFor{class}, AutoTokenizer\n\n\
                      labels = {labels}\n\
                      tokenizer = AutoTokenizer.from_pretrained(\"{files}\")\n\
-                     model = AutoModelFor{class}.from_pretrained(\"{base}\", id2label=dict(enumerate(labels)))\n{resize}\
+                     model = AutoModelFor{class}.from_pretrained(\"{base}\", id2label=dict(enumerate(labels)){problem})\n{resize}\
                      model = PeftModel.from_pretrained(model, \"ADAPTER\")\n```\n"
                 );
             }
@@ -355,6 +366,7 @@ mod tests {
         let labels = ["bad".to_owned(), "good".to_owned()];
         let of = |of_tokens, kind| {
             let classifier = CardClassifier {
+                problem_type: ProblemType::SingleLabelClassification,
                 labels: &labels,
                 of_tokens,
             };

@@ -325,6 +325,7 @@ pub(super) fn write_card(
     let classifier = classifier.map(|(labels, head)| report::model_card::CardClassifier {
         labels: &labels.names,
         of_tokens: head.pooling == Pooling::Each,
+        problem_type: labels.problem_type,
     });
     let source = &base.source;
     let name = config.output.file_name().map_or_else(

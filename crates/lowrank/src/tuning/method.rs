@@ -201,7 +201,8 @@ impl Method {
             let spec = method.spec();
             has(spec.fields()) || has(spec.shared_fields())
         };
-        if key == "init_adapter" {
+        // A whole model has no place for them, and nothing to add to.
+        if ["init_adapter", "modules_to_save"].contains(&key) {
             return !self.writes_model();
         }
         reads(self) || !Self::ALL.into_iter().any(reads)

@@ -104,7 +104,7 @@ fn a_run_brings_its_tokens_and_trains_their_rows_alone() {
             &card,
             &[
                 "AutoTokenizer.from_pretrained(\"ADAPTER\")",
-                "resize_token_embeddings(len(tokenizer))",
+                "resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))",
             ],
         );
 

@@ -75,7 +75,7 @@ fn a_run_learns_and_its_files_are_pefts() {
         assert_eq!(loaded.config.method(), Method::Ia3);
         assert_eq!(loaded.adapter.parameters(), outcome.trainable_parameters);
         let base = open(&place.path("model"));
-        assert!(loaded.config.is_pefts(base.decoder.config()));
+        assert!(loaded.config.is_pefts(base.config()));
         let rows = super::methods::held_out(&place);
         let set = [&loaded.adapter];
         let ws = Workspace::new();

@@ -27,6 +27,7 @@ use crate::table::Facts;
 
 /// Arguments of `lowrank bench train`.
 #[derive(Debug, Args)]
+#[command(mut_arg("add_tokens", |arg| arg.hide(true)))]
 pub struct BenchTrainArgs {
     /// The model
     #[command(flatten)]
