@@ -103,7 +103,7 @@ impl Plan {
             .into());
         }
         let virtual_tokens = trained.map_or(0, |adapter| adapter.virtual_tokens().total());
-        let positions = network.decoder.config().max_position_embeddings;
+        let positions = network.decoder.config().longest_sequence();
         Ok(WithAdapter {
             max_length: positions.saturating_sub(virtual_tokens),
             network,

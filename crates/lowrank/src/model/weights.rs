@@ -115,6 +115,7 @@ impl Weights {
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
+                .filter(|name| !families::is_of_other_positions(&config, name))
                 .filter(|name| !families::is_of_pictures(&config, name))
                 .filter(|name| !(config.tie_word_embeddings && is_head(name)))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
@@ -400,8 +401,9 @@ fn is_head(name: &str) -> bool {
     name.strip_prefix("language_model.").unwrap_or(name) == "lm_head.weight"
 }
 
-/// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever
-/// config.json says, as in transformers.
+/// The config as the tensors have it. `tie_word_embeddings`: a head of its own that differs from the embedding is used, whatever
+/// config.json says, as in transformers. A classifier's first linear that they lack is trained and saved with the last one, since
+/// nothing else has its values.
 ///
 /// # Errors
 /// Tensors of a type that is not read.
@@ -416,7 +418,11 @@ pub(crate) fn with_head_of(
         config.tie_word_embeddings =
             head.shape == embedding.shape && same_values(&head, &embedding)?;
     }
-    Ok(config)
+    let dense = WeightId::Linear(config.classifier_linear(LinearKind::Dense), Part::Weight);
+    if get(&config, checkpoint, dense).is_some() {
+        return Ok(config);
+    }
+    Ok(config.with_saved_dense())
 }
 
 fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {
