@@ -262,9 +262,7 @@ impl Relative {
         });
         let linears: Vec<LinearBack> = linears.collect();
         let own = self.pass(pass);
-        let mut d_rows = self
-            .is_trained(pass)
-            .then(|| own.take(self.rows.rows(), self.rows.cols()));
+        let mut d_rows = is_trained(pass).then(|| own.take(self.rows.rows(), self.rows.cols()));
         let d_out = d_rows.as_mut().map(Tensor::view_mut);
         own.linears_backward(&linears, Some(self.rows.view()), d_out, grads);
         drop(linears);
@@ -273,14 +271,6 @@ impl Relative {
         if let Some(d_rows) = d_rows {
             self.rows_backward(pass, d_rows, grads);
         }
-    }
-
-    /// Whether the table or its norm is.
-    fn is_trained(&self, pass: &Pass) -> bool {
-        let norm = WeightId::RelativeNorm;
-        [WeightId::Relative, norm(Part::Weight), norm(Part::Bias)]
-            .into_iter()
-            .any(|id| pass.trained(id).is_some())
     }
 
     /// Adds the part of a block to the gradients of the table and its norm.
@@ -297,6 +287,14 @@ impl Relative {
         }
         pass.give([d_rows]);
     }
+}
+
+/// Whether the table or its norm is.
+fn is_trained(pass: &Pass) -> bool {
+    let norm = WeightId::RelativeNorm;
+    [WeightId::Relative, norm(Part::Weight), norm(Part::Bias)]
+        .into_iter()
+        .any(|id| pass.trained(id).is_some())
 }
 
 impl RelativeSaved {

@@ -209,7 +209,7 @@ struct Part<'a> {
     scale: f32,
 }
 
-impl<'a> Part<'a> {
+impl Part<'_> {
     fn rows(&self) -> usize {
         self.q.rows()
     }
@@ -243,7 +243,7 @@ impl<'a> Part<'a> {
         of_keys: &[f32],
     ) {
         let (count, rows) = (tile.len(), self.rows());
-        let q = self.tile(self.q, tile);
+        let q = some(self.q, tile);
         let to = MatMut::new(&mut scores[..count * rows], count, rows);
         product(to, false, self.scale, q, self.k.t());
         if let Some(keys) = self.keys {
@@ -260,11 +260,6 @@ impl<'a> Part<'a> {
                 scores[at] += of_keys[key * reached + place];
             });
         }
-    }
-
-    /// Rows of a tile.
-    fn tile(&self, of: Mat<'a>, tile: &Range<usize>) -> Mat<'a> {
-        of.block(tile.clone(), 0..of.cols())
     }
 
     /// Calls `work` with the index of each score [queries, n] of a tile, its query (numbered from the tile's first), its key, and which
@@ -288,6 +283,11 @@ impl<'a> Part<'a> {
             }
         }
     }
+}
+
+/// Some of the rows.
+fn some<'a>(of: Mat<'a>, rows: &Range<usize>) -> Mat<'a> {
+    of.block(rows.clone(), 0..of.cols())
 }
 
 /// Tiles of `rows` rows.
@@ -371,7 +371,7 @@ fn backward(part: &Part<'_>, do_: Mat<'_>, lse: Mat<'_>, mut grads: Gradients<'_
         for tile in tiles(rows) {
             let count = tile.len();
             part.scores(&tile, weights, of_queries, of_keys);
-            let (q, do_) = (part.tile(part.q, &tile), do_.block(tile.clone(), 0..size));
+            let (q, do_) = (some(part.q, &tile), some(do_, &tile));
             // o = p·v, so dp = do·vᵀ
             let weights = &mut weights[..count * rows];
             let score_grads = &mut score_grads[..count * rows];

@@ -93,17 +93,13 @@ fn token_types(raw: &HfConfig) -> Result<usize, FormatError> {
 /// Whether scores are to have terms of positions as keys and as queries: a list, or names with bars between them.
 fn terms(raw: &HfConfig) -> Result<(bool, bool), FormatError> {
     const FIELD: &str = "pos_att_type";
-    let joined = raw.opt_str(FIELD);
-    let names: Vec<String> = match joined {
-        Ok(names) => {
-            let names = names.unwrap_or_default().to_lowercase();
-            let names = names.split('|').map(|name| name.trim().to_owned());
-            names.filter(|name| !name.is_empty()).collect()
-        }
-        Err(_) => {
-            let names = raw.opt_strs(FIELD)?.unwrap_or_default();
-            names.into_iter().map(str::to_owned).collect()
-        }
+    let joined = raw.get(FIELD).and_then(serde_json::Value::as_str);
+    let names: Vec<String> = if let Some(joined) = joined {
+        let names = joined.split('|').map(|name| name.trim().to_lowercase());
+        names.filter(|name| !name.is_empty()).collect()
+    } else {
+        let names = raw.opt_strs(FIELD)?.unwrap_or_default();
+        names.into_iter().map(str::to_owned).collect()
     };
     if names.iter().any(|name| name != "c2p" && name != "p2c") {
         return Err(raw.unsupported(FIELD, "c2p, p2c"));
