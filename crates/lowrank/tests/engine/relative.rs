@@ -385,6 +385,7 @@ fn a_pooler_that_the_files_lack_is_trained_and_saved() {
 
     let source = Source::find(&place.path("model").display().to_string()).expect("the model");
     let shapes = source.model_config_for(CLASSIFIER).expect("its config");
+    assert_eq!(source.shapes_for(CLASSIFIER).expect("its shapes"), shapes);
     let loaded = tuning::load(&place.path("run"), &shapes).expect("the adapter");
     let weights =
         Weights::load_for(&place.path("model"), DType::F32, CLASSIFIER).expect("the model");

@@ -255,7 +255,7 @@ impl Config {
         };
         let source = Source::find(&model)?;
         let (purpose, labels) = purpose(&source, &data, &written.train)?;
-        let shapes = source.model_config_for(purpose)?;
+        let shapes = source.shapes_for(purpose)?;
         let metrics = check_metrics(
             written.metrics,
             (purpose, labels.as_ref(), written.texts.is_some()),
