@@ -20,7 +20,7 @@ so that nothing is padded. A model has a folder: `config.json` and `model.safete
     losses             f32 [10]     the loss before each of ten steps of AdamW over all rows
 
 Below it, `lora` is an adapter as PEFT saves it, with the classifier in `modules_to_save`; its `golden.safetensors` has logits,
-loss, losses, grad.KEY and final.KEY as those of `goldens.py`.
+loss, losses, grad.KEY and final.KEY as those of `goldens.py`. `prompt` and `ia3` are the same of PEFT's prompt tuning and IA3, for some models.
 """
 
 import sys
@@ -28,11 +28,11 @@ from pathlib import Path
 
 import goldens
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from torch.nn import functional
 from transformers import (
-    AutoModelForSequenceClassification, AutoModelForTokenClassification, BertConfig, DistilBertConfig, GPT2Config,
-    LlamaConfig, ModernBertConfig, RobertaConfig, XLMRobertaConfig,
+    AutoModelForSequenceClassification, AutoModelForTokenClassification, BertConfig, DebertaV2Config,
+    DistilBertConfig, GPT2Config, LlamaConfig, ModernBertConfig, RobertaConfig, XLMRobertaConfig,
 )
 
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "crates/lowrank/tests/goldens_classifiers"
@@ -56,6 +56,11 @@ MODERNBERT_SHAPE = dict(
     max_position_embeddings=32, norm_eps=1e-3, local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     cls_token_id=1, sep_token_id=2, num_labels=LABELS,
 )
+DEBERTA_SHAPE = BERT_SHAPE | dict(
+    # Distances of 5 and more share buckets, and those of 12 and more the last one.
+    relative_attention=True, position_buckets=8, max_relative_positions=12, norm_rel_ebd="layer_norm", share_att_key=True,
+    pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=2,
+)
 MODELS = {
     "bert": BertConfig(**BERT_SHAPE),
     "bert_several": BertConfig(**BERT_SHAPE | dict(num_hidden_layers=1), problem_type="multi_label_classification"),
@@ -71,12 +76,21 @@ MODELS = {
     "modernbert_mean": ModernBertConfig(**MODERNBERT_SHAPE | dict(
         num_hidden_layers=2, classifier_pooling="mean", classifier_bias=True, norm_bias=True, attention_bias=True, mlp_bias=True)),
     "modernbert_tokens": ModernBertConfig(**MODERNBERT_SHAPE | dict(num_hidden_layers=2)),
+    "deberta": DebertaV2Config(**DEBERTA_SHAPE),
+    # Absolute positions, distances without buckets, one term, no norm.
+    "deberta_biased": DebertaV2Config(**DEBERTA_SHAPE | dict(
+        num_hidden_layers=1, position_buckets=-1, max_relative_positions=6, norm_rel_ebd="none", pos_att_type="c2p",
+        position_biased_input=True, type_vocab_size=0, pooler_hidden_act="relu")),
+    "deberta_tokens": DebertaV2Config(**DEBERTA_SHAPE | dict(pos_att_type=["p2c"], max_relative_positions=-1)),
     "gpt2": GPT2Config(**GPT2_SHAPE),
     "gpt2_tokens": GPT2Config(**GPT2_SHAPE | dict(n_layer=1)),
     "llama": LlamaConfig(**LLAMA_SHAPE),
     "llama_tokens": LlamaConfig(**LLAMA_SHAPE | dict(num_hidden_layers=1)),
 }
-FULLY_TUNED = ["bert", "roberta", "distilbert", "modernbert", "modernbert_mean", "gpt2", "llama_tokens"]
+FULLY_TUNED = [
+    "bert", "roberta", "distilbert", "modernbert", "modernbert_mean", "deberta", "deberta_biased", "deberta_tokens", "gpt2",
+    "llama_tokens",
+]
 ADAPTERS = {
     # The default targets; all linears, which has BERT's pooler among them; names that match it by their ending.
     "bert": dict(r=3, lora_alpha=7),
@@ -91,11 +105,17 @@ ADAPTERS = {
     "modernbert": dict(r=3, lora_alpha=7, target_modules="all-linear"),
     "modernbert_mean": dict(r=3, lora_alpha=7, target_modules=["Wqkv", "Wi"]),
     "modernbert_tokens": dict(r=2, lora_alpha=5, target_modules=["Wqkv", "Wo"]),
+    "deberta": dict(r=3, lora_alpha=7),
+    "deberta_biased": dict(r=3, lora_alpha=7, target_modules="all-linear"),
+    "deberta_tokens": dict(r=2, lora_alpha=5, target_modules=["query_proj", "key_proj"]),
     "gpt2": dict(r=8, lora_alpha=10, target_modules=["c_attn"], fan_in_fan_out=True),
     "gpt2_tokens": dict(r=2, lora_alpha=5, target_modules=["c_attn"], fan_in_fan_out=True),
     "llama": dict(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]),
     "llama_tokens": dict(r=2, lora_alpha=5, target_modules=["q_proj", "v_proj"]),
 }
+PROMPTS = ["bert", "roberta", "deberta", "deberta_biased"]
+# Factors of keys are those of relative positions' keys, too.
+SCALED = ["deberta"]
 
 
 def of_tokens(name):
@@ -199,20 +219,25 @@ def write_model(folder, name):
     goldens.write_tensors(folder / "golden.safetensors", found)
 
 
-def write_adapter(folder, name):
-    task_type = "TOKEN_CLS" if of_tokens(name) else "SEQ_CLS"
-    model = get_peft_model(make_model(name), LoraConfig(task_type=task_type, **ADAPTERS[name])).eval()
+def saved_key(name):
+    """The key that PEFT saves a parameter under: a module of modules_to_save without its wrapper's name."""
+    name = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return name.replace("prompt_encoder.embedding.weight", "prompt_embeddings")
+
+
+def write_adapter(folder, name, config):
+    model = get_peft_model(make_model(name), config).eval()
     model.golden_name = name
-    rows, random = make_rows(name), goldens.generator(name + "/lora")
+    rows, random = make_rows(name), goldens.generator(f"{name}/{folder.name}")
     saved = get_peft_model_state_dict(model)
-    # PEFT saves a module of modules_to_save without its wrapper's name.
-    parameters = {key.replace(".modules_to_save.default", "").replace(".default", ""): value
-                  for key, value in model.named_parameters() if value.requires_grad}
+    parameters = {saved_key(key): value for key, value in model.named_parameters() if value.requires_grad}
     assert set(parameters) == set(saved), set(parameters) ^ set(saved)
     with torch.no_grad():
         for key, value in parameters.items():
             noise = torch.randn(value.shape, generator=random)
-            if ".lora_" in key:
+            if ".ia3_" in key:
+                value.copy_(1 + 0.3 * noise)
+            elif ".lora_" in key:
                 value.copy_((0.3 if ".lora_A." in key else 0.15) * noise)
             else:
                 value.copy_(0.25 * noise)
@@ -227,7 +252,12 @@ def write_all(folder):
     for name in MODELS:
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_model(folder / name, name)
-        write_adapter(folder / name / "lora", name)
+        task_type = "TOKEN_CLS" if of_tokens(name) else "SEQ_CLS"
+        write_adapter(folder / name / "lora", name, LoraConfig(task_type=task_type, **ADAPTERS[name]))
+        if name in PROMPTS:
+            write_adapter(folder / name / "prompt", name, PromptTuningConfig(task_type=task_type, num_virtual_tokens=3))
+        if name in SCALED:
+            write_adapter(folder / name / "ia3", name, IA3Config(task_type=task_type))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@
 //! - [`rope_backward`] – and back.
 //! - [`attention_forward`] – softmax(scale · q·kᵀ) · v over what the queries of each segment see.
 //! - [`attention_backward`] – the gradients of q, k and v.
+//! - [`relative_attention_forward`] – the same of whole segments, where scores have terms of relative positions.
+//! - [`relative_attention_backward`] – the gradients of q, k, v and the positions.
 //! - [`activation_forward`] – h = act(x).
 //! - [`activation_backward`] – its gradient.
 //! - [`gated_forward`] – h = act(gate) · up.
@@ -130,6 +132,7 @@ pub use types::linear::{
 };
 pub use types::low_rank::{Dropout, LowRank};
 pub use types::optimizer::AdamW;
+pub use types::relative::{RelativeGradients, RelativePositions, RelativeSegment, RelativeShape};
 pub use types::rope::{RopeOrder, RopeTable};
 pub use view::{View, ViewMut};
 pub use workspace::Workspace;

@@ -11,6 +11,7 @@ use crate::types::head::LogitScaling;
 use crate::types::linear::Layout;
 use crate::types::low_rank::Dropout;
 use crate::types::optimizer::AdamW;
+use crate::types::relative::{RelativeSegment, RelativeShape};
 use crate::types::rope::RopeOrder;
 
 /// y [T, out] = x [T, in] · Wᵀ + b.
@@ -210,6 +211,45 @@ pub fn attention(
                     for (d, v) in v.iter().enumerate() {
                         o[query * q_cols + head * size + d] += weight * v;
                     }
+                }
+            }
+        }
+    }
+    (o, lse)
+}
+
+/// o [T, H·D] and lse [T, H] for q, k and v [T, H·D], and relative positions [S, H·D] as keys and as queries where the scores have such
+/// terms.
+pub fn relative_attention(
+    [q, k, v]: [&[f64]; 3],
+    position_keys: Option<&[f64]>,
+    position_queries: Option<&[f64]>,
+    segments: &[RelativeSegment],
+    shape: &RelativeShape<'_>,
+) -> (Vec<f64>, Vec<f64>) {
+    let (size, heads) = (shape.head_size, shape.heads);
+    let mut o = vec![0.0; q.len()];
+    let mut lse = vec![f64::NEG_INFINITY; q.len() / size];
+    for RelativeSegment { rows, first } in segments {
+        for (query, head) in rows.clone().flat_map(|i| (0..heads).map(move |h| (i, h))) {
+            let at = |row: usize| (row * heads + head) * size..(row * heads + head + 1) * size;
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let score = |key: usize| {
+                let distance = query + shape.places.len() / 2 - key;
+                let place = at(first + shape.places[distance] as usize);
+                let mut sum = dot(&q[at(query)], &k[at(key)]);
+                sum += position_keys.map_or(0.0, |kr| dot(&q[at(query)], &kr[place.clone()]));
+                sum += position_queries.map_or(0.0, |qr| dot(&k[at(key)], &qr[place.clone()]));
+                f64::from(shape.scale) * sum
+            };
+            let scores: Vec<f64> = rows.clone().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+            lse[query * heads + head] = max + sum.ln();
+            for (key, score) in rows.clone().zip(&scores) {
+                let weight = (score - max).exp() / sum;
+                for (o, v) in o[at(query)].iter_mut().zip(&v[at(key)]) {
+                    *o += weight * v;
                 }
             }
         }

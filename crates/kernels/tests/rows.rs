@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use lowrank_kernels::{
     AttentionShape, BranchOutput, ComputeDType, CounterRng, DType, Layout, LinearOutput,
-    LogitScaling, LowRank, RowClasses, Segment, Tensor, Weight, Workspace, attention_forward,
-    engines, fill_normal, head_logits, linear_forward, linears_forward, low_rank_forward,
-    with_engine,
+    LogitScaling, LowRank, RelativeGradients, RelativePositions, RelativeSegment, RelativeShape,
+    RowClasses, Segment, Tensor, Weight, Workspace, attention_forward, engines, fill_normal,
+    head_logits, linear_forward, linears_forward, low_rank_forward, reference,
+    relative_attention_backward, relative_attention_forward, with_engine,
 };
 
 fn random(rows: usize, cols: usize, key: u64) -> Tensor {
@@ -513,6 +514,120 @@ fn attention_over_caches_in_blocks() {
         let mut rng = CounterRng::new(14);
         for _ in 0..10 {
             check_attention(&mut rng);
+        }
+    });
+}
+
+/// Attention with relative positions, forward and backward.
+struct Relative {
+    inputs: [Tensor; 4],
+    positions: [Tensor; 2],
+    places: Vec<u32>,
+    heads: usize,
+    size: usize,
+}
+
+impl Relative {
+    /// o, lse, dq, dk and dv of some of the rows, in these segments.
+    fn run(&self, rows: &Range<usize>, segments: &[RelativeSegment]) -> [Tensor; 5] {
+        let [q, k, v, d_o] = [0, 1, 2, 3].map(|i| rows_of(&self.inputs[i], rows.clone()));
+        let positions = RelativePositions {
+            keys: Some(self.positions[0].view()),
+            queries: Some(self.positions[1].view()),
+        };
+        let shape = RelativeShape {
+            heads: self.heads,
+            head_size: self.size,
+            scale: 0.2,
+            places: &self.places,
+        };
+        let ws = Workspace::new();
+        let [mut o, mut dq, mut dk, mut dv] = std::array::from_fn(|_| q.clone());
+        let mut lse = Tensor::zeros(q.rows(), self.heads);
+        let [mut d_keys, mut d_queries] = self.positions.clone();
+        relative_attention_forward(
+            o.view_mut(),
+            lse.view_mut(),
+            q.view(),
+            k.view(),
+            v.view(),
+            positions,
+            segments,
+            &shape,
+            &ws,
+        );
+        relative_attention_backward(
+            dq.view_mut(),
+            dk.view_mut(),
+            dv.view_mut(),
+            RelativeGradients {
+                keys: Some(d_keys.view_mut()),
+                queries: Some(d_queries.view_mut()),
+            },
+            d_o.view(),
+            q.view(),
+            k.view(),
+            v.view(),
+            positions,
+            lse.view(),
+            segments,
+            &shape,
+            &ws,
+        );
+        [o, lse, dq, dk, dv]
+    }
+
+    fn reference(&self, segments: &[RelativeSegment]) -> Vec<f64> {
+        let wide =
+            |tensor: &Tensor| -> Vec<f64> { tensor.to_vec().into_iter().map(f64::from).collect() };
+        let [q, k, v, ..] = [0, 1, 2].map(|i| wide(&self.inputs[i]));
+        let [keys, queries] = [0, 1].map(|i| wide(&self.positions[i]));
+        let shape = RelativeShape {
+            heads: self.heads,
+            head_size: self.size,
+            scale: 0.2,
+            places: &self.places,
+        };
+        let inputs = [&q[..], &k, &v];
+        reference::relative_attention(inputs, Some(&keys), Some(&queries), segments, &shape).0
+    }
+}
+
+#[test]
+fn segments_with_relative_positions() {
+    on_every_engine(|| {
+        let mut rng = CounterRng::new(15);
+        for (heads, size) in [(3, 16), (1, 5), (17, 8)] {
+            let span = draw(&mut rng, 4..90);
+            let edges = [0, 1, 30, 31, 160, 224];
+            let of = |rows: Range<usize>| RelativeSegment { rows, first: 0 };
+            let segments: Vec<RelativeSegment> =
+                edges.windows(2).map(|edge| of(edge[0]..edge[1])).collect();
+            let rows = |key| random(224, heads * size, key);
+            let positions = |key| random(2 * span, heads * size, key);
+            let place =
+                |distance: i64| (distance + span as i64).clamp(0, 2 * span as i64 - 1) as u32;
+            let relative = Relative {
+                inputs: [rows(1), rows(2), rows(3), rows(4)],
+                positions: [positions(5), positions(6)],
+                places: (-223..224).map(place).collect(),
+                heads,
+                size,
+            };
+            let all = relative.run(&(0..224), &segments);
+            let expected = relative.reference(&segments);
+            for (found, expected) in all[0].to_vec().into_iter().zip(expected) {
+                assert!(
+                    (f64::from(found) - expected).abs() < 2e-5,
+                    "{found} {expected}"
+                );
+            }
+            for RelativeSegment { rows, .. } in segments {
+                let alone = relative.run(&rows, &[of(0..rows.len())]);
+                for (alone, all) in alone.iter().zip(&all) {
+                    assert_eq!(bits(alone), bits(&rows_of(all, rows.clone())), "{rows:?}");
+                }
+            }
         }
     });
 }

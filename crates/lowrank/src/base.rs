@@ -281,6 +281,17 @@ impl Source {
         with_head_of(config, &self.checkpoint()?)
     }
 
+    /// The same for who loads no weights: where they cannot be read, what config.json says.
+    ///
+    /// # Errors
+    /// A config.json that cannot be used; a purpose that the architecture does not have.
+    pub fn shapes_for(&self, purpose: Purpose) -> Result<ModelConfig, Error> {
+        let config = families::read_config_for(&self.config()?, purpose)?;
+        let of_weights = self.checkpoint().ok();
+        let found = of_weights.and_then(|weights| with_head_of(config.clone(), &weights).ok());
+        Ok(found.unwrap_or(config))
+    }
+
     /// The opened weights.
     ///
     /// # Errors

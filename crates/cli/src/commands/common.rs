@@ -355,7 +355,7 @@ pub fn check_length(
     longest: usize,
     mend: &str,
 ) -> Result<(), Misuse> {
-    let limit = model.max_position_embeddings;
+    let limit = model.longest_sequence();
     let taken = adapters.iter().map(|one| one.virtual_tokens().total());
     let taken = taken.max().unwrap_or(0);
     if longest > limit.saturating_sub(taken) {

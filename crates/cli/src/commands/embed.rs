@@ -79,7 +79,7 @@ pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
         PoolingArg::Cls => Pooling::First,
         PoolingArg::Last => Pooling::Last,
     };
-    let most = model.config().max_position_embeddings;
+    let most = model.config().longest_sequence();
     let ws = Workspace::new();
     let task = TaskType::FeatureExtraction;
     args.texts.for_each_batch(&tokenizer, task, most, |rows| {

@@ -94,24 +94,28 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
 /// What the model is called, and its shapes.
 fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
-    let (name, raw) = match (&args.preset, &args.config) {
-        (Some(name), _) => (name.clone(), presets::raw(name)?),
-        (None, Some(file)) => (file.display().to_string(), families::read_raw(file)?),
-        (None, None) => {
-            let name = args.model.clone().unwrap_or_default();
-            let raw = Source::find(&name)?.config()?;
-            (name, raw)
-        }
-    };
     if args.num_labels == Some(0) {
         return Err(Misuse::new("--num-labels is 0; a classifier has one label at least").into());
     }
-    let purpose = purpose_for(&raw, args.task_type, args.num_labels)?;
-    let config = match &args.preset {
-        Some(name) => presets::config_for(name, purpose)?,
-        None => families::read_config_for(&raw, purpose).map_err(lowrank::Error::from)?,
-    };
-    Ok((name, config))
+    let purpose = |raw: &_| purpose_for(raw, args.task_type, args.num_labels);
+    Ok(match (&args.preset, &args.config) {
+        (Some(name), _) => {
+            let purpose = purpose(&presets::raw(name)?)?;
+            (name.clone(), presets::config_for(name, purpose)?)
+        }
+        (None, Some(file)) => {
+            let raw = families::read_raw(file)?;
+            let config = families::read_config_for(&raw, purpose(&raw)?);
+            let config = config.map_err(lowrank::Error::from)?;
+            (file.display().to_string(), config)
+        }
+        (None, None) => {
+            let name = args.model.clone().unwrap_or_default();
+            let source = Source::find(&name)?;
+            let purpose = purpose(&source.config()?)?;
+            (name, source.shapes_for(purpose)?)
+        }
+    })
 }
 
 fn train_config(

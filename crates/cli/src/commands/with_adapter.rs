@@ -48,7 +48,7 @@ pub fn plan_of(mut source: Source, adapter: Option<&Path>) -> anyhow::Result<Pla
         check_is_adapter(folder)?;
         source = source.with_tokens_of(&[folder])?;
     }
-    let (purpose, labels) = lowrank::classify::purpose(&source, adapter)?;
+    let (purpose, labels) = lowrank::train::purpose_with(&source, adapter)?;
     Ok(Plan {
         source,
         purpose,
@@ -127,7 +127,7 @@ impl Plan {
             .into());
         }
         let virtual_tokens = trained.map_or(0, |adapter| adapter.virtual_tokens().total());
-        let positions = network.decoder.config().max_position_embeddings;
+        let positions = network.decoder.config().longest_sequence();
         Ok(WithAdapter {
             max_length: positions.saturating_sub(virtual_tokens),
             network,

@@ -9,6 +9,7 @@ mod head;
 mod linear;
 mod low_rank;
 mod norm;
+mod relative;
 
 use divan::Divan;
 use divan::counter::ItemsCount;

@@ -14,6 +14,7 @@ mod merge;
 mod norm;
 mod optimizer;
 mod pool;
+mod relative;
 mod rope;
 
 pub use crate::random::{fill_normal, fill_uniform};
@@ -42,6 +43,7 @@ pub use norm::layer::{layer_norm_apply, layer_norm_backward, layer_norm_forward}
 pub use norm::rms::{rms_norm_apply, rms_norm_backward, rms_norm_forward};
 pub use optimizer::adamw_step;
 pub use pool::{pool_backward, pool_forward};
+pub use relative::{relative_attention_backward, relative_attention_forward};
 pub use rope::{rope_backward, rope_forward};
 
 #[cfg(test)]

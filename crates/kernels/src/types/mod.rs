@@ -8,4 +8,5 @@ pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod optimizer;
+pub(crate) mod relative;
 pub(crate) mod rope;

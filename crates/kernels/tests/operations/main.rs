@@ -9,3 +9,4 @@ mod linear;
 mod low_rank;
 mod norm;
 mod optimizer;
+mod relative;

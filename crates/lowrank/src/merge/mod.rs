@@ -97,7 +97,7 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
     } = *options;
     let config = source.model_config_for(options.purpose)?;
     let merged = MergedConfig::of(&config, adapter)?;
-    let limit = config.max_position_embeddings;
+    let limit = config.longest_sequence();
     let passages: Vec<Vec<u32>> = options
         .passages
         .iter()

@@ -358,6 +358,8 @@ impl Adapter {
             | WeightId::Positions
             | WeightId::TokenTypes
             | WeightId::EmbeddingNorm(_) => Some((0, Reach::Input)),
+            // Every block reads them.
+            WeightId::Relative | WeightId::RelativeNorm(_) => Some((0, Reach::Attention)),
             WeightId::FinalNorm(_) | WeightId::Head | WeightId::ClassifierNorm(_) => None,
         });
         let bottlenecks = self.bottleneck.keys().map(|(layer, place)| {

@@ -50,6 +50,8 @@ pub enum Family {
     DistilBert,
     /// ModernBERT: norms before the sublayers, rotary positions, layers that see a window.
     ModernBert,
+    /// DeBERTa-v2 and v3: BERT's shape; scores have terms of how far a key is from a query.
+    DebertaV2,
 }
 
 impl Family {
@@ -75,6 +77,7 @@ impl Family {
             Self::XlmRoberta => "xlm-roberta",
             Self::DistilBert => "distilbert",
             Self::ModernBert => "modernbert",
+            Self::DebertaV2 => "deberta-v2",
         }
     }
 }
@@ -144,8 +147,8 @@ pub struct ClassifierDense {
     pub bias: bool,
     /// Whether a norm stands behind the nonlinearity.
     pub norm: bool,
-    /// Whether it is trained and saved with the classifier (`modules_to_save`): as PEFT does, or since the base lacks it. Otherwise
-    /// it is the base's, frozen.
+    /// Whether it is trained and saved with a classifier (`modules_to_save`), as PEFT has it or because the base lacks it; otherwise it
+    /// is the base's, frozen.
     pub saved: bool,
 }
 
@@ -240,6 +243,30 @@ pub enum Position {
         /// The row of the first position. The table has so many rows more than [`ModelConfig::max_position_embeddings`].
         first: usize,
     },
+    /// Not at all, but for [`ModelConfig::relative`].
+    None,
+}
+
+/// Terms that attention's scores have beside q·k, of how far a key is from a query: disentangled attention (He et al., "DeBERTa", 2020).
+///
+/// ```text
+/// s(i, j) = scale · (q_i·k_j + q_i·key(r) + k_j·query(r)),   r = row of the distance i - j of a table of 2·span rows
+/// ```
+/// A block's own linears of q and k make queries and keys of the table's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelativeAttention {
+    /// Half of the table's rows (`position_buckets`, or else `max_distance`).
+    pub span: usize,
+    /// Distances beyond half of these share rows, the more the farther they are (`position_buckets`); `None`: each has its own.
+    pub buckets: Option<usize>,
+    /// Distances from which on all share the last row (`max_relative_positions`).
+    pub max_distance: usize,
+    /// Whether queries meet positions as keys (`c2p` of `pos_att_type`).
+    pub keys: bool,
+    /// Whether keys meet positions as queries (`p2c`).
+    pub queries: bool,
+    /// Whether the table's rows go through a norm (`norm_rel_ebd`).
+    pub norm: bool,
 }
 
 /// What the attention of one block has for itself.
@@ -316,6 +343,8 @@ pub struct ModelConfig {
     pub embedding_norm: bool,
     /// How positions enter.
     pub position: Position,
+    /// Terms of the scores that know how far a key is from a query.
+    pub relative: Option<RelativeAttention>,
     /// The kind of MLP.
     pub mlp: MlpKind,
     /// The MLP's activation.
@@ -430,6 +459,10 @@ pub enum WeightId {
     TokenTypes,
     /// The norm behind the embeddings.
     EmbeddingNorm(Part),
+    /// The table of relative positions, [2·span, C].
+    Relative,
+    /// The norm of its rows.
+    RelativeNorm(Part),
     /// A linear of a block.
     Linear(LinearId, Part),
     /// A norm of a block: layer, which, part.
@@ -449,6 +482,7 @@ impl WeightId {
             self,
             Self::Norm(..)
                 | Self::EmbeddingNorm(_)
+                | Self::RelativeNorm(_)
                 | Self::FinalNorm(_)
                 | Self::ClassifierNorm(_)
                 | Self::Linear(_, Part::Bias)
@@ -457,6 +491,12 @@ impl WeightId {
 }
 
 impl ModelConfig {
+    /// Factor of attention's scores.
+    pub(crate) fn attention_scale(&self) -> f32 {
+        let usual = || 1.0 / (self.head_size as f32).sqrt();
+        self.attention_scale.unwrap_or_else(usual)
+    }
+
     /// Columns of q: H·D.
     pub fn q_size(&self) -> usize {
         self.num_attention_heads * self.head_size
@@ -533,6 +573,14 @@ impl ModelConfig {
         self.layers.iter().map(|layer| layer.window).collect()
     }
 
+    /// Tokens that a sequence may have: as many as the model was made for, unless nothing in it counts them.
+    pub fn longest_sequence(&self) -> usize {
+        match self.position {
+            Position::None => usize::MAX,
+            Position::Rope(_) | Position::Learned { .. } => self.max_position_embeddings,
+        }
+    }
+
     /// The same model with a classifier for another number of labels; a model without one as it is.
     pub(crate) fn with_labels(&self, labels: usize) -> Self {
         let mut config = self.clone();
@@ -540,6 +588,17 @@ impl ModelConfig {
             classifier.labels = labels;
         }
         config
+    }
+
+    /// The same model with a classifier whose first linear, if it has one, is trained and saved with the last one.
+    pub(crate) fn with_saved_dense(mut self) -> Self {
+        if let HeadKind::Classifier(Classifier {
+            dense: Some(dense), ..
+        }) = &mut self.head
+        {
+            dense.saved = true;
+        }
+        self
     }
 
     /// The classifier, if there is one.
@@ -553,16 +612,6 @@ impl ModelConfig {
     /// The first linear of the classifier.
     pub(crate) fn classifier_dense(&self) -> Option<&ClassifierDense> {
         self.classifier()?.dense.as_ref()
-    }
-
-    /// Trains and saves the first linear of the classifier too: a base that lacks it cannot give it to whoever loads the adapter.
-    pub(crate) fn save_classifier_dense(&mut self) {
-        if let HeadKind::Classifier(Classifier {
-            dense: Some(dense), ..
-        }) = &mut self.head
-        {
-            dense.saved = true;
-        }
     }
 
     /// A linear of the classifier.
@@ -597,6 +646,12 @@ impl ModelConfig {
         }
         if self.embedding_norm {
             all.extend(self.norm_weights(WeightId::EmbeddingNorm));
+        }
+        if let Some(relative) = &self.relative {
+            all.push((WeightId::Relative, (2 * relative.span, c)));
+            if relative.norm {
+                all.extend(self.norm_weights(WeightId::RelativeNorm));
+            }
         }
         for layer in 0..self.num_hidden_layers {
             self.add_block(layer, &mut all);

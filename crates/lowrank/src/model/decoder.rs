@@ -12,10 +12,11 @@ use lowrank_kernels::{
 
 use super::adapter::{Adapter, AdapterSet, Reach};
 use super::batch::Batch;
-use super::block::{Block, BlockSaved, SomeRows};
+use super::block::{Block, BlockSaved, Places, SomeRows};
 use super::cache::KvCache;
 use super::config::{EmbeddingScale, ModelConfig, Part, Position, Rope, WeightId};
 use super::pass::{NormSaved, Pass};
+use super::relative::Relative;
 use super::rope::{RopeCache, RopeTables};
 use super::saving::Saving;
 use super::top::Top;
@@ -56,7 +57,7 @@ impl Decoder {
         let config = weights.config();
         let ropes: &[Rope] = match &config.position {
             Position::Rope(ropes) => ropes,
-            Position::Learned { .. } => &[],
+            Position::Learned { .. } | Position::None => &[],
         };
         let ropes = RopeCache::new(ropes, config.max_position_embeddings);
         Arc::new(Self { weights, ropes })
@@ -254,6 +255,7 @@ impl Decoder {
         Run {
             decoder: self,
             batch,
+            relative: Relative::of(&pass, batch),
             pass,
             rows,
             picked,
@@ -272,6 +274,8 @@ struct Run<'a> {
     rows: &'a [u32],
     /// The same where the last block computes these alone.
     picked: Option<SomeRows>,
+    /// What scores know of distances.
+    relative: Option<Relative>,
     /// The angles of the batch's positions, one table for each rotary embedding.
     ropes: Arc<Vec<RopeTables>>,
 }
@@ -281,8 +285,11 @@ impl Run<'_> {
         let is_last = layer + 1 == self.decoder.config().num_hidden_layers;
         let wanted = self.picked.as_ref().filter(|_| is_last);
         let of_block = self.decoder.config().layers[layer].rope;
-        let rope = of_block.and_then(|rope| self.ropes.get(rope));
-        Block::new(&self.pass, self.batch, layer, rope, wanted)
+        let places = Places {
+            rope: of_block.and_then(|rope| self.ropes.get(rope)),
+            relative: self.relative.as_ref(),
+        };
+        Block::new(&self.pass, self.batch, layer, places, wanted)
     }
 
     /// The first block's input, and where a norm makes it, what that norm read and saved.
@@ -356,6 +363,13 @@ impl Run<'_> {
             embedding_backward(grads.view_mut(slot), &batch.ids, dx.view());
         }
         pass.give([dx]);
+    }
+
+    /// Gives back what the blocks have read together.
+    fn finish(self) {
+        if let Some(relative) = self.relative {
+            relative.give(&self.pass);
+        }
     }
 
     /// The wanted rows of what the last block gave, which is consumed.
@@ -455,6 +469,7 @@ impl<'a> Forward<'a> {
         }
         pass.give([self.hidden]);
         self.run.give_embedded(self.norm);
+        self.run.finish();
     }
 
     /// Adds to the gradients of what is trained, `dh` [n, C] being the gradient of the hidden rows. Without [`Decoder::forward_keeping`] there is
@@ -482,6 +497,7 @@ impl<'a> Forward<'a> {
         pass.give([hidden]);
         let Some(kept) = kept else {
             pass.give([d_rows]);
+            run.finish();
             return;
         };
         let Kept {
@@ -499,6 +515,7 @@ impl<'a> Forward<'a> {
             dx = run.block(layer).backward(dx, saved, reach, grads);
         }
         run.embed_backward(dx, embedded, grads);
+        run.finish();
     }
 }
 

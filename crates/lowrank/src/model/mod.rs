@@ -14,6 +14,7 @@ mod linear;
 mod norm;
 mod pass;
 mod prefix;
+mod relative;
 mod rope;
 mod saving;
 mod scales;
@@ -30,7 +31,7 @@ pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
     Biases, BlockNorm, Classifier, ClassifierDense, EmbeddingScale, Family, HeadKind, LayerConfig,
     LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position,
-    Purpose, QkNorm, QueryScale, Rope, RopeScaling, Sublayer, WeightId,
+    Purpose, QkNorm, QueryScale, RelativeAttention, Rope, RopeScaling, Sublayer, WeightId,
 };
 pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
 pub use saving::{Recompute, Saving};

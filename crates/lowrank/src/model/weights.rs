@@ -115,6 +115,7 @@ impl Weights {
                 .names()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
+                .filter(|name| !families::is_of_other_positions(&config, name))
                 .filter(|name| !families::is_of_pictures(&config, name))
                 .filter(|name| !(config.tie_word_embeddings && is_head(name)))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
@@ -194,11 +195,19 @@ impl Weights {
         Some(families::tensor_name(&self.config, *lacking))
     }
 
-    /// The names of the classifier's tensors that the checkpoint lacks, or of its last linear alone.
-    pub fn new_names(&self, last: bool) -> Vec<String> {
-        let new = self.new.iter();
-        new.filter(|id| !last || is_last_linear(**id))
-            .map(|id| families::tensor_name(&self.config, *id))
+    /// The names of the classifier's tensors that the checkpoint lacks.
+    pub fn new_names(&self) -> Vec<String> {
+        self.new_names_of(|_| true)
+    }
+
+    /// The same of the last linear alone.
+    pub(crate) fn new_last_names(&self) -> Vec<String> {
+        self.new_names_of(is_last_linear)
+    }
+
+    fn new_names_of(&self, wanted: impl Fn(WeightId) -> bool) -> Vec<String> {
+        let new = self.new.iter().filter(|id| wanted(**id));
+        new.map(|id| families::tensor_name(&self.config, *id))
             .collect()
     }
 
@@ -422,8 +431,9 @@ fn is_head(name: &str) -> bool {
     name.strip_prefix("language_model.").unwrap_or(name) == "lm_head.weight"
 }
 
-/// The config with `tie_word_embeddings` as the tensors have it: a head of its own that differs from the embedding is used, whatever
-/// config.json says, as in transformers.
+/// The config as the tensors have it. `tie_word_embeddings`: a head of its own that differs from the embedding is used, whatever
+/// config.json says, as in transformers. A classifier's first linear that they lack is trained and saved with the last one, since
+/// nothing else has its values.
 ///
 /// # Errors
 /// Tensors of a type that is not read.
@@ -439,12 +449,10 @@ pub(crate) fn with_head_of(
             head.shape == embedding.shape && same_values(&head, &embedding)?;
     }
     let dense = WeightId::Linear(config.classifier_linear(LinearKind::Dense), Part::Weight);
-    let lacks_dense =
-        config.classifier_dense().is_some() && get(&config, checkpoint, dense).is_none();
-    if lacks_dense {
-        config.save_classifier_dense();
+    if get(&config, checkpoint, dense).is_some() {
+        return Ok(config);
     }
-    Ok(config)
+    Ok(config.with_saved_dense())
 }
 
 fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {

@@ -99,7 +99,7 @@ pub struct PrefixCounts {
 /// Options that do not fit the model; rows that are longer than it takes.
 pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
     let (model, train) = (options.model, options.train);
-    let limit = model.max_position_embeddings;
+    let limit = model.longest_sequence();
     if let Some(problem) = train.problems().first() {
         return Err(Error::Settings(problem.clone()));
     }
@@ -175,6 +175,7 @@ mod tests {
     use super::*;
     use crate::model::Purpose;
     use crate::plan::presets;
+    use crate::tuning::prefix::Kind;
     use crate::tuning::targets::Targets;
 
     fn planned(preset: &str, train: &TrainConfig) -> Result<Plan, Error> {
@@ -225,10 +226,14 @@ mod tests {
     fn every_method_is_planned_for_every_preset() {
         for preset in presets::NAMES {
             for method in Method::ALL {
-                let train = TrainConfig {
+                let mut train = TrainConfig {
                     max_seq_length: 256,
                     ..train(method)
                 };
+                if presets::config(preset).unwrap().relative.is_some() {
+                    // Keys that are no rows have no place there.
+                    train.options.prefix.prefix_kind = Kind::Embedding;
+                }
                 let plan = planned(preset, &train).unwrap();
                 let (found, full) = (plan.method, plan.full);
                 assert!(found.trainable_parameters > 0, "{preset} {method:?}");

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::model::{
     Adapter, Batch, BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Part, Pooling, Reach,
-    Sublayer, VirtualTokens, WeightId,
+    RelativeAttention, Sublayer, VirtualTokens, WeightId,
 };
 
 /// How much there is to compute.
@@ -20,6 +20,8 @@ pub struct Work {
     pub supervised_tokens: usize,
     /// Σ over tokens of the keys that each sees, the mean of the blocks.
     pub seen_keys: usize,
+    /// Tokens of the longest sequence, virtual ones included.
+    pub longest: usize,
 }
 
 impl Work {
@@ -47,6 +49,11 @@ impl Work {
             tokens: batch.tokens(),
             supervised_tokens: batch.supervised.len(),
             seen_keys: mean_of_blocks(windows, seen),
+            longest: batch
+                .positions
+                .iter()
+                .max()
+                .map_or(0, |last| *last as usize + 1),
         }
     }
 
@@ -73,6 +80,7 @@ impl Work {
             seen_keys: mean_of_blocks(windows, |window| {
                 seen(window, tokens.keys, tokens.prefix) + rows * seen(window, before, own)
             }),
+            longest: before + own,
         }
     }
 
@@ -111,6 +119,7 @@ impl Work {
             tokens: rows * own,
             supervised_tokens: rows * scored,
             seen_keys: mean_of_blocks(&config.windows(), seen),
+            longest: tokens.keys + own,
         }
     }
 
@@ -119,6 +128,7 @@ impl Work {
         self.tokens += other.tokens;
         self.supervised_tokens += other.supervised_tokens;
         self.seen_keys += other.seen_keys;
+        self.longest = self.longest.max(other.longest);
     }
 }
 
@@ -177,19 +187,23 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
         } else {
             tokens.min(work.supervised_tokens as f64)
         };
-        let product = 2.0 * tokens * (input * output) as f64;
+        let product = |rows: f64| 2.0 * rows * (input * output) as f64;
         let backward = goes_backward(adapter, id);
         let weight = adapter
             .replaced
             .contains_key(&WeightId::Linear(id, Part::Weight));
         let products = 1 + usize::from(backward) + usize::from(weight);
-        flops.linears += products as f64 * product;
+        let relative = relative_rows(config, id.kind, work) as f64;
+        let table = adapter.replaced.contains_key(&WeightId::Relative);
+        let of_relative = 1 + usize::from(table) + usize::from(weight);
+        flops.linears += products as f64 * product(tokens) + of_relative as f64 * product(relative);
         for site in adapter.low_rank.get(&id).into_iter().flatten() {
             let (a, b) = (adapter.params.shape(site.a), adapter.params.shape(site.b));
             let (a, b) = ((a.0 * a.1) as f64, (b.0 * b.1) as f64);
             // Forward; backward to u, to B and to A; backward to x.
             let inputs = if backward { 1.0 } else { 0.0 };
             flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
+            flops.low_rank += 2.0 * relative * ((a + b) + (2.0 * b + a));
         }
     }
     for (&(layer, place), site) in &adapter.bottleneck {
@@ -209,13 +223,24 @@ pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFl
         flops.bottleneck += 2.0 * rows * (products * r * c) as f64;
     }
     flops.head = head_flops(config, adapter, work);
-    // Two products forward; four backward, for the gradients of values, weights, queries and keys.
+    // Two products forward; four backward, for the gradients of values, weights, queries and keys. A term of relative positions is one
+    // more forward, and two backward.
     let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
+    let terms = config.relative.map_or(0, RelativeAttention::terms);
     let trained = (0..config.num_hidden_layers)
         .filter(|layer| adapter.reach(*layer) > Reach::Output)
         .count();
-    flops.attention = product * (2 * config.num_hidden_layers + 4 * trained) as f64;
+    let products = (2 + terms) * config.num_hidden_layers + (4 + 2 * terms) * trained;
+    flops.attention = product * products as f64;
     flops
+}
+
+/// Rows of relative positions that a linear reads beside the tokens.
+pub(super) fn relative_rows(config: &ModelConfig, kind: LinearKind, work: Work) -> usize {
+    match config.relative {
+        Some(relative) if relative.is_read_by(kind) => relative.reached(work.longest).len(),
+        _ => 0,
+    }
 }
 
 /// Of the output projection of a language model, or of the last linear of a classifier.
@@ -325,6 +350,7 @@ mod tests {
             ("bert-base", sequences),
             ("bert-base", tokens),
             ("modernbert-base", sequences),
+            ("deberta-v3-base", sequences),
             ("gpt2", sequences),
         ] {
             let config = presets::config_for(preset, purpose).unwrap();

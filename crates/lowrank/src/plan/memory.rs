@@ -9,6 +9,7 @@ use lowrank_kernels::{ActivationDType, DType};
 use serde::Serialize;
 
 use super::Work;
+use super::flops::relative_rows;
 use crate::model::{
     Adapter, Batch, HeadKind, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part,
     QkNorm, Recompute, Saving, Sublayer, WeightId,
@@ -152,9 +153,38 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
             let behind = behind + bottleneck_bytes(config, adapter, layer, size);
             // Trained keys and values stand before the batch's own.
             let keys = 8 * (kv * adapter.virtual_tokens().keys) as u64;
-            tokens * (before + 4 * (ranks + unscaled)) as u64 + rows * behind as u64 + keys
+            let relative = relative_bytes(config, adapter, layer, work);
+            tokens * (before + 4 * (ranks + unscaled)) as u64
+                + rows * behind as u64
+                + keys
+                + relative
         })
         .sum()
+}
+
+/// What a block keeps of relative positions: their keys and queries, and what branches and factors beside these linears keep.
+fn relative_bytes(config: &ModelConfig, adapter: &Adapter, layer: usize, work: Work) -> u64 {
+    let of = |kind| {
+        let id = LinearId { layer, kind };
+        let branches = adapter.low_rank.get(&id).into_iter().flatten();
+        let ranks: usize = branches.map(|site| adapter.params.shape(site.a).0).sum();
+        let scales = adapter.scaled.get(&id);
+        let unscaled = usize::from(scales.is_some_and(|site| site.output.is_some()));
+        let width = ranks + (1 + unscaled) * config.linear_shape(kind).1;
+        4 * (relative_rows(config, kind, work) * width) as u64
+    };
+    of(LinearKind::Q) + of(LinearKind::K)
+}
+
+/// What relative positions take beside the tokens: the table's rows before and behind their norm, and in one block their gradients, those
+/// of their keys and queries, and in each thread what is in the place of a table of all pairs.
+fn relative_working_bytes(config: &ModelConfig, work: Work) -> u64 {
+    let Some(relative) = config.relative else {
+        return 0;
+    };
+    let rows = relative.reached(work.longest).len();
+    let widths = 4 * config.hidden_size + 2 * relative.terms() * config.q_size();
+    4 * (rows * widths + 2 * rows * work.longest) as u64
 }
 
 /// What the adapter layers of a block keep of a token: what they read, what the nonlinearity reads, the norm's statistics.
@@ -238,5 +268,5 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     };
     let head = 4 * (outputs + 4 * scored * c) as u64;
     // The buffers of the blocks stay at hand while the head is computed.
-    blocks + head
+    blocks + head + relative_working_bytes(config, work)
 }

@@ -42,6 +42,9 @@ pub const NAMES: &[&str] = &[
     "distilbert-base",
     "modernbert-base",
     "modernbert-large",
+    "deberta-v3-small",
+    "deberta-v3-base",
+    "deberta-v3-large",
 ];
 
 /// A preset's shapes, as a language model, or as an encoder by itself.
@@ -76,6 +79,8 @@ pub fn raw(name: &str) -> Result<HfConfig, Error> {
     Ok(HfConfig::from_map(Path::new(&path), fields))
 }
 
+/// What a config.json does not say of a preset.
+///
 /// GPT-3 was not released, so no file names its modules. As in the paper, q, k and v are matrices of their own; they are called as
 /// Llama's are: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `up_proj`, `down_proj`.
 fn as_named(name: &str, mut config: ModelConfig) -> ModelConfig {
@@ -83,6 +88,10 @@ fn as_named(name: &str, mut config: ModelConfig) -> ModelConfig {
         config.family = Family::Llama;
         config.fused_qkv = false;
         config.layout = Layout::OutIn;
+    }
+    if config.family == Family::DebertaV2 {
+        // The released files have no pooler.
+        return config.with_saved_dense();
     }
     config
 }
@@ -113,6 +122,12 @@ fn fields(name: &str) -> Option<Map<String, Value>> {
         json!({"model_type": "modernbert", "vocab_size": 50368, "hidden_size": width, "intermediate_size": mlp,
             "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 8192})
     };
+    let deberta = |[layers, width, mlp, heads]: [usize; 4]| {
+        json!({"model_type": "deberta-v2", "vocab_size": 128_100, "hidden_size": width, "intermediate_size": mlp,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 512,
+            "relative_attention": true, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": true,
+            "pos_att_type": "p2c|c2p", "position_biased_input": false})
+    };
     let mut value = match name {
         "bert-base" => encoder("bert", 30522, [12, 768, 3072, 12]),
         "bert-large" => encoder("bert", 30522, [24, 1024, 4096, 16]),
@@ -123,6 +138,9 @@ fn fields(name: &str) -> Option<Map<String, Value>> {
         "distilbert-base" => json!({"model_type": "distilbert"}),
         "modernbert-base" => modernbert([22, 768, 1152, 12]),
         "modernbert-large" => modernbert([28, 1024, 2624, 16]),
+        "deberta-v3-small" => deberta([6, 768, 3072, 12]),
+        "deberta-v3-base" => deberta([12, 768, 3072, 12]),
+        "deberta-v3-large" => deberta([24, 1024, 4096, 16]),
         "gpt2" => gpt2(12, 12, 768, 1024),
         "gpt2-medium" => gpt2(24, 16, 1024, 1024),
         "gpt2-large" => gpt2(36, 20, 1280, 1024),
@@ -217,6 +235,9 @@ mod tests {
             ("distilbert-base", 66_955_010),
             ("modernbert-base", 149_606_402),
             ("modernbert-large", 395_833_346),
+            ("deberta-v3-small", 141_896_450),
+            ("deberta-v3-base", 184_423_682),
+            ("deberta-v3-large", 435_063_810),
         ];
         for (name, parameters) in classifiers {
             let purpose = Purpose::SequenceClassifier { labels: 2 };

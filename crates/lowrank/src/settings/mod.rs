@@ -372,7 +372,7 @@ impl TrainConfig {
             return self.max_seq_length;
         }
         let taken = self.method.positions(&self.options);
-        let left = model.max_position_embeddings.saturating_sub(taken);
+        let left = model.longest_sequence().saturating_sub(taken);
         self.max_seq_length.min(left)
     }
 

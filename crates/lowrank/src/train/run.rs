@@ -10,13 +10,12 @@ use super::folder;
 use super::memory::check_room;
 use super::outcome::Outcome;
 use super::prepare::prepare;
+use super::purpose::{purpose_of, purpose_with};
 use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
-use crate::data::{
-    DataOptions, Dataset, Labels, ProblemType, Split, TaskType, Tokenizer, split_file,
-};
+use crate::data::{DataOptions, Dataset, Labels, ProblemType, Split, Tokenizer, split_file};
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
 use crate::random::mix;
@@ -115,8 +114,8 @@ pub fn train(
     let new = match (start, &config.init_adapter) {
         (Start::Resume, _) => Vec::new(),
         (_, Some(_)) if !config.new_classifier => Vec::new(),
-        (_, Some(_)) => network.decoder.weights().new_names(true),
-        (_, None) => network.decoder.weights().new_names(false),
+        (_, Some(_)) => network.decoder.weights().new_last_names(),
+        (_, None) => network.decoder.weights().new_names(),
     };
     if !new.is_empty() {
         observer.event(&Event::Note(format!(
@@ -203,7 +202,7 @@ fn known_labels(source: &Source, config: &TrainConfig) -> Result<Option<Labels>,
         return Ok(None);
     }
     let adapter = config.init_adapter.as_deref();
-    Ok(crate::classify::purpose(source, adapter)?.1)
+    Ok(purpose_with(source, adapter)?.1)
 }
 
 /// Refuses rows with other labels than the classifier has that they go on with. Another number of labels is refused where the
@@ -270,17 +269,6 @@ fn data_options(config: &TrainConfig, model: &ModelConfig) -> DataOptions {
 pub fn split_columns(names: &str) -> Vec<String> {
     let names = names.split(',');
     names.map(|name| name.trim().to_owned()).collect()
-}
-
-/// What a model is for, going by the task of its rows.
-pub fn purpose_of(task: TaskType, labels: Option<&Labels>) -> Purpose {
-    let labels = labels.map_or(0, |labels| labels.names.len());
-    match task {
-        TaskType::CausalLm => Purpose::LanguageModel,
-        TaskType::SeqCls => Purpose::SequenceClassifier { labels },
-        TaskType::TokenCls => Purpose::TokenClassifier { labels },
-        TaskType::FeatureExtraction => Purpose::Features,
-    }
 }
 
 fn load_valid(

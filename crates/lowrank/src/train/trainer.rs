@@ -563,7 +563,7 @@ pub fn check_task(config: &TrainConfig, labels: Option<&Labels>) -> Result<(), E
 /// Refuses rows that the model's context has no room for beside the adapter's virtual tokens.
 fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(), Error> {
     let taken = adapter.virtual_tokens().total();
-    let limit = base.decoder.config().max_position_embeddings;
+    let limit = base.decoder.config().longest_sequence();
     let room = limit.saturating_sub(taken);
     if longest <= room {
         return Ok(());

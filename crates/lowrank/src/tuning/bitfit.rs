@@ -128,6 +128,7 @@ fn is_bias(id: WeightId) -> bool {
         WeightId::Linear(_, Part::Bias)
             | WeightId::Norm(_, _, Part::Bias)
             | WeightId::EmbeddingNorm(Part::Bias)
+            | WeightId::RelativeNorm(Part::Bias)
             | WeightId::FinalNorm(Part::Bias)
     )
 }

@@ -124,6 +124,7 @@ pub fn random_weights(
         let std = match id {
             WeightId::Norm(_, _, Part::Weight)
             | WeightId::EmbeddingNorm(Part::Weight)
+            | WeightId::RelativeNorm(Part::Weight)
             | WeightId::ClassifierNorm(Part::Weight)
             | WeightId::FinalNorm(Part::Weight) => {
                 tensor.view_mut().fill(1.0 - config.norm.weight_offset());

@@ -136,6 +136,7 @@ fn default_targets(family: Family) -> &'static [&'static str] {
         // PEFT has none for these.
         Family::DistilBert => &["k_lin", "v_lin", "lin2"],
         Family::ModernBert => &["Wqkv", "mlp.Wo"],
+        Family::DebertaV2 => &["key_proj", "value_proj", "output.dense"],
         Family::Phi3 => &["qkv_proj", "down_proj"],
     }
 }
@@ -157,7 +158,7 @@ fn default_feedforward(family: Family) -> &'static str {
         | Family::Phi3
         | Family::Ministral3
         | Family::Glm4 => "down_proj",
-        Family::Bert | Family::Roberta | Family::XlmRoberta => "output.dense",
+        Family::Bert | Family::Roberta | Family::XlmRoberta | Family::DebertaV2 => "output.dense",
         Family::DistilBert => "lin2",
         Family::ModernBert => "mlp.Wo",
     }

@@ -302,7 +302,14 @@ impl Options {
         if self.kind == Kind::Layer && self.infix > 0 {
             return Err("infix_tokens goes with prefix_kind embedding: keys and values stand before a sequence alone".to_owned());
         }
-        let limit = config.max_position_embeddings;
+        if self.kind == Kind::Layer && config.relative.is_some() {
+            return Err(format!(
+                "prefix_kind layer puts keys before a sequence that are no rows of it, and the scores of {} need the distance of every key; \
+                 use prefix_kind embedding",
+                config.family.model_type()
+            ));
+        }
+        let limit = config.longest_sequence();
         if self.prefix.saturating_add(self.infix) >= limit {
             return Err(format!(
                 "num_virtual_tokens {} and infix_tokens {} leave no room for text: the model was made for {limit} tokens",

@@ -11,7 +11,7 @@ use super::files::read_slots;
 use super::targets::Targets;
 use crate::Error;
 use crate::fields::fields;
-use crate::model::{Adapter, HeadKind, ModelConfig, WeightId, families};
+use crate::model::{Adapter, HeadKind, LinearKind, ModelConfig, WeightId, families};
 
 fields! {
     /// Modules beside what a method adapts.
@@ -58,10 +58,7 @@ pub(super) fn add(
             .iter()
             .filter(|name| !names.iter().any(|n| n == *name));
         names.extend(missing.map(ToString::to_string).collect::<Vec<_>>());
-        let first = families::classifier_modules(model)
-            .into_iter()
-            .filter(|module| !names.iter().any(|name| means(name, module)));
-        names.extend(first.collect::<Vec<_>>());
+        names.extend(holder_of_dense(model, &names));
     }
     append(adapter, model, names, prefix).map_err(|problems| Error::Settings(problems.join("\n")))
 }
@@ -98,6 +95,18 @@ pub(super) fn read_of_folder(
 ) -> Result<(), Error> {
     add_of_folder(adapter, model, folder, prefix)?;
     read_slots(weights, adapter, adapter.saved.slots.clone(), others)
+}
+
+/// What holds the first linear of a classifier, where that is saved and none of the names means it.
+fn holder_of_dense(model: &ModelConfig, names: &[String]) -> Option<String> {
+    model.classifier_dense().filter(|dense| dense.saved)?;
+    let dense = model.classifier_linear(LinearKind::Dense);
+    let module = families::linear_module(model, dense);
+    if names.iter().any(|name| means(name, &module)) {
+        return None;
+    }
+    let holder = module.rsplit('.').nth(1);
+    Some(holder.unwrap_or(&module).to_owned())
 }
 
 fn names_of(raw: &HfConfig) -> Result<Vec<String>, Error> {

@@ -229,6 +229,8 @@ fn chosen(config: &ModelConfig, options: Options) -> Vec<(WeightId, (usize, usiz
                 | WeightId::Positions
                 | WeightId::TokenTypes
                 | WeightId::EmbeddingNorm(_)
+                | WeightId::Relative
+                | WeightId::RelativeNorm(_)
                 | WeightId::Head => false,
             };
             let all = config.weights().into_iter();

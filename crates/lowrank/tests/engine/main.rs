@@ -15,6 +15,7 @@ mod merging;
 mod methods;
 mod objectives;
 mod output;
+mod relative;
 mod resume;
 mod scales;
 mod sessions;

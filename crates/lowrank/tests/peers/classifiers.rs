@@ -19,6 +19,7 @@ use lowrank_kernels::Arena;
 use crate::common::{Comparison, Golden};
 
 /// A model folder below `tests/goldens_classifiers`.
+#[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     labels: usize,
@@ -50,7 +51,7 @@ const fn of_tokens(name: &'static str) -> Case {
     }
 }
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 18] = [
     tuned("bert"),
     case("bert_several"),
     Case {
@@ -65,6 +66,12 @@ const CASES: [Case; 15] = [
     tuned("modernbert"),
     tuned("modernbert_mean"),
     of_tokens("modernbert_tokens"),
+    tuned("deberta"),
+    tuned("deberta_biased"),
+    Case {
+        fully_tuned: true,
+        ..of_tokens("deberta_tokens")
+    },
     tuned("gpt2"),
     of_tokens("gpt2_tokens"),
     case("llama"),
@@ -93,12 +100,7 @@ impl Case {
     fn model(&self, purpose: Purpose) -> Arc<Decoder> {
         let weights = Weights::load_for(&self.folder(), DType::F32, purpose);
         let weights = weights.expect("the golden model loads");
-        assert_eq!(
-            weights.new_names(false),
-            Vec::<String>::new(),
-            "{}",
-            self.name
-        );
+        assert_eq!(weights.new_names(), Vec::<String>::new(), "{}", self.name);
         Decoder::new(weights)
     }
 
@@ -298,12 +300,24 @@ fn classifiers_match_transformers() {
     }
 }
 
+/// Every model's LoRA, and the prompt tuning and IA3 of those that have one.
+fn adapters() -> impl Iterator<Item = (Case, &'static str)> {
+    CASES.into_iter().flat_map(|case| {
+        let kinds = ["lora", "prompt", "ia3"].into_iter();
+        kinds
+            .filter(|kind| *kind == "lora" || case.folder().join(kind).exists())
+            .map(|kind| (case, kind))
+            .collect::<Vec<_>>()
+    })
+}
+
 #[test]
 fn adapters_of_classifiers_match_peft() {
-    for case in CASES {
-        let folder = case.folder().join("lora");
+    assert_eq!(adapters().count(), CASES.len() + 5);
+    for (case, kind) in adapters() {
+        let folder = case.folder().join(kind);
         let golden = Golden::in_folder(&folder);
-        let mut comparison = Comparison::new(format!("{}/lora", case.name));
+        let mut comparison = Comparison::new(format!("{}/{kind}", case.name));
         let model = case.model(case.purpose());
         let loaded = tuning::load(&folder, model.config()).expect("PEFT's adapter loads");
         let count = golden.below("grad.").count();

@@ -9,7 +9,7 @@ use lowrank::compare::{self, Budget, Unit};
 use lowrank::data::{
     DataOptions, Dataset, Labels, ProblemType, Split, TaskType, is_read_once, split_file, task_of,
 };
-use lowrank::model::{ModelConfig, Purpose, families};
+use lowrank::model::{ModelConfig, Purpose};
 use lowrank::settings::{REQUIRED, TrainConfig};
 use lowrank::train::{purpose_of, split_columns};
 use lowrank::tuning;
@@ -255,14 +255,13 @@ impl Config {
         };
         let source = Source::find(&model)?;
         let (purpose, labels) = purpose(&source, &data, &written.train)?;
-        let shapes =
-            families::read_config_for(&source.config()?, purpose).map_err(lowrank::Error::from)?;
+        let shapes = source.shapes_for(purpose)?;
         let metrics = check_metrics(
             written.metrics,
             (purpose, labels.as_ref(), written.texts.is_some()),
             &mut problems,
         );
-        let room = shapes.max_position_embeddings;
+        let room = shapes.longest_sequence();
         let cost = written.cost;
         let new_tokens = if labels.is_some() { 0 } else { cost.new_tokens };
         problems.require(

@@ -8,12 +8,16 @@
 //! (see [`blocks`](crate::cpu::product::blocks)), and a panel goes through all it sees of a tile of keys at once:
 //! its scores are [keys, 16], so the maximum and the sum over the keys are plain vector operations, and
 //! products read them where they lie.
+//!
+//! Where scores have terms of relative positions, [`relative`] computes them, in rows.
 
 mod backward;
 mod columns;
 mod forward;
+mod relative;
 mod sight;
 mod single;
 
 pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention_forward;
+pub(crate) use relative::{relative_attention_backward, relative_attention_forward};

@@ -5,20 +5,21 @@ use lowrank_kernels::{
     attention_forward, copy_cols, rope_backward, rope_forward,
 };
 
+use super::Places;
 use crate::model::adapter::Reach;
 use crate::model::batch::Batch;
 use crate::model::cache::KvCache;
 use crate::model::config::{BlockNorm, LinearId, LinearKind, Part, QkNorm, WeightId};
 use crate::model::linear::{LinearBack, LinearSaved};
 use crate::model::pass::{NormSaved, Pass};
-use crate::model::rope::RopeTables;
+use crate::model::relative::RelativeSaved;
 
 /// The first half of a block, of a pass over all rows.
 pub(crate) struct AttentionHalf<'a> {
     pub(super) pass: Pass<'a>,
     pub(super) batch: &'a Batch,
     pub(super) layer: usize,
-    pub(super) rope: Option<&'a RopeTables>,
+    pub(super) places: Places<'a>,
 }
 
 /// The values of its forward. Matrices may be kept as bf16.
@@ -32,6 +33,8 @@ pub(crate) struct AttentionValues {
     pub(super) lse: Tensor,
     /// Of the linears of q, k and v, or of the fused one.
     pub(super) linears: Vec<LinearSaved>,
+    /// Of the relative positions, where scores have terms of them.
+    pub(super) relative: Option<RelativeSaved>,
 }
 
 /// q and k as attention reads them, v, and what the head norms read.
@@ -40,6 +43,12 @@ pub(super) struct HeadsSaved {
     pub(super) k: Tensor,
     pub(super) v: Tensor,
     pub(super) raw: Option<RawHeads>,
+}
+
+impl HeadsSaved {
+    fn all(&self) -> [View<'_>; 3] {
+        [self.q.view(), self.k.view(), self.v.view()]
+    }
 }
 
 /// q and k before the head norms.
@@ -70,30 +79,37 @@ impl AttentionHalf<'_> {
 
         let mut o = pass.take(x.rows(), config.q_size());
         let mut lse = pass.take(x.rows(), config.num_attention_heads);
-        let (k, v) = if let Some(cache) = cache {
-            let (k, v) = (heads.k.view(), heads.v.view());
-            cache.append(self.layer, k, v, &self.batch.appends);
-            cache.layer(self.layer)
-        } else {
-            (heads.k.view(), heads.v.view())
-        };
-        attention_forward(
-            o.view_mut(),
-            lse.view_mut(),
-            heads.q.view(),
-            k,
-            v,
-            &self.batch.segments,
-            &self.shape(),
-            pass.classes,
-            pass.ws,
-        );
+        let relative = self
+            .places
+            .relative
+            .map(|relative| relative.attention(pass, self.layer, heads.all(), &mut o, &mut lse));
+        if relative.is_none() {
+            let (k, v) = if let Some(cache) = cache {
+                let (k, v) = (heads.k.view(), heads.v.view());
+                cache.append(self.layer, k, v, &self.batch.appends);
+                cache.layer(self.layer)
+            } else {
+                (heads.k.view(), heads.v.view())
+            };
+            attention_forward(
+                o.view_mut(),
+                lse.view_mut(),
+                heads.q.view(),
+                k,
+                v,
+                &self.batch.segments,
+                &self.shape(),
+                pass.classes,
+                pass.ws,
+            );
+        }
         let values = AttentionValues {
             x,
             norm,
             heads,
             lse,
             linears,
+            relative,
         };
         (values, o)
     }
@@ -153,9 +169,7 @@ impl AttentionHalf<'_> {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_size: config.head_size,
-            scale: config
-                .attention_scale
-                .unwrap_or_else(|| 1.0 / (config.head_size as f32).sqrt()),
+            scale: config.attention_scale(),
             softcap: config.attention_softcap,
             window: config.layers[self.layer].window,
         }
@@ -229,7 +243,7 @@ impl AttentionHalf<'_> {
             };
             (q_normed, k_normed, Some(raw))
         };
-        if let Some(tables) = self.rope {
+        if let Some(tables) = self.places.rope {
             for (x, table) in [(&mut q, tables.queries()), (&mut k, tables.keys())] {
                 let positions = &self.batch.positions;
                 rope_forward(x.view_mut(), positions, table, config.head_size);
@@ -247,21 +261,28 @@ impl AttentionHalf<'_> {
         let mut dq = pass.take(d_o.rows(), config.q_size());
         let mut dk = pass.take(k.rows(), config.kv_size());
         let mut dv = pass.take(v.rows(), config.kv_size());
-        attention_backward(
-            dq.view_mut(),
-            dk.view_mut(),
-            dv.view_mut(),
-            d_o,
-            q.view(),
-            k.view(),
-            v.view(),
-            saved.lse.view(),
-            &self.batch.segments,
-            &self.shape(),
-            pass.ws,
-        );
+        if let Some((relative, saved_of)) = self.places.relative.zip(saved.relative.as_ref()) {
+            let (inputs, lse) = (saved.heads.all(), saved.lse.view());
+            let outputs = [&mut dq, &mut dk, &mut dv];
+            relative
+                .attention_backward(pass, self.layer, outputs, d_o, inputs, lse, saved_of, grads);
+        } else {
+            attention_backward(
+                dq.view_mut(),
+                dk.view_mut(),
+                dv.view_mut(),
+                d_o,
+                q.view(),
+                k.view(),
+                v.view(),
+                saved.lse.view(),
+                &self.batch.segments,
+                &self.shape(),
+                pass.ws,
+            );
+        }
         let (mut dk, dv) = pass.trained_keys_backward(self.batch, self.layer, dk, dv, grads);
-        if let Some(tables) = self.rope {
+        if let Some(tables) = self.places.rope {
             for (dx, table) in [(&mut dq, tables.queries()), (&mut dk, tables.keys())] {
                 let positions = &self.batch.positions;
                 rope_backward(dx.view_mut(), positions, table, config.head_size);

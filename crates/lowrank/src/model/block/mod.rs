@@ -31,6 +31,7 @@ use super::adapter::Reach;
 use super::batch::Batch;
 use super::cache::KvCache;
 use super::pass::Pass;
+use super::relative::Relative;
 use super::rope::RopeTables;
 use super::saving::{Recompute, Saving};
 
@@ -39,6 +40,13 @@ pub(crate) struct SomeRows {
     pub(crate) rows: Vec<u32>,
     pub(crate) adapters: Vec<(Range<usize>, usize)>,
     pub(crate) classes: RowClasses,
+}
+
+/// How the attention of a block knows places.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) rope: Option<&'a RopeTables>,
+    pub(crate) relative: Option<&'a Relative>,
 }
 
 /// A block of a pass.
@@ -54,7 +62,7 @@ impl<'a> Block<'a> {
         pass: &Pass<'a>,
         batch: &'a Batch,
         layer: usize,
-        rope: Option<&'a RopeTables>,
+        places: Places<'a>,
         wanted: Option<&'a SomeRows>,
     ) -> Self {
         Self {
@@ -62,7 +70,7 @@ impl<'a> Block<'a> {
                 pass: *pass,
                 batch,
                 layer,
-                rope,
+                places,
             },
             mlp: MlpHalf {
                 pass: match wanted {

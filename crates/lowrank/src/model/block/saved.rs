@@ -60,6 +60,9 @@ impl AttentionValues {
         if let Some(norm) = self.norm {
             pass.give_norm(norm);
         }
+        if let Some(relative) = self.relative {
+            relative.give(pass);
+        }
         self.x
     }
 

@@ -155,7 +155,7 @@ pub(super) const DISTILBERT: Names = Names {
     ..BERT
 };
 
-fn linear(kind: LinearKind) -> &'static str {
+pub(super) fn linear(kind: LinearKind) -> &'static str {
     match kind {
         LinearKind::Q => "attention.self.query",
         LinearKind::K => "attention.self.key",
@@ -167,7 +167,7 @@ fn linear(kind: LinearKind) -> &'static str {
     }
 }
 
-fn norm(norm: BlockNorm) -> &'static str {
+pub(super) fn norm(norm: BlockNorm) -> &'static str {
     match norm {
         BlockNorm::Mlp => "output.LayerNorm",
         _ => "attention.output.LayerNorm",

@@ -1,6 +1,7 @@
 //! One file a family: how its `config.json` and its tensor names read. Nothing else differs.
 
 mod bert;
+mod deberta;
 mod gemma;
 mod glm4;
 mod gpt2;
@@ -58,8 +59,9 @@ pub fn read_config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         "xlm-roberta" => bert::config(raw, Family::XlmRoberta),
         "distilbert" => bert::distilbert(raw),
         "modernbert" => modernbert::config(raw),
+        "deberta-v2" => deberta::config(raw),
         _ => {
-            let accepted = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3, smollm3, granite, olmo2, olmo3, phi3, ministral3, glm4, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert";
+            let accepted = "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gemma3, smollm3, granite, olmo2, olmo3, phi3, ministral3, glm4, gpt2, bert, roberta, xlm-roberta, distilbert, modernbert, deberta-v2";
             Err(raw.unsupported("model_type", accepted))
         }
     }?;
@@ -103,6 +105,7 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         final_norm: true,
         norm_eps: 0.0,
         position: Position::Learned { first: 0 },
+        relative: None,
         token_types: 0,
         embedding_scale: None,
         embedding_norm: false,
@@ -161,6 +164,7 @@ fn head(raw: &HfConfig, config: &ModelConfig, purpose: Purpose) -> Result<HeadKi
     let dense = match family {
         Family::ModernBert => Some(modernbert::dense(raw)?),
         _ if of_tokens || config.causal => None,
+        Family::DebertaV2 => Some(deberta::dense(raw)?),
         _ => Some(bert::dense(family)),
     };
     Ok(HeadKind::Classifier(Classifier {
@@ -181,6 +185,8 @@ struct Names {
     positions: &'static str,
     token_types: &'static str,
     embedding_norm: &'static str,
+    relative: &'static str,
+    relative_norm: &'static str,
     final_norm: &'static str,
     /// Within a block.
     linear: fn(LinearKind) -> &'static str,
@@ -196,6 +202,8 @@ impl Names {
         positions: "",
         token_types: "",
         embedding_norm: "",
+        relative: "",
+        relative_norm: "",
         final_norm: "",
         linear: |_| "",
         norm: |_| "",
@@ -220,6 +228,7 @@ fn names(family: Family) -> &'static Names {
         Family::Roberta | Family::XlmRoberta => &bert::ROBERTA,
         Family::DistilBert => &bert::DISTILBERT,
         Family::ModernBert => &modernbert::NAMES,
+        Family::DebertaV2 => &deberta::NAMES,
     }
 }
 
@@ -250,11 +259,10 @@ pub(crate) fn is_in_transformers(config: &ModelConfig) -> bool {
     let Some(classifier) = config.classifier() else {
         return true;
     };
-    match (config.family, classifier.pooling) {
-        (Family::Granite, _) => false,
-        (Family::Gemma3 | Family::Olmo2 | Family::Olmo3, Pooling::Each) => false,
-        _ => true,
-    }
+    !matches!(
+        (config.family, classifier.pooling),
+        (Family::Granite, _) | (Family::Gemma3 | Family::Olmo2 | Family::Olmo3, Pooling::Each)
+    )
 }
 
 /// transformers' class of a family for the head that a model has; `None` for the bare model.
@@ -280,6 +288,7 @@ pub(crate) fn architecture(config: &ModelConfig) -> Option<String> {
         Family::XlmRoberta => "XLMRoberta",
         Family::DistilBert => "DistilBert",
         Family::ModernBert => "ModernBert",
+        Family::DebertaV2 => "DebertaV2",
     };
     let head = match &config.head {
         HeadKind::LanguageModel if config.family == Family::Gpt2 => "LMHeadModel",
@@ -296,22 +305,9 @@ fn classifier_dense(config: &ModelConfig) -> &'static str {
         Family::Bert => "bert.pooler.dense",
         Family::DistilBert => "pre_classifier",
         Family::ModernBert => "head.dense",
+        Family::DebertaV2 => "pooler.dense",
         _ => "classifier.dense",
     }
-}
-
-/// The modules before the last linear of a classifier that are trained with it.
-pub(crate) fn classifier_modules(config: &ModelConfig) -> Vec<String> {
-    let Some(dense) = config.classifier_dense().filter(|dense| dense.saved) else {
-        return Vec::new();
-    };
-    let norm = dense.norm.then(|| {
-        let name = tensor_name(config, WeightId::ClassifierNorm(Part::Weight));
-        name.trim_end_matches(".weight").to_owned()
-    });
-    std::iter::once(classifier_dense(config).to_owned())
-        .chain(norm)
-        .collect()
 }
 
 fn classifier_out(config: &ModelConfig) -> &'static str {
@@ -356,6 +352,8 @@ pub fn tensor_name(config: &ModelConfig, id: WeightId) -> String {
         WeightId::Positions => (bare(config, names.positions), Part::Weight),
         WeightId::TokenTypes => (bare(config, names.token_types), Part::Weight),
         WeightId::EmbeddingNorm(part) => (bare(config, names.embedding_norm), part),
+        WeightId::Relative => (bare(config, names.relative), Part::Weight),
+        WeightId::RelativeNorm(part) => (bare(config, names.relative_norm), part),
         WeightId::FinalNorm(part) => (bare(config, names.final_norm), part),
     };
     let part = match part {
@@ -425,11 +423,21 @@ pub(crate) fn is_of_other_head(config: &ModelConfig, name: &str) -> bool {
         "head.",
         "decoder.",
         "pooler.",
+        "lm_predictions.",
+        "mask_predictions.",
     ];
     let short = name
         .strip_prefix(names(config.family).prefix)
         .unwrap_or(name);
     config.head != HeadKind::LanguageModel && heads.iter().any(|head| short.starts_with(head))
+}
+
+/// Whether a tensor is of a table that this model has no use for: DeBERTa's files have one of absolute positions, whatever
+/// `position_biased_input` says, and transformers leaves it out too.
+pub(crate) fn is_of_other_positions(config: &ModelConfig, name: &str) -> bool {
+    let names = names(config.family);
+    let short = name.strip_prefix(names.prefix).unwrap_or(name);
+    config.position == Position::None && short == deberta::POSITIONS
 }
 
 /// Whether a tensor belongs to what reads pictures, beside the text half that is read.
@@ -489,6 +497,7 @@ pub fn default_targets(family: Family) -> &'static [&'static str] {
         Family::Bert | Family::Roberta | Family::XlmRoberta => &["query", "value"],
         Family::DistilBert => &["q_lin", "v_lin"],
         Family::ModernBert => &["Wqkv"],
+        Family::DebertaV2 => &["query_proj", "value_proj"],
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         Position::Rope(ropes) => ropes
             .iter()
             .any(|rope| matches!(rope.scaling, RopeScaling::LongRope { .. })),
-        Position::Learned { .. } => false,
+        Position::Learned { .. } | Position::None => false,
     };
     // Beyond the context length of pretraining all frequencies of a sequence are others, those of its first tokens too, which a cache of
     // keys could not follow.
