@@ -141,9 +141,23 @@ pub fn classified<'e>(
                 Scored::Tokens(&tokens)
             }
         };
-        batch.push_scored(&row.ids, &row.token_types, scored, model.causal);
+        batch.push_scored(&row.ids, types_for(model, row), scored, model.causal);
     }
     batch
+}
+
+/// The types of a row's tokens; none where the model does not have them all: a tokenizer may number the texts of a pair for a model
+/// that has one type.
+fn types_for<'e>(model: &ModelConfig, row: &'e Example) -> &'e [u8] {
+    let types = &row.token_types;
+    if types
+        .iter()
+        .all(|kind| usize::from(*kind) < model.token_types)
+    {
+        types
+    } else {
+        &[]
+    }
 }
 
 /// The same as [`batch_of`] where rows with the same prompt share its rows of the batch. Without dropout, losses and gradients are
@@ -163,4 +177,25 @@ pub fn shared_batch_of(rows: &[&Example], virtual_tokens: VirtualTokens) -> Batc
         batch.push_shared(prefix, &sequences);
     }
     batch.with_adapter(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Purpose;
+    use crate::plan::presets;
+
+    #[test]
+    fn a_model_with_one_type_reads_a_pair() {
+        let purpose = Purpose::SequenceClassifier { labels: 2 };
+        let mut model = presets::config_for("bert-base", purpose).unwrap();
+        let row = Example {
+            ids: vec![5, 6, 7],
+            token_types: vec![0, 0, 1],
+            ..Example::default()
+        };
+        assert_eq!(types_for(&model, &row), [0, 0, 1]);
+        model.token_types = 1;
+        assert!(types_for(&model, &row).is_empty());
+    }
 }

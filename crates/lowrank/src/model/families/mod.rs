@@ -261,7 +261,11 @@ pub(crate) fn is_in_transformers(config: &ModelConfig) -> bool {
     };
     !matches!(
         (config.family, classifier.pooling),
-        (Family::Granite, _) | (Family::Gemma3 | Family::Olmo2 | Family::Olmo3, Pooling::Each)
+        (Family::Granite, _)
+            | (
+                Family::Gemma3 | Family::Olmo2 | Family::Olmo3,
+                Pooling::Each
+            )
     )
 }
 
