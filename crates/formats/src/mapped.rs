@@ -95,6 +95,7 @@ impl SharedBytes {
     }
 
     /// Some of these bytes; the range is clamped to them.
+    #[must_use]
     pub fn part(&self, range: Range<usize>) -> SharedBytes {
         let end = self.range.len().min(range.end);
         let start = self.range.start + range.start.min(end);

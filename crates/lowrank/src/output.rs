@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-pub use lowrank_formats::atomic::Unfinished;
+pub use lowrank_formats::atomic::{Unfinished, discard_unfinished};
 
 use lowrank_formats::atomic;
 

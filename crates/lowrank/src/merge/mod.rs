@@ -15,7 +15,7 @@ use lowrank_kernels::{
 
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source, classifier_keys};
-use crate::data::Labels;
+use crate::data::{Labels, Prompt, Tokenizer};
 use crate::model::weights::write_model;
 use crate::model::{
     Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
@@ -80,6 +80,38 @@ pub struct MergeOptions<'a> {
     pub overwrite: bool,
     /// Whether a merge is kept that drifts too far.
     pub force: bool,
+}
+
+impl<'a> MergeOptions<'a> {
+    /// A language model and its adapter, stored as f32 in a new folder: `MergeOptions { dtype, ..MergeOptions::new(…) }`
+    /// for anything else. [`passages`] gives the text to prove the merge on, where there is none that says more.
+    pub fn new(
+        source: &'a Source,
+        adapter: &'a Adapter,
+        passages: &'a [Vec<u32>],
+        output: &'a Path,
+    ) -> Self {
+        Self {
+            source,
+            purpose: Purpose::LanguageModel,
+            labels: None,
+            adapter,
+            passages,
+            output,
+            dtype: DType::F32,
+            overwrite: false,
+            force: false,
+        }
+    }
+}
+
+/// The [`PASSAGES`] as tokens.
+///
+/// # Errors
+/// A tokenizer that cannot encode them.
+pub fn passages(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Error> {
+    let ids = |text: &&str| Ok(Prompt::from_text(tokenizer, text)?.ids);
+    PASSAGES.iter().map(ids).collect()
 }
 
 /// Writes the merged model as a standalone folder: a language model, a whole classifier, or an encoder by itself.

@@ -26,8 +26,23 @@ pub struct PlanOptions<'a> {
     pub file_dtype: DType,
 }
 
+impl<'a> PlanOptions<'a> {
+    /// A run with these settings. Where the settings do not say what a block computes again, it is nothing; the trained
+    /// values would be stored as f32, as [`train`](crate::train::train) writes them.
+    pub fn new(name: &'a str, model: &'a ModelConfig, train: &'a TrainConfig) -> Self {
+        Self {
+            name,
+            model,
+            train,
+            recompute: train.recompute.unwrap_or(Recompute::None),
+            file_dtype: DType::F32,
+        }
+    }
+}
+
 /// A method beside full fine-tuning of the same model on the same rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// What the model is called.
     pub model: String,
@@ -65,6 +80,7 @@ pub struct Plan {
 
 /// What a method takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Estimate {
     /// The method.
     pub method: Method,

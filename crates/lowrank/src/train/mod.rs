@@ -25,7 +25,7 @@ pub use events::{Event, Observer, Silent};
 pub use memory::peak_rss;
 pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
-pub use run::{Start, purpose_of, split_columns, train};
+pub use run::{Start, purpose_of, run, split_columns, train};
 pub use schedule::Schedule;
 pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_step};
 pub use trainer::{Rows, Trainer, check_task};

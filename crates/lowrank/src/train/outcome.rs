@@ -20,6 +20,7 @@ use crate::tuning::full;
 
 /// What a run came to.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The run's folder.
     pub output: PathBuf,

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use lowrank_kernels::release_freed_memory;
 
 use super::checkpoint;
-use super::events::{Event, Observer};
+use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::check_room;
 use super::outcome::Outcome;
@@ -34,6 +34,14 @@ pub enum Start {
     },
     /// From the newest checkpoint of the run in the output folder.
     Resume,
+}
+
+/// As [`train`], watched by nobody and never stopped.
+///
+/// # Errors
+/// As [`train`].
+pub fn run(config: &TrainConfig, start: Start) -> Result<Outcome, Error> {
+    train(config, start, &mut Silent, &AtomicBool::new(false))
 }
 
 /// Runs a training from its settings and writes its folder, in which no other run may be at work. `stop` ends it after
