@@ -87,6 +87,7 @@ pub mod machine;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+pub mod names;
 pub mod objective;
 mod output;
 pub mod plan;

@@ -21,6 +21,7 @@ use crate::model::{
     Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
     Part, Pooling, Purpose, Scored, TokenRows, WeightId, Weights, families,
 };
+use crate::names::{named, valued};
 
 /// Largest logit difference of a merge stored in f32.
 pub const F32_LIMIT: f32 = 1e-3;
@@ -160,8 +161,11 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
         } else {
             Err(Error::Training(format!(
                 "the merged model's logits differ by up to {:.3e} from the unmerged model's, over the limit of {:.3e}; nothing was written. \
-                 Merge with --dtype f32, or give --force to accept the difference",
-                report.max_logit_difference, report.limit
+                 Merge with {dtype}, or give {force} to accept the difference",
+                report.max_logit_difference,
+                report.limit,
+                dtype = valued("dtype", "f32"),
+                force = named("force")
             )))
         }
     })
@@ -181,12 +185,12 @@ impl MergedConfig {
         let refuse = |text: &str| Err(Error::Settings(text.to_owned()));
         if !adapter.bottleneck.is_empty() {
             return refuse(
-                "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter with --adapter, or train LoRA, which merges",
+                "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter beside its model, or train LoRA, which merges",
             );
         }
         if adapter.virtual_tokens().total() > 0 {
             return refuse(
-                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
+                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter beside its model, or train LoRA, which merges",
             );
         }
         let changes = [
@@ -211,8 +215,8 @@ impl MergedConfig {
         if adapter.replaced.keys().any(adds_bias) {
             let Some(keys) = families::bias_switches(base.family) else {
                 return refuse(&format!(
-                    "the added biases cannot be merged: a {} model has no place for them; use the adapter with --adapter",
-                    base.family.model_type()
+                    "the added biases cannot be merged: a {} model has no place for them; use the adapter beside its model",
+                    base.family.model_type(),
                 ));
             };
             config.biases = Biases {

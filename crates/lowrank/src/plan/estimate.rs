@@ -8,6 +8,7 @@ use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
 use crate::model::{Adapter, ModelConfig, Recompute, Saving};
+use crate::names::named;
 use crate::settings::TrainConfig;
 use crate::tuning::Method;
 
@@ -125,8 +126,9 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         .saturating_add(adapter.virtual_tokens().total());
     if length > limit {
         return Err(Error::Settings(format!(
-            "rows of {length} tokens are too long: {} was made for {limit}; lower --max-seq-length",
-            options.name
+            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
+            options.name,
+            max_seq_length = named("max_seq_length")
         )));
     }
     let everything = TrainConfig {

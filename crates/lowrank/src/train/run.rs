@@ -19,6 +19,7 @@ use crate::data::{
 };
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
+use crate::names::named;
 use crate::random::mix;
 use crate::settings::TrainConfig;
 use crate::tuning::lora::of_new_tokens;
@@ -237,9 +238,10 @@ fn check_names(
     };
     Err(Error::Settings(format!(
         "{whose}: its classifier's labels are {}, and those of the rows are {}; train on rows with its labels, or begin a new classifier \
-         with --new-classifier",
+         with {new_classifier}",
         shown(known),
-        shown(found)
+        shown(found),
+        new_classifier = named("new_classifier")
     )))
 }
 
@@ -254,8 +256,10 @@ fn check_labels(config: &TrainConfig, network: &Network) -> Result<(), Error> {
     }
     Err(Error::Settings(format!(
         "{}: its classifier has {found} labels, and the rows have {}; train on rows with its labels, or begin a new classifier with \
-         --new-classifier",
-        network.source, classifier.labels
+         {new_classifier}",
+        network.source,
+        classifier.labels,
+        new_classifier = named("new_classifier")
     )))
 }
 
