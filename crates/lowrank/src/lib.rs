@@ -102,3 +102,8 @@ pub use error::Error;
 pub use formats::FormatError;
 pub use kernels::{ActivationDType, ComputeDType, DType, Tensor, TensorError, Workspace};
 pub use output::{Unfinished, discard_unfinished, write_text};
+
+/// Compiles what README.md shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
