@@ -7,7 +7,7 @@ use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     adapter, bench, chat, classify, compare, data, demo, embed, eval, generate, merge, model, plan,
-    train,
+    shell, train,
 };
 use crate::settings::peers;
 
@@ -74,6 +74,15 @@ pub enum Commands {
     /// Measure speed and memory against what this machine can do
     #[command(subcommand)]
     Bench(bench::BenchCommands),
+    /// Print the script that lets a shell complete commands and flags
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write one for every command
+    Man(shell::ManArgs),
+}
+
+/// The definitions of all commands and their arguments.
+pub fn command() -> Command {
+    with_negative_numbers(Cli::command())
 }
 
 /// Parses the command line. The matches of the chosen subcommand tell which flags were typed.
@@ -82,7 +91,7 @@ pub enum Commands {
 /// clap's error, which also stands for `--help` and `--version`.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = with_negative_numbers(Cli::command());
+    let command = command();
     if let Some(error) = forgotten_text(command.clone(), &args) {
         return Err(error);
     }

@@ -23,6 +23,7 @@ pub fn main() -> ExitCode {
         // Also --help and --version, which are no failures and go to standard output.
         Err(error) => error.exit(),
     };
+    lowrank::names::call_settings_by(&settings::Flags);
     logging::init(if cli.quiet {
         -1
     } else {

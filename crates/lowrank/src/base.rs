@@ -6,10 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::{Format, FormatError, atomic, snapshots};
-use lowrank_kernels::{DType, release_freed_memory};
+use lowrank_kernels::release_freed_memory;
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
@@ -18,11 +16,14 @@ use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Weights, families};
 use crate::units;
 
 pub use grown::Grown;
+pub use lowrank_formats::{Checkpoint, HfConfig, SharedBytes, StoredDType, TensorEntry};
+pub use lowrank_kernels::DType;
 
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
 
-/// The built-in model's files by name. It was pretrained by this program (`cargo dev builtin-model`).
+/// The built-in model's files by name; none without the feature `builtin-model`. It was pretrained by this program (`cargo dev builtin-model`).
+#[cfg(feature = "builtin-model")]
 pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../builtin/config.json")),
     (
@@ -47,6 +48,11 @@ pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
     ),
 ];
 
+/// The built-in model's files, of which there are none without the feature `builtin-model`.
+#[cfg(not(feature = "builtin-model"))]
+pub const BUILTIN_FILES: &[(&str, &[u8])] = &[];
+
+#[cfg(feature = "builtin-model")]
 macro_rules! task {
     ($name:literal) => {
         (
@@ -72,8 +78,35 @@ macro_rules! task {
 /// The files of a task by name.
 type TaskFiles = &'static [(&'static str, &'static str)];
 
-/// The built-in tasks with their rows (`cargo dev builtin-data`).
+/// The built-in tasks with their rows (`cargo dev builtin-data`); none without the feature `builtin-model`.
+#[cfg(feature = "builtin-model")]
 pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
+
+/// The built-in tasks, of which there are none without the feature `builtin-model`.
+#[cfg(not(feature = "builtin-model"))]
+pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[];
+
+/// Writes the rows of a built-in task into a folder, which is made where it is not there: `train.jsonl`, `valid.jsonl` and
+/// `test.jsonl`.
+///
+/// # Errors
+/// A name that is not in [`BUILTIN_TASKS`]; a file that can't be written.
+pub fn write_builtin_task(name: &str, folder: &Path) -> Result<(), Error> {
+    let Some((_, files)) = BUILTIN_TASKS.iter().find(|(known, _)| *known == name) else {
+        check_builtin()?;
+        let known: Vec<&str> = BUILTIN_TASKS.iter().map(|(name, _)| *name).collect();
+        return Err(Error::Settings(format!(
+            "there is no built-in task `{name}`; those there are: {}",
+            known.join(", ")
+        )));
+    };
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    for (file, rows) in *files {
+        let path = folder.join(file);
+        std::fs::write(&path, rows).map_err(Error::io(&path))?;
+    }
+    Ok(())
+}
 
 /// Files that go with a model and hold no weights; copied byte for byte where a new model folder is written.
 pub(crate) const SIDE_FILES: &[&str] = &[
@@ -115,7 +148,7 @@ pub(crate) struct LoadingBytes {
 pub enum Source {
     /// A Hugging Face folder.
     Folder(PathBuf),
-    /// Inside the binary.
+    /// Inside the binary; nothing of it can be read without the feature `builtin-model`.
     Builtin,
     /// Another one, with tokens that an adapter brings.
     Grown(Box<Grown>),
@@ -154,6 +187,15 @@ pub struct Network {
 }
 
 impl Base {
+    /// Loads a language model by its name: a folder in the Hugging Face layout, an id of the Hub that was pulled, or
+    /// [`BUILTIN`]. Its weights are held as `dtype`.
+    ///
+    /// # Errors
+    /// A name that means nothing; anything about the files that can't be used, by name; an encoder.
+    pub fn load(model: &str, dtype: DType) -> Result<Self, Error> {
+        Source::find(model)?.load(dtype)
+    }
+
     /// The model without its tokenizer; the weights are shared.
     pub fn network(&self) -> Network {
         Network {
@@ -178,10 +220,11 @@ impl Source {
     /// # Errors
     /// A name that is neither a folder, nor built in, nor a pulled Hub id.
     pub fn find(model: &str) -> Result<Self, Error> {
-        if model == BUILTIN {
-            return Ok(Self::Builtin);
-        }
         if let Some(other) = model.strip_prefix("builtin:") {
+            check_builtin()?;
+            if model == BUILTIN {
+                return Ok(Self::Builtin);
+            }
             return Err(Error::Settings(format!(
                 "there is no built-in model `{other}`; the one there is: {BUILTIN}"
             )));
@@ -209,7 +252,7 @@ impl Source {
         }
         crate::hub::cached(model).map(Self::Folder).ok_or_else(|| {
             let mend = if crate::hub::looks_like_id(model) {
-                format!("as a Hub id it has not been fetched yet: lowrank model pull {model}")
+                crate::hub::how_to_fetch(model)
             } else {
                 format!("give a folder, a Hub id (owner/name) or {BUILTIN}")
             };
@@ -224,7 +267,10 @@ impl Source {
     pub fn config(&self) -> Result<HfConfig, Error> {
         Ok(match self {
             Self::Folder(folder) => HfConfig::read(folder)?,
-            Self::Builtin => HfConfig::from_map(Path::new(BUILTIN), builtin_config()),
+            Self::Builtin => {
+                check_builtin()?;
+                HfConfig::from_map(Path::new(BUILTIN), builtin_config())
+            }
             Self::Grown(grown) => {
                 let raw = families::read_part(grown.base.config()?)?;
                 let mut map = raw.map().clone();
@@ -297,10 +343,12 @@ impl Source {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
-        Ok(match self.files() {
-            Self::Folder(folder) => Checkpoint::open(folder)?,
-            _ => Checkpoint::from_static(builtin("model.safetensors"), Path::new(BUILTIN))?,
-        })
+        if let Some(folder) = self.folder() {
+            return Ok(Checkpoint::open(folder)?);
+        }
+        check_builtin()?;
+        let file = builtin("model.safetensors");
+        Ok(Checkpoint::from_static(file, Path::new(BUILTIN))?)
     }
 
     /// Bytes of the files of weights, as far as they can be looked at.
@@ -331,6 +379,7 @@ impl Source {
                 Tokenizer::from_folder(folder)?
             }
             Self::Builtin => {
+                check_builtin()?;
                 let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
                 let json = builtin("tokenizer.json");
                 Tokenizer::from_parts(json, Some(&template), "<|endoftext|>", &builtin_ends())?
@@ -693,6 +742,18 @@ fn check_is_there(path: &Path) -> Result<(), Error> {
             problem: format!("is {format}; {mend}"),
         })),
     }
+}
+
+/// Refuses the built-in model where it was left out.
+fn check_builtin() -> Result<(), Error> {
+    if cfg!(feature = "builtin-model") {
+        return Ok(());
+    }
+    Err(Error::Settings(
+        "there is no built-in model, because lowrank was compiled without its feature `builtin-model`; add the feature, or give \
+         another model"
+            .to_owned(),
+    ))
 }
 
 fn builtin_config() -> serde_json::Map<String, serde_json::Value> {

@@ -1,11 +1,16 @@
-//! Models from the Hugging Face Hub, kept in its own cache so that other tools find them too.
+//! Models from the Hugging Face Hub, kept in its own cache so that other tools find them too. Without the feature `hub`
+//! there are only names: nothing is downloaded, and the cache is not looked into.
 
 use std::path::PathBuf;
 
+#[cfg(feature = "hub")]
 pub use hf_hub::api::Progress;
+#[cfg(feature = "hub")]
 use hf_hub::api::sync::ApiBuilder;
+#[cfg(feature = "hub")]
 use hf_hub::{Cache, Repo, RepoType};
 
+#[cfg(feature = "hub")]
 use crate::Error;
 
 /// Whether a name has the form `owner/name`.
@@ -24,10 +29,29 @@ pub fn cached(model: &str) -> Option<PathBuf> {
     if !looks_like_id(model) {
         return None;
     }
+    in_cache(model)
+}
+
+#[cfg(feature = "hub")]
+fn in_cache(model: &str) -> Option<PathBuf> {
     let config = Cache::from_env()
         .model(model.to_owned())
         .get("config.json")?;
     config.parent().map(PathBuf::from)
+}
+
+#[cfg(not(feature = "hub"))]
+fn in_cache(_model: &str) -> Option<PathBuf> {
+    None
+}
+
+/// The way to a model that was not pulled yet.
+pub(crate) fn how_to_fetch(model: &str) -> String {
+    if cfg!(feature = "hub") {
+        format!("as a Hub id it has not been fetched yet: lowrank model pull {model}")
+    } else {
+        "it may be a Hub id, and lowrank was compiled without its feature `hub`; give a folder, or add the feature".to_owned()
+    }
 }
 
 /// Fetches config, tokenizer and safetensors weights of a model into the Hub's cache and returns the folder. Files that
@@ -35,6 +59,7 @@ pub fn cached(model: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// A name that is no Hub id; no network; a model that does not exist, is gated, or has no safetensors weights.
+#[cfg(feature = "hub")]
 pub fn pull<P: Progress>(
     model: &str,
     revision: Option<&str>,
@@ -98,6 +123,7 @@ pub fn pull<P: Progress>(
 }
 
 /// Files of a model's top folder that this program reads.
+#[cfg(feature = "hub")]
 fn is_wanted(name: &str) -> bool {
     const NAMES: &[&str] = &[
         "config.json",
@@ -133,6 +159,7 @@ mod tests {
     }
 
     /// What is copied with a model is fetched with it.
+    #[cfg(feature = "hub")]
     #[test]
     fn every_side_file_is_fetched() {
         for name in crate::base::SIDE_FILES {
@@ -140,6 +167,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "hub")]
     #[test]
     fn only_what_is_read_is_fetched() {
         assert!(is_wanted("model-00001-of-00002.safetensors") && is_wanted("tokenizer.json"));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::Error;
+use crate::names::named;
 
 /// The file's name in a folder that a run writes.
 pub(crate) const LOCK_FILE: &str = ".lock";
@@ -120,8 +121,9 @@ impl FolderLock {
         }
         if path.is_dir() {
             return Err(Error::Settings(format!(
-                "{} is a folder, and a run locks a file of that name; delete it, or give another --output",
-                path.display()
+                "{} is a folder, and a run locks a file of that name; delete it, or give another {output}",
+                path.display(),
+                output = named("output")
             )));
         }
         let attempt = attempt.map_err(Error::io(folder))?;
@@ -216,8 +218,9 @@ pub(crate) fn check_held(folder: &Path) -> Result<(), Error> {
 fn busy(folder: &Path, process: Option<u32>) -> Error {
     let who = process.map_or_else(String::new, |id| format!(" (process {id})"));
     Error::Settings(format!(
-        "another run{who} is writing to {}; wait until it has ended, stop it, or give another --output",
-        folder.display()
+        "another run{who} is writing to {}; wait until it has ended, stop it, or give another {output}",
+        folder.display(),
+        output = named("output")
     ))
 }
 

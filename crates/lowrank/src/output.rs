@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-pub use lowrank_formats::atomic::Unfinished;
+pub use lowrank_formats::atomic::{Unfinished, discard_unfinished};
 
 use lowrank_formats::atomic;
 
 use crate::Error;
 use crate::lock::LOCK_FILE;
+use crate::names::named;
 
 /// Writes a text file aside, syncs it and moves it to its name; an earlier file is replaced.
 ///
@@ -27,16 +28,18 @@ pub(crate) fn is_taken(folder: &Path) -> Result<bool, Error> {
     if !folder.exists() {
         if folder.is_symlink() {
             return Err(Error::Settings(format!(
-                "output {} is a link to something that is not there; make that folder, delete the link, or give another --output",
-                folder.display()
+                "output {} is a link to something that is not there; make that folder, delete the link, or give another {output}",
+                folder.display(),
+                output = named("output")
             )));
         }
         return Ok(false);
     }
     if !folder.is_dir() {
         return Err(Error::Settings(format!(
-            "output {} is a file, and a folder is written; give another --output",
-            folder.display()
+            "output {} is a file, and a folder is written; give another {output}",
+            folder.display(),
+            output = named("output")
         )));
     }
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -55,8 +58,10 @@ pub(crate) fn check_replaceable(folder: &Path, known: &[&[&str]]) -> Result<(), 
         let temporary = name.starts_with('.') && name.ends_with(".tmp");
         if !temporary && !known.iter().any(|list| list.contains(&&*name)) {
             return Err(Error::Settings(format!(
-                "output {} holds {name}, which this program did not write, so --overwrite does not replace the folder; move the file away or give another --output",
-                folder.display()
+                "output {} holds {name}, which this program did not write, so {overwrite} does not replace the folder; move the file away or give another {output}",
+                folder.display(),
+                overwrite = named("overwrite"),
+                output = named("output")
             )));
         }
     }
@@ -67,9 +72,10 @@ pub(crate) fn check_replaceable(folder: &Path, known: &[&[&str]]) -> Result<(), 
 pub(crate) fn check_apart(folder: &Path, input: &Path) -> Result<(), Error> {
     match (folder.canonicalize(), input.canonicalize()) {
         (Ok(folder), Ok(found)) if found.starts_with(&folder) => Err(Error::Settings(format!(
-            "output {} is to be replaced, and {} is read from it; give another --output",
+            "output {} is to be replaced, and {} is read from it; give another {output}",
             folder.display(),
-            input.display()
+            input.display(),
+            output = named("output")
         ))),
         _ => Ok(()),
     }

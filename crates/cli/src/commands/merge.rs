@@ -6,8 +6,8 @@ use clap::Args;
 use lowrank::DType;
 use lowrank::base::Source;
 use lowrank::data::{
-    BadRow, DataOptions, Dataset, Prompt, Split, TaskType, Tokenizer, Unlabelled,
-    UnlabelledOptions, UnlabelledRow, split_file,
+    BadRow, DataOptions, Dataset, Split, TaskType, Tokenizer, Unlabelled, UnlabelledOptions,
+    UnlabelledRow, split_file,
 };
 use lowrank::merge::{MergeOptions, MergeReport, PASSAGES};
 use lowrank::model::Purpose;
@@ -172,10 +172,7 @@ fn passages(args: &MergeArgs, plan: &Plan) -> anyhow::Result<Vec<Vec<u32>>> {
 /// The same for a language model.
 fn language_passages(args: &MergeArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
     let Some(data) = &args.data else {
-        let ids = PASSAGES
-            .iter()
-            .map(|text| Ok(Prompt::from_text(tokenizer, text)?.ids));
-        return ids.collect();
+        return Ok(lowrank::merge::passages(tokenizer)?);
     };
     let options = DataOptions {
         max_seq_length: PROOF_TOKENS,

@@ -16,6 +16,7 @@ pub mod generate;
 pub mod merge;
 pub mod model;
 pub mod plan;
+pub mod shell;
 pub mod texts;
 pub mod train;
 pub mod with_adapter;
@@ -59,6 +60,8 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Data(command) => data::run(command),
         Commands::Adapter(command) => adapter::run(command),
         Commands::Bench(command) => bench::run(command, matches),
+        Commands::Completions(args) => shell::completions(&args),
+        Commands::Man(args) => shell::man(&args),
     };
     result.map_err(common::as_misuse)
 }

@@ -272,6 +272,7 @@ impl Observer for Watcher {
             Event::Eval(eval) => self.progress.eval(eval),
             Event::Checkpoint(path) => self.progress.checkpoint(path),
             Event::Note(text) => self.progress.note(text),
+            _ => {}
         }
     }
 }

@@ -9,6 +9,7 @@ mod misuse;
 mod plans;
 mod resumes;
 mod runs;
+mod shell;
 mod support;
 mod texts;
 mod virtual_tokens;

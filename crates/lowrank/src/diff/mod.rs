@@ -309,7 +309,7 @@ fn weight(model: &Decoder, branch: &Branch) -> Result<DMatrix<f32>, Error> {
     };
     let Some(id) = config.linears().find(fits) else {
         return Err(Error::Settings(format!(
-            "the model has no linear {} of {} inputs and {} outputs; give the model that the adapters were trained on with --model",
+            "the model has no linear {} of {} inputs and {} outputs; give the model that the adapters were trained on",
             branch.module, branch.inputs, branch.outputs.end
         )));
     };

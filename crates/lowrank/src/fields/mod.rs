@@ -34,6 +34,7 @@ mod text;
 use serde::de::MapAccess;
 use serde::ser::SerializeMap;
 
+pub use crate::names::{Keys, Names};
 pub use range::{Limit, Number, Range};
 pub use text::{AsBytes, AsMap, finite, finite_pattern, parse_bytes, parse_pattern};
 
@@ -81,29 +82,6 @@ pub enum Fixes {
     Shape,
     /// How they act.
     Action,
-}
-
-/// How a message calls a setting.
-pub trait Names {
-    /// The setting as it was given: `r (in run.yaml)`.
-    fn given(&self, key: &str) -> String;
-
-    /// The setting as it would be given: `--r`.
-    fn to_give(&self, key: &str) -> String;
-}
-
-/// Settings are called by their keys.
-#[derive(Clone, Copy, Debug)]
-pub struct Keys;
-
-impl Names for Keys {
-    fn given(&self, key: &str) -> String {
-        key.to_owned()
-    }
-
-    fn to_give(&self, key: &str) -> String {
-        key.to_owned()
-    }
 }
 
 /// Declares settings; the module says how.

@@ -37,6 +37,20 @@ pub struct BeamOptions {
     pub stop_ids: Vec<u32>,
 }
 
+impl Default for BeamOptions {
+    /// Four beams, scores divided by the length, 256 new tokens at most. No token ends a text: give those of the tokenizer,
+    /// [`Tokenizer::stop_ids`](crate::data::Tokenizer::stop_ids).
+    fn default() -> Self {
+        Self {
+            num_beams: 4,
+            length_penalty: 1.0,
+            max_new_tokens: 256,
+            no_repeat_ngram_size: 0,
+            stop_ids: Vec::new(),
+        }
+    }
+}
+
 /// A continuation that goes on.
 #[derive(Clone, Default)]
 struct Beam {
@@ -262,8 +276,8 @@ fn largest(row: &[f32], count: usize) -> Vec<(f32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Source;
-    use crate::model::KvCache;
+    #[cfg(feature = "builtin-model")]
+    use crate::{base::Source, model::KvCache};
 
     #[test]
     fn the_largest_come_first() {
@@ -273,6 +287,7 @@ mod tests {
         assert!(largest(&row, 0).is_empty());
     }
 
+    #[cfg(feature = "builtin-model")]
     #[test]
     fn paths_part_without_copies() {
         // Rows of the cache are numbered so that each list of rows has a block of its own.

@@ -12,9 +12,8 @@ mod sampling;
 mod sequence;
 mod session;
 
-use lowrank_kernels::Workspace;
-
 pub use beams::BeamOptions;
+pub use lowrank_kernels::Workspace;
 pub use sampling::Sampling;
 pub use session::{Decoding, Made, NoRoom, Request, RequestId, Strategy, Token};
 
@@ -31,6 +30,30 @@ pub struct GenerateOptions {
     pub no_repeat_ngram_size: usize,
     /// A sequence ends with any of these; the token itself is not returned.
     pub stop_ids: Vec<u32>,
+}
+
+impl GenerateOptions {
+    /// The likeliest token each time, until one of `stop_ids` or so many tokens.
+    pub fn greedy(max_new_tokens: usize, stop_ids: &[u32]) -> Self {
+        Self {
+            max_new_tokens,
+            stop_ids: stop_ids.to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for GenerateOptions {
+    /// The likeliest token each time, 256 of them at most. No token ends a text: give those of the tokenizer,
+    /// [`Tokenizer::stop_ids`](crate::data::Tokenizer::stop_ids).
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            sampling: Sampling::default(),
+            no_repeat_ngram_size: 0,
+            stop_ids: Vec::new(),
+        }
+    }
 }
 
 /// Why a sequence ended.
@@ -56,6 +79,16 @@ pub struct PromptIds {
     pub ids: Vec<u32>,
     /// Index in the adapter set; `None`: the base alone.
     pub adapter: Option<usize>,
+}
+
+impl PromptIds {
+    /// Tokens, and the index of the adapter that they are continued with.
+    pub fn new(ids: impl Into<Vec<u32>>, adapter: Option<usize>) -> Self {
+        Self {
+            ids: ids.into(),
+            adapter,
+        }
+    }
 }
 
 /// A continuation.

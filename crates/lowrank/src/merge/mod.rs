@@ -15,12 +15,13 @@ use lowrank_kernels::{
 
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source, classifier_keys};
-use crate::data::Labels;
+use crate::data::{Labels, Prompt, Tokenizer};
 use crate::model::weights::write_model;
 use crate::model::{
     Adapter, AdapterSet, Batch, Biases, Decoder, HeadKind, LinearId, LowRankSite, ModelConfig,
     Part, Pooling, Purpose, Scored, TokenRows, WeightId, Weights, families,
 };
+use crate::names::{named, valued};
 
 /// Largest logit difference of a merge stored in f32.
 pub const F32_LIMIT: f32 = 1e-3;
@@ -82,6 +83,38 @@ pub struct MergeOptions<'a> {
     pub force: bool,
 }
 
+impl<'a> MergeOptions<'a> {
+    /// A language model and its adapter, stored as f32 in a new folder: `MergeOptions { dtype, ..MergeOptions::new(…) }`
+    /// for anything else. [`passages`] gives the text to prove the merge on, where there is none that says more.
+    pub fn new(
+        source: &'a Source,
+        adapter: &'a Adapter,
+        passages: &'a [Vec<u32>],
+        output: &'a Path,
+    ) -> Self {
+        Self {
+            source,
+            purpose: Purpose::LanguageModel,
+            labels: None,
+            adapter,
+            passages,
+            output,
+            dtype: DType::F32,
+            overwrite: false,
+            force: false,
+        }
+    }
+}
+
+/// The [`PASSAGES`] as tokens.
+///
+/// # Errors
+/// A tokenizer that cannot encode them.
+pub fn passages(tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, Error> {
+    let ids = |text: &&str| Ok(Prompt::from_text(tokenizer, text)?.ids);
+    PASSAGES.iter().map(ids).collect()
+}
+
 /// Writes the merged model as a standalone folder: a language model, a whole classifier, or an encoder by itself.
 ///
 /// # Errors
@@ -128,8 +161,11 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
         } else {
             Err(Error::Training(format!(
                 "the merged model's logits differ by up to {:.3e} from the unmerged model's, over the limit of {:.3e}; nothing was written. \
-                 Merge with --dtype f32, or give --force to accept the difference",
-                report.max_logit_difference, report.limit
+                 Merge with {dtype}, or give {force} to accept the difference",
+                report.max_logit_difference,
+                report.limit,
+                dtype = valued("dtype", "f32"),
+                force = named("force")
             )))
         }
     })
@@ -149,12 +185,12 @@ impl MergedConfig {
         let refuse = |text: &str| Err(Error::Settings(text.to_owned()));
         if !adapter.bottleneck.is_empty() {
             return refuse(
-                "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter with --adapter, or train LoRA, which merges",
+                "adapter layers cannot be merged: no model's architecture has a place for them; use the adapter beside its model, or train LoRA, which merges",
             );
         }
         if adapter.virtual_tokens().total() > 0 {
             return refuse(
-                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter with --adapter, or train LoRA, which merges",
+                "virtual tokens cannot be merged: they stand before the text and not in a weight; use the adapter beside its model, or train LoRA, which merges",
             );
         }
         let changes = [
@@ -179,8 +215,8 @@ impl MergedConfig {
         if adapter.replaced.keys().any(adds_bias) {
             let Some(keys) = families::bias_switches(base.family) else {
                 return refuse(&format!(
-                    "the added biases cannot be merged: a {} model has no place for them; use the adapter with --adapter",
-                    base.family.model_type()
+                    "the added biases cannot be merged: a {} model has no place for them; use the adapter beside its model",
+                    base.family.model_type(),
                 ));
             };
             config.biases = Biases {

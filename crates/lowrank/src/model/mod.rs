@@ -37,3 +37,9 @@ pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
 pub use saving::{Recompute, Saving};
 pub use top::{ClassifierSaved, Head, Top};
 pub use weights::Weights;
+
+// Of the crate below, what the signatures here mention.
+pub use lowrank_kernels::{
+    Activation, Arena, HeadWeight, Layout, LogitScaling, OwnRows, RopeOrder, RowClasses, Segment,
+    Tensor, View, ViewMut, Weight,
+};

@@ -5,7 +5,8 @@
 mod classes;
 mod next_token;
 
-use lowrank_kernels::{Arena, Tensor, View, ViewMut, Workspace, in_pool};
+use lowrank_kernels::in_pool;
+pub use lowrank_kernels::{Arena, Tensor, View, ViewMut, Workspace};
 
 pub use classes::{ClassTargets, Classes};
 pub use next_token::NextToken;

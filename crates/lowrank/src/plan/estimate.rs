@@ -8,6 +8,7 @@ use super::{Memory, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
 use crate::model::{Adapter, ModelConfig, Recompute, Saving};
+use crate::names::named;
 use crate::settings::TrainConfig;
 use crate::tuning::Method;
 
@@ -26,8 +27,23 @@ pub struct PlanOptions<'a> {
     pub file_dtype: DType,
 }
 
+impl<'a> PlanOptions<'a> {
+    /// A run with these settings. Where the settings do not say what a block computes again, it is nothing; the trained
+    /// values would be stored as f32, as [`train`](crate::train::train) writes them.
+    pub fn new(name: &'a str, model: &'a ModelConfig, train: &'a TrainConfig) -> Self {
+        Self {
+            name,
+            model,
+            train,
+            recompute: train.recompute.unwrap_or(Recompute::None),
+            file_dtype: DType::F32,
+        }
+    }
+}
+
 /// A method beside full fine-tuning of the same model on the same rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// What the model is called.
     pub model: String,
@@ -65,6 +81,7 @@ pub struct Plan {
 
 /// What a method takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Estimate {
     /// The method.
     pub method: Method,
@@ -109,8 +126,9 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         .saturating_add(adapter.virtual_tokens().total());
     if length > limit {
         return Err(Error::Settings(format!(
-            "rows of {length} tokens are too long: {} was made for {limit}; lower --max-seq-length",
-            options.name
+            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
+            options.name,
+            max_seq_length = named("max_seq_length")
         )));
     }
     let everything = TrainConfig {

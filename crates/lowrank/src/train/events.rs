@@ -6,6 +6,7 @@ use crate::report::{EvalMetrics, StepMetrics};
 
 /// Something that happened in a run.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// Everything is read and checked, and the run's folder is about to be written. Until then a run can be ended at any
     /// moment, and leaves nothing behind.

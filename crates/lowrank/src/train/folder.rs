@@ -11,6 +11,7 @@ use crate::Error;
 use crate::base::{MODEL_FILES, Network, SIDE_FILES, SIDE_FOLDERS};
 use crate::lock::LOCK_FILE;
 use crate::model::Pooling;
+use crate::names::{named, valued};
 use crate::output;
 use crate::report;
 use crate::settings::{Began, TrainConfig};
@@ -78,9 +79,10 @@ fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {
     let checkpoints = config.output.join("checkpoints");
     if checkpoints.exists() && !checkpoints.is_dir() {
         return Err(Error::Settings(format!(
-            "{} is no folder, and the run's checkpoints are in a folder of that name; put it back, or start a new run with another --output{}",
+            "{} is no folder, and the run's checkpoints are in a folder of that name; put it back, or start a new run with another {output}{}",
             checkpoints.display(),
-            from_what_was_learned(config)
+            from_what_was_learned(config),
+            output = named("output")
         )));
     }
     let changes = config.changes_since(&earlier);
@@ -88,10 +90,11 @@ fn check_resume(config: &TrainConfig) -> Result<Option<Began>, Error> {
         return Ok(earlier.began);
     }
     Err(Error::Settings(format!(
-        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another --output{}",
+        "{}: these settings would change the result of the run, so it can't be resumed with them:\n  {}\nresume with the old ones, or start a new run with another {output}{}",
         config.output.join(CONFIG).display(),
         changes.join("\n  "),
-        from_what_was_learned(config)
+        from_what_was_learned(config),
+        output = named("output")
     )))
 }
 
@@ -100,15 +103,17 @@ fn read_config(config: &TrainConfig) -> Result<TrainConfig, Error> {
     let path = config.output.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Error::Settings(format!(
-            "{}: {error}; there is no run to resume in this folder, so leave out --resume",
-            path.display()
+            "{}: {error}; there is no run to resume in this folder, so leave out {resume}",
+            path.display(),
+            resume = named("resume")
         ))
     })?;
     parse_config(&text).map_err(|problem| {
         Error::Settings(format!(
-            "{}: {problem}; the file was damaged or edited, or another version wrote it; put it back as it was, or start a new run with another --output{}",
+            "{}: {problem}; the file was damaged or edited, or another version wrote it; put it back as it was, or start a new run with another {output}{}",
             path.display(),
-            from_what_was_learned(config)
+            from_what_was_learned(config),
+            output = named("output")
         ))
     })
 }
@@ -147,8 +152,8 @@ pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
         let model = run.join("model.safetensors").exists();
         let hint = || {
             format!(
-                ", from what this one learned with --model {}",
-                run.display()
+                ", from what this one learned with {model}",
+                model = valued("model", run.display())
             )
         };
         return model.then(hint).unwrap_or_default();
@@ -163,8 +168,8 @@ pub(super) fn from_what_was_learned(config: &TrainConfig) -> String {
         .find(has_adapter)
     {
         Some(folder) => format!(
-            ", from what this one learned with --init-adapter {}",
-            folder.display()
+            ", from what this one learned with {init_adapter}",
+            init_adapter = valued("init_adapter", folder.display())
         ),
         None => String::new(),
     }
@@ -221,14 +226,19 @@ fn check_fresh(config: &TrainConfig, overwrite: bool) -> Result<(), Error> {
     }
     if !overwrite && folder.join(CONFIG).exists() {
         return Err(Error::Settings(format!(
-            "output {} exists; give another --output, --resume to go on with the run in it, or --overwrite to replace it",
-            folder.display()
+            "output {} exists; give another {output}, {resume} to go on with the run in it, or {overwrite} to replace it",
+            folder.display(),
+            output = named("output"),
+            resume = named("resume"),
+            overwrite = named("overwrite")
         )));
     }
     if !folder.join(CONFIG).exists() {
         return Err(Error::Settings(format!(
-            "output {} holds files and no run (it has no {CONFIG}), so there is nothing to resume, and --overwrite does not replace it; give another --output, or empty the folder",
-            folder.display()
+            "output {} holds files and no run (it has no {CONFIG}), so there is nothing to resume, and {overwrite} does not replace it; give another {output}, or empty the folder",
+            folder.display(),
+            overwrite = named("overwrite"),
+            output = named("output")
         )));
     }
     output::check_replaceable(folder, &[RUN_FILES, MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])?;

@@ -9,6 +9,7 @@ use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::machine::{Bound, addresses_are_limited, memory_room};
 use crate::model::{Adapter, ModelConfig, Recompute, Saving, VirtualTokens};
+use crate::names::{named, valued};
 use crate::plan::{Memory, Work, training_memory};
 use crate::settings::TrainConfig;
 use crate::units;
@@ -92,21 +93,30 @@ pub(super) fn choose_saving(
     let rounds = saving.dtype != ActivationDType::F32;
     match kept {
         None if is_least => {}
-        None => mends.push("set --recompute full"),
-        Some(_) if is_least => mends.push("resume with more memory"),
+        None => mends.push(format!(
+            "set {recompute}",
+            recompute = valued("recompute", "full")
+        )),
+        Some(_) if is_least => mends.push("resume with more memory".to_owned()),
         Some(_) => {
-            mends.push("resume with more memory");
+            mends.push("resume with more memory".to_owned());
             mends.push(if rounds {
-                "set --recompute full, which may change the last bits of the result"
+                format!(
+                    "set {recompute}, which may change the last bits of the result",
+                    recompute = valued("recompute", "full")
+                )
             } else {
-                "set --recompute full"
+                format!("set {recompute}", recompute = valued("recompute", "full"))
             });
         }
     }
     if kept.is_none() {
-        mends.push(
-            "lower --batch-size (and raise --gradient-accumulation-steps) or --max-seq-length",
-        );
+        mends.push(format!(
+            "lower {batch_size} (and raise {gradient_accumulation_steps}) or {max_seq_length}",
+            batch_size = named("batch_size"),
+            gradient_accumulation_steps = named("gradient_accumulation_steps"),
+            max_seq_length = named("max_seq_length")
+        ));
     } else if let Some(now) = config.recompute
         && kept != Some(now)
         && rounds
@@ -152,12 +162,18 @@ pub(super) fn check_room(
     let least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
-        mends.push("set --base-dtype bf16");
+        mends.push(format!(
+            "set {base_dtype}",
+            base_dtype = valued("base_dtype", "bf16")
+        ));
     }
     if config.method.writes_model() {
-        mends.push("train with --method lora");
+        mends.push(format!(
+            "train with {method}",
+            method = valued("method", "lora")
+        ));
     } else {
-        mends.push("train fewer values or a smaller model");
+        mends.push("train fewer values or a smaller model".to_owned());
     }
     let is_converted = loading.converted > 0;
     let (beside, to_map) = match (is_converted, addresses_are_limited()) {
@@ -185,7 +201,7 @@ fn refuse(
     memory: Memory,
     available: Option<(u64, Bound)>,
     what: &str,
-    mends: &[&str],
+    mends: &[String],
 ) -> Result<(), Error> {
     let needed = format!("about {} for {what}", units::bytes(memory.total()));
     let mend = mends.join(", or ");
@@ -201,9 +217,11 @@ fn refuse(
     match available {
         Some((available, bound)) if memory.total() > available && !config.force => {
             Err(Error::Settings(format!(
-                "the run takes {needed}, and {} has {} free; {mend}, or say with --memory-budget what it may take, or run it all the same with --force",
+                "the run takes {needed}, and {} has {} free; {mend}, or say with {memory_budget} what it may take, or run it all the same with {force}",
                 bound.whose(),
-                units::bytes(available)
+                units::bytes(available),
+                memory_budget = named("memory_budget"),
+                force = named("force")
             )))
         }
         _ => Ok(()),

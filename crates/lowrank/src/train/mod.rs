@@ -27,7 +27,7 @@ pub use memory::peak_rss;
 pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
 pub use purpose::{purpose_of, purpose_with};
-pub use run::{Start, split_columns, train};
+pub use run::{Start, run, split_columns, train};
 pub use schedule::Schedule;
 pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_step};
 pub use trainer::{Rows, Trainer, check_task};

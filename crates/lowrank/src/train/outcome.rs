@@ -14,12 +14,14 @@ use crate::Error;
 use crate::base::{Network, classifier_keys};
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, families};
+use crate::names::valued;
 use crate::report::MetricsLine;
 use crate::settings::TrainConfig;
 use crate::tuning::full;
 
 /// What a run came to.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The run's folder.
     pub output: PathBuf,
@@ -154,7 +156,8 @@ impl Trainer<'_> {
         let loss = evaluate(model, set, Some(0), self.rows.valid, &self.ws).mean();
         self.outcome.eval_loss = Some(loss);
         self.observer.event(&Event::Note(format!(
-            "held-out loss {loss:.4} as the model was written in {dtype}, {before:.4} before it was rounded; --base-dtype f32 rounds nothing"
+            "held-out loss {loss:.4} as the model was written in {dtype}, {before:.4} before it was rounded; {base_dtype} rounds nothing",
+            base_dtype = valued("base_dtype", "f32")
         )));
     }
 

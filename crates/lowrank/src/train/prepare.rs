@@ -7,6 +7,7 @@ use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
 use crate::model::Adapter;
+use crate::names::named;
 use crate::random::mix;
 use crate::settings::TrainConfig;
 use crate::tuning::{self, AdapterConfig, FirstText, Starting};
@@ -118,9 +119,10 @@ fn load_for(config: &TrainConfig, folder: &Path, base: &Network) -> Result<tunin
     if !config.new_classifier {
         return Err(Error::Settings(format!(
             "init_adapter {}: its classifier has {found} labels, and the rows have {}; train on rows with its labels, or begin a new classifier with \
-             --new-classifier",
+             {new_classifier}",
             folder.display(),
-            classifier.labels
+            classifier.labels,
+            new_classifier = named("new_classifier")
         )));
     }
     let mut loaded = tuning::load(folder, &model.with_labels(found))?;

@@ -13,6 +13,7 @@ use super::trainer::{LAST_STEPS, Rows};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
 use crate::model::{Adapter, ModelConfig};
+use crate::names::named;
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::TrainConfig;
 use crate::tuning::task_of;
@@ -144,10 +145,13 @@ pub(super) fn finished_note(config: &TrainConfig, outcome: &Outcome) -> String {
     };
     let on = folder::from_what_was_learned(config);
     format!(
-        "the run in {} is finished ({} of {} steps{early}), and is left as it is; to train it again, give --overwrite in place of --resume; to train on, start a new run with another --output{on}",
+        "the run in {} is finished ({} of {} steps{early}), and is left as it is; to train it again, give {overwrite} in place of {resume}; to train on, start a new run with another {output}{on}",
         config.output.display(),
         outcome.steps,
         outcome.total_steps,
+        overwrite = named("overwrite"),
+        resume = named("resume"),
+        output = named("output")
     )
 }
 
@@ -178,10 +182,14 @@ fn check_same(
         return Ok(());
     }
     Err(Error::Settings(format!(
-        "{}: {}, so it can't be resumed; give back what it began with (--model, --data, --valid-data), or start a new run with another --output{}",
+        "{}: {}, so it can't be resumed; give back what it began with ({model}, {data}, {valid_data}), or start a new run with another {output}{}",
         config.output.display(),
         differences.join("; "),
-        folder::from_what_was_learned(config)
+        folder::from_what_was_learned(config),
+        model = named("model"),
+        data = named("data"),
+        valid_data = named("valid_data"),
+        output = named("output")
     )))
 }
 

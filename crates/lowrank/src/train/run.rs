@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use lowrank_kernels::release_freed_memory;
 
 use super::checkpoint;
-use super::events::{Event, Observer};
+use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::check_room;
 use super::outcome::Outcome;
@@ -18,6 +18,7 @@ use crate::base::{Network, Source, purpose_for};
 use crate::data::{DataOptions, Dataset, Labels, ProblemType, Split, Tokenizer, split_file};
 use crate::lock::FolderLock;
 use crate::model::{ModelConfig, Purpose};
+use crate::names::named;
 use crate::random::mix;
 use crate::settings::TrainConfig;
 use crate::tuning::lora::of_new_tokens;
@@ -33,6 +34,14 @@ pub enum Start {
     },
     /// From the newest checkpoint of the run in the output folder.
     Resume,
+}
+
+/// As [`train`], watched by nobody and never stopped.
+///
+/// # Errors
+/// As [`train`].
+pub fn run(config: &TrainConfig, start: Start) -> Result<Outcome, Error> {
+    train(config, start, &mut Silent, &AtomicBool::new(false))
 }
 
 /// Runs a training from its settings and writes its folder, in which no other run may be at work. `stop` ends it after
@@ -228,9 +237,10 @@ fn check_names(
     };
     Err(Error::Settings(format!(
         "{whose}: its classifier's labels are {}, and those of the rows are {}; train on rows with its labels, or begin a new classifier \
-         with --new-classifier",
+         with {new_classifier}",
         shown(known),
-        shown(found)
+        shown(found),
+        new_classifier = named("new_classifier")
     )))
 }
 
@@ -245,8 +255,10 @@ fn check_labels(config: &TrainConfig, network: &Network) -> Result<(), Error> {
     }
     Err(Error::Settings(format!(
         "{}: its classifier has {found} labels, and the rows have {}; train on rows with its labels, or begin a new classifier with \
-         --new-classifier",
-        network.source, classifier.labels
+         {new_classifier}",
+        network.source,
+        classifier.labels,
+        new_classifier = named("new_classifier")
     )))
 }
 

@@ -8,6 +8,7 @@ use crate::data::Example;
 use crate::model::{
     Adapter, AdapterSet, Batch, Decoder, ModelConfig, PassOptions, Saving, VirtualTokens,
 };
+use crate::names::named;
 use crate::objective::{LossSum, loss_and_gradients};
 use crate::random::mix;
 
@@ -203,7 +204,9 @@ pub(super) fn probable_cause(done: u64, learning_rate: f64) -> String {
         return "nothing has been trained yet, so the base model, or the adapter that the run starts from, holds values that are extreme or not finite".to_owned();
     }
     format!(
-        "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower --learning-rate or add --warmup-steps"
+        "the learning rate ({learning_rate:e}) is probably too high, or a row holds extreme values; lower {setting} or add {warmup_steps}",
+        setting = named("learning_rate"),
+        warmup_steps = named("warmup_steps")
     )
 }
 

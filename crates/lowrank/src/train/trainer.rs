@@ -27,6 +27,7 @@ use crate::base::Network;
 use crate::data::{Example, Labels, ProblemType};
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, Saving};
+use crate::names::valued;
 use crate::random::mix;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::{ClassWeights, TrainConfig};
@@ -507,10 +508,10 @@ fn check(
     }
     // Other settings that need them need this one.
     if rows.valid.is_empty() && config.eval_steps.is_some() {
-        return Err(Error::Settings(
-            "eval_steps needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give --valid-data FILE"
-                .to_owned(),
-        ));
+        return Err(Error::Settings(format!(
+            "eval_steps needs held-out rows: put a valid.jsonl (or validation, val, eval or dev.jsonl) beside train.jsonl, or give {valid_data}",
+            valid_data = valued("valid_data", "FILE")
+        )));
     }
     check_task(config, base.labels.as_ref())?;
     let all = rows.train.iter().chain(rows.valid);
@@ -573,6 +574,7 @@ fn check_length(base: &Network, adapter: &Adapter, longest: usize) -> Result<(),
         _ => format!(", {taken} of them virtual"),
     };
     Err(Error::Settings(format!(
-        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set --max-seq-length {room} to cut rows there"
+        "the longest row has {longest} tokens and the model was made for {limit}{of_them}; set {max_seq_length} to cut rows there",
+        max_seq_length = valued("max_seq_length", room)
     )))
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::str::FromStr;
 
-use lowrank_formats::peft::{ModuleNames, TargetModules};
+pub use lowrank_formats::peft::{ModuleNames, TargetModules};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fields::{Names, fields};

@@ -6,6 +6,7 @@ mod bad_input;
 mod beams;
 mod common;
 mod configs;
+#[cfg(feature = "compare")]
 mod diff;
 mod generation;
 mod gradients;

@@ -175,7 +175,7 @@ fn a_merge_that_drifts_leaves_nothing() {
         ..PLAIN
     };
     let text = failure(merge_into(&place, &sharp, "merged", &how));
-    assert_says(&text, &["over the limit of", "--dtype f32"]);
+    assert_says(&text, &["over the limit of", "dtype: f32"]);
     assert_eq!(place.list("."), before);
     let how = Merging { force: true, ..how };
     let report = merge_into(&place, &sharp, "merged", &how).expect("it is forced");

@@ -18,7 +18,7 @@ fn an_existing_run_is_replaced_only_when_told() {
     config.seed = 1;
     assert_says(
         &failure(run(&config)),
-        &["run exists", "another --output", "--resume", "--overwrite"],
+        &["run exists", "another output", "resume", "overwrite"],
     );
     assert!(fs::read(&adapter).expect("the adapter") == before);
     Watch::default()
@@ -56,7 +56,7 @@ fn only_what_a_run_wrote_is_replaced() {
     write("project/thesis.tex");
     assert_says(
         &failure(overwrite("project")),
-        &["thesis.tex", "--overwrite does not replace"],
+        &["thesis.tex", "overwrite does not replace"],
     );
     assert!(place.path("project/thesis.tex").exists());
 
@@ -80,7 +80,7 @@ fn a_file_in_the_way_is_named() {
     let place = Place::new("llama");
     fs::write(place.path("file"), "x").expect("a file");
     let text = failure(run(&place.config(Method::Lora, "file")));
-    assert_says(&text, &["file is a file", "another --output"]);
+    assert_says(&text, &["file is a file", "another output"]);
     let text = failure(run(&place.config(Method::Lora, "file/run")));
     assert_says(&text, &["file/run"]);
 }

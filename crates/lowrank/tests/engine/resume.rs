@@ -367,7 +367,7 @@ fn a_finished_run_is_left_alone() {
         assert_eq!(again.train_loss, whole.train_loss);
         assert_eq!(again.first_eval_loss, whole.first_eval_loss);
         assert_eq!(again.eval_loss, whole.eval_loss);
-        let words = ["is finished (9 of 9 steps)", "--overwrite"];
+        let words = ["is finished (9 of 9 steps)", "overwrite"];
         assert_says(&watch.notes.join("\n"), &words);
         assert!(contents(&place.path("run")) == before);
         // Not even the rows are needed.
@@ -462,7 +462,7 @@ fn what_is_recomputed_stays_as_it_was() {
         &[
             "memory_budget is 18.1 MiB",
             "resume with more memory",
-            "--recompute full",
+            "recompute: full",
         ],
     );
     let mut watch = Watch::stopping_after(6);
@@ -558,7 +558,7 @@ fn any_other_base_is_refused() {
         let text = failure(Watch::default().train(&config, Start::Resume));
         assert_says(
             &text,
-            &["this is another base than the run began with", "--model"],
+            &["this is another base than the run began with", "model"],
         );
         assert_says(&text, words);
         assert!(!text.contains("delete"), "{text}");
@@ -602,7 +602,7 @@ fn there_must_be_a_run_to_resume() {
             failure(Watch::default().train(&place.config(Method::Lora, name), Start::Resume));
         assert_says(
             &text,
-            &["config.yaml", "no run to resume", "leave out --resume"],
+            &["config.yaml", "no run to resume", "leave out resume"],
         );
     }
     // A damaged checkpoint is named.

@@ -312,7 +312,7 @@ fn training_stops_early() {
     assert!(place.path("run").join("adapter_model.safetensors").exists());
 
     fs::remove_file(place.path("data").join("valid.jsonl")).expect("no held-out rows");
-    let no_rows: &[&str] = &["valid.jsonl", "--valid-data"];
+    let no_rows: &[&str] = &["valid.jsonl", "valid_data"];
     let never = &["needs eval_steps: without it the only evaluation is at the end"];
     for (key, words) in [
         ("eval_steps", no_rows),
@@ -432,7 +432,7 @@ fn a_loss_that_is_not_finite_stops_the_run() {
         &[
             "step 3",
             "learning rate (",
-            "--warmup-steps",
+            "warmup_steps",
             "last good checkpoint",
             "step-1",
         ],
@@ -544,17 +544,13 @@ fn a_run_that_no_budget_fits_is_refused_and_leaves_nothing() {
     assert_eq!(train_within(Some(1 << 40), "much"), Ok(()));
     // Too little for the weights, and then for what the smallest pass computes.
     let error = train_within(Some(1 << 20), "little").unwrap_err();
-    for word in [
-        "memory_budget is 1.0 MiB",
-        "for the weights",
-        "--base-dtype",
-    ] {
+    for word in ["memory_budget is 1.0 MiB", "for the weights", "base_dtype"] {
         assert!(error.contains(word), "{error}");
     }
     let budgets = (0_u64..).map(|i| (17 << 20) + (i << 13));
     let errors = budgets.map_while(|budget| train_within(Some(budget), "little").err());
     let error = errors.last().unwrap_or_default();
-    for word in ["memory_budget is", "--batch-size", "recompute full"] {
+    for word in ["memory_budget is", "batch_size", "recompute full"] {
         assert!(error.contains(word), "{error}");
     }
 }
@@ -594,5 +590,5 @@ fn rows_longer_than_the_context_are_refused() {
     );
     fs::write(place.path("data").join("train.jsonl"), long).expect("a long row");
     let text = failure(run(&place.config(Method::Lora, "run")));
-    assert_says(&text, &["made for 40", "--max-seq-length 40"]);
+    assert_says(&text, &["made for 40", "max_seq_length: 40"]);
 }

@@ -441,7 +441,7 @@ fn rows_must_leave_room_for_virtual_tokens() {
     let text = failure(run(&config));
     assert_says(
         &text,
-        &["made for 40, 35 of them virtual", "--max-seq-length 5"],
+        &["made for 40, 35 of them virtual", "max_seq_length: 5"],
     );
     assert!(!place.path("run").exists());
 }

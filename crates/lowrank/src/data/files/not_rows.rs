@@ -10,6 +10,7 @@ use super::super::rows::RowKind;
 use super::BYTE_ORDER_MARK;
 use super::folder::{COMPRESSED, ENDINGS};
 use super::open::FIRST_LINE;
+use crate::names::{named, valued};
 
 /// How much of a text is looked at to tell whether any of its lines is JSON.
 const TEXT: u64 = 64 << 10;
@@ -37,7 +38,10 @@ pub(super) fn not_rows(format: Format, path: &Path) -> String {
             Format::Parquet => return table_mend("parquet", path),
             Format::Arrow => return table_mend("arrow", path),
             Format::Safetensors | Format::Gguf | Format::Ggml | Format::Torch | Format::Onnx => {
-                "these are weights; --data takes rows of text".to_owned()
+                format!(
+                    "these are weights; {data} takes rows of text",
+                    data = named("data")
+                )
             }
             _ => return None,
         })
@@ -235,7 +239,8 @@ pub(super) fn text_problem(
     let begins = |with: &str| text.starts_with(with.as_bytes());
     let table = |what: &str, ending: &str| {
         format!(
-            "is {what} by another name; let its name end in .{ending}, or name its columns: --columns text,label"
+            "is {what} by another name; let its name end in .{ending}, or give their names: {columns}",
+            columns = valued("columns", "text,label")
         )
     };
     Ok(Some(if ending == "tab" || separated_by(text, b'\t') {

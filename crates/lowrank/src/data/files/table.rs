@@ -14,6 +14,7 @@ use super::super::error::DataError;
 use super::folder::{COMPRESSED, TABLES};
 use super::lines::Place;
 use super::{Body, RawRow};
+use crate::names::valued;
 
 /// How fields are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -341,8 +342,9 @@ fn header(cells: Vec<String>, line: usize) -> Result<Vec<Option<String>>, String
         };
         return Err(format!(
             "its first row (line {line}) is {}, where no field has a name that is known{hint}; if these are names, rename them \
-             (such as text and label); if the file has no header, name its columns: --columns text,label",
-            shown(&cells)
+             (such as text and label); if the file has no header, give their names: {columns}",
+            shown(&cells),
+            columns = valued("columns", "text,label")
         ));
     }
     if let Some(twice) = twice(&cells) {
@@ -520,7 +522,7 @@ mod tests {
                 "a stirring film,1\n",
                 None,
                 "a.csv: its first row (line 1) is \"a stirring film\", \"1\", where no field has a name that is known; if these are \
-                 names, rename them (such as text and label); if the file has no header, name its columns: --columns text,label",
+                 names, rename them (such as text and label); if the file has no header, give their names: columns: text,label",
             ),
             (
                 "a.csv",

@@ -10,8 +10,7 @@ mod method;
 mod save;
 mod tokens;
 
-use lowrank_formats::peft::LoraConfig;
-pub use lowrank_formats::peft::TokenIndices;
+pub use lowrank_formats::peft::{LoraConfig, TargetModules, TokenIndices};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
