@@ -53,8 +53,8 @@ impl Labels {
         let numbers = own.iter().enumerate();
         let are_numbers = numbers.clone().all(|(n, name)| *name == n.to_string());
         self.problem_type == classifier.problem_type
-            && ((are_numbers && own.len() <= theirs.len())
-                || (own.len() == theirs.len() && own.iter().all(|name| theirs.contains(name))))
+            && own.len() == theirs.len()
+            && (are_numbers || own.iter().all(|name| theirs.contains(name)))
     }
 
     /// Whether the names are those that transformers gives where there are none: `LABEL_0` and so on.
