@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use lowrank::Unfinished;
-use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source};
+use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source, write_builtin_task};
 use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
-use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
-use lowrank::merge::{MergeOptions, PASSAGES, merge};
-use lowrank::model::{AdapterSet, Purpose};
+use lowrank::generate::{GenerateOptions, PromptIds, generate};
+use lowrank::merge::{MergeOptions, merge, passages};
+use lowrank::model::AdapterSet;
 use lowrank::train::{Outcome, Start, TrainConfig, evaluate, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
@@ -121,8 +121,8 @@ fn make(
     let begun = Instant::now();
     let base = Source::Builtin.load(DType::Bf16)?;
     let mut tasks = Vec::new();
-    for (name, files) in BUILTIN_TASKS {
-        write_data(&folder.join("data").join(name), files)?;
+    for (name, _) in BUILTIN_TASKS {
+        write_builtin_task(name, &folder.join("data").join(name))?;
         let outcome = train_task(folder, name, progress, stop)?;
         refuse_stopped(stop)?;
         tasks.push(measure(&base, folder, name, &outcome)?);
@@ -144,15 +144,6 @@ fn refuse_stopped(stop: &std::sync::atomic::AtomicBool) -> Result<(), Interrupte
     }
     let message = "the demo was stopped, and nothing of it is kept".to_owned();
     Err(Interrupted { message })
-}
-
-fn write_data(folder: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    for (file, rows) in files {
-        let path = folder.join(file);
-        std::fs::write(&path, rows).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 fn train_task(
@@ -201,21 +192,13 @@ fn measure(
         Dataset::load(&data, Split::Test, &base.tokenizer, &DataOptions::default())?.examples;
     let before = evaluate(&base.decoder, AdapterSet::none(), None, &test, &ws);
     let after = evaluate(&base.decoder, adapters, Some(0), &test, &ws);
-    let passages = PASSAGES
-        .iter()
-        .map(|text| base.tokenizer.encode(text, false))
-        .collect::<Result<Vec<_>, _>>()?;
-    let merged = merge(&MergeOptions {
-        source: &base.source,
-        purpose: Purpose::LanguageModel,
-        labels: None,
-        adapter: &loaded.adapter,
-        passages: &passages,
-        output: &folder.join("merged").join(name),
-        dtype: DType::F32,
-        overwrite: false,
-        force: false,
-    })?;
+    let (text, output) = (passages(&base.tokenizer)?, folder.join("merged").join(name));
+    let merged = merge(&MergeOptions::new(
+        &base.source,
+        &loaded.adapter,
+        &text,
+        &output,
+    ))?;
     let weights = adapter_folder.join("adapter_model.safetensors");
     Ok(Task {
         name,
@@ -246,19 +229,9 @@ fn samples(
         .collect();
     let prompts: Vec<PromptIds> = rows
         .iter()
-        .flat_map(|row| {
-            [None, Some(0)].map(|adapter| PromptIds {
-                ids: row.ids.clone(),
-                adapter,
-            })
-        })
+        .flat_map(|row| [None, Some(0)].map(|adapter| PromptIds::new(row.ids.clone(), adapter)))
         .collect();
-    let options = GenerateOptions {
-        max_new_tokens: 48,
-        sampling: Sampling::default(),
-        no_repeat_ngram_size: 0,
-        stop_ids: base.tokenizer.stop_ids().to_vec(),
-    };
+    let options = GenerateOptions::greedy(48, base.tokenizer.stop_ids());
     let set = [&loaded.adapter];
     let made = generate(
         &base.decoder,

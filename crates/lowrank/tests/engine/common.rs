@@ -9,7 +9,7 @@ use lowrank::DType;
 use lowrank::base::Source;
 use lowrank::data::Example;
 use lowrank::merge::{MergeOptions, MergeReport, merge};
-use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Purpose, Weights};
+use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Weights};
 use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights};
@@ -402,15 +402,5 @@ pub(crate) fn merge_f32(
     passages: &[Vec<u32>],
     output: &Path,
 ) -> Result<MergeReport, Error> {
-    merge(&MergeOptions {
-        source,
-        purpose: Purpose::LanguageModel,
-        labels: None,
-        adapter,
-        passages,
-        output,
-        dtype: DType::F32,
-        overwrite: false,
-        force: false,
-    })
+    merge(&MergeOptions::new(source, adapter, passages, output))
 }
