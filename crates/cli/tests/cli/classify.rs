@@ -415,6 +415,20 @@ fn a_trained_classifier_keeps_the_order_of_its_labels() {
     assert_eq!(judge("anew")["accuracy"], 1.0);
 }
 
+#[test]
+fn names_without_a_classifier_bind_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    place(folder.path());
+    headless(folder.path());
+    let file = folder.path().join("model/config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    config["architectures"] = serde_json::json!(["BertForSequenceClassification"]);
+    config["id2label"] = serde_json::json!({"0": "spam", "1": "ham"});
+    config["label2id"] = serde_json::json!({"spam": 0, "ham": 1});
+    fs::write(&file, config.to_string()).unwrap();
+    train(folder.path(), "run", &["--max-steps", "1"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn rows_of_a_pipe_are_answered_as_they_come() {

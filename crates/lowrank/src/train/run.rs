@@ -109,9 +109,6 @@ pub fn train(
     drop(tokenizer);
     release_freed_memory();
     let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
-    if let (Some(known), Some(labels)) = (&known, &data.labels) {
-        check_names(config, &source, known, labels)?;
-    }
     let (dtype, labels) = (config.base_dtype.into(), data.labels);
     let seed = mix(config.seed, 3);
     let network = if config.new_classifier {
@@ -120,6 +117,12 @@ pub fn train(
         source.load_for(dtype, purpose, labels, seed)?
     };
     check_labels(config, &network)?;
+    // config.json may name the labels of a classifier that the files lack.
+    let goes_on =
+        config.init_adapter.is_some() || network.decoder.weights().new_last_names().is_empty();
+    if let (true, Some(known), Some(labels)) = (goes_on, &known, &network.labels) {
+        check_names(config, &network.source, known, labels)?;
+    }
     let new = match (start, &config.init_adapter) {
         (Start::Resume, _) => Vec::new(),
         (_, Some(_)) if !config.new_classifier => Vec::new(),
