@@ -5,6 +5,7 @@
 //! it is empty.
 
 mod beams;
+mod constraint;
 mod layout;
 mod prefixes;
 mod repeats;
@@ -13,6 +14,7 @@ mod sequence;
 mod session;
 
 pub use beams::BeamOptions;
+pub use constraint::Constraint;
 pub use lowrank_kernels::Workspace;
 pub use sampling::Sampling;
 pub use session::{Decoding, Made, NoRoom, Request, RequestId, Strategy, Token};
