@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use lowrank::base::Source;
 use lowrank::generate::{
-    BeamOptions, Decoding, Finish, GenerateOptions, Request, RequestId, Sampling, Strategy,
+    BeamOptions, Decoding, Finish, GenerateOptions, LogProbs, Penalties, Request, RequestId,
+    Sampling, Strategy,
 };
 use lowrank::model::{Adapter, BLOCK_ROWS, Decoder, ModelConfig, ScaleSite};
 use lowrank::train::TrainConfig;
@@ -110,19 +111,31 @@ fn request(rng: &mut CounterRng, config: &ModelConfig, adapters: &[Shared]) -> R
         2..6 => 40,
         _ => 12,
     };
-    let prompt = (0..=below(rng, longest))
+    let mut prompt: Vec<u32> = (0..=below(rng, longest))
         .map(|_| 3 + below(rng, config.vocab_size - 3) as u32)
         .collect();
+    if below(rng, 3) == 0 {
+        // Some begin alike, and share what was computed of that.
+        let common = (0..below(rng, 2 * BLOCK_ROWS + 30)).map(|at| 3 + at as u32 % 50);
+        prompt = common.chain(prompt).collect();
+    }
     let choice = below(rng, adapters.len() + 2);
     let sampling = Sampling {
         temperature: [0.0, 0.0, 0.8, 1.2][below(rng, 4)],
         top_k: [0, 20][below(rng, 2)],
         top_p: [1.0, 0.9][below(rng, 2)],
+        min_p: [0.0, 0.0, 0.1][below(rng, 3)],
         seed: below(rng, 1 << 30) as u64,
     };
     let options = GenerateOptions {
         max_new_tokens: 1 + below(rng, 12),
         sampling,
+        penalties: Penalties {
+            repetition: [1.0, 1.2][below(rng, 2)],
+            frequency: [0.0, 0.0, 0.3][below(rng, 3)],
+            ..Penalties::NONE
+        },
+        logit_bias: Vec::new(),
         no_repeat_ngram_size: [0, 0, 3][below(rng, 3)],
         stop_ids: vec![0],
     };
@@ -141,7 +154,12 @@ fn request(rng: &mut CounterRng, config: &ModelConfig, adapters: &[Shared]) -> R
         prompt,
         adapter: adapters.get(choice).cloned(),
         search,
-        log_probs: true,
+        log_probs: LogProbs {
+            made: true,
+            prompt: below(rng, 4) == 0,
+            top: [0, 0, 3][below(rng, 3)],
+        },
+        cache_key: Some(choice as u128),
     }
 }
 
@@ -161,11 +179,10 @@ fn answers(
         }
         for made in session.step() {
             let bits = log_probs.entry(made.id).or_default();
-            bits.extend(
-                made.token
-                    .and_then(|token| token.log_prob)
-                    .map(f64::to_bits),
-            );
+            for token in made.read.into_iter().chain(made.token) {
+                bits.extend(token.log_prob.map(f64::to_bits));
+                bits.extend(token.top.iter().map(|(_, log_prob)| log_prob.to_bits()));
+            }
             if let Some(end) = made.finished {
                 let answer = (end.ids, std::mem::take(bits), end.finish);
                 done.insert(made.id, answer);

@@ -11,7 +11,8 @@ use lowrank::base::Base;
 use lowrank::data::{Message, Prompt, Split, load_prompts};
 use lowrank::fields::finite;
 use lowrank::generate::{
-    self as engine, BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling,
+    self as engine, BeamOptions, Continuation, Finish, GenerateOptions, Penalties, PromptIds,
+    Sampling,
 };
 use lowrank::model::AdapterSet;
 use serde::Serialize;
@@ -104,6 +105,14 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = finite::<f32>)]
     pub top_p: f32,
 
+    /// Draw from tokens that are at least so likely as this share of the likeliest one; 0 means all
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = finite::<f32>)]
+    pub min_p: f32,
+
+    /// Make tokens of the prompt and the text less likely; 1 does nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = finite::<f32>)]
+    pub repetition_penalty: f32,
+
     /// The same seed draws the same tokens
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
@@ -121,6 +130,8 @@ impl SamplingArgs {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             seed: 42,
             no_repeat_ngram_size: 0,
         }
@@ -150,18 +161,33 @@ impl SamplingArgs {
                 self.top_p
             )
         });
-        problems.require(
-            self.temperature > 0.0 || (self.top_k == 0 && self.top_p >= 1.0),
-            || "--top-k and --top-p do nothing without a --temperature above 0".to_string(),
-        );
+        problems.require((0.0..=1.0).contains(&self.min_p), || {
+            format!("--min-p must be from 0 to 1, not {}", self.min_p)
+        });
+        problems.require(self.repetition_penalty > 0.0, || {
+            format!(
+                "--repetition-penalty must be greater than 0, not {}",
+                self.repetition_penalty
+            )
+        });
+        let narrowed = self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0;
+        problems.require(self.temperature > 0.0 || !narrowed, || {
+            "--top-k, --top-p and --min-p do nothing without a --temperature above 0".to_string()
+        });
         problems.or(GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             sampling: Sampling {
                 temperature: self.temperature,
                 top_k: self.top_k,
                 top_p: self.top_p,
+                min_p: self.min_p,
                 seed: self.seed,
             },
+            penalties: Penalties {
+                repetition: self.repetition_penalty,
+                ..Penalties::NONE
+            },
+            logit_bias: Vec::new(),
             no_repeat_ngram_size: self.no_repeat_ngram_size,
             stop_ids: stop_ids.to_vec(),
         })

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lowrank_kernels::{OpCost, Workspace, read_bandwidth, start_profile, stop_profile};
 
-use crate::generate::{GenerateOptions, PromptIds, Sampling, generate as continue_prompts};
+use crate::generate::{GenerateOptions, PromptIds, generate as continue_prompts};
 use crate::model::{Adapter, AdapterSet, Decoder, WeightId};
 
 /// What was measured.
@@ -64,9 +64,7 @@ pub fn generate(
         .collect();
     let mut options = GenerateOptions {
         max_new_tokens: 2,
-        sampling: Sampling::default(),
-        no_repeat_ngram_size: 0,
-        stop_ids: Vec::new(),
+        ..GenerateOptions::default()
     };
     let ws = Workspace::new();
     // Weights come from the disk and buffers from the system once.

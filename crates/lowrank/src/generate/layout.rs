@@ -32,6 +32,16 @@ impl Prompt {
         }
     }
 
+    /// Its first rows are in the cache already.
+    pub(super) fn skip(&mut self, rows: usize) {
+        self.filled = rows;
+    }
+
+    /// Rows that were read.
+    pub(super) fn filled(&self) -> usize {
+        self.filled
+    }
+
     /// Its rows, those of trained embeddings among them.
     pub(super) fn len(&self) -> usize {
         self.ids.len() + self.infix
@@ -43,13 +53,13 @@ impl Prompt {
     }
 
     /// Adds the next rows, which are the first of `rows`: `most` tokens, and the trained embeddings behind the last one. The logits of
-    /// the last row are wanted. Gives the number of rows.
+    /// the last row are wanted, or of `every` row. Gives the number of rows.
     pub(super) fn read(
         &mut self,
         layout: &mut Layout,
         sight: &Sight<'_>,
         rows: &CacheRows,
-        most: usize,
+        (most, every): (usize, bool),
     ) -> usize {
         let first = self.filled;
         let tokens = (self.ids.len() - first).min(most);
@@ -57,7 +67,10 @@ impl Prompt {
         self.filled += tokens + if is_last { self.infix } else { 0 };
         let ids = &self.ids[first..first + tokens];
         let new = layout.push(sight, rows, first..self.filled, ids);
-        if is_last {
+        if every {
+            (new.start..new.end - 1).for_each(|row| layout.want(row));
+        }
+        if is_last || every {
             layout.want(new.end - 1);
         }
         new.len()

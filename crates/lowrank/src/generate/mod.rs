@@ -7,17 +7,23 @@
 mod beams;
 mod constraint;
 mod layout;
+mod logprobs;
+mod penalties;
 mod prefixes;
 mod repeats;
 mod sampling;
 mod sequence;
 mod session;
+mod shared;
 
 pub use beams::BeamOptions;
 pub use constraint::Constraint;
+pub use logprobs::{LogProbs, Token};
 pub use lowrank_kernels::Workspace;
+pub use penalties::Penalties;
 pub use sampling::Sampling;
-pub use session::{Decoding, Made, NoRoom, Request, RequestId, Strategy, Token};
+pub use session::{Decoding, Made, NoRoom, Request, RequestId, Strategy};
+pub use shared::CacheKey;
 
 use crate::model::{Adapter, AdapterSet, Decoder};
 
@@ -28,6 +34,10 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How a token is drawn.
     pub sampling: Sampling,
+    /// What tokens lose that were there before.
+    pub penalties: Penalties,
+    /// What is added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// No run of so many tokens comes twice, the prompt's included; 0: any may.
     pub no_repeat_ngram_size: usize,
     /// A sequence ends with any of these; the token itself is not returned.
@@ -52,6 +62,8 @@ impl Default for GenerateOptions {
         Self {
             max_new_tokens: 256,
             sampling: Sampling::default(),
+            penalties: Penalties::default(),
+            logit_bias: Vec::new(),
             no_repeat_ngram_size: 0,
             stop_ids: Vec::new(),
         }
@@ -149,7 +161,8 @@ fn continue_all(
             prompt: prompt.ids.clone(),
             adapter: prompt.adapter.map(|index| adapters.get(index)),
             search: strategy(index),
-            log_probs: false,
+            log_probs: LogProbs::default(),
+            cache_key: None,
         })
         .collect();
     let mut session = Decoding::with_room_for(model, &requests, ws);

@@ -9,9 +9,12 @@ use std::ops::Deref;
 use lowrank_kernels::{Tensor, Workspace, all_finite, argmax_rows};
 
 use super::beams::{BeamOptions, Search};
+use super::constraint::Constraint;
 use super::layout::{Layout, Prompt};
+use super::logprobs::{LogProbs, Token};
 use super::prefixes::{Prefixes, rows_before, same};
 use super::sequence::Sequence;
+use super::shared::{CacheKey, Shared, SharedBlocks};
 use super::{Continuation, Finish, GenerateOptions};
 use crate::model::{Adapter, AdapterSet, Decoder, KvCache};
 
@@ -24,8 +27,25 @@ pub struct Request<A> {
     pub adapter: Option<A>,
     /// How it goes on.
     pub search: Strategy,
-    /// Whether the logarithm of each token's probability is wanted; a beam search gives none.
-    pub log_probs: bool,
+    /// Which log-probabilities are wanted; a beam search gives none.
+    pub log_probs: LogProbs,
+    /// What the prompt's keys and values depend on beside its tokens: the adapter by its content, and a salt where callers are to be kept
+    /// apart. Prompts of one key that begin alike share what was computed of them, which changes no bit; `None`: nothing is shared. A beam
+    /// search shares nothing.
+    pub cache_key: Option<CacheKey>,
+}
+
+impl<A> Request<A> {
+    /// A request for tokens alone, which shares nothing.
+    pub fn new(prompt: impl Into<Vec<u32>>, adapter: Option<A>, search: Strategy) -> Self {
+        Self {
+            prompt: prompt.into(),
+            adapter,
+            search,
+            log_probs: LogProbs::default(),
+            cache_key: None,
+        }
+    }
 }
 
 /// How a prompt is continued.
@@ -41,20 +61,13 @@ pub enum Strategy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(u64);
 
-/// A token that was made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Token {
-    /// Its id.
-    pub id: u32,
-    /// The logarithm of its probability, of the model's own distribution, where that was asked for.
-    pub log_prob: Option<f64>,
-}
-
 /// What a step did for a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
     /// The request.
     pub id: RequestId,
+    /// Tokens of the prompt that were read, with their log-probabilities; none unless those were asked for.
+    pub read: Vec<Token>,
     /// The token that follows, if one does: a stop token is none, and a beam search gives all at its end.
     pub token: Option<Token>,
     /// What the request came to, if it is over.
@@ -72,6 +85,7 @@ pub struct Decoding<'m, A> {
     ws: &'m Workspace,
     cache: KvCache,
     prefixes: Prefixes<A>,
+    shared: SharedBlocks,
     requests: Vec<Entry<A>>,
     /// Those that were over before a step.
     ended: Vec<Made>,
@@ -87,8 +101,17 @@ struct Entry<A> {
 }
 
 enum Work {
-    Sample(Sequence),
+    Sample(Box<Sequence>),
     Beams(Search),
+}
+
+/// A request whose logits come out of a pass.
+struct Part {
+    index: usize,
+    /// Rows of them.
+    rows: usize,
+    /// The first row of the prompt that the pass has read, if it has.
+    first: Option<usize>,
 }
 
 /// What a request needs.
@@ -105,6 +128,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
             ws,
             cache: KvCache::new(model.config(), blocks),
             prefixes: Prefixes::new(),
+            shared: SharedBlocks::default(),
             requests: Vec::new(),
             ended: Vec::new(),
             next: 0,
@@ -141,7 +165,6 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
     /// # Errors
     /// If the cache has not so many left.
     pub fn admit(&mut self, request: Request<A>) -> Result<RequestId, NoRoom> {
-        let log_probs = request.log_probs;
         let id = RequestId(self.next);
         let plan = match plan(self.model, &request) {
             Ok(plan) => plan,
@@ -150,11 +173,20 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                 self.next += 1;
                 self.ended.push(Made {
                     id,
+                    read: Vec::new(),
                     token: None,
                     finished: Some(Continuation { ids, finish }),
                 });
                 return Ok(id);
             }
+        };
+        let log_probs = request.log_probs;
+        let shared = match (&plan, request.cache_key) {
+            // The log-probabilities of a prompt take all of its rows.
+            (Plan::Sample(prompt, ..), Some(key)) if !log_probs.prompt => {
+                self.shared.enter(key, &prompt.ids)
+            }
+            (_, key) => Shared::new(key),
         };
         let adapter = request.adapter;
         let prefix = match &adapter {
@@ -163,16 +195,23 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
             }
             _ => 0,
         };
-        if plan.blocks() + prefix > self.cache.free_blocks() {
+        let blocks = plan.blocks() - KvCache::blocks_for(shared.rows()) + prefix;
+        if blocks > self.free_blocks() {
+            self.shared.leave(&shared);
             return Err(NoRoom);
         }
+        self.shared.make_room(blocks, &mut self.cache);
         if let Some(adapter) = &adapter {
             self.prefixes.enter(adapter, &mut self.cache)?;
         }
         let mut take = |rows| self.cache.take(rows).ok_or(NoRoom);
         let work = match plan {
-            Plan::Sample(prompt, options, rows) => {
-                Work::Sample(Sequence::new(prompt, options, log_probs, take(rows)?))
+            Plan::Sample(mut prompt, options, len) => {
+                let mut rows = self.shared.rows_of(&shared);
+                rows.extend(&take(len - rows.len())?);
+                prompt.skip(shared.rows());
+                let sequence = Sequence::new(prompt, options, log_probs, rows, shared);
+                Work::Sample(Box::new(sequence))
             }
             Plan::Beams(prompt, options, most) => {
                 let rows = take(prompt.len())?;
@@ -184,6 +223,28 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         self.next += 1;
         self.requests.push(Entry { id, adapter, work });
         Ok(id)
+    }
+
+    /// Lets the text of a request that was just admitted follow a grammar; a beam search follows none.
+    pub fn constrain(&mut self, id: RequestId, grammar: Box<dyn Constraint>) {
+        let entry = self.requests.iter_mut().find(|entry| entry.id == id);
+        if let Some(Work::Sample(sequence)) = entry.map(|entry| &mut entry.work) {
+            sequence.constraint = Some(grammar);
+        }
+    }
+
+    /// How many tokens of a request's prompt were computed for others before; `None` if it is over.
+    pub fn cached_tokens(&self, id: RequestId) -> Option<usize> {
+        let entry = self.requests.iter().find(|entry| entry.id == id)?;
+        Some(match &entry.work {
+            Work::Sample(sequence) => sequence.cached,
+            Work::Beams(_) => 0,
+        })
+    }
+
+    /// Gives back what is kept of prompts of this key, but for what requests under way use.
+    pub fn forget(&mut self, key: CacheKey) {
+        self.shared.drop_key(key, &mut self.cache);
     }
 
     /// Takes a request out, with what was made of it until now; `None` if it is over, or never was.
@@ -211,9 +272,14 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         self.requests.is_empty() && self.ended.is_empty()
     }
 
-    /// Blocks of the cache that nobody has.
+    /// Blocks of the cache that no request under way has.
     pub fn free_blocks(&self) -> usize {
-        self.cache.free_blocks()
+        self.cache.free_blocks() + self.shared.idle()
+    }
+
+    /// Blocks of prompts that are kept for later ones, in use or not.
+    pub fn kept_blocks(&self) -> usize {
+        self.shared.len()
     }
 
     /// One step for every request under way, in the order in which they were admitted. A request whose prompt is not read to its end
@@ -279,14 +345,8 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         adapters
     }
 
-    /// Puts what is read next into a batch: prompts, then new tokens. Gives the requests whose logits come out, in that order, each with its
-    /// rows of them.
-    fn lay_out(
-        &mut self,
-        members: &[usize],
-        adapters: &[A],
-        layout: &mut Layout,
-    ) -> Vec<(usize, usize)> {
+    /// Puts what is read next into a batch: prompts, then new tokens. Gives the requests whose logits come out, in that order.
+    fn lay_out(&mut self, members: &[usize], adapters: &[A], layout: &mut Layout) -> Vec<Part> {
         let Self {
             requests, prefixes, ..
         } = self;
@@ -303,20 +363,29 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                 prefixes.write(adapter, at, layout);
             }
             let sight = prefixes.sight(adapter.as_ref(), at);
-            let read = match work {
+            let first = work.prompt().filled();
+            let (read, every) = match work {
                 Work::Sample(sequence) => {
-                    let rows = &sequence.rows;
-                    sequence.prompt.read(layout, &sight, rows, left)
+                    let (rows, every) = (&sequence.rows, sequence.log_probs.prompt);
+                    let read = sequence.prompt.read(layout, &sight, rows, (left, every));
+                    (read, every)
                 }
-                Work::Beams(search) => search.prompt.read(layout, &sight, &search.rows, left),
+                Work::Beams(search) => {
+                    let (prompt, rows) = (&mut search.prompt, &search.rows);
+                    (prompt.read(layout, &sight, rows, (left, false)), false)
+                }
             };
             left = left.saturating_sub(read);
-            if !work.prompt().is_unread() {
-                order.push((index, 1));
+            if every || !work.prompt().is_unread() {
+                order.push(Part {
+                    index,
+                    rows: if every { read } else { 1 },
+                    first: Some(first),
+                });
             }
         }
         let first = layout.batch.tokens();
-        let prompts: Vec<usize> = order.iter().map(|(index, _)| *index).collect();
+        let prompts: Vec<usize> = order.iter().map(|part| part.index).collect();
         let mut going_on: Vec<(Option<usize>, usize)> = members
             .iter()
             .filter(|i| !requests[**i].work.prompt().is_unread() && !prompts.contains(i))
@@ -337,18 +406,22 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                     search.beams()
                 }
             };
-            order.push((index, rows));
+            order.push(Part {
+                index,
+                rows,
+                first: None,
+            });
         }
         layout.batch.generated = layout.batch.tokens() - first;
         order
     }
 
     /// Goes on with every request after its rows of the logits.
-    fn advance(&mut self, order: &[(usize, usize)], logits: &Tensor, made: &mut Vec<Made>) {
+    fn advance(&mut self, order: &[Part], logits: &Tensor, made: &mut Vec<Made>) {
         let finite = all_finite(logits.view());
         let greedy = order
             .iter()
-            .any(|(index, _)| match &self.requests[*index].work {
+            .any(|part| match &self.requests[part.index].work {
                 Work::Sample(sequence) => sequence.is_greedy(),
                 Work::Beams(_) => false,
             });
@@ -357,14 +430,15 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         } else {
             Vec::new()
         };
-        let mut first = 0;
-        for &(index, rows) in order {
-            let own = logits.view().slice_rows(first..first + rows);
-            let best = largest.get(first).copied();
-            first += rows;
-            let Entry { id, work, .. } = &mut self.requests[index];
+        let mut end = 0;
+        for part in order {
+            let own = logits.view().slice_rows(end..end + part.rows);
+            end += part.rows;
+            let best = largest.get(end - 1).copied();
+            let Entry { id, work, .. } = &mut self.requests[part.index];
             let mut one = Made {
                 id: *id,
+                read: Vec::new(),
                 token: None,
                 finished: None,
             };
@@ -374,22 +448,41 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                     one.finished = Some(sequence.end(Finish::NotFinite));
                 }
                 Work::Sample(sequence) => {
-                    let (token, finish) = sequence.advance(own, best);
-                    one.token = token;
-                    one.finished = finish.map(|finish| sequence.end(finish));
+                    let advanced = sequence.advance(own, part.first, best);
+                    (one.read, one.token) = (advanced.read, advanced.token);
+                    one.finished = advanced.finish.map(|finish| sequence.end(finish));
                 }
                 Work::Beams(search) => {
                     search.advance(own);
                     one.finished = search.is_done().then(|| search.end());
                 }
             }
-            made.push(one);
+            if let Work::Sample(sequence) = work
+                && part.first.is_some()
+            {
+                let Sequence {
+                    prompt,
+                    rows,
+                    shared,
+                    ..
+                } = &mut **sequence;
+                let read = &prompt.ids[..prompt.filled().min(prompt.ids.len())];
+                self.shared.share(shared, read, rows);
+            }
+            if one != Made::nothing(*id) {
+                made.push(one);
+            }
         }
     }
 
     fn give_back(&mut self, entry: Entry<A>) {
         match entry.work {
-            Work::Sample(sequence) => self.cache.give(sequence.rows),
+            Work::Sample(sequence) => {
+                let Sequence { rows, shared, .. } = *sequence;
+                let blocks = KvCache::blocks_for(shared.rows());
+                self.shared.leave(&shared);
+                self.cache.give(rows.behind(blocks));
+            }
             Work::Beams(search) => {
                 for rows in std::iter::once(search.rows).chain(search.slots) {
                     self.cache.give(rows);
@@ -398,6 +491,17 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
         }
         if let Some(adapter) = &entry.adapter {
             self.prefixes.leave(adapter, &mut self.cache);
+        }
+    }
+}
+
+impl Made {
+    fn nothing(id: RequestId) -> Self {
+        Self {
+            id,
+            read: Vec::new(),
+            token: None,
+            finished: None,
         }
     }
 }
@@ -436,7 +540,7 @@ fn plan<A: Deref<Target = Adapter>>(model: &Decoder, request: &Request<A>) -> Re
         Strategy::Sample(options) => options.max_new_tokens,
         Strategy::Beams(options) => options.max_new_tokens.min(options.num_beams),
     };
-    if asked == 0 || request.prompt.is_empty() {
+    if asked == 0 && !request.log_probs.prompt || request.prompt.is_empty() {
         return Err(Finish::Length);
     }
     if prompt.len() > limit {

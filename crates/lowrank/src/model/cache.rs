@@ -104,6 +104,31 @@ impl CacheRows {
         self.len == 0
     }
 
+    /// Adds rows behind these, which fill their blocks.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub(crate) fn extend(&mut self, more: &Self) {
+        assert_eq!(self.len % BLOCK_ROWS, 0, "whole blocks");
+        self.blocks.extend(&more.blocks);
+        self.len += more.len;
+    }
+
+    /// The rows of one whole block of them.
+    pub(crate) fn block(&self, at: usize) -> Self {
+        Self {
+            blocks: vec![self.blocks[at]],
+            len: BLOCK_ROWS,
+        }
+    }
+
+    /// The rows behind the first `blocks` blocks.
+    pub(crate) fn behind(mut self, blocks: usize) -> Self {
+        self.blocks.drain(..blocks);
+        self.len -= (blocks * BLOCK_ROWS).min(self.len);
+        self
+    }
+
     /// Where some of them lie in the cache, a range a block.
     ///
     /// # Panics

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use lowrank::Workspace;
 use lowrank::generate::{
-    BeamOptions, Continuation, Finish, GenerateOptions, PromptIds, Sampling, beam_search, generate,
+    BeamOptions, Continuation, Finish, GenerateOptions, Penalties, PromptIds, Sampling,
+    beam_search, generate,
 };
 use lowrank::model::{Adapter, AdapterSet, Decoder};
 use serde::Deserialize;
@@ -225,6 +226,8 @@ fn one_beam_is_greedy() {
             max_new_tokens: 12,
             sampling: Sampling::default(),
             no_repeat_ngram_size,
+            penalties: Penalties::NONE,
+            logit_bias: Vec::new(),
             stop_ids: Vec::new(),
         };
         let (adapters, ws) = (AdapterSet::new(&set), Workspace::new());
@@ -251,6 +254,8 @@ fn draws_do_not_repeat_either() {
             ..Sampling::default()
         },
         no_repeat_ngram_size: 1,
+        penalties: Penalties::NONE,
+        logit_bias: Vec::new(),
         stop_ids: Vec::new(),
     };
     let prompt = PromptIds {

@@ -1,7 +1,9 @@
 //! Continuations: the cache changes nothing, prompts of a batch don't meet, and every end has its reason.
 
 use lowrank::Workspace;
-use lowrank::generate::{Continuation, Finish, GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::generate::{
+    Continuation, Finish, GenerateOptions, Penalties, PromptIds, Sampling, generate,
+};
 use lowrank::model::{Adapter, AdapterSet, Decoder};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, ids, logits};
@@ -12,9 +14,12 @@ const GREEDY: GenerateOptions = GenerateOptions {
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
+        min_p: 0.0,
         seed: 42,
     },
     no_repeat_ngram_size: 0,
+    penalties: Penalties::NONE,
+    logit_bias: Vec::new(),
     stop_ids: Vec::new(),
 };
 
@@ -186,6 +191,7 @@ fn draws_follow_their_seed() {
                 temperature: 1.0,
                 top_k: 50,
                 top_p: 0.95,
+                min_p: 0.0,
                 seed,
             },
             ..GREEDY

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lowrank::Workspace;
+use lowrank::base::{BUILTIN, Base, DType};
 use lowrank::generate::{
-    BeamOptions, Continuation, Decoding, Finish, GenerateOptions, NoRoom, Request, RequestId,
-    Sampling, Strategy,
+    BeamOptions, Constraint, Continuation, Decoding, Finish, GenerateOptions, LogProbs, NoRoom,
+    Request, RequestId, Sampling, Strategy,
 };
-use lowrank::model::{Adapter, Decoder};
+use lowrank::model::{Adapter, BLOCK_ROWS, Decoder};
 use lowrank::tuning::bitfit;
 
 use super::common::{adapter, all_linear, decoder, ids};
@@ -35,12 +36,17 @@ pub(crate) fn sample(
                 temperature: [0.0, 0.7, 1.3][seed as usize % 3],
                 top_k: [0, 5][seed as usize % 2],
                 top_p: [1.0, 0.9][seed as usize / 2 % 2],
+                min_p: 0.0,
                 seed,
             },
             no_repeat_ngram_size: [0, 0, 2][seed as usize / 3 % 3],
-            stop_ids: Vec::new(),
+            ..GenerateOptions::default()
         }),
-        log_probs: true,
+        log_probs: LogProbs {
+            made: true,
+            ..LogProbs::default()
+        },
+        cache_key: None,
     }
 }
 
@@ -217,4 +223,155 @@ fn a_log_probability_is_that_of_the_models_own_distribution() {
         text.push(*id);
     }
     assert_eq!(answer.log_probs.len(), answer.continuation.ids.len());
+}
+
+/// Runs one request to its end; how much of its prompt was there before.
+fn run_one(
+    session: &mut Decoding<'_, Arc<Adapter>>,
+    request: &Request<Arc<Adapter>>,
+) -> (Answer, usize) {
+    let id = session.admit(request.clone()).expect("room");
+    let cached = session.cached_tokens(id).expect("it is under way");
+    let mut collected = Collected::default();
+    while !session.is_empty() {
+        collected.step(session);
+    }
+    (collected.answers.remove(&id).expect("an end"), cached)
+}
+
+#[test]
+fn prompts_that_begin_alike_share_their_blocks_and_keep_their_bits() {
+    let base = Base::load(BUILTIN, DType::Bf16).expect("the built-in model");
+    let model = base.decoder;
+    let ws = Workspace::new();
+    let long = ids(3 * BLOCK_ROWS + 5, 1);
+    let request = |ends: &[u32], key: u128| Request {
+        cache_key: Some(key),
+        ..sample([&long, ends].concat(), None, 3)
+    };
+    let mut session = Decoding::new(&model, 9, &ws);
+    let first = request(&[1, 2], 7);
+    assert_eq!(run_one(&mut session, &first), (alone(&model, &first), 0));
+    assert_eq!((session.free_blocks(), session.kept_blocks()), (9, 3));
+    let second = request(&[3], 7);
+    let found = run_one(&mut session, &second);
+    assert_eq!(found, (alone(&model, &second), 3 * BLOCK_ROWS));
+    // Another key has nothing of it, and one token is always left to read.
+    assert_eq!(run_one(&mut session, &request(&[3], 8)).1, 0);
+    let whole = Request {
+        prompt: long[..3 * BLOCK_ROWS].to_vec(),
+        ..request(&[], 7)
+    };
+    let found = run_one(&mut session, &whole);
+    assert_eq!(found, (alone(&model, &whole), 2 * BLOCK_ROWS));
+    // What was used longest ago makes way: the last block of the first key, which the last request did not use.
+    assert_eq!(session.kept_blocks(), 6);
+    let other = Request {
+        cache_key: None,
+        ..sample(ids(4 * BLOCK_ROWS - 20, 4), None, 3)
+    };
+    assert_eq!(run_one(&mut session, &other).0, alone(&model, &other));
+    assert_eq!(session.kept_blocks(), 5);
+    assert_eq!(run_one(&mut session, &request(&[9], 8)).1, 3 * BLOCK_ROWS);
+    assert_eq!(run_one(&mut session, &second).1, 2 * BLOCK_ROWS);
+    session.forget(7);
+    assert_eq!(run_one(&mut session, &second).1, 0);
+    assert_eq!(session.free_blocks(), 9);
+}
+
+#[test]
+fn a_prompt_is_scored_and_nothing_made_of_it() {
+    let model = decoder("llama");
+    let ws = Workspace::new();
+    let prompt = ids(40, 6);
+    let request = |max_new_tokens, prompt_rows: usize| {
+        let wanted = Request {
+            log_probs: LogProbs {
+                made: true,
+                prompt: true,
+                top: 2,
+            },
+            ..Request::new(
+                prompt.clone(),
+                None::<Arc<Adapter>>,
+                Strategy::Sample(GenerateOptions::greedy(max_new_tokens, &[])),
+            )
+        };
+        let mut session = Decoding::with_room_for(&model, std::slice::from_ref(&wanted), &ws)
+            .with_prompt_rows(prompt_rows);
+        session.admit(wanted).expect("room");
+        let (mut read, mut made, mut finish) = (Vec::new(), Vec::new(), None);
+        while !session.is_empty() {
+            for one in session.step() {
+                read.extend(one.read);
+                made.extend(one.token);
+                finish = one.finished.map(|end| end.finish);
+            }
+        }
+        (read, made, finish)
+    };
+    let (read, made, finish) = request(0, usize::MAX);
+    assert_eq!((made.len(), finish), (0, Some(Finish::Length)));
+    let scored: Vec<u32> = read.iter().map(|token| token.id).collect();
+    assert_eq!(scored, prompt[1..]);
+    // What is made and what is read have one scale: the greedy token of the prompt's first half is the likeliest one there.
+    let (again, made, _) = request(1, 7);
+    assert_eq!(again, read);
+    assert_eq!(made[0].log_prob, Some(made[0].top[0].1));
+    assert!(read.iter().all(|token| token.top.len() == 2
+        && token.log_prob <= Some(token.top[0].1)
+        && token.log_prob < Some(0.0)));
+}
+
+/// Allows even tokens, so many of them.
+struct Even(usize);
+
+impl Constraint for Even {
+    fn restrict(&mut self, logits: &mut [f32]) {
+        for logit in logits.iter_mut().skip(1).step_by(2) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+
+    fn accept(&mut self, token: u32) {
+        assert_eq!(token % 2, 0);
+        self.0 -= 1;
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[test]
+fn a_grammar_is_followed_and_ends_its_text() {
+    let model = decoder("llama");
+    let ws = Workspace::new();
+    let requests = [0, 1, 2].map(|seed| Request {
+        search: Strategy::Sample(GenerateOptions {
+            max_new_tokens: 20,
+            sampling: Sampling {
+                temperature: seed as f32,
+                seed,
+                ..Sampling::default()
+            },
+            ..GenerateOptions::default()
+        }),
+        ..sample(ids(9, seed as u32), None, 0)
+    });
+    let mut session = Decoding::with_room_for(&model, &requests, &ws);
+    for request in &requests {
+        let id = session.admit(request.clone()).expect("room");
+        session.constrain(id, Box::new(Even(5)));
+    }
+    let mut collected = Collected::default();
+    while !session.is_empty() {
+        collected.step(&mut session);
+    }
+    assert_eq!(collected.answers.len(), 3);
+    for answer in collected.answers.values() {
+        assert_eq!(answer.continuation.finish, Finish::Stop);
+        assert_eq!(answer.continuation.ids.len(), 5);
+        assert!(answer.continuation.ids.iter().all(|id| id % 2 == 0));
+    }
 }

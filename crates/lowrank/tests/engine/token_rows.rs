@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use lowrank::base::{Base, Source};
-use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::generate::{GenerateOptions, Penalties, PromptIds, Sampling, generate};
 use lowrank::merge::F32_LIMIT;
 use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, WeightId};
 use lowrank::objective::{self, NextToken};
@@ -190,6 +190,8 @@ fn each_row_of_a_batch_has_its_own_adapters_rows_to_the_bit() {
             max_new_tokens: 10,
             sampling: Sampling::default(),
             no_repeat_ngram_size: 0,
+            penalties: Penalties::NONE,
+            logit_bias: Vec::new(),
             stop_ids: Vec::new(),
         };
         let ws = Workspace::new();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use lowrank::data::Example;
-use lowrank::generate::{Finish, GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::generate::{Finish, GenerateOptions, Penalties, PromptIds, Sampling, generate};
 use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, PassOptions, Recompute, Saving};
 use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, evaluate, shared_batch_of};
@@ -210,6 +210,8 @@ fn text_makes_virtual_tokens_of_real_ones() {
 fn the_cache_holds_virtual_tokens_of_several_adapters() {
     let greedy = GenerateOptions {
         no_repeat_ngram_size: 0,
+        penalties: Penalties::NONE,
+        logit_bias: Vec::new(),
         max_new_tokens: 8,
         sampling: Sampling::default(),
         stop_ids: Vec::new(),
@@ -261,6 +263,8 @@ fn virtual_tokens_take_room_of_the_context() {
     assert_eq!(model.config().max_position_embeddings, 40);
     let greedy = GenerateOptions {
         no_repeat_ngram_size: 0,
+        penalties: Penalties::NONE,
+        logit_bias: Vec::new(),
         max_new_tokens: 10,
         sampling: Sampling::default(),
         stop_ids: Vec::new(),

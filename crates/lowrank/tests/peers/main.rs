@@ -14,7 +14,7 @@ use cases::{
 use common::{Comparison, Golden};
 use lowrank::DType;
 use lowrank::data::Example;
-use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::generate::{GenerateOptions, Penalties, PromptIds, Sampling, generate};
 use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Weights};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, optimizer_step};
 use lowrank::tuning::lora::{self, InitLoraWeights};
@@ -231,6 +231,8 @@ impl Case {
             max_new_tokens: 12,
             sampling: Sampling::default(),
             no_repeat_ngram_size: 0,
+            penalties: Penalties::NONE,
+            logit_bias: Vec::new(),
             stop_ids: Vec::new(),
         };
         let together = generate(

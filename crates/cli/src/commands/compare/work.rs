@@ -556,9 +556,7 @@ fn first_token(model: &Decoder, adapter: Option<&Adapter>) {
     };
     let options = GenerateOptions {
         max_new_tokens: 1,
-        sampling: Sampling::default(),
-        no_repeat_ngram_size: 0,
-        stop_ids: Vec::new(),
+        ..GenerateOptions::default()
     };
     let ws = Workspace::new();
     generate(
