@@ -1,1 +1,3 @@
 //! Many adapters on one base model, behind OpenAI's API.
+
+pub mod grammar;
