@@ -41,6 +41,7 @@ use llguidance::toktrie::SimpleVob;
 use lowrank::generate::Constraint;
 use serde_json::Value;
 
+pub(crate) use schema::move_references;
 pub use vocabulary::Vocabulary;
 
 /// Why there is no grammar.

@@ -248,7 +248,7 @@ pub(super) fn locate(
 }
 
 /// Makes a schema's references to its own parts right for a new place: `#/$defs/name`.
-fn move_references(schema: &mut Value, place: &str) {
+pub(crate) fn move_references(schema: &mut Value, place: &str) {
     match schema {
         Value::Object(map) => {
             for (key, value) in map {

@@ -5,6 +5,7 @@ use lowrank::data::Tokenizer;
 use serde_json::json;
 
 use super::*;
+use crate::tools::{self, ToolChoice, ToolForm};
 
 fn tokenizer() -> Tokenizer {
     Source::find(BUILTIN).unwrap().tokenizer().unwrap()
@@ -561,6 +562,62 @@ fn expressions_and_grammars_are_followed() {
     assert!(error(vocabulary.lark("")).starts_with("the grammar cannot be followed"));
     assert!(error(vocabulary.regex(&"(".repeat(100))).contains("nested too deeply at byte 64"));
     assert!(error(vocabulary.regex(&"a".repeat(100_000))).contains("has 100000 bytes"));
+}
+
+#[test]
+fn forced_calls_are_found_again() {
+    let tokenizer = tokenizer();
+    let vocabulary = vocabulary();
+    let tools: Vec<tools::Tool> = serde_json::from_value(json!([
+        {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "required": ["city"],
+            "properties": {"city": {"$ref": "#/$defs/City"}}, "$defs": {"City": {"type": "string", "maxLength": 6}}}}},
+        {"type": "function", "function": {"name": "now"}},
+    ]))
+    .unwrap();
+    for form in [ToolForm::Hermes, ToolForm::Llama, ToolForm::Mistral] {
+        let mut most = 0;
+        for seed in 0..20 {
+            let choice = match seed % 3 {
+                0 => ToolChoice::Named("weather".into()),
+                _ => ToolChoice::Required,
+            };
+            let framed = tools::forced(form, &tools, &choice, seed % 3 == 1).unwrap();
+            let grammar = vocabulary.framed(&framed.unwrap()).unwrap();
+            let text = generate(&tokenizer, grammar, seed, 150);
+            let parsed = tools::parse(form, &tools, seed, &text);
+            assert_eq!(parsed.content, None, "{text}");
+            most = most.max(parsed.calls.len());
+            assert!(
+                parsed.calls.len() == 1 || seed % 3 == 1 && !parsed.calls.is_empty(),
+                "{text}"
+            );
+            for call in &parsed.calls {
+                let arguments: Value = serde_json::from_str(&call.function.arguments).unwrap();
+                assert_eq!(
+                    arguments.get("city").is_some(),
+                    call.function.name == "weather"
+                );
+                assert!(seed % 3 != 0 || call.function.name == "weather");
+            }
+        }
+        assert!(most > 1, "{form:?} never calls twice");
+    }
+}
+
+#[test]
+fn a_tools_schema_that_cannot_be_followed_names_the_tool() {
+    let tools: Vec<tools::Tool> =
+        serde_json::from_value(json!([{"type": "function", "function": {"name": "weather",
+        "parameters": {"properties": {"city": {"not": {}}}}}}]))
+        .unwrap();
+    let framed = tools::forced(ToolForm::Hermes, &tools, &ToolChoice::Required, true);
+    let error = vocabulary().framed(&framed.unwrap().unwrap()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("at #/$defs/weather/properties/city:"),
+        "{error}"
+    );
 }
 
 #[test]
