@@ -645,9 +645,8 @@ fn markers_that_are_special_tokens_are_forced_as_such() {
     assert!(grammar.may_end());
 }
 
-/// `cargo test -p lowrank-serve the_cost -- --ignored --nocapture`
+/// `cargo test -p lowrank-serve the_cost -- --nocapture` shows it.
 #[test]
-#[ignore = "measures"]
 #[expect(clippy::print_stdout, reason = "a measurement is to be read")]
 fn the_cost_of_a_token() {
     let mut draws = Draws(1);
@@ -691,5 +690,7 @@ fn the_cost_of_a_token() {
             "built {built:?}; {count} tokens, mean {:.0} us, most {most:.0} us",
             all / count as f64
         );
+        // Far above what it takes, since machines that run tests are busy.
+        assert!(all / (count as f64) < 20_000.0);
     }
 }
