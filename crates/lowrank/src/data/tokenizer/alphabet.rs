@@ -40,26 +40,27 @@ impl ByteAlphabet {
     }
 
     pub(super) fn text_of(&self, token: &str) -> String {
-        match self {
+        readable(&self.bytes_of(token))
+    }
+
+    /// The bytes that a token of the vocabulary stands for. One that the alphabet could not have written stands for itself.
+    pub(super) fn bytes_of(&self, token: &str) -> Vec<u8> {
+        let bytes: Option<Vec<u8>> = match self {
             Self::Printable(alphabet) => {
                 let byte = |c: char| alphabet.iter().position(|known| *known == c as u32);
-                match token.chars().map(byte).collect::<Option<Vec<usize>>>() {
-                    Some(bytes) => {
-                        readable(&bytes.iter().map(|byte| *byte as u8).collect::<Vec<u8>>())
-                    }
-                    None => token.to_owned(),
-                }
+                token.chars().map(|c| byte(c).map(|at| at as u8)).collect()
             }
             Self::SentencePiece => {
                 let byte = token
                     .strip_prefix("<0x")
                     .and_then(|rest| rest.strip_suffix('>'));
                 match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => readable(&[byte]),
-                    None => token.replace('▁', " "),
+                    Some(byte) => Some(vec![byte]),
+                    None => Some(token.replace('▁', " ").into_bytes()),
                 }
             }
-        }
+        };
+        bytes.unwrap_or_else(|| token.as_bytes().to_vec())
     }
 }
 

@@ -406,6 +406,20 @@ impl Tokenizer {
         self.bytes.text_of(&token)
     }
 
+    /// The bytes that a token adds to a text: of an added token its content. None for ids outside the vocabulary.
+    ///
+    /// One token may be a part of a character. What the decoder does to a text as a whole, such as leaving out the space at
+    /// its beginning, is not seen here.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        let added = self.inner.get_added_vocabulary();
+        Some(if added.simple_id_to_token(id).is_some() {
+            token.into_bytes()
+        } else {
+            self.bytes.bytes_of(&token)
+        })
+    }
+
     /// The token that ends an answer; an encoder that names none has its separator here.
     pub fn eos_id(&self) -> u32 {
         self.eos

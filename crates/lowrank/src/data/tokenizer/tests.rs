@@ -49,6 +49,24 @@ fn tokens_are_shown_with_their_spaces_and_bytes() {
 }
 
 #[test]
+fn the_bytes_of_tokens_are_those_of_the_text() {
+    let text = " hello é 👍🏽\n\u{7f}";
+    for tokenizer in [fixture::tokenizer(), fixture::sentence_piece()] {
+        let ids = tokenizer.encode(text, false).unwrap();
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|id| tokenizer.token_bytes(*id).unwrap())
+            .collect();
+        let found = String::from_utf8(bytes).unwrap();
+        assert_eq!(found.trim_start(), text.trim_start());
+        assert_eq!(tokenizer.token_bytes(9999), None);
+    }
+    let tokenizer = fixture::tokenizer();
+    let end = tokenizer.token_id("<|im_end|>").unwrap();
+    assert_eq!(tokenizer.token_bytes(end).unwrap(), b"<|im_end|>");
+}
+
+#[test]
 fn a_beginning_is_added_where_the_tokenizer_does() {
     let plain = fixture::tokenizer();
     assert!(!plain.adds_bos());
