@@ -1,12 +1,13 @@
 //! The files of the built-in model and its tasks, all but the weights.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::corpus::{END_OF_TEXT, TURN_END};
+use crate::corpus::{END_OF_TEXT, GRAMMAR, TURN_END};
 use crate::tasks::{SPLITS, TASKS, rows};
 use crate::tokenizer::{self, CONTEXT, PADDING, SPECIALS, VOCABULARY};
 
@@ -47,7 +48,15 @@ pub fn files() -> Result<Vec<(PathBuf, String)>> {
             ));
         }
     }
+    files.push((Path::new("tasks").join("words.txt"), words()));
     Ok(files)
+}
+
+/// The names, animals, things and places of the corpus, one a line in alphabetical order.
+fn words() -> String {
+    let tables = ["child", "animal", "thing", "place"];
+    let words: BTreeSet<_> = tables.iter().flat_map(|t| GRAMMAR.nouns(t)).collect();
+    words.iter().flat_map(|word| [word, "\n"]).collect()
 }
 
 /// Writes the files below `root`, or with `check` only compares them.

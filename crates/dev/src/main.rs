@@ -29,7 +29,7 @@ enum Command {
         #[arg(long, default_value = "target/builtin-model")]
         output: PathBuf,
         /// Optimizer steps
-        #[arg(long, default_value_t = 2400)]
+        #[arg(long, default_value_t = 8000)]
         steps: u64,
         /// Go on with the run in that folder
         #[arg(long)]

@@ -3,18 +3,25 @@
 //! Documents of the corpus are written one after another, each with its end token, and cut into rows of equal length;
 //! every token but a row's first is a label. The run is an ordinary full training, so its folder has the usual files, and
 //! an interrupted run goes on with `--resume`.
+//!
+//! The tasks need a model that copies words from its prompt. From plain random values the heads that copy take tens of
+//! thousands of steps to form, so the attention begins where they are near: see [`start_near_copying`].
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
 use lowrank::base::{Network, Source};
 use lowrank::data::Example;
-use lowrank::model::{Decoder, families};
+use lowrank::model::{
+    Decoder, LinearId, LinearKind, ModelConfig, Part, WeightId, Weights, families,
+};
 use lowrank::train::{
     BaseDtype, Event, Observer, Rows, SchedulerType, TrainConfig, Trained, Trainer,
 };
 use lowrank::tuning::{Method, full};
+use lowrank::{DType, Tensor};
 
 use crate::builtin::FOLDER;
 use crate::corpus::{END_OF_TEXT, corpus};
@@ -26,6 +33,10 @@ const BATCH: usize = 8;
 /// Rows kept back to see how well unseen text is predicted.
 const HELD_OUT: usize = 64;
 const SEED: u64 = 42;
+/// Standard deviation of the embedding's first values.
+const EMBEDDING_SPREAD: f32 = 0.05;
+/// How much of a value's own direction the output projection gives back at first.
+const GIVEN_BACK: f32 = 0.7;
 
 /// Pretrains for `steps` steps in `output` and puts the weights where the library takes them from.
 ///
@@ -37,7 +48,7 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
     let tokenizer = source.tokenizer()?;
     let rows = rows(&tokenizer, steps as usize * BATCH + HELD_OUT)?;
     let (held_out, rows) = rows.split_at(HELD_OUT);
-    let weights = full::random_weights(config, 0.02, SEED)?;
+    let weights = start_near_copying(&full::random_weights(config, EMBEDDING_SPREAD, SEED)?)?;
     let adapter = full::inject(&weights);
     let network = Network {
         decoder: Decoder::new(weights),
@@ -74,11 +85,11 @@ pub fn pretrain(root: &Path, output: &Path, steps: u64, resume: bool) -> Result<
 
 fn settings(output: &Path, steps: u64) -> TrainConfig {
     TrainConfig {
-        learning_rate: 2e-3,
+        learning_rate: 3e-3,
         lr_scheduler_type: SchedulerType::Cosine,
         warmup_steps: 40,
         weight_decay: 0.1,
-        adam_beta2: 0.99,
+        adam_beta2: 0.95,
         batch_size: BATCH,
         max_steps: Some(steps),
         shuffle: false,
@@ -87,6 +98,61 @@ fn settings(output: &Path, steps: u64) -> TrainConfig {
         save_total_limit: Some(2),
         base_dtype: BaseDtype::Bf16,
         ..TrainConfig::new(Method::Full, "builtin:tiny", "corpus", output)
+    }
+}
+
+/// The weights with an attention that is inclined to find a token's earlier occurrence and to copy what it finds.
+///
+/// Each key projection becomes the first query projection of its group, so that a head looks for what is like its own
+/// token; each output projection becomes [`GIVEN_BACK`] times its value projection transposed, so that what a head
+/// reads arrives in the direction it came from. After "Mimetic Initialization of Self-Attention Layers" (Trockman and
+/// Kolter, 2023), which gives pretrained models' products of these matrices such diagonals from the start.
+fn start_near_copying(random: &Weights) -> Result<Weights> {
+    let config = random.config().clone();
+    let mut tensors = HashMap::new();
+    for (id, (rows, cols)) in config.weights() {
+        let values = match id {
+            WeightId::Linear(linear, Part::Weight) => mimetic(random, &config, linear),
+            _ => None,
+        };
+        let values = values.unwrap_or_else(|| random.view(id).to_vec());
+        tensors.insert(id, Tensor::from_f32(rows, cols, values));
+    }
+    Ok(Weights::from_tensors(config, tensors, DType::F32)?)
+}
+
+/// The first values of a key or an output projection, row by row; nothing for the other linears, which stay random.
+fn mimetic(random: &Weights, config: &ModelConfig, linear: LinearId) -> Option<Vec<f32>> {
+    let of = |kind| {
+        let id = LinearId { kind, ..linear };
+        random.view(WeightId::Linear(id, Part::Weight)).to_vec()
+    };
+    let (width, head) = (config.hidden_size, config.head_size);
+    let group = config.num_attention_heads / config.num_key_value_heads;
+    match linear.kind {
+        LinearKind::K => {
+            let queries = of(LinearKind::Q);
+            let groups = queries.chunks_exact(group * head * width);
+            Some(
+                groups
+                    .flat_map(|heads| heads[..head * width].to_vec())
+                    .collect(),
+            )
+        }
+        LinearKind::O => {
+            let values = of(LinearKind::V);
+            let columns = config.num_attention_heads * head;
+            let value = |row: usize, column: usize| {
+                let of_group = column / head / group * head + column % head;
+                GIVEN_BACK * values[of_group * width + row]
+            };
+            Some(
+                (0..width * columns)
+                    .map(|at| value(at / columns, at % columns))
+                    .collect(),
+            )
+        }
+        _ => None,
     }
 }
 

@@ -86,6 +86,15 @@ pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report"
 #[cfg(not(feature = "builtin-model"))]
 pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[];
 
+/// The names, animals, things and places that the built-in tasks' rows are about, one a line: a row's completion takes those
+/// of its prompt.
+#[cfg(feature = "builtin-model")]
+pub const BUILTIN_WORDS: &str = include_str!("../builtin/tasks/words.txt");
+
+/// The words of the built-in tasks, of which there are none without the feature `builtin-model`.
+#[cfg(not(feature = "builtin-model"))]
+pub const BUILTIN_WORDS: &str = "";
+
 /// Writes the rows of a built-in task into a folder, which is made where it is not there: `train.jsonl`, `valid.jsonl` and
 /// `test.jsonl`.
 ///

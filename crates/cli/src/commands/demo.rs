@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use lowrank::Unfinished;
-use lowrank::base::{BUILTIN, BUILTIN_TASKS, Base, Source, write_builtin_task};
+use lowrank::base::{BUILTIN, BUILTIN_TASKS, BUILTIN_WORDS, Base, Source, write_builtin_task};
 use lowrank::data::{DataOptions, Dataset, Split, load_prompts};
 use lowrank::generate::{GenerateOptions, PromptIds, generate};
 use lowrank::merge::{MergeOptions, merge, passages};
@@ -27,8 +27,8 @@ use crate::output::Output;
 use crate::progress::Mode;
 use crate::table::{Align, Facts, Table, bold, dim};
 
-/// Optimizer steps of each task.
-const STEPS: u64 = 240;
+/// Optimizer steps of each task: enough that a prompt's names and things arrive in the text.
+const STEPS: u64 = 720;
 /// Prompts of each task that are shown.
 const SAMPLES: usize = 2;
 
@@ -67,7 +67,45 @@ struct Task {
     loss_after: f64,
     swap_seconds: f64,
     merge_logit_difference: f32,
+    carried: Carried,
     samples: Vec<Sample>,
+}
+
+/// How many names, animals, things and places of the test prompts arrive in the text, of those that the references take.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Carried {
+    expected: usize,
+    base: usize,
+    adapter: usize,
+}
+
+impl Carried {
+    /// Adds one prompt's words.
+    fn add(&mut self, sample: &Sample) {
+        let reference = sample.reference.as_deref().unwrap_or_default();
+        let words = BUILTIN_WORDS.lines();
+        for word in words.filter(|word| has(&sample.prompt, word) && has(reference, word)) {
+            self.expected += 1;
+            self.base += usize::from(has(&sample.base, word));
+            self.adapter += usize::from(has(&sample.adapter, word));
+        }
+    }
+
+    /// A share in percent; nothing was lost where nothing was to be carried.
+    fn percent(self, arrived: usize) -> f64 {
+        match self.expected {
+            0 => 100.0,
+            expected => 100.0 * arrived as f64 / expected as f64,
+        }
+    }
+}
+
+/// Whether a text has a word, or several in a row, as words of its own.
+fn has(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
+    })
 }
 
 /// A prompt with what follows it.
@@ -200,6 +238,12 @@ fn measure(
         &output,
     ))?;
     let weights = adapter_folder.join("adapter_model.safetensors");
+    let mut samples = samples(base, &data, &loaded, &ws)?;
+    let mut carried = Carried::default();
+    for sample in &samples {
+        carried.add(sample);
+    }
+    samples.truncate(SAMPLES);
     Ok(Task {
         name,
         trainable_parameters: outcome.trainable_parameters,
@@ -212,21 +256,19 @@ fn measure(
         loss_after: after.mean(),
         swap_seconds,
         merge_logit_difference: merged.max_logit_difference,
-        samples: samples(base, &data, &loaded, &ws)?,
+        carried,
+        samples,
     })
 }
 
-/// The first test prompts, continued by the base and by the adapter in one batch.
+/// All test prompts, continued by the base and by the adapter in one batch.
 fn samples(
     base: &Base,
     data: &Path,
     loaded: &Loaded,
     ws: &Workspace,
 ) -> anyhow::Result<Vec<Sample>> {
-    let rows: Vec<_> = load_prompts(data, Split::Test, &base.tokenizer)?
-        .into_iter()
-        .take(SAMPLES)
-        .collect();
+    let rows = load_prompts(data, Split::Test, &base.tokenizer)?;
     let prompts: Vec<PromptIds> = rows
         .iter()
         .flat_map(|row| [None, Some(0)].map(|adapter| PromptIds::new(row.ids.clone(), adapter)))
@@ -293,6 +335,12 @@ fn text(demo: &Demo, output: &Output) -> String {
     row("held-out loss, adapter", &|task| {
         format!("{:.3}", task.loss_after)
     });
+    row("names and things carried over, base", &|task| {
+        format!("{:.1} %", task.carried.percent(task.carried.base))
+    });
+    row("names and things carried over, adapter", &|task| {
+        format!("{:.1} %", task.carried.percent(task.carried.adapter))
+    });
     row("swap to it (read and check)", &|task| {
         time(task.swap_seconds)
     });
@@ -332,4 +380,26 @@ fn text(demo: &Demo, output: &Output) -> String {
     };
     out.extend([time(demo.seconds).as_str(), " in all; ", &kept, "\n"]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted_where_prompt_and_reference_have_them() {
+        let mut carried = Carried::default();
+        let mut add = |base: &str, adapter: &str| {
+            carried.add(&Sample {
+                prompt: "name: Tom | animal: cat | thing: toy boat | text:".into(),
+                base: base.into(),
+                adapter: adapter.into(),
+                reference: Some("Tom's cat took the toy boat.".into()),
+            });
+        };
+        add("the catalog", "Tom and the cats had a toy boat");
+        add("Tomorrow", "Tom's dog took the toy train.");
+        assert_eq!((carried.expected, carried.base, carried.adapter), (6, 0, 3));
+        assert!((carried.percent(carried.adapter) - 50.0).abs() < 1e-9);
+    }
 }

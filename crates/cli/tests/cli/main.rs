@@ -3,6 +3,7 @@
 mod bad_input;
 mod classify;
 mod compare;
+mod demo;
 mod ends;
 mod hub;
 mod misuse;

@@ -147,6 +147,12 @@ impl Grammar {
         self.texts.iter().filter(move |text| text.kind == kind)
     }
 
+    /// What the rows of a table are called: the cells of its first column.
+    pub(crate) fn nouns(&self, table: &str) -> impl Iterator<Item = &str> {
+        let rows = self.tables.get(table).into_iter();
+        rows.flat_map(|table| table.rows.iter().map(|row| row[0].as_str()))
+    }
+
     fn heading(&mut self, section: Section, line: &str) -> Result<Section, String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         if let Some(&(_, kind)) = KINDS.iter().find(|(name, _)| *name == word) {

@@ -6,7 +6,7 @@
 //! are written in is described in `grammar.rs`.
 //!
 //! A document is one of
-//! - a story in the past tense (most of them), sometimes of two stories;
+//! - a story in the past tense (two in five), sometimes of two stories;
 //! - a description in the present tense;
 //! - a few sentences with a question and its answer;
 //! - a conversation in ChatML, often about a story and then about what happened in it;
@@ -58,12 +58,12 @@ pub fn corpus(seed: u64, count: u64) -> impl Iterator<Item = String> {
 
 fn document(random: &mut Random) -> String {
     match random.below(100) {
-        0..50 => tell_story(random).told,
-        50..53 => format!("{}\n\n{}", tell_story(random).told, tell_story(random).told),
-        53..62 => tell_any(Kind::Describe, random),
-        62..71 => several(2, random, |random| tell_any(Kind::Bit, random)),
-        71..85 => conversation(random),
-        85..92 => echo(random),
+        0..38 => tell_story(random).told,
+        38..41 => format!("{}\n\n{}", tell_story(random).told, tell_story(random).told),
+        41..49 => tell_any(Kind::Describe, random),
+        49..58 => several(2, random, |random| tell_any(Kind::Bit, random)),
+        58..80 => conversation(random),
+        80..90 => echo(random),
         _ => {
             let text = any(Kind::Cards, random);
             several(3, random, |random| tell(text, random))
@@ -136,7 +136,7 @@ fn echo(random: &mut Random) -> String {
 }
 
 fn conversation(random: &mut Random) -> String {
-    let told = if random.chance(55) {
+    let told = if random.chance(45) {
         let Story {
             told,
             about,
@@ -204,7 +204,7 @@ mod tests {
         // They change whenever a word of the corpus does; then the built-in model should be trained anew.
         assert_eq!(
             (stories, documents),
-            (0xE562_FFEC_63DD_910F, 0xD292_6215_42FD_A7B0),
+            (0xE562_FFEC_63DD_910F, 0xDAC4_9F86_6066_D002),
             "{stories:#018X}, {documents:#018X}"
         );
     }

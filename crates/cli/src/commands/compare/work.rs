@@ -12,7 +12,7 @@ use lowrank::bench;
 use lowrank::classify::predict;
 use lowrank::compare::{Cost, SeedResult};
 use lowrank::data::{Example, Split, count_rows, split_file};
-use lowrank::generate::{GenerateOptions, PromptIds, Sampling, generate};
+use lowrank::generate::{GenerateOptions, PromptIds, generate};
 use lowrank::model::{Adapter, Decoder};
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
 use lowrank::train::{TrainConfig, split_columns};
