@@ -145,7 +145,8 @@ function makeRow(id) {
   };
   const stateNode = el("span", { class: "state" });
   const error = el("p", { class: "problem", hidden: true });
-  const pin = el("button", { type: "button", class: "quiet", onclick: () => setPinned(id) });
+  const stateCell = cell("State", {}, stateNode, error);
+  const pin = el("button", { type: "button", class: "quiet pin", onclick: () => setPinned(id) });
   const unload = el("button", { type: "button", class: "quiet", text: "Unload", "aria-label": `Unload ${id}`, onclick: () => askUnload(id) });
   const chat = el("a", { class: "button quiet", href: `#chat/${encodeURIComponent(id)}`, text: "Chat", "aria-label": `Chat with ${id}` });
   const node = el(
@@ -153,10 +154,10 @@ function makeRow(id) {
     { role: "row", "data-id": id },
     el("th", { scope: "row", role: "rowheader", class: "name" }, id),
     ...Object.values(cells),
-    cell("State", {}, stateNode, error),
+    stateCell,
     cell("", { class: "last" }, el("div", { class: "row-actions" }, chat, pin, unload)),
   );
-  return { node, cells, state: stateNode, error, pin };
+  return { node, cells, stateCell, state: stateNode, error, pin };
 }
 
 function fillRow(row, adapter) {
@@ -169,6 +170,7 @@ function fillRow(row, adapter) {
   row.cells.used.title = adapter.last_used ? moment(adapter.last_used) : "";
   setText(row.cells.requests, count(adapter.requests));
   stateText(row.state, word, tone);
+  row.stateCell.classList.toggle("failed", Boolean(adapter.error));
   showProblem(row.error, adapter.error ? { message: adapter.error } : null);
   setText(row.pin, adapter.pinned ? "Unpin" : "Pin");
   row.pin.setAttribute("aria-label", `${adapter.pinned ? "Unpin" : "Pin"} ${adapter.id}`);
@@ -177,9 +179,15 @@ function fillRow(row, adapter) {
 
 function showMemory(memory) {
   const text = memory.limit ? `${bytes(memory.used)} of ${bytes(memory.limit)} in memory` : `${bytes(memory.used)} in memory`;
-  const label = el("span", { text });
-  const meter = memory.limit ? el("meter", { max: memory.limit, value: memory.used, "aria-label": "Memory of adapters" }) : null;
-  $("adapters-memory").replaceChildren(...[meter, label].filter(Boolean));
+  const parts = [el("span", { text })];
+  if (memory.limit) {
+    const full = Math.min(100, Math.round((100 * memory.used) / memory.limit));
+    const bar = el("div");
+    bar.style.width = `${full}%`;
+    const label = "Share of the memory for adapters, in percent";
+    parts.unshift(el("div", { class: "meter", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": full, "aria-label": label }, bar));
+  }
+  $("adapters-memory").replaceChildren(...parts);
 }
 
 function openLoad() {

@@ -130,6 +130,7 @@ export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   let data = [];
+  let complete = false;
   try {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
@@ -144,7 +145,10 @@ export async function* events(response) {
         if (line !== "" || data.length === 0) continue;
         const text = data.join("\n");
         data = [];
-        if (text === "[DONE]") return;
+        if (text === "[DONE]") {
+          complete = true;
+          return;
+        }
         const event = JSON.parse(text);
         if (event.error) throw new ApiError(event.error.message ?? "The server stopped the stream.", event.error);
         yield event;
@@ -152,6 +156,16 @@ export async function* events(response) {
       if (done) return;
     }
   } finally {
-    reader.cancel().catch(() => {});
+    // Hanging up right behind the last event would look to the server like a client that left.
+    if (complete) drain(reader);
+    else reader.cancel().catch(() => {});
+  }
+}
+
+async function drain(reader) {
+  try {
+    while (!(await reader.read()).done);
+  } catch {
+    // The answer was whole already.
   }
 }

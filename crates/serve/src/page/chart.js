@@ -4,7 +4,7 @@ import { count, el, figure, setText } from "./parts.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 300;
-const EDGE = { left: 52, right: 14, top: 14, bottom: 40 };
+const EDGE = { left: 52, right: 24, top: 14, bottom: 40 };
 const SERIES = [
   { key: "train", name: "train" },
   { key: "valid", name: "validation" },
@@ -21,9 +21,11 @@ function svg(tag, attributes, text) {
 export function ticks(low, high, wanted) {
   const raw = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.999);
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.75);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
+  const last = Math.floor(high / step + 1e-9);
+  // `+ 0` turns -0 into 0.
+  for (let i = Math.ceil(low / step - 1e-9) + 0; i <= last; i += 1) found.push(i * step);
   return { step, values: found };
 }
 
@@ -140,7 +142,7 @@ export class LossChart {
       parts.push(svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y, y2: y }));
       parts.push(svg("text", { x: EDGE.left - 8, y: y + 4, "text-anchor": "end" }, loss.toFixed(Math.min(digits, 8))));
     }
-    const horizontal = ticks(0, scale.end, Math.max(2, Math.floor(scale.inner.width / 90)));
+    const horizontal = ticks(0, scale.end, Math.max(3, Math.floor(scale.inner.width / 90)));
     for (const step of horizontal.values.filter(Number.isInteger)) {
       const x = scale.x(step);
       parts.push(svg("line", { class: "axis", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));

@@ -132,7 +132,9 @@ async function run(exchange) {
     if (result.text) reply.tools.append(copyButton(() => exchange.text));
     speaker.finish(result.stopped ? " Stopped." : "");
   } catch (error) {
-    reply.node.append(el("p", { class: "problem", role: "alert", text: error.message }));
+    stream.flush();
+    reply.body.hidden = reply.body.textContent === "";
+    reply.body.after(el("p", { class: "problem", role: "alert", text: error.message }));
     setText(reply.stats, "No answer");
     speaker.finish();
   }

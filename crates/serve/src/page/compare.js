@@ -98,10 +98,16 @@ function paint() {
   SIDES.forEach((side, i) => {
     const parts = difference?.[side] ?? [{ text: results[i].text, common: true }];
     $(`compare-${side}-text`).replaceChildren(
-      ...parts.map((part) => (part.common ? document.createTextNode(part.text) : el("mark", { class: side, text: part.text }))),
+      ...parts.flatMap((part) => (part.common ? [part.text] : marked(part.text, side))),
     );
   });
   setText($("compare-summary"), summary(difference));
+}
+
+// The white space behind a word that differs is not part of the difference.
+function marked(text, side) {
+  const words = text.trimEnd();
+  return [el("mark", { class: side, text: words }), text.slice(words.length)];
 }
 
 function summary(difference) {

@@ -41,7 +41,7 @@ export function nameOf(job) {
 export async function show(id) {
   hide();
   const control = new AbortController();
-  shown = { id, job: null, control, events: new Map(), checkpoints: "", timer: 0, frame: 0 };
+  shown = { id, job: null, control, events: new Map(), checkpoints: "", timer: 0, frame: 0, refreshing: null };
   const mine = shown;
   chart.clear();
   $("job-facts").replaceChildren();
@@ -59,7 +59,7 @@ export async function show(id) {
     return;
   }
   if (!OVER.has(mine.job.status)) {
-    mine.timer = setInterval(() => refresh(mine, { patient: false }).catch(() => {}), REFRESH_MS);
+    mine.timer = setInterval(() => refreshOnce(mine), REFRESH_MS);
     follow(mine);
   }
   await history(mine);
@@ -87,6 +87,15 @@ async function refresh(mine, options = {}) {
   if (OVER.has(job.status)) clearInterval(mine.timer);
   drawJob(mine);
   drawCheckpoints(mine, checkpoints.data);
+}
+
+// Refreshes unless a refresh is on its way.
+function refreshOnce(mine) {
+  mine.refreshing ??= refresh(mine, { patient: false })
+    .catch(() => {})
+    .finally(() => {
+      mine.refreshing = null;
+    });
 }
 
 // All events that there are, newest first, page by page.
@@ -117,6 +126,8 @@ async function follow(mine) {
         if (mine !== shown) return;
         mine.events.set(event.id, event);
         soon(mine);
+        // Messages tell of a change, and metrics come only from a job that runs.
+        if (event.type !== "metrics" || mine.job.status !== "running") refreshOnce(mine);
       }
       await refresh(mine);
       if (OVER.has(mine.job.status)) return;
@@ -161,7 +172,7 @@ function drawProgress(mine) {
   }
   const parts = [`Step ${count(last.step)}${last.total_steps ? ` of ${count(last.total_steps)}` : ""}`];
   if (Number.isFinite(last.tokens_per_second)) parts.push(`${count(Math.round(last.tokens_per_second))} tokens/s`);
-  if (Number.isFinite(last.learning_rate)) parts.push(`learning rate ${last.learning_rate.toPrecision(3)}`);
+  if (Number.isFinite(last.learning_rate)) parts.push(`learning rate ${Number(last.learning_rate.toPrecision(3))}`);
   const left = timeLeft(mine, metrics);
   if (left !== null) parts.push(`about ${duration(left)} left`);
   setText($("job-progress-text"), parts.join(" · "));

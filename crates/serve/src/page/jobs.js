@@ -6,8 +6,8 @@ import * as job from "./job.js";
 import * as startJob from "./start.js";
 
 const REFRESH_MS = 4000;
-const COLUMNS = ["Job", "Status", "Model", "Trained tokens", "Created", "Took"];
-const NUMBERS = new Set(["Trained tokens", "Created", "Took"]);
+const COLUMNS = ["Job", "Status", "Model", "Trained tokens", "Created", "Time"];
+const NUMBERS = new Set(["Trained tokens", "Created", "Time"]);
 
 const rows = new Map();
 let timer = 0;
@@ -76,12 +76,12 @@ function makeRow(item) {
 }
 
 function fillRow(row, item) {
-  const [model, tokens, created, took] = row.cells;
+  const [model, tokens, created, time] = row.cells;
   setText(row.link, job.nameOf(item));
   stateText(row.status, ...job.statusOf(item));
   setText(model, item.model);
   setText(tokens, count(item.trained_tokens));
   setText(created, ago(item.created_at));
   created.title = moment(item.created_at);
-  setText(took, item.finished_at ? duration(item.finished_at - item.created_at) : "–");
+  setText(time, duration((item.finished_at ?? Date.now() / 1000) - item.created_at));
 }

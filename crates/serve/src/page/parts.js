@@ -74,7 +74,7 @@ export function ago(unix) {
 }
 
 export function moment(unix) {
-  return unix ? new Date(unix * 1000).toLocaleString() : NONE;
+  return unix ? new Date(unix * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : NONE;
 }
 
 // Messages.

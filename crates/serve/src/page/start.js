@@ -90,7 +90,7 @@ async function upload(file) {
     }
     setText(status, `${stored.filename} is uploaded.`);
   } catch (error) {
-    setText(status, "");
+    setText(status, "or drop one here.");
     showProblem($("start-error"), error);
   }
 }
