@@ -91,8 +91,9 @@ function replyParts(model) {
   const note = el("p", { class: "hint", hidden: true });
   const stats = el("p", { class: "stats", text: "Waiting for the first token" });
   const tools = el("div", { class: "tools" });
-  const node = el("div", { class: "turn assistant" }, el("h2", { text: model }), note, body);
-  node.append(el("div", { class: "foot" }, stats, tools));
+  // The figures stand above the text, where a growing text does not move them.
+  const head = el("div", { class: "reply-head" }, el("h2", { text: model }), stats);
+  const node = el("div", { class: "turn assistant" }, head, note, body, tools);
   return { node, body, note, stats, tools };
 }
 
@@ -135,7 +136,7 @@ async function run(exchange) {
     stream.flush();
     reply.body.hidden = reply.body.textContent === "";
     reply.body.after(el("p", { class: "problem", role: "alert", text: error.message }));
-    setText(reply.stats, "No answer");
+    setText(reply.stats, reply.body.hidden ? "No answer" : "Not finished");
     speaker.finish();
   }
   stream.flush();

@@ -31,6 +31,7 @@ export async function show() {
   showProblem($("start-error"), null);
   const [, files] = await Promise.all([refreshModels(), getJson("v1/files", { admin: true })]);
   listFiles(files.data);
+  if (!$("start-training").value) clearPreview();
 }
 
 // Dropping a file beside the box must not make the browser leave the page.
@@ -102,7 +103,7 @@ async function preview(rows) {
   const mine = asked;
   showProblem($("start-error"), null);
   if (!id) {
-    $("start-preview").hidden = true;
+    clearPreview();
     return;
   }
   try {
@@ -110,9 +111,16 @@ async function preview(rows) {
     if (mine === asked) drawPreview(answer);
   } catch (error) {
     if (mine !== asked) return;
-    $("start-preview").hidden = true;
-    showProblem($("start-error"), error);
+    clearPreview();
+    setText($("preview-report"), error.message);
   }
+}
+
+function clearPreview() {
+  setText($("preview-report"), "Choose a training file to see which of its tokens the model learns.");
+  $("preview-rows").replaceChildren();
+  $("preview-key").hidden = true;
+  $("preview-more").hidden = true;
 }
 
 function drawPreview({ format, report, rows }) {
@@ -129,7 +137,7 @@ function drawPreview({ format, report, rows }) {
     }),
   );
   $("preview-more").hidden = rowsWanted > FIRST_ROWS || rows.length < FIRST_ROWS || report.kept <= FIRST_ROWS;
-  $("start-preview").hidden = false;
+  $("preview-key").hidden = false;
 }
 
 // A line break is shown as a sign and breaks the line, too. Marks are not by colour alone: learned text is underlined.
