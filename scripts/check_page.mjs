@@ -123,6 +123,19 @@ function watch(page) {
   });
 }
 
+// Text that grows may move nothing but itself; the browser's measure of that is close to nothing then.
+async function watchShifts(page) {
+  await page.evaluate(() => {
+    globalThis.shifted = 0;
+    const add = (list) => list.getEntries().forEach((entry) => (globalThis.shifted += entry.value));
+    new PerformanceObserver(add).observe({ type: "layout-shift" });
+  });
+  return async () => {
+    const moved = await page.evaluate(() => globalThis.shifted);
+    expect(moved < 0.03, `the page jumps while text streams (layout shift ${moved.toFixed(3)})`);
+  };
+}
+
 const text = (page, selector) => page.locator(selector).textContent();
 const sent = (page) => until("the answer never ended", async () => (await text(page, "#chat-send")) === "Send", SLOW_MS);
 
@@ -174,7 +187,9 @@ async function chats(page) {
   // A base without a chat template answers the first call so; the page then continues plain text.
   expected = [{ path: "v1/chat/completions", status: 400 }];
   await ask(page, options["base-prompt"]);
+  const isStill = await watchShifts(page);
   await sent(page);
+  await isStill();
   expected = [];
   expect((await page.locator("#chat-log .problem").count()) === 0, `an error: ${await page.locator("#chat-log .problem").allTextContents()}`);
   expect((await lastReply(page).locator(".body").textContent()) !== "", "the answer is empty");
@@ -292,8 +307,10 @@ async function compares(page) {
   await page.fill("#compare-prompt", options["base-prompt"]);
   await page.fill("#compare-max", "64");
   expected = [{ path: "v1/chat/completions", status: 400 }];
+  const isStill = await watchShifts(page);
   await page.click("#compare-run");
   await until("the comparison never ended", async () => (await text(page, "#compare-run")) === "Compare" && (await text(page, "#compare-left-stats")) !== "", SLOW_MS);
+  await isStill();
   expected = [];
   const [left, right] = [await text(page, "#compare-left-text"), await text(page, "#compare-right-text")];
   expect(left && right, "an answer is empty");

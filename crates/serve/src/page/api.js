@@ -87,7 +87,9 @@ export async function request(path, { method = "GET", json, body, signal, admin 
     });
     if (response.ok) return response;
     const error = await readError(response);
-    const wantsKey = error.status === 401 || (error.status === 403 && admin);
+    // A folder that the server does not read is forbidden to every key.
+    const forbidden = error.status === 403 && admin && error.code !== "adapter_path_forbidden";
+    const wantsKey = error.status === 401 || forbidden;
     if (!wantsKey || !patient || !prompter) throw error;
     // Another call may have got a key while this one was on its way.
     const now = (admin && readKey("admin")) || readKey("key") || readKey("admin");
