@@ -132,7 +132,7 @@ async function watchShifts(page) {
   });
   return async () => {
     const moved = await page.evaluate(() => globalThis.shifted);
-    expect(moved < 0.03, `the page jumps while text streams (layout shift ${moved.toFixed(3)})`);
+    expect(moved < 0.01, `the page jumps while text streams (layout shift ${moved.toFixed(3)})`);
   };
 }
 

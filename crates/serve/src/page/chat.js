@@ -37,7 +37,9 @@ export function start() {
 /** Called when the view is shown. */
 export async function show(model) {
   if (model) selectModel($("chat-model"), model);
-  if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) $("chat-input").focus();
+  if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) {
+    $("chat-input").focus({ preventScroll: true });
+  }
   await refreshModels();
 }
 
