@@ -7,7 +7,7 @@ use clap::{ArgAction, ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     adapter, bench, chat, classify, compare, data, demo, embed, eval, generate, merge, model, plan,
-    shell, train,
+    serve, shell, train,
 };
 use crate::settings::peers;
 
@@ -60,6 +60,8 @@ pub enum Commands {
     Generate(generate::GenerateArgs),
     /// Talk with a model in the terminal and swap adapters while talking
     Chat(chat::ChatArgs),
+    /// Serve the model and its adapters over HTTP, with OpenAI's API
+    Serve(Box<serve::ServeArgs>),
     /// Fold an adapter into its model, and report how far the result's logits are
     Merge(merge::MergeArgs),
     /// Import or fetch a model, or look at one

@@ -114,7 +114,7 @@ fn request(rng: &mut CounterRng, config: &ModelConfig, adapters: &[Shared]) -> R
     let mut prompt: Vec<u32> = (0..=below(rng, longest))
         .map(|_| 3 + below(rng, config.vocab_size - 3) as u32)
         .collect();
-    if below(rng, 3) == 0 {
+    if below(rng, 6) == 0 {
         // Some begin alike, and share what was computed of that.
         let common = (0..below(rng, 2 * BLOCK_ROWS + 30)).map(|at| 3 + at as u32 % 50);
         prompt = common.chain(prompt).collect();

@@ -1,4 +1,212 @@
 //! Many adapters on one base model, behind OpenAI's API.
+//!
+//! [`serve`] loads a base once, takes adapters by name, and answers `/v1/chat/completions`, `/v1/completions` and the routes that vLLM has for adapters.
+//! Requests of all adapters are computed together in one decoding session; what a request gets does not depend on the others, bit for bit.
 
+mod api;
+mod engine;
+mod error;
 pub mod grammar;
+mod jobs;
+mod keys;
+mod metrics;
+mod registry;
+mod server;
 pub mod tools;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lowrank::base::Base;
+use lowrank::model::{BLOCK_ROWS, ModelConfig};
+
+pub use server::Caps;
+
+use engine::{Engine, Limits};
+use keys::Keys;
+use registry::Registry;
+use server::Server;
+
+/// How a server is to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The base's name in requests.
+    pub name: String,
+    /// Adapters by name that are loaded at the start.
+    pub adapters: Vec<(String, PathBuf)>,
+    /// The folder that adapters are loaded from while the server runs; files, jobs and the registry are in it, too.
+    pub adapter_dir: Option<PathBuf>,
+    /// Bytes of adapters' values that stay in memory beside those in use; `None`: all.
+    pub adapter_memory: Option<u64>,
+    /// Sequences that are generated together.
+    pub max_num_seqs: usize,
+    /// Requests that wait at most.
+    pub max_waiting: usize,
+    /// Tokens of prompts that a step reads while others are being answered.
+    pub prompt_piece: usize,
+    /// Bytes of keys and values; `None`: as many as all sequences need, or half of the memory that is free.
+    pub kv_cache_memory: Option<u64>,
+    /// Share of the time that training has while requests are under way.
+    pub train_share: f64,
+    /// Keys that callers must have; none: everybody may ask.
+    pub api_keys: Vec<String>,
+    /// The key for what changes the server; `None`: whoever may ask may change.
+    pub admin_key: Option<String>,
+    /// What a request may ask for.
+    pub caps: Caps,
+    /// How long requests under way have when the server is told to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Options {
+    /// A server on the loopback address.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            name: name.into(),
+            adapters: Vec::new(),
+            adapter_dir: None,
+            adapter_memory: None,
+            max_num_seqs: 16,
+            max_waiting: 256,
+            prompt_piece: 64,
+            kv_cache_memory: None,
+            train_share: 0.5,
+            api_keys: Vec::new(),
+            admin_key: None,
+            caps: Caps::default(),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// An adapter that was named at the start.
+    #[error("adapter {name}: {message}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The folder of adapters or what is in it.
+    #[error("{0}")]
+    Folder(String),
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address}: {source}; another program may, so give another --port")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The system.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Bytes of keys and values that a block of the cache has.
+pub fn block_bytes(config: &ModelConfig) -> u64 {
+    (2 * config.num_hidden_layers * config.kv_size() * BLOCK_ROWS * 4) as u64
+}
+
+/// Serves a base until `stop` says so, then lets requests under way end. `ready` is told the address.
+///
+/// # Errors
+/// An adapter of the start that cannot be used, a folder or an address that cannot.
+pub fn serve(
+    base: Base,
+    options: Options,
+    ready: impl FnOnce(SocketAddr),
+    stop: impl Fn() -> bool + Send + Sync + 'static,
+) -> Result<(), ServeError> {
+    metrics::install();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let (engine, thread) = Engine::start(Arc::clone(&base.decoder), limits(&base, &options))?;
+    let registry = Registry::open(
+        Arc::clone(&base.decoder),
+        &options.name,
+        options.adapter_dir.as_deref(),
+        options.adapter_memory,
+    )
+    .map_err(ServeError::Folder)?;
+    for (name, path) in &options.adapters {
+        registry
+            .add(name, path)
+            .map_err(|error| ServeError::Adapter {
+                name: name.clone(),
+                message: error.message,
+            })?;
+    }
+    let keys = Keys::new(options.api_keys, options.admin_key);
+    let server = Arc::new(Server::new(
+        base,
+        options.name,
+        Arc::new(registry),
+        engine.clone(),
+        options.caps,
+        keys,
+        None,
+    ));
+    runtime.block_on(async move {
+        let listener = tokio::net::TcpListener::bind(options.address)
+            .await
+            .map_err(|source| ServeError::Listen {
+                address: options.address,
+                source,
+            })?;
+        ready(listener.local_addr()?);
+        let drain = options.drain_timeout;
+        let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
+        let of_stop = engine.clone();
+        let serving =
+            axum::serve(listener, api::router(server)).with_graceful_shutdown(async move {
+                while !stop() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                of_stop.drain();
+                drop(ended);
+            });
+        let serving = std::future::IntoFuture::into_future(serving);
+        tokio::select! {
+            done = serving => done?,
+            () = async {
+                let _ = has_ended.await;
+                tokio::time::sleep(drain).await;
+            } => {}
+        }
+        Ok::<(), ServeError>(())
+    })?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    // What the engine still does would be for nobody.
+    drop(thread);
+    Ok(())
+}
+
+fn limits(base: &Base, options: &Options) -> Limits {
+    let config = base.decoder.config();
+    let block = block_bytes(config).max(1);
+    let wanted = options.max_num_seqs * config.longest_sequence().div_ceil(BLOCK_ROWS);
+    let most = options
+        .kv_cache_memory
+        .or_else(|| lowrank::machine::available_memory().map(|free| free / 2));
+    let blocks = most.map_or(wanted, |most| wanted.min((most / block) as usize));
+    Limits {
+        running: options.max_num_seqs,
+        waiting: options.max_waiting,
+        prompt_piece: options.prompt_piece,
+        blocks: blocks.max(1),
+        train_share: options.train_share,
+    }
+}

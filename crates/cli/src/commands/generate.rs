@@ -557,6 +557,8 @@ mod tests {
             temperature: 0.0,
             top_k: 5,
             top_p: 2.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             seed: 1,
             no_repeat_ngram_size: 0,
         };
@@ -566,6 +568,8 @@ mod tests {
             temperature: 0.7,
             top_k: 5,
             top_p: 0.9,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             seed: 1,
             no_repeat_ngram_size: 3,
         };

@@ -16,6 +16,7 @@ pub mod generate;
 pub mod merge;
 pub mod model;
 pub mod plan;
+pub mod serve;
 pub mod shell;
 pub mod texts;
 pub mod train;
@@ -40,7 +41,11 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
     // These save what they have, in their own way.
     let saves = matches!(
         command,
-        Commands::Demo(_) | Commands::Train(_) | Commands::Compare(_) | Commands::Chat(_)
+        Commands::Demo(_)
+            | Commands::Train(_)
+            | Commands::Compare(_)
+            | Commands::Chat(_)
+            | Commands::Serve(_)
     );
     if !saves {
         crate::interrupt::clean_up();
@@ -55,6 +60,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Embed(args) => embed::run(&args),
         Commands::Generate(args) => generate::run(&args, progress),
         Commands::Chat(args) => chat::run(&args),
+        Commands::Serve(args) => serve::run(*args),
         Commands::Merge(args) => merge::run(&args),
         Commands::Model(command) => model::run(command, progress),
         Commands::Data(command) => data::run(command),

@@ -4,7 +4,7 @@ use super::support::json_of;
 
 #[test]
 fn names_and_things_arrive_in_the_text() {
-    let demo = json_of(&["demo", "--json", "--quiet"]);
+    let demo = json_of(&["demo", "--quiet"]);
     let tasks = demo["tasks"].as_array().expect("tasks");
     assert_eq!(tasks.len(), 2);
     for task in tasks {

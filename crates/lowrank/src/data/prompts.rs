@@ -8,7 +8,7 @@ use super::chat::written;
 use super::error::DataError;
 use super::example::{alpaca_prompt, alpaca_turns, encode_prompt};
 use super::files::{Rows, Split, require_split};
-use super::message::Message;
+use super::message::{Message, read_messages};
 use super::rows::{Content, RowKind, RowProblem, read_row, unknown_kind};
 use super::task::TaskType;
 use super::tokenizer::Tokenizer;
@@ -45,6 +45,28 @@ impl Prompt {
     /// If the model has no template, or it refuses the messages.
     pub fn from_messages(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self, DataError> {
         let text = render(tokenizer, messages, None).map_err(DataError::Conversation)?;
+        let ids = tokenizer.encode(&text, false)?;
+        Ok(Self {
+            line: 1,
+            text,
+            ids,
+            reference: None,
+        })
+    }
+}
+
+impl Prompt {
+    /// The prompt of a conversation that is given as JSON, with the tools that the assistant may call.
+    ///
+    /// # Errors
+    /// If a message is none, the model has no template, or that refuses the messages.
+    pub fn from_chat(
+        tokenizer: &Tokenizer,
+        messages: &Value,
+        tools: Option<&Value>,
+    ) -> Result<Self, DataError> {
+        let messages = read_messages(messages).map_err(DataError::Conversation)?;
+        let text = render(tokenizer, &messages, tools).map_err(DataError::Conversation)?;
         let ids = tokenizer.encode(&text, false)?;
         Ok(Self {
             line: 1,

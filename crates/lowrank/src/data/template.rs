@@ -116,6 +116,11 @@ impl ChatTemplate {
         self.text.contains(&format!("'{text}'")) || self.text.contains(&format!("\"{text}\""))
     }
 
+    /// The template's source.
+    pub(super) fn source(&self) -> &str {
+        &self.text
+    }
+
     pub(super) fn has_tool_use(&self) -> bool {
         self.names.iter().any(|name| name == TOOL_USE)
     }

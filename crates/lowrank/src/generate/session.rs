@@ -156,8 +156,13 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
     /// is made does not depend on it.
     #[must_use]
     pub fn with_prompt_rows(mut self, rows: usize) -> Self {
-        self.prompt_rows = rows.max(1);
+        self.set_prompt_rows(rows);
         self
+    }
+
+    /// The same between steps.
+    pub fn set_prompt_rows(&mut self, rows: usize) {
+        self.prompt_rows = rows.max(1);
     }
 
     /// Takes up a request. It has all rows of the cache that it may need until it ends.

@@ -410,6 +410,61 @@ impl Adapter {
         self.replaced.is_empty()
     }
 
+    /// Whether it surely changes nothing: it acts nowhere, or has branches alone and every B is zero.
+    pub fn does_nothing(&self) -> bool {
+        let others = self.scaled.len()
+            + self.replaced.len()
+            + self.bottleneck.len()
+            + self.token_rows.tables().count()
+            + self.virtual_tokens().total();
+        let is_zero = |slot: usize| self.params.view(slot).to_vec().iter().all(|x| *x == 0.0);
+        let mut branches = self.low_rank.values().flatten();
+        others == 0 && branches.all(|branch| branch.scale == 0.0 || is_zero(branch.b))
+    }
+
+    /// The largest rank of its branches, if it has any.
+    pub fn largest_rank(&self) -> Option<usize> {
+        let branches = self.low_rank.values().flatten();
+        branches.map(|branch| self.params.shape(branch.a).0).max()
+    }
+
+    /// The sum of several adapters, each with a weight: their branches stand beside one another.
+    ///
+    /// # Errors
+    /// With the place of an adapter that is more than low-rank branches, which cannot be added.
+    pub fn mixed(parts: &[(&Self, f32)]) -> Result<Self, usize> {
+        let mut mixed = Self::new(Vec::new());
+        for (at, (part, weight)) in parts.iter().enumerate() {
+            let others = part.scaled.len()
+                + part.replaced.len()
+                + part.bottleneck.len()
+                + part.token_rows.tables().count()
+                + part.virtual_tokens().total();
+            if others > 0 {
+                return Err(at);
+            }
+            let first = mixed.params.slots();
+            let slots = 0..part.params.slots();
+            let shapes: Vec<_> = slots.clone().map(|slot| part.params.shape(slot)).collect();
+            mixed.params.extend(&shapes);
+            for slot in slots {
+                let own = mixed.params.view_mut(first + slot);
+                { own }.copy_from(part.params.view(slot));
+            }
+            mixed.names.extend(part.names.iter().cloned());
+            for (linear, branches) in &part.low_rank {
+                let own = mixed.low_rank.entry(*linear).or_default();
+                own.extend(branches.iter().map(|branch| LowRankSite {
+                    a: first + branch.a,
+                    b: first + branch.b,
+                    scale: weight * branch.scale,
+                    ..branch.clone()
+                }));
+            }
+        }
+        Ok(mixed)
+    }
+
     /// Number of trained values.
     pub fn parameters(&self) -> usize {
         self.params.len()

@@ -478,6 +478,11 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// The source of the chat template, if there is one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
     /// Whether a chat template has `text` in quotes, as where it compares something with it.
     pub(super) fn template_has_text(&self, text: &str) -> bool {
         self.template

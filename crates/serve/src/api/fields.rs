@@ -1,0 +1,269 @@
+//! The fields of request bodies: declared once, from which bodies are checked and `/openapi.json` is made.
+//!
+//! A null is a field that is absent. A field that nobody knows is an error, as at OpenAI; one that OpenAI knows and this server does nothing
+//! with is ignored and counted.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::ApiError;
+
+/// What a field may hold.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// True or false.
+    Bool,
+    /// A whole number.
+    Integer(RangeInclusive<i64>),
+    /// A number.
+    Number(RangeInclusive<f64>),
+    /// A text.
+    Text,
+    /// Whatever this schema says; what reads it checks it.
+    Other(&'static str),
+    /// What OpenAI takes and this server does nothing with.
+    Ignored,
+}
+
+/// A field of a body.
+#[derive(Clone, Debug)]
+pub(crate) struct Field {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) about: &'static str,
+}
+
+/// A field of a table.
+pub(crate) const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
+    Field { name, kind, about }
+}
+
+/// A body whose fields have been checked.
+#[derive(Debug, Default)]
+pub(crate) struct Body(Map<String, Value>);
+
+impl Body {
+    /// Reads a body with these fields.
+    pub(crate) fn read(bytes: &[u8], tables: &[&[Field]]) -> Result<Self, ApiError> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+            ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"))
+        })?;
+        Self::of(value, tables)
+    }
+
+    /// The same of a value.
+    pub(crate) fn of(value: Value, tables: &[&[Field]]) -> Result<Self, ApiError> {
+        let Value::Object(mut map) = value else {
+            return Err(ApiError::bad_request(
+                "invalid_json",
+                format!("the body must be an object, not {}", kind_of(&value)),
+            ));
+        };
+        map.retain(|_, value| !value.is_null());
+        let known = || tables.iter().flat_map(|table| table.iter());
+        for (name, value) in &map {
+            let Some(field) = known().find(|field| field.name == name) else {
+                return Err(unknown(name, known().map(|field| field.name)));
+            };
+            check(field, value)?;
+        }
+        Ok(Self(map))
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(Value::as_str)
+    }
+
+    pub(crate) fn bool(&self, name: &str) -> Option<bool> {
+        self.get(name).and_then(Value::as_bool)
+    }
+
+    /// A whole number that is not negative.
+    pub(crate) fn count(&self, name: &str) -> Option<usize> {
+        let value = self.get(name).and_then(Value::as_i64)?;
+        usize::try_from(value).ok()
+    }
+
+    pub(crate) fn integer(&self, name: &str) -> Option<i64> {
+        self.get(name).and_then(Value::as_i64)
+    }
+
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
+        self.get(name).and_then(Value::as_f64)
+    }
+
+    /// The text of a field that must be there.
+    pub(crate) fn require_text(&self, name: &'static str) -> Result<&str, ApiError> {
+        self.text(name).ok_or_else(|| missing(name))
+    }
+}
+
+/// What a body without a field that must be there is answered with.
+pub(crate) fn missing(name: &'static str) -> ApiError {
+    ApiError {
+        code: "missing_required_parameter",
+        ..ApiError::invalid(name, format!("{name} is missing"))
+    }
+}
+
+fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> ApiError {
+    let near = known
+        .map(|known| (strsim::damerau_levenshtein(known, name), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 2)
+        .map_or(String::new(), |(_, known)| {
+            format!("; did you mean {known}?")
+        });
+    ApiError {
+        code: "unknown_parameter",
+        ..ApiError::invalid(name, format!("there is no parameter {name:?}{near}"))
+    }
+}
+
+fn check(field: &Field, value: &Value) -> Result<(), ApiError> {
+    let name = field.name;
+    let wrong = |expected: String| {
+        let message = format!("{name} must be {expected}, not {}", shown(value));
+        Err(ApiError::invalid(name, message))
+    };
+    match &field.kind {
+        Kind::Bool if !value.is_boolean() => wrong("true or false".to_owned()),
+        Kind::Text if !value.is_string() => wrong("a text".to_owned()),
+        Kind::Integer(range) => match value.as_i64() {
+            Some(number) if range.contains(&number) => Ok(()),
+            _ => wrong(format!("a whole number {}", between(range, i64::MAX))),
+        },
+        Kind::Number(range) => match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(()),
+            _ => wrong(format!("a number {}", between(range, f64::MAX))),
+        },
+        Kind::Ignored => {
+            metrics::counter!("lowrank_ignored_parameters_total", "name" => name).increment(1);
+            Ok(())
+        }
+        Kind::Bool | Kind::Text | Kind::Other(_) => Ok(()),
+    }
+}
+
+fn between<T: PartialOrd + std::fmt::Display>(range: &RangeInclusive<T>, most: T) -> String {
+    if *range.end() >= most {
+        format!("from {} on", range.start())
+    } else {
+        format!("from {} to {}", range.start(), range.end())
+    }
+}
+
+/// A value in a message, cut where it is long.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+/// What a value is, in a word.
+pub(crate) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The JSON schema of a body with these fields.
+pub(crate) fn schema(tables: &[&[Field]], required: &[&str]) -> Value {
+    let mut properties = Map::new();
+    for field in tables.iter().flat_map(|table| table.iter()) {
+        let mut schema = match &field.kind {
+            Kind::Bool => json!({"type": ["boolean", "null"]}),
+            Kind::Integer(range) if *range.end() == i64::MAX => {
+                json!({"type": ["integer", "null"], "minimum": range.start()})
+            }
+            Kind::Integer(range) => {
+                json!({"type": ["integer", "null"], "minimum": range.start(), "maximum": range.end()})
+            }
+            Kind::Number(range) => {
+                json!({"type": ["number", "null"], "minimum": range.start(), "maximum": range.end()})
+            }
+            Kind::Text if required.contains(&field.name) => json!({"type": "string"}),
+            Kind::Text => json!({"type": ["string", "null"]}),
+            Kind::Other(text) => serde_json::from_str(text).unwrap_or_default(),
+            Kind::Ignored => json!({}),
+        };
+        if let Value::Object(schema) = &mut schema {
+            schema.insert("description".to_owned(), field.about.into());
+        }
+        properties.insert(field.name.to_owned(), schema);
+    }
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[Field] = &[
+        field("model", Kind::Text, "a model"),
+        field("n", Kind::Integer(1..=8), "how many"),
+        field("temperature", Kind::Number(0.0..=2.0), "how varied"),
+        field("user", Kind::Ignored, "ignored"),
+        field(
+            "stop",
+            Kind::Other(r#"{"type": ["string", "array", "null"]}"#),
+            "ends",
+        ),
+    ];
+
+    fn read(text: &str) -> Result<Body, ApiError> {
+        Body::read(text.as_bytes(), &[TABLE])
+    }
+
+    #[test]
+    fn nulls_are_absent_and_errors_name_the_field() {
+        let body = read(r#"{"model": "a", "n": null, "user": 5, "temperature": 1}"#).expect("good");
+        assert_eq!((body.text("model"), body.count("n")), (Some("a"), None));
+        assert_eq!(body.number("temperature"), Some(1.0));
+        for (text, param, part) in [
+            (r#"{"n": 9}"#, "n", "from 1 to 8, not 9"),
+            (r#"{"n": 1.5}"#, "n", "a whole number"),
+            (
+                r#"{"temperatur": 1}"#,
+                "temperatur",
+                "did you mean temperature?",
+            ),
+            (r#"{"model": []}"#, "model", "must be a text"),
+            (
+                r#"{"temperature": "hot"}"#,
+                "temperature",
+                "a number from 0 to 2",
+            ),
+        ] {
+            let error = read(text).expect_err("bad");
+            assert_eq!(error.param.as_deref(), Some(param), "{text}");
+            assert!(error.message.contains(part), "{text}: {}", error.message);
+        }
+        assert_eq!(read("[1]").expect_err("a list").code, "invalid_json");
+        assert_eq!(read("{").expect_err("half").code, "invalid_json");
+    }
+
+    #[test]
+    fn every_schema_of_the_tables_is_json() {
+        let schema = schema(&[TABLE], &["model"]);
+        assert_eq!(schema["properties"]["stop"]["type"][1], "array");
+        assert_eq!(schema["properties"]["n"]["maximum"], 8);
+    }
+}

@@ -1,0 +1,99 @@
+//! `/openapi.json`, from the tables that bodies are checked with.
+
+use axum::Json;
+use serde_json::{Map, Value, json};
+
+use super::fields::{Field, schema};
+use super::wanted::COMMON;
+use super::{chat, completions, manage, tokens};
+
+/// A route: method, path, what it does, and its body's tables with the fields that must be there.
+type Route = (
+    &'static str,
+    &'static str,
+    &'static str,
+    Option<(&'static [&'static [Field]], &'static [&'static str])>,
+);
+
+const ROUTES: &[Route] = &[
+    (
+        "post",
+        "/v1/chat/completions",
+        "Answer a conversation",
+        Some((&[chat::FIELDS, COMMON], &["messages"])),
+    ),
+    (
+        "post",
+        "/v1/completions",
+        "Continue prompts",
+        Some((&[completions::FIELDS, COMMON], &["prompt"])),
+    ),
+    ("get", "/v1/models", "The base and its adapters", None),
+    (
+        "get",
+        "/v1/adapters",
+        "Adapters with their sizes and uses",
+        None,
+    ),
+    (
+        "post",
+        "/v1/load_lora_adapter",
+        "Load an adapter",
+        Some((&[manage::LOAD], &["lora_name", "lora_path"])),
+    ),
+    (
+        "post",
+        "/v1/unload_lora_adapter",
+        "Forget an adapter",
+        Some((&[manage::UNLOAD], &["lora_name"])),
+    ),
+    (
+        "post",
+        "/tokenize",
+        "A text or a conversation as tokens",
+        Some((&[tokens::TOKENIZE], &[])),
+    ),
+    (
+        "post",
+        "/detokenize",
+        "Tokens as text",
+        Some((&[tokens::DETOKENIZE], &["tokens"])),
+    ),
+    ("get", "/tokenizer_info", "What the tokenizer is", None),
+    ("get", "/health", "Whether the server runs", None),
+    ("get", "/ready", "Whether it takes requests", None),
+    ("get", "/metrics", "Metrics in Prometheus' form", None),
+];
+
+/// The document.
+pub(super) async fn document() -> Json<Value> {
+    let error = json!({"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
+    let mut paths = Map::new();
+    for (method, path, summary, body) in ROUTES {
+        let mut operation = json!({
+            "summary": summary,
+            "responses": {"200": {"description": "Done"}, "default": error},
+        });
+        if let Some((tables, required)) = body {
+            operation["requestBody"] = json!({
+                "required": true,
+                "content": {"application/json": {"schema": schema(tables, required)}},
+            });
+        }
+        let entry = paths.entry(*path).or_insert_with(|| json!({}));
+        entry[*method] = operation;
+    }
+    Json(json!({
+        "openapi": "3.1.0",
+        "info": {"title": "lowrank serve", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {
+            "schemas": {"Error": {"type": "object", "properties": {"error": {"type": "object", "properties": {
+                "message": {"type": "string"}, "type": {"type": "string"},
+                "param": {"type": ["string", "null"]}, "code": {"type": "string"},
+            }, "required": ["message", "type", "code"]}}, "required": ["error"]}},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+    }))
+}

@@ -1,0 +1,127 @@
+//! `/tokenize`, `/detokenize`, `/tokenizer_info`, with vLLM's requests and answers.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use lowrank::data::Prompt;
+use serde_json::{Value, json};
+
+use super::fields::{self, Field, Kind, field, missing};
+use super::wanted::token_ids;
+use super::{Body, whole};
+use crate::error::ApiError;
+use crate::server::Server;
+
+type Shared = State<Arc<Server>>;
+
+/// Fields of `/tokenize`.
+pub(crate) const TOKENIZE: &[Field] = &[
+    field("model", Kind::Text, "All models have the base's tokenizer"),
+    field("prompt", Kind::Text, "A text"),
+    field(
+        "messages",
+        Kind::Other(r#"{"type": ["array", "null"]}"#),
+        "Or a conversation",
+    ),
+    field(
+        "tools",
+        Kind::Other(r#"{"type": ["array", "null"]}"#),
+        "Its tools",
+    ),
+    field(
+        "add_special_tokens",
+        Kind::Bool,
+        "Whether the tokenizer adds what it adds to texts [true]",
+    ),
+    field(
+        "return_token_strs",
+        Kind::Bool,
+        "Give the tokens as texts, too [false]",
+    ),
+    field("add_generation_prompt", Kind::Ignored, "Always"),
+];
+
+/// Fields of `/detokenize`.
+pub(crate) const DETOKENIZE: &[Field] = &[
+    field("model", Kind::Text, "All models have the base's tokenizer"),
+    field(
+        "tokens",
+        Kind::Other(r#"{"type": "array", "items": {"type": "integer"}}"#),
+        "Token ids",
+    ),
+];
+
+pub(super) async fn tokenize(
+    State(server): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    server.keys.caller(&headers)?;
+    let body = fields::Body::read(&whole(body)?, &[TOKENIZE])?;
+    let tokenizer = server.tokenizer();
+    let ids = match (body.text("prompt"), body.get("messages")) {
+        (Some(text), _) => {
+            let add_special = body.bool("add_special_tokens").unwrap_or(true);
+            tokenizer
+                .encode(text, add_special)
+                .map_err(|error| ApiError::invalid("prompt", error.to_string()))?
+        }
+        (None, Some(messages)) => {
+            Prompt::from_chat(tokenizer, messages, body.get("tools"))
+                .map_err(|error| ApiError::invalid("messages", error.to_string()))?
+                .ids
+        }
+        (None, None) => return Err(missing("prompt")),
+    };
+    let texts = body.bool("return_token_strs").unwrap_or(false);
+    let texts = texts.then(|| {
+        ids.iter()
+            .map(|id| tokenizer.token_text(*id))
+            .collect::<Vec<_>>()
+    });
+    Ok(Json(json!({
+        "count": ids.len(),
+        "max_model_len": server.base.decoder.config().longest_sequence(),
+        "tokens": ids,
+        "token_strs": texts,
+    })))
+}
+
+pub(super) async fn detokenize(
+    State(server): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    server.keys.caller(&headers)?;
+    let body = fields::Body::read(&whole(body)?, &[DETOKENIZE])?;
+    if body.get("tokens").is_none() {
+        return Err(missing("tokens"));
+    }
+    let ids = token_ids(&body, "tokens")?;
+    let text = server
+        .tokenizer()
+        .decode(&ids, false)
+        .map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
+    Ok(Json(json!({"prompt": text})))
+}
+
+pub(super) async fn info(
+    State(server): Shared,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    server.keys.caller(&headers)?;
+    let tokenizer = server.tokenizer();
+    let name = |id: u32| tokenizer.token_text(id);
+    Ok(Json(json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": server.base.decoder.config().longest_sequence(),
+        "bos_token": tokenizer.bos_id().map(name),
+        "eos_token": name(tokenizer.eos_id()),
+        "stop_tokens": tokenizer.stop_ids().iter().map(|id| name(*id)).collect::<Vec<_>>(),
+        "add_bos_token": tokenizer.adds_bos(),
+        "chat_template": tokenizer.chat_template(),
+    })))
+}

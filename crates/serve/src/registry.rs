@@ -1,0 +1,660 @@
+//! Adapters by name: where their files are, which of them are in memory, and who uses them.
+//!
+//! A name means a folder and a generation. Loading a folder again under its name makes a new generation; requests under way keep the one that
+//! they began with. Values are in memory from their first use until others need the room. Files with the same content are held once, whatever
+//! their names. The registry is a small file in the folder of adapters, written whole, and a server that starts again has the names of the one before.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::SystemTime;
+
+use axum::http::StatusCode;
+use lowrank::model::{Adapter, Decoder};
+use lowrank::tuning::{self, Loaded};
+use serde::{Deserialize, Serialize};
+
+use crate::error::ApiError;
+
+/// The registry's file in the folder of adapters.
+const FILE: &str = ".lowrank-registry.json";
+
+/// An adapter's values in memory.
+pub(crate) struct Resident {
+    pub(crate) adapter: Arc<Adapter>,
+    /// No other values of this process have it.
+    pub(crate) number: u64,
+    pub(crate) method: String,
+    pub(crate) rank: Option<usize>,
+    pub(crate) coverage: String,
+    pub(crate) bytes: u64,
+    pub(crate) relative_change: Option<f64>,
+    content: u64,
+}
+
+/// The use of an adapter by a request, until it is dropped.
+pub(crate) struct Lease {
+    pub(crate) resident: Arc<Resident>,
+    pub(crate) name: Arc<str>,
+    entry: Arc<Entry>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.entry.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[derive(Default)]
+struct Entry {
+    running: AtomicUsize,
+    requests: AtomicUsize,
+    state: Mutex<State>,
+    /// Held by whoever loads.
+    loading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    path: PathBuf,
+    generation: u64,
+    pinned: bool,
+    resident: Option<Arc<Resident>>,
+    /// Content of the generation, which is a new one when the files have changed.
+    content: Option<u64>,
+    last_used: Option<SystemTime>,
+    created: u64,
+    error: Option<String>,
+    is_gone: bool,
+}
+
+/// What is told of an adapter.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct About {
+    pub(crate) id: String,
+    pub(crate) generation: u64,
+    pub(crate) created: u64,
+    pub(crate) method: Option<String>,
+    pub(crate) rank: Option<usize>,
+    pub(crate) coverage: Option<String>,
+    pub(crate) relative_change: Option<f64>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) resident: bool,
+    pub(crate) pinned: bool,
+    pub(crate) last_used: Option<u64>,
+    pub(crate) requests: usize,
+    pub(crate) running: usize,
+    pub(crate) error: Option<String>,
+}
+
+/// What the file holds.
+#[derive(Default, Serialize, Deserialize)]
+struct Saved {
+    version: u32,
+    adapters: BTreeMap<String, SavedAdapter>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedAdapter {
+    path: PathBuf,
+    generation: u64,
+    #[serde(default)]
+    pinned: bool,
+    #[serde(default)]
+    created: u64,
+}
+
+/// All adapters of a server.
+pub(crate) struct Registry {
+    decoder: Arc<Decoder>,
+    fingerprint: String,
+    base: String,
+    /// The folder that adapters may be loaded from while the server runs.
+    folder: Option<PathBuf>,
+    /// Bytes of values that stay in memory beside those in use.
+    memory: Option<u64>,
+    entries: Mutex<BTreeMap<Arc<str>, Arc<Entry>>>,
+    /// Values by content, as long as somebody has them.
+    contents: Mutex<HashMap<u64, Vec<Weak<Resident>>>>,
+    numbers: AtomicUsize,
+    /// Held while the file is written.
+    saving: Mutex<()>,
+}
+
+impl Registry {
+    /// An empty registry for a base of this name; with a folder, the names that its file has.
+    ///
+    /// # Errors
+    /// A folder or a file in it that cannot be read.
+    pub(crate) fn open(
+        decoder: Arc<Decoder>,
+        base: &str,
+        folder: Option<&Path>,
+        memory: Option<u64>,
+    ) -> Result<Self, String> {
+        let folder = match folder {
+            Some(folder) => Some(
+                folder
+                    .canonicalize()
+                    .map_err(|error| format!("{}: {error}", folder.display()))?,
+            ),
+            None => None,
+        };
+        let fingerprint = decoder.weights().fingerprint();
+        let registry = Self {
+            decoder,
+            fingerprint,
+            base: base.to_owned(),
+            folder,
+            memory,
+            entries: Mutex::default(),
+            contents: Mutex::default(),
+            numbers: AtomicUsize::new(1),
+            saving: Mutex::default(),
+        };
+        for (name, saved) in registry.read_file()?.adapters {
+            let entry = Entry::default();
+            *lock(&entry.state) = State {
+                path: saved.path,
+                generation: saved.generation,
+                pinned: saved.pinned,
+                created: saved.created,
+                ..State::default()
+            };
+            lock(&registry.entries).insert(name.into(), Arc::new(entry));
+        }
+        Ok(registry)
+    }
+
+    /// The folder of adapters.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// Takes in an adapter that was named at the start, wherever its files are, and loads it.
+    pub(crate) fn add(&self, name: &str, path: &Path) -> Result<(), ApiError> {
+        self.check_name(name)?;
+        let path = path
+            .canonicalize()
+            .map_err(|error| bad_adapter(format!("{}: {error}", path.display())))?;
+        let resident = self.read(&path)?;
+        let entry = self.entry_or_new(name);
+        self.install(&entry, path, resident);
+        self.save()
+    }
+
+    /// `/v1/load_lora_adapter`: loads a folder of the adapters' folder under a name.
+    pub(crate) async fn load(
+        self: &Arc<Self>,
+        name: &str,
+        path: &str,
+        in_place: bool,
+        expected_generation: Option<u64>,
+    ) -> Result<About, ApiError> {
+        self.check_name(name)?;
+        let path = self.path_inside(path)?;
+        let known = lock(&self.entries).get(name).cloned();
+        let entry = match known {
+            Some(entry) => {
+                let state = lock(&entry.state).clone();
+                if let Some(expected) = expected_generation
+                    && state.generation != expected
+                {
+                    return Err(ApiError::new(
+                        StatusCode::CONFLICT,
+                        "generation_conflict",
+                        format!(
+                            "the adapter {name:?} is of generation {}, not {expected}",
+                            state.generation
+                        ),
+                    ));
+                }
+                if !in_place && state.resident.is_some() {
+                    return Err(ApiError::bad_request(
+                        "lora_adapter_already_loaded",
+                        format!(
+                            "the adapter {name:?} is loaded; set load_inplace to replace it, or unload it first"
+                        ),
+                    ));
+                }
+                entry
+            }
+            None => Arc::new(Entry::default()),
+        };
+        let Ok(_loading) = entry.loading.try_lock() else {
+            return Err(ApiError::busy(
+                "lora_load_busy",
+                format!("the adapter {name:?} is being loaded"),
+                1,
+            ));
+        };
+        let (registry, from) = (Arc::clone(self), path.clone());
+        let resident = blocking(move || registry.read(&from)).await?;
+        // It is known from here on, so a folder that cannot be used leaves no trace.
+        let entry = {
+            let mut entries = lock(&self.entries);
+            Arc::clone(
+                entries
+                    .entry(name.into())
+                    .or_insert_with(|| Arc::clone(&entry)),
+            )
+        };
+        self.install(&entry, path, resident);
+        self.save()?;
+        self.make_room(None);
+        Ok(about(name, &entry))
+    }
+
+    /// `/v1/unload_lora_adapter`: forgets a name. Requests under way keep their values; the prompts that were kept for it are named by the number
+    /// that comes back.
+    pub(crate) fn unload(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        let Some(entry) = lock(&self.entries).remove(name) else {
+            return Err(no_adapter(name));
+        };
+        let number = {
+            let mut state = lock(&entry.state);
+            state.is_gone = true;
+            state.resident.take().map(|resident| resident.number)
+        };
+        self.save()?;
+        Ok(number)
+    }
+
+    /// Keeps an adapter's values in memory, or no longer.
+    pub(crate) fn pin(&self, name: &str, pinned: bool) -> Result<About, ApiError> {
+        let entry = lock(&self.entries).get(name).cloned();
+        let entry = entry.ok_or_else(|| no_adapter(name))?;
+        lock(&entry.state).pinned = pinned;
+        self.save()?;
+        self.make_room(None);
+        Ok(about(name, &entry))
+    }
+
+    /// The adapter of a name for one request: as it is in memory, or from its files; one that was never named is looked for in the folder.
+    pub(crate) async fn lease(self: &Arc<Self>, name: &str) -> Result<Lease, ApiError> {
+        if let Some(lease) = self.lease_resident(name) {
+            return Ok(lease);
+        }
+        let known = lock(&self.entries).get_key_value(name).map(pair);
+        let (name, entry) = match known {
+            Some(known) => known,
+            None => self.discover(name)?,
+        };
+        let loading = Arc::clone(&entry);
+        let _loading = loading.loading.lock().await;
+        // Somebody else may have loaded it in the meantime.
+        if let Some(lease) = self.lease_resident(&name) {
+            return Ok(lease);
+        }
+        let path = lock(&entry.state).path.clone();
+        let (registry, from) = (Arc::clone(self), path.clone());
+        let resident = match blocking(move || registry.read(&from)).await {
+            Ok(resident) => resident,
+            Err(error) => {
+                lock(&entry.state).error = Some(error.message.clone());
+                return Err(error);
+            }
+        };
+        self.install(&entry, path, Arc::clone(&resident));
+        lock(&self.entries)
+            .entry(Arc::clone(&name))
+            .or_insert_with(|| Arc::clone(&entry));
+        self.save()?;
+        self.make_room(Some(&name));
+        Ok(Lease::new(name, entry, resident))
+    }
+
+    fn lease_resident(&self, name: &str) -> Option<Lease> {
+        let (name, entry) = lock(&self.entries).get_key_value(name).map(pair)?;
+        let resident = lock(&entry.state).resident.clone()?;
+        Some(Lease::new(name, entry, resident))
+    }
+
+    /// Every adapter.
+    pub(crate) fn list(&self) -> Vec<About> {
+        let entries = lock(&self.entries).clone();
+        let all = entries.iter();
+        all.map(|(name, entry)| about(name, entry)).collect()
+    }
+
+    /// One adapter.
+    pub(crate) fn get(&self, name: &str) -> Option<About> {
+        let (name, entry) = lock(&self.entries).get_key_value(name).map(pair)?;
+        Some(about(&name, &entry))
+    }
+
+    /// Bytes of all values in memory, each content once.
+    pub(crate) fn bytes(&self) -> u64 {
+        let contents = lock(&self.contents);
+        let held = contents.values().flatten().filter_map(Weak::upgrade);
+        held.map(|resident| resident.bytes).sum()
+    }
+
+    /// The limit of [`bytes`](Self::bytes).
+    pub(crate) fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Makes a name known whose folder is there, and nothing more: it is loaded at its first use.
+    fn discover(&self, name: &str) -> Result<(Arc<str>, Arc<Entry>), ApiError> {
+        let missing = || ApiError::no_model(name, &self.base);
+        if self.folder.is_none() || self.check_name(name).is_err() {
+            return Err(missing());
+        }
+        let path = self.path_inside(name).map_err(|error| match error.code {
+            "adapter_path_forbidden" => error,
+            _ => missing(),
+        })?;
+        if !path.join("adapter_config.json").is_file() {
+            return Err(missing());
+        }
+        let entry = Entry::default();
+        lock(&entry.state).path = path;
+        Ok((name.into(), Arc::new(entry)))
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        let is_plain = |c: char| c.is_alphanumeric() || "-_.:@".contains(c);
+        let wrong = if name == self.base {
+            "it is the base's name"
+        } else if name.is_empty() || name.len() > 200 {
+            "a name has 1 to 200 bytes"
+        } else if !name.chars().all(is_plain) || name.starts_with('.') {
+            "a name has letters, digits and -_.:@, and begins with no dot"
+        } else {
+            return Ok(());
+        };
+        Err(ApiError::invalid(
+            "lora_name",
+            format!("an adapter cannot be called {name:?}: {wrong}"),
+        ))
+    }
+
+    /// A path that lies inside the folder of adapters, links followed.
+    fn path_inside(&self, path: &str) -> Result<PathBuf, ApiError> {
+        let forbidden = |why: &str| {
+            Err(ApiError {
+                param: Some("lora_path".to_owned()),
+                ..ApiError::new(
+                    StatusCode::FORBIDDEN,
+                    "adapter_path_forbidden",
+                    format!("the path {path:?} cannot be used: {why}"),
+                )
+            })
+        };
+        let Some(folder) = &self.folder else {
+            return forbidden(
+                "the server was started without --adapter-dir, so nothing is loaded while it runs",
+            );
+        };
+        let given = Path::new(path);
+        if given.components().any(|part| part == Component::ParentDir) {
+            return forbidden("it has ..");
+        }
+        let whole = folder.join(given);
+        let Ok(real) = whole.canonicalize() else {
+            return Err(ApiError {
+                param: Some("lora_path".to_owned()),
+                ..ApiError::not_found(
+                    "lora_adapter_not_found",
+                    format!("there is no folder {path:?} in the folder of adapters"),
+                )
+            });
+        };
+        if !real.starts_with(folder) {
+            return forbidden("it lies outside of the folder of adapters");
+        }
+        Ok(real)
+    }
+
+    /// Reads a folder, or takes values of the same content that are in memory.
+    fn read(&self, path: &Path) -> Result<Arc<Resident>, ApiError> {
+        let content = content_of(path)?;
+        let find = |registry: &Self| {
+            let contents = lock(&registry.contents);
+            let known = contents.get(&content);
+            known.and_then(|known| known.iter().find_map(Weak::upgrade))
+        };
+        if let Some(known) = find(self) {
+            return Ok(known);
+        }
+        let loaded = tuning::load(path, self.decoder.config())
+            .map_err(|error| bad_adapter(error.to_string()))?;
+        self.check(&loaded)?;
+        let Loaded {
+            adapter,
+            config,
+            coverage,
+            ..
+        } = loaded;
+        let resident = Arc::new(Resident {
+            number: self.numbers.fetch_add(1, Ordering::SeqCst) as u64,
+            method: config.method().name().to_owned(),
+            rank: adapter.largest_rank(),
+            coverage,
+            bytes: 4 * adapter.params.len() as u64,
+            relative_change: None,
+            adapter: Arc::new(adapter),
+            content,
+        });
+        let mut contents = lock(&self.contents);
+        contents.retain(|_, known| {
+            known.retain(|one| one.strong_count() > 0);
+            !known.is_empty()
+        });
+        let known = contents.entry(resident.content).or_default();
+        known.push(Arc::downgrade(&resident));
+        Ok(resident)
+    }
+
+    /// Refuses what would be served and do something else than its name says.
+    fn check(&self, loaded: &Loaded) -> Result<(), ApiError> {
+        if let Some(recorded) = &loaded.base_fingerprint
+            && *recorded != self.fingerprint
+        {
+            return Err(ApiError::bad_request(
+                "adapter_of_other_base",
+                format!(
+                    "the adapter was trained on another model than {}: it fits in shape alone",
+                    self.base
+                ),
+            ));
+        }
+        if loaded.adapter.does_nothing() {
+            return Err(ApiError::bad_request(
+                "adapter_does_nothing",
+                "the adapter changes nothing: all of its B are zero, or it has no module of the model",
+            ));
+        }
+        Ok(())
+    }
+
+    fn entry_or_new(&self, name: &str) -> Arc<Entry> {
+        let mut entries = lock(&self.entries);
+        Arc::clone(entries.entry(name.into()).or_default())
+    }
+
+    /// Gives an entry its values; they are a new generation where their content is new.
+    fn install(&self, entry: &Entry, path: PathBuf, resident: Arc<Resident>) {
+        let mut state = lock(&entry.state);
+        if state.content != Some(resident.content) {
+            state.generation += 1;
+            state.content = Some(resident.content);
+            state.created = unix(SystemTime::now());
+        }
+        state.path = path;
+        state.resident = Some(resident);
+        state.error = None;
+        state.last_used = Some(SystemTime::now());
+    }
+
+    /// Gives up values that were used longest ago until the limit holds; those that are pinned, in use, or `but` stay.
+    fn make_room(&self, but: Option<&str>) {
+        let Some(limit) = self.memory else { return };
+        while self.bytes() > limit {
+            let entries = lock(&self.entries);
+            let oldest = entries
+                .iter()
+                .filter(|(name, entry)| {
+                    Some(&***name) != but && entry.running.load(Ordering::SeqCst) == 0
+                })
+                .filter_map(|(_, entry)| {
+                    let state = lock(&entry.state);
+                    let may_go = state.resident.is_some() && !state.pinned;
+                    may_go.then(|| (state.last_used, Arc::clone(entry)))
+                })
+                .min_by_key(|(last_used, _)| *last_used);
+            let Some((_, entry)) = oldest else { return };
+            lock(&entry.state).resident = None;
+            metrics::counter!("lowrank_adapters_evicted_total").increment(1);
+        }
+    }
+
+    fn read_file(&self) -> Result<Saved, String> {
+        let Some(folder) = &self.folder else {
+            return Ok(Saved::default());
+        };
+        let path = folder.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Saved::default());
+            }
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        let mut saved: Saved = serde_json::from_str(&text).map_err(|error| {
+            format!(
+                "{} is not a registry that this program wrote: {error}; move it away to begin anew",
+                path.display()
+            )
+        })?;
+        for adapter in saved.adapters.values_mut() {
+            adapter.path = folder.join(&adapter.path);
+        }
+        Ok(saved)
+    }
+
+    fn save(&self) -> Result<(), ApiError> {
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
+        let _saving = lock(&self.saving);
+        let entries = lock(&self.entries).clone();
+        let adapters = entries
+            .iter()
+            .map(|(name, entry)| {
+                let state = lock(&entry.state);
+                let inside = state.path.strip_prefix(folder);
+                let saved = SavedAdapter {
+                    path: inside.unwrap_or(&state.path).to_path_buf(),
+                    generation: state.generation,
+                    pinned: state.pinned,
+                    created: state.created,
+                };
+                (name.to_string(), saved)
+            })
+            .collect();
+        let saved = Saved {
+            version: 1,
+            adapters,
+        };
+        let text = serde_json::to_string_pretty(&saved)
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        lowrank::write_text(&folder.join(FILE), &(text + "\n"))
+            .map_err(|error| ApiError::internal(format!("the registry cannot be written: {error}")))
+    }
+}
+
+impl Lease {
+    fn new(name: Arc<str>, entry: Arc<Entry>, resident: Arc<Resident>) -> Self {
+        entry.running.fetch_add(1, Ordering::SeqCst);
+        entry.requests.fetch_add(1, Ordering::Relaxed);
+        lock(&entry.state).last_used = Some(SystemTime::now());
+        Self {
+            resident,
+            name,
+            entry,
+        }
+    }
+}
+
+fn pair(known: (&Arc<str>, &Arc<Entry>)) -> (Arc<str>, Arc<Entry>) {
+    (Arc::clone(known.0), Arc::clone(known.1))
+}
+
+fn about(name: &str, entry: &Entry) -> About {
+    let state = lock(&entry.state).clone();
+    let resident = state.resident.as_deref();
+    About {
+        id: name.to_owned(),
+        generation: state.generation,
+        created: state.created,
+        method: resident.map(|one| one.method.clone()),
+        rank: resident.and_then(|one| one.rank),
+        coverage: resident.map(|one| one.coverage.clone()),
+        relative_change: resident.and_then(|one| one.relative_change),
+        bytes: resident.map(|one| one.bytes),
+        resident: resident.is_some(),
+        pinned: state.pinned,
+        last_used: state.last_used.map(unix),
+        requests: entry.requests.load(Ordering::Relaxed),
+        running: entry.running.load(Ordering::SeqCst),
+        error: state.error,
+    }
+}
+
+fn no_adapter(name: &str) -> ApiError {
+    ApiError {
+        param: Some("lora_name".to_owned()),
+        ..ApiError::not_found(
+            "lora_adapter_not_found",
+            format!("there is no adapter {name:?}; GET /v1/models lists them"),
+        )
+    }
+}
+
+fn bad_adapter(message: String) -> ApiError {
+    ApiError::bad_request("invalid_lora_adapter", message)
+}
+
+/// A mark of what the two files of an adapter hold.
+fn content_of(path: &Path) -> Result<u64, ApiError> {
+    let mut hasher = DefaultHasher::new();
+    for name in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+    ] {
+        match std::fs::read(path.join(name)) {
+            Ok(bytes) => (name, bytes).hash(&mut hasher),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(bad_adapter(format!("{name}: {error}"))),
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// Does something that takes long off the threads of the routes.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(ApiError::internal(format!("the work was lost: {error}"))),
+    }
+}
+
+/// Locks, also behind a thread that has died: nothing here is left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

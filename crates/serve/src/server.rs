@@ -1,0 +1,399 @@
+//! What all routes share: the base, its adapters, the engine, and what may be asked of them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use lowrank::base::Base;
+use lowrank::generate::{CacheKey, GenerateOptions, LogProbs, Request, Strategy};
+use lowrank::model::Adapter;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::api::wanted::Wanted;
+use crate::engine::{Engine, Refused, Submission, Update};
+use crate::error::ApiError;
+use crate::grammar::{Grammar, GrammarError, Vocabulary};
+use crate::keys::Keys;
+use crate::registry::{Lease, Registry};
+use crate::tools::ToolForm;
+
+/// What a request may ask for at most.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Choices of a request (`n`), and prompts times choices.
+    pub n: usize,
+    /// Texts that end an answer.
+    pub stops: usize,
+    /// Tokens that come with their log-probabilities at each place.
+    pub top_log_probs: usize,
+    /// Bytes of a body.
+    pub body: usize,
+    /// How long a request may take; `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+    /// Requests of one key that are under way at once; 0: any number.
+    pub requests_per_key: usize,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self {
+            n: 16,
+            stops: 16,
+            top_log_probs: 20,
+            body: 4 << 20,
+            timeout: None,
+            requests_per_key: 0,
+        }
+    }
+}
+
+/// The state of a server.
+pub(crate) struct Server {
+    pub(crate) base: Base,
+    pub(crate) name: String,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) engine: Engine,
+    pub(crate) caps: Caps,
+    pub(crate) keys: Keys,
+    pub(crate) tool_form: Option<ToolForm>,
+    pub(crate) started: SystemTime,
+    pub(crate) jobs: Option<Arc<crate::jobs::Jobs>>,
+    vocabulary: OnceLock<Result<Vocabulary, String>>,
+    salts: Mutex<HashMap<String, u64>>,
+    mixes: Mutex<Vec<Mixed>>,
+}
+
+/// A sum of adapters, kept for the next request of the same one.
+struct Mixed {
+    parts: Vec<(u64, u32)>,
+    adapter: Arc<Adapter>,
+    number: u64,
+}
+
+/// Numbers of sums in cache keys, apart from those of adapters.
+const MIXES: u64 = 1 << 62;
+
+/// What computes an answer.
+#[derive(Clone)]
+pub(crate) struct Model {
+    pub(crate) name: Arc<str>,
+    /// Whose turn it is in the queue.
+    pub(crate) party: Arc<str>,
+    adapter: Option<Arc<Adapter>>,
+    number: u64,
+    /// Dropped when the request is over.
+    _leases: Arc<Vec<Lease>>,
+}
+
+/// A choice of a request that was handed in.
+pub(crate) struct Choice {
+    pub(crate) index: usize,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) updates: UnboundedReceiver<Update>,
+    pub(crate) model: Model,
+}
+
+impl Server {
+    pub(crate) fn new(
+        base: Base,
+        name: String,
+        registry: Arc<Registry>,
+        engine: Engine,
+        caps: Caps,
+        keys: Keys,
+        jobs: Option<Arc<crate::jobs::Jobs>>,
+    ) -> Self {
+        let tool_form = base
+            .tokenizer
+            .chat_template()
+            .and_then(ToolForm::of_template);
+        Self {
+            base,
+            name,
+            registry,
+            engine,
+            caps,
+            keys,
+            tool_form,
+            started: SystemTime::now(),
+            jobs,
+            vocabulary: OnceLock::new(),
+            salts: Mutex::default(),
+            mixes: Mutex::default(),
+        }
+    }
+
+    /// The vocabulary as grammars read it, made at its first use.
+    pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, ApiError> {
+        let made = self
+            .vocabulary
+            .get_or_init(|| Vocabulary::new(&self.base.tokenizer).map_err(|e| e.to_string()));
+        made.as_ref()
+            .map_err(|message| ApiError::bad_request("grammar_unsupported", message.clone()))
+    }
+
+    /// The base or an adapter by its name, or a sum of adapters.
+    pub(crate) async fn model(&self, wanted: &Wanted) -> Result<Model, ApiError> {
+        let name = wanted.model.as_deref().unwrap_or(&self.name);
+        let is_base = name == self.name;
+        if !wanted.mix.is_empty() {
+            if !is_base {
+                return Err(ApiError::invalid(
+                    "adapters",
+                    format!(
+                        "adapters go with the base as model, {:?}, not with {name:?}",
+                        self.name
+                    ),
+                ));
+            }
+            return self.mixed(&wanted.mix).await;
+        }
+        if is_base {
+            let name: Arc<str> = self.name.as_str().into();
+            return Ok(Model {
+                party: Arc::clone(&name),
+                name,
+                adapter: None,
+                number: 0,
+                _leases: Arc::default(),
+            });
+        }
+        let lease = self.registry.lease(name).await?;
+        Ok(Model {
+            name: Arc::clone(&lease.name),
+            party: Arc::clone(&lease.name),
+            adapter: Some(Arc::clone(&lease.resident.adapter)),
+            number: lease.resident.number,
+            _leases: Arc::new(vec![lease]),
+        })
+    }
+
+    async fn mixed(&self, mix: &[(String, f32)]) -> Result<Model, ApiError> {
+        let mut leases = Vec::new();
+        for (name, _) in mix {
+            leases.push(self.registry.lease(name).await?);
+        }
+        let parts: Vec<(u64, u32)> = leases
+            .iter()
+            .zip(mix)
+            .map(|(lease, (_, weight))| (lease.resident.number, weight.to_bits()))
+            .collect();
+        let mut mixes = self
+            .mixes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = mixes.iter().find(|mixed| mixed.parts == parts);
+        let (adapter, number) = match known {
+            Some(mixed) => (Arc::clone(&mixed.adapter), mixed.number),
+            None => {
+                let adapters: Vec<(&Adapter, f32)> = leases
+                    .iter()
+                    .zip(mix)
+                    .map(|(lease, (_, weight))| (&*lease.resident.adapter, *weight))
+                    .collect();
+                let adapter = Adapter::mixed(&adapters).map_err(|at| {
+                    ApiError::invalid(
+                        "adapters",
+                        format!(
+                            "{:?} is more than low-rank branches, and only these can be mixed",
+                            mix[at].0
+                        ),
+                    )
+                })?;
+                let number = mixes.last().map_or(MIXES, |last| last.number + 1);
+                let adapter = Arc::new(adapter);
+                if mixes.len() >= 32 {
+                    mixes.remove(0);
+                }
+                mixes.push(Mixed {
+                    parts,
+                    adapter: Arc::clone(&adapter),
+                    number,
+                });
+                (adapter, number)
+            }
+        };
+        let name: Arc<str> = self.name.as_str().into();
+        Ok(Model {
+            party: Arc::clone(&name),
+            name,
+            adapter: Some(adapter),
+            number,
+            _leases: Arc::new(leases),
+        })
+    }
+
+    /// Tokens that a prompt and its answer may have together.
+    pub(crate) fn context(&self, model: &Model) -> usize {
+        let config = self.base.decoder.config();
+        let taken = model.adapter.as_ref();
+        let taken = taken.map_or(0, |adapter| adapter.virtual_tokens().total());
+        config.longest_sequence().saturating_sub(taken)
+    }
+
+    /// Hands in `n` choices of every prompt. Of each, `default` new tokens are made where the request says nothing; `None`: until the context is full.
+    pub(crate) fn submit(
+        &self,
+        wanted: &Wanted,
+        model: &Model,
+        prompts: Vec<Vec<u32>>,
+        default: Option<usize>,
+        grammar: Option<&Grammar>,
+    ) -> Result<Vec<Choice>, ApiError> {
+        let context = self.context(model);
+        let vocabulary = self.base.decoder.config().vocab_size;
+        let key = self.cache_key(model.number, wanted.salt.as_deref());
+        let mut stop_ids = wanted.options.stop_ids.clone();
+        if !wanted.ignore_eos {
+            stop_ids.extend_from_slice(self.base.tokenizer.stop_ids());
+        }
+        let (mut submissions, mut choices) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            let length = prompt.len();
+            if prompt.is_empty() {
+                return Err(ApiError::invalid("prompt", "the prompt has no tokens"));
+            }
+            if let Some(id) = prompt.iter().find(|id| **id as usize >= vocabulary) {
+                return Err(ApiError::invalid(
+                    "prompt",
+                    format!("the prompt has the token {id}, and the model has {vocabulary}"),
+                ));
+            }
+            let most = context.saturating_sub(length);
+            let asked = wanted.max_tokens.or(default).unwrap_or(most);
+            if length > context || most == 0 && asked > 0 {
+                return Err(too_long(length, context));
+            }
+            for _ in 0..wanted.n {
+                let index = choices.len();
+                let mut sampling = wanted.options.sampling;
+                sampling.seed = sampling.seed.wrapping_add((index % wanted.n) as u64);
+                let options = GenerateOptions {
+                    max_new_tokens: asked.min(most),
+                    sampling: sampling.for_prompt(&prompt),
+                    stop_ids: stop_ids.clone(),
+                    ..wanted.options.clone()
+                };
+                let request = Request {
+                    prompt: prompt.clone(),
+                    adapter: model.adapter.clone(),
+                    search: Strategy::Sample(options),
+                    log_probs: wanted.log_probs,
+                    cache_key: Some(key),
+                };
+                let (sender, updates) = tokio::sync::mpsc::unbounded_channel();
+                submissions.push(Submission {
+                    request,
+                    grammar: grammar.map(|grammar| Box::new(grammar.clone()) as _),
+                    party: Arc::clone(&model.party),
+                    deadline: wanted.deadline,
+                    updates: sender,
+                    submitted: Instant::now(),
+                });
+                choices.push(Choice {
+                    index,
+                    prompt_tokens: length,
+                    updates,
+                    model: model.clone(),
+                });
+            }
+        }
+        if choices.len() > self.caps.n.max(1) * 8 {
+            return Err(crate::api::wanted::too_many(
+                "n",
+                choices.len(),
+                self.caps.n.max(1) * 8,
+            ));
+        }
+        self.engine
+            .submit(submissions)
+            .map_err(|refused| match refused {
+                Refused::Full(waiting) => ApiError::busy(
+                    "queue_full",
+                    format!("{waiting} requests wait already; try again later"),
+                    2,
+                ),
+                Refused::Draining => ApiError {
+                    retry_after: Some(5),
+                    ..ApiError::new(
+                        axum::http::StatusCode::SERVICE_UNAVAILABLE,
+                        "shutting_down",
+                        "the server is going down",
+                    )
+                },
+            })?;
+        Ok(choices)
+    }
+
+    /// What keys and values of prompts depend on beside tokens. Salts are told apart by their texts, so no two of them, and no salt and name, can meet.
+    fn cache_key(&self, number: u64, salt: Option<&str>) -> CacheKey {
+        let salt = salt.map_or(0, |salt| {
+            let mut salts = self
+                .salts
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let next = salts.len() as u64 + 1;
+            *salts.entry(salt.to_owned()).or_insert(next)
+        });
+        CacheKey::from(number) << 64 | CacheKey::from(salt)
+    }
+
+    /// Gives up the prompts that were kept for an adapter that is gone.
+    pub(crate) fn forget(&self, number: u64) {
+        let salts = self
+            .salts
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for salt in 0..=salts.len() as u64 {
+            self.engine
+                .forget(CacheKey::from(number) << 64 | CacheKey::from(salt));
+        }
+    }
+
+    /// Log-probabilities that a request may ask for.
+    pub(crate) fn log_probs(
+        &self,
+        param: &str,
+        top: usize,
+        prompt: bool,
+    ) -> Result<LogProbs, ApiError> {
+        if top > self.caps.top_log_probs {
+            return Err(crate::api::wanted::too_many(
+                param,
+                top,
+                self.caps.top_log_probs,
+            ));
+        }
+        Ok(LogProbs {
+            made: true,
+            prompt,
+            top,
+        })
+    }
+}
+
+/// A grammar that cannot be followed.
+pub(crate) fn grammar_error(param: &str, error: &GrammarError) -> ApiError {
+    ApiError {
+        code: "invalid_grammar",
+        ..ApiError::invalid(param, error.to_string())
+    }
+}
+
+fn too_long(length: usize, context: usize) -> ApiError {
+    ApiError {
+        param: Some("prompt".to_owned()),
+        ..ApiError::bad_request(
+            "context_length_exceeded",
+            format!(
+                "the prompt has {length} tokens, and the model reads {context}, those of the answer among them"
+            ),
+        )
+    }
+}
+
+/// A folder where a server keeps files, jobs and the registry.
+pub(crate) fn state_folder(adapters: &std::path::Path) -> PathBuf {
+    adapters.join(".lowrank-serve")
+}
