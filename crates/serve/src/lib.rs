@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lowrank::base::Base;
+use lowrank::data::Labels;
 use lowrank::model::{BLOCK_ROWS, ModelConfig};
 
 pub use server::Caps;
@@ -117,12 +118,13 @@ pub fn block_bytes(config: &ModelConfig) -> u64 {
     (2 * config.num_hidden_layers * config.kv_size() * BLOCK_ROWS * 4) as u64
 }
 
-/// Serves a base until `stop` says so, then lets requests under way end. `ready` is told the address.
+/// Serves a base, whose classifier has these labels if it has one, until `stop` says so, then lets requests under way end. `ready` is told the address.
 ///
 /// # Errors
 /// An adapter of the start that cannot be used, a folder or an address that cannot.
 pub fn serve(
     base: Base,
+    labels: Option<Labels>,
     options: Options,
     ready: impl FnOnce(SocketAddr),
     stop: impl Fn() -> bool + Send + Sync + 'static,
@@ -152,6 +154,7 @@ pub fn serve(
     let keys = Keys::new(options.api_keys, options.admin_key);
     let server = Arc::new(Server::new(
         base,
+        labels,
         options.name,
         Arc::new(registry),
         engine.clone(),

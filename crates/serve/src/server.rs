@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use lowrank::base::Base;
+use lowrank::data::Labels;
 use lowrank::generate::{CacheKey, GenerateOptions, LogProbs, Request, Strategy};
-use lowrank::model::Adapter;
+use lowrank::model::{Adapter, HeadKind};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::api::wanted::Wanted;
@@ -51,6 +52,8 @@ impl Default for Caps {
 /// The state of a server.
 pub(crate) struct Server {
     pub(crate) base: Base,
+    /// What the outputs of the base's classifier mean, if it has one.
+    pub(crate) labels: Option<Labels>,
     pub(crate) name: String,
     pub(crate) registry: Arc<Registry>,
     pub(crate) engine: Engine,
@@ -94,9 +97,17 @@ pub(crate) struct Choice {
     pub(crate) model: Model,
 }
 
+impl Model {
+    /// The adapter; `None`: the base alone.
+    pub(crate) fn adapter(&self) -> Option<Arc<Adapter>> {
+        self.adapter.clone()
+    }
+}
+
 impl Server {
     pub(crate) fn new(
         base: Base,
+        labels: Option<Labels>,
         name: String,
         registry: Arc<Registry>,
         engine: Engine,
@@ -110,6 +121,7 @@ impl Server {
             .and_then(ToolForm::of_template);
         Self {
             base,
+            labels,
             name,
             registry,
             engine,
@@ -241,6 +253,15 @@ impl Server {
         default: Option<usize>,
         grammar: Option<&Grammar>,
     ) -> Result<Vec<Choice>, ApiError> {
+        if self.base.decoder.config().head != HeadKind::LanguageModel {
+            return Err(ApiError::bad_request(
+                "unsupported_by_model",
+                format!(
+                    "{} writes no text; ask for /v1/embeddings of an encoder, and for /v1/classify of a classifier",
+                    self.name
+                ),
+            ));
+        }
         let context = self.context(model);
         let vocabulary = self.base.decoder.config().vocab_size;
         let key = self.cache_key(model.number, wanted.salt.as_deref());

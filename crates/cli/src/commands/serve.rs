@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use lowrank::base::Base;
+use lowrank::data::Labels;
+use lowrank::model::Purpose;
 use lowrank_serve::{Caps, Options, serve};
 
 use super::common::{AdapterArg, BaseArgs, check_is_adapter};
+use super::with_adapter;
 use crate::failure::Misuse;
 use crate::interrupt;
 use crate::progress::stderr_line;
@@ -134,7 +138,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let keys = keys(&args)?;
     let stop = interrupt::install_all("letting the requests under way end; again: end at once")?;
-    let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
+    let (base, labels) = load(&args)?;
     let name = match &args.served_model_name {
         Some(name) => name.clone(),
         None => default_name(&args.base.model),
@@ -177,11 +181,30 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let name = options.name.clone();
     serve(
         base,
+        labels,
         options,
         move |address| stderr_line(&format!("{name} at http://{address}")),
         || stop.load(Ordering::SeqCst),
     )
     .context("cannot serve")
+}
+
+/// The model, for what it or the first adapter is made, and what its labels mean where it classifies.
+fn load(args: &ServeArgs) -> anyhow::Result<(Base, Option<Labels>)> {
+    let paths = AdapterArg::paths(&args.adapter);
+    let plan = with_adapter::plan(&args.base.model, paths.first().copied())?;
+    if plan.purpose == Purpose::LanguageModel {
+        return Ok((args.base.load(&paths)?, None));
+    }
+    let tokenizer = plan.tokenizer()?;
+    let dtype = args.base.base_dtype.into();
+    let network = plan.source.load_for(dtype, plan.purpose, plan.labels, 0)?;
+    let base = Base {
+        decoder: network.decoder,
+        tokenizer,
+        source: network.source,
+    };
+    Ok((base, network.labels))
 }
 
 fn check(args: &ServeArgs) -> Result<(), Misuse> {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Field, schema};
 use super::wanted::COMMON;
-use super::{chat, completions, manage, tokens};
+use super::{chat, completions, manage, tokens, vectors};
 
 /// A route: method, path, what it does, and its body's tables with the fields that must be there.
 type Route = (
@@ -27,6 +27,18 @@ const ROUTES: &[Route] = &[
         "/v1/completions",
         "Continue prompts",
         Some((&[completions::FIELDS, COMMON], &["prompt"])),
+    ),
+    (
+        "post",
+        "/v1/embeddings",
+        "Vectors of texts, of an encoder",
+        Some((&[vectors::EMBEDDINGS], &["input"])),
+    ),
+    (
+        "post",
+        "/v1/classify",
+        "Labels of texts, of a classifier",
+        Some((&[vectors::CLASSIFY], &["input"])),
     ),
     ("get", "/v1/models", "The base and its adapters", None),
     (

@@ -141,6 +141,24 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// What a request for a model wants that makes no text.
+    pub(crate) fn of_model(body: &Body) -> Self {
+        Self {
+            model: body.text("model").map(str::to_owned),
+            mix: Vec::new(),
+            stream: false,
+            include_usage: false,
+            n: 1,
+            max_tokens: None,
+            options: GenerateOptions::default(),
+            ignore_eos: false,
+            stop: Vec::new(),
+            log_probs: LogProbs::default(),
+            salt: None,
+            deadline: None,
+        }
+    }
+
     /// Reads the common fields.
     pub(crate) fn read(body: &Body, caps: &Caps) -> Result<Self, ApiError> {
         let n = body.count("n").unwrap_or(1);
