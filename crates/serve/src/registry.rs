@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
-use lowrank::model::{Adapter, Decoder};
+use lowrank::model::{Adapter, Decoder, LinearId, Part, WeightId};
 use lowrank::tuning::{self, Loaded};
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,8 @@ pub(crate) struct Registry {
     /// Values by content, as long as somebody has them.
     contents: Mutex<HashMap<u64, Vec<Weak<Resident>>>>,
     numbers: AtomicUsize,
+    /// ‖W‖² of the base's linears.
+    squares: Mutex<HashMap<LinearId, f64>>,
     /// Held while the file is written.
     saving: Mutex<()>,
 }
@@ -152,6 +154,7 @@ impl Registry {
             entries: Mutex::default(),
             contents: Mutex::default(),
             numbers: AtomicUsize::new(1),
+            squares: Mutex::default(),
             saving: Mutex::default(),
         };
         for (name, saved) in registry.read_file()?.adapters {
@@ -435,7 +438,7 @@ impl Registry {
             rank: adapter.largest_rank(),
             coverage,
             bytes: 4 * adapter.params.len() as u64,
-            relative_change: None,
+            relative_change: self.relative_change(&adapter),
             adapter: Arc::new(adapter),
             content,
         });
@@ -469,6 +472,21 @@ impl Registry {
             ));
         }
         Ok(())
+    }
+
+    /// ‖ΔW‖/‖W‖ over all linears that have branches.
+    fn relative_change(&self, adapter: &Adapter) -> Option<f64> {
+        let (mut changed, mut whole) = (0.0, 0.0);
+        let mut squares = lock(&self.squares);
+        for (linear, square) in adapter.squared_changes() {
+            changed += square;
+            whole += *squares.entry(linear).or_insert_with(|| {
+                let weight = WeightId::Linear(linear, Part::Weight);
+                let values = self.decoder.weights().view(weight).to_vec();
+                values.iter().map(|x| f64::from(*x).powi(2)).sum()
+            });
+        }
+        (whole > 0.0).then(|| (changed / whole).sqrt())
     }
 
     fn entry_or_new(&self, name: &str) -> Arc<Entry> {

@@ -428,6 +428,30 @@ impl Adapter {
         branches.map(|branch| self.params.shape(branch.a).0).max()
     }
 
+    /// ‖ΔW‖² of each linear with low-rank branches, of A's and B's products alone: ΔW is never made. Branches of one linear are taken to write
+    /// different columns.
+    pub fn squared_changes(&self) -> Vec<(LinearId, f64)> {
+        let changes = self.low_rank.iter().map(|(linear, branches)| {
+            let squares = branches.iter().map(|branch| {
+                let (a, b) = (self.params.view(branch.a), self.params.view(branch.b));
+                let (r, a, b) = (a.rows(), a.to_vec(), b.to_vec());
+                let inputs = a.len() / r.max(1);
+                let dot = |i: usize, j: usize| {
+                    let rows = a[i * inputs..].iter().zip(&a[j * inputs..]);
+                    let of_a: f64 = rows.take(inputs).map(|(x, y)| f64::from(x * y)).sum();
+                    let columns = b.chunks_exact(r);
+                    let of_b: f64 = columns.map(|row| f64::from(row[i] * row[j])).sum();
+                    of_a * of_b
+                };
+                let pairs = (0..r).flat_map(|i| (0..r).map(move |j| (i, j)));
+                let sum: f64 = pairs.map(|(i, j)| dot(i, j)).sum();
+                f64::from(branch.scale).powi(2) * sum
+            });
+            (*linear, squares.sum::<f64>())
+        });
+        changes.collect()
+    }
+
     /// The sum of several adapters, each with a weight: their branches stand beside one another.
     ///
     /// # Errors

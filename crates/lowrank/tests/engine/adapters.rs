@@ -392,3 +392,26 @@ fn metadata_that_does_not_fit_is_named() {
     let text = failure(lora::load(folder.path(), model.config()));
     assert_says(&text, &["c_attn.q", "parts of a fused linear"]);
 }
+
+#[test]
+fn the_norm_of_a_change_needs_no_change() {
+    let model = decoder("llama");
+    let adapter = adapter(&model, &all_linear(), 3);
+    let changes = adapter.squared_changes();
+    assert_eq!(changes.len(), adapter.low_rank.len());
+    for (linear, square) in changes {
+        let site = &adapter.low_rank[&linear][0];
+        let (a, b) = (adapter.params.view(site.a), adapter.params.view(site.b));
+        let (r, inputs) = (a.rows(), a.cols());
+        let (a, b) = (a.to_vec(), b.to_vec());
+        let mut sum = 0.0;
+        for row in b.chunks_exact(r) {
+            for column in 0..inputs {
+                let terms = row.iter().enumerate();
+                let value: f32 = terms.map(|(i, x)| x * a[i * inputs + column]).sum();
+                sum += f64::from(site.scale * value).powi(2);
+            }
+        }
+        assert!((square - sum).abs() < 1e-4 * sum, "{square} {sum}");
+    }
+}

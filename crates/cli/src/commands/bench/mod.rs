@@ -1,7 +1,8 @@
-//! `lowrank bench train`, `lowrank bench generate` and `lowrank bench gemm`.
+//! `lowrank bench train`, `bench generate`, `bench serve` and `bench gemm`.
 
 pub mod gemm;
 pub mod generate;
+pub mod serve;
 pub mod train;
 
 use clap::{ArgMatches, Subcommand};
@@ -18,6 +19,8 @@ pub enum BenchCommands {
     Train(train::BenchTrainArgs),
     /// Time reading prompts and making tokens, and compare it with how fast memory is read
     Generate(generate::BenchGenerateArgs),
+    /// Ask a running server, and time its answers
+    Serve(serve::BenchServeArgs),
     /// Time the matrix products of a training step, each alone
     Gemm(gemm::BenchGemmArgs),
 }
@@ -30,6 +33,7 @@ pub fn run(command: BenchCommands, matches: &ArgMatches) -> anyhow::Result<()> {
     match command {
         BenchCommands::Train(args) => train::run(&args, matches),
         BenchCommands::Generate(args) => generate::run(&args),
+        BenchCommands::Serve(args) => serve::run(&args),
         BenchCommands::Gemm(args) => gemm::run(&args),
     }
 }
