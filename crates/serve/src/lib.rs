@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use lowrank::base::Base;
 use lowrank::data::Labels;
 use lowrank::model::{BLOCK_ROWS, ModelConfig};
@@ -170,6 +171,8 @@ pub fn serve(
                 source,
             })?;
         ready(listener.local_addr()?);
+        // Events are small, and must not wait for each other to fill a packet.
+        let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
         let drain = options.drain_timeout;
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
         let of_stop = engine.clone();
