@@ -25,6 +25,7 @@ use lowrank::model::{BLOCK_ROWS, ModelConfig};
 pub use server::Caps;
 
 use engine::{Engine, Limits};
+use jobs::Jobs;
 use keys::Keys;
 use registry::Registry;
 use server::Server;
@@ -150,14 +151,25 @@ pub fn serve(
             })?;
     }
     let keys = Keys::new(options.api_keys, options.admin_key);
+    let registry = Arc::new(registry);
+    let jobs = Jobs::open(
+        &base,
+        &options.name,
+        registry.folder(),
+        engine.clone(),
+        Arc::clone(&registry),
+        runtime.handle().clone(),
+    );
+    let of_end = jobs.as_ref().ok().cloned();
+    let of_stop = of_end.clone();
     let server = Arc::new(Server::new(
         base,
         options.name,
-        Arc::new(registry),
+        registry,
         engine.clone(),
         options.caps,
         keys,
-        None,
+        jobs,
     ));
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::bind(options.address)
@@ -169,13 +181,15 @@ pub fn serve(
         ready(listener.local_addr()?);
         let drain = options.drain_timeout;
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
-        let of_stop = engine.clone();
         let serving =
             axum::serve(listener, api::router(server)).with_graceful_shutdown(async move {
                 while !stop() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                of_stop.drain();
+                engine.drain();
+                if let Some(jobs) = of_stop {
+                    jobs.stop();
+                }
                 drop(ended);
             });
         let serving = std::future::IntoFuture::into_future(serving);
@@ -188,6 +202,10 @@ pub fn serve(
         }
         Ok::<(), ServeError>(())
     })?;
+    if let Some(jobs) = of_end {
+        jobs.stop();
+        jobs.finish(options.drain_timeout.max(Duration::from_secs(10)));
+    }
     runtime.shutdown_timeout(Duration::from_secs(1));
     // What the engine still does would be for nobody.
     drop(thread);
