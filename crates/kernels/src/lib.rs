@@ -132,6 +132,7 @@ pub use types::linear::{
 };
 pub use types::low_rank::{Dropout, LowRank};
 pub use types::optimizer::AdamW;
+pub use types::pauses::Pauses;
 pub use types::relative::{RelativeGradients, RelativePositions, RelativeSegment, RelativeShape};
 pub use types::rope::{RopeOrder, RopeTable};
 pub use view::{View, ViewMut};

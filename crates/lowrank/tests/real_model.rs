@@ -31,7 +31,7 @@ fn rows(base: &Base, folder: &Path) -> Vec<Example> {
     data.examples.into_iter().take(8).collect()
 }
 
-fn options(batch_size: usize, saving: Saving) -> StepOptions {
+fn options(batch_size: usize, saving: Saving) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 0.0,
         betas: (0.9, 0.999),
@@ -43,6 +43,7 @@ fn options(batch_size: usize, saving: Saving) -> StepOptions {
         share_prompts: false,
         saving,
         seed: 1,
+        pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 

@@ -27,6 +27,7 @@ use lowrank::model::{BLOCK_ROWS, ModelConfig};
 pub use server::Caps;
 
 use engine::{Engine, Limits};
+use jobs::Jobs;
 use keys::Keys;
 use registry::Registry;
 use server::Server;
@@ -153,15 +154,26 @@ pub fn serve(
             })?;
     }
     let keys = Keys::new(options.api_keys, options.admin_key);
+    let registry = Arc::new(registry);
+    let jobs = Jobs::open(
+        &base,
+        &options.name,
+        registry.folder(),
+        engine.clone(),
+        Arc::clone(&registry),
+        runtime.handle().clone(),
+    );
+    let of_end = jobs.as_ref().ok().cloned();
+    let of_stop = of_end.clone();
     let server = Arc::new(Server::new(
         base,
         labels,
         options.name,
-        Arc::new(registry),
+        registry,
         engine.clone(),
         options.caps,
         keys,
-        None,
+        jobs,
     ));
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::bind(options.address)
@@ -175,13 +187,15 @@ pub fn serve(
         let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
         let drain = options.drain_timeout;
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
-        let of_stop = engine.clone();
         let serving =
             axum::serve(listener, api::router(server)).with_graceful_shutdown(async move {
                 while !stop() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                of_stop.drain();
+                engine.drain();
+                if let Some(jobs) = of_stop {
+                    jobs.stop();
+                }
                 drop(ended);
             });
         let serving = std::future::IntoFuture::into_future(serving);
@@ -194,6 +208,10 @@ pub fn serve(
         }
         Ok::<(), ServeError>(())
     })?;
+    if let Some(jobs) = of_end {
+        jobs.stop();
+        jobs.finish(options.drain_timeout.max(Duration::from_secs(10)));
+    }
     runtime.shutdown_timeout(Duration::from_secs(1));
     // What the engine still does would be for nobody.
     drop(thread);

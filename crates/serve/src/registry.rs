@@ -328,6 +328,13 @@ impl Registry {
         Some(about(&name, &entry))
     }
 
+    /// Where the files of an adapter are.
+    pub(crate) fn path_of(&self, name: &str) -> Option<PathBuf> {
+        let entry = lock(&self.entries).get(name).cloned()?;
+        let path = lock(&entry.state).path.clone();
+        Some(path)
+    }
+
     /// Bytes of all values in memory, each content once.
     pub(crate) fn bytes(&self) -> u64 {
         let contents = lock(&self.contents);

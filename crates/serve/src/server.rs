@@ -61,7 +61,8 @@ pub(crate) struct Server {
     pub(crate) keys: Keys,
     pub(crate) tool_form: Option<ToolForm>,
     pub(crate) started: SystemTime,
-    pub(crate) jobs: Option<Arc<crate::jobs::Jobs>>,
+    /// Files and jobs, or why there are none.
+    pub(crate) jobs: Result<Arc<crate::jobs::Jobs>, ApiError>,
     vocabulary: OnceLock<Result<Vocabulary, String>>,
     salts: Mutex<HashMap<String, u64>>,
     mixes: Mutex<Vec<Mixed>>,
@@ -113,7 +114,7 @@ impl Server {
         engine: Engine,
         caps: Caps,
         keys: Keys,
-        jobs: Option<Arc<crate::jobs::Jobs>>,
+        jobs: Result<Arc<crate::jobs::Jobs>, ApiError>,
     ) -> Self {
         let tool_form = base
             .tokenizer
@@ -171,7 +172,7 @@ impl Server {
                 _leases: Arc::default(),
             });
         }
-        let lease = self.registry.lease(name).await?;
+        let lease = self.lease(name).await?;
         Ok(Model {
             name: Arc::clone(&lease.name),
             party: Arc::clone(&lease.name),
@@ -179,6 +180,18 @@ impl Server {
             number: lease.resident.number,
             _leases: Arc::new(vec![lease]),
         })
+    }
+
+    /// The adapter of a name, which may be a job's checkpoint.
+    async fn lease(&self, name: &str) -> Result<Lease, ApiError> {
+        if self.registry.get(name).is_none()
+            && let Ok(jobs) = &self.jobs
+            && let Some(path) = jobs.checkpoint_path(name)
+        {
+            let path = path.display().to_string();
+            self.registry.load(name, &path, true, None).await?;
+        }
+        self.registry.lease(name).await
     }
 
     async fn mixed(&self, mix: &[(String, f32)]) -> Result<Model, ApiError> {

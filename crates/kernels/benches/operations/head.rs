@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use lowrank_kernels::{
-    ComputeDType, Layout, LogitScaling, RowClasses, Tensor, Weight, Workspace,
+    ComputeDType, Layout, LogitScaling, Pauses, RowClasses, Tensor, Weight, Workspace,
     cross_entropy_forward_backward, head_logits, reference,
 };
 
@@ -32,6 +32,7 @@ fn cross_entropy_bf16(bencher: Bencher<'_, '_>, rows: usize) {
                 &targets,
                 0.0,
                 ComputeDType::F32,
+                Pauses::NONE,
                 &ws,
             )
         });

@@ -19,6 +19,7 @@ use crate::types::classes::RowClasses;
 use crate::types::compute::ComputeDType;
 use crate::types::head::{CrossEntropy, HeadWeight, LogitScaling, OwnRows};
 use crate::types::linear::{Layout, Weight};
+use crate::types::pauses::Pauses;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -27,6 +28,8 @@ const CHUNK: usize = 6 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
+/// Rows of a chunk at most where there are pauses between chunks.
+const ROWS_BETWEEN_PAUSES: usize = 16;
 
 /// logits = h·Wᵀ, scaled, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///
@@ -128,7 +131,8 @@ pub fn head_log_probs<'a>(
     assert_eq!(lse.len(), n, "log-sum-exps and rows");
     assert_eq!(mean_logit.len(), n, "mean logits and rows");
     assert_eq!(correct.len(), n, "correct flags and rows");
-    for_chunks(h, w, scaling, false, ws, |rows, logits, _| {
+    let step = head_chunk_rows(w.weight.outputs());
+    for_chunks(h, w, scaling, false, step, ws, |rows, logits, _| {
         cpu::head::log_probs(
             logits.as_view(),
             &targets[rows.clone()],
@@ -174,7 +178,8 @@ pub fn head_backward<'a>(
         ws,
     };
     grads.check();
-    for_chunks(h, w, scaling, true, ws, |rows, mut logits, kept| {
+    let step = head_chunk_rows(w.weight.outputs());
+    for_chunks(h, w, scaling, true, step, ws, |rows, mut logits, kept| {
         let (targets, lse, coef) = (
             &targets[rows.clone()],
             &lse[rows.clone()],
@@ -188,7 +193,7 @@ pub fn head_backward<'a>(
 /// The sum of the losses of all rows and its gradient in one pass.
 ///
 /// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. Where the head has rows of its own, dw is of these. `compute` is that
-/// of the gradients, not of the logits.
+/// of the gradients, not of the logits. There are `pauses` before and behind each product; chunks are smaller then.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
@@ -201,6 +206,7 @@ pub fn cross_entropy_forward_backward<'a>(
     targets: &[u32],
     label_smoothing: f32,
     compute: ComputeDType,
+    pauses: Pauses<'_>,
     ws: &Workspace,
 ) -> CrossEntropy {
     let (_op, w) = (op("cross-entropy", || 0.0), w.into());
@@ -220,7 +226,14 @@ pub fn cross_entropy_forward_backward<'a>(
         loss_sum: 0.0,
         correct: 0,
     };
-    for_chunks(h, w, scaling, wanted, ws, |rows, mut logits, kept| {
+    let mut step = head_chunk_rows(w.weight.outputs());
+    // A row's loss and the gradient of a hidden row have the same bits in any chunk. dW is a sum over rows, and has not.
+    if pauses.are_used() && grads.dw.is_none() {
+        step = step.min(ROWS_BETWEEN_PAUSES);
+    }
+    pauses.pause();
+    for_chunks(h, w, scaling, wanted, step, ws, |rows, mut logits, kept| {
+        pauses.pause();
         let targets = &targets[rows.clone()];
         let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, wanted);
         // In the order of the rows, whatever thread computed them.
@@ -229,6 +242,7 @@ pub fn cross_entropy_forward_backward<'a>(
             total.correct += usize::from(correct);
         }
         grads.add(rows, logits, kept);
+        pauses.pause();
     });
     total
 }
@@ -252,18 +266,19 @@ pub fn head_chunk_rows(vocabulary: usize) -> usize {
     (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
 }
 
-/// Calls `work` with the logits of each chunk of rows, one chunk after the other, and where their gradients go back through a cap
+/// Calls `work` with the logits of each chunk of `step` rows, one chunk after the other, and where their gradients go back through a cap
 /// with a second copy of them.
 fn for_chunks(
     h: View<'_>,
     w: HeadWeight<'_>,
     scaling: LogitScaling,
     gradients: bool,
+    step: usize,
     ws: &Workspace,
     mut work: impl FnMut(Range<usize>, ViewMut<'_>, Option<View<'_>>),
 ) {
     let vocabulary = w.weight.outputs();
-    let step = head_chunk_rows(vocabulary).min(h.rows());
+    let step = step.min(h.rows());
     if step == 0 {
         return;
     }

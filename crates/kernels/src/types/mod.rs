@@ -8,5 +8,6 @@ pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod optimizer;
+pub(crate) mod pauses;
 pub(crate) mod relative;
 pub(crate) mod rope;

@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    ComputeDType, DType, HeadWeight, Layout, LogitScaling, OwnRows, RowClasses, Tensor, Weight,
-    Workspace, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
+    ComputeDType, DType, HeadWeight, Layout, LogitScaling, OwnRows, Pauses, RowClasses, Tensor,
+    Weight, Workspace, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
     head_own_logits, reference,
 };
 
@@ -179,6 +179,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 &targets,
                 smoothing,
                 ComputeDType::F32,
+                Pauses::NONE,
                 &Workspace::new(),
             );
             let (hs, ws, smooth) = (wide(&h), wide(&w), f64::from(smoothing));
@@ -206,6 +207,7 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
                 &targets,
                 smoothing,
                 ComputeDType::F32,
+                Pauses::NONE,
                 &Workspace::new(),
             );
             assert_eq!(only_loss, result);
@@ -278,6 +280,7 @@ fn own_rows_stand_in_for_rows_of_the_weight() {
                     &targets[rows],
                     0.125,
                     ComputeDType::F32,
+                    Pauses::NONE,
                     &Workspace::new(),
                 );
                 (result, dh, dw)
@@ -376,6 +379,7 @@ fn bits_do_not_depend_on_threads() {
                 &targets,
                 0.1,
                 ComputeDType::F32,
+                Pauses::NONE,
                 &Workspace::new(),
             );
             let bits = result.loss_sum.to_bits();
@@ -400,6 +404,7 @@ fn no_rows_have_no_loss() {
         &[],
         0.0,
         ComputeDType::F32,
+        Pauses::NONE,
         &Workspace::new(),
     );
     assert_eq!((result.loss_sum, result.correct), (0.0, 0));
@@ -410,4 +415,50 @@ fn no_rows_have_no_loss() {
 fn a_target_past_the_vocabulary_is_refused() {
     let w = random(5, 3, 1);
     log_probs(&random(1, 3, 2), &w, LogitScaling::NONE, &[5]);
+}
+
+#[test]
+fn pauses_change_no_bit() {
+    let (rows, hidden, vocabulary) = (75, 64, 70_000);
+    for (dtype, compute) in [
+        (DType::F32, ComputeDType::F32),
+        (DType::Bf16, ComputeDType::F32),
+        (DType::Bf16, ComputeDType::Bf16x2),
+    ] {
+        let h = random(rows, hidden, 1);
+        let w = random_as(vocabulary, hidden, 2, dtype);
+        let targets = targets(rows, vocabulary);
+        let run = |pauses: Pauses<'_>, trained: bool| {
+            let mut dh = zeros_like(&h);
+            let mut dw = Tensor::zeros(vocabulary, hidden);
+            let result = cross_entropy_forward_backward(
+                Some(dh.view_mut()),
+                trained.then(|| dw.view_mut()),
+                h.view(),
+                weight(&w),
+                LogitScaling::NONE,
+                &targets,
+                0.1,
+                compute,
+                pauses,
+                &Workspace::new(),
+            );
+            let bits = |tensor: &Tensor| {
+                let values = tensor.to_vec().into_iter();
+                values.map(f32::to_bits).collect::<Vec<_>>()
+            };
+            (result.loss_sum.to_bits(), bits(&dh), bits(&dw))
+        };
+        for trained in [false, true] {
+            let count = std::sync::atomic::AtomicUsize::new(0);
+            let work = || {
+                count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            };
+            let found = run(Pauses::with(&work), trained);
+            assert!(found == run(Pauses::NONE, trained), "{dtype} {compute:?}");
+            // Before, and around each chunk: five of 16 rows at most, or one where a gradient of the head is a sum.
+            let expected = if trained { 3 } else { 11 };
+            assert_eq!(count.into_inner(), expected);
+        }
+    }
 }

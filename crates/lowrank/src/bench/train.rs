@@ -23,7 +23,7 @@ pub struct TrainOptions {
     /// Whether to say where the time went.
     pub profile: bool,
     /// The steps' settings; `batch_size` rows are a step.
-    pub step: StepOptions,
+    pub step: StepOptions<'static>,
 }
 
 /// What was measured.

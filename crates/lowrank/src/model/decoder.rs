@@ -3,10 +3,10 @@
 //! The base is immutable and shared (`Arc<Decoder>`); what is trained is handed in as an [`AdapterSet`]. A forward gives hidden rows,
 //! and what scores them is not known here: [`Forward::backward`] takes the gradient of the hidden rows from there.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lowrank_kernels::{
-    Arena, ComputeDType, DType, HeadWeight, Tensor, View, Workspace, embedding_backward,
+    Arena, ComputeDType, DType, HeadWeight, Pauses, Tensor, View, Workspace, embedding_backward,
     embedding_forward, head_logits, head_own_logits, in_pool, scale,
 };
 
@@ -23,12 +23,14 @@ use super::top::Top;
 use super::weights::Weights;
 
 /// What a pass with gradients is to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PassOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassOptions<'a> {
     /// Key of the dropout masks; `None`: nothing is dropped.
     pub dropout_key: Option<u64>,
     /// What the blocks keep for the backward.
     pub saving: Saving,
+    /// What is done between the halves of blocks, forward and backward, and between chunks of the head.
+    pub pauses: Pauses<'a>,
 }
 
 /// Rows of a batch that is to have gradients use an adapter that is not the trained one, which is the first of its set.
@@ -49,6 +51,7 @@ pub struct ForeignAdapter {
 pub struct Decoder {
     weights: Weights,
     ropes: RopeCache,
+    hash: OnceLock<String>,
 }
 
 impl Decoder {
@@ -60,7 +63,12 @@ impl Decoder {
             Position::Learned { .. } | Position::None => &[],
         };
         let ropes = RopeCache::new(ropes, config.max_position_embeddings);
-        Arc::new(Self { weights, ropes })
+        let hash = OnceLock::new();
+        Arc::new(Self {
+            weights,
+            ropes,
+            hash,
+        })
     }
 
     /// The model's shapes and choices.
@@ -71,6 +79,11 @@ impl Decoder {
     /// The base's tensors.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// [`Weights::hash`], which reads all of them the first time.
+    pub fn weights_hash(&self) -> &str {
+        self.hash.get_or_init(|| self.weights.hash())
     }
 
     /// Factor of the embedding's rows.
@@ -94,8 +107,26 @@ impl Decoder {
         adapters: AdapterSet<'a>,
         ws: &'a Workspace,
     ) -> Forward<'a> {
+        self.forward_with(batch, adapters, Pauses::NONE, ws)
+    }
+
+    /// The same with pauses between the halves of blocks.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_with<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        pauses: Pauses<'a>,
+        ws: &'a Workspace,
+    ) -> Forward<'a> {
         check_virtual(batch, adapters);
-        let run = self.run(batch, &batch.supervised, self.pass(batch, adapters, ws));
+        let pass = Pass {
+            pauses,
+            ..self.pass(batch, adapters, ws)
+        };
+        let run = self.run(batch, &batch.supervised, pass);
         let (mut x, embedded) = run.embed();
         run.give_embedded(embedded);
         for layer in 0..self.config().num_hidden_layers {
@@ -115,7 +146,7 @@ impl Decoder {
         &'a self,
         batch: &'a Batch,
         adapters: AdapterSet<'a>,
-        options: &PassOptions,
+        options: &PassOptions<'a>,
         ws: &'a Workspace,
     ) -> Result<Forward<'a>, ForeignAdapter> {
         let foreign =
@@ -130,6 +161,7 @@ impl Decoder {
         let pass = Pass {
             dropout_key: options.dropout_key,
             compute_dtype: options.saving.compute_dtype(),
+            pauses: options.pauses,
             ..self.pass(batch, adapters, ws)
         };
         let run = self.run(batch, &batch.supervised, pass);
@@ -238,6 +270,7 @@ impl Decoder {
             ws,
             dropout_key: None,
             compute_dtype: ComputeDType::F32,
+            pauses: Pauses::NONE,
         }
     }
 

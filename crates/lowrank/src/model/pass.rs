@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{ComputeDType, RowClasses, Tensor, View, Workspace};
+use lowrank_kernels::{ComputeDType, Pauses, RowClasses, Tensor, View, Workspace};
 
 use super::adapter::AdapterSet;
 use super::config::{ModelConfig, Part, WeightId};
@@ -22,6 +22,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) dropout_key: Option<u64>,
     /// How exactly the blocks' linears multiply, and the gradients of the rest.
     pub(crate) compute_dtype: ComputeDType,
+    /// What is done between the halves of blocks.
+    pub(crate) pauses: Pauses<'a>,
 }
 
 /// What a norm's backward needs of its forward.

@@ -10,8 +10,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, ComputeDType, HeadWeight, Layout, LogitScaling, OwnRows, RowClasses, Tensor, View,
-    ViewMut, Weight, activation_backward, activation_forward, pool_backward, pool_forward,
+    Arena, ComputeDType, HeadWeight, Layout, LogitScaling, OwnRows, Pauses, RowClasses, Tensor,
+    View, ViewMut, Weight, activation_backward, activation_forward, pool_backward, pool_forward,
 };
 
 use super::batch::Batch;
@@ -29,6 +29,8 @@ pub struct Head<'a> {
     pub slot: Option<usize>,
     /// How exactly gradients are computed that go through it.
     pub compute_dtype: ComputeDType,
+    /// What is done between its chunks.
+    pub pauses: Pauses<'a>,
 }
 
 impl Head<'_> {
@@ -96,6 +98,7 @@ impl<'a> Top<'a> {
             scaling: pass.config().logit_scaling,
             slot,
             compute_dtype: pass.compute_dtype,
+            pauses: pass.pauses,
         }
     }
 

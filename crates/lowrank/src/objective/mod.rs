@@ -6,7 +6,7 @@ mod classes;
 mod next_token;
 
 use lowrank_kernels::in_pool;
-pub use lowrank_kernels::{Arena, Tensor, View, ViewMut, Workspace};
+pub use lowrank_kernels::{Arena, Pauses, Tensor, View, ViewMut, Workspace};
 
 pub use classes::{ClassTargets, Classes};
 pub use next_token::NextToken;
@@ -74,7 +74,25 @@ pub fn loss(
     objective: &dyn Objective,
     ws: &Workspace,
 ) -> LossSum {
-    in_pool(|| score(model.forward(batch, adapters, ws), objective, None, ws))
+    loss_with(model, batch, adapters, objective, Pauses::NONE, ws)
+}
+
+/// The same with pauses between the parts of the pass.
+///
+/// # Panics
+/// As [`loss`].
+pub fn loss_with(
+    model: &Decoder,
+    batch: &Batch,
+    adapters: AdapterSet,
+    objective: &dyn Objective,
+    pauses: Pauses<'_>,
+    ws: &Workspace,
+) -> LossSum {
+    in_pool(|| {
+        let forward = model.forward_with(batch, adapters, pauses, ws);
+        score(forward, objective, None, ws)
+    })
 }
 
 /// The losses of a batch and the gradient of their SUM, added to `grads` (laid out as the first adapter's `params`).

@@ -46,6 +46,7 @@ impl Objective for NextToken<'_> {
             self.targets,
             self.label_smoothing,
             head.compute_dtype,
+            head.pauses,
             ws,
         );
         LossSum {

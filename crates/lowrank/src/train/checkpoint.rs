@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::step::OptimizerState;
 use crate::Error;
 use crate::data::Example;
-use crate::model::{Adapter, Recompute, Weights};
+use crate::model::{Adapter, Decoder, Recompute};
 use crate::random::{hash, mix};
 
 const STATE: &str = "training_state.safetensors";
@@ -58,20 +58,20 @@ pub struct ModelMark {
     pub version: String,
     /// A hash of what config.json decides about the network.
     pub config: String,
-    /// [`Weights::hash`].
+    /// [`Decoder::weights_hash`].
     pub weights: String,
 }
 
 impl ModelMark {
     /// The mark of a base.
-    pub fn of(weights: &Weights) -> Self {
+    pub fn of(decoder: &Decoder) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: format!(
                 "{:016x}",
-                hash(format!("{:?}", weights.config()).as_bytes())
+                hash(format!("{:?}", decoder.config()).as_bytes())
             ),
-            weights: weights.hash(),
+            weights: decoder.weights_hash().to_owned(),
         }
     }
 }

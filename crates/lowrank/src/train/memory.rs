@@ -3,7 +3,7 @@
 use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
-use super::events::{Event, Observer};
+use super::events::{Event, Observer, Silent};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
@@ -48,6 +48,20 @@ fn largest_batch(
     rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
     rows.truncate(batch_size);
     Work::of(&batch_for(model, rows, virtual_tokens), &model.windows())
+}
+
+/// What the blocks of a run keep that begins now: what the settings ask for, or as much as the memory allows. `adapter` may be without
+/// values ([`TrainConfig::lay_out`]).
+///
+/// # Errors
+/// A memory budget, or a machine without `force`, that the run does not fit in.
+pub fn saving_that_fits(
+    config: &TrainConfig,
+    base: &Network,
+    adapter: &Adapter,
+    examples: &[Example],
+) -> Result<Saving, Error> {
+    choose_saving(config, base, adapter, examples, None, &mut Silent)
 }
 
 /// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds

@@ -1,11 +1,12 @@
 //! What a run comes to, and the files that say so.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use lowrank_kernels::DType;
 
 use super::checkpoint;
-use super::evaluate::evaluate;
+use super::evaluate::{evaluate, evaluate_with};
 use super::events::Event;
 use super::folder;
 use super::memory::peak_rss;
@@ -93,12 +94,14 @@ impl Trainer<'_> {
         let set = [&self.adapter];
         let rows = self.rows.train;
         let rows = &rows[..rows.len().min(self.config.batch_size)];
-        let sums = evaluate(
+        let sums = evaluate_with(
             &self.base.decoder,
             AdapterSet::new(&set),
             Some(0),
             rows,
+            self.pauses,
             &self.ws,
+            |_| ControlFlow::Continue(()),
         );
         if sums.mean().is_finite() {
             Ok(())

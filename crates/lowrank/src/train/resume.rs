@@ -195,10 +195,10 @@ fn check_same(
 
 /// The state that a run begins with.
 pub(super) fn new_state(base: &Network, rows: Rows<'_>) -> TrainerState {
-    let weights = base.decoder.weights();
+    let decoder = &base.decoder;
     TrainerState {
-        base: weights.fingerprint(),
-        base_mark: Some(ModelMark::of(weights)),
+        base: decoder.weights().fingerprint(),
+        base_mark: Some(ModelMark::of(decoder)),
         data: DataMark::of(rows.train),
         valid: DataMark::of(rows.valid),
         ..TrainerState::default()

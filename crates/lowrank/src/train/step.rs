@@ -1,6 +1,6 @@
 //! One optimizer step: micro-batches summed, divided once by the step's supervised tokens, clipped, applied.
 
-use lowrank_kernels::{AdamW, Arena, Workspace, adamw_step, all_finite, sum_squares};
+use lowrank_kernels::{AdamW, Arena, Pauses, Workspace, adamw_step, all_finite, sum_squares};
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
 use crate::Error;
@@ -26,7 +26,7 @@ pub struct OptimizerState {
 
 /// What a step needs beside the data.
 #[derive(Clone, Debug)]
-pub struct StepOptions {
+pub struct StepOptions<'a> {
     /// The rate of this step.
     pub learning_rate: f64,
     /// (beta1, beta2).
@@ -47,9 +47,11 @@ pub struct StepOptions {
     pub saving: Saving,
     /// Seed of the dropout masks.
     pub seed: u64,
+    /// What is done between the parts of a step.
+    pub pauses: Pauses<'a>,
 }
 
-impl StepOptions {
+impl StepOptions<'_> {
     /// The batch of a micro-batch's rows.
     pub fn batch_of(
         &self,
@@ -118,6 +120,7 @@ pub fn accumulate(
         let pass = PassOptions {
             dropout_key: Some(key),
             saving: options.saving,
+            pauses: options.pauses,
         };
         let set = AdapterSet::new(&set);
         sums.add(loss_and_gradients(
@@ -154,6 +157,7 @@ pub fn optimizer_step(
         options,
         ws,
     )?;
+    options.pauses.pause();
     let count = sums.weight;
     // The gradients are sums over labels; a mean's are smaller by this, which the optimizer multiplies them by.
     let mut grad_scale = 1.0 / count;
@@ -173,6 +177,7 @@ pub fn optimizer_step(
         let factor = options.max_grad_norm / (grad_norm + 1e-6);
         grad_scale *= factor.min(1.0);
     }
+    options.pauses.pause();
     state.step += 1;
     let adamw = AdamW {
         lr: options.learning_rate as f32,

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lowrank_kernels::Workspace;
+use lowrank_kernels::{Pauses, Workspace};
 
 use super::batch::{Scoring, balanced};
 use super::checkpoint::{self, TrainerState};
-use super::evaluate::evaluate_rows;
+use super::evaluate::evaluate_with;
 use super::events::{Event, Observer};
 use super::folder;
 use super::memory::{choose_saving, peak_rss};
@@ -59,6 +59,7 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     saving: Saving,
     scoring: Scoring,
+    pub(super) pauses: Pauses<'a>,
     pub(super) ws: Workspace,
     pub(super) state: TrainerState,
     metrics: MetricsWriter,
@@ -194,6 +195,7 @@ impl<'a> Trainer<'a> {
                     Some(ClassWeights::Balanced) => balanced(rows.train, base),
                 },
             },
+            pauses: Pauses::NONE,
             ws: Workspace::new(),
             state,
             metrics,
@@ -207,6 +209,14 @@ impl<'a> Trainer<'a> {
             base_parameters: trainer.outcome.base_parameters,
         });
         Ok(trainer)
+    }
+
+    /// Lets something be done between the parts of steps and evaluations, such as answering requests. What is trained does not depend on it;
+    /// held-out losses may differ in their last bits from those of a training without pauses.
+    #[must_use]
+    pub fn with_pauses(mut self, pauses: Pauses<'a>) -> Self {
+        self.pauses = pauses;
+        self
     }
 
     /// What is trained, as it is now.
@@ -285,7 +295,7 @@ impl<'a> Trainer<'a> {
         steps as f64 / self.order.steps_per_epoch() as f64
     }
 
-    fn options(&self) -> StepOptions {
+    fn options(&self) -> StepOptions<'a> {
         let config = self.config;
         StepOptions {
             learning_rate: self.schedule.at(self.state.step),
@@ -298,6 +308,7 @@ impl<'a> Trainer<'a> {
             share_prompts: config.share_prompts,
             saving: self.saving,
             seed: mix(config.seed, 2),
+            pauses: self.pauses,
         }
     }
 
@@ -366,11 +377,12 @@ impl<'a> Trainer<'a> {
     fn evaluate_unless(&mut self, stop: Option<&AtomicBool>) -> Result<Option<f64>, Error> {
         let set = [&self.adapter];
         let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let sums = evaluate_rows(
+        let sums = evaluate_with(
             &self.base.decoder,
             AdapterSet::new(&set),
             Some(0),
             self.rows.valid,
+            self.pauses,
             &self.ws,
             |_| {
                 if stopped() {

@@ -9,7 +9,7 @@ use lowrank::{ActivationDType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
 
-fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
+fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 0.0,
         betas: (0.9, 0.999),
@@ -24,6 +24,7 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions {
         share_prompts: false,
         saving: Saving::default(),
         seed: 7,
+        pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 

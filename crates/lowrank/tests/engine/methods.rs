@@ -58,7 +58,7 @@ fn all(model: &Decoder) -> Vec<(AdapterConfig, Adapter)> {
     all
 }
 
-fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions {
+fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 0.0,
         betas: (0.9, 0.999),
@@ -73,6 +73,7 @@ fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions {
             dtype: ActivationDType::F32,
         },
         seed: 7,
+        pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 

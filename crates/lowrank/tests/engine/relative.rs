@@ -109,7 +109,7 @@ fn a_sequence_has_the_bits_that_it_has_alone() {
     }
 }
 
-fn options(batch_size: usize, saving: Saving) -> StepOptions {
+fn options(batch_size: usize, saving: Saving) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 0.0,
         betas: (0.9, 0.999),
@@ -121,6 +121,7 @@ fn options(batch_size: usize, saving: Saving) -> StepOptions {
         share_prompts: false,
         saving,
         seed: 7,
+        pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 

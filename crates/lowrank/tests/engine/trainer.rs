@@ -1,10 +1,11 @@
 //! A training that somebody else drives, a step at a time.
 
 use std::fs;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lowrank::base::{Network, Source};
 use lowrank::data::{DataOptions, Dataset, Split};
+use lowrank::kernels::Pauses;
 use lowrank::train::{Event, Observer, Rows, Silent, TrainConfig, Trained, Trainer, prepare};
 use lowrank::tuning::Method;
 
@@ -117,6 +118,62 @@ fn steps_taken_one_by_one_are_those_of_a_run() {
         tensors(&whole.output.join(file))
     );
     assert!(config.output.join("report.html").is_file());
+}
+
+#[test]
+fn pauses_come_often_and_change_nothing() {
+    let place = Place::new("llama");
+    let whole = place.config(Method::Lora, "whole");
+    run(&whole).expect("the run");
+    let config = place.config(Method::Lora, "paused");
+    let loaded = Loaded::of(&place, &config);
+    let mut silent = Silent;
+    let trained = loaded.trained(&config);
+    let count = AtomicUsize::new(0);
+    let work = || {
+        count.fetch_add(1, Ordering::SeqCst);
+    };
+    let trainer = Trainer::new(
+        &config,
+        &loaded.network,
+        trained,
+        loaded.rows(),
+        false,
+        &mut silent,
+    );
+    let stop = AtomicBool::new(false);
+    let mut trainer = trainer.expect("a trainer").with_pauses(Pauses::with(&work));
+    trainer.step().expect("a step");
+    let layers = loaded.network.decoder.config().num_hidden_layers;
+    let batches = config.gradient_accumulation_steps;
+    // Around the halves of every block, forward and backward; the head; before the norm of the gradient and the optimizer.
+    let least = batches * (4 * layers + 3) + 2;
+    assert!(count.load(Ordering::SeqCst) >= least, "{count:?} {least}");
+    let before = count.load(Ordering::SeqCst);
+    trainer.evaluate().expect("an evaluation");
+    assert!(count.load(Ordering::SeqCst) > before + 2 * layers);
+    drop(trainer);
+
+    let config = place.config(Method::Lora, "again");
+    let trained = loaded.trained(&config);
+    let mut silent = Silent;
+    Trainer::new(
+        &config,
+        &loaded.network,
+        trained,
+        loaded.rows(),
+        false,
+        &mut silent,
+    )
+    .expect("a trainer")
+    .with_pauses(Pauses::with(&work))
+    .run(&stop)
+    .expect("a run");
+    let file = "adapter_model.safetensors";
+    assert_eq!(
+        tensors(&config.output.join(file)),
+        tensors(&whole.output.join(file))
+    );
 }
 
 #[test]

@@ -143,7 +143,7 @@ impl Case {
     }
 }
 
-fn options(learning_rate: f64, batch_size: usize, recompute: Recompute) -> StepOptions {
+fn options(learning_rate: f64, batch_size: usize, recompute: Recompute) -> StepOptions<'static> {
     StepOptions {
         learning_rate,
         betas: (0.9, 0.999),
@@ -158,6 +158,7 @@ fn options(learning_rate: f64, batch_size: usize, recompute: Recompute) -> StepO
             ..Saving::default()
         },
         seed: 0,
+        pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 

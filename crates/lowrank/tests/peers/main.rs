@@ -166,7 +166,11 @@ impl Case {
         }
     }
 
-    fn options(learning_rate: f64, label_smoothing: f64, batch_size: usize) -> StepOptions {
+    fn options(
+        learning_rate: f64,
+        label_smoothing: f64,
+        batch_size: usize,
+    ) -> StepOptions<'static> {
         StepOptions {
             learning_rate,
             betas: (0.9, 0.999),
@@ -181,6 +185,7 @@ impl Case {
             share_prompts: false,
             saving: lowrank::model::Saving::default(),
             seed: 0,
+            pauses: lowrank::kernels::Pauses::NONE,
         }
     }
 

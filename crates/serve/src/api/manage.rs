@@ -191,6 +191,9 @@ pub(super) async fn metrics(
 ) -> Result<Response, ApiError> {
     server.keys.caller(&headers)?;
     let all = server.registry.list();
+    if let Ok(jobs) = &server.jobs {
+        jobs.measure();
+    }
     let running = all.iter().filter(|about| about.running > 0);
     let running: Vec<&str> = running.map(|about| about.id.as_str()).collect();
     let resident = all.iter().filter(|about| about.resident).count();

@@ -26,7 +26,7 @@ use axum::routing::{get, post};
 use crate::error::ApiError;
 use crate::server::Server;
 
-pub(crate) use answer::new_id;
+pub(crate) use answer::{events, new_id};
 
 /// All routes of a server.
 pub(crate) fn router(server: Arc<Server>) -> Router {

@@ -182,6 +182,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
                 dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
             },
             seed: config.seed,
+            pauses: lowrank::kernels::Pauses::NONE,
         },
     };
     let figures = bench::train(&network.decoder, &mut adapter, &examples, &options)?;

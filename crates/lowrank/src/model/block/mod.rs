@@ -112,7 +112,10 @@ impl<'a> Block<'a> {
 
     /// What both halves compute before the last linear.
     fn values(&self, x: Tensor, cache: Option<&mut KvCache>) -> (AttentionValues, MlpValues) {
+        let pauses = self.attention.pass.pauses;
+        pauses.pause();
         let (attention, o) = self.attention.forward(x, cache);
+        pauses.pause();
         let stream = self.between.pick(&attention.x);
         let o = self.between.pick_owned(o);
         let mlp = self.mlp.forward(stream, o);
@@ -139,7 +142,10 @@ impl<'a> Block<'a> {
                 (attention, mlp)
             }
         };
+        let pauses = self.attention.pass.pauses;
+        pauses.pause();
         if let Some(d_o) = self.mlp.backward(&mut dx, mlp, reach, grads) {
+            pauses.pause();
             let d_o = self.between.spread(d_o);
             dx = self.between.spread(dx);
             self.attention
