@@ -162,6 +162,11 @@ impl Engine {
         drop(self.commands.send(Command::Forget(key)));
     }
 
+    /// Rows of the cache.
+    pub(crate) fn cache_rows(&self) -> usize {
+        self.limits.blocks * BLOCK_ROWS
+    }
+
     /// Takes no more requests.
     pub(crate) fn drain(&self) {
         self.load.is_draining.store(true, Ordering::SeqCst);
