@@ -149,6 +149,7 @@ pub fn serve(
                 message: error.message,
             })?;
     }
+    registry.forget_elsewhere();
     let keys = Keys::new(options.api_keys, options.admin_key);
     let server = Arc::new(Server::new(
         base,
@@ -171,7 +172,7 @@ pub fn serve(
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
         let of_stop = engine.clone();
         let serving =
-            axum::serve(listener, api::router(server)).with_graceful_shutdown(async move {
+            axum::serve(listener, api::service(server)).with_graceful_shutdown(async move {
                 while !stop() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -62,10 +62,13 @@ impl Body {
         };
         map.retain(|_, value| !value.is_null());
         let known = || tables.iter().flat_map(|table| table.iter());
-        for (name, value) in &map {
+        for (name, value) in &mut map {
             let Some(field) = known().find(|field| field.name == name) else {
                 return Err(unknown(name, known().map(|field| field.name)));
             };
+            if let Kind::Integer(_) = field.kind {
+                write_as_whole(value);
+            }
             check(field, value)?;
         }
         Ok(Self(map))
@@ -100,6 +103,18 @@ impl Body {
     /// The text of a field that must be there.
     pub(crate) fn require_text(&self, name: &'static str) -> Result<&str, ApiError> {
         self.text(name).ok_or_else(|| missing(name))
+    }
+}
+
+/// Some languages write 16 as 16.0.
+fn write_as_whole(value: &mut Value) {
+    // Every whole number below this is a f64 of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    if let Some(number) = value.as_f64().filter(|_| value.is_f64())
+        && number.fract() == 0.0
+        && number.abs() < MOST
+    {
+        *value = (number as i64).into();
     }
 }
 
@@ -185,9 +200,6 @@ pub(crate) fn schema(tables: &[&[Field]], required: &[&str]) -> Value {
     for field in tables.iter().flat_map(|table| table.iter()) {
         let mut schema = match &field.kind {
             Kind::Bool => json!({"type": ["boolean", "null"]}),
-            Kind::Integer(range) if *range.end() == i64::MAX => {
-                json!({"type": ["integer", "null"], "minimum": range.start()})
-            }
             Kind::Integer(range) => {
                 json!({"type": ["integer", "null"], "minimum": range.start(), "maximum": range.end()})
             }

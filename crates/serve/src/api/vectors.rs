@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use serde_json::Value;
 
-use super::Body;
+use super::{Body, whole};
 use crate::error::ApiError;
 use crate::server::Server;
 
@@ -15,9 +15,10 @@ use crate::server::Server;
 pub(super) async fn embeddings(
     State(server): State<Arc<Server>>,
     headers: HeaderMap,
-    _body: Body,
+    body: Body,
 ) -> Result<Json<Value>, ApiError> {
     server.keys.caller(&headers)?;
+    whole(body)?;
     Err(no_encoder(&server))
 }
 
@@ -25,9 +26,10 @@ pub(super) async fn embeddings(
 pub(super) async fn classify(
     State(server): State<Arc<Server>>,
     headers: HeaderMap,
-    _body: Body,
+    body: Body,
 ) -> Result<Json<Value>, ApiError> {
     server.keys.caller(&headers)?;
+    whole(body)?;
     Err(no_encoder(&server))
 }
 
