@@ -7,22 +7,22 @@ use serde_json::{Value, json};
 
 /// What a request is answered with where it cannot be served: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     /// The status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// A stable name of the case, for programs.
-    pub code: &'static str,
+    pub(crate) code: &'static str,
     /// What was found and how to mend it, for people.
-    pub message: String,
+    pub(crate) message: String,
     /// The field that is at fault.
-    pub param: Option<String>,
+    pub(crate) param: Option<String>,
     /// Seconds after which another try may succeed.
-    pub retry_after: Option<u64>,
+    pub(crate) retry_after: Option<u64>,
 }
 
 impl ApiError {
     /// An error of this status.
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
             code,
@@ -33,7 +33,7 @@ impl ApiError {
     }
 
     /// A field whose value cannot be used.
-    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             param: Some(param.into()),
             ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message)
@@ -41,17 +41,17 @@ impl ApiError {
     }
 
     /// A request that cannot be served as it is.
-    pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
     /// Something that is not there.
-    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn not_found(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
     /// A model that is neither the base nor an adapter.
-    pub fn no_model(name: &str, base: &str) -> Self {
+    pub(crate) fn no_model(name: &str, base: &str) -> Self {
         let message = format!(
             "there is no model {name:?}; the base is {base:?}, and GET /v1/models lists the adapters"
         );
@@ -62,7 +62,7 @@ impl ApiError {
     }
 
     /// A request that the server has no room for now.
-    pub fn busy(code: &'static str, message: impl Into<String>, seconds: u64) -> Self {
+    pub(crate) fn busy(code: &'static str, message: impl Into<String>, seconds: u64) -> Self {
         Self {
             retry_after: Some(seconds),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
@@ -70,7 +70,7 @@ impl ApiError {
     }
 
     /// A fault of the server.
-    pub fn internal(message: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
@@ -86,7 +86,7 @@ impl ApiError {
     }
 
     /// The body.
-    pub fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
             "type": self.kind(),
@@ -100,6 +100,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         match self.retry_after {
             Some(seconds) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

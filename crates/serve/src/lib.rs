@@ -153,6 +153,7 @@ pub fn serve(
                 message: error.message,
             })?;
     }
+    registry.forget_elsewhere();
     let keys = Keys::new(options.api_keys, options.admin_key);
     let registry = Arc::new(registry);
     let jobs = Jobs::open(
@@ -188,7 +189,7 @@ pub fn serve(
         let drain = options.drain_timeout;
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
         let serving =
-            axum::serve(listener, api::router(server)).with_graceful_shutdown(async move {
+            axum::serve(listener, api::service(server)).with_graceful_shutdown(async move {
                 while !stop() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -21,6 +21,16 @@ use crate::error::ApiError;
 /// The registry's file in the folder of adapters.
 const FILE: &str = ".lowrank-registry.json";
 
+/// The version of its form.
+const VERSION: u32 = 1;
+
+/// The files of an adapter that are read.
+const FILES: [&str; 3] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+];
+
 /// An adapter's values in memory.
 pub(crate) struct Resident {
     pub(crate) adapter: Arc<Adapter>,
@@ -67,7 +77,10 @@ struct State {
     last_used: Option<SystemTime>,
     created: u64,
     error: Option<String>,
+    /// Its name was forgotten, so that whoever still loads it does not bring the name back.
     is_gone: bool,
+    /// It was named at the start, so its files may be anywhere.
+    is_anywhere: bool,
 }
 
 /// What is told of an adapter.
@@ -104,6 +117,9 @@ struct SavedAdapter {
     pinned: bool,
     #[serde(default)]
     created: u64,
+    /// What the generation's files held, so that the same files are the same generation after a restart.
+    #[serde(default)]
+    content: Option<String>,
 }
 
 /// All adapters of a server.
@@ -164,6 +180,9 @@ impl Registry {
                 generation: saved.generation,
                 pinned: saved.pinned,
                 created: saved.created,
+                content: saved
+                    .content
+                    .and_then(|content| u64::from_str_radix(&content, 16).ok()),
                 ..State::default()
             };
             lock(&registry.entries).insert(name.into(), Arc::new(entry));
@@ -184,8 +203,19 @@ impl Registry {
             .map_err(|error| bad_adapter(format!("{}: {error}", path.display())))?;
         let resident = self.read(&path)?;
         let entry = self.entry_or_new(name);
-        self.install(&entry, path, resident);
-        self.save()
+        Self::install(&entry, path, resident);
+        lock(&entry.state).is_anywhere = true;
+        self.save_if_possible();
+        Ok(())
+    }
+
+    /// Forgets the names of an earlier start whose files are elsewhere and that were not named again.
+    pub(crate) fn forget_elsewhere(&self) {
+        lock(&self.entries).retain(|_, entry| {
+            let state = lock(&entry.state);
+            let folder = self.folder.as_ref();
+            state.is_anywhere || folder.is_some_and(|folder| state.path.starts_with(folder))
+        });
     }
 
     /// `/v1/load_lora_adapter`: loads a folder of the adapters' folder under a name.
@@ -244,7 +274,12 @@ impl Registry {
                     .or_insert_with(|| Arc::clone(&entry)),
             )
         };
-        self.install(&entry, path, resident);
+        Self::install(&entry, path, resident);
+        {
+            let mut state = lock(&entry.state);
+            state.is_gone = false;
+            state.is_anywhere = false;
+        }
         self.save()?;
         self.make_room(None);
         Ok(about(name, &entry))
@@ -291,20 +326,38 @@ impl Registry {
         if let Some(lease) = self.lease_resident(&name) {
             return Ok(lease);
         }
-        let path = lock(&entry.state).path.clone();
+        let State {
+            path, is_anywhere, ..
+        } = lock(&entry.state).clone();
         let (registry, from) = (Arc::clone(self), path.clone());
-        let resident = match blocking(move || registry.read(&from)).await {
+        let read = move || {
+            if !is_anywhere {
+                registry.check_inside(&from)?;
+            }
+            registry.read(&from)
+        };
+        let resident = match blocking(read).await {
             Ok(resident) => resident,
             Err(error) => {
                 lock(&entry.state).error = Some(error.message.clone());
                 return Err(error);
             }
         };
-        self.install(&entry, path, Arc::clone(&resident));
-        lock(&self.entries)
-            .entry(Arc::clone(&name))
-            .or_insert_with(|| Arc::clone(&entry));
-        self.save()?;
+        let mut is_new = Self::install(&entry, path, Arc::clone(&resident));
+        if !lock(&entry.state).is_gone {
+            let mut entries = lock(&self.entries);
+            is_new |= !entries.contains_key(&name);
+            let known = entries.entry(Arc::clone(&name));
+            known.or_insert_with(|| Arc::clone(&entry));
+        }
+        if is_new {
+            let registry = Arc::clone(self);
+            blocking(move || {
+                registry.save_if_possible();
+                Ok(())
+            })
+            .await?;
+        }
         self.make_room(Some(&name));
         Ok(Lease::new(name, entry, resident))
     }
@@ -413,10 +466,32 @@ impl Registry {
                 )
             });
         };
-        if !real.starts_with(folder) {
-            return forbidden("it lies outside of the folder of adapters");
+        if real == *folder {
+            return forbidden("it is the folder of adapters itself");
+        }
+        if self.check_inside(&real).is_err() {
+            return forbidden("it or a file in it lies outside of the folder of adapters");
         }
         Ok(real)
+    }
+
+    /// Refuses a folder that a link leads out of the folder of adapters, or that has such files.
+    fn check_inside(&self, path: &Path) -> Result<(), ApiError> {
+        let files = FILES.iter().map(|name| path.join(name));
+        let mut all = std::iter::once(path.to_path_buf()).chain(files);
+        let leaves = |path: PathBuf| match (path.canonicalize(), &self.folder) {
+            (Ok(real), Some(folder)) => !real.starts_with(folder),
+            // What is not there is told by whoever reads it.
+            _ => false,
+        };
+        if !all.any(leaves) {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "adapter_path_forbidden",
+            "the adapter's files lie outside of the folder of adapters",
+        ))
     }
 
     /// Reads a folder, or takes values of the same content that are in memory.
@@ -431,8 +506,13 @@ impl Registry {
             return Ok(known);
         }
         let loaded = tuning::load(path, self.decoder.config())
-            .map_err(|error| bad_adapter(error.to_string()))?;
+            .map_err(|error| bad_adapter(without_folder(&error.to_string(), path)))?;
         self.check(&loaded)?;
+        if content_of(path)? != content {
+            return Err(bad_adapter(
+                "its files changed while they were read; try again".to_owned(),
+            ));
+        }
         let Loaded {
             adapter,
             config,
@@ -501,9 +581,10 @@ impl Registry {
         Arc::clone(entries.entry(name.into()).or_default())
     }
 
-    /// Gives an entry its values; they are a new generation where their content is new.
-    fn install(&self, entry: &Entry, path: PathBuf, resident: Arc<Resident>) {
+    /// Gives an entry its values; they are a new generation where their content is new, which is what it says.
+    fn install(entry: &Entry, path: PathBuf, resident: Arc<Resident>) -> bool {
         let mut state = lock(&entry.state);
+        let is_new = state.content != Some(resident.content);
         if state.content != Some(resident.content) {
             state.generation += 1;
             state.content = Some(resident.content);
@@ -513,6 +594,7 @@ impl Registry {
         state.resident = Some(resident);
         state.error = None;
         state.last_used = Some(SystemTime::now());
+        is_new
     }
 
     /// Gives up values that were used longest ago until the limit holds; those that are pinned, in use, or `but` stay.
@@ -555,10 +637,24 @@ impl Registry {
                 path.display()
             )
         })?;
+        if saved.version != VERSION {
+            return Err(format!(
+                "{} has the version {}, and this program knows {VERSION}; use the program that wrote it, or move it away to begin anew",
+                path.display(),
+                saved.version
+            ));
+        }
         for adapter in saved.adapters.values_mut() {
             adapter.path = folder.join(&adapter.path);
         }
         Ok(saved)
+    }
+
+    /// Saves what a request or the start has found out; a folder that cannot be written to is no reason to refuse either.
+    fn save_if_possible(&self) {
+        if let Err(error) = self.save() {
+            tracing::warn!("{}", error.message);
+        }
     }
 
     fn save(&self) -> Result<(), ApiError> {
@@ -577,12 +673,13 @@ impl Registry {
                     generation: state.generation,
                     pinned: state.pinned,
                     created: state.created,
+                    content: state.content.map(|content| format!("{content:016x}")),
                 };
                 (name.to_string(), saved)
             })
             .collect();
         let saved = Saved {
-            version: 1,
+            version: VERSION,
             adapters,
         };
         let text = serde_json::to_string_pretty(&saved)
@@ -644,14 +741,16 @@ fn bad_adapter(message: String) -> ApiError {
     ApiError::bad_request("invalid_lora_adapter", message)
 }
 
+/// A message about files of a folder, without where the server keeps that.
+fn without_folder(message: &str, folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    message.replace(&folder.display().to_string(), &name)
+}
+
 /// A mark of what the two files of an adapter hold.
 fn content_of(path: &Path) -> Result<u64, ApiError> {
     let mut hasher = DefaultHasher::new();
-    for name in [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "adapter_model.bin",
-    ] {
+    for name in FILES {
         match std::fs::read(path.join(name)) {
             Ok(bytes) => (name, bytes).hash(&mut hasher),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

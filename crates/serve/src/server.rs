@@ -1,14 +1,14 @@
 //! What all routes share: the base, its adapters, the engine, and what may be asked of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use lowrank::base::Base;
 use lowrank::data::Labels;
 use lowrank::generate::{CacheKey, GenerateOptions, LogProbs, Request, Strategy};
-use lowrank::model::{Adapter, HeadKind};
+use lowrank::model::{Adapter, BLOCK_ROWS, HeadKind};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::api::wanted::Wanted;
@@ -16,7 +16,7 @@ use crate::engine::{Engine, Refused, Submission, Update};
 use crate::error::ApiError;
 use crate::grammar::{Grammar, GrammarError, Vocabulary};
 use crate::keys::Keys;
-use crate::registry::{Lease, Registry};
+use crate::registry::{Lease, Registry, Resident};
 use crate::tools::ToolForm;
 
 /// What a request may ask for at most.
@@ -64,16 +64,39 @@ pub(crate) struct Server {
     /// Files and jobs, or why there are none.
     pub(crate) jobs: Result<Arc<crate::jobs::Jobs>, ApiError>,
     vocabulary: OnceLock<Result<Vocabulary, String>>,
-    salts: Mutex<HashMap<String, u64>>,
-    mixes: Mutex<Vec<Mixed>>,
+    salts: Mutex<Salts>,
+    mixes: Mutex<Mixes>,
 }
 
-/// A sum of adapters, kept for the next request of the same one.
+/// The salts that were seen, so that each has a number of its own in cache keys.
+#[derive(Default)]
+struct Salts {
+    /// Numbers by salt, of each adapter.
+    of: HashMap<u64, HashMap<String, u64>>,
+    /// How many there are.
+    len: usize,
+    last: u64,
+}
+
+/// So many salts are remembered; one that is forgotten gets another number when it comes again.
+const MOST_SALTS: usize = 1 << 16;
+
+/// Sums of adapters, kept for the next request of the same one.
+#[derive(Default)]
+struct Mixes {
+    kept: Vec<Mixed>,
+    last: u64,
+}
+
 struct Mixed {
+    /// Numbers of adapters and bits of their weights.
     parts: Vec<(u64, u32)>,
     adapter: Arc<Adapter>,
     number: u64,
 }
+
+/// So many sums are kept.
+const MOST_MIXES: usize = 32;
 
 /// Numbers of sums in cache keys, apart from those of adapters.
 const MIXES: u64 = 1 << 62;
@@ -94,8 +117,11 @@ pub(crate) struct Model {
 pub(crate) struct Choice {
     pub(crate) index: usize,
     pub(crate) prompt_tokens: usize,
+    /// What it was told before anybody followed it.
+    pub(crate) early: VecDeque<Update>,
     pub(crate) updates: UnboundedReceiver<Update>,
-    pub(crate) model: Model,
+    /// Its adapters are in use until it is dropped.
+    _model: Model,
 }
 
 impl Model {
@@ -204,40 +230,17 @@ impl Server {
             .zip(mix)
             .map(|(lease, (_, weight))| (lease.resident.number, weight.to_bits()))
             .collect();
-        let mut mixes = self
-            .mixes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let known = mixes.iter().find(|mixed| mixed.parts == parts);
-        let (adapter, number) = match known {
-            Some(mixed) => (Arc::clone(&mixed.adapter), mixed.number),
-            None => {
-                let adapters: Vec<(&Adapter, f32)> = leases
-                    .iter()
-                    .zip(mix)
-                    .map(|(lease, (_, weight))| (&*lease.resident.adapter, *weight))
-                    .collect();
-                let adapter = Adapter::mixed(&adapters).map_err(|at| {
-                    ApiError::invalid(
-                        "adapters",
-                        format!(
-                            "{:?} is more than low-rank branches, and only these can be mixed",
-                            mix[at].0
-                        ),
-                    )
-                })?;
-                let number = mixes.last().map_or(MIXES, |last| last.number + 1);
-                let adapter = Arc::new(adapter);
-                if mixes.len() >= 32 {
-                    mixes.remove(0);
-                }
-                mixes.push(Mixed {
-                    parts,
-                    adapter: Arc::clone(&adapter),
-                    number,
-                });
-                (adapter, number)
-            }
+        let known = lock(&self.mixes).find(&parts);
+        let (adapter, number) = if let Some(known) = known {
+            known
+        } else {
+            let residents: Vec<_> = leases
+                .iter()
+                .map(|lease| Arc::clone(&lease.resident))
+                .collect();
+            let mix = mix.to_vec();
+            let adapter = crate::registry::blocking(move || sum(&residents, &mix)).await?;
+            lock(&self.mixes).keep(parts, Arc::new(adapter))
         };
         let name: Arc<str> = self.name.as_str().into();
         Ok(Model {
@@ -255,6 +258,16 @@ impl Server {
         let taken = model.adapter.as_ref();
         let taken = taken.map_or(0, |adapter| adapter.virtual_tokens().total());
         config.longest_sequence().saturating_sub(taken)
+    }
+
+    /// Tokens that a prompt and its answer may have together so that the cache has room for them.
+    fn cache_room(&self, model: &Model) -> usize {
+        let taken = model.adapter.as_ref();
+        let taken = taken.map(|adapter| adapter.virtual_tokens());
+        let (before, inside) =
+            taken.map_or((0, 0), |taken| (taken.keys + taken.prefix, taken.infix));
+        let before = before.next_multiple_of(BLOCK_ROWS);
+        self.engine.cache_rows().saturating_sub(before + inside)
     }
 
     /// Hands in `n` choices of every prompt. Of each, `default` new tokens are made where the request says nothing; `None`: until the context is full.
@@ -275,7 +288,7 @@ impl Server {
                 ),
             ));
         }
-        let context = self.context(model);
+        let (context, room) = (self.context(model), self.cache_room(model));
         let vocabulary = self.base.decoder.config().vocab_size;
         let key = self.cache_key(model.number, wanted.salt.as_deref());
         let mut stop_ids = wanted.options.stop_ids.clone();
@@ -295,9 +308,13 @@ impl Server {
                 ));
             }
             let most = context.saturating_sub(length);
-            let asked = wanted.max_tokens.or(default).unwrap_or(most);
+            let fitting = most.min(room.saturating_sub(length));
+            let asked = wanted.max_tokens.or(default).unwrap_or(fitting.max(1));
             if length > context || most == 0 && asked > 0 {
                 return Err(too_long(length, context));
+            }
+            if length > room || asked.min(most) > fitting {
+                return Err(cache_too_small(length));
             }
             for _ in 0..wanted.n {
                 let index = choices.len();
@@ -328,8 +345,9 @@ impl Server {
                 choices.push(Choice {
                     index,
                     prompt_tokens: length,
+                    early: VecDeque::new(),
                     updates,
-                    model: model.clone(),
+                    _model: model.clone(),
                 });
             }
         }
@@ -362,26 +380,20 @@ impl Server {
 
     /// What keys and values of prompts depend on beside tokens. Salts are told apart by their texts, so no two of them, and no salt and name, can meet.
     fn cache_key(&self, number: u64, salt: Option<&str>) -> CacheKey {
-        let salt = salt.map_or(0, |salt| {
-            let mut salts = self
-                .salts
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let next = salts.len() as u64 + 1;
-            *salts.entry(salt.to_owned()).or_insert(next)
-        });
+        let salt = salt.map_or(0, |salt| lock(&self.salts).number_of(number, salt));
         CacheKey::from(number) << 64 | CacheKey::from(salt)
     }
 
     /// Gives up the prompts that were kept for an adapter that is gone.
     pub(crate) fn forget(&self, number: u64) {
-        let salts = self
-            .salts
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for salt in 0..=salts.len() as u64 {
-            self.engine
-                .forget(CacheKey::from(number) << 64 | CacheKey::from(salt));
+        let mut numbers = lock(&self.mixes).forget(number);
+        numbers.push(number);
+        for number in numbers {
+            let salts = lock(&self.salts).forget(number);
+            for salt in std::iter::once(0).chain(salts) {
+                self.engine
+                    .forget(CacheKey::from(number) << 64 | CacheKey::from(salt));
+            }
         }
     }
 
@@ -407,6 +419,90 @@ impl Server {
     }
 }
 
+impl Salts {
+    fn number_of(&mut self, adapter: u64, salt: &str) -> u64 {
+        let known = self.of.get(&adapter).and_then(|salts| salts.get(salt));
+        if let Some(known) = known {
+            return *known;
+        }
+        if self.len >= MOST_SALTS {
+            self.of.clear();
+            self.len = 0;
+        }
+        self.last += 1;
+        self.len += 1;
+        let salts = self.of.entry(adapter).or_default();
+        salts.insert(salt.to_owned(), self.last);
+        self.last
+    }
+
+    /// Forgets the salts of an adapter, and gives their numbers.
+    fn forget(&mut self, adapter: u64) -> Vec<u64> {
+        let salts = self.of.remove(&adapter).unwrap_or_default();
+        self.len -= salts.len();
+        salts.into_values().collect()
+    }
+}
+
+impl Mixes {
+    fn find(&self, parts: &[(u64, u32)]) -> Option<(Arc<Adapter>, u64)> {
+        let known = self.kept.iter().find(|mixed| mixed.parts == parts)?;
+        Some((Arc::clone(&known.adapter), known.number))
+    }
+
+    fn keep(&mut self, parts: Vec<(u64, u32)>, adapter: Arc<Adapter>) -> (Arc<Adapter>, u64) {
+        // Somebody else may have made the same meanwhile.
+        if let Some(known) = self.find(&parts) {
+            return known;
+        }
+        if self.kept.len() >= MOST_MIXES {
+            self.kept.remove(0);
+        }
+        self.last += 1;
+        let number = MIXES + self.last;
+        self.kept.push(Mixed {
+            parts,
+            adapter: Arc::clone(&adapter),
+            number,
+        });
+        (adapter, number)
+    }
+
+    /// Forgets the sums that have an adapter, and gives their numbers.
+    fn forget(&mut self, adapter: u64) -> Vec<u64> {
+        let has = |mixed: &Mixed| mixed.parts.iter().any(|(part, _)| *part == adapter);
+        let numbers = self.kept.iter().filter(|mixed| has(mixed));
+        let numbers = numbers.map(|mixed| mixed.number).collect();
+        self.kept.retain(|mixed| !has(mixed));
+        numbers
+    }
+}
+
+/// The sum of adapters, each with its weight.
+fn sum(residents: &[Arc<Resident>], mix: &[(String, f32)]) -> Result<Adapter, ApiError> {
+    let parts: Vec<(&Adapter, f32)> = residents
+        .iter()
+        .zip(mix)
+        .map(|(resident, (_, weight))| (&*resident.adapter, *weight))
+        .collect();
+    Adapter::mixed(&parts).map_err(|at| {
+        ApiError::invalid(
+            "adapters",
+            format!(
+                "{:?} is more than low-rank branches, and only these can be mixed",
+                mix[at].0
+            ),
+        )
+    })
+}
+
+/// Locks, also behind a thread that has died: nothing here is left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// A grammar that cannot be followed.
 pub(crate) fn grammar_error(param: &str, error: &GrammarError) -> ApiError {
     ApiError {
@@ -425,6 +521,17 @@ fn too_long(length: usize, context: usize) -> ApiError {
             ),
         )
     }
+}
+
+/// A request that the cache can never have room for.
+pub(crate) fn cache_too_small(length: usize) -> ApiError {
+    ApiError::bad_request(
+        "cache_too_small",
+        format!(
+            "a prompt of {length} tokens with its answer needs more of the cache than the server has; ask for fewer tokens, or \
+             start it with a larger --kv-cache-memory"
+        ),
+    )
 }
 
 /// A folder where a server keeps files, jobs and the registry.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -11,17 +12,18 @@ use lowrank::data::Tokenizer;
 use lowrank::generate::{Finish, Token};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
 
 use super::text::{Piece, Text};
 use crate::engine::{Update, reason};
 use crate::error::ApiError;
-use crate::server::{Choice, Server};
+use crate::server::{Choice, Server, cache_too_small};
 use crate::tools::{Tool, ToolForm};
 
 /// What happens to a choice.
 pub(crate) enum Event {
-    /// It is taken up; so many tokens of its prompt were there before.
-    Begun(usize),
+    /// It is taken up.
+    Begun,
     /// Tokens of its prompt.
     Read(Vec<Token>),
     /// A token, and what became certain of the text. Text without a token is what was held back.
@@ -37,21 +39,42 @@ pub(crate) struct Summary {
     pub(crate) has_calls: bool,
 }
 
-/// Follows one choice; `sink` says whether anybody still listens, and what it is given is whole once this returns.
+/// Follows one choice; `sink` says whether anybody still listens, and what it is given is whole once this returns. Where the answer is a stream, whoever
+/// reads it may leave at any time.
+///
+/// # Errors
+/// What went wrong with the choice, or that nobody reads its stream any more.
 pub(crate) async fn follow(
     tokenizer: &Tokenizer,
     choice: &mut Choice,
     stops: Vec<String>,
     tools: Option<(ToolForm, &[Tool], u64)>,
+    stream: Option<&Events>,
     mut sink: impl FnMut(Event) -> bool,
 ) -> Result<Summary, ApiError> {
     let mut text = Text::new(tokenizer, stops, tools);
     let mut summary = Summary::default();
-    while let Some(update) = choice.updates.recv().await {
+    let has_left = async {
+        match stream {
+            Some(events) => events.0.closed().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(has_left);
+    loop {
+        let update = tokio::select! {
+            biased;
+            update = choice.next() => update,
+            () = &mut has_left => return Err(ApiError::internal("the client has left")),
+        };
+        let Some(update) = update else { break };
+        if let Some(error) = failure(&update) {
+            return Err(error);
+        }
         let goes_on = match update {
             Update::Begun { cached_tokens } => {
                 summary.cached = cached_tokens;
-                sink(Event::Begun(cached_tokens))
+                sink(Event::Begun)
             }
             Update::Read(tokens) => sink(Event::Read(tokens)),
             Update::Token(token) => {
@@ -63,33 +86,12 @@ pub(crate) async fn follow(
                 }
                 sink(Event::Made(piece, Some(token))) && !has_ended
             }
-            Update::Finished(Finish::NotFinite) => {
-                return Err(ApiError::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "not_finite",
-                    "the model's numbers are no longer finite; weights that are too large or damaged cause this",
-                ));
-            }
             Update::Finished(finish) => {
                 summary.reason = reason(finish);
                 false
             }
-            Update::TimedOut => {
-                return Err(ApiError::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "timeout",
-                    "the request took longer than it may",
-                ));
-            }
-            Update::TooLarge { tokens } => {
-                return Err(ApiError::bad_request(
-                    "cache_too_small",
-                    format!(
-                        "a prompt of {tokens} tokens with its answer needs more of the cache than the server has; ask for fewer \
-                         tokens, or start it with a larger --kv-cache-memory"
-                    ),
-                ));
-            }
+            // These are failures.
+            Update::TimedOut | Update::TooLarge { .. } => false,
         };
         if !goes_on {
             break;
@@ -105,10 +107,100 @@ pub(crate) async fn follow(
     if rest != Piece::default() {
         sink(Event::Made(rest, None));
     }
-    if summary.has_calls {
+    if summary.has_calls && summary.reason == "stop" {
         summary.reason = "tool_calls";
     }
     Ok(summary)
+}
+
+/// The error that an update is, if it is one.
+fn failure(update: &Update) -> Option<ApiError> {
+    match update {
+        Update::Finished(Finish::NotFinite) => Some(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "not_finite",
+            "the model's numbers are no longer finite; weights that are too large or damaged cause this",
+        )),
+        Update::TimedOut => Some(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "the request took longer than it may",
+        )),
+        Update::TooLarge { tokens } => Some(cache_too_small(*tokens)),
+        _ => None,
+    }
+}
+
+/// Waits for the first token of a stream, so that what goes wrong before it has a status of its own. A stream that waits for long begins
+/// without, since clients give up where nothing comes.
+///
+/// # Errors
+/// What has gone wrong.
+pub(crate) async fn wait_for_first(choices: &mut [Choice]) -> Result<(), ApiError> {
+    let Some(choice) = choices.first_mut() else {
+        return Ok(());
+    };
+    drop(tokio::time::timeout(FIRST_PAUSE, choice.begin()).await);
+    match choice.early.iter().find_map(failure) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// How long a stream's head waits for its first token.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often a stream says that it is still there, for proxies that close silent connections.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+impl Choice {
+    /// What it is told next.
+    async fn next(&mut self) -> Option<Update> {
+        match self.early.pop_front() {
+            Some(update) => Some(update),
+            None => self.updates.recv().await,
+        }
+    }
+
+    /// Waits until its first token is there, or it is over.
+    async fn begin(&mut self) {
+        while let Some(update) = self.updates.recv().await {
+            let is_token = !matches!(update, Update::Begun { .. } | Update::Read(_));
+            self.early.push_back(update);
+            if is_token {
+                return;
+            }
+        }
+    }
+}
+
+/// Follows the choices of a stream to their ends, each of which goes to `done`; whether all of them came to one. What goes wrong is the stream's
+/// last event.
+pub(crate) async fn finish_all<T: 'static>(
+    mut choices: JoinSet<Result<T, ApiError>>,
+    events: &Events,
+    mut done: impl FnMut(T),
+) -> bool {
+    loop {
+        let ended = tokio::select! {
+            ended = choices.join_next() => ended,
+            () = tokio::time::sleep(KEEP_ALIVE) => {
+                drop(events.0.send(Bytes::from_static(b": still here\n\n")));
+                continue;
+            }
+        };
+        let error = match ended {
+            None => return true,
+            Some(Ok(Ok(ended))) => {
+                done(ended);
+                continue;
+            }
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => ApiError::internal(format!("a choice was lost: {error}")),
+        };
+        events.send(&error.body());
+        return false;
+    }
 }
 
 /// `usage` of a request.

@@ -8,8 +8,11 @@ use axum::response::{IntoResponse as _, Response};
 use lowrank::data::Prompt;
 use lowrank::generate::Token;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
-use super::answer::{Event, Events, Summary, events, follow, new_id, token_entry, usage};
+use super::answer::{
+    Event, Events, Summary, events, finish_all, follow, new_id, token_entry, usage, wait_for_first,
+};
 use super::fields::{Body, Field, Kind, field, missing};
 use super::wanted::{COMMON, Wanted, unsupported};
 use crate::error::ApiError;
@@ -139,14 +142,22 @@ pub(crate) async fn chat(
         seed: wanted.options.sampling.seed,
     };
     let prompt_tokens = prompt.len();
-    let choices = server.submit(&wanted, &model, vec![prompt], None, grammar.as_ref())?;
+    let mut choices = server.submit(&wanted, &model, vec![prompt], None, grammar.as_ref())?;
     let answer = Answer {
         id: new_id("chatcmpl-"),
         created: unix(SystemTime::now()),
         model: model.name.to_string(),
     };
     if wanted.stream {
-        return stream(server, turn, answer, reading, choices, wanted.include_usage).await;
+        wait_for_first(&mut choices).await?;
+        return Ok(stream(
+            server,
+            turn,
+            answer,
+            reading,
+            choices,
+            wanted.include_usage,
+        ));
     }
     let mut parts = Vec::new();
     let (mut made, mut cached) = (0, 0);
@@ -274,7 +285,7 @@ async fn collect(
     let (mut content, mut calls, mut entries) = (String::new(), Vec::new(), Vec::new());
     let tokenizer = server.tokenizer();
     let stops = reading.stops.clone();
-    let summary = follow(tokenizer, choice, stops, reading.tools(), |event| {
+    let summary = follow(tokenizer, choice, stops, reading.tools(), None, |event| {
         if let Event::Made(piece, token) = event {
             content.push_str(&piece.content);
             calls.extend(piece.calls);
@@ -307,18 +318,18 @@ fn entry(server: &Server, token: &Token) -> Value {
 }
 
 /// Sends the choices as they are made.
-async fn stream(
+fn stream(
     server: Arc<Server>,
     turn: Turn,
     answer: Answer,
     reading: Reading,
     choices: Vec<Choice>,
     include_usage: bool,
-) -> Result<Response, ApiError> {
+) -> Response {
     let (events, response) = events();
     let prompt_tokens = choices.first().map_or(0, |choice| choice.prompt_tokens);
     tokio::spawn(async move {
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         for choice in choices {
             let (server, answer) = (Arc::clone(&server), answer.clone());
             let (reading, events) = (reading.clone(), events.clone());
@@ -327,28 +338,22 @@ async fn stream(
             });
         }
         let (mut made, mut cached) = (0, 0);
-        while let Some(done) = tasks.join_next().await {
-            match done {
-                Ok(Ok(summary)) => {
-                    made += summary.made;
-                    cached = cached.max(summary.cached);
-                }
-                Ok(Err(error)) => {
-                    events.send(&error.body());
-                    return;
-                }
-                Err(_) => return,
-            }
+        let all = finish_all(tasks, &events, |summary: Summary| {
+            made += summary.made;
+            cached = cached.max(summary.cached);
+        });
+        if !all.await {
+            return;
         }
         if include_usage {
-            let mut last = chunk(&answer, json!([]));
+            let mut last = chunk(&answer, &json!([]));
             last["usage"] = usage(prompt_tokens, made, cached);
             events.send(&last);
         }
         events.done();
         drop(turn);
     });
-    Ok(response)
+    response
 }
 
 async fn stream_choice(
@@ -363,7 +368,7 @@ async fn stream_choice(
     let send = |delta: Value, reason: Option<&str>, log_probs: Value| {
         let mut chunk = chunk(
             answer,
-            json!([{"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason}]),
+            &json!([{"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason}]),
         );
         if include_usage {
             chunk["usage"] = Value::Null;
@@ -373,7 +378,7 @@ async fn stream_choice(
     let (stops, mut calls) = (reading.stops.clone(), 0);
     let mut held: Vec<Value> = Vec::new();
     let mut sink = |event| match event {
-        Event::Begun(_) => send(
+        Event::Begun => send(
             json!({"role": "assistant", "content": "", "refusal": null}),
             None,
             Value::Null,
@@ -409,6 +414,7 @@ async fn stream_choice(
         &mut choice,
         stops,
         reading.tools(),
+        Some(events),
         &mut sink,
     )
     .await?;
@@ -425,7 +431,7 @@ fn call_deltas(calls: &[ToolCall], first: usize) -> Value {
     deltas.collect()
 }
 
-fn chunk(answer: &Answer, choices: Value) -> Value {
+fn chunk(answer: &Answer, choices: &Value) -> Value {
     json!({
         "id": answer.id,
         "object": "chat.completion.chunk",

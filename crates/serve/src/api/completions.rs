@@ -5,11 +5,14 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
-use lowrank::data::{Prompt, Tokenizer};
+use lowrank::data::{DecodeStream, Prompt, Tokenizer};
 use lowrank::generate::Token;
 use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
 
-use super::answer::{Event, Events, Summary, events, follow, new_id, usage};
+use super::answer::{
+    Event, Events, Summary, events, finish_all, follow, new_id, usage, wait_for_first,
+};
 use super::fields::{Body, Field, Kind, field, kind_of, missing};
 use super::wanted::{COMMON, Wanted, too_many, unsupported};
 use crate::error::ApiError;
@@ -55,6 +58,19 @@ struct Asked {
     stops: Vec<String>,
 }
 
+impl Asked {
+    /// The prompt of a choice, where it is given back.
+    fn prompt(&self, index: usize) -> Option<&(String, Vec<u32>)> {
+        self.echo.as_ref()?.get(index / self.n)
+    }
+
+    /// Where the log-probabilities of a choice go, if they are wanted.
+    fn lists<'t>(&self, tokenizer: &'t Tokenizer, index: usize) -> Option<LogProbLists<'t>> {
+        let top = self.log_probs?;
+        Some(LogProbLists::new(tokenizer, top, self.prompt(index)))
+    }
+}
+
 /// Continues prompts.
 pub(crate) async fn complete(
     server: Arc<Server>,
@@ -85,15 +101,12 @@ pub(crate) async fn complete(
     let prompt = body.get("prompt").ok_or_else(|| missing("prompt"))?.clone();
     let model = server.model(&wanted).await?;
     let of_task = Arc::clone(&server);
+    let (count, most) = (count_of(&prompt) * wanted.n, 8 * server.caps.n);
+    if count > most {
+        return Err(too_many("prompt", count, most));
+    }
     let prompts =
         crate::registry::blocking(move || read_prompts(of_task.tokenizer(), &prompt)).await?;
-    if prompts.len() * wanted.n > 8 * server.caps.n {
-        return Err(too_many(
-            "prompt",
-            prompts.len() * wanted.n,
-            8 * server.caps.n,
-        ));
-    }
     let prompt_tokens: usize = prompts.iter().map(|(_, ids)| ids.len()).sum();
     if wanted.max_tokens == Some(0) && !echo {
         return Err(ApiError::invalid(
@@ -104,7 +117,7 @@ pub(crate) async fn complete(
     // A prompt that is only given back is read all the same, as where its log-probabilities are wanted.
     wanted.log_probs.prompt |= wanted.max_tokens == Some(0);
     let ids = prompts.iter().map(|(_, ids)| ids.clone()).collect();
-    let choices = server.submit(&wanted, &model, ids, Some(DEFAULT_TOKENS), None)?;
+    let mut choices = server.submit(&wanted, &model, ids, Some(DEFAULT_TOKENS), None)?;
     let asked = Asked {
         id: new_id("cmpl-"),
         created: unix(SystemTime::now()),
@@ -115,6 +128,7 @@ pub(crate) async fn complete(
         stops: wanted.stop.clone(),
     };
     if wanted.stream {
+        wait_for_first(&mut choices).await?;
         return Ok(stream(
             server,
             turn,
@@ -145,6 +159,14 @@ pub(crate) async fn complete(
         "system_fingerprint": null,
     }))
     .into_response())
+}
+
+/// How many prompts there are.
+fn count_of(value: &Value) -> usize {
+    match value {
+        Value::Array(items) if !items.iter().all(Value::is_number) => items.len(),
+        _ => 1,
+    }
 }
 
 /// Texts and ids of the prompts.
@@ -190,45 +212,86 @@ fn read_prompts(tokenizer: &Tokenizer, value: &Value) -> Result<Vec<(String, Vec
 }
 
 /// Log-probabilities in the form of completions.
-#[derive(Default)]
-struct LogProbLists {
+struct LogProbLists<'t> {
+    tokenizer: &'t Tokenizer,
+    /// Of how many tokens those are given that are the likeliest at the same place.
+    top: usize,
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f64>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
+    /// Characters of the text before the next token.
     offset: usize,
+    stream: DecodeStream<'t>,
+    /// Tokens of the prompt that come before the answer's, and characters of its text.
+    prompt: (usize, usize),
 }
 
-impl LogProbLists {
-    fn push(&mut self, tokenizer: &Tokenizer, token: &Token, top: usize) {
-        let text = tokenizer.token_text(token.id);
-        let known = token.log_prob.is_some();
-        let mut likeliest = Map::new();
-        for (id, log_prob) in &token.top {
-            likeliest.insert(tokenizer.token_text(*id), json!(log_prob));
+impl<'t> LogProbLists<'t> {
+    /// Lists of an answer; of a prompt before it where that is given back.
+    fn new(tokenizer: &'t Tokenizer, top: usize, prompt: Option<&(String, Vec<u32>)>) -> Self {
+        let (prompt, skips_special) = match prompt {
+            Some((text, ids)) => {
+                // Tokens that were put before a text are none of its characters.
+                let written = tokenizer.decode(ids, false).unwrap_or_default();
+                ((ids.len(), text.chars().count()), written != *text)
+            }
+            None => ((0, 0), true),
+        };
+        Self {
+            tokenizer,
+            top,
+            tokens: Vec::new(),
+            token_logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
+            text_offset: Vec::new(),
+            offset: 0,
+            stream: tokenizer.decode_stream(skips_special),
+            prompt,
         }
-        self.text_offset.push(self.offset);
-        self.offset += text.chars().count();
-        self.tokens.push(text);
-        self.token_logprobs.push(token.log_prob);
-        self.top_logprobs
-            .push((known && top > 0).then_some(likeliest));
     }
 
+    fn push(&mut self, token: &Token) {
+        let text = self.tokenizer.token_text(token.id);
+        let top = token.log_prob.filter(|_| self.top > 0).map(|own| {
+            let all = token
+                .top
+                .iter()
+                .map(|(id, log_prob)| (self.tokenizer.token_text(*id), json!(log_prob)));
+            let mut all: Map<String, Value> = all.collect();
+            // As at OpenAI, the token itself is always among them.
+            all.insert(text.clone(), json!(own));
+            all
+        });
+        self.text_offset.push(self.offset);
+        self.tokens.push(text);
+        self.token_logprobs.push(token.log_prob);
+        self.top_logprobs.push(top);
+        let certain = self.stream.push(token.id).unwrap_or_default();
+        self.offset += certain.chars().count();
+        let (left, length) = &mut self.prompt;
+        if *left > 0 {
+            *left -= 1;
+            if *left == 0 {
+                self.offset = *length;
+                self.stream = self.tokenizer.decode_stream(true);
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// What has come since this was asked last.
     fn take(&mut self) -> Value {
-        let Self {
-            tokens,
-            token_logprobs,
-            top_logprobs,
-            text_offset,
-            offset,
-        } = std::mem::take(self);
-        self.offset = offset;
+        use std::mem::take;
+        let top = take(&mut self.top_logprobs);
         json!({
-            "tokens": tokens,
-            "token_logprobs": token_logprobs,
-            "top_logprobs": top_logprobs,
-            "text_offset": text_offset,
+            "tokens": take(&mut self.tokens),
+            "token_logprobs": take(&mut self.token_logprobs),
+            "top_logprobs": (self.top > 0).then_some(top),
+            "text_offset": take(&mut self.text_offset),
         })
     }
 }
@@ -249,41 +312,44 @@ async fn collect(
     asked: &Asked,
 ) -> Result<(Summary, Value), ApiError> {
     let tokenizer = server.tokenizer();
-    let (mut text, mut lists) = (String::new(), LogProbLists::default());
+    let mut text = String::new();
     let index = choice.index;
-    if let Some(prompts) = &asked.echo {
-        let (prompt, ids) = &prompts[index / asked.n];
+    let mut lists = asked.lists(tokenizer, index);
+    if let Some((prompt, ids)) = asked.prompt(index) {
         text.push_str(prompt);
-        if let Some(top) = asked.log_probs
-            && let Some(token) = first_token(ids)
-        {
-            lists.push(tokenizer, &token, top);
+        if let (Some(lists), Some(token)) = (&mut lists, first_token(ids)) {
+            lists.push(&token);
         }
     }
-    let summary = follow(tokenizer, choice, asked.stops.clone(), None, |event| {
-        match event {
-            Event::Begun(_) => {}
-            Event::Read(tokens) => {
-                for token in tokens.iter().filter(|_| asked.echo.is_some()) {
-                    if let Some(top) = asked.log_probs {
-                        lists.push(tokenizer, token, top);
+    let summary = follow(
+        tokenizer,
+        choice,
+        asked.stops.clone(),
+        None,
+        None,
+        |event| {
+            match (event, &mut lists) {
+                (Event::Begun, _) | (Event::Read(_), None) => {}
+                (Event::Read(tokens), Some(lists)) => {
+                    for token in tokens.iter().filter(|_| asked.echo.is_some()) {
+                        lists.push(token);
+                    }
+                }
+                (Event::Made(piece, token), lists) => {
+                    text.push_str(&piece.content);
+                    if let (Some(lists), Some(token)) = (lists, token) {
+                        lists.push(&token);
                     }
                 }
             }
-            Event::Made(piece, token) => {
-                text.push_str(&piece.content);
-                if let (Some(top), Some(token)) = (asked.log_probs, token) {
-                    lists.push(tokenizer, &token, top);
-                }
-            }
-        }
-        true
-    })
+            true
+        },
+    )
     .await?;
     let part = json!({
         "index": index,
         "text": text,
-        "logprobs": asked.log_probs.map(|_| lists.take()),
+        "logprobs": lists.as_mut().map(LogProbLists::take),
         "finish_reason": summary.reason,
     });
     Ok((summary, part))
@@ -300,7 +366,7 @@ fn stream(
     let (events, response) = events();
     let asked = Arc::new(asked);
     tokio::spawn(async move {
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         for choice in choices {
             let (server, asked) = (Arc::clone(&server), Arc::clone(&asked));
             let events = events.clone();
@@ -311,23 +377,17 @@ fn stream(
             });
         }
         let (mut made, mut cached) = (0, 0);
-        while let Some(done) = tasks.join_next().await {
-            match done {
-                Ok(Ok((index, summary))) => {
-                    made += summary.made;
-                    if index % asked.n == 0 {
-                        cached += summary.cached;
-                    }
-                }
-                Ok(Err(error)) => {
-                    events.send(&error.body());
-                    return;
-                }
-                Err(_) => return,
+        let all = finish_all(tasks, &events, |(index, summary): (usize, Summary)| {
+            made += summary.made;
+            if index % asked.n == 0 {
+                cached += summary.cached;
             }
+        });
+        if !all.await {
+            return;
         }
         if include_usage {
-            let mut last = chunk(&asked, json!([]));
+            let mut last = chunk(&asked, &json!([]));
             last["usage"] = usage(prompt_tokens, made, cached);
             events.send(&last);
         }
@@ -346,11 +406,11 @@ async fn stream_choice(
 ) -> Result<Summary, ApiError> {
     let tokenizer = server.tokenizer();
     let index = choice.index;
-    let mut lists = LogProbLists::default();
+    let mut lists = asked.lists(tokenizer, index);
     let send = |text: &str, reason: Option<&str>, log_probs: Option<Value>| {
         let mut chunk = chunk(
             asked,
-            json!([{"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}]),
+            &json!([{"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}]),
         );
         if include_usage {
             chunk["usage"] = Value::Null;
@@ -358,42 +418,41 @@ async fn stream_choice(
         events.send(&chunk)
     };
     let mut sink = |event| match event {
-        Event::Begun(_) => match &asked.echo {
+        Event::Begun => match asked.prompt(index) {
             None => true,
-            Some(prompts) => {
-                let (prompt, ids) = &prompts[index / asked.n];
-                if let (Some(top), Some(token)) = (asked.log_probs, first_token(ids)) {
-                    lists.push(tokenizer, &token, top);
+            Some((prompt, ids)) => {
+                if let (Some(lists), Some(token)) = (&mut lists, first_token(ids)) {
+                    lists.push(&token);
                 }
-                send(prompt, None, asked.log_probs.map(|_| lists.take()))
+                send(prompt, None, lists.as_mut().map(LogProbLists::take))
             }
         },
-        Event::Read(tokens) => match (&asked.echo, asked.log_probs) {
-            (Some(_), Some(top)) => {
+        Event::Read(tokens) => match &mut lists {
+            Some(lists) if asked.echo.is_some() => {
                 for token in &tokens {
-                    lists.push(tokenizer, token, top);
+                    lists.push(token);
                 }
                 send("", None, Some(lists.take()))
             }
             _ => true,
         },
         Event::Made(piece, token) => {
-            if let (Some(top), Some(token)) = (asked.log_probs, token) {
-                lists.push(tokenizer, &token, top);
+            if let (Some(lists), Some(token)) = (&mut lists, token) {
+                lists.push(&token);
             }
-            if piece.content.is_empty() && lists.tokens.is_empty() {
+            if piece.content.is_empty() && lists.as_ref().is_none_or(LogProbLists::is_empty) {
                 return !events.is_closed();
             }
-            send(&piece.content, None, asked.log_probs.map(|_| lists.take()))
+            send(&piece.content, None, lists.as_mut().map(LogProbLists::take))
         }
     };
     let stops = asked.stops.clone();
-    let summary = follow(tokenizer, &mut choice, stops, None, &mut sink).await?;
+    let summary = follow(tokenizer, &mut choice, stops, None, Some(events), &mut sink).await?;
     send("", Some(summary.reason), None);
     Ok(summary)
 }
 
-fn chunk(asked: &Asked, choices: Value) -> Value {
+fn chunk(asked: &Asked, choices: &Value) -> Value {
     json!({
         "id": asked.id,
         "object": "text_completion",

@@ -62,10 +62,13 @@ impl Body {
         };
         map.retain(|_, value| !value.is_null());
         let known = || tables.iter().flat_map(|table| table.iter());
-        for (name, value) in &map {
+        for (name, value) in &mut map {
             let Some(field) = known().find(|field| field.name == name) else {
                 return Err(unknown(name, known().map(|field| field.name)));
             };
+            if let Kind::Integer(_) = field.kind {
+                write_as_whole(value);
+            }
             check(field, value)?;
         }
         Ok(Self(map))
@@ -103,6 +106,18 @@ impl Body {
     }
 }
 
+/// Some languages write 16 as 16.0.
+fn write_as_whole(value: &mut Value) {
+    // Every whole number below this is a f64 of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    if let Some(number) = value.as_f64().filter(|_| value.is_f64())
+        && number.fract() == 0.0
+        && number.abs() < MOST
+    {
+        *value = (number as i64).into();
+    }
+}
+
 /// What a body without a field that must be there is answered with.
 pub(crate) fn missing(name: &'static str) -> ApiError {
     ApiError {
@@ -136,11 +151,11 @@ fn check(field: &Field, value: &Value) -> Result<(), ApiError> {
         Kind::Text if !value.is_string() => wrong("a text".to_owned()),
         Kind::Integer(range) => match value.as_i64() {
             Some(number) if range.contains(&number) => Ok(()),
-            _ => wrong(format!("a whole number {}", between(range, i64::MAX))),
+            _ => wrong(format!("a whole number {}", between(range, &i64::MAX))),
         },
         Kind::Number(range) => match value.as_f64() {
             Some(number) if range.contains(&number) => Ok(()),
-            _ => wrong(format!("a number {}", between(range, f64::MAX))),
+            _ => wrong(format!("a number {}", between(range, &f64::MAX))),
         },
         Kind::Ignored => {
             metrics::counter!("lowrank_ignored_parameters_total", "name" => name).increment(1);
@@ -150,8 +165,8 @@ fn check(field: &Field, value: &Value) -> Result<(), ApiError> {
     }
 }
 
-fn between<T: PartialOrd + std::fmt::Display>(range: &RangeInclusive<T>, most: T) -> String {
-    if *range.end() >= most {
+fn between<T: PartialOrd + std::fmt::Display>(range: &RangeInclusive<T>, most: &T) -> String {
+    if range.end() >= most {
         format!("from {} on", range.start())
     } else {
         format!("from {} to {}", range.start(), range.end())
@@ -185,9 +200,6 @@ pub(crate) fn schema(tables: &[&[Field]], required: &[&str]) -> Value {
     for field in tables.iter().flat_map(|table| table.iter()) {
         let mut schema = match &field.kind {
             Kind::Bool => json!({"type": ["boolean", "null"]}),
-            Kind::Integer(range) if *range.end() == i64::MAX => {
-                json!({"type": ["integer", "null"], "minimum": range.start()})
-            }
             Kind::Integer(range) => {
                 json!({"type": ["integer", "null"], "minimum": range.start(), "maximum": range.end()})
             }

@@ -12,24 +12,35 @@ mod tokens;
 mod vectors;
 pub(crate) mod wanted;
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{IntoMakeService, get, post};
+use axum::{Router, ServiceExt};
+use tower_http::normalize_path::NormalizePath;
 
 use crate::error::ApiError;
 use crate::server::Server;
 
 pub(crate) use answer::{events, new_id};
 
+/// How long a client has for a body.
+const BODY_TIME: Duration = Duration::from_secs(120);
+
+/// What answers connections: all routes, with or without a slash at their end.
+pub(crate) fn service(server: Arc<Server>) -> IntoMakeService<NormalizePath<Router>> {
+    let routes = NormalizePath::trim_trailing_slash(router(server));
+    ServiceExt::<Request>::into_make_service(routes)
+}
+
 /// All routes of a server.
-pub(crate) fn router(server: Arc<Server>) -> Router {
+fn router(server: Arc<Server>) -> Router {
     let body = server.caps.body;
     let mut router = Router::new()
         .route("/v1/chat/completions", post(chat_route))
@@ -77,22 +88,43 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .with_state(server)
 }
 
-/// A request that a caller may make, and its body.
-pub(crate) type Body = Result<Bytes, axum::extract::rejection::BytesRejection>;
+/// The body of a request, or why there is none.
+pub(crate) struct Body(Result<Bytes, ApiError>);
+
+impl FromRequest<Arc<Server>> for Body {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, server: &Arc<Server>) -> Result<Self, Infallible> {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > server.caps.body as u64) {
+            return Ok(Self(Err(too_large())));
+        }
+        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, server)).await;
+        Ok(Self(match read {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+            Ok(Err(error)) => Err(ApiError::bad_request("unreadable_body", error.body_text())),
+            Err(_) => Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "timeout",
+                format!("the body did not come within {} s", BODY_TIME.as_secs()),
+            )),
+        }))
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "body_too_large",
+        "the body is larger than this server takes",
+    )
+}
 
 /// The body, or why there is none.
 pub(crate) fn whole(body: Body) -> Result<Bytes, ApiError> {
-    body.map_err(|error| {
-        let status = error.status();
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            return ApiError::new(
-                status,
-                "body_too_large",
-                "the body is larger than this server takes",
-            );
-        }
-        ApiError::bad_request("unreadable_body", error.body_text())
-    })
+    body.0
 }
 
 async fn chat_route(
@@ -113,6 +145,18 @@ async fn completions_route(
     let caller = server.keys.caller(&headers)?;
     let turn = server.keys.enter(&caller, server.caps.requests_per_key)?;
     completions::complete(server, turn, &whole(body)?).await
+}
+
+/// The method's name; clients can make up others, which are one.
+fn method_name(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// Gives every answer a request id, counts it and writes a line of the access log.
@@ -141,7 +185,7 @@ async fn observe(State(_server): State<Arc<Server>>, request: Request, next: Nex
     );
     metrics::counter!(
         "http_requests_total",
-        "handler" => path, "method" => method.to_string(), "status" => status.as_u16().to_string()
+        "handler" => path, "method" => method_name(&method), "status" => status.as_u16().to_string()
     )
     .increment(1);
     if let Some(id) = id {

@@ -1,11 +1,17 @@
 //! `/openapi.json`, from the tables that bodies are checked with.
 
+use std::sync::Arc;
+
 use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
 use serde_json::{Map, Value, json};
 
 use super::fields::{Field, schema};
 use super::wanted::COMMON;
 use super::{chat, completions, manage, tokens, vectors};
+use crate::error::ApiError;
+use crate::server::Server;
 
 /// A route: method, path, what it does, and its body's tables with the fields that must be there.
 type Route = (
@@ -132,7 +138,11 @@ const ROUTES: &[Route] = &[
 ];
 
 /// The document.
-pub(super) async fn document() -> Json<Value> {
+pub(super) async fn document(
+    State(server): State<Arc<Server>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    server.keys.caller(&headers)?;
     let error = json!({"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
     let mut paths = Map::new();
     for (method, path, summary, body) in ROUTES {
@@ -149,7 +159,7 @@ pub(super) async fn document() -> Json<Value> {
         let entry = paths.entry(*path).or_insert_with(|| json!({}));
         entry[*method] = operation;
     }
-    Json(json!({
+    Ok(Json(json!({
         "openapi": "3.1.0",
         "info": {"title": "lowrank serve", "version": env!("CARGO_PKG_VERSION")},
         "paths": paths,
@@ -161,5 +171,5 @@ pub(super) async fn document() -> Json<Value> {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],
-    }))
+    })))
 }

@@ -51,8 +51,10 @@ impl<'a> Text<'a> {
     pub(crate) fn finish(mut self) -> Piece {
         let mut text = String::new();
         if let Some(stream) = self.stream.take() {
+            // A character that was cut in its middle is left out.
             let rest = stream.finish().unwrap_or_default();
-            let (more, has_ended) = self.stops.push(&rest);
+            let rest = rest.trim_end_matches('\u{FFFD}');
+            let (more, has_ended) = self.stops.push(rest);
             text.push_str(&more);
             if !has_ended {
                 text.push_str(&self.stops.finish());

@@ -12,6 +12,7 @@ use super::fields::{self, Field, Kind, field, missing};
 use super::wanted::token_ids;
 use super::{Body, whole};
 use crate::error::ApiError;
+use crate::registry::blocking;
 use crate::server::Server;
 
 type Shared = State<Arc<Server>>;
@@ -60,6 +61,11 @@ pub(super) async fn tokenize(
 ) -> Result<Json<Value>, ApiError> {
     server.keys.caller(&headers)?;
     let body = fields::Body::read(&whole(body)?, &[TOKENIZE])?;
+    // Long texts take their time.
+    blocking(move || tokens_of(&server, &body)).await
+}
+
+fn tokens_of(server: &Server, body: &fields::Body) -> Result<Json<Value>, ApiError> {
     let tokenizer = server.tokenizer();
     let ids = match (body.text("prompt"), body.get("messages")) {
         (Some(text), _) => {
@@ -100,11 +106,14 @@ pub(super) async fn detokenize(
         return Err(missing("tokens"));
     }
     let ids = token_ids(&body, "tokens")?;
-    let text = server
-        .tokenizer()
-        .decode(&ids, false)
-        .map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
-    Ok(Json(json!({"prompt": text})))
+    blocking(move || {
+        let text = server
+            .tokenizer()
+            .decode(&ids, false)
+            .map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
+        Ok(Json(json!({"prompt": text})))
+    })
+    .await
 }
 
 pub(super) async fn info(

@@ -205,7 +205,7 @@ impl Wanted {
             ignore_eos: body.bool("ignore_eos").unwrap_or(false),
             stop: stop(body, caps)?,
             log_probs: LogProbs::default(),
-            salt: body.text("cache_salt").map(str::to_owned),
+            salt: salt(body)?,
             deadline: timeout.map(|timeout| Instant::now() + timeout),
         })
     }
@@ -223,6 +223,17 @@ pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> ApiError {
         code: "unsupported_parameter",
         param: Some(param.to_owned()),
         ..ApiError::new(StatusCode::BAD_REQUEST, "unsupported_parameter", message)
+    }
+}
+
+/// Salts are remembered, so they cannot be of any length.
+fn salt(body: &Body) -> Result<Option<String>, ApiError> {
+    match body.text("cache_salt") {
+        Some(salt) if salt.len() > 256 => Err(ApiError::invalid(
+            "cache_salt",
+            format!("cache_salt has {} bytes, and may have 256", salt.len()),
+        )),
+        salt => Ok(salt.map(str::to_owned)),
     }
 }
 

@@ -162,15 +162,14 @@ impl Engine {
         drop(self.commands.send(Command::Forget(key)));
     }
 
+    /// Rows of the cache.
+    pub(crate) fn cache_rows(&self) -> usize {
+        self.limits.blocks * BLOCK_ROWS
+    }
+
     /// Takes no more requests.
     pub(crate) fn drain(&self) {
         self.load.is_draining.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether nothing is under way.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.load.waiting.load(Ordering::SeqCst) == 0
-            && self.load.running.load(Ordering::SeqCst) == 0
     }
 }
 
