@@ -238,7 +238,7 @@ impl House {
         let (sender, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let ready = move |address| drop(sender.send(address));
-            serve(base, options, ready, move || {
+            serve(base, None, options, ready, move || {
                 of_thread.load(Ordering::SeqCst)
             })
         });
