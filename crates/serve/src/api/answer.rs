@@ -22,12 +22,14 @@ use crate::tools::{Tool, ToolForm};
 
 /// What happens to a choice.
 pub(crate) enum Event {
-    /// It is taken up; so many tokens of its prompt were there before.
-    Begun(usize),
+    /// It is taken up.
+    Begun,
     /// Tokens of its prompt.
     Read(Vec<Token>),
     /// A token, and what became certain of the text. Text without a token is what was held back.
     Made(Piece, Option<Token>),
+    /// The token that ends it, which is no part of the text.
+    Ended(Token),
 }
 
 /// What a choice came to.
@@ -74,9 +76,14 @@ pub(crate) async fn follow(
         let goes_on = match update {
             Update::Begun { cached_tokens } => {
                 summary.cached = cached_tokens;
-                sink(Event::Begun(cached_tokens))
+                sink(Event::Begun)
             }
             Update::Read(tokens) => sink(Event::Read(tokens)),
+            Update::Token(token) if choice.ends.contains(&token.id) => {
+                summary.reason = "stop";
+                sink(Event::Ended(token));
+                false
+            }
             Update::Token(token) => {
                 summary.made += 1;
                 let (piece, has_ended) = text.push(token.id);

@@ -378,12 +378,12 @@ async fn stream_choice(
     let (stops, mut calls) = (reading.stops.clone(), 0);
     let mut held: Vec<Value> = Vec::new();
     let mut sink = |event| match event {
-        Event::Begun(_) => send(
+        Event::Begun => send(
             json!({"role": "assistant", "content": "", "refusal": null}),
             None,
             Value::Null,
         ),
-        Event::Read(_) => true,
+        Event::Read(_) | Event::Ended(_) => true,
         Event::Made(piece, token) => {
             held.extend(
                 token
