@@ -117,6 +117,8 @@ pub(crate) struct Model {
 pub(crate) struct Choice {
     pub(crate) index: usize,
     pub(crate) prompt_tokens: usize,
+    /// Tokens that end it and that the engine does not know of.
+    pub(crate) ends: Vec<u32>,
     /// What it was told before anybody followed it.
     pub(crate) early: VecDeque<Update>,
     pub(crate) updates: UnboundedReceiver<Update>,
@@ -295,6 +297,11 @@ impl Server {
         if !wanted.ignore_eos {
             stop_ids.extend_from_slice(self.base.tokenizer.stop_ids());
         }
+        let (stop_ids, ends) = if wanted.shows_end {
+            (Vec::new(), stop_ids)
+        } else {
+            (stop_ids, Vec::new())
+        };
         let (mut submissions, mut choices) = (Vec::new(), Vec::new());
         for prompt in prompts {
             let length = prompt.len();
@@ -345,6 +352,7 @@ impl Server {
                 choices.push(Choice {
                     index,
                     prompt_tokens: length,
+                    ends: ends.clone(),
                     early: VecDeque::new(),
                     updates,
                     _model: model.clone(),

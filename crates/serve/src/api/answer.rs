@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Read(Vec<Token>),
     /// A token, and what became certain of the text. Text without a token is what was held back.
     Made(Piece, Option<Token>),
+    /// The token that ends it, which is no part of the text.
+    Ended(Token),
 }
 
 /// What a choice came to.
@@ -77,6 +79,11 @@ pub(crate) async fn follow(
                 sink(Event::Begun)
             }
             Update::Read(tokens) => sink(Event::Read(tokens)),
+            Update::Token(token) if choice.ends.contains(&token.id) => {
+                summary.reason = "stop";
+                sink(Event::Ended(token));
+                false
+            }
             Update::Token(token) => {
                 summary.made += 1;
                 let (piece, has_ended) = text.push(token.id);

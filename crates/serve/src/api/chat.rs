@@ -383,7 +383,7 @@ async fn stream_choice(
             None,
             Value::Null,
         ),
-        Event::Read(_) => true,
+        Event::Read(_) | Event::Ended(_) => true,
         Event::Made(piece, token) => {
             held.extend(
                 token

@@ -97,6 +97,8 @@ pub(crate) async fn complete(
     let log_probs = body.count("logprobs");
     if let Some(top) = log_probs {
         wanted.log_probs = server.log_probs("logprobs", top, echo)?;
+        // As at OpenAI, the lists have the end token; lm-evaluation-harness takes the last entry for the answer's.
+        wanted.shows_end = true;
     }
     let prompt = body.get("prompt").ok_or_else(|| missing("prompt"))?.clone();
     let model = server.model(&wanted).await?;
@@ -329,7 +331,8 @@ async fn collect(
         None,
         |event| {
             match (event, &mut lists) {
-                (Event::Begun, _) | (Event::Read(_), None) => {}
+                (Event::Begun, _) | (Event::Read(_) | Event::Ended(_), None) => {}
+                (Event::Ended(token), Some(lists)) => lists.push(&token),
                 (Event::Read(tokens), Some(lists)) => {
                     for token in tokens.iter().filter(|_| asked.echo.is_some()) {
                         lists.push(token);
@@ -435,6 +438,13 @@ async fn stream_choice(
                 send("", None, Some(lists.take()))
             }
             _ => true,
+        },
+        Event::Ended(token) => match &mut lists {
+            Some(lists) => {
+                lists.push(&token);
+                send("", None, Some(lists.take()))
+            }
+            None => true,
         },
         Event::Made(piece, token) => {
             if let (Some(lists), Some(token)) = (&mut lists, token) {

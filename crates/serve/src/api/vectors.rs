@@ -73,12 +73,6 @@ pub(super) async fn embeddings(
     let caller = server.keys.caller(&headers)?;
     let _turn = server.keys.enter(&caller, server.caps.requests_per_key)?;
     let body = fields::Body::read(&whole(body)?, &[EMBEDDINGS])?;
-    if server.base.decoder.config().head != HeadKind::None {
-        return Err(unsupported_by(
-            &server,
-            "is no encoder, and vectors are an encoder's",
-        ));
-    }
     let size = server.base.decoder.config().hidden_size;
     if let Some(dimensions) = body.count("dimensions")
         && dimensions != size
@@ -111,6 +105,12 @@ pub(super) async fn embeddings(
     };
     let normalize = body.bool("normalize").unwrap_or(true);
     let (model, rows) = rows(&server, &body).await?;
+    if server.base.decoder.config().head != HeadKind::None {
+        return Err(unsupported_by(
+            &server,
+            "is no encoder, and vectors are an encoder's",
+        ));
+    }
     let tokens = tokens(&rows);
     let adapter = model.adapter();
     let vectors = on_engine(&server, move |decoder, ws| {
@@ -145,6 +145,7 @@ pub(super) async fn classify(
     let caller = server.keys.caller(&headers)?;
     let _turn = server.keys.enter(&caller, server.caps.requests_per_key)?;
     let body = fields::Body::read(&whole(body)?, &[CLASSIFY])?;
+    let (model, rows) = rows(&server, &body).await?;
     let pooling = server.base.decoder.config().classifier();
     let pooling = pooling.map(|classifier| classifier.pooling);
     let labels = match (&server.labels, pooling) {
@@ -157,7 +158,6 @@ pub(super) async fn classify(
         }
         _ => return Err(unsupported_by(&server, "has no classifier")),
     };
-    let (model, rows) = rows(&server, &body).await?;
     if let Some(name) = server
         .base
         .decoder

@@ -134,6 +134,8 @@ pub(crate) struct Wanted {
     /// All but the number of tokens.
     pub(crate) options: GenerateOptions,
     pub(crate) ignore_eos: bool,
+    /// Whether the token that ends an answer is told, too, which the engine keeps to itself.
+    pub(crate) shows_end: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) log_probs: LogProbs,
     pub(crate) salt: Option<String>,
@@ -155,6 +157,7 @@ impl Wanted {
             stop: Vec::new(),
             log_probs: LogProbs::default(),
             salt: None,
+            shows_end: false,
             deadline: None,
         }
     }
@@ -203,6 +206,7 @@ impl Wanted {
                 ..GenerateOptions::default()
             },
             ignore_eos: body.bool("ignore_eos").unwrap_or(false),
+            shows_end: false,
             stop: stop(body, caps)?,
             log_probs: LogProbs::default(),
             salt: salt(body)?,

@@ -43,7 +43,10 @@ impl Running {
         let asked = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let ready = move |address| sender.send(address).expect("somebody waits");
-            serve(base, None, options, ready, move || asked.load(Ordering::SeqCst)).expect("a server");
+            serve(base, None, options, ready, move || {
+                asked.load(Ordering::SeqCst)
+            })
+            .expect("a server");
         });
         let address = receiver.recv_timeout(PATIENCE).expect("an address");
         Self {

@@ -236,6 +236,41 @@ fn log_probabilities_say_where_their_tokens_stand() {
 }
 
 #[test]
+fn the_token_that_ends_a_text_has_its_log_probability() {
+    let house = House::open(&Shelf::new());
+    let info = house.client.get("/tokenizer_info").ok();
+    let end = house
+        .client
+        .post("/tokenize", &json!({"prompt": info["eos_token"]}))
+        .ok();
+    let mut ask = json!({"model": BASE, "prompt": [5, 6, 7], "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0});
+    ask["logit_bias"] = json!({end["tokens"][0].to_string(): 100});
+    for max_tokens in [1, 5] {
+        ask["max_tokens"] = json!(max_tokens);
+        let answer = complete(&house, &ask);
+        let choice = &answer["choices"][0];
+        let tokens = choice["logprobs"]["tokens"].as_array().expect("a list");
+        assert_eq!(
+            (tokens.len(), tokens.last()),
+            (4, Some(&info["eos_token"])),
+            "{choice}"
+        );
+        assert_eq!(
+            (
+                &choice["finish_reason"],
+                &answer["usage"]["completion_tokens"]
+            ),
+            (&json!("stop"), &json!(0))
+        );
+        assert!(!text_of(&answer).contains("<|"), "{answer}");
+        ask["stream"] = true.into();
+        let events = house.client.open("/v1/completions", &ask).all();
+        assert_eq!(gather::choices(&events), [choice.clone()]);
+        ask["stream"] = false.into();
+    }
+}
+
+#[test]
 fn a_prompt_can_be_scored_without_an_answer() {
     let house = House::open(&Shelf::new());
     let ids: Vec<u32> = (0..150).map(|at| 300 + at * 7 % 900).collect();
