@@ -3,11 +3,11 @@
 use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
-use super::events::{Event, Observer, Silent};
+use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
-use crate::machine::{Bound, addresses_are_limited, memory_room};
+use crate::machine::{Bound, addresses_are_limited, available_memory, memory_room};
 use crate::model::{Adapter, ModelConfig, Recompute, Saving, VirtualTokens};
 use crate::names::{named, valued};
 use crate::plan::{Memory, Work, training_memory};
@@ -50,18 +50,45 @@ fn largest_batch(
     Work::of(&batch_for(model, rows, virtual_tokens), &model.windows())
 }
 
-/// What the blocks of a run keep that begins now: what the settings ask for, or as much as the memory allows. `adapter` may be without
-/// values ([`TrainConfig::lay_out`]).
+/// What the blocks keep of a run beside other work on a base that is in memory: what the settings ask for, or as much as the free memory
+/// allows. `adapter` may be without values ([`TrainConfig::lay_out`]).
 ///
 /// # Errors
-/// A memory budget, or a machine without `force`, that the run does not fit in.
-pub fn saving_that_fits(
+/// Settings' `memory_budget`, or the free memory, if the run does not fit in.
+pub fn saving_beside(
     config: &TrainConfig,
     base: &Network,
     adapter: &Adapter,
     examples: &[Example],
 ) -> Result<Saving, Error> {
-    choose_saving(config, base, adapter, examples, None, &mut Silent)
+    let model = base.decoder.config();
+    let work = largest_batch(model, examples, config.batch_size, adapter.virtual_tokens());
+    let needs = |recompute| {
+        let saving = Saving {
+            recompute,
+            dtype: config.base_dtype.into(),
+        };
+        let base_dtype = config.base_dtype.into();
+        let memory = training_memory(model, adapter, base_dtype, 0, work, saving);
+        (saving, memory)
+    };
+    let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
+    // The weights are there, whatever else is done with them.
+    let room = |memory: &Memory| {
+        let free = available_memory().map(|free| free.saturating_add(memory.weights));
+        config.memory_budget.or(free)
+    };
+    let (saving, memory) = choose(&all, config.recompute, room(&all[0].1));
+    match room(&memory) {
+        Some(room) if memory.total() > room => Err(Error::Settings(format!(
+            "training takes about {} for rows of up to {} tokens a batch, the base among them, and there are {}; lower batch_size or \
+             max_seq_length, or train fewer values",
+            units::bytes(memory.total()),
+            work.tokens,
+            units::bytes(room)
+        ))),
+        _ => Ok(saving),
+    }
 }
 
 /// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds

@@ -23,7 +23,7 @@ pub use batch::{Scoring, batch_for, batch_of, classified, shared_batch_of};
 pub(crate) use evaluate::passes;
 pub use evaluate::{evaluate, evaluate_rows};
 pub use events::{Event, Observer, Silent};
-pub use memory::{peak_rss, saving_that_fits};
+pub use memory::{peak_rss, saving_beside};
 pub use outcome::Outcome;
 pub use prepare::{Trained, prepare};
 pub use purpose::{purpose_of, purpose_with};

@@ -150,6 +150,15 @@ pub(super) async fn document(
             "summary": summary,
             "responses": {"200": {"description": "Done"}, "default": error},
         });
+        let parameters: Vec<Value> = path
+            .split(['{', '}'])
+            .skip(1)
+            .step_by(2)
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+            .collect();
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
         if let Some((tables, required)) = body {
             operation["requestBody"] = json!({
                 "required": true,

@@ -74,9 +74,10 @@ impl Files {
             let path = entry?.path();
             let text = fs::read_to_string(path.join(ABOUT));
             let read = text.ok().and_then(|text| serde_json::from_str(&text).ok());
-            match read {
-                Some(file) => all.push(file),
-                None => tracing::warn!("{} is no uploaded file; it is left alone", path.display()),
+            if let Some(file) = read {
+                all.push(file);
+            } else {
+                tracing::warn!("{} is no uploaded file; it is left alone", path.display());
             }
         }
         all.sort_by(|a: &File, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
@@ -119,9 +120,9 @@ impl Files {
     /// Takes the body of an upload to the disk.
     pub(super) async fn upload(&self, mut parts: Multipart) -> Result<File, ApiError> {
         let (mut purpose, mut kept) = (None, None);
-        while let Some(part) = parts.next_field().await.map_err(broken)? {
+        while let Some(part) = parts.next_field().await.map_err(|error| broken(&error))? {
             match part.name().unwrap_or_default() {
-                "purpose" => purpose = Some(part.text().await.map_err(broken)?),
+                "purpose" => purpose = Some(part.text().await.map_err(|error| broken(&error))?),
                 "file" if kept.is_none() => kept = Some(self.keep(part).await?),
                 "expires_after[anchor]" | "expires_after[seconds]" => {
                     let message = "files of this server do not expire; delete them when they are no longer needed";
@@ -176,15 +177,16 @@ impl Files {
             .prefix(".upload-")
             .suffix(".tmp")
             .tempdir_in(&self.folder)
-            .map_err(unwritten)?;
-        let mut out = fs::File::create(folder.path().join(&data)).map_err(unwritten)?;
+            .map_err(|error| unwritten(&error))?;
+        let mut out =
+            fs::File::create(folder.path().join(&data)).map_err(|error| unwritten(&error))?;
         let mut bytes = 0;
-        while let Some(piece) = part.chunk().await.map_err(broken)? {
+        while let Some(piece) = part.chunk().await.map_err(|error| broken(&error))? {
             bytes += piece.len();
             if bytes > LARGEST {
                 return Err(too_large());
             }
-            out.write_all(&piece).map_err(unwritten)?;
+            out.write_all(&piece).map_err(|error| unwritten(&error))?;
         }
         let file = File {
             id: new_id("file-"),
@@ -213,8 +215,10 @@ fn finish(file: &File, folder: tempfile::TempDir, target: &Path) -> Result<(), A
         .map_err(|error| ApiError::internal(error.to_string()))?;
     // Opened for writing, since some systems sync nothing else.
     let content = fs::OpenOptions::new().append(true).open(&data);
-    content.and_then(|out| out.sync_all()).map_err(unwritten)?;
-    fs::rename(folder.path(), target).map_err(unwritten)?;
+    content
+        .and_then(|out| out.sync_all())
+        .map_err(|error| unwritten(&error))?;
+    fs::rename(folder.path(), target).map_err(|error| unwritten(&error))?;
     let _ = folder.keep();
     Ok(())
 }
@@ -237,7 +241,7 @@ fn endings(name: &str) -> String {
     }
 }
 
-fn unwritten(error: std::io::Error) -> ApiError {
+fn unwritten(error: &std::io::Error) -> ApiError {
     ApiError::internal(format!("the file cannot be kept: {error}"))
 }
 
@@ -255,7 +259,7 @@ fn too_large() -> ApiError {
     }
 }
 
-fn broken(error: MultipartError) -> ApiError {
+fn broken(error: &MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         return too_large();
     }

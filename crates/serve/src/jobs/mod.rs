@@ -113,7 +113,7 @@ impl Jobs {
                 jobs.validate(job);
             }
         }
-        jobs.work("jobs", Arc::clone(&jobs), runner::run);
+        jobs.work("jobs", runner::run);
         Ok(jobs)
     }
 
@@ -133,28 +133,22 @@ impl Jobs {
 
     /// Reads a job's files on a thread of their own.
     fn validate(self: &Arc<Self>, job: Arc<Job>) {
-        let jobs = Arc::clone(self);
         job.is_active.store(true, Ordering::SeqCst);
-        self.work("validation", Arc::clone(self), move |_| {
-            runner::validate(&jobs, &job);
+        self.work("validation", move |jobs| {
+            runner::validate(jobs, &job);
             job.rest();
             jobs.wake();
         });
     }
 
     /// Does something on a thread that [`finish`](Self::finish) waits for.
-    fn work<T: Send + 'static>(
-        self: &Arc<Self>,
-        name: &str,
-        with: T,
-        work: impl FnOnce(T) + Send + 'static,
-    ) {
+    fn work(self: &Arc<Self>, name: &str, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
         *lock(&self.working) += 1;
         let jobs = Arc::clone(self);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                work(with);
+                work(&jobs);
                 *lock(&jobs.working) -= 1;
                 jobs.rested.notify_all();
             });

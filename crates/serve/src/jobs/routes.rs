@@ -124,7 +124,7 @@ impl Listing {
 }
 
 /// A page of objects as a list object.
-fn list_object(data: Vec<Value>, has_more: bool) -> Json<Value> {
+fn list_object(data: &[Value], has_more: bool) -> Json<Value> {
     let id = |one: Option<&Value>| one.and_then(|one| one.get("id")).cloned();
     let (first, last) = (id(data.first()), id(data.last()));
     Json(json!({
@@ -180,7 +180,7 @@ async fn list_files(
         |object| object["id"].as_str().unwrap_or_default(),
         limit,
     )?;
-    Ok(list_object(data, has_more))
+    Ok(list_object(&data, has_more))
 }
 
 async fn file(State(server): Shared, headers: HeaderMap, Path(id): Path<String>) -> Found {
@@ -413,8 +413,8 @@ async fn list(
             .all(|(key, value)| metadata.get(key) == Some(value))
     });
     let (page, has_more) = listing.page(all, |job| &job.id, limit)?;
-    let data = page.iter().map(|job| job.object()).collect();
-    Ok(list_object(data, has_more))
+    let data: Vec<Value> = page.iter().map(|job| job.object()).collect();
+    Ok(list_object(&data, has_more))
 }
 
 /// What a list of jobs is asked for: OpenAI's clients write `metadata[key]=value`.
@@ -531,7 +531,7 @@ async fn checkpoints(
         |object| object["id"].as_str().unwrap_or_default(),
         limit,
     )?;
-    Ok(list_object(data, has_more))
+    Ok(list_object(&data, has_more))
 }
 
 async fn list_events(
@@ -551,8 +551,8 @@ async fn list_events(
         Ok(job.with_events(|all| all.iter().rev().cloned().collect::<Vec<Event>>()))
     });
     let (page, has_more) = listing.page(all.await?, Event::id, limit)?;
-    let data = page.iter().map(Event::object).collect();
-    Ok(list_object(data, has_more).into_response())
+    let data: Vec<Value> = page.iter().map(Event::object).collect();
+    Ok(list_object(&data, has_more).into_response())
 }
 
 /// All events of a job, those that come as they come, until it is over.

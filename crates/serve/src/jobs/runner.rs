@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use lowrank::Error;
 use lowrank::data::{DataOptions, Dataset, Example, Split, TaskType, Tokenizer};
+use lowrank::fields::Fields as _;
 use lowrank::formats::atomic::{write_file, write_folder};
 use lowrank::formats::{FormatError, peft};
 use lowrank::kernels::Pauses;
 use lowrank::lock::FolderLock;
 use lowrank::report::metrics::{self, MetricsLine};
 use lowrank::settings::TrainConfig;
-use lowrank::train::{Event, Observer, Outcome, Rows, Trainer, prepare, saving_that_fits};
+use lowrank::train::{Event, Observer, Outcome, Rows, Trainer, prepare, saving_beside};
 
 use super::events::{Figures, Level};
 use super::job::{Failure, Job, Status, result_name};
@@ -24,6 +25,10 @@ use crate::error::ApiError;
 
 /// How long a training goes on without a checkpoint, beside those that its settings ask for.
 const UNSAVED: Duration = Duration::from_secs(60);
+
+/// Steps that are told one by one, and about so many of all: a job of a million steps would fill memory with its curve.
+const TOLD: u64 = 1000;
+const TOLD_OF_ALL: u64 = 5000;
 
 /// A job's settings and rows.
 struct Prepared {
@@ -73,7 +78,7 @@ fn check(jobs: &Jobs, job: &Job) -> Result<TrainConfig, Failure> {
     config.check().map_err(|error| failure(&error))?;
     let adapter = config.lay_out(jobs.base.decoder.config());
     let adapter = adapter.map_err(|error| failure(&error))?;
-    let saving = saving_that_fits(config, &jobs.base, &adapter, &prepared.train);
+    let saving = saving_beside(config, &jobs.base, &adapter, &prepared.train);
     // What is computed again must not depend on what is free when the job begins, or begins again.
     config.recompute = Some(saving.map_err(|error| failure(&error))?.recompute);
     // It is read once, and not while requests wait for the thread that trains.
@@ -180,8 +185,8 @@ pub(super) fn data_options(config: &TrainConfig) -> DataOptions {
 }
 
 /// Trains one job after the other until the server stops.
-pub(super) fn run(jobs: Arc<Jobs>) {
-    while let Some(job) = next(&jobs) {
+pub(super) fn run(jobs: &Arc<Jobs>) {
+    while let Some(job) = next(jobs) {
         job.is_active.store(true, Ordering::SeqCst);
         // Whoever cancels it sets this after the status.
         job.stop.store(false, Ordering::SeqCst);
@@ -195,7 +200,7 @@ pub(super) fn run(jobs: Arc<Jobs>) {
             waits
         });
         match taken {
-            Ok(true) if !jobs.is_stopping() => take_up(&jobs, &job),
+            Ok(true) if !jobs.is_stopping() => take_up(jobs, &job),
             Ok(_) => {}
             Err(error) => job.fail(Failure::new("internal_error", error.message)),
         }
@@ -370,10 +375,21 @@ fn failure_of(jobs: &Jobs, job: &Job, error: &Error) -> Failure {
     Failure::new(code, tidied(jobs, job, &error.to_string()))
 }
 
-/// A message of the library without the server's folders.
+/// A message of the library without the server's folders, that calls settings as requests do, whatever the program calls them.
 fn tidied(jobs: &Jobs, job: &Job, message: &str) -> String {
     let message = without_paths(message, &job.run_folder(), "the job's folder");
-    without_paths(&message, &jobs.folder, "the server's folder")
+    let mut message = without_paths(&message, &jobs.folder, "the server's folder");
+    if message.contains("--") {
+        let mut keys: Vec<&str> = TrainConfig::fields()
+            .iter()
+            .map(|field| field.key)
+            .collect();
+        keys.sort_by_key(|key| std::cmp::Reverse(key.len()));
+        for key in keys {
+            message = message.replace(&format!("--{}", key.replace('_', "-")), key);
+        }
+    }
+    message
 }
 
 /// Tells a job what its training does.
@@ -391,6 +407,11 @@ impl Observer for Watch<'_> {
                 ::metrics::counter!("lowrank_train_steps_total").increment(1);
                 ::metrics::counter!("lowrank_train_tokens_total").increment(line.tokens);
                 ::metrics::gauge!("lowrank_train_loss").set(line.loss);
+                let every = self.total_steps.div_ceil(TOLD_OF_ALL).max(1);
+                let is_told = line.step <= TOLD || line.step.is_multiple_of(every);
+                if !is_told && line.step != self.total_steps {
+                    return;
+                }
                 self.job.measure(Figures {
                     step: line.step,
                     total_steps: self.total_steps,

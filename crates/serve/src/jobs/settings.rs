@@ -437,7 +437,8 @@ pub(super) fn settle(
         let tokens: usize = train.iter().map(|row| row.ids.len()).sum();
         let mean = tokens as f64 / train.len().max(1) as f64;
         let rows = config.rows_per_step();
-        let fits = |size: &usize| rows % size == 0 && *size as f64 * mean <= TOKENS_OF_A_BATCH;
+        let fits =
+            |size: &usize| rows.is_multiple_of(*size) && *size as f64 * mean <= TOKENS_OF_A_BATCH;
         config.batch_size = (1..=rows).rev().find(fits).unwrap_or(1);
         config.gradient_accumulation_steps = rows / config.batch_size;
     }

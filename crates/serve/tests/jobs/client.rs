@@ -165,12 +165,6 @@ impl Client {
         (status, json(&body))
     }
 
-    /// The answer to a request that must succeed.
-    pub(crate) fn good(&self, answer: (u16, Value)) -> Value {
-        assert_eq!(answer.0, 200, "{}", answer.1);
-        answer.1
-    }
-
     pub(crate) fn upload(&self, name: &str, content: &[u8]) -> (u16, Value) {
         let mut body = format!(
             "--x\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--x\r\nContent-Disposition: form-data; \
@@ -190,13 +184,13 @@ impl Client {
 
     /// The id of a new file.
     pub(crate) fn file(&self, name: &str, content: &[u8]) -> String {
-        let file = self.good(self.upload(name, content));
+        let file = good(self.upload(name, content));
         file["id"].as_str().expect("an id").to_owned()
     }
 
     /// The id of a new job.
     pub(crate) fn job(&self, request: &Value) -> String {
-        let job = self.good(self.post("/v1/fine_tuning/jobs", request));
+        let job = good(self.post("/v1/fine_tuning/jobs", request));
         job["id"].as_str().expect("an id").to_owned()
     }
 
@@ -204,7 +198,7 @@ impl Client {
     pub(crate) fn wait(&self, id: &str, is_there: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
-            let job = self.good(self.get(&format!("/v1/fine_tuning/jobs/{id}")));
+            let job = good(self.get(&format!("/v1/fine_tuning/jobs/{id}")));
             if is_there(&job) {
                 return job;
             }
@@ -224,7 +218,7 @@ impl Client {
 
     /// The steps that a job has told of.
     pub(crate) fn steps(&self, id: &str) -> usize {
-        let events = self.good(self.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=500")));
+        let events = good(self.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=500")));
         let events = events["data"].as_array().expect("events").iter();
         let steps = events.filter(|event| event["data"]["train_loss"].is_number());
         steps.count()
@@ -258,6 +252,12 @@ impl Client {
         }
         (events, is_done)
     }
+}
+
+/// The answer to a request that must succeed.
+pub(crate) fn good(answer: (u16, Value)) -> Value {
+    assert_eq!(answer.0, 200, "{}", answer.1);
+    answer.1
 }
 
 pub(crate) fn status(job: &Value) -> &str {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use client::{Client, PATIENCE, Running, options, status};
+use client::{Client, PATIENCE, Running, good, options, status};
 
 fn rows(count: usize) -> Vec<u8> {
     let row = |n: usize| {
@@ -67,7 +67,7 @@ fn a_job_is_served_under_its_name() {
     // The list is newest first, in pages, and has the ids of the stream.
     let (mut listed, mut after) = (Vec::new(), String::new());
     loop {
-        let page = client.good(client.get(&format!("{events}?limit=7{after}")));
+        let page = good(client.get(&format!("{events}?limit=7{after}")));
         listed.extend(page["data"].as_array().expect("events").clone());
         if page["has_more"] == false {
             break;
@@ -87,15 +87,15 @@ fn a_job_is_served_under_its_name() {
     assert_eq!(losses("valid_loss"), (0..=12).collect::<Vec<_>>());
 
     let answer = json!({"model": name, "prompt": "2+2=", "max_tokens": 4, "temperature": 0});
-    let of_job = client.good(client.post("/v1/completions", &answer));
-    let checkpoints = client.good(client.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")));
+    let of_job = good(client.post("/v1/completions", &answer));
+    let checkpoints = good(client.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")));
     let points = checkpoints["data"].as_array().expect("checkpoints");
     let steps: Vec<_> = points.iter().map(|point| &point["step_number"]).collect();
     assert_eq!(steps, [12, 10]);
     assert!(points[0]["metrics"]["valid_loss"].is_number());
     let mut of_point = answer.clone();
     of_point["model"] = points[0]["fine_tuned_model_checkpoint"].clone();
-    let of_point = client.good(client.post("/v1/completions", &of_point));
+    let of_point = good(client.post("/v1/completions", &of_point));
     assert_eq!(of_point["choices"][0]["text"], of_job["choices"][0]["text"]);
     // And on from the result, with the rank that it has.
     let wanted = json!({"model": name, "training_file": train, "lowrank": {"max_steps": 2}});
@@ -166,9 +166,7 @@ fn a_stopped_server_goes_on_to_the_same_result() {
     assert_eq!(job["trained_tokens"], whole["trained_tokens"]);
     assert_eq!(server.client.steps(&id), 120);
     server.client.succeeded(&waits);
-    let list = server
-        .client
-        .good(server.client.get("/v1/fine_tuning/jobs?limit=2"));
+    let list = good(server.client.get("/v1/fine_tuning/jobs?limit=2"));
     let ids: Vec<_> = list["data"]
         .as_array()
         .expect("jobs")
@@ -238,7 +236,7 @@ fn a_killed_server_goes_on_to_the_same_result() {
     );
     assert_eq!(job["trained_tokens"], whole["trained_tokens"]);
     assert_eq!(client.steps(&id), 90);
-    let events = client.good(client.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=500")));
+    let events = good(client.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=500")));
     let events = events["data"].as_array().expect("events");
     let ids: std::collections::BTreeSet<_> =
         events.iter().map(|event| event["id"].as_str()).collect();
@@ -276,21 +274,21 @@ fn jobs_are_cancelled_paused_and_resumed() {
         (409, &json!("file_in_use"))
     );
     // The one that waits gets its turn while the other rests.
-    assert_eq!(client.good(act(&endless, "pause"))["status"], "paused");
+    assert_eq!(good(act(&endless, "pause"))["status"], "paused");
     client.succeeded(&waits);
     let rested = client.steps(&endless);
-    let resumed = client.good(act(&endless, "resume"));
+    let resumed = good(act(&endless, "resume"));
     assert!(
         ["queued", "running"].contains(&status(&resumed)),
         "{resumed}"
     );
     client.wait_for_steps(&endless, rested + 3);
-    let cancelled = client.good(act(&endless, "cancel"));
+    let cancelled = good(act(&endless, "cancel"));
     assert_eq!(cancelled["status"], "cancelled");
     assert!(cancelled["finished_at"].is_number());
     let (_, is_done) = client.stream(&format!("{}?stream=true", path(&endless, "events")));
     assert!(is_done);
-    let points = client.good(client.get(&path(&endless, "checkpoints")));
+    let points = good(client.get(&path(&endless, "checkpoints")));
     assert!(!points["data"].as_array().expect("checkpoints").is_empty());
     for what in ["cancel", "pause", "resume"] {
         let (status, error) = act(&endless, what);
@@ -305,8 +303,8 @@ fn jobs_are_cancelled_paused_and_resumed() {
         client.job(&request(&file, 1_000_000)),
         client.job(&request(&file, 5)),
     );
-    assert_eq!(client.good(act(&second, "cancel"))["status"], "cancelled");
-    assert_eq!(client.good(act(&first, "cancel"))["status"], "cancelled");
+    assert_eq!(good(act(&second, "cancel"))["status"], "cancelled");
+    assert_eq!(good(act(&first, "cancel"))["status"], "cancelled");
 }
 
 #[test]
@@ -319,7 +317,7 @@ fn files_are_kept_shown_and_deleted() {
         client.file("../../a.csv", table),
         client.file("rows.jsonl", &rows(9)),
     );
-    let file = client.good(client.get(&format!("/v1/files/{a}")));
+    let file = good(client.get(&format!("/v1/files/{a}")));
     assert_eq!(
         (&file["filename"], &file["bytes"]),
         (&json!("a.csv"), &json!(table.len()))
@@ -330,7 +328,7 @@ fn files_are_kept_shown_and_deleted() {
             .1,
         table
     );
-    let shown = client.good(client.get(&format!("/v1/files/{a}/preview?rows=1")));
+    let shown = good(client.get(&format!("/v1/files/{a}/preview?rows=1")));
     assert_eq!(
         (&shown["report"]["rows"], &shown["report"]["kept"]),
         (&json!(2), &json!(2))
@@ -347,7 +345,7 @@ fn files_are_kept_shown_and_deleted() {
     assert_eq!((text(false).as_str(), text(true).as_str()), ("1+1=", "2"));
     assert_eq!(tokens.last().expect("an end")["special"], true);
     let ids = |query: &str| -> Vec<String> {
-        let list = client.good(client.get(&format!("/v1/files{query}")));
+        let list = good(client.get(&format!("/v1/files{query}")));
         let data = list["data"].as_array().expect("files").iter();
         data.map(|file| file["id"].as_str().expect("an id").to_owned())
             .collect()
@@ -388,11 +386,11 @@ fn files_are_kept_shown_and_deleted() {
     }
     let (status, _) = client.send("DELETE", &format!("/v1/files/{a}"), "text/plain", b"");
     assert_eq!(status, 200);
-    assert_eq!(ids(""), [b.clone()]);
+    assert_eq!(ids(""), std::slice::from_ref(&b));
     // They are there after a restart, and nothing else is.
     server.stop();
     let server = Running::start(options(Some(place.path())));
-    let list = server.client.good(server.client.get("/v1/files"));
+    let list = good(server.client.get("/v1/files"));
     assert_eq!(list["data"][0]["id"], b.as_str());
     let state = place.path().join(".lowrank-serve/files");
     assert_eq!(std::fs::read_dir(state).expect("a folder").count(), 1);
@@ -444,7 +442,20 @@ fn what_is_wrong_is_said_by_line_and_field() {
     assert_eq!(job["error"]["code"], "training_diverged", "{job}");
     let place = place.path().display().to_string();
     assert!(!job.to_string().contains(&place), "{job}");
-    // What the request alone shows is refused at once.
+    // Memory is looked at with the rows.
+    let mut large = request(&file, 3);
+    large["lowrank"]["memory_budget"] = json!("1MiB");
+    let job = client.wait(&client.job(&large), |job| status(job) == "failed");
+    let message = job["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("there are 1.0 MiB"), "{message}");
+}
+
+#[test]
+fn what_a_request_shows_is_refused_at_once() {
+    let place = tempfile::tempdir().expect("a folder");
+    let server = Running::start(options(Some(place.path())));
+    let client = &server.client;
+    let file = client.file("rows.jsonl", &rows(4));
     for (change, code, param) in [
         (json!({"model": "none"}), "model_not_found", "model"),
         (
@@ -465,26 +476,12 @@ fn what_is_wrong_is_said_by_line_and_field() {
         (json!({"sufix": "x"}), "unknown_parameter", "sufix"),
         (json!({"suffix": "x".repeat(65)}), "invalid_value", "suffix"),
         (json!({"seed": -1}), "invalid_value", "seed"),
-        (json!({"lowrank": {"memory_budget": "1MiB"}}), "", ""),
     ] {
         let mut wanted = request(&file, 3);
         for (key, value) in change.as_object().expect("an object") {
             wanted[key] = value.clone();
         }
         let (status_of, answer) = client.post("/v1/fine_tuning/jobs", &wanted);
-        if code.is_empty() {
-            // Memory is looked at with the rows.
-            let id = answer["id"].as_str().expect("an id");
-            let job = client.wait(id, |job| status(job) == "failed");
-            assert!(
-                job["error"]["message"]
-                    .as_str()
-                    .expect("a message")
-                    .contains("1.0 MiB"),
-                "{job}"
-            );
-            continue;
-        }
         assert!(status_of == 400 || status_of == 404, "{answer}");
         assert_eq!(
             (&answer["error"]["code"], &answer["error"]["param"]),
