@@ -272,15 +272,8 @@ impl Server {
         self.engine.cache_rows().saturating_sub(before + inside)
     }
 
-    /// Hands in `n` choices of every prompt. Of each, `default` new tokens are made where the request says nothing; `None`: until the context is full.
-    pub(crate) fn submit(
-        &self,
-        wanted: &Wanted,
-        model: &Model,
-        prompts: Vec<Vec<u32>>,
-        default: Option<usize>,
-        grammar: Option<&Grammar>,
-    ) -> Result<Vec<Choice>, ApiError> {
+    /// Refuses texts of an encoder.
+    fn require_language_model(&self) -> Result<(), ApiError> {
         if self.base.decoder.config().head != HeadKind::LanguageModel {
             return Err(ApiError::bad_request(
                 "unsupported_by_model",
@@ -290,6 +283,19 @@ impl Server {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    /// Hands in `n` choices of every prompt. Of each, `default` new tokens are made where the request says nothing; `None`: until the context is full.
+    pub(crate) fn submit(
+        &self,
+        wanted: &Wanted,
+        model: &Model,
+        prompts: Vec<Vec<u32>>,
+        default: Option<usize>,
+        grammar: Option<&Grammar>,
+    ) -> Result<Vec<Choice>, ApiError> {
+        self.require_language_model()?;
         let (context, room) = (self.context(model), self.cache_room(model));
         let vocabulary = self.base.decoder.config().vocab_size;
         let key = self.cache_key(model.number, wanted.salt.as_deref());
