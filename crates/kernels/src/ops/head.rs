@@ -29,7 +29,7 @@ const CHUNK: usize = 6 * 1024 * 1024;
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
 /// Rows of a chunk at most where there are pauses between chunks.
-const ROWS_BETWEEN_PAUSES: usize = 16;
+const ROWS_BETWEEN_PAUSES: usize = 8;
 
 /// logits = h·Wᵀ, scaled, overwritten; logits [n, V], h [n, C], whose rows are of these classes.
 ///

@@ -29,7 +29,7 @@ pub struct PassOptions<'a> {
     pub dropout_key: Option<u64>,
     /// What the blocks keep for the backward.
     pub saving: Saving,
-    /// What is done between the halves of blocks, forward and backward, and between chunks of the head.
+    /// What is done between the parts of blocks, forward and backward, and between chunks of the head.
     pub pauses: Pauses<'a>,
 }
 
@@ -110,7 +110,7 @@ impl Decoder {
         self.forward_with(batch, adapters, Pauses::NONE, ws)
     }
 
-    /// The same with pauses between the halves of blocks.
+    /// The same with pauses between the parts of blocks.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).

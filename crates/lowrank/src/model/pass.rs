@@ -22,7 +22,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) dropout_key: Option<u64>,
     /// How exactly the blocks' linears multiply, and the gradients of the rest.
     pub(crate) compute_dtype: ComputeDType,
-    /// What is done between the halves of blocks.
+    /// What is done between the parts of blocks.
     pub(crate) pauses: Pauses<'a>,
 }
 

@@ -77,7 +77,7 @@ const OF_SERVER: [(&str, &str); 10] = [
 ];
 
 /// Tokens that a micro-batch has by the mean of the rows: requests wait for parts of one.
-const TOKENS_OF_A_BATCH: f64 = 160.0;
+const TOKENS_OF_A_BATCH: f64 = 80.0;
 
 /// What a request wants, checked as far as that goes without its rows.
 #[derive(Debug)]
@@ -601,7 +601,7 @@ mod tests {
             };
             vec![row; 40]
         };
-        for (length, size) in [(10, 8), (60, 2), (30, 4), (1000, 1)] {
+        for (length, size) in [(10, 8), (60, 1), (30, 2), (1000, 1)] {
             let mut wanted = wanted(json!({})).expect("good");
             settle(&mut wanted.config, &wanted.given, &rows(length), true);
             let config = &wanted.config;

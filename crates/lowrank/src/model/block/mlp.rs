@@ -76,6 +76,7 @@ impl MlpHalf<'_> {
             None
         };
 
+        pass.pauses.pause();
         let normed = self.norm().map(|id| pass.norm(id, x_mid.view()));
         let (normed, norm) = normed.unzip();
         let (inputs, input_linears) = self.inputs(normed.as_ref().unwrap_or(&x_mid).view());
@@ -102,6 +103,7 @@ impl MlpHalf<'_> {
             unreachable!("values that were just computed are whole")
         };
         let pass = &self.pass;
+        pass.pauses.pause();
         let h = self.activation(inputs);
         let (output, saved) = pass.linear(self.linear_id(LinearKind::Down), h.view());
         pass.give([h]);
@@ -191,6 +193,7 @@ impl MlpHalf<'_> {
             inputs.give(pass);
         }
         pass.give(d_out);
+        pass.pauses.pause();
 
         if reads && normed.is_none() {
             normed = self.norm_again(x_mid.view(), saved);
