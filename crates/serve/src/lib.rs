@@ -17,6 +17,7 @@ pub mod tools;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lowrank::base::Base;
@@ -107,6 +108,9 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The thread that computes has died, so nothing can be answered any more.
+    #[error("the server met a fault of its own and ends; what was printed before this says more")]
+    Fault,
     /// The system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -173,7 +177,7 @@ pub fn serve(
         let of_stop = engine.clone();
         let serving =
             axum::serve(listener, api::service(server)).with_graceful_shutdown(async move {
-                while !stop() {
+                while !stop() && !of_stop.load.has_ended.load(Ordering::SeqCst) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 of_stop.drain();
@@ -187,7 +191,10 @@ pub fn serve(
                 tokio::time::sleep(drain).await;
             } => {}
         }
-        Ok::<(), ServeError>(())
+        if engine.load.has_ended.load(Ordering::SeqCst) {
+            return Err(ServeError::Fault);
+        }
+        Ok(())
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     // What the engine still does would be for nobody.
