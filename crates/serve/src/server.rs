@@ -118,7 +118,8 @@ pub(crate) struct Choice {
     /// What it was told before anybody followed it.
     pub(crate) early: VecDeque<Update>,
     pub(crate) updates: UnboundedReceiver<Update>,
-    pub(crate) model: Model,
+    /// Its adapters stay in use as long as it lives.
+    _model: Model,
 }
 
 impl Server {
@@ -207,17 +208,16 @@ impl Server {
             .map(|(lease, (_, weight))| (lease.resident.number, weight.to_bits()))
             .collect();
         let known = lock(&self.mixes).find(&parts);
-        let (adapter, number) = match known {
-            Some(known) => known,
-            None => {
-                let residents: Vec<_> = leases
-                    .iter()
-                    .map(|lease| Arc::clone(&lease.resident))
-                    .collect();
-                let mix = mix.to_vec();
-                let adapter = crate::registry::blocking(move || sum(&residents, &mix)).await?;
-                lock(&self.mixes).keep(parts, Arc::new(adapter))
-            }
+        let (adapter, number) = if let Some(known) = known {
+            known
+        } else {
+            let residents: Vec<_> = leases
+                .iter()
+                .map(|lease| Arc::clone(&lease.resident))
+                .collect();
+            let mix = mix.to_vec();
+            let adapter = crate::registry::blocking(move || sum(&residents, &mix)).await?;
+            lock(&self.mixes).keep(parts, Arc::new(adapter))
         };
         let name: Arc<str> = self.name.as_str().into();
         Ok(Model {
@@ -321,7 +321,7 @@ impl Server {
                     ends: ends.clone(),
                     early: VecDeque::new(),
                     updates,
-                    model: model.clone(),
+                    _model: model.clone(),
                 });
             }
         }

@@ -346,7 +346,7 @@ fn stream(
             return;
         }
         if include_usage {
-            let mut last = chunk(&answer, json!([]));
+            let mut last = chunk(&answer, &json!([]));
             last["usage"] = usage(prompt_tokens, made, cached);
             events.send(&last);
         }
@@ -368,7 +368,7 @@ async fn stream_choice(
     let send = |delta: Value, reason: Option<&str>, log_probs: Value| {
         let mut chunk = chunk(
             answer,
-            json!([{"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason}]),
+            &json!([{"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason}]),
         );
         if include_usage {
             chunk["usage"] = Value::Null;
@@ -431,7 +431,7 @@ fn call_deltas(calls: &[ToolCall], first: usize) -> Value {
     deltas.collect()
 }
 
-fn chunk(answer: &Answer, choices: Value) -> Value {
+fn chunk(answer: &Answer, choices: &Value) -> Value {
     json!({
         "id": answer.id,
         "object": "chat.completion.chunk",

@@ -390,7 +390,7 @@ fn stream(
             return;
         }
         if include_usage {
-            let mut last = chunk(&asked, json!([]));
+            let mut last = chunk(&asked, &json!([]));
             last["usage"] = usage(prompt_tokens, made, cached);
             events.send(&last);
         }
@@ -413,7 +413,7 @@ async fn stream_choice(
     let send = |text: &str, reason: Option<&str>, log_probs: Option<Value>| {
         let mut chunk = chunk(
             asked,
-            json!([{"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}]),
+            &json!([{"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}]),
         );
         if include_usage {
             chunk["usage"] = Value::Null;
@@ -462,7 +462,7 @@ async fn stream_choice(
     Ok(summary)
 }
 
-fn chunk(asked: &Asked, choices: Value) -> Value {
+fn chunk(asked: &Asked, choices: &Value) -> Value {
     json!({
         "id": asked.id,
         "object": "text_completion",

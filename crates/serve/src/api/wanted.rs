@@ -123,6 +123,10 @@ pub(crate) const COMMON: &[Field] = &[
 
 /// What a request wants beside its prompt.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "fields of a request, none of which says anything of another"
+)]
 pub(crate) struct Wanted {
     pub(crate) model: Option<String>,
     pub(crate) mix: Vec<(String, f32)>,

@@ -41,7 +41,7 @@ fn status(client: &Client, (method, path): (&str, &str)) -> u16 {
 fn every_route_needs_the_key_but_health_and_the_page() {
     let shelf = Shelf::new();
     let house = House::with(&shelf, |options| {
-        options.api_keys = vec!["secret".to_owned()]
+        options.api_keys = vec!["secret".to_owned()];
     });
     for route in CLOSED {
         for client in [
@@ -110,7 +110,7 @@ fn what_changes_the_server_needs_the_admin_key() {
 fn an_admin_key_alone_leaves_questions_open_to_all() {
     let shelf = Shelf::with_loras(1);
     let house = House::with(&shelf, |options| {
-        options.admin_key = Some("root".to_owned())
+        options.admin_key = Some("root".to_owned());
     });
     assert_eq!(
         house
@@ -126,7 +126,7 @@ fn an_admin_key_alone_leaves_questions_open_to_all() {
 fn the_key_comes_in_any_form_of_the_header() {
     let shelf = Shelf::new();
     let house = House::with(&shelf, |options| {
-        options.api_keys = vec!["secret".to_owned()]
+        options.api_keys = vec!["secret".to_owned()];
     });
     for (header, expected) in [
         ("Authorization: Bearer secret", 200),

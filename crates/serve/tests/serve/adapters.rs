@@ -416,7 +416,7 @@ fn the_base_is_as_fast_with_a_hundred_adapters_loaded() {
 fn a_config_without_the_name_of_its_base_loads() {
     let shelf = Shelf::with_loras(2);
     edit_config(&shelf.path("a0"), |config| {
-        config["base_model_name_or_path"] = Value::Null
+        config["base_model_name_or_path"] = Value::Null;
     });
     edit_config(&shelf.path("a1"), |config| {
         config

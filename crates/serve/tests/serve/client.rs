@@ -201,12 +201,11 @@ impl Stream {
             if self.has_ended {
                 return None;
             }
-            match read_chunk(&mut self.reader) {
-                Some(chunk) => self.rest.extend(chunk),
-                None => {
-                    assert!(self.rest.is_empty(), "the stream was cut in an event");
-                    return None;
-                }
+            if let Some(chunk) = read_chunk(&mut self.reader) {
+                self.rest.extend(chunk);
+            } else {
+                assert!(self.rest.is_empty(), "the stream was cut in an event");
+                return None;
             }
         }
     }

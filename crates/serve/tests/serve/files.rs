@@ -15,13 +15,13 @@ type Damage = fn(&Path);
 /// Ways to damage an adapter.
 const DAMAGES: [(&str, Damage); 10] = [
     ("no-config", |at| {
-        fs::remove_file(at.join("adapter_config.json")).expect("it was there")
+        fs::remove_file(at.join("adapter_config.json")).expect("it was there");
     }),
     ("no-weights", |at| {
-        fs::remove_file(at.join(WEIGHTS)).expect("it was there")
+        fs::remove_file(at.join(WEIGHTS)).expect("it was there");
     }),
     ("garbage", |at| {
-        fs::write(at.join(WEIGHTS), b"garbage").expect("written")
+        fs::write(at.join(WEIGHTS), b"garbage").expect("written");
     }),
     ("cut", |at| {
         let bytes = fs::read(at.join(WEIGHTS)).expect("read");
@@ -31,16 +31,16 @@ const DAMAGES: [(&str, Damage); 10] = [
         fs::write(at.join(WEIGHTS), [0xff; 64]).expect("written");
     }),
     ("not-json", |at| {
-        fs::write(at.join("adapter_config.json"), b"{\"peft_type\": ").expect("written")
+        fs::write(at.join("adapter_config.json"), b"{\"peft_type\": ").expect("written");
     }),
     ("other-method", |at| {
-        edit_config(at, |config| config["peft_type"] = "POLY".into())
+        edit_config(at, |config| config["peft_type"] = "POLY".into());
     }),
     ("other-rank", |at| {
-        edit_config(at, |config| config["r"] = 5.into())
+        edit_config(at, |config| config["r"] = 5.into());
     }),
     ("other-targets", |at| {
-        edit_config(at, |config| config["target_modules"] = json!(["o_proj"]))
+        edit_config(at, |config| config["target_modules"] = json!(["o_proj"]));
     }),
     ("not-finite", |at| {
         let mut bytes = fs::read(at.join(WEIGHTS)).expect("read");
@@ -120,7 +120,7 @@ fn an_adapter_that_does_nothing_is_refused() {
     // Targets that no module of the model has, and no tensors.
     shelf.copy("a0", "nowhere");
     edit_config(&shelf.path("nowhere"), |config| {
-        config["target_modules"] = json!(["nothing_proj"])
+        config["target_modules"] = json!(["nothing_proj"]);
     });
     let header = b"{}      ";
     let empty = [&(header.len() as u64).to_le_bytes()[..], header].concat();
@@ -440,7 +440,7 @@ fn a_load_that_takes_for_ever_holds_up_nobody_else() {
         let loading = scope.spawn(|| house.load("x", "slow"));
         std::thread::sleep(std::time::Duration::from_millis(100));
         assert_eq!(house.greedy("a0", "Slow"), before);
-        assert_eq!(house.greedy(BASE, "Slow").is_empty(), false);
+        assert!(!house.greedy(BASE, "Slow").is_empty());
         assert_eq!(house.load("y", "other").status, 200);
         assert_eq!(house.unload("y").status, 200);
         assert_eq!(house.client.get("/v1/models").status, 200);

@@ -237,7 +237,9 @@ impl House {
         let of_thread = Arc::clone(&stop);
         let (sender, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let ready = move |address| drop(sender.send(address));
+            let ready = move |address| {
+                let _ = sender.send(address);
+            };
             serve(base, options, ready, move || {
                 of_thread.load(Ordering::SeqCst)
             })

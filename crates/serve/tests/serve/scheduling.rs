@@ -183,7 +183,7 @@ fn a_server_that_is_told_to_stop_ends_what_is_under_way() {
 fn a_server_that_is_told_to_stop_waits_no_longer_than_it_should() {
     let shelf = Shelf::new();
     let house = House::with(&shelf, |options| {
-        options.drain_timeout = Duration::from_millis(200)
+        options.drain_timeout = Duration::from_millis(200);
     });
     // A connection that never says anything, and one that stops in the middle of a request.
     let _silent = house.client.connect();

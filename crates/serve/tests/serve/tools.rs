@@ -15,7 +15,7 @@ fn tools() -> Value {
     ])
 }
 
-fn chat(choice: Value) -> Value {
+fn chat(choice: &Value) -> Value {
     json!({"model": BASE, "messages": [{"role": "user", "content": "Weather?"}], "tools": tools(), "tool_choice": choice,
         "temperature": 0, "max_tokens": 350, "seed": 3})
 }
@@ -41,7 +41,7 @@ fn a_call_that_is_demanded_is_made_in_every_form() {
         let house = House::of_model(model.path());
         let named = both(
             &house,
-            &chat(json!({"type": "function", "function": {"name": "weather"}})),
+            &chat(&json!({"type": "function", "function": {"name": "weather"}})),
         );
         assert_eq!(named["finish_reason"], "tool_calls", "{mark}: {named}");
         let calls = named["message"]["tool_calls"].as_array().expect("calls");
@@ -58,13 +58,13 @@ fn a_call_that_is_demanded_is_made_in_every_form() {
             arguments["city"].is_string() && arguments["unit"].is_string(),
             "{arguments}"
         );
-        let required = both(&house, &chat(json!("required")));
+        let required = both(&house, &chat(&json!("required")));
         assert_eq!(
             required["finish_reason"], "tool_calls",
             "{mark}: {required}"
         );
         // The answer can be handed back with what the function said.
-        let mut body = chat(json!("auto"));
+        let mut body = chat(&json!("auto"));
         let id = calls[0]["id"].clone();
         assert!(id.as_str().is_some_and(|id| !id.is_empty()));
         let messages = body["messages"].as_array_mut().expect("a list");
@@ -74,7 +74,7 @@ fn a_call_that_is_demanded_is_made_in_every_form() {
         assert!(answer["finish_reason"].is_string());
         // Without tools nothing is one.
         assert_eq!(
-            both(&house, &chat(json!("none")))["message"].get("tool_calls"),
+            both(&house, &chat(&json!("none")))["message"].get("tool_calls"),
             None
         );
     }
@@ -84,7 +84,7 @@ fn a_call_that_is_demanded_is_made_in_every_form() {
 fn a_call_that_is_cut_is_no_call() {
     let model = tool_model("<tool_call>");
     let house = House::of_model(model.path());
-    let mut body = chat(json!("required"));
+    let mut body = chat(&json!("required"));
     body["max_tokens"] = json!(6);
     let cut = both(&house, &body);
     assert_eq!(cut["finish_reason"], "length", "{cut}");
@@ -96,7 +96,7 @@ fn several_calls_keep_their_order_in_a_stream() {
     let model = tool_model("<tool_call>");
     let house = House::of_model(model.path());
     for seed in 0..6 {
-        let mut body = chat(json!("required"));
+        let mut body = chat(&json!("required"));
         body["temperature"] = json!(1.5);
         body["seed"] = json!(seed);
         body["n"] = json!(2);
@@ -119,7 +119,7 @@ fn what_is_wrong_with_tools_is_said() {
     let model = tool_model("<tool_call>");
     let house = House::of_model(model.path());
     let code = |change: &dyn Fn(&mut Value)| {
-        let mut body = chat(json!("auto"));
+        let mut body = chat(&json!("auto"));
         change(&mut body);
         let answer = house.client.post("/v1/chat/completions", &body);
         assert_eq!(answer.status, 400, "{}", answer.text());
@@ -156,7 +156,7 @@ fn what_is_wrong_with_tools_is_said() {
     let plain = House::open(&Shelf::new());
     let refused = plain
         .client
-        .post("/v1/chat/completions", &chat(json!("required")));
+        .post("/v1/chat/completions", &chat(&json!("required")));
     assert_eq!(
         (refused.status, refused.code()),
         (400, "unsupported_parameter".to_owned())
@@ -164,20 +164,20 @@ fn what_is_wrong_with_tools_is_said() {
     assert_eq!(
         plain
             .client
-            .post("/v1/chat/completions", &chat(json!("auto")))
+            .post("/v1/chat/completions", &chat(&json!("auto")))
             .status,
         200
     );
 }
 
-fn formatted(format: Value) -> Value {
+fn formatted(format: &Value) -> Value {
     json!({"model": BASE, "messages": [{"role": "user", "content": "JSON"}], "response_format": format, "max_tokens": 300,
         "temperature": 0.7, "seed": 1})
 }
 
 fn schema(schema: &Value) -> Value {
     formatted(
-        json!({"type": "json_schema", "json_schema": {"name": "it", "strict": true, "schema": schema}}),
+        &json!({"type": "json_schema", "json_schema": {"name": "it", "strict": true, "schema": schema}}),
     )
 }
 
@@ -196,10 +196,10 @@ fn an_answer_follows_its_schema() {
         "{value}"
     );
     assert!(value["kind"] == "cat" || value["kind"] == "dog", "{value}");
-    let text = both(&house, &formatted(json!({"type": "text"})));
+    let text = both(&house, &formatted(&json!({"type": "text"})));
     assert!(text["message"]["content"].is_string());
     // An object of any kind may go on for long; where it ends it is one.
-    let object = both(&house, &formatted(json!({"type": "json_object"})));
+    let object = both(&house, &formatted(&json!({"type": "json_object"})));
     if object["finish_reason"] == "stop" {
         let text = object["message"]["content"].as_str().expect("a text");
         assert!(
@@ -214,7 +214,7 @@ fn an_answer_follows_its_schema() {
         json!({}),
         json!("json_object"),
     ] {
-        let answer = house.client.post("/v1/chat/completions", &formatted(bad));
+        let answer = house.client.post("/v1/chat/completions", &formatted(&bad));
         assert_eq!(
             (answer.status, answer.json()["error"]["param"].clone()),
             (400, json!("response_format"))
