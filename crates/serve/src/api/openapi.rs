@@ -167,7 +167,7 @@ fn operation(route: &Route) -> Value {
         None => json!({"text/plain": {"schema": {"type": "string"}}}),
     };
     if matches!(route.answer, Some("ChatCompletion" | "Completion")) {
-        content["text/event-stream"] = json!({"schema": {"type": "string"}});
+        content["text/event-stream"] = json!({"schema": {}});
     }
     let mut operation = json!({
         "summary": route.summary,
