@@ -436,7 +436,7 @@ def check_schemathesis(server, work):
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", server.url + "/openapi.json", "--url", server.url,
         "--header", f"Authorization: Bearer {server.key}", "--checks", checks, "--max-examples", "40", "--seed", "1",
-        "--request-timeout", "60", "--workers", "2",
+        "--request-timeout", "60",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work)
     expect(done.returncode == 0, "schemathesis finds nothing:\n" + done.stdout[-6000:] + done.stderr[-2000:])

@@ -27,6 +27,8 @@ pub fn init(verbosity: i16) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(AboveBars)
+        // Where nobody reads standard error any more there is nobody to tell, and a server must go on.
+        .log_internal_errors(false)
         .event_format(Plain)
         .try_init();
 }

@@ -20,7 +20,7 @@ pub(crate) enum Access {
 /// The keys of a server. Without any, everything is allowed to everybody who can reach it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keys {
-    of_callers: Vec<String>,
+    all: Vec<String>,
     admin: Option<String>,
     /// Requests under way, by the place of the key.
     under_way: Arc<Mutex<HashMap<usize, usize>>>,
@@ -42,7 +42,7 @@ pub(crate) struct Turn {
 impl Keys {
     pub(crate) fn new(keys: Vec<String>, admin: Option<String>) -> Self {
         Self {
-            of_callers: keys,
+            all: keys,
             admin,
             under_way: Arc::default(),
         }
@@ -71,7 +71,7 @@ impl Keys {
         } else {
             Access::Admin
         };
-        if self.of_callers.is_empty() {
+        if self.all.is_empty() {
             return Ok(Caller { access, place: 0 });
         }
         let Some(given) = given else {
@@ -83,7 +83,7 @@ impl Keys {
         };
         // Every key is compared, so that the time tells nothing of which one was near.
         let mut place = None;
-        for (at, key) in self.of_callers.iter().enumerate() {
+        for (at, key) in self.all.iter().enumerate() {
             if is_same(given, key) {
                 place = Some(at);
             }

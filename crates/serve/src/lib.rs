@@ -17,6 +17,7 @@ pub mod tools;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
@@ -110,6 +111,9 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The thread that computes has died, so nothing can be answered any more.
+    #[error("the server met a fault of its own and ends; what was printed before this says more")]
+    Fault,
     /// The system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -165,7 +169,7 @@ pub fn serve(
         runtime.handle().clone(),
     );
     let of_end = jobs.as_ref().ok().cloned();
-    let of_stop = of_end.clone();
+    let jobs_to_stop = of_end.clone();
     let server = Arc::new(Server::new(
         base,
         labels,
@@ -187,14 +191,15 @@ pub fn serve(
         // Events are small, and must not wait for each other to fill a packet.
         let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
         let drain = options.drain_timeout;
+        let of_stop = engine.clone();
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
         let serving =
             axum::serve(listener, api::service(server)).with_graceful_shutdown(async move {
-                while !stop() {
+                while !stop() && !of_stop.load.has_ended.load(Ordering::SeqCst) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                engine.drain();
-                if let Some(jobs) = of_stop {
+                of_stop.drain();
+                if let Some(jobs) = jobs_to_stop {
                     jobs.stop();
                 }
                 drop(ended);
@@ -207,7 +212,10 @@ pub fn serve(
                 tokio::time::sleep(drain).await;
             } => {}
         }
-        Ok::<(), ServeError>(())
+        if engine.load.has_ended.load(Ordering::SeqCst) {
+            return Err(ServeError::Fault);
+        }
+        Ok(())
     })?;
     if let Some(jobs) = of_end {
         jobs.stop();

@@ -203,7 +203,7 @@ impl Registry {
             .map_err(|error| bad_adapter(format!("{}: {error}", path.display())))?;
         let resident = self.read(&path)?;
         let entry = self.entry_or_new(name);
-        Self::install(&entry, path, resident);
+        install(&entry, path, resident);
         lock(&entry.state).is_anywhere = true;
         self.save_if_possible();
         Ok(())
@@ -274,7 +274,7 @@ impl Registry {
                     .or_insert_with(|| Arc::clone(&entry)),
             )
         };
-        Self::install(&entry, path, resident);
+        install(&entry, path, resident);
         {
             let mut state = lock(&entry.state);
             state.is_gone = false;
@@ -343,7 +343,7 @@ impl Registry {
                 return Err(error);
             }
         };
-        let mut is_new = Self::install(&entry, path, Arc::clone(&resident));
+        let mut is_new = install(&entry, path, Arc::clone(&resident));
         if !lock(&entry.state).is_gone {
             let mut entries = lock(&self.entries);
             is_new |= !entries.contains_key(&name);
@@ -581,22 +581,6 @@ impl Registry {
         Arc::clone(entries.entry(name.into()).or_default())
     }
 
-    /// Gives an entry its values; they are a new generation where their content is new, which is what it says.
-    fn install(entry: &Entry, path: PathBuf, resident: Arc<Resident>) -> bool {
-        let mut state = lock(&entry.state);
-        let is_new = state.content != Some(resident.content);
-        if state.content != Some(resident.content) {
-            state.generation += 1;
-            state.content = Some(resident.content);
-            state.created = unix(SystemTime::now());
-        }
-        state.path = path;
-        state.resident = Some(resident);
-        state.error = None;
-        state.last_used = Some(SystemTime::now());
-        is_new
-    }
-
     /// Gives up values that were used longest ago until the limit holds; those that are pinned, in use, or `but` stay.
     fn make_room(&self, but: Option<&str>) {
         let Some(limit) = self.memory else { return };
@@ -700,6 +684,22 @@ impl Lease {
             entry,
         }
     }
+}
+
+/// Gives an entry its values; they are a new generation where their content is new, which is what it says.
+fn install(entry: &Entry, path: PathBuf, resident: Arc<Resident>) -> bool {
+    let mut state = lock(&entry.state);
+    let is_new = state.content != Some(resident.content);
+    if state.content != Some(resident.content) {
+        state.generation += 1;
+        state.content = Some(resident.content);
+        state.created = unix(SystemTime::now());
+    }
+    state.path = path;
+    state.resident = Some(resident);
+    state.error = None;
+    state.last_used = Some(SystemTime::now());
+    is_new
 }
 
 fn pair(known: (&Arc<str>, &Arc<Entry>)) -> (Arc<str>, Arc<Entry>) {

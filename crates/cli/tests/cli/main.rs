@@ -10,6 +10,7 @@ mod misuse;
 mod plans;
 mod resumes;
 mod runs;
+mod serves;
 mod shell;
 mod support;
 mod texts;

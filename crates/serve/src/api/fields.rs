@@ -226,7 +226,12 @@ pub(crate) fn schema(tables: &[&[Field]], required: &[&str]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::api::wanted::{COMMON, Wanted};
+    use crate::api::{chat, completions};
+    use crate::server::Caps;
 
     const TABLE: &[Field] = &[
         field("model", Kind::Text, "a model"),
@@ -270,6 +275,88 @@ mod tests {
         }
         assert_eq!(read("[1]").expect_err("a list").code, "invalid_json");
         assert_eq!(read("{").expect_err("half").code, "invalid_json");
+    }
+
+    /// Any JSON, of which objects have names that mean something.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (-9.0..9.0).prop_map(Value::from),
+            (-2_i64..9).prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        let name = prop_oneof![
+            "[a-z_]{1,6}",
+            Just("id".to_owned()),
+            Just("weight".to_owned())
+        ];
+        leaf.prop_recursive(3, 24, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec((name.clone(), inner), 0..5)
+                    .prop_map(|items| Value::Object(items.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// A body with some of the fields of a table.
+    fn any_body(tables: &'static [&'static [Field]]) -> impl Strategy<Value = Map<String, Value>> {
+        let names: Vec<&str> = tables
+            .iter()
+            .flat_map(|table| table.iter())
+            .map(|f| f.name)
+            .collect();
+        let name = prop_oneof![9 => prop::sample::select(names), 1 => Just("nonsense")];
+        prop::collection::vec((name, any_json()), 0..6).prop_map(|items| {
+            items
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_or_an_error_that_names_a_field(
+            body in prop_oneof![
+                any_body(&[chat::FIELDS, COMMON]),
+                any_body(&[completions::FIELDS, COMMON]),
+            ],
+        ) {
+            let tables: &[&[Field]] = if body.contains_key("messages") || body.contains_key("tools") {
+                &[chat::FIELDS, COMMON]
+            } else {
+                &[completions::FIELDS, COMMON]
+            };
+            let read = Body::of(Value::Object(body.clone()), tables)
+                .and_then(|read| Wanted::read(&read, &Caps::default()));
+            match read {
+                Ok(wanted) => {
+                    prop_assert!((1..=16).contains(&wanted.n));
+                    let sampling = &wanted.options.sampling;
+                    prop_assert!((0.0..=2.0).contains(&sampling.temperature) && sampling.top_p > 0.0);
+                }
+                Err(error) => {
+                    let param = error.param.expect("a field");
+                    prop_assert!(body.contains_key(&param), "{param}");
+                    prop_assert!(error.message.contains(&param) || param == "adapters", "{}", error.message);
+                    prop_assert!(error.status.is_client_error());
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64), text in "[{}\\[\\]:,\"a0-9.eE+-]{0,40}") {
+            for bytes in [&bytes[..], text.as_bytes()] {
+                if let Err(error) = Body::read(bytes, &[TABLE]) {
+                    prop_assert!(error.status.is_client_error());
+                }
+            }
+        }
     }
 
     #[test]

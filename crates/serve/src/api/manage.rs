@@ -1,6 +1,5 @@
 //! What is served, and how it fares: models, adapters, health, metrics.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -205,13 +204,13 @@ pub(super) async fn metrics(
     // A gauge whose value is the time, as vLLM gives it and gateways read it.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0.0, |since| since.as_secs_f64());
-    let _ = writeln!(
-        text,
+    let info = format!(
         "# HELP vllm:lora_requests_info Adapters with requests under way.\n# TYPE vllm:lora_requests_info gauge\n\
          vllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"\"}} {now}",
         all.len(),
         running.join(","),
     );
+    text.push_str(&info);
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

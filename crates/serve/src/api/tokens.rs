@@ -49,7 +49,9 @@ pub(crate) const DETOKENIZE: &[Field] = &[
     field("model", Kind::Text, "All models have the base's tokenizer"),
     field(
         "tokens",
-        Kind::Other(r#"{"type": "array", "items": {"type": "integer"}}"#),
+        Kind::Other(
+            r#"{"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 4294967295}}"#,
+        ),
         "Token ids",
     ),
 ];

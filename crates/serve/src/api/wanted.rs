@@ -125,7 +125,7 @@ pub(crate) const COMMON: &[Field] = &[
 #[derive(Clone, Debug)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a field of the body, and any of them may be set"
+    reason = "fields of a request, none of which says anything of another"
 )]
 pub(crate) struct Wanted {
     pub(crate) model: Option<String>,
@@ -173,10 +173,8 @@ impl Wanted {
             return Err(too_many("n", n, caps.n));
         }
         let number = |name: &str, default: f64| body.number(name).unwrap_or(default) as f32;
-        let top_p = number("top_p", 1.0);
-        if top_p <= 0.0 {
-            return Err(ApiError::invalid("top_p", "top_p must be greater than 0"));
-        }
+        // 0 leaves the likeliest token alone, as at OpenAI.
+        let top_p = number("top_p", 1.0).max(f32::MIN_POSITIVE);
         let seed = body
             .integer("seed")
             .map_or_else(random_seed, |seed| seed as u64);

@@ -84,6 +84,8 @@ pub(crate) struct Load {
     pub(crate) waiting: AtomicUsize,
     pub(crate) running: AtomicUsize,
     pub(crate) is_draining: AtomicBool,
+    /// The thread is gone, which without a fault it never is while somebody can ask.
+    pub(crate) has_ended: AtomicBool,
     /// Steps that were taken.
     pub(crate) steps: AtomicUsize,
 }
@@ -116,7 +118,10 @@ impl Engine {
         let of_thread = Arc::clone(&load);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run(&decoder, receiver, limits, &of_thread))?;
+            .spawn(move || {
+                let _end = End(&of_thread);
+                run(&decoder, receiver, limits, &of_thread);
+            })?;
         let engine = Self {
             commands,
             load,
@@ -170,6 +175,15 @@ impl Engine {
     /// Takes no more requests.
     pub(crate) fn drain(&self) {
         self.load.is_draining.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Says that the thread is gone, also where it died.
+struct End<'l>(&'l Load);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.has_ended.store(true, Ordering::SeqCst);
     }
 }
 

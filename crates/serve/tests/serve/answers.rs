@@ -377,6 +377,16 @@ fn choices_of_a_seed_are_those_of_the_seeds_behind_it() {
 }
 
 #[test]
+fn a_top_p_of_zero_takes_the_likeliest_token() {
+    let house = House::open(&Shelf::new());
+    let mut ask = greedy(BASE, "Likeliest");
+    let greedy = text_of(&complete(&house, &ask));
+    ask["temperature"] = json!(1.5);
+    ask["top_p"] = json!(0);
+    assert_eq!(text_of(&complete(&house, &ask)), greedy);
+}
+
+#[test]
 fn prompts_come_as_texts_and_as_tokens() {
     let house = House::open(&Shelf::new());
     let ids = house
