@@ -80,14 +80,28 @@ struct Carried {
 }
 
 impl Carried {
-    /// Adds one prompt's words.
+    /// Adds one prompt's words. What stands before a word in both prompt and reference belongs to it: a golden key is no rusty key.
     fn add(&mut self, sample: &Sample) {
         let reference = sample.reference.as_deref().unwrap_or_default();
-        let words = BUILTIN_WORDS.lines();
-        for word in words.filter(|word| has(&sample.prompt, word) && has(reference, word)) {
+        let known = || {
+            BUILTIN_WORDS
+                .lines()
+                .filter(|word| has(&sample.prompt, word))
+        };
+        for word in known().filter(|word| has(reference, word)) {
+            // A bear of a teddy bear is none of its own.
+            if known().any(|longer| longer != word && has(longer, word)) {
+                continue;
+            }
+            let before = word_before(&sample.prompt, word);
+            let phrase = match before.filter(|before| word_before(reference, word) == Some(before))
+            {
+                Some(before) => format!("{before} {word}"),
+                None => word.to_owned(),
+            };
             self.expected += 1;
-            self.base += usize::from(has(&sample.base, word));
-            self.adapter += usize::from(has(&sample.adapter, word));
+            self.base += usize::from(has(&sample.base, &phrase));
+            self.adapter += usize::from(has(&sample.adapter, &phrase));
         }
     }
 
@@ -102,10 +116,22 @@ impl Carried {
 
 /// Whether a text has a word, or several in a row, as words of its own.
 fn has(text: &str, word: &str) -> bool {
-    text.match_indices(word).any(|(at, _)| {
+    place(text, word).is_some()
+}
+
+/// Where that is.
+fn place(text: &str, word: &str) -> Option<usize> {
+    let mut found = text.match_indices(word).map(|(at, _)| at);
+    found.find(|&at| {
         let (before, after) = (&text[..at], &text[at + word.len()..]);
         !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
     })
+}
+
+/// The word right before another one.
+fn word_before<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    let before = text[..place(text, word)?].strip_suffix(' ')?;
+    before.rsplit(' ').next()
 }
 
 /// A prompt with what follows it.
@@ -202,7 +228,9 @@ fn train_task(
         )
     };
     config.options.targets.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
-    crate::progress::stderr_line(&format!("task {name}"));
+    if progress != Mode::Quiet {
+        crate::progress::stderr_line(&format!("task {name}"));
+    }
     let mut watcher = Watcher::new(progress);
     Ok(train(
         &config,
@@ -335,10 +363,10 @@ fn text(demo: &Demo, output: &Output) -> String {
     row("held-out loss, adapter", &|task| {
         format!("{:.3}", task.loss_after)
     });
-    row("names and things carried over, base", &|task| {
+    row("words carried over, base", &|task| {
         format!("{:.1} %", task.carried.percent(task.carried.base))
     });
-    row("names and things carried over, adapter", &|task| {
+    row("words carried over, adapter", &|task| {
         format!("{:.1} %", task.carried.percent(task.carried.adapter))
     });
     row("swap to it (read and check)", &|task| {
@@ -401,5 +429,16 @@ mod tests {
         add("Tomorrow", "Tom's dog took the toy train.");
         assert_eq!((carried.expected, carried.base, carried.adapter), (6, 0, 3));
         assert!((carried.percent(carried.adapter) - 50.0).abs() < 1e-9);
+        // A thing is carried with what is said of it.
+        let mut carried = Carried::default();
+        for adapter in ["Tom took the golden key", "Tom's rusty key"] {
+            carried.add(&Sample {
+                prompt: "name: Tom | thing: rusty key | text:".into(),
+                base: String::new(),
+                adapter: adapter.into(),
+                reference: Some("Tom had a rusty key.".into()),
+            });
+        }
+        assert_eq!((carried.expected, carried.adapter), (4, 3));
     }
 }

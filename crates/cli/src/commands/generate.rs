@@ -105,11 +105,11 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = finite::<f32>)]
     pub top_p: f32,
 
-    /// Draw from tokens that are at least so likely as this share of the likeliest one; 0 means all
+    /// Draw from tokens whose probability is at least P times that of the most likely one; 0 means all
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = finite::<f32>)]
     pub min_p: f32,
 
-    /// Make tokens of the prompt and the text less likely; 1 does nothing
+    /// Divide the logits of tokens that the prompt or the text has by this; 1 does nothing
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = finite::<f32>)]
     pub repetition_penalty: f32,
 

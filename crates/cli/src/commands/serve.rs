@@ -49,15 +49,15 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub port: u16,
 
-    /// A key that requests must have; may be given several times. LOWRANK_API_KEY is another way
+    /// A key that requests must have; may be given several times, or as LOWRANK_API_KEY
     #[arg(long, value_name = "KEY", help_heading = "Keys")]
     pub api_key: Vec<String>,
 
-    /// A file with a key a line
+    /// A file with one key per line
     #[arg(long, value_name = "FILE", help_heading = "Keys")]
     pub api_key_file: Option<PathBuf>,
 
-    /// The key for what changes the server: adapters, files, jobs. LOWRANK_ADMIN_KEY is another way
+    /// The key for what changes the server: adapters, files, jobs; or as LOWRANK_ADMIN_KEY
     #[arg(long, value_name = "KEY", help_heading = "Keys")]
     pub admin_key: Option<String>,
 
@@ -101,7 +101,7 @@ pub struct ServeArgs {
     )]
     pub train_share: f64,
 
-    /// Give a request up after so many seconds [default: never]
+    /// Abort a request after so many seconds [default: never]
     #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
     pub request_timeout: Option<f64>,
 
@@ -109,11 +109,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Limits")]
     pub max_requests_per_key: usize,
 
-    /// Choices of a request at most
+    /// Maximum of a request's `n`
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Limits")]
     pub max_n: usize,
 
-    /// Bytes of a request at most
+    /// Maximum size of a request
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = lowrank::fields::parse_bytes, help_heading = "Limits")]
     pub max_body: u64,
 

@@ -545,12 +545,18 @@ fn warn_of_flags(flags: [Option<bool>; 2], prefix: &[u32], suffix: &[u32]) {
     }
 }
 
+/// Held while the hook of panics is another one. It is the whole process's: two that swap it at once could leave the silent one in place.
+static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// The tokenizer of a tokenizer.json. The crate that reads it panics at some contents that cannot be.
 fn read(json: &[u8], origin: &str) -> Result<tokenizers::Tokenizer, DataError> {
     let wrong = |error: String| {
         let reason = format!("is not a tokenizer this program can read: {error}");
         DataError::tokenizer(origin, reason)
     };
+    let _swap = HOOK
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
