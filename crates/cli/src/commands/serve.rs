@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use lowrank::base::Base;
 use lowrank::data::Labels;
+use lowrank::fields::finite;
 use lowrank::model::Purpose;
 use lowrank_serve::{Caps, Options, serve};
 
@@ -95,6 +96,7 @@ pub struct ServeArgs {
     /// Share of the time that training has while requests are under way
     #[arg(
         long,
+        value_parser = finite::<f64>,
         value_name = "SHARE",
         default_value_t = 0.5,
         help_heading = "Scheduling"
@@ -102,7 +104,7 @@ pub struct ServeArgs {
     pub train_share: f64,
 
     /// Abort a request after so many seconds [default: never]
-    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(long, value_name = "SECONDS", value_parser = finite::<f64>, help_heading = "Limits")]
     pub request_timeout: Option<f64>,
 
     /// Let a key have so many requests under way; 0 means any number
@@ -120,6 +122,7 @@ pub struct ServeArgs {
     /// Let requests under way go on for so many seconds after SIGTERM
     #[arg(
         long,
+        value_parser = finite::<f64>,
         value_name = "SECONDS",
         default_value_t = 30.0,
         help_heading = "Limits"

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use lowrank::fields::finite;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ pub struct BenchServeArgs {
     pub models: usize,
 
     /// Draw models by Zipf's law with this exponent instead of in turn
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = finite::<f64>)]
     pub zipf: Option<f64>,
 
     /// Requests under way at once
@@ -50,7 +51,7 @@ pub struct BenchServeArgs {
     pub warmup: usize,
 
     /// Begin so many requests a second instead of whenever one ends
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = finite::<f64>)]
     pub rate: Option<f64>,
 
     /// Tokens of a prompt
