@@ -5,7 +5,7 @@
 //! an interrupted run goes on with `--resume`.
 //!
 //! The tasks need a model that copies words from its prompt. From plain random values the heads that copy take tens of
-//! thousands of steps to form, so the attention begins where they are near: see [`start_near_copying`].
+//! thousands of steps to form, so the attention begins where they are near: see `start_near_copying`.
 
 use std::collections::HashMap;
 use std::path::Path;

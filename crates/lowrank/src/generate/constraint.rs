@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A grammar that the tokens of one text must follow.
 pub trait Constraint: Send {
-    /// Sets the logits [V] of all tokens that may not come next to −∞. Where the text may end here, the tokens that end it stay.
+    /// Sets the logits `[V]` of all tokens that may not come next to −∞. Where the text may end here, the tokens that end it stay.
     fn restrict(&mut self, logits: &mut [f32]);
 
     /// Goes on behind a token that was allowed.
