@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use subtle::ConstantTimeEq as _;
 
 use crate::error::ApiError;
+use crate::sync::lock;
 
 /// What a key allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,10 +101,7 @@ impl Keys {
 
     /// Counts a request of a caller, of which `most` may be under way at once; 0: any number.
     pub(crate) fn enter(&self, caller: &Caller, most: usize) -> Result<Turn, ApiError> {
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut under_way = lock(&self.under_way);
         let count = under_way.entry(caller.place).or_default();
         if most > 0 && *count >= most {
             return Err(ApiError::busy(
@@ -122,10 +120,7 @@ impl Keys {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut under_way = lock(&self.under_way);
         if let Some(count) = under_way.get_mut(&self.place) {
             *count = count.saturating_sub(1);
         }

@@ -10,8 +10,10 @@ pub mod grammar;
 mod jobs;
 mod keys;
 mod metrics;
+mod objects;
 mod registry;
 mod server;
+mod sync;
 pub mod tools;
 
 use std::net::SocketAddr;

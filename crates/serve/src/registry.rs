@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
@@ -17,6 +17,8 @@ use lowrank::tuning::{self, Loaded};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ApiError;
+use crate::objects::{now, unix};
+use crate::sync::{blocking, lock};
 
 /// The registry's file in the folder of adapters.
 const FILE: &str = ".lowrank-registry.json";
@@ -690,10 +692,10 @@ impl Lease {
 fn install(entry: &Entry, path: PathBuf, resident: Arc<Resident>) -> bool {
     let mut state = lock(&entry.state);
     let is_new = state.content != Some(resident.content);
-    if state.content != Some(resident.content) {
+    if is_new {
         state.generation += 1;
         state.content = Some(resident.content);
-        state.created = unix(SystemTime::now());
+        state.created = now();
     }
     state.path = path;
     state.resident = Some(resident);
@@ -758,27 +760,4 @@ fn content_of(path: &Path) -> Result<u64, ApiError> {
         }
     }
     Ok(hasher.finish())
-}
-
-/// Does something that takes long off the threads of the routes.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(ApiError::internal(format!("the work was lost: {error}"))),
-    }
-}
-
-/// Locks, also behind a thread that has died: nothing here is left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

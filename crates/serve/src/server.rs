@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use lowrank::base::Base;
@@ -11,12 +11,13 @@ use lowrank::generate::{CacheKey, GenerateOptions, LogProbs, Request, Strategy};
 use lowrank::model::{Adapter, BLOCK_ROWS, HeadKind};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::api::wanted::Wanted;
+use crate::api::wanted::{Wanted, too_many};
 use crate::engine::{Engine, Refused, Submission, Update};
 use crate::error::ApiError;
 use crate::grammar::{Grammar, GrammarError, Vocabulary};
 use crate::keys::Keys;
 use crate::registry::{Lease, Registry, Resident};
+use crate::sync::{blocking, lock};
 use crate::tools::ToolForm;
 
 /// What a request may ask for at most.
@@ -116,7 +117,6 @@ pub(crate) struct Model {
 /// A choice of a request that was handed in.
 pub(crate) struct Choice {
     pub(crate) index: usize,
-    pub(crate) prompt_tokens: usize,
     /// Tokens that end it and that the engine does not know of.
     pub(crate) ends: Vec<u32>,
     /// What it was told before anybody followed it.
@@ -241,7 +241,7 @@ impl Server {
                 .map(|lease| Arc::clone(&lease.resident))
                 .collect();
             let mix = mix.to_vec();
-            let adapter = crate::registry::blocking(move || sum(&residents, &mix)).await?;
+            let adapter = blocking(move || sum(&residents, &mix)).await?;
             lock(&self.mixes).keep(parts, Arc::new(adapter))
         };
         let name: Arc<str> = self.name.as_str().into();
@@ -357,7 +357,6 @@ impl Server {
                 });
                 choices.push(Choice {
                     index,
-                    prompt_tokens: length,
                     ends: ends.clone(),
                     early: VecDeque::new(),
                     updates,
@@ -366,11 +365,7 @@ impl Server {
             }
         }
         if choices.len() > self.caps.n.max(1) * 8 {
-            return Err(crate::api::wanted::too_many(
-                "n",
-                choices.len(),
-                self.caps.n.max(1) * 8,
-            ));
+            return Err(too_many("n", choices.len(), self.caps.n.max(1) * 8));
         }
         self.engine
             .submit(submissions)
@@ -419,11 +414,7 @@ impl Server {
         prompt: bool,
     ) -> Result<LogProbs, ApiError> {
         if top > self.caps.top_log_probs {
-            return Err(crate::api::wanted::too_many(
-                param,
-                top,
-                self.caps.top_log_probs,
-            ));
+            return Err(too_many(param, top, self.caps.top_log_probs));
         }
         Ok(LogProbs {
             made: true,
@@ -510,13 +501,6 @@ fn sum(residents: &[Arc<Resident>], mix: &[(String, f32)]) -> Result<Adapter, Ap
     })
 }
 
-/// Locks, also behind a thread that has died: nothing here is left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// A grammar that cannot be followed.
 pub(crate) fn grammar_error(param: &str, error: &GrammarError) -> ApiError {
     ApiError {
@@ -548,7 +532,7 @@ pub(crate) fn cache_too_small(length: usize) -> ApiError {
     )
 }
 
-/// A folder where a server keeps files, jobs and the registry.
+/// The folder of files and jobs in a folder of adapters.
 pub(crate) fn state_folder(adapters: &std::path::Path) -> PathBuf {
     adapters.join(".lowrank-serve")
 }

@@ -2,12 +2,14 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use lowrank::data::Tokenizer;
 use lowrank::generate::{Finish, Token};
 use serde_json::{Value, json};
@@ -17,7 +19,9 @@ use tokio::task::JoinSet;
 use super::text::{Piece, Text};
 use crate::engine::{Update, reason};
 use crate::error::ApiError;
-use crate::server::{Choice, Server, cache_too_small};
+use crate::keys::Turn;
+use crate::objects::{new_id, now};
+use crate::server::{Choice, Model, Server, cache_too_small};
 use crate::tools::{Tool, ToolForm};
 
 /// What happens to a choice.
@@ -181,43 +185,182 @@ impl Choice {
     }
 }
 
-/// Follows the choices of a stream to their ends, each of which goes to `done`; whether all of them came to one. What goes wrong is the stream's
-/// last event.
-pub(crate) async fn finish_all<T: 'static>(
-    mut choices: JoinSet<Result<T, ApiError>>,
-    events: &Events,
-    mut done: impl FnMut(T),
-) -> bool {
-    loop {
-        let ended = tokio::select! {
-            ended = choices.join_next() => ended,
-            () = tokio::time::sleep(KEEP_ALIVE) => {
-                drop(events.0.send(Bytes::from_static(b": still here\n\n")));
-                continue;
-            }
+/// What all parts of an answer have.
+#[derive(Clone)]
+pub(crate) struct Frame {
+    /// The object's kind: of a whole answer, or of a piece of a stream.
+    kind: &'static str,
+    id: String,
+    created: u64,
+    model: String,
+    /// Choices of each prompt.
+    n: usize,
+    prompt_tokens: usize,
+}
+
+/// What the choices of an answer came to together.
+#[derive(Default)]
+struct Totals {
+    made: usize,
+    cached: usize,
+}
+
+impl Frame {
+    /// An answer of `n` choices for each of the prompts, which have so many tokens together.
+    pub(crate) fn new(
+        (kind, prefix): (&'static str, &str),
+        model: &Model,
+        n: usize,
+        prompt_tokens: usize,
+    ) -> Self {
+        Self {
+            kind,
+            id: new_id(prefix),
+            created: now(),
+            model: model.name.to_string(),
+            n,
+            prompt_tokens,
+        }
+    }
+
+    fn object(&self, choices: &[Value]) -> Value {
+        json!({
+            "id": self.id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "system_fingerprint": null,
+        })
+    }
+
+    /// `usage`. A prompt is counted once: other choices of it read what the first has computed.
+    fn usage(&self, totals: &Totals) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": totals.made,
+            "total_tokens": self.prompt_tokens + totals.made,
+            "prompt_tokens_details": {"cached_tokens": totals.cached},
+        })
+    }
+
+    fn add(&self, totals: &mut Totals, index: usize, summary: Summary) {
+        totals.made += summary.made;
+        if index.is_multiple_of(self.n) {
+            totals.cached += summary.cached;
+        }
+    }
+
+    /// The whole answer, once `collect` has each choice's summary and object.
+    pub(crate) async fn whole<F>(
+        self,
+        choices: Vec<Choice>,
+        collect: impl Fn(Choice) -> F,
+    ) -> Result<Response, ApiError>
+    where
+        F: Future<Output = Result<(Summary, Value), ApiError>>,
+    {
+        let (mut parts, mut totals) = (Vec::new(), Totals::default());
+        for choice in choices {
+            let index = choice.index;
+            let (summary, part) = collect(choice).await?;
+            self.add(&mut totals, index, summary);
+            parts.push(part);
+        }
+        let mut object = self.object(&parts);
+        object["usage"] = self.usage(&totals);
+        Ok(Json(object).into_response())
+    }
+
+    /// A stream of what `follow` sends of each choice, all of them at once. What goes wrong is its last event. `turn` ends with it.
+    pub(crate) fn stream<F>(
+        self,
+        turn: Turn,
+        choices: Vec<Choice>,
+        include_usage: bool,
+        follow: impl Fn(Choice, Chunks) -> F,
+    ) -> Response
+    where
+        F: Future<Output = Result<Summary, ApiError>> + Send + 'static,
+    {
+        let (events, response) = events();
+        let chunks = Chunks {
+            frame: Arc::new(self),
+            events,
+            include_usage,
         };
-        let error = match ended {
-            None => return true,
-            Some(Ok(Ok(ended))) => {
-                done(ended);
-                continue;
-            }
-            Some(Ok(Err(error))) => error,
-            Some(Err(error)) => ApiError::internal(format!("a choice was lost: {error}")),
-        };
-        events.send(&error.body());
-        return false;
+        let mut tasks = JoinSet::new();
+        for choice in choices {
+            let index = choice.index;
+            let following = follow(choice, chunks.clone());
+            tasks.spawn(async move { following.await.map(|summary| (index, summary)) });
+        }
+        tokio::spawn(async move {
+            chunks.finish(tasks).await;
+            drop(turn);
+        });
+        response
     }
 }
 
-/// `usage` of a request.
-pub(crate) fn usage(prompt: usize, made: usize, cached: usize) -> Value {
-    json!({
-        "prompt_tokens": prompt,
-        "completion_tokens": made,
-        "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    })
+/// Where the pieces of a stream's choices go.
+#[derive(Clone)]
+pub(crate) struct Chunks {
+    frame: Arc<Frame>,
+    events: Events,
+    include_usage: bool,
+}
+
+impl Chunks {
+    /// Sends a piece of a choice; whether anybody listens.
+    pub(crate) fn send(&self, choice: &Value) -> bool {
+        let mut chunk = self.frame.object(std::slice::from_ref(choice));
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        self.events.send(&chunk)
+    }
+
+    /// Whether nobody listens any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Where they are put.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Waits for the ends of all choices, and ends the stream.
+    async fn finish(&self, mut choices: JoinSet<Result<(usize, Summary), ApiError>>) {
+        let mut totals = Totals::default();
+        loop {
+            let ended = tokio::select! {
+                ended = choices.join_next() => ended,
+                () = tokio::time::sleep(KEEP_ALIVE) => {
+                    drop(self.events.0.send(Bytes::from_static(b": still here\n\n")));
+                    continue;
+                }
+            };
+            let error = match ended {
+                None => break,
+                Some(Ok(Ok((index, summary)))) => {
+                    self.frame.add(&mut totals, index, summary);
+                    continue;
+                }
+                Some(Ok(Err(error))) => error,
+                Some(Err(error)) => ApiError::internal(format!("a choice was lost: {error}")),
+            };
+            self.events.send(&error.body());
+            return;
+        }
+        if self.include_usage {
+            let mut last = self.frame.object(&[]);
+            last["usage"] = self.frame.usage(&totals);
+            self.events.send(&last);
+        }
+        self.events.done();
+    }
 }
 
 /// A token as OpenAI's chat log-probabilities show it.
@@ -272,16 +415,6 @@ pub(crate) fn events() -> (Events, Response) {
     // Proxies would collect the events.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     (Events(sender), response)
-}
-
-/// A name of an object that no other has.
-pub(crate) fn new_id(prefix: &str) -> String {
-    use std::hash::{BuildHasher as _, RandomState};
-    let (a, b) = (
-        RandomState::new().hash_one(0),
-        RandomState::new().hash_one(1),
-    );
-    format!("{prefix}{a:016x}{:08x}", b as u32)
 }
 
 impl Server {

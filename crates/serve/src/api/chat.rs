@@ -1,25 +1,20 @@
 //! `/v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use axum::Json;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use lowrank::data::Prompt;
 use lowrank::generate::Token;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
-use super::answer::{
-    Event, Events, Summary, events, finish_all, follow, new_id, token_entry, usage, wait_for_first,
-};
+use super::answer::{Chunks, Event, Frame, Summary, follow, token_entry, wait_for_first};
 use super::fields::{Body, Field, Kind, field, missing};
 use super::wanted::{COMMON, Wanted, unsupported};
 use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::keys::Turn;
-use crate::registry::unix;
 use crate::server::{Choice, Server, grammar_error};
+use crate::sync::blocking;
 use crate::tools::{self, Tool, ToolCall, ToolChoice, ToolForm};
 
 /// Fields of a conversation.
@@ -69,6 +64,10 @@ pub(crate) const FIELDS: &[Field] = &[
     field("verbosity", Kind::Ignored, "Ignored"),
     field("prediction", Kind::Ignored, "Ignored"),
 ];
+
+/// What a whole answer is, and a piece of a stream, with what their ids begin with.
+const WHOLE: (&str, &str) = ("chat.completion", "chatcmpl-");
+const CHUNK: (&str, &str) = ("chat.completion.chunk", "chatcmpl-");
 
 /// How an answer is read.
 #[derive(Clone)]
@@ -127,7 +126,7 @@ pub(crate) async fn chat(
     let parallel = body.bool("parallel_tool_calls").unwrap_or(true);
     let format = body.get("response_format").cloned();
     let (of_task, of_tools) = (Arc::clone(&server), tools.clone());
-    let (prompt, grammar) = crate::registry::blocking(move || {
+    let (prompt, grammar) = blocking(move || {
         let prompt = Prompt::from_chat(of_task.tokenizer(), &messages, shown.as_ref())
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
         let grammar = grammar(&of_task, &of_tools, &choice, parallel, format.as_ref())?;
@@ -143,46 +142,22 @@ pub(crate) async fn chat(
     };
     let prompt_tokens = prompt.len();
     let mut choices = server.submit(&wanted, &model, vec![prompt], None, grammar.as_ref())?;
-    let answer = Answer {
-        id: new_id("chatcmpl-"),
-        created: unix(SystemTime::now()),
-        model: model.name.to_string(),
-    };
     if wanted.stream {
         wait_for_first(&mut choices).await?;
-        return Ok(stream(
-            server,
-            turn,
-            answer,
-            reading,
-            choices,
-            wanted.include_usage,
-        ));
+        let frame = Frame::new(CHUNK, &model, wanted.n, prompt_tokens);
+        let follow = |choice, chunks| {
+            let (server, reading) = (Arc::clone(&server), reading.clone());
+            async move { stream(&server, &reading, choice, &chunks).await }
+        };
+        return Ok(frame.stream(turn, choices, wanted.include_usage, follow));
     }
-    let mut parts = Vec::new();
-    let (mut made, mut cached) = (0, 0);
-    for mut choice in choices {
-        let (summary, message, entries) = collect(&server, &mut choice, &reading).await?;
-        made += summary.made;
-        cached = cached.max(summary.cached);
-        parts.push(json!({
-            "index": choice.index,
-            "message": message,
-            "logprobs": log_probs.then(|| json!({"content": entries, "refusal": null})),
-            "finish_reason": summary.reason,
-        }));
-    }
+    let frame = Frame::new(WHOLE, &model, wanted.n, prompt_tokens);
+    let (server, reading) = (&*server, &reading);
+    let answer = frame
+        .whole(choices, |choice| collect(server, choice, reading))
+        .await;
     drop(turn);
-    Ok(Json(json!({
-        "id": answer.id,
-        "object": "chat.completion",
-        "created": answer.created,
-        "model": answer.model,
-        "choices": parts,
-        "usage": usage(prompt_tokens, made, cached),
-        "system_fingerprint": null,
-    }))
-    .into_response())
+    answer
 }
 
 fn check_modalities(body: &Body) -> Result<(), ApiError> {
@@ -268,35 +243,34 @@ fn grammar(
         .map_err(|error| grammar_error(param, &error))
 }
 
-/// What all parts of an answer have.
-#[derive(Clone)]
-struct Answer {
-    id: String,
-    created: u64,
-    model: String,
-}
-
-/// A whole choice: what it came to, its message, its log-probabilities.
+/// A whole choice.
 async fn collect(
     server: &Server,
-    choice: &mut Choice,
+    mut choice: Choice,
     reading: &Reading,
-) -> Result<(Summary, Value, Vec<Value>), ApiError> {
+) -> Result<(Summary, Value), ApiError> {
     let (mut content, mut calls, mut entries) = (String::new(), Vec::new(), Vec::new());
     let tokenizer = server.tokenizer();
     let stops = reading.stops.clone();
-    let summary = follow(tokenizer, choice, stops, reading.tools(), None, |event| {
-        if let Event::Made(piece, token) = event {
-            content.push_str(&piece.content);
-            calls.extend(piece.calls);
-            entries.extend(
-                token
-                    .filter(|_| reading.log_probs)
-                    .map(|t| entry(server, &t)),
-            );
-        }
-        true
-    })
+    let summary = follow(
+        tokenizer,
+        &mut choice,
+        stops,
+        reading.tools(),
+        None,
+        |event| {
+            if let Event::Made(piece, token) = event {
+                content.push_str(&piece.content);
+                calls.extend(piece.calls);
+                entries.extend(
+                    token
+                        .filter(|_| reading.log_probs)
+                        .map(|t| entry(server, &t)),
+                );
+            }
+            true
+        },
+    )
     .await?;
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
     if !calls.is_empty() {
@@ -305,7 +279,14 @@ async fn collect(
             message["content"] = Value::Null;
         }
     }
-    Ok((summary, message, entries))
+    let log_probs = reading.log_probs;
+    let part = json!({
+        "index": choice.index,
+        "message": message,
+        "logprobs": log_probs.then(|| json!({"content": entries, "refusal": null})),
+        "finish_reason": summary.reason,
+    });
+    Ok((summary, part))
 }
 
 fn entry(server: &Server, token: &Token) -> Value {
@@ -317,63 +298,21 @@ fn entry(server: &Server, token: &Token) -> Value {
     entry
 }
 
-/// Sends the choices as they are made.
-fn stream(
-    server: Arc<Server>,
-    turn: Turn,
-    answer: Answer,
-    reading: Reading,
-    choices: Vec<Choice>,
-    include_usage: bool,
-) -> Response {
-    let (events, response) = events();
-    let prompt_tokens = choices.first().map_or(0, |choice| choice.prompt_tokens);
-    tokio::spawn(async move {
-        let mut tasks = JoinSet::new();
-        for choice in choices {
-            let (server, answer) = (Arc::clone(&server), answer.clone());
-            let (reading, events) = (reading.clone(), events.clone());
-            tasks.spawn(async move {
-                stream_choice(&server, &answer, &reading, choice, &events, include_usage).await
-            });
-        }
-        let (mut made, mut cached) = (0, 0);
-        let all = finish_all(tasks, &events, |summary: Summary| {
-            made += summary.made;
-            cached = cached.max(summary.cached);
-        });
-        if !all.await {
-            return;
-        }
-        if include_usage {
-            let mut last = chunk(&answer, &json!([]));
-            last["usage"] = usage(prompt_tokens, made, cached);
-            events.send(&last);
-        }
-        events.done();
-        drop(turn);
-    });
-    response
-}
-
-async fn stream_choice(
+/// Sends a choice as it is made.
+async fn stream(
     server: &Server,
-    answer: &Answer,
     reading: &Reading,
     mut choice: Choice,
-    events: &Events,
-    include_usage: bool,
+    chunks: &Chunks,
 ) -> Result<Summary, ApiError> {
     let index = choice.index;
     let send = |delta: Value, reason: Option<&str>, log_probs: Value| {
-        let mut chunk = chunk(
-            answer,
-            &json!([{"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": reason}]),
-        );
-        if include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        events.send(&chunk)
+        chunks.send(&json!({
+            "index": index,
+            "delta": delta,
+            "logprobs": log_probs,
+            "finish_reason": reason,
+        }))
     };
     let (stops, mut calls) = (reading.stops.clone(), 0);
     let mut held: Vec<Value> = Vec::new();
@@ -399,7 +338,7 @@ async fn stream_choice(
                 calls += piece.calls.len();
             }
             if delta == json!({}) && held.is_empty() {
-                return !events.is_closed();
+                return !chunks.is_closed();
             }
             let log_probs = if held.is_empty() {
                 Value::Null
@@ -414,7 +353,7 @@ async fn stream_choice(
         &mut choice,
         stops,
         reading.tools(),
-        Some(events),
+        Some(chunks.events()),
         &mut sink,
     )
     .await?;
@@ -429,15 +368,4 @@ fn call_deltas(calls: &[ToolCall], first: usize) -> Value {
         delta
     });
     deltas.collect()
-}
-
-fn chunk(answer: &Answer, choices: &Value) -> Value {
-    json!({
-        "id": answer.id,
-        "object": "chat.completion.chunk",
-        "created": answer.created,
-        "model": answer.model,
-        "choices": choices,
-        "system_fingerprint": null,
-    })
 }

@@ -1,24 +1,19 @@
 //! `/v1/completions`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use axum::Json;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use lowrank::data::{DecodeStream, Prompt, Tokenizer};
 use lowrank::generate::Token;
 use serde_json::{Map, Value, json};
-use tokio::task::JoinSet;
 
-use super::answer::{
-    Event, Events, Summary, events, finish_all, follow, new_id, usage, wait_for_first,
-};
+use super::answer::{Chunks, Event, Frame, Summary, follow, wait_for_first};
 use super::fields::{Body, Field, Kind, field, kind_of, missing};
 use super::wanted::{COMMON, Wanted, too_many, unsupported};
 use crate::error::ApiError;
 use crate::keys::Turn;
-use crate::registry::unix;
 use crate::server::{Choice, Server};
+use crate::sync::blocking;
 
 /// Fields of a completion.
 pub(crate) const FIELDS: &[Field] = &[
@@ -43,14 +38,14 @@ pub(crate) const FIELDS: &[Field] = &[
     field("suffix", Kind::Text, "Not supported"),
 ];
 
+/// What an answer is, and a piece of one, with what its id begins with.
+const OBJECT: (&str, &str) = ("text_completion", "cmpl-");
+
 /// New tokens where the request says nothing, as at OpenAI.
 const DEFAULT_TOKENS: usize = 16;
 
 /// What all choices of a request have.
 struct Asked {
-    id: String,
-    created: u64,
-    model: String,
     n: usize,
     /// Text and ids of the prompts, where they are given back.
     echo: Option<Vec<(String, Vec<u32>)>>,
@@ -107,8 +102,7 @@ pub(crate) async fn complete(
     if count > most {
         return Err(too_many("prompt", count, most));
     }
-    let prompts =
-        crate::registry::blocking(move || read_prompts(of_task.tokenizer(), &prompt)).await?;
+    let prompts = blocking(move || read_prompts(of_task.tokenizer(), &prompt)).await?;
     let prompt_tokens: usize = prompts.iter().map(|(_, ids)| ids.len()).sum();
     if wanted.max_tokens == Some(0) && !echo {
         return Err(ApiError::invalid(
@@ -121,46 +115,27 @@ pub(crate) async fn complete(
     let ids = prompts.iter().map(|(_, ids)| ids.clone()).collect();
     let mut choices = server.submit(&wanted, &model, ids, Some(DEFAULT_TOKENS), None)?;
     let asked = Asked {
-        id: new_id("cmpl-"),
-        created: unix(SystemTime::now()),
-        model: model.name.to_string(),
         n: wanted.n,
         echo: echo.then_some(prompts),
         log_probs,
         stops: wanted.stop.clone(),
     };
+    let frame = Frame::new(OBJECT, &model, wanted.n, prompt_tokens);
     if wanted.stream {
         wait_for_first(&mut choices).await?;
-        return Ok(stream(
-            server,
-            turn,
-            asked,
-            choices,
-            prompt_tokens,
-            wanted.include_usage,
-        ));
+        let asked = Arc::new(asked);
+        let follow = |choice, chunks| {
+            let (server, asked) = (Arc::clone(&server), Arc::clone(&asked));
+            async move { stream(&server, &asked, choice, &chunks).await }
+        };
+        return Ok(frame.stream(turn, choices, wanted.include_usage, follow));
     }
-    let mut parts = Vec::new();
-    let (mut made, mut cached) = (0, 0);
-    for mut choice in choices {
-        let (summary, part) = collect(&server, &mut choice, &asked).await?;
-        made += summary.made;
-        if choice.index % asked.n == 0 {
-            cached += summary.cached;
-        }
-        parts.push(part);
-    }
+    let (server, asked) = (&*server, &asked);
+    let answer = frame
+        .whole(choices, |choice| collect(server, choice, asked))
+        .await;
     drop(turn);
-    Ok(Json(json!({
-        "id": asked.id,
-        "object": "text_completion",
-        "created": asked.created,
-        "model": asked.model,
-        "choices": parts,
-        "usage": usage(prompt_tokens, made, cached),
-        "system_fingerprint": null,
-    }))
-    .into_response())
+    answer
 }
 
 /// How many prompts there are.
@@ -310,7 +285,7 @@ fn first_token(ids: &[u32]) -> Option<Token> {
 
 async fn collect(
     server: &Server,
-    choice: &mut Choice,
+    mut choice: Choice,
     asked: &Asked,
 ) -> Result<(Summary, Value), ApiError> {
     let tokenizer = server.tokenizer();
@@ -325,7 +300,7 @@ async fn collect(
     }
     let summary = follow(
         tokenizer,
-        choice,
+        &mut choice,
         asked.stops.clone(),
         None,
         None,
@@ -358,67 +333,23 @@ async fn collect(
     Ok((summary, part))
 }
 
-fn stream(
-    server: Arc<Server>,
-    turn: Turn,
-    asked: Asked,
-    choices: Vec<Choice>,
-    prompt_tokens: usize,
-    include_usage: bool,
-) -> Response {
-    let (events, response) = events();
-    let asked = Arc::new(asked);
-    tokio::spawn(async move {
-        let mut tasks = JoinSet::new();
-        for choice in choices {
-            let (server, asked) = (Arc::clone(&server), Arc::clone(&asked));
-            let events = events.clone();
-            tasks.spawn(async move {
-                let index = choice.index;
-                let done = stream_choice(&server, &asked, choice, &events, include_usage).await;
-                done.map(|summary| (index, summary))
-            });
-        }
-        let (mut made, mut cached) = (0, 0);
-        let all = finish_all(tasks, &events, |(index, summary): (usize, Summary)| {
-            made += summary.made;
-            if index % asked.n == 0 {
-                cached += summary.cached;
-            }
-        });
-        if !all.await {
-            return;
-        }
-        if include_usage {
-            let mut last = chunk(&asked, &json!([]));
-            last["usage"] = usage(prompt_tokens, made, cached);
-            events.send(&last);
-        }
-        events.done();
-        drop(turn);
-    });
-    response
-}
-
-async fn stream_choice(
+/// Sends a choice as it is made.
+async fn stream(
     server: &Server,
     asked: &Asked,
     mut choice: Choice,
-    events: &Events,
-    include_usage: bool,
+    chunks: &Chunks,
 ) -> Result<Summary, ApiError> {
     let tokenizer = server.tokenizer();
     let index = choice.index;
     let mut lists = asked.lists(tokenizer, index);
     let send = |text: &str, reason: Option<&str>, log_probs: Option<Value>| {
-        let mut chunk = chunk(
-            asked,
-            &json!([{"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}]),
-        );
-        if include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        events.send(&chunk)
+        chunks.send(&json!({
+            "index": index,
+            "text": text,
+            "logprobs": log_probs,
+            "finish_reason": reason,
+        }))
     };
     let mut sink = |event| match event {
         Event::Begun => match asked.prompt(index) {
@@ -451,24 +382,21 @@ async fn stream_choice(
                 lists.push(&token);
             }
             if piece.content.is_empty() && lists.as_ref().is_none_or(LogProbLists::is_empty) {
-                return !events.is_closed();
+                return !chunks.is_closed();
             }
             send(&piece.content, None, lists.as_mut().map(LogProbLists::take))
         }
     };
     let stops = asked.stops.clone();
-    let summary = follow(tokenizer, &mut choice, stops, None, Some(events), &mut sink).await?;
+    let summary = follow(
+        tokenizer,
+        &mut choice,
+        stops,
+        None,
+        Some(chunks.events()),
+        &mut sink,
+    )
+    .await?;
     send("", Some(summary.reason), None);
     Ok(summary)
-}
-
-fn chunk(asked: &Asked, choices: &Value) -> Value {
-    json!({
-        "id": asked.id,
-        "object": "text_completion",
-        "created": asked.created,
-        "model": asked.model,
-        "choices": choices,
-        "system_fingerprint": null,
-    })
 }

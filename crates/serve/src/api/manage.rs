@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::fields::{self, Field, Kind, field};
 use super::{Body, whole};
 use crate::error::ApiError;
-use crate::registry::{About, unix};
+use crate::objects::unix;
+use crate::registry::About;
 use crate::server::Server;
 
 type Shared = State<Arc<Server>>;

@@ -26,9 +26,10 @@ use axum::{Router, ServiceExt};
 use tower_http::normalize_path::NormalizePath;
 
 use crate::error::ApiError;
+use crate::objects::new_id;
 use crate::server::Server;
 
-pub(crate) use answer::{events, new_id};
+pub(crate) use answer::events;
 
 /// How long a client has for a body.
 const BODY_TIME: Duration = Duration::from_secs(120);

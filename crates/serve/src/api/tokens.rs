@@ -12,8 +12,8 @@ use super::fields::{self, Field, Kind, field, missing};
 use super::wanted::token_ids;
 use super::{Body, whole};
 use crate::error::ApiError;
-use crate::registry::blocking;
 use crate::server::Server;
+use crate::sync::blocking;
 
 type Shared = State<Arc<Server>>;
 

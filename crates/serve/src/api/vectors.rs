@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -15,13 +14,13 @@ use lowrank::data::{Example, ProblemType};
 use lowrank::model::{Decoder, HeadKind, Pooling};
 use serde_json::{Value, json};
 
-use super::answer::new_id;
 use super::fields::{self, Field, Kind, field, kind_of, missing};
 use super::wanted::{Wanted, too_many, unsupported};
 use super::{Body, whole};
 use crate::error::ApiError;
-use crate::registry::{blocking, unix};
+use crate::objects::{new_id, now};
 use crate::server::{Model, Server};
+use crate::sync::blocking;
 
 type Shared = State<Arc<Server>>;
 
@@ -129,7 +128,7 @@ pub(super) async fn embeddings(
     Ok(Json(json!({
         "id": new_id("embd-"),
         "object": "list",
-        "created": unix(SystemTime::now()),
+        "created": now(),
         "model": &*model.name,
         "data": data.collect::<Vec<_>>(),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -194,7 +193,7 @@ pub(super) async fn classify(
     Ok(Json(json!({
         "id": new_id("classify-"),
         "object": "list",
-        "created": unix(SystemTime::now()),
+        "created": now(),
         "model": &*model.name,
         "labels": labels.names,
         "data": data.collect::<Vec<_>>(),

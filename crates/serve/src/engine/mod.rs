@@ -6,10 +6,10 @@
 
 mod queue;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lowrank::Workspace;
@@ -19,6 +19,7 @@ use lowrank::generate::{
 use lowrank::model::{Adapter, BLOCK_ROWS, Decoder};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::sync::lock;
 use queue::Queue;
 
 /// What a request is told.
@@ -86,8 +87,6 @@ pub(crate) struct Load {
     pub(crate) is_draining: AtomicBool,
     /// The thread is gone, which without a fault it never is while somebody can ask.
     pub(crate) has_ended: AtomicBool,
-    /// Steps that were taken.
-    pub(crate) steps: AtomicUsize,
 }
 
 /// The engine's end for routes.
@@ -208,7 +207,7 @@ struct Worker<'m> {
     queue: Queue,
     running: HashMap<RequestId, Running>,
     works: Vec<Work>,
-    backgrounds: std::collections::VecDeque<Background>,
+    backgrounds: VecDeque<Background>,
     is_closed: bool,
 }
 
@@ -223,7 +222,7 @@ fn run(decoder: &Arc<Decoder>, mut commands: Receiver<Command>, limits: Limits, 
         queue: Queue::default(),
         running: HashMap::new(),
         works: Vec::new(),
-        backgrounds: std::collections::VecDeque::new(),
+        backgrounds: VecDeque::new(),
         is_closed: false,
     };
     loop {
@@ -233,12 +232,9 @@ fn run(decoder: &Arc<Decoder>, mut commands: Receiver<Command>, limits: Limits, 
         }
         if let Some(background) = worker.backgrounds.pop_front() {
             let mut pace = Pace::new(limits.train_share);
-            let worker = std::sync::Mutex::new((&mut worker, &mut commands));
+            let worker = Mutex::new((&mut worker, &mut commands));
             let mut between = || {
-                let mut locked = match worker.lock() {
-                    Ok(locked) => locked,
-                    Err(poisoned) => poisoned.into_inner(),
-                };
+                let mut locked = lock(&worker);
                 let (worker, commands) = &mut *locked;
                 pace.between(|| {
                     worker.take_commands(commands, false);
@@ -342,7 +338,6 @@ impl Worker<'_> {
         for made in self.session.step() {
             self.tell(made);
         }
-        self.load.steps.fetch_add(1, Ordering::Relaxed);
         self.load
             .running
             .store(self.running.len(), Ordering::SeqCst);

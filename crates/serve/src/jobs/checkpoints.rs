@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Jobs;
 use super::job::{Job, result_name, short};
-use crate::registry::unix;
+use crate::objects::unix;
 
 /// What stands between the name of a job's result and the step of a checkpoint.
 const MARK: &str = ":ckpt-step-";

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::SystemTime;
 
 use axum::extract::Multipart;
 use axum::extract::multipart::{Field, MultipartError};
@@ -13,10 +12,11 @@ use lowrank::data::{Split, task_of};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{is_id, lock, without_paths};
-use crate::api::new_id;
+use super::{is_id, without_paths};
 use crate::error::ApiError;
-use crate::registry::{blocking, unix};
+use crate::objects::new_id;
+use crate::objects::now;
+use crate::sync::{blocking, lock};
 
 /// Bytes of a file at most.
 pub(super) const LARGEST: usize = 512 << 20;
@@ -193,7 +193,7 @@ impl Files {
             filename,
             purpose: PURPOSE.to_owned(),
             bytes: bytes as u64,
-            created_at: unix(SystemTime::now()),
+            created_at: now(),
             data,
         };
         Ok((file, folder))

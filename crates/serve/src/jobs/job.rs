@@ -11,16 +11,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::events::{Event, Figures, Level, Log};
-use super::lock;
 use crate::error::ApiError;
-use crate::registry::unix;
+use crate::objects::now;
+use crate::sync::lock;
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,7 +198,7 @@ impl Job {
                 return false;
             }
             record.status = status;
-            record.finished_at = Some(unix(SystemTime::now()));
+            record.finished_at = Some(now());
             change(record);
             true
         })?;
@@ -218,12 +217,12 @@ impl Job {
     }
 
     pub(super) fn tell(&self, level: Level, message: impl Into<String>) {
-        lock(&self.log).tell(level, message.into(), unix(SystemTime::now()));
+        lock(&self.log).tell(level, message.into(), now());
         self.notify();
     }
 
     pub(super) fn measure(&self, figures: Figures) {
-        lock(&self.log).measure(figures, unix(SystemTime::now()));
+        lock(&self.log).measure(figures, now());
         self.notify();
     }
 

@@ -16,7 +16,7 @@ mod settings;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lowrank::base::{Base, Network};
@@ -26,6 +26,7 @@ use crate::engine::Engine;
 use crate::error::ApiError;
 use crate::registry::Registry;
 use crate::server::state_folder;
+use crate::sync::lock;
 
 pub(crate) use routes::add;
 pub(crate) use settings::CREATE;
@@ -254,11 +255,4 @@ fn is_id(text: &str, prefix: &str) -> bool {
 /// A message with another name in place of a path of the server.
 fn without_paths(message: &str, path: &Path, name: &str) -> String {
     message.replace(&path.display().to_string(), name)
-}
-
-/// Locks, also behind a thread that has died: nothing here is left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

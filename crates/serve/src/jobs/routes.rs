@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::{Body as Answer, Bytes};
 use axum::extract::rejection::QueryRejection;
@@ -22,11 +22,13 @@ use serde_json::{Map, Value, json};
 use super::events::{Event, Level};
 use super::files::{self, LARGEST_BODY};
 use super::job::{Job, Record, Status, save};
-use super::{Jobs, is_id, lock, preview, settings};
-use crate::api::{Body, events, fields, new_id, whole};
+use super::{Jobs, is_id, preview, settings};
+use crate::api::{Body, events, fields, whole};
 use crate::error::ApiError;
-use crate::registry::{blocking, unix};
+use crate::objects::new_id;
+use crate::objects::now;
 use crate::server::Server;
+use crate::sync::{blocking, lock};
 
 type Shared = State<Arc<Server>>;
 type Found = Result<Json<Value>, ApiError>;
@@ -330,7 +332,7 @@ fn begin(
     model: String,
     adapter: Option<&std::path::Path>,
 ) -> Result<Arc<Job>, ApiError> {
-    let now = unix(SystemTime::now());
+    let now = now();
     let decoder = &jobs.base.decoder;
     let base = settings::Base {
         name: jobs.base.source.to_string(),

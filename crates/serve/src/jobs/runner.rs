@@ -20,8 +20,9 @@ use lowrank::train::{Event, Observer, Outcome, Rows, Trainer, prepare, saving_be
 
 use super::events::{Figures, Level};
 use super::job::{Failure, Job, Status, result_name};
-use super::{Jobs, lock, settings, without_paths};
+use super::{Jobs, settings, without_paths};
 use crate::error::ApiError;
+use crate::sync::lock;
 
 /// How long a training goes on without a checkpoint, beside those that its settings ask for.
 const UNSAVED: Duration = Duration::from_secs(60);
