@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use lowrank::fields::Names;
+use lowrank::fields::{Names, nearest, plain};
 use lowrank::settings::TrainConfig;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -278,27 +278,6 @@ fn accepted(defaults: &Map<String, Value>, key: &str, value: &Value) -> Result<V
     Ok(object(&settings)?.remove(key).unwrap_or(Value::Null))
 }
 
-/// serde's words for types in those of people.
-pub fn plain(message: &str) -> String {
-    let mut text = message.to_string();
-    for (from, to) in [
-        ("invalid type: ", "got "),
-        ("invalid value: ", "got "),
-        ("floating point ", "the number "),
-        ("integer ", "the number "),
-        ("boolean ", ""),
-        ("expected f64", "expected a number"),
-        ("expected u64", "expected a whole number"),
-        ("expected usize", "expected a whole number"),
-        ("expected a boolean", "expected true or false"),
-        ("a string path", "a path"),
-        ("unknown variant ", ""),
-    ] {
-        text = text.replace(from, to);
-    }
-    text
-}
-
 fn unknown_key<'a>(key: &str, file: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     if let Some(advice) = peers::advice(key, |ours| known.clone().any(|known| known == ours)) {
         return format!("{key} (in {file}): {}", advice.for_key());
@@ -306,47 +285,5 @@ fn unknown_key<'a>(key: &str, file: &str, known: impl Iterator<Item = &'a str> +
     match nearest(key, known) {
         Some(near) => format!("{key} (in {file}) is not a setting; did you mean {near}?"),
         None => format!("{key} (in {file}) is not a setting; `lowrank train --help` lists them"),
-    }
-}
-
-/// The known name that `name` was probably meant to be.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let normal = name.to_lowercase().replace('-', "_");
-    known
-        .map(|candidate| (strsim::jaro_winkler(&normal, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.84)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nearest_key_is_found_or_none() {
-        let known = ["learning_rate", "lora_alpha", "batch_size", "r", "seed"];
-        assert_eq!(
-            nearest("learing_rate", known.into_iter()),
-            Some("learning_rate")
-        );
-        assert_eq!(
-            nearest("Learning-Rate", known.into_iter()),
-            Some("learning_rate")
-        );
-        assert_eq!(nearest("batchsize", known.into_iter()), Some("batch_size"));
-        assert_eq!(nearest("wandb_project", known.into_iter()), None);
-    }
-
-    #[test]
-    fn messages_speak_of_numbers() {
-        assert_eq!(
-            plain("invalid type: string \"abc\", expected f64"),
-            "got string \"abc\", expected a number"
-        );
-        assert_eq!(
-            plain("invalid value: integer `-1`, expected u64"),
-            "got the number `-1`, expected a whole number"
-        );
     }
 }

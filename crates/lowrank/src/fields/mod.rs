@@ -36,7 +36,9 @@ use serde::ser::SerializeMap;
 
 pub use crate::names::{Keys, Names};
 pub use range::{Limit, Number, Range};
-pub use text::{AsBytes, AsMap, finite, finite_pattern, parse_bytes, parse_pattern};
+pub use text::{
+    AsBytes, AsMap, finite, finite_pattern, nearest, parse_bytes, parse_pattern, plain,
+};
 
 /// A struct that `fields!` made.
 pub trait Fields: Default {

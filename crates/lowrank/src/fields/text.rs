@@ -143,6 +143,37 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for AsMap<Vec<(String, T)>> {
     }
 }
 
+/// serde's words for types in those of people.
+pub fn plain(message: &str) -> String {
+    let mut text = message.to_string();
+    for (from, to) in [
+        ("invalid type: ", "got "),
+        ("invalid value: ", "got "),
+        ("floating point ", "the number "),
+        ("integer ", "the number "),
+        ("boolean ", ""),
+        ("expected f64", "expected a number"),
+        ("expected u64", "expected a whole number"),
+        ("expected usize", "expected a whole number"),
+        ("expected a boolean", "expected true or false"),
+        ("a string path", "a path"),
+        ("unknown variant ", ""),
+    ] {
+        text = text.replace(from, to);
+    }
+    text
+}
+
+/// The known name that `name` was probably meant to be.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let normal = name.to_lowercase().replace('-', "_");
+    known
+        .map(|candidate| (strsim::jaro_winkler(&normal, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.84)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,5 +233,32 @@ mod tests {
         for wrong in ["a=nan", "a=inf", "a=1e999", "a=", "a", "=1"] {
             assert!(finite_pattern(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_nearest_key_is_found_or_none() {
+        let known = ["learning_rate", "lora_alpha", "batch_size", "r", "seed"];
+        assert_eq!(
+            nearest("learing_rate", known.into_iter()),
+            Some("learning_rate")
+        );
+        assert_eq!(
+            nearest("Learning-Rate", known.into_iter()),
+            Some("learning_rate")
+        );
+        assert_eq!(nearest("batchsize", known.into_iter()), Some("batch_size"));
+        assert_eq!(nearest("wandb_project", known.into_iter()), None);
+    }
+
+    #[test]
+    fn messages_speak_of_numbers() {
+        assert_eq!(
+            plain("invalid type: string \"abc\", expected f64"),
+            "got string \"abc\", expected a number"
+        );
+        assert_eq!(
+            plain("invalid value: integer `-1`, expected u64"),
+            "got the number `-1`, expected a whole number"
+        );
     }
 }

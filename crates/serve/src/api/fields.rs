@@ -5,6 +5,7 @@
 
 use std::ops::RangeInclusive;
 
+use lowrank::fields::nearest;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -127,13 +128,8 @@ pub(crate) fn missing(name: &'static str) -> ApiError {
 }
 
 fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> ApiError {
-    let near = known
-        .map(|known| (strsim::damerau_levenshtein(known, name), known))
-        .min()
-        .filter(|(distance, _)| *distance <= 2)
-        .map_or(String::new(), |(_, known)| {
-            format!("; did you mean {known}?")
-        });
+    let near = nearest(name, known);
+    let near = near.map_or(String::new(), |known| format!("; did you mean {known}?"));
     ApiError {
         code: "unknown_parameter",
         ..ApiError::invalid(name, format!("there is no parameter {name:?}{near}"))

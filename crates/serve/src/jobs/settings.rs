@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank::data::Example;
+use lowrank::fields::{nearest, plain};
 use lowrank::model::ModelConfig;
 use lowrank::settings::{Began, TrainConfig};
 use lowrank::tuning::{self, Method};
@@ -202,35 +203,9 @@ fn read_keys(given: &Map<String, Value>) -> Result<TrainConfig, ApiError> {
         .map_err(|error| ApiError::invalid("lowrank", plain(&error.to_string())))
 }
 
-/// The words of the parser in those of people.
-fn plain(message: &str) -> String {
-    let mut text = message.to_owned();
-    for (from, to) in [
-        ("invalid type: ", "got "),
-        ("invalid value: ", "got "),
-        ("floating point ", "the number "),
-        ("integer ", "the number "),
-        ("boolean ", ""),
-        ("expected f64", "expected a number"),
-        ("expected u64", "expected a whole number"),
-        ("expected usize", "expected a whole number"),
-        ("expected a boolean", "expected true or false"),
-        ("unknown variant ", ""),
-    ] {
-        text = text.replace(from, to);
-    }
-    text
-}
-
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>, what: &str) -> ApiError {
-    let normal = name.to_lowercase().replace('-', "_");
-    let near = known
-        .map(|known| (strsim::jaro_winkler(&normal, known), known))
-        .filter(|(likeness, _)| *likeness > 0.84)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, known)| {
-            format!("; did you mean {known}?")
-        });
+    let near = nearest(name, known);
+    let near = near.map_or(String::new(), |known| format!("; did you mean {known}?"));
     ApiError {
         code: "unknown_parameter",
         ..ApiError::invalid(

@@ -214,7 +214,10 @@ impl Written {
         }
         let written = serde_json::from_value(Value::Object(file.values));
         Ok(written.map_err(|error| {
-            Misuse::new(format!("{shown}: {}", settings::plain(&error.to_string())))
+            Misuse::new(format!(
+                "{shown}: {}",
+                lowrank::fields::plain(&error.to_string())
+            ))
         })?)
     }
 }
