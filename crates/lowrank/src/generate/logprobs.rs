@@ -58,6 +58,9 @@ impl<'a> Scores<'a> {
 
     /// The `n` most likely tokens.
     fn most_likely(&self, n: usize) -> Vec<(u32, f64)> {
+        if n == 0 {
+            return Vec::new();
+        }
         let mut best: Vec<u32> = Vec::with_capacity(n + 1);
         for (id, logit) in (0..).zip(self.logits) {
             let place = best.partition_point(|known| self.logits[*known as usize] >= *logit);

@@ -1,5 +1,7 @@
 //! What is done to logits before a token is drawn: penalties of tokens that were there, and biases that a caller gives.
 
+use std::collections::BTreeSet;
+
 /// Penalties of tokens that were there before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Penalties {
@@ -36,16 +38,16 @@ impl Penalties {
         if self.is_none() {
             return;
         }
-        let mut seen = [prompt, made].concat();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen.iter().filter(|_| self.repetition != 1.0) {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / self.repetition
-                } else {
-                    *logit * self.repetition
-                };
+        if self.repetition != 1.0 {
+            let seen: BTreeSet<u32> = prompt.iter().chain(made).copied().collect();
+            for id in seen {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 {
+                        *logit / self.repetition
+                    } else {
+                        *logit * self.repetition
+                    };
+                }
             }
         }
         let mut made = made.to_vec();

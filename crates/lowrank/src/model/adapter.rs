@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward};
+use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward, frobenius_norm};
 
 use super::batch::{VirtualPart, VirtualTokens};
 use super::config::{BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
@@ -410,16 +410,20 @@ impl Adapter {
         self.replaced.is_empty()
     }
 
+    /// Whether it acts through low-rank branches and nothing else.
+    fn has_branches_alone(&self) -> bool {
+        self.scaled.is_empty()
+            && self.replaced.is_empty()
+            && self.bottleneck.is_empty()
+            && self.token_rows.tables().next().is_none()
+            && self.virtual_tokens().total() == 0
+    }
+
     /// Whether it surely changes nothing: it acts nowhere, or has branches alone and every B is zero.
     pub fn does_nothing(&self) -> bool {
-        let others = self.scaled.len()
-            + self.replaced.len()
-            + self.bottleneck.len()
-            + self.token_rows.tables().count()
-            + self.virtual_tokens().total();
-        let is_zero = |slot: usize| self.params.view(slot).to_vec().iter().all(|x| *x == 0.0);
+        let is_zero = |slot: usize| frobenius_norm(self.params.view(slot)) == 0.0;
         let mut branches = self.low_rank.values().flatten();
-        others == 0 && branches.all(|branch| branch.scale == 0.0 || is_zero(branch.b))
+        self.has_branches_alone() && branches.all(|branch| branch.scale == 0.0 || is_zero(branch.b))
     }
 
     /// The largest rank of its branches, if it has any.
@@ -459,12 +463,7 @@ impl Adapter {
     pub fn mixed(parts: &[(&Self, f32)]) -> Result<Self, usize> {
         let mut mixed = Self::new(Vec::new());
         for (at, (part, weight)) in parts.iter().enumerate() {
-            let others = part.scaled.len()
-                + part.replaced.len()
-                + part.bottleneck.len()
-                + part.token_rows.tables().count()
-                + part.virtual_tokens().total();
-            if others > 0 {
+            if !part.has_branches_alone() {
                 return Err(at);
             }
             let first = mixed.params.slots();
@@ -472,8 +471,8 @@ impl Adapter {
             let shapes: Vec<_> = slots.clone().map(|slot| part.params.shape(slot)).collect();
             mixed.params.extend(&shapes);
             for slot in slots {
-                let own = mixed.params.view_mut(first + slot);
-                { own }.copy_from(part.params.view(slot));
+                let mut own = mixed.params.view_mut(first + slot);
+                own.copy_from(part.params.view(slot));
             }
             mixed.names.extend(part.names.iter().cloned());
             for (linear, branches) in &part.low_rank {

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use lowrank::fields::finite;
+use lowrank::kernels::CounterRng;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -167,7 +168,7 @@ pub fn run(args: &BenchServeArgs) -> anyhow::Result<()> {
     each(args.concurrency, &warm, args.warmup, None, &|index| {
         drop(ask(args.requests + index));
     });
-    let (seen, errors) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
+    let answers = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let begun = Instant::now();
     each(
@@ -175,26 +176,23 @@ pub fn run(args: &BenchServeArgs) -> anyhow::Result<()> {
         &next,
         args.requests,
         args.rate,
-        &|index| match ask(index) {
-            Ok(one) => seen
+        &|index| {
+            let answer = ask(index);
+            answers
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .push(one),
-            Err(error) => {
-                let mut errors = errors
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
-                *errors.entry(format!("{error:#}")).or_insert(0) += 1;
-            }
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(answer);
         },
     );
     let seconds = begun.elapsed().as_secs_f64();
-    let seen = seen
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let errors: BTreeMap<String, usize> = errors
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let answers = answers.into_inner();
+    let (mut seen, mut errors) = (Vec::new(), BTreeMap::new());
+    for answer in answers.unwrap_or_else(PoisonError::into_inner) {
+        match answer {
+            Ok(one) => seen.push(one),
+            Err(error) => *errors.entry(format!("{error:#}")).or_insert(0) += 1,
+        }
+    }
     let output_tokens: usize = seen.iter().map(|one| one.made).sum();
     let measured = Measured {
         requests: seen.len(),
@@ -249,12 +247,9 @@ fn each(
     });
 }
 
-/// A number that seems random, of a seed and a place.
-fn mix(seed: u64, at: u64) -> u64 {
-    let mut z = seed ^ at.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+/// The random numbers of a request.
+fn own_rng(args: &BenchServeArgs, index: usize) -> CounterRng {
+    CounterRng::new(args.seed ^ (index as u64).wrapping_add(1) << 32)
 }
 
 /// Which model a request asks for.
@@ -264,7 +259,7 @@ fn choose<'a>(args: &BenchServeArgs, names: &'a [String], index: usize) -> &'a s
     };
     let weight = |rank: usize| 1.0 / ((rank + 1) as f64).powf(exponent);
     let total: f64 = (0..names.len()).map(weight).sum();
-    let mut point = mix(args.seed, index as u64) as f64 / u64::MAX as f64 * total;
+    let mut point = own_rng(args, index).next_f64() * total;
     for (rank, name) in names.iter().enumerate() {
         point -= weight(rank);
         if point < 0.0 {
@@ -281,17 +276,18 @@ fn request(
     names: &[String],
     index: usize,
 ) -> anyhow::Result<Seen> {
-    let draw = |at: u64| {
-        10 + (mix(args.seed, at) % u64::from(args.vocabulary.saturating_sub(10).max(1))) as u32
+    let ids = |rng: &mut CounterRng, count| -> Vec<u32> {
+        let most = u64::from(args.vocabulary.saturating_sub(10).max(1));
+        (0..count).map(|_| 10 + rng.below(most) as u32).collect()
     };
-    let own = (index as u64).wrapping_add(1) << 20;
-    let shared = (0..args.shared_tokens as u64).map(draw);
-    let prompt: Vec<u32> = shared
-        .chain((0..args.prompt_tokens as u64).map(|at| draw(own.wrapping_add(at))))
-        .collect();
+    let mut own = own_rng(args, index);
+    let prompt = [
+        ids(&mut CounterRng::new(args.seed), args.shared_tokens),
+        ids(&mut own, args.prompt_tokens),
+    ];
     let body = json!({
         "model": choose(args, names, index),
-        "prompt": prompt,
+        "prompt": prompt.concat(),
         "max_tokens": args.max_tokens,
         "temperature": 0,
         "ignore_eos": true,
