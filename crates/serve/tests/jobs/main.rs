@@ -1,6 +1,12 @@
 //! Files and jobs of a server, over HTTP.
 
+#[path = "../common/client.rs"]
+#[expect(
+    dead_code,
+    reason = "the tests of answers need more of it than those of jobs"
+)]
 mod client;
+mod server;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +17,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use client::{Client, PATIENCE, Running, good, options, status};
+use server::{Client, PATIENCE, Running, good, options, status};
 
 fn rows(count: usize) -> Vec<u8> {
     let row = |n: usize| {

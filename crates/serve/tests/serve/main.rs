@@ -4,6 +4,7 @@
 mod access;
 mod adapters;
 mod answers;
+#[path = "../common/client.rs"]
 mod client;
 mod exactness;
 mod files;

@@ -51,7 +51,12 @@ impl Client {
     }
 
     pub(crate) fn send(&self, method: &str, path: &str, body: &[u8]) -> Reply {
-        let mut request = self.head(method, path, body.len()).into_bytes();
+        self.send_as(method, path, "application/json", body)
+    }
+
+    /// Sends a body of another kind than JSON.
+    pub(crate) fn send_as(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> Reply {
+        let mut request = self.head(method, path, kind, body.len()).into_bytes();
         request.extend_from_slice(body);
         self.raw(&request)
             .unwrap_or_else(|| panic!("{method} {path} got no answer"))
@@ -93,11 +98,15 @@ impl Client {
 
     /// Sends a request and reads the head of its answer.
     pub(crate) fn open(&self, path: &str, body: &Value) -> Stream {
-        let body = body.to_string();
+        self.open_as("POST", path, &body.to_string())
+    }
+
+    /// The same with another method.
+    pub(crate) fn open_as(&self, method: &str, path: &str, body: &str) -> Stream {
         let mut stream = self.connect();
-        let head = self.head("POST", path, body.len());
+        let head = self.head(method, path, "application/json", body.len());
         stream
-            .write_all((head + &body).as_bytes())
+            .write_all((head + body).as_bytes())
             .expect("the request is sent");
         let mut reader = BufReader::new(stream);
         let (status, headers) = read_head(&mut reader).expect("a head");
@@ -114,7 +123,7 @@ impl Client {
     pub(crate) fn leave(&self, path: &str, body: &Value, after: Duration) {
         let body = body.to_string();
         let mut stream = self.connect();
-        let head = self.head("POST", path, body.len());
+        let head = self.head("POST", path, "application/json", body.len());
         stream
             .write_all((head + &body).as_bytes())
             .expect("the request is sent");
@@ -130,13 +139,13 @@ impl Client {
         stream
     }
 
-    fn head(&self, method: &str, path: &str, length: usize) -> String {
+    fn head(&self, method: &str, path: &str, kind: &str, length: usize) -> String {
         let key = self.key.as_ref();
         let key = key.map_or(String::new(), |key| {
             format!("authorization: Bearer {key}\r\n")
         });
         format!(
-            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: {kind}\r\n\
              content-length: {length}\r\n{key}\r\n"
         )
     }
@@ -212,11 +221,18 @@ impl Stream {
 
     /// All events up to `[DONE]`, which must be there.
     #[track_caller]
-    pub(crate) fn all(mut self) -> Vec<Value> {
-        assert_eq!(self.status, 200);
-        let all: Vec<Value> = std::iter::from_fn(|| self.next()).collect();
-        assert!(self.has_ended, "no [DONE] behind {:?}", all.last());
+    pub(crate) fn all(self) -> Vec<Value> {
+        let (all, has_ended) = self.rest();
+        assert!(has_ended, "no [DONE] behind {:?}", all.last());
         all
+    }
+
+    /// All events, and whether `[DONE]` came behind them.
+    #[track_caller]
+    pub(crate) fn rest(mut self) -> (Vec<Value>, bool) {
+        assert_eq!(self.status, 200);
+        let all = std::iter::from_fn(|| self.next()).collect();
+        (all, self.has_ended)
     }
 }
 

@@ -1,7 +1,6 @@
 //! A server in this process and what asks it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,8 @@ use lowrank::DType;
 use lowrank::base::{BUILTIN, Base};
 use lowrank_serve::{Options, serve};
 use serde_json::Value;
+
+use super::client;
 
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -73,96 +74,37 @@ impl Drop for Running {
     }
 }
 
-/// Asks a server.
+/// Asks a server for jobs.
 #[derive(Clone)]
-pub(crate) struct Client {
-    address: SocketAddr,
-    key: Option<&'static str>,
-}
+pub(crate) struct Client(client::Client);
 
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, key: None }
+        Self(client::Client { address, key: None })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        self.0.address
     }
 
-    pub(crate) fn with_key(&self, key: &'static str) -> Self {
-        Self {
-            key: Some(key),
-            ..self.clone()
-        }
+    pub(crate) fn with_key(&self, key: &str) -> Self {
+        Self(self.0.with_key(key))
     }
 
     /// Status and body.
     pub(crate) fn send(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, Vec<u8>) {
-        let (status, mut reader, is_chunked) = self.open(method, path, kind, body);
-        let mut whole = Vec::new();
-        if is_chunked {
-            while let Some(chunk) = next_chunk(&mut reader) {
-                whole.extend(chunk);
-            }
-        } else {
-            reader.read_to_end(&mut whole).expect("a body");
-        }
-        (status, whole)
-    }
-
-    fn open(
-        &self,
-        method: &str,
-        path: &str,
-        kind: &str,
-        body: &[u8],
-    ) -> (u16, BufReader<TcpStream>, bool) {
-        let mut stream = TcpStream::connect(self.address).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let key = self.key.map_or(String::new(), |key| {
-            format!("Authorization: Bearer {key}\r\n")
-        });
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{key}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).expect("a request");
-        // A server may answer before it has read everything.
-        drop(stream.write_all(body));
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        reader.read_line(&mut line).expect("a status");
-        let status = line
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        let status = status.unwrap_or_else(|| panic!("no status: {line:?}"));
-        let mut is_chunked = false;
-        loop {
-            line.clear();
-            reader.read_line(&mut line).expect("a header");
-            if line.trim().is_empty() {
-                return (status, reader, is_chunked);
-            }
-            is_chunked |= line
-                .to_lowercase()
-                .starts_with("transfer-encoding: chunked");
-        }
+        let reply = self.0.send_as(method, path, kind, body);
+        (reply.status, reply.body)
     }
 
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
-        let (status, body) = self.send("GET", path, "text/plain", b"");
-        (status, json(&body))
+        let reply = self.0.get(path);
+        (reply.status, json(&reply.body))
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let (status, body) = self.send(
-            "POST",
-            path,
-            "application/json",
-            body.to_string().as_bytes(),
-        );
-        (status, json(&body))
+        let reply = self.0.post(path, body);
+        (reply.status, json(&reply.body))
     }
 
     pub(crate) fn upload(&self, name: &str, content: &[u8]) -> (u16, Value) {
@@ -234,23 +176,7 @@ impl Client {
 
     /// The events of a stream until it ends, and whether it says so.
     pub(crate) fn stream(&self, path: &str) -> (Vec<Value>, bool) {
-        let (status, mut reader, _) = self.open("GET", path, "text/plain", b"");
-        assert_eq!(status, 200);
-        let mut text = Vec::new();
-        while let Some(chunk) = next_chunk(&mut reader) {
-            text.extend(chunk);
-        }
-        let text = String::from_utf8(text).expect("a text");
-        let mut is_done = false;
-        let mut events = Vec::new();
-        for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
-            if data == "[DONE]" {
-                is_done = true;
-            } else {
-                events.push(json(data.as_bytes()));
-            }
-        }
-        (events, is_done)
+        self.0.open_as("GET", path, "").rest()
     }
 }
 
@@ -267,16 +193,4 @@ pub(crate) fn status(job: &Value) -> &str {
 fn json(body: &[u8]) -> Value {
     serde_json::from_slice(body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()))
-}
-
-fn next_chunk(reader: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    let length = usize::from_str_radix(line.trim(), 16)
-        .ok()
-        .filter(|length| *length > 0)?;
-    let mut chunk = vec![0; length + 2];
-    reader.read_exact(&mut chunk).ok()?;
-    chunk.truncate(length);
-    Some(chunk)
 }
