@@ -27,11 +27,7 @@ const FILE: &str = ".lowrank-registry.json";
 const VERSION: u32 = 1;
 
 /// The files of an adapter that are read.
-const FILES: [&str; 3] = [
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-];
+const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// An adapter's values in memory.
 pub(crate) struct Resident {
