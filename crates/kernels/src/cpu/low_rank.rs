@@ -5,13 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::cpu::parallel::{ForEachPart, for_runs};
-use crate::cpu::product::blocks::add_turned;
 use crate::cpu::product::few::{FewJob, few_times_rows};
 use crate::cpu::product::layout::NR;
 use crate::cpu::product::mat::{ALL, Mat, MatMut, Shared, for_tiles};
 use crate::cpu::product::multiply::{multiply, product, thin_product};
 use crate::cpu::product::rows::{Packed, products_of_rows, with_packed};
 use crate::cpu::product::term::{Factor, Job, Start, Term};
+use crate::cpu::product::turned::add_turned;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 use crate::random::drop_out;

@@ -7,8 +7,7 @@
 use crate::cpu::product::layout::{Block, Left, MR, NR, TALLEST};
 use crate::cpu::product::mat::{Mat, MatMut};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::product::{avx2, avx512, pack};
-use crate::cpu::scratch::with_scratch;
+use crate::cpu::product::{avx2, avx512};
 use crate::cpu::simd::vectorize;
 
 /// Some rows of out, in all columns, (+)= Σ lefts · panels, which lie one after the other.
@@ -213,43 +212,6 @@ fn block_anywhere<const COL: usize>(
         let out = &mut out.row(block.row + i)[block.col..][..NR];
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = if block.add { *out + sum } else { *sum };
-        }
-    }
-}
-
-/// out += factor·a·bᵀ on one thread, for an inner size so small that all of b is packed at once: a [rows, inner] and
-/// b [columns, inner], whose rows lie in one piece each.
-///
-/// # Panics
-/// If a shape does not fit.
-pub(crate) fn add_turned(mut out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, factor: f32) {
-    let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
-    assert!((a.rows(), b.rows(), b.cols()) == (rows, cols, inner) && b.col_stride() == 1);
-    if inner == 0 {
-        return;
-    }
-    with_scratch(cols.next_multiple_of(NR) * inner, |scratch| {
-        pack_columns(scratch, b, factor);
-        add_panels::<1>(&mut out, 0, rows, true, &[Left::in_place(a)], scratch);
-    });
-}
-
-/// factor·bᵀ in panels [columns / 16][inner][16]; columns past the last are zero.
-fn pack_columns(to: &mut [f32], b: Mat<'_>, factor: f32) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
-        return pack::pack_columns(to, b, factor);
-    }
-    let inner = b.cols();
-    for (panel, to) in to.chunks_exact_mut(NR * inner).enumerate() {
-        let first = panel * NR;
-        let width = NR.min(b.rows() - first);
-        let rows = b.block(first..first + width, 0..inner);
-        for (p, to) in to.as_chunks_mut::<NR>().0.iter_mut().enumerate() {
-            to[width..].fill(0.0);
-            for (j, to) in to[..width].iter_mut().enumerate() {
-                *to = factor * rows.data()[j * rows.row_stride() + p];
-            }
         }
     }
 }

@@ -22,3 +22,4 @@ pub(crate) mod pack;
 pub(crate) mod panels;
 pub(crate) mod rows;
 pub(crate) mod term;
+pub(crate) mod turned;

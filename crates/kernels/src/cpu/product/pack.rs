@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use crate::cpu::product::avx2::supported;
 use crate::cpu::product::layout::NR;
-use crate::cpu::product::mat::Mat;
 use crate::cpu::product::term::Factor;
 use crate::storage::{Number, Storage, UnitVisitor, Window};
 
@@ -68,24 +67,6 @@ impl UnitVisitor for Pack<'_, '_> {
             }
         });
     }
-}
-
-/// factor·bᵀ in panels [columns / 16][inner][16]; columns past the last are zero. Rows of b lie in one piece each.
-///
-/// # Panics
-/// If `to` has not that size, or the processor is not [`supported`].
-pub(crate) fn pack_columns(to: &mut [f32], b: Mat<'_>, factor: f32) {
-    assert!(supported(), "a processor without AVX2 and FMA");
-    let (cols, inner) = (b.rows(), b.cols());
-    assert_eq!(b.col_stride(), 1, "rows that lie in one piece");
-    assert_eq!(to.len(), cols.next_multiple_of(NR) * inner, "panels");
-    let mut panels = Panels {
-        numbers: to,
-        inner,
-        part: 0..inner,
-    };
-    pack_turned(&mut panels, b.data(), b.row_stride(), cols);
-    panels.scale(cols, factor);
 }
 
 /// Panels of b as it lies: its rows start `stride` apart.
@@ -212,7 +193,7 @@ unsafe fn turned<N: Number>(to: *mut f32, from: *const N, stride: usize, inner: 
 /// Eight rows of eight numbers become eight columns.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose(rows: [__m256; 8]) -> [__m256; 8] {
+pub(crate) fn transpose(rows: [__m256; 8]) -> [__m256; 8] {
     let mut pairs = [_mm256_setzero_ps(); 8];
     for i in 0..4 {
         pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
