@@ -332,14 +332,18 @@ mod tests {
         search.read_tokens(&mut layout, &sight);
         let batch = layout.batch;
         assert_eq!((batch.ids, batch.positions), (vec![5, 6], vec![8, 8]));
+        let first_row = |block: usize| block * 2 * config.num_hidden_layers * 128;
         let of =
-            |block: usize, rows: Range<usize>| block * 128 + rows.start..block * 128 + rows.end;
+            |block, rows: Range<usize>| first_row(block) + rows.start..first_row(block) + rows.end;
         let shared = [of(0, 0..3), of(1, 0..3)];
         let first = [of(3, 0..1), of(2, 1..3)];
         assert_eq!(batch.segments[0].keys, [shared.clone(), first].concat());
         let second = [shared.as_slice(), &[of(3, 0..3)]].concat();
         assert_eq!(batch.segments[1].keys, second);
-        assert_eq!(batch.appends, [(0..1, 2 * 128 + 2), (1..2, 3 * 128 + 2)]);
+        assert_eq!(
+            batch.appends,
+            [(0..1, first_row(2) + 2), (1..2, first_row(3) + 2)]
+        );
         assert_eq!(layout.wanted, [0, 1]);
     }
 }

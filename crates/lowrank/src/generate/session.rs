@@ -102,7 +102,7 @@ struct Entry<A> {
 
 enum Work {
     Sample(Box<Sequence>),
-    Beams(Search),
+    Beams(Box<Search>),
 }
 
 /// A request whose logits come out of a pass.
@@ -222,7 +222,7 @@ impl<'m, A: Deref<Target = Adapter> + Clone> Decoding<'m, A> {
                 let rows = take(prompt.len())?;
                 let slots = (0..options.num_beams).map(|_| take(most - 1));
                 let slots = slots.collect::<Result<_, _>>()?;
-                Work::Beams(Search::new(prompt, options, most, rows, slots))
+                Work::Beams(Box::new(Search::new(prompt, options, most, rows, slots)))
             }
         };
         self.next += 1;

@@ -10,11 +10,14 @@ use super::config::ModelConfig;
 /// Rows of a block. Attention cuts what a row sees at the ends of blocks, and so in the same places wherever the blocks lie.
 pub const BLOCK_ROWS: usize = 128;
 
-/// For each layer two matrices [rows, KV·D]; which rows belong to whom is told by [`CacheRows`].
+/// One matrix [blocks · layers · 2 · 128, KV·D]: a block has the keys of its rows in the first layer, their values, the keys in the second, and so on.
+/// Which rows belong to whom is told by [`CacheRows`].
 ///
-/// Memory is taken from the system as rows are first written, so blocks that are never used cost nothing.
+/// Memory is taken from the system as rows are first written, so blocks that are never used cost nothing. What a block has of all layers lies together, so
+/// that the first use of a block waits for that block's memory alone and not, with large pages, for that of many blocks in each layer.
 pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
+    values: Tensor,
+    num_layers: usize,
     /// Blocks that nobody has. The last one is handed out next: it was in use most recently.
     free: Vec<u32>,
 }
@@ -24,16 +27,17 @@ pub struct KvCache {
 pub struct CacheRows {
     blocks: Vec<u32>,
     len: usize,
+    /// Rows of the cache's matrix from a block to the next.
+    stride: usize,
 }
 
 impl KvCache {
     /// A cache of so many blocks of [`BLOCK_ROWS`] rows.
     pub fn new(config: &ModelConfig, blocks: usize) -> Self {
-        let new = || Tensor::zeros(blocks * BLOCK_ROWS, config.kv_size());
+        let num_layers = config.num_hidden_layers;
         Self {
-            layers: (0..config.num_hidden_layers)
-                .map(|_| (new(), new()))
-                .collect(),
+            values: Tensor::zeros(blocks * stride(num_layers), config.kv_size()),
+            num_layers,
             free: (0..blocks as u32).rev().collect(),
         }
     }
@@ -53,7 +57,11 @@ impl KvCache {
         let left = self.free.len().checked_sub(Self::blocks_for(len))?;
         let mut blocks = self.free.split_off(left);
         blocks.reverse();
-        Some(CacheRows { blocks, len })
+        Some(CacheRows {
+            blocks,
+            len,
+            stride: stride(self.num_layers),
+        })
     }
 
     /// Takes rows back.
@@ -70,9 +78,16 @@ impl KvCache {
         }
     }
 
+    /// The keys and the values of a layer, whose rows lie where [`CacheRows::places`] says.
     pub(crate) fn layer(&self, layer: usize) -> (View<'_>, View<'_>) {
-        let (k, v) = &self.layers[layer];
-        (k.view(), v.view())
+        // Up to the last block's rows of the layer; nothing where there are no blocks.
+        let rows = (self.values.rows() + BLOCK_ROWS).saturating_sub(stride(self.num_layers));
+        let from = |first: usize| match self.values.rows() {
+            0 => self.values.view(),
+            _ => self.values.view().slice_rows(first..first + rows),
+        };
+        let first = 2 * layer * BLOCK_ROWS;
+        (from(first), from(first + BLOCK_ROWS))
     }
 
     /// Writes rows of k and v to their places.
@@ -83,14 +98,20 @@ impl KvCache {
         v: View,
         appends: &[(Range<usize>, usize)],
     ) {
-        let (cache_k, cache_v) = &mut self.layers[layer];
-        for (cache, new) in [(cache_k, k), (cache_v, v)] {
+        for (which, new) in [k, v].into_iter().enumerate() {
+            let first = (2 * layer + which) * BLOCK_ROWS;
             for (rows, place) in appends {
-                let mut target = cache.view_mut().slice_rows(*place..place + rows.len());
+                let target = first + place..first + place + rows.len();
+                let mut target = self.values.view_mut().slice_rows(target);
                 target.copy_from(new.slice_rows(rows.clone()));
             }
         }
     }
+}
+
+/// Rows of the matrix that a block has.
+fn stride(num_layers: usize) -> usize {
+    2 * num_layers * BLOCK_ROWS
 }
 
 impl CacheRows {
@@ -112,6 +133,7 @@ impl CacheRows {
         assert_eq!(self.len % BLOCK_ROWS, 0, "whole blocks");
         self.blocks.extend(&more.blocks);
         self.len += more.len;
+        self.stride = more.stride;
     }
 
     /// The rows of one whole block of them.
@@ -119,6 +141,7 @@ impl CacheRows {
         Self {
             blocks: vec![self.blocks[at]],
             len: BLOCK_ROWS,
+            stride: self.stride,
         }
     }
 
@@ -129,7 +152,7 @@ impl CacheRows {
         self
     }
 
-    /// Where some of them lie in the cache, a range a block.
+    /// Where some of them lie in the matrices of [`KvCache::layer`], a range a block.
     ///
     /// # Panics
     /// If there are not so many.
@@ -142,7 +165,7 @@ impl CacheRows {
             }
             let (block, first) = (next / BLOCK_ROWS, next % BLOCK_ROWS);
             let count = (BLOCK_ROWS - first).min(rows.end - next);
-            let start = self.blocks[block] as usize * BLOCK_ROWS + first;
+            let start = self.blocks[block] as usize * self.stride + first;
             next += count;
             Some(start..start + count)
         })
@@ -171,27 +194,62 @@ mod tests {
     #[test]
     fn blocks_come_and_go() {
         let mut cache = KvCache {
-            layers: Vec::new(),
+            values: Tensor::zeros(4 * stride(1), 2),
+            num_layers: 1,
             free: (0..4).rev().collect(),
         };
         let a = cache.take(130).expect("two blocks");
         let b = cache.take(1).expect("one block");
         assert_eq!(cache.take(129), None);
         assert_eq!(cache.free_blocks(), 1);
-        assert_eq!(a.places(0..130).collect::<Vec<_>>(), [0..128, 128..130]);
-        assert_eq!(b.places(0..1).next(), Some(256..257));
+        assert_eq!(a.places(0..130).collect::<Vec<_>>(), [0..128, 256..258]);
+        assert_eq!(b.places(0..1).next(), Some(512..513));
         cache.give(a);
         let mut c = cache.take(300).expect("three blocks");
         // What was given back last is handed out first.
         assert_eq!(
             c.places(100..300).collect::<Vec<_>>(),
-            [100..128, 128..256, 384..428]
+            [100..128, 256..384, 768..812]
         );
         let appends: Vec<_> = c.appends(7, 120..140).collect();
-        assert_eq!(appends, [(7..15, 120), (15..27, 128)]);
+        assert_eq!(appends, [(7..15, 120), (15..27, 256)]);
         cache.give(std::mem::take(&mut c));
         cache.give(b);
         assert_eq!((c.len(), cache.free_blocks()), (0, 4));
         assert!(cache.take(0).is_some_and(|rows| rows.is_empty()));
+    }
+
+    #[test]
+    fn a_layer_has_its_own_keys_and_values() {
+        let mut cache = KvCache {
+            values: Tensor::zeros(3 * stride(2), 1),
+            num_layers: 2,
+            free: (0..3).rev().collect(),
+        };
+        let rows = cache.take(200).expect("two blocks");
+        let numbers =
+            |from: f32| Tensor::from_f32(200, 1, (0..200).map(|i| from + i as f32).collect());
+        let appends: Vec<_> = rows.appends(0, 0..200).collect();
+        for layer in 0..2 {
+            let (k, v) = (
+                numbers(1000.0 * layer as f32),
+                numbers(1000.0 * layer as f32 + 500.0),
+            );
+            cache.append(layer, k.view(), v.view(), &appends);
+        }
+        for layer in 0..2 {
+            let (k, v) = cache.layer(layer);
+            let read = |view: View| -> Vec<f32> {
+                let places = rows.places(0..200);
+                places
+                    .flat_map(|place| view.slice_rows(place).to_vec())
+                    .collect()
+            };
+            assert_eq!(read(k), numbers(1000.0 * layer as f32).view().to_vec());
+            assert_eq!(
+                read(v),
+                numbers(1000.0 * layer as f32 + 500.0).view().to_vec()
+            );
+        }
     }
 }

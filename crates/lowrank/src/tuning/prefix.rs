@@ -469,9 +469,14 @@ fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
 /// The keys, turned to the positions from 0 on, and the values of a sequence.
 fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
     let mut cache = KvCache::new(model.config(), KvCache::blocks_for(ids.len()));
+    let rows = cache.take(ids.len()).expect("it was made for them");
+    let places: Vec<_> = rows.places(0..ids.len()).collect();
     let mut batch = Batch::default();
     batch.push(ids, &[]);
-    batch.appends.push((0..ids.len(), 0));
+    for segment in &mut batch.segments {
+        segment.keys.clone_from(&places);
+    }
+    batch.appends.extend(rows.appends(0, 0..ids.len()));
     let ws = Workspace::new();
     model.logits(&batch, AdapterSet::none(), &[0], Some(&mut cache), &ws);
     let sites = adapter.virtual_tokens.key_values.clone();
@@ -480,8 +485,11 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
             .into_iter()
             .zip(<[_; 2]>::from(cache.layer(layer)))
         {
-            let rows = cached.slice_rows(0..ids.len());
-            adapter.params.view_mut(slot).copy_from(rows);
+            let mut to = adapter.params.view_mut(slot);
+            for (own, place) in &batch.appends {
+                let from = cached.slice_rows(*place..place + own.len());
+                to.reborrow().slice_rows(own.clone()).copy_from(from);
+            }
         }
     }
 }
