@@ -41,25 +41,26 @@ impl GenerateFigures {
     }
 }
 
-/// Continues prompts of one length greedily by `new_tokens` each, at least two, whatever tokens come.
+/// Continues prompts of one length greedily by `new_tokens` each, at least two, whatever tokens come. The prompts take the adapters
+/// in turn.
 pub fn generate(
     model: &Decoder,
-    adapter: Option<&Adapter>,
+    adapters: &[&Adapter],
     prompts: &[Vec<u32>],
     new_tokens: usize,
     profile: bool,
 ) -> GenerateFigures {
-    let one: Vec<&Adapter> = adapter.into_iter().collect();
-    let adapters = if one.is_empty() {
+    let set = if adapters.is_empty() {
         AdapterSet::none()
     } else {
-        AdapterSet::new(&one)
+        AdapterSet::new(adapters)
     };
     let inputs: Vec<PromptIds> = prompts
         .iter()
-        .map(|ids| PromptIds {
+        .enumerate()
+        .map(|(index, ids)| PromptIds {
             ids: ids.clone(),
-            adapter: adapter.map(|_| 0),
+            adapter: index.checked_rem(adapters.len()),
         })
         .collect();
     let mut options = GenerateOptions {
@@ -68,11 +69,11 @@ pub fn generate(
     };
     let ws = Workspace::new();
     // Weights come from the disk and buffers from the system once.
-    continue_prompts(model, adapters, &inputs, &options, &ws, |_, _| true);
+    continue_prompts(model, set, &inputs, &options, &ws, |_, _| true);
     options.max_new_tokens = new_tokens;
     let mut seconds = Vec::with_capacity(new_tokens);
     let mut begun = Instant::now();
-    continue_prompts(model, adapters, &inputs, &options, &ws, |prompt, _| {
+    continue_prompts(model, set, &inputs, &options, &ws, |prompt, _| {
         if prompt + 1 == inputs.len() {
             seconds.push(begun.elapsed().as_secs_f64());
             if profile && seconds.len() == 1 {
@@ -88,17 +89,21 @@ pub fn generate(
         prompts: prompts.len(),
         prefill_seconds: seconds.first().copied().unwrap_or(f64::NAN),
         pass_seconds: seconds.split_off(seconds.len().min(1)),
-        pass_bytes: pass_bytes(model, adapter, cached),
+        pass_bytes: pass_bytes(
+            model,
+            &adapters[..adapters.len().min(prompts.len())],
+            cached,
+        ),
         profile,
     }
 }
 
 /// Bytes that any pass over new tokens must read: every weight once (of the embedding and the positions only rows),
-/// the adapter's values, and the keys and values of the tokens before.
-fn pass_bytes(model: &Decoder, adapter: Option<&Adapter>, cached: usize) -> f64 {
+/// the adapters' values, and the keys and values of the tokens before.
+fn pass_bytes(model: &Decoder, adapters: &[&Adapter], cached: usize) -> f64 {
     let config = model.config();
-    let has_head = |adapter: &Adapter| adapter.replaced.contains_key(&WeightId::Head);
-    let head = if config.tie_word_embeddings && !adapter.is_some_and(has_head) {
+    let has_head = |adapter: &&Adapter| adapter.replaced.contains_key(&WeightId::Head);
+    let head = if config.tie_word_embeddings && !adapters.iter().any(has_head) {
         WeightId::Embedding
     } else {
         WeightId::Head
@@ -107,16 +112,17 @@ fn pass_bytes(model: &Decoder, adapter: Option<&Adapter>, cached: usize) -> f64 
         WeightId::Embedding | WeightId::Positions => *id == head,
         _ => true,
     };
-    let replaced = |id: &WeightId| adapter.is_some_and(|a| a.replaced.contains_key(id));
+    // Adapters that replace weights are read one after the other, each with the base's other weights: only one is counted right.
+    let replaced = |id: &WeightId| adapters.iter().any(|a| a.replaced.contains_key(id));
     let weights: usize = config
         .weights()
         .iter()
         .filter(|(id, _)| whole(id) && !replaced(id))
         .map(|(id, (rows, cols))| model.weights().view(*id).dtype().bytes_for(rows * cols))
         .sum();
-    let adapter = adapter.map_or(0, |a| a.params.len() * size_of::<f32>());
+    let own: usize = adapters.iter().map(|adapter| adapter.params.len()).sum();
     let row = 2 * config.num_hidden_layers * config.kv_size() * size_of::<f32>();
-    (weights + adapter + cached * row) as f64
+    (weights + own * size_of::<f32>() + cached * row) as f64
 }
 
 /// Bytes a second that this machine reads from memory with all threads.

@@ -1,9 +1,10 @@
 //! `lowrank bench generate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lowrank::bench::{self, GenerateFigures};
+use lowrank::model::Adapter;
 use lowrank::train::peak_rss;
 use lowrank::units;
 use serde::Serialize;
@@ -22,9 +23,9 @@ pub struct BenchGenerateArgs {
     #[command(flatten)]
     pub base: BaseArgs,
 
-    /// An adapter in PEFT's layout that every prompt uses
+    /// An adapter in PEFT's layout that the prompts use; several are used in turn
     #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    pub adapter: Vec<PathBuf>,
 
     /// Tokens of a prompt; they are random
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Work")]
@@ -51,7 +52,7 @@ pub struct BenchGenerateArgs {
 struct Report {
     base_dtype: String,
     threads: usize,
-    adapter: bool,
+    adapters: usize,
     prompt_tokens: usize,
     new_tokens: usize,
     /// One prompt, and then the batch if it is larger.
@@ -102,16 +103,15 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
         "--batch-size must be 1 or greater".to_owned()
     });
     problems.or(())?;
-    let base = args.base.load(args.adapter.as_deref().as_slice())?;
-    let loaded = args.adapter.as_deref();
-    let loaded = loaded
-        .map(|folder| load_adapter(folder, &base))
-        .transpose()?;
-    let adapter = loaded.as_ref().map(|loaded| &loaded.adapter);
+    let folders: Vec<&Path> = args.adapter.iter().map(PathBuf::as_path).collect();
+    let base = args.base.load(&folders)?;
+    let loaded = folders.iter().map(|folder| load_adapter(folder, &base));
+    let loaded = loaded.collect::<anyhow::Result<Vec<_>>>()?;
+    let adapters: Vec<&Adapter> = loaded.iter().map(|loaded| &loaded.adapter).collect();
     let longest = args.prompt_tokens.saturating_add(args.new_tokens);
     check_length(
         (&base.source, base.decoder.config()),
-        adapter.as_slice(),
+        &adapters,
         longest,
         "ask for fewer",
     )?;
@@ -132,7 +132,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
                 })
                 .collect();
             let profile = args.profile && size == args.batch_size;
-            bench::generate(&base.decoder, adapter, &prompts, args.new_tokens, profile)
+            bench::generate(&base.decoder, &adapters, &prompts, args.new_tokens, profile)
         })
         .collect();
     // What measures the bandwidth takes memory of its own.
@@ -158,7 +158,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
     Ok(Report {
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
         threads: bench::threads(),
-        adapter: adapter.is_some(),
+        adapters: adapters.len(),
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens,
         batch_gain: match batches.as_slice() {

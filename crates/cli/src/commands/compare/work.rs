@@ -393,7 +393,7 @@ impl<'a> Worker<'a> {
             if self.config.labels.is_some() {
                 return seconds_of_row(model, adapter, ids);
             }
-            bench::generate(model, adapter, &[ids], cost.new_tokens, false).median_pass()
+            bench::generate(model, adapter.as_slice(), &[ids], cost.new_tokens, false).median_pass()
         };
         let (mut own, mut bare) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
