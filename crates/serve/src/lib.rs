@@ -81,7 +81,7 @@ impl Options {
             max_waiting: 256,
             prompt_piece: 64,
             kv_cache_memory: None,
-            train_share: 0.5,
+            train_share: 0.25,
             api_keys: Vec::new(),
             admin_key: None,
             caps: Caps::default(),

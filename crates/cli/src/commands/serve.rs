@@ -98,7 +98,7 @@ pub struct ServeArgs {
         long,
         value_parser = finite::<f64>,
         value_name = "SHARE",
-        default_value_t = 0.5,
+        default_value_t = 0.25,
         help_heading = "Scheduling"
     )]
     pub train_share: f64,

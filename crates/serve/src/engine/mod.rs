@@ -231,17 +231,20 @@ fn run(decoder: &Arc<Decoder>, mut commands: Receiver<Command>, limits: Limits, 
             return;
         }
         if let Some(background) = worker.backgrounds.pop_front() {
-            let mut pace = Pace::new(limits.train_share);
-            let worker = Mutex::new((&mut worker, &mut commands));
+            let pace = Pace::new(limits.train_share);
+            let state = Mutex::new((pace, Instant::now(), &mut worker, &mut commands));
             let mut between = || {
-                let mut locked = lock(&worker);
-                let (worker, commands) = &mut *locked;
-                pace.between(|| {
+                let mut locked = lock(&state);
+                let (pace, since, worker, commands) = &mut *locked;
+                pace.worked(since.elapsed());
+                while pace.owes() {
+                    let begun = Instant::now();
                     worker.take_commands(commands, false);
                     let had_requests = worker.has_requests();
                     worker.turn();
-                    had_requests
-                });
+                    pace.answered(had_requests.then(|| begun.elapsed()));
+                }
+                *since = Instant::now();
             };
             background(decoder, &mut between);
             continue;
@@ -250,35 +253,38 @@ fn run(decoder: &Arc<Decoder>, mut commands: Receiver<Command>, limits: Limits, 
     }
 }
 
-/// Shares the time between requests and work beside them.
+/// Shares the time between requests and work beside them: what the work took is paid back to the requests in turns.
 struct Pace {
     share: f64,
-    /// When the last turn of the requests ended, and how long it took.
-    last: (Instant, Duration),
+    /// Seconds that the requests are owed; below zero where their last turn was longer than what they were owed.
+    owed: f64,
 }
 
 impl Pace {
+    /// Seconds of turns that the work is given for at once. A long turn reads a prompt, whose tokens are then not to wait for all of what the work has a
+    /// right to.
+    const AHEAD: f64 = 0.05;
+
     fn new(share: f64) -> Self {
-        Self {
-            share,
-            last: (Instant::now(), Duration::ZERO),
-        }
+        Self { share, owed: 0.0 }
     }
 
-    /// Takes a turn of the requests if the work has had its share since the last one.
-    fn between(&mut self, turn: impl FnOnce() -> bool) {
-        let (ended, took) = self.last;
-        let due = took.mul_f64(self.share / (1.0 - self.share).max(1e-3));
-        if ended.elapsed() < due {
-            return;
-        }
-        let begun = Instant::now();
-        let took = if turn() {
-            begun.elapsed()
-        } else {
-            Duration::ZERO
+    /// Counts what the work took.
+    fn worked(&mut self, time: Duration) {
+        self.owed += time.as_secs_f64() * (1.0 - self.share) / self.share.max(1e-3);
+    }
+
+    /// Whether the requests are to have a turn before the work goes on.
+    fn owes(&self) -> bool {
+        self.owed > 0.0
+    }
+
+    /// Counts a turn of the requests; `None` where there were none.
+    fn answered(&mut self, turn: Option<Duration>) {
+        self.owed = match turn {
+            Some(time) => (self.owed - time.as_secs_f64()).max(-Self::AHEAD),
+            None => 0.0,
         };
-        self.last = (Instant::now(), took);
     }
 }
 
@@ -490,5 +496,37 @@ pub(crate) fn reason(finish: Finish) -> &'static str {
         Finish::Length | Finish::ContextFull => "length",
         Finish::Cancelled => "abort",
         Finish::NotFinite => "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts and turns of any lengths come to the share, and nobody is owed for a time without requests.
+    #[test]
+    fn work_has_its_share_of_the_time() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(0.25);
+        let (mut work, mut turns) = (0, 0);
+        for part in 0..1000 {
+            let part = 1 + part % 5;
+            work += part;
+            pace.worked(ms(part));
+            while pace.owes() {
+                turns += 7;
+                pace.answered(Some(ms(7)));
+            }
+        }
+        let share = work as f64 / (work + turns) as f64;
+        assert!((share - 0.25).abs() < 0.01, "{share}");
+        pace.worked(ms(1000));
+        pace.answered(None);
+        assert!(!pace.owes());
+        // After a long prompt the work does not go on for as long as its share would be.
+        pace.worked(ms(1));
+        pace.answered(Some(ms(2000)));
+        pace.worked(ms(20));
+        assert!(pace.owes());
     }
 }
