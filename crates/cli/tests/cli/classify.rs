@@ -13,7 +13,7 @@ const WORDS: [&str; 10] = [
 ];
 
 /// The golden BERT with a tokenizer of its own, and rows whose first word decides.
-fn place(folder: &Path) {
+pub(super) fn place(folder: &Path) {
     let golden =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../lowrank/tests/goldens_classifiers/bert");
     let model = folder.join("model");
@@ -57,7 +57,7 @@ fn place(folder: &Path) {
 }
 
 /// Gives the golden a head of another task, whose name is as long.
-fn headless(folder: &Path) {
+pub(super) fn headless(folder: &Path) {
     rename(folder, "\"classifier.", "\"qa_outputs.");
 }
 
@@ -75,7 +75,7 @@ fn rename(folder: &Path, old: &str, new: &str) {
     fs::write(file, weights).unwrap();
 }
 
-fn train(folder: &Path, output: &str, more: &[&str]) {
+pub(super) fn train(folder: &Path, output: &str, more: &[&str]) {
     let path = |name: &str| folder.join(name).display().to_string();
     lowrank()
         .args(["train", "--model", &path("model"), "--data", &path("data")])

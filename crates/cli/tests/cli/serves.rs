@@ -1,4 +1,4 @@
-//! A server that is killed at any moment starts again with all that it had.
+//! A server that is killed at any moment starts again with all that it had; and what the server says is what the commands say.
 #![cfg(unix)]
 
 use std::fs;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::classify::{headless, place, train};
 use super::support::{Lab, lowrank, strs};
 
 /// A server of the lab's model and adapters.
@@ -20,12 +21,17 @@ struct Server {
 
 impl Server {
     fn start(lab: &Lab) -> Self {
+        Self::start_with(&lab.path("model"), "--adapter-dir", &lab.path("adapters"))
+    }
+
+    /// A server of a model and of what `flag` says.
+    fn start_with(model: &Path, flag: &str, value: &Path) -> Self {
         let program = assert_cmd::cargo::cargo_bin("lowrank");
         let mut child = Command::new(program)
             .args(["serve", "--port", "0", "--threads", "1", "--model"])
-            .arg(lab.path("model"))
-            .arg("--adapter-dir")
-            .arg(lab.path("adapters"))
+            .arg(model)
+            .arg(flag)
+            .arg(value)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -62,11 +68,16 @@ impl Server {
         Some((status, body.to_owned()))
     }
 
-    fn models(&self) -> Vec<String> {
-        let answer = Self::ask(&self.address, "GET", "/v1/models", &Value::Null);
+    /// The answer of a request that is answered.
+    fn good(&self, method: &str, path: &str, body: &Value) -> Value {
+        let answer = Self::ask(&self.address, method, path, body);
         let (status, body) = answer.expect("it answers");
         assert_eq!(status, 200, "{body}");
-        let list: Value = serde_json::from_str(&body).expect("JSON");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    fn models(&self) -> Vec<String> {
+        let list = self.good("GET", "/v1/models", &Value::Null);
         let data = list["data"].as_array().expect("a list");
         let names = data
             .iter()
@@ -179,4 +190,101 @@ fn a_damaged_registry_is_an_error_that_says_what_to_do() {
         said.contains(".lowrank-registry.json") && said.contains("move it away"),
         "{said}"
     );
+}
+
+const TEXTS: [&str; 3] = ["good film", "awful play film", "dull"];
+
+/// What a command prints of the texts, a JSON object a line.
+fn printed(arguments: &[&str]) -> Vec<Value> {
+    let texts = TEXTS.iter().flat_map(|text| ["--text", text]);
+    let output = lowrank().args(arguments).args(texts).output();
+    let output = output.expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines = text.lines().map(serde_json::from_str);
+    lines.collect::<Result<_, _>>().expect("JSON")
+}
+
+fn near(a: &Value, b: &Value) -> bool {
+    (a.as_f64().expect("a number") - b.as_f64().expect("a number")).abs() < 1e-6
+}
+
+#[test]
+fn texts_and_words_get_the_labels_that_classify_prints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let path = |name: &str| folder.join(name).display().to_string();
+    place(folder);
+    headless(folder);
+    train(folder, "texts", &[]);
+    let rows = [
+        r#"{"tokens": ["good", "film"], "tags": ["GOOD", "O"]}"#,
+        r#"{"tokens": ["bad", "play", "film"], "tags": ["BAD", "O", "O"]}"#,
+    ];
+    fs::write(folder.join("data/train.jsonl"), rows.join("\n")).expect("a file");
+    for name in ["train.csv", "valid.csv"] {
+        fs::remove_file(folder.join("data").join(name)).expect("it was there");
+    }
+    train(
+        folder,
+        "words",
+        &["--task-type", "TOKEN_CLS", "--max-steps", "5"],
+    );
+    for adapter in ["texts", "words"] {
+        let (model, run) = (path("model"), path(adapter));
+        let said = printed(&["classify", "--model", &model, "--adapter", &run, "--json"]);
+        let server = Server::start_with(&folder.join("model"), "--adapter", &folder.join(adapter));
+        let body = json!({"model": adapter, "input": TEXTS});
+        let answer = server.good("POST", "/v1/classify", &body);
+        let data = answer["data"].as_array().expect("a list");
+        assert_eq!(data.len(), said.len());
+        for (found, said) in data.iter().zip(&said) {
+            if adapter == "texts" {
+                assert_eq!(found["label"], said["label"]);
+                let names = answer["labels"].as_array().expect("names");
+                for (name, found) in names.iter().zip(found["probs"].as_array().expect("a list")) {
+                    let name = name.as_str().expect("a name");
+                    assert!(near(found, &said["probabilities"][name]), "{found} {said}");
+                }
+                continue;
+            }
+            let words = said["words"].as_array().expect("words");
+            let found = found["words"].as_array().expect("words");
+            assert_eq!(found.len(), words.len());
+            for (found, said) in found.iter().zip(words) {
+                for key in ["word", "start", "end", "label"] {
+                    assert_eq!(found[key], said[key]);
+                }
+                assert!(near(&found["probability"], &said["probability"]));
+            }
+        }
+        let ids = json!({"model": adapter, "input": [[2, 5, 3]]});
+        let answer = Server::ask(&server.address, "POST", "/v1/classify", &ids);
+        let (status, body) = answer.expect("it answers");
+        let is_refused = status == 400 && body.contains("input must have texts");
+        assert_eq!(is_refused, adapter == "words", "{status}: {body}");
+    }
+}
+
+#[test]
+fn vectors_are_those_that_embed_prints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    place(folder);
+    let model = folder.join("model");
+    let said = printed(&["embed", "--model", &model.display().to_string()]);
+    let adapters = folder.join("adapters");
+    fs::create_dir(&adapters).expect("a folder");
+    let server = Server::start_with(&model, "--adapter-dir", &adapters);
+    let answer = server.good(
+        "POST",
+        "/v1/embeddings",
+        &json!({"model": "model", "input": TEXTS}),
+    );
+    for (at, said) in said.iter().enumerate() {
+        let found = answer["data"][at]["embedding"].as_array().expect("numbers");
+        let said = said["embedding"].as_array().expect("numbers");
+        assert_eq!(found.len(), said.len());
+        assert!(found.iter().zip(said).all(|(a, b)| near(a, b)));
+    }
 }

@@ -412,18 +412,26 @@ impl Adapter {
 
     /// Whether it acts through low-rank branches and nothing else.
     fn has_branches_alone(&self) -> bool {
-        self.scaled.is_empty()
-            && self.replaced.is_empty()
+        self.scaled.is_empty() && self.has_branches_and_factors_alone()
+    }
+
+    fn has_branches_and_factors_alone(&self) -> bool {
+        self.replaced.is_empty()
             && self.bottleneck.is_empty()
             && self.token_rows.tables().next().is_none()
             && self.virtual_tokens().total() == 0
     }
 
-    /// Whether it surely changes nothing: it acts nowhere, or has branches alone and every B is zero.
+    /// Whether it surely changes nothing: it acts nowhere, or its branches have B zero and its factors are all one. What has values of other kinds is
+    /// taken to change something.
     pub fn does_nothing(&self) -> bool {
         let is_zero = |slot: usize| frobenius_norm(self.params.view(slot)) == 0.0;
         let mut branches = self.low_rank.values().flatten();
-        self.has_branches_alone() && branches.all(|branch| branch.scale == 0.0 || is_zero(branch.b))
+        let sites = self.scaled.values();
+        let mut factors = sites.flat_map(|site| site.input.into_iter().chain(site.output));
+        self.has_branches_and_factors_alone()
+            && branches.all(|branch| branch.scale == 0.0 || is_zero(branch.b))
+            && factors.all(|slot| self.params.view(slot).to_vec().iter().all(|x| *x == 1.0))
     }
 
     /// The largest rank of its branches, if it has any.

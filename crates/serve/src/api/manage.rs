@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::objects::unix;
 use crate::registry::About;
 use crate::server::Server;
+use crate::sync::lock;
 
 type Shared = State<Arc<Server>>;
 
@@ -205,11 +206,15 @@ pub(super) async fn metrics(
     // A gauge whose value is the time, as vLLM gives it and gateways read it.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0.0, |since| since.as_secs_f64());
+    let waiting = lock(&server.engine.load.waiting_parties).clone();
+    let waiting: Vec<&str> = waiting.iter().map(|party| &**party).collect();
+    let waiting = waiting.into_iter().filter(|party| *party != server.name);
     let info = format!(
-        "# HELP vllm:lora_requests_info Adapters with requests under way.\n# TYPE vllm:lora_requests_info gauge\n\
-         vllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"\"}} {now}",
+        "# HELP vllm:lora_requests_info Adapters with requests under way or waiting.\n# TYPE vllm:lora_requests_info gauge\n\
+         vllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"{}\"}} {now}",
         all.len(),
         running.join(","),
+        waiting.collect::<Vec<_>>().join(","),
     );
     text.push_str(&info);
     let kind = "text/plain; version=0.0.4; charset=utf-8";

@@ -10,7 +10,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lowrank::Workspace;
 use lowrank::classify::{embed, predict, probabilities};
-use lowrank::data::{Example, ProblemType};
+use lowrank::data::{
+    Example, Labels, ProblemType, TaskType, UnlabelledOptions, UnlabelledRow, Word,
+};
+use lowrank::metrics::classification::top_label;
 use lowrank::model::{Decoder, HeadKind, Pooling};
 use serde_json::{Value, json};
 
@@ -103,7 +106,7 @@ pub(super) async fn embeddings(
         }
     };
     let normalize = body.bool("normalize").unwrap_or(true);
-    let (model, rows) = rows(&server, &body).await?;
+    let (model, rows) = rows(&server, &body, example).await?;
     if server.base.decoder.config().head != HeadKind::None {
         return Err(unsupported_by(
             &server,
@@ -144,19 +147,13 @@ pub(super) async fn classify(
     let caller = server.keys.caller(&headers)?;
     let _turn = server.keys.enter(&caller, server.caps.requests_per_key)?;
     let body = fields::Body::read(&whole(body)?, &[CLASSIFY])?;
-    let (model, rows) = rows(&server, &body).await?;
-    let pooling = server.base.decoder.config().classifier();
-    let pooling = pooling.map(|classifier| classifier.pooling);
-    let labels = match (&server.labels, pooling) {
-        (Some(labels), Some(pooling)) if pooling != Pooling::Each => labels.clone(),
-        (_, Some(_)) => {
-            return Err(unsupported_by(
-                &server,
-                "tags the words of a text, and only labels of whole texts are served",
-            ));
-        }
-        _ => return Err(unsupported_by(&server, "has no classifier")),
+    let classifier = server.base.decoder.config().classifier();
+    let (Some(labels), Some(classifier)) = (&server.labels, classifier) else {
+        return Err(unsupported_by(&server, "has no classifier"));
     };
+    let tags_words = classifier.pooling == Pooling::Each;
+    let read = if tags_words { passage } else { whole_text };
+    let (model, rows) = rows(&server, &body, read).await?;
     if let Some(name) = server
         .base
         .decoder
@@ -168,27 +165,26 @@ pub(super) async fn classify(
             &format!("has no trained classifier ({name}); ask for an adapter that has"),
         ));
     }
-    let tokens = tokens(&rows);
+    let (examples, words): (Vec<Example>, Vec<Vec<Word>>) =
+        rows.into_iter().map(|row| (row.example, row.words)).unzip();
+    let tokens = tokens(&examples);
     let adapter = model.adapter();
     let outputs = on_engine(&server, move |decoder, ws| {
-        let mut outputs = Vec::with_capacity(rows.len());
-        predict(decoder, adapter.as_deref(), &rows, ws, |_, found| {
+        let mut outputs = Vec::with_capacity(examples.len());
+        predict(decoder, adapter.as_deref(), &examples, ws, |_, found| {
             outputs.extend(found);
             ControlFlow::Continue(())
         });
         outputs
     })
     .await?;
-    let data = outputs.into_iter().enumerate().map(|(index, mut values)| {
-        probabilities(labels.problem_type, &mut values);
-        let best = (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b]));
-        let label = best.filter(|_| labels.problem_type != ProblemType::Regression);
-        json!({
-            "index": index,
-            "label": label.and_then(|best| labels.names.get(best)),
-            "probs": values,
-            "num_classes": values.len(),
-        })
+    let data = outputs.into_iter().zip(words).enumerate();
+    let data = data.map(|(index, (values, words))| {
+        if tags_words {
+            json!({"index": index, "words": tagged(labels, &words, &values)})
+        } else {
+            labelled(labels, index, values)
+        }
     });
     Ok(Json(json!({
         "id": new_id("classify-"),
@@ -201,6 +197,35 @@ pub(super) async fn classify(
     })))
 }
 
+/// What is said of a text, in vLLM's form.
+fn labelled(labels: &Labels, index: usize, mut values: Vec<f32>) -> Value {
+    probabilities(labels.problem_type, &mut values);
+    let label = (labels.problem_type != ProblemType::Regression).then(|| top_label(&values));
+    json!({
+        "index": index,
+        "label": label.and_then(|best| labels.names.get(best)),
+        "probs": values,
+        "num_classes": values.len(),
+    })
+}
+
+/// What is said of the words of a text, as `lowrank classify --json` prints it. `logits` are those of all tokens.
+fn tagged(labels: &Labels, words: &[Word], logits: &[f32]) -> Vec<Value> {
+    let width = labels.names.len();
+    let words = words.iter().map(|word| {
+        let mut said = json!({"word": word.text, "start": word.start, "end": word.end});
+        if let Some(token) = word.token {
+            let mut values = logits[token as usize * width..][..width].to_vec();
+            probabilities(ProblemType::SingleLabelClassification, &mut values);
+            let top = top_label(&values);
+            said["label"] = json!(labels.names[top]);
+            said["probability"] = json!(values[top]);
+        }
+        said
+    });
+    words.collect()
+}
+
 fn unsupported_by(server: &Server, why: &str) -> ApiError {
     ApiError::bad_request("unsupported_by_model", format!("{} {why}", server.name))
 }
@@ -209,11 +234,12 @@ fn tokens(rows: &[Example]) -> usize {
     rows.iter().map(|row| row.ids.len()).sum()
 }
 
-/// The model that is asked, and the inputs as rows.
-async fn rows(
+/// The model that is asked, and the inputs, each as `read` reads it for a model of so many tokens at most.
+async fn rows<T: Send + 'static>(
     server: &Arc<Server>,
     body: &fields::Body,
-) -> Result<(Model, Vec<Example>), ApiError> {
+    read: fn(&Server, &Value, usize) -> Result<T, ApiError>,
+) -> Result<(Model, Vec<T>), ApiError> {
     let wanted = Wanted::of_model(body);
     let input = body.get("input").ok_or_else(|| missing("input"))?.clone();
     let model = server.model(&wanted).await?;
@@ -235,13 +261,14 @@ async fn rows(
         }
         inputs
             .iter()
-            .map(|input| example(&server, input, most))
+            .map(|input| read(&server, input, most))
             .collect()
     })
     .await?;
     Ok((model, rows))
 }
 
+/// A text or ids.
 fn example(server: &Server, input: &Value, most: usize) -> Result<Example, ApiError> {
     let wrong = |message: String| ApiError::invalid("input", message);
     let ids = match input {
@@ -271,19 +298,56 @@ fn example(server: &Server, input: &Value, most: usize) -> Result<Example, ApiEr
             )));
         }
     };
-    if ids.len() > most {
-        return Err(ApiError {
-            code: "context_length_exceeded",
-            ..wrong(format!(
-                "an input has {} tokens, and the model reads {most}",
-                ids.len()
-            ))
-        });
-    }
+    fits(ids.len(), most)?;
     Ok(Example {
         ids,
         ..Example::default()
     })
+}
+
+/// A text that a label is for.
+fn whole_text(server: &Server, input: &Value, most: usize) -> Result<UnlabelledRow, ApiError> {
+    Ok(UnlabelledRow {
+        example: example(server, input, most)?,
+        text: String::new(),
+        pair: None,
+        words: Vec::new(),
+        label: None,
+    })
+}
+
+/// A text whose words are to be tagged.
+fn passage(server: &Server, input: &Value, most: usize) -> Result<UnlabelledRow, ApiError> {
+    let Value::String(text) = input else {
+        let message = format!(
+            "input must have texts, whose words are tagged, not {}",
+            kind_of(input)
+        );
+        return Err(ApiError::invalid("input", message));
+    };
+    let options = UnlabelledOptions {
+        task: TaskType::TokenCls,
+        max_seq_length: usize::MAX,
+        columns: None,
+        batch_rows: 1,
+    };
+    let row = UnlabelledRow::of_text(server.tokenizer(), text, None, &options)
+        .map_err(|error| ApiError::invalid("input", error.to_string()))?;
+    fits(row.example.ids.len(), most)?;
+    Ok(row)
+}
+
+/// # Errors
+/// More tokens than the model reads.
+fn fits(tokens: usize, most: usize) -> Result<(), ApiError> {
+    if tokens > most {
+        let message = format!("an input has {tokens} tokens, and the model reads {most}");
+        return Err(ApiError {
+            code: "context_length_exceeded",
+            ..ApiError::invalid("input", message)
+        });
+    }
+    Ok(())
 }
 
 /// Does something with the model on the thread that has it.

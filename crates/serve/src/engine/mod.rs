@@ -84,6 +84,8 @@ pub(crate) struct Limits {
 pub(crate) struct Load {
     pub(crate) waiting: AtomicUsize,
     pub(crate) running: AtomicUsize,
+    /// Whose requests wait, after the last step.
+    pub(crate) waiting_parties: Mutex<Vec<Arc<str>>>,
     pub(crate) is_draining: AtomicBool,
     /// The thread is gone, which without a fault it never is while somebody can ask.
     pub(crate) has_ended: AtomicBool,
@@ -331,6 +333,7 @@ impl Worker<'_> {
         }
         self.drop_those_who_left();
         self.admit();
+        *lock(&self.load.waiting_parties) = self.queue.parties();
         if self.session.is_empty() {
             return;
         }

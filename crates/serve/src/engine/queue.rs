@@ -25,6 +25,13 @@ impl Queue {
         self.len == 0
     }
 
+    /// Whose requests wait, by name.
+    pub(super) fn parties(&self) -> Vec<Arc<str>> {
+        let mut parties: Vec<_> = self.parties.keys().cloned().collect();
+        parties.sort();
+        parties
+    }
+
     pub(super) fn push(&mut self, submission: Submission) {
         let party = Arc::clone(&submission.party);
         if !self.parties.contains_key(&party) {

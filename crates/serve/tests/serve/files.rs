@@ -125,8 +125,17 @@ fn an_adapter_that_does_nothing_is_refused() {
     let header = b"{}      ";
     let empty = [&(header.len() as u64).to_le_bytes()[..], header].concat();
     fs::write(shelf.path("nowhere").join(WEIGHTS), empty).expect("written");
+    // Factors that are all one.
+    shelf.add("ones", Kind::Ia3, 3);
+    let path = shelf.path("ones").join(WEIGHTS);
+    let mut bytes = fs::read(&path).expect("read");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    for number in bytes[8 + header..].chunks_exact_mut(4) {
+        number.copy_from_slice(&1.0_f32.to_le_bytes());
+    }
+    fs::write(&path, bytes).expect("written");
     let house = House::open(&shelf);
-    for name in ["zero", "nowhere"] {
+    for name in ["zero", "nowhere", "ones"] {
         let asked = house
             .client
             .post("/v1/completions", &greedy(name, "Nothing"));

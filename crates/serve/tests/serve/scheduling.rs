@@ -8,7 +8,7 @@ use super::house::{BASE, House, Shelf, endless, greedy, long_prompt};
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::with_loras(1);
     let house = House::with(&shelf, |options| {
         options.max_num_seqs = 1;
         options.max_waiting = 2;
@@ -20,10 +20,17 @@ fn a_full_queue_says_when_to_come_back() {
     ];
     streams[0].next().expect("it runs");
     std::thread::scope(|scope| {
-        let waiting: Vec<_> = (0..2)
-            .map(|_| scope.spawn(|| house.client.post("/v1/completions", &greedy(BASE, "Waits"))))
-            .collect();
+        let waits = |model: &'static str| {
+            let client = &house.client;
+            scope.spawn(move || client.post("/v1/completions", &greedy(model, "Waits")))
+        };
+        let waiting = [waits(BASE), waits("a0")];
         house.until("two wait", |house| house.load_of("waiting") == 2);
+        // Gateways read which adapters are waited for; the base is none.
+        house.until("the adapter that waits is named", |house| {
+            let metrics = house.client.get("/metrics").text();
+            metrics.contains(r#"waiting_lora_adapters="a0""#)
+        });
         for stream in [false, true] {
             let mut ask = greedy(BASE, "Too many");
             ask["stream"] = stream.into();

@@ -71,6 +71,10 @@ pub struct BenchServeArgs {
     #[arg(long, value_name = "N", default_value_t = 2000)]
     pub vocabulary: u32,
 
+    /// Ask with words instead of token ids, for servers that take no ids
+    #[arg(long)]
+    pub words: bool,
+
     /// The key
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
@@ -83,6 +87,13 @@ pub struct BenchServeArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+/// Words that are one token each in most vocabularies.
+const WORDS: [&str; 32] = [
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "as", "be",
+    "at", "by", "this", "from", "or", "one", "had", "not", "but", "what", "all", "were", "when",
+    "we", "there", "can", "an", "your",
+];
 
 /// What came out.
 #[derive(Debug, Serialize)]
@@ -285,9 +296,16 @@ fn request(
         ids(&mut CounterRng::new(args.seed), args.shared_tokens),
         ids(&mut own, args.prompt_tokens),
     ];
+    let prompt = prompt.concat();
+    let prompt = if args.words {
+        let words = prompt.iter().map(|id| WORDS[*id as usize % WORDS.len()]);
+        json!(words.collect::<Vec<_>>().join(" "))
+    } else {
+        json!(prompt)
+    };
     let body = json!({
         "model": choose(args, names, index),
-        "prompt": prompt.concat(),
+        "prompt": prompt,
         "max_tokens": args.max_tokens,
         "temperature": 0,
         "ignore_eos": true,
@@ -312,6 +330,7 @@ fn request(
     let mut seen = Seen::default();
     let mut last = begun;
     let mut is_done = false;
+    let mut texts = 0;
     for line in BufReader::new(response.into_body().into_reader()).lines() {
         let line = line?;
         let Some(data) = line.strip_prefix("data: ") else {
@@ -335,6 +354,7 @@ fn request(
             .as_str()
             .is_some_and(|text| !text.is_empty());
         if is_text {
+            texts += 1;
             let now = Instant::now();
             let gap = 1e3 * (now - last).as_secs_f64();
             if seen.first == 0.0 {
@@ -347,6 +367,10 @@ fn request(
     }
     if !is_done {
         bail!("the stream broke off");
+    }
+    if seen.made == 0 {
+        // A server that says no usage in streams; a piece of text is then taken for a token.
+        seen.made = texts;
     }
     seen.whole = 1e3 * begun.elapsed().as_secs_f64();
     Ok(seen)
