@@ -504,8 +504,15 @@ console.log(await chromium.executablePath());
 """
 
 
-def find_chromium(work):
-    """Chromium and the environment that it needs; None where none can start here."""
+LAUNCH = """
+const { chromium } = await import("playwright-core");
+const browser = await chromium.launch({ executablePath: process.argv[1], args: ["--no-sandbox"], timeout: 60000 });
+await browser.close();
+"""
+
+
+def find_chromium(work, page):
+    """Chromium and the environment that it needs; None and why where none can start here. `page` is a folder with playwright-core."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found:
         return found, {}
@@ -519,18 +526,15 @@ def find_chromium(work):
     program = Path(done.stdout.strip())
     libraries = [str(path) for path in (program.parent / "al2023/lib", program.parent / "lib") if path.is_dir()]
     environment = {"LD_LIBRARY_PATH": ":".join(libraries + [os.environ.get("LD_LIBRARY_PATH", "")]).strip(":")}
-    command = [str(program), "--headless", "--no-sandbox", "--dump-dom", "about:blank"]
-    try:
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, str(error)
+    command = ["node", "--input-type=module", "-e", LAUNCH, str(program)]
+    done = subprocess.run(command, cwd=page, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
     return (str(program), environment) if done.returncode == 0 else (None, done.stderr[-500:])
 
 
 def check_page(server, work):
     expect(server.process, "the page is checked with a server that is started here: give --lowrank")
     folder = npm_folder(work, "page", ["playwright-core"])
-    chromium, environment = find_chromium(work)
+    chromium, environment = find_chromium(work, folder)
     if chromium is None:
         print(f"page: skipped: Chromium does not start on this system: {environment.strip()}")
         return
