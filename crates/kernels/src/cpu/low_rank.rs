@@ -103,30 +103,39 @@ pub(crate) fn add_generated(outputs: Vec<(ViewMut<'_>, Vec<GeneratedBranch<'_>>)
     let outputs: Vec<_> = outputs
         .map(|(y, branches)| (y.rows(), y.cols(), Shared::from(y), branches))
         .collect();
+    let branches = outputs.iter().flat_map(|(.., branches)| branches);
+    let products = branches.map(|b| b.u.len() * b.branch.b.rows());
+    if products.sum::<usize>() < SMALL {
+        for (rows, cols, y, branches) in &outputs {
+            add_branches((y, *rows), 0..*cols, branches);
+        }
+        return;
+    }
     let tasks = |cols: usize| cols.div_ceil(STRIP);
     let count = outputs.iter().map(|(_, cols, ..)| tasks(*cols)).sum();
-    let run = |mut task: usize| {
+    for_runs(count, |mut task: usize| {
         for (rows, cols, y, branches) in &outputs {
             if task >= tasks(*cols) {
                 task -= tasks(*cols);
                 continue;
             }
             let strip = task * STRIP..((task + 1) * STRIP).min(*cols);
-            #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
-            // SAFETY: each task of an output has other columns, and each output is another matrix.
-            let mut tile = unsafe { y.block(0..*rows, strip.clone()) };
-            for branch in branches {
-                add_branch(&mut tile, &strip, branch);
-            }
-            return;
+            return add_branches((y, *rows), strip, branches);
         }
-    };
-    let branches = outputs.iter().flat_map(|(.., branches)| branches);
-    let products = branches.map(|b| b.u.len() * b.branch.b.rows());
-    if products.sum::<usize>() < SMALL {
-        (0..count).for_each(run);
-    } else {
-        for_runs(count, run);
+    });
+}
+
+/// What all branches of an output add to some of its columns.
+fn add_branches(
+    (y, rows): (&Shared<'_>, usize),
+    strip: Range<usize>,
+    branches: &[GeneratedBranch<'_>],
+) {
+    #[expect(unsafe_code, reason = "threads write disjoint blocks of one matrix")]
+    // SAFETY: each call for an output has other columns, and each output is another matrix.
+    let mut tile = unsafe { y.block(0..rows, strip.clone()) };
+    for branch in branches {
+        add_branch(&mut tile, &strip, branch);
     }
 }
 

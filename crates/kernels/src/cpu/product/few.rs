@@ -10,7 +10,9 @@ use rayon::prelude::*;
 
 use crate::cpu::parallel::{ForEachPart, for_runs};
 use crate::cpu::product::mat::{MatMut, Shared};
-use crate::cpu::product::rows::{Packed, TOGETHER, pack_rows_for, packed_len, products_of_rows};
+use crate::cpu::product::rows::{
+    Packed, TOGETHER, lies_packed, pack_rows_for, packed_len, products_of_rows,
+};
 use crate::cpu::product::term::Start;
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
@@ -151,11 +153,18 @@ impl UnitVisitor for Products<'_> {
 /// Calls `work` with each of these packed, in their order.
 fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])) {
     let cols = x.cols();
-    let len = |pack: &Pack| packed_len(pack.rows.len(), cols);
+    let lies_packed = |pack: &Pack| lies_packed(pack.rows.len(), cols, pack.even_first);
+    let len = |pack: &Pack| {
+        if lies_packed(pack) {
+            0
+        } else {
+            packed_len(pack.rows.len(), cols)
+        }
+    };
     with_scratch(packs.iter().map(len).sum(), |scratch| {
         let mut pieces = Vec::new();
         let mut rest = &mut *scratch;
-        for pack in packs {
+        for pack in packs.iter().filter(|pack| !lies_packed(pack)) {
             for first in pack.rows.clone().step_by(TOGETHER) {
                 let rows = first..(first + TOGETHER).min(pack.rows.end);
                 let (to, others) = rest.split_at_mut(packed_len(rows.len(), cols));
@@ -178,6 +187,11 @@ fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])
         for pack in packs {
             let (own, others) = rest.split_at(len(pack));
             rest = others;
+            let own = if lies_packed(pack) {
+                &x.f32s()[pack.rows.start * cols..pack.rows.end * cols]
+            } else {
+                own
+            };
             packed.push(Packed::new(own, pack.rows.len(), cols));
         }
         work(&packed);

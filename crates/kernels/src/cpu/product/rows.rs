@@ -55,6 +55,11 @@ pub(crate) fn packed_len(rows: usize, cols: usize) -> usize {
     rows * cols.next_multiple_of(CHUNK)
 }
 
+/// Whether rows lie as [`pack_rows_for`] would pack them: a single one does, unless it is to be filled up or put in another order.
+pub(crate) fn lies_packed(rows: usize, cols: usize, even_first: bool) -> bool {
+    rows == 1 && !even_first && cols.is_multiple_of(CHUNK)
+}
+
 /// Packs rows of `cols` numbers for products with numbers whose [`Number::EVEN_FIRST`] this is.
 pub(crate) fn pack_rows_for(to: &mut [f32], from: &[f32], cols: usize, even_first: bool) {
     vectorize(
@@ -422,6 +427,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_single_row_may_lie_packed() {
+        for (cols, even_first) in [(3 * CHUNK, false), (3 * CHUNK, true), (CHUNK + 1, false)] {
+            let row: Vec<f32> = (0..cols).map(|i| i as f32).collect();
+            let mut packed = vec![7.0; packed_len(1, cols)];
+            pack_rows_for(&mut packed, &row, cols, even_first);
+            assert_eq!(lies_packed(1, cols, even_first), packed == row);
+        }
+        assert!(!lies_packed(2, CHUNK, false));
     }
 
     #[test]
