@@ -23,7 +23,10 @@ pub fn main() -> ExitCode {
         // Also --help and --version, which are no failures and go to standard output.
         Err(error) => error.exit(),
     };
-    lowrank::names::call_settings_by(&settings::Flags);
+    // What a server says of settings is for its clients, who give them by their keys.
+    if !matches!(cli.command, args::Commands::Serve(_)) {
+        lowrank::names::call_settings_by(&settings::Flags);
+    }
     logging::init(if cli.quiet {
         -1
     } else {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use lowrank::Error;
 use lowrank::data::{DataOptions, Dataset, Example, Split, TaskType, Tokenizer};
-use lowrank::fields::Fields as _;
 use lowrank::formats::atomic::{write_file, write_folder};
 use lowrank::formats::{FormatError, peft};
 use lowrank::kernels::Pauses;
@@ -376,21 +375,10 @@ fn failure_of(jobs: &Jobs, job: &Job, error: &Error) -> Failure {
     Failure::new(code, tidied(jobs, job, &error.to_string()))
 }
 
-/// A message of the library without the server's folders, that calls settings as requests do, whatever the program calls them.
+/// A message of the library without the server's folders.
 fn tidied(jobs: &Jobs, job: &Job, message: &str) -> String {
     let message = without_paths(message, &job.run_folder(), "the job's folder");
-    let mut message = without_paths(&message, &jobs.folder, "the server's folder");
-    if message.contains("--") {
-        let mut keys: Vec<&str> = TrainConfig::fields()
-            .iter()
-            .map(|field| field.key)
-            .collect();
-        keys.sort_by_key(|key| std::cmp::Reverse(key.len()));
-        for key in keys {
-            message = message.replace(&format!("--{}", key.replace('_', "-")), key);
-        }
-    }
-    message
+    without_paths(&message, &jobs.folder, "the server's folder")
 }
 
 /// Tells a job what its training does.
