@@ -359,8 +359,9 @@ def main():
         adapters.write(folder / f"a{n}", QV, 4, n)
     for n in range(8):
         adapters.write(folder / f"b{n}", LINEAR, 8, 1000 + n)
-    for left in ("fine-tuning", ".lowrank-registry.json"):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    # What servers before have left: their jobs, and the names that they knew.
+    shutil.rmtree(folder / ".lowrank-serve", ignore_errors=True)
+    (folder / ".lowrank-registry.json").unlink(missing_ok=True)
     table = Table()
     print("| what | aim | median | figures | rounds |\n| --- | --- | --- | --- | --- |", flush=True)
     server = Server(options.lowrank, options.model, "--adapter-dir", folder, "--adapter-memory", "2GiB")
