@@ -135,7 +135,7 @@ class Client:
         """Sends a request and goes away, at once or after some of the answer."""
         body = json.dumps({**question, "stream": True, "max_tokens": 200}).encode()
         with socket.create_connection(self.address, timeout=300) as connection:
-            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode())
             if rng.random() < 0.2:
                 connection.sendall(body[: len(body) // 2])

@@ -23,6 +23,8 @@ pub(crate) enum Access {
 pub(crate) struct Keys {
     all: Vec<String>,
     admin: Option<String>,
+    /// Whether the server listens on the loopback address.
+    is_loopback: bool,
     /// Requests under way, by the place of the key.
     under_way: Arc<Mutex<HashMap<usize, usize>>>,
 }
@@ -41,12 +43,18 @@ pub(crate) struct Turn {
 }
 
 impl Keys {
-    pub(crate) fn new(keys: Vec<String>, admin: Option<String>) -> Self {
+    pub(crate) fn new(keys: Vec<String>, admin: Option<String>, is_loopback: bool) -> Self {
         Self {
             all: keys,
             admin,
+            is_loopback,
             under_way: Arc::default(),
         }
+    }
+
+    /// Where no key is needed to ask, whether that is on the loopback address alone.
+    pub(crate) fn open_on(&self) -> Option<bool> {
+        self.all.is_empty().then_some(self.is_loopback)
     }
 
     /// Who calls.
@@ -164,22 +172,22 @@ mod tests {
 
     #[test]
     fn keys_open_what_they_should() {
-        let none = Keys::new(vec![], None);
+        let none = Keys::new(vec![], None, true);
         assert_eq!(access(&none, None), Ok(Access::Admin));
-        let both = Keys::new(vec!["a".into(), "b".into()], Some("root".into()));
+        let both = Keys::new(vec!["a".into(), "b".into()], Some("root".into()), true);
         assert_eq!(access(&both, Some("b")), Ok(Access::Use));
         assert_eq!(access(&both, Some("root")), Ok(Access::Admin));
         assert_eq!(access(&both, Some("c")), Err("invalid_api_key"));
         assert_eq!(access(&both, None), Err("missing_api_key"));
-        let admin = Keys::new(vec![], Some("root".into()));
+        let admin = Keys::new(vec![], Some("root".into()), true);
         assert_eq!(access(&admin, None), Ok(Access::Use));
-        let plain = Keys::new(vec!["a".into()], None);
+        let plain = Keys::new(vec!["a".into()], None, true);
         assert_eq!(access(&plain, Some("a")), Ok(Access::Admin));
     }
 
     #[test]
     fn so_many_requests_of_a_key_at_once() {
-        let keys = Keys::new(vec!["a".into()], None);
+        let keys = Keys::new(vec!["a".into()], None, true);
         let caller = Caller {
             access: Access::Use,
             place: 0,

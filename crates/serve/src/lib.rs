@@ -17,14 +17,15 @@ mod sync;
 pub mod tools;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt as _;
 use lowrank::base::Base;
 use lowrank::data::Labels;
+use lowrank::lock::{Attempt, Lock};
 use lowrank::model::{BLOCK_ROWS, ModelConfig};
 
 pub use server::Caps;
@@ -144,6 +145,7 @@ pub fn serve(
         .enable_all()
         .build()?;
     let (engine, thread) = Engine::start(Arc::clone(&base.decoder), limits(&base, &options))?;
+    let state_lock = lock_state(options.adapter_dir.as_deref())?;
     let registry = Registry::open(
         Arc::clone(&base.decoder),
         &options.name,
@@ -160,12 +162,15 @@ pub fn serve(
             })?;
     }
     registry.forget_elsewhere();
-    let keys = Keys::new(options.api_keys, options.admin_key);
+    registry.load_pinned();
+    let is_loopback = options.address.ip().is_loopback();
+    let keys = Keys::new(options.api_keys, options.admin_key, is_loopback);
     let registry = Arc::new(registry);
     let jobs = Jobs::open(
         &base,
         &options.name,
         registry.folder(),
+        state_lock,
         engine.clone(),
         Arc::clone(&registry),
         runtime.handle().clone(),
@@ -192,18 +197,18 @@ pub fn serve(
         ready(listener.local_addr()?);
         // Events are small, and must not wait for each other to fill a packet.
         let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
-        let drain = options.drain_timeout;
+        let patience = options.drain_timeout;
         let of_stop = engine.clone();
         let (ended, has_ended) = tokio::sync::oneshot::channel::<()>();
         let serving =
             axum::serve(listener, api::service(server)).with_graceful_shutdown(async move {
                 while !stop() && !of_stop.load.has_ended.load(Ordering::SeqCst) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(TICK).await;
                 }
-                of_stop.drain();
                 if let Some(jobs) = jobs_to_stop {
                     jobs.stop();
                 }
+                drain(&of_stop, patience).await;
                 drop(ended);
             });
         let serving = std::future::IntoFuture::into_future(serving);
@@ -211,7 +216,7 @@ pub fn serve(
             done = serving => done?,
             () = async {
                 let _ = has_ended.await;
-                tokio::time::sleep(drain).await;
+                tokio::time::sleep(LAST_WORDS).await;
             } => {}
         }
         if engine.load.has_ended.load(Ordering::SeqCst) {
@@ -227,6 +232,56 @@ pub fn serve(
     // What the engine still does would be for nobody.
     drop(thread);
     Ok(())
+}
+
+/// How often it is looked whether the server is to end, or has done all.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long connections have to take what was written to them.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Takes no more requests, and waits for those under way; routes say meanwhile that the server is going down. Who is not done after all that time is told so.
+async fn drain(engine: &Engine, patience: Duration) {
+    engine.drain();
+    let end = Instant::now() + patience;
+    while engine.under_way() > 0 && Instant::now() < end {
+        if engine.load.has_ended.load(Ordering::SeqCst) {
+            return;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    let left = engine.under_way();
+    if left > 0 {
+        tracing::warn!("{left} requests were not done in time, and are told that the server ends");
+        engine.cut();
+    }
+}
+
+/// Locks the state in a folder of adapters, so that no other server writes there; nothing where it cannot be written to, or its file system has no locks.
+fn lock_state(adapters: Option<&Path>) -> Result<Option<Lock>, ServeError> {
+    let Some(adapters) = adapters else {
+        return Ok(None);
+    };
+    let state = server::state_folder(adapters);
+    let taken = std::fs::create_dir_all(&state).and_then(|()| Lock::attempt(&state.join(".lock")));
+    match taken {
+        Ok(Attempt::Taken(lock)) => Ok(Some(lock)),
+        Ok(Attempt::Unsupported(_)) => Ok(None),
+        Ok(Attempt::Busy(process)) => {
+            let who = process.map_or(String::new(), |id| format!(" (process {id})"));
+            Err(ServeError::Folder(format!(
+                "{}: another server{who} has this folder; give each server an --adapter-dir of its own",
+                adapters.display()
+            )))
+        }
+        Err(error) => {
+            tracing::warn!(
+                "{} cannot be written to ({error}), so nothing can be loaded, unloaded, pinned or trained while the server runs",
+                adapters.display()
+            );
+            Ok(None)
+        }
+    }
 }
 
 fn limits(base: &Base, options: &Options) -> Limits {

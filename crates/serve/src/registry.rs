@@ -4,6 +4,8 @@
 //! they began with. Values are in memory from their first use until others need the room. Files with the same content are held once, whatever
 //! their names. The registry is a small file in the folder of adapters, written whole, and a server that starts again has the names of the one before.
 
+mod file;
+
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Component, Path, PathBuf};
@@ -14,17 +16,12 @@ use std::time::SystemTime;
 use axum::http::StatusCode;
 use lowrank::model::{Adapter, Decoder, LinearId, Part, WeightId};
 use lowrank::tuning::{self, Loaded};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::ApiError;
 use crate::objects::{now, unix};
 use crate::sync::{blocking, lock};
-
-/// The registry's file in the folder of adapters.
-const FILE: &str = ".lowrank-registry.json";
-
-/// The version of its form.
-const VERSION: u32 = 1;
+use file::SavedAdapter;
 
 /// The files of an adapter that are read.
 const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -100,26 +97,6 @@ pub(crate) struct About {
     pub(crate) error: Option<String>,
 }
 
-/// What the file holds.
-#[derive(Default, Serialize, Deserialize)]
-struct Saved {
-    version: u32,
-    adapters: BTreeMap<String, SavedAdapter>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedAdapter {
-    path: PathBuf,
-    generation: u64,
-    #[serde(default)]
-    pinned: bool,
-    #[serde(default)]
-    created: u64,
-    /// What the generation's files held, so that the same files are the same generation after a restart.
-    #[serde(default)]
-    content: Option<String>,
-}
-
 /// All adapters of a server.
 pub(crate) struct Registry {
     decoder: Arc<Decoder>,
@@ -171,7 +148,8 @@ impl Registry {
             squares: Mutex::default(),
             saving: Mutex::default(),
         };
-        for (name, saved) in registry.read_file()?.adapters {
+        let saved = registry.folder.as_deref().map(file::read).transpose()?;
+        for (name, saved) in saved.unwrap_or_default() {
             let entry = Entry::default();
             *lock(&entry.state) = State {
                 path: saved.path,
@@ -207,12 +185,13 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets the names of an earlier start whose files are elsewhere and that were not named again.
+    /// Forgets the names of an earlier start whose files are gone, or elsewhere and that were not named again.
     pub(crate) fn forget_elsewhere(&self) {
         lock(&self.entries).retain(|_, entry| {
             let state = lock(&entry.state);
             let folder = self.folder.as_ref();
-            state.is_anywhere || folder.is_some_and(|folder| state.path.starts_with(folder))
+            let is_inside = folder.is_some_and(|folder| state.path.starts_with(folder));
+            state.is_anywhere || is_inside && state.path.join(FILES[0]).exists()
         });
     }
 
@@ -272,13 +251,21 @@ impl Registry {
                     .or_insert_with(|| Arc::clone(&entry)),
             )
         };
+        let before = lock(&entry.state).clone();
         install(&entry, path, resident);
         {
             let mut state = lock(&entry.state);
             state.is_gone = false;
             state.is_anywhere = false;
         }
-        self.save()?;
+        if let Err(error) = self.save() {
+            let is_new = before.generation == 0;
+            *lock(&entry.state) = before;
+            if is_new {
+                lock(&self.entries).remove(name);
+            }
+            return Err(error);
+        }
         self.make_room(None);
         Ok(about(name, &entry))
     }
@@ -289,23 +276,64 @@ impl Registry {
         let Some(entry) = lock(&self.entries).remove(name) else {
             return Err(no_adapter(name));
         };
+        let before = lock(&entry.state).clone();
         let number = {
             let mut state = lock(&entry.state);
             state.is_gone = true;
             state.resident.take().map(|resident| resident.number)
         };
-        self.save()?;
+        if let Err(error) = self.save() {
+            *lock(&entry.state) = before;
+            lock(&self.entries).insert(name.into(), entry);
+            return Err(error);
+        }
         Ok(number)
     }
 
-    /// Keeps an adapter's values in memory, or no longer.
-    pub(crate) fn pin(&self, name: &str, pinned: bool) -> Result<About, ApiError> {
+    /// Keeps an adapter's values in memory, to which they are brought, or no longer.
+    pub(crate) async fn pin(self: &Arc<Self>, name: &str, pinned: bool) -> Result<About, ApiError> {
+        let is_known = lock(&self.entries).contains_key(name);
+        if pinned {
+            let lease = self.lease(name).await;
+            drop(lease.map_err(|error| match error.code {
+                "model_not_found" => no_adapter(name),
+                _ => error,
+            })?);
+        } else if !is_known {
+            return Err(no_adapter(name));
+        }
         let entry = lock(&self.entries).get(name).cloned();
         let entry = entry.ok_or_else(|| no_adapter(name))?;
-        lock(&entry.state).pinned = pinned;
-        self.save()?;
+        let before = std::mem::replace(&mut lock(&entry.state).pinned, pinned);
+        if let Err(error) = self.save() {
+            lock(&entry.state).pinned = before;
+            return Err(error);
+        }
         self.make_room(None);
         Ok(about(name, &entry))
+    }
+
+    /// Brings to memory what was pinned when the server before ended. What cannot be read is told, and is no reason not to start.
+    pub(crate) fn load_pinned(&self) {
+        let entries = lock(&self.entries).clone();
+        for (name, entry) in entries {
+            let State {
+                path,
+                pinned,
+                resident,
+                ..
+            } = lock(&entry.state).clone();
+            if !pinned || resident.is_some() {
+                continue;
+            }
+            match self.check_inside(&path).and_then(|()| self.read(&path)) {
+                Ok(resident) => drop(install(&entry, path, resident)),
+                Err(error) => {
+                    tracing::warn!("the pinned adapter {name} is not loaded: {}", error.message);
+                    lock(&entry.state).error = Some(error.message);
+                }
+            }
+        }
     }
 
     /// The adapter of a name for one request: as it is in memory, or from its files; one that was never named is looked for in the folder.
@@ -327,10 +355,13 @@ impl Registry {
         let State {
             path, is_anywhere, ..
         } = lock(&entry.state).clone();
-        let (registry, from) = (Arc::clone(self), path.clone());
+        let (registry, from, asked) = (Arc::clone(self), path.clone(), Arc::clone(&name));
         let read = move || {
             if !is_anywhere {
                 registry.check_inside(&from)?;
+            }
+            if !from.exists() {
+                return Err(ApiError::no_model(&asked, &registry.base));
             }
             registry.read(&from)
         };
@@ -366,16 +397,36 @@ impl Registry {
         Some(Lease::new(name, entry, resident))
     }
 
-    /// Every adapter.
+    /// Every adapter, those among them that lie in the folder and were not asked for yet.
+    pub(crate) fn offered(&self) -> Vec<About> {
+        let mut all = self.list();
+        let found = self.folder.as_ref().map(std::fs::read_dir);
+        for file in found.into_iter().flatten().flatten().flatten() {
+            let Ok(name) = file.file_name().into_string() else {
+                continue;
+            };
+            if lock(&self.entries).contains_key(name.as_str()) {
+                continue;
+            }
+            if let Ok((name, entry)) = self.discover(&name) {
+                all.push(about(&name, &entry));
+            }
+        }
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    /// Every adapter that is known.
     pub(crate) fn list(&self) -> Vec<About> {
         let entries = lock(&self.entries).clone();
         let all = entries.iter();
         all.map(|(name, entry)| about(name, entry)).collect()
     }
 
-    /// One adapter.
+    /// One adapter of [`offered`](Self::offered).
     pub(crate) fn get(&self, name: &str) -> Option<About> {
-        let (name, entry) = lock(&self.entries).get_key_value(name).map(pair)?;
+        let known = lock(&self.entries).get_key_value(name).map(pair);
+        let (name, entry) = known.or_else(|| self.discover(name).ok())?;
         Some(about(&name, &entry))
     }
 
@@ -401,18 +452,36 @@ impl Registry {
     /// Makes a name known whose folder is there, and nothing more: it is loaded at its first use.
     fn discover(&self, name: &str) -> Result<(Arc<str>, Arc<Entry>), ApiError> {
         let missing = || ApiError::no_model(name, &self.base);
-        if self.folder.is_none() || self.check_name(name).is_err() {
+        if self.folder.is_none() {
+            return Err(missing());
+        }
+        let named = self.check_name(name);
+        let is_one_part = matches!(
+            Path::new(name).components().collect::<Vec<_>>()[..],
+            [Component::Normal(part)] if part == name
+        );
+        if named.is_err() && !is_one_part {
             return Err(missing());
         }
         let path = self.path_inside(name).map_err(|error| match error.code {
             "adapter_path_forbidden" => error,
             _ => missing(),
         })?;
-        if !path.join("adapter_config.json").is_file() {
+        if !path.join(FILES[0]).is_file() {
             return Err(missing());
         }
+        // There is such an adapter, and no request can have it.
+        named.map_err(|error| ApiError {
+            param: Some("model".to_owned()),
+            ..error
+        })?;
         let entry = Entry::default();
-        lock(&entry.state).path = path;
+        {
+            let mut state = lock(&entry.state);
+            let written = std::fs::metadata(path.join(FILES[0])).and_then(|file| file.modified());
+            state.created = written.map_or(0, unix);
+            state.path = path;
+        }
         Ok((name.into(), Arc::new(entry)))
     }
 
@@ -453,6 +522,10 @@ impl Registry {
         let given = Path::new(path);
         if given.components().any(|part| part == Component::ParentDir) {
             return forbidden("it has ..");
+        }
+        if given.is_absolute() && !given.starts_with(folder) {
+            // Whether there is something is nobody's business.
+            return forbidden("it lies outside of the folder of adapters");
         }
         let whole = folder.join(given);
         let Ok(real) = whole.canonicalize() else {
@@ -601,42 +674,10 @@ impl Registry {
         }
     }
 
-    fn read_file(&self) -> Result<Saved, String> {
-        let Some(folder) = &self.folder else {
-            return Ok(Saved::default());
-        };
-        let path = folder.join(FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Saved::default());
-            }
-            Err(error) => return Err(format!("{}: {error}", path.display())),
-        };
-        let mut saved: Saved = serde_json::from_str(&text).map_err(|error| {
-            format!(
-                "{} is not a registry that this program wrote: {error}; move it away to begin anew",
-                path.display()
-            )
-        })?;
-        if saved.version != VERSION {
-            return Err(format!(
-                "{} has the version {}, and this program knows {VERSION}; use the program that wrote it, or move it away to begin anew",
-                path.display(),
-                saved.version
-            ));
-        }
-        for adapter in saved.adapters.values_mut() {
-            adapter.path = folder.join(&adapter.path);
-        }
-        Ok(saved)
-    }
-
     /// Saves what a request or the start has found out; a folder that cannot be written to is no reason to refuse either.
     fn save_if_possible(&self) {
-        if let Err(error) = self.save() {
-            tracing::warn!("{}", error.message);
-        }
+        // Its log has it.
+        drop(self.save());
     }
 
     fn save(&self) -> Result<(), ApiError> {
@@ -660,14 +701,7 @@ impl Registry {
                 (name.to_string(), saved)
             })
             .collect();
-        let saved = Saved {
-            version: VERSION,
-            adapters,
-        };
-        let text = serde_json::to_string_pretty(&saved)
-            .map_err(|error| ApiError::internal(error.to_string()))?;
-        lowrank::write_text(&folder.join(FILE), &(text + "\n"))
-            .map_err(|error| ApiError::internal(format!("the registry cannot be written: {error}")))
+        file::write(folder, adapters)
     }
 }
 
@@ -749,6 +783,10 @@ fn without_folder(message: &str, folder: &Path) -> String {
 fn content_of(path: &Path) -> Result<u64, ApiError> {
     let mut hasher = DefaultHasher::new();
     for name in FILES {
+        // Others may keep whoever reads them waiting for ever.
+        if std::fs::metadata(path.join(name)).is_ok_and(|file| !file.is_file()) {
+            return Err(bad_adapter(format!("{name}: it is no regular file")));
+        }
         match std::fs::read(path.join(name)) {
             Ok(bytes) => (name, bytes).hash(&mut hasher),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

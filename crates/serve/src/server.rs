@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -122,6 +123,8 @@ pub(crate) struct Choice {
     /// What it was told before anybody followed it.
     pub(crate) early: VecDeque<Update>,
     pub(crate) updates: UnboundedReceiver<Update>,
+    /// Set where its text has come to an end that the engine does not know of.
+    pub(crate) is_over: Arc<AtomicBool>,
     /// Its adapters are in use until it is dropped.
     _model: Model,
 }
@@ -347,12 +350,14 @@ impl Server {
                     cache_key: Some(key),
                 };
                 let (sender, updates) = tokio::sync::mpsc::unbounded_channel();
+                let is_over = Arc::new(AtomicBool::new(false));
                 submissions.push(Submission {
                     request,
                     grammar: grammar.map(|grammar| Box::new(grammar.clone()) as _),
                     party: Arc::clone(&model.party),
                     deadline: wanted.deadline,
                     updates: sender,
+                    is_over: Arc::clone(&is_over),
                     submitted: Instant::now(),
                 });
                 choices.push(Choice {
@@ -360,6 +365,7 @@ impl Server {
                     ends: ends.clone(),
                     early: VecDeque::new(),
                     updates,
+                    is_over,
                     _model: model.clone(),
                 });
             }

@@ -57,7 +57,7 @@ impl Server {
         let timeout = Some(Duration::from_secs(60));
         stream.set_read_timeout(timeout).ok()?;
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all((head + &body).as_bytes()).ok()?;

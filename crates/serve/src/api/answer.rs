@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -102,13 +103,16 @@ pub(crate) async fn follow(
                 false
             }
             // These are failures.
-            Update::TimedOut | Update::TooLarge { .. } => false,
+            Update::TimedOut | Update::TooLarge { .. } | Update::Cut => false,
         };
         if !goes_on {
             break;
         }
     }
-    // The engine sees that nobody listens any more.
+    // The engine sees that nobody listens any more, and whether that is since the text is whole.
+    choice
+        .is_over
+        .store(summary.reason == "stop", Ordering::SeqCst);
     choice.updates.close();
     if summary.reason.is_empty() {
         return Err(ApiError::internal("the engine has stopped"));
@@ -138,6 +142,11 @@ fn failure(update: &Update) -> Option<ApiError> {
             "the request took longer than it may",
         )),
         Update::TooLarge { tokens } => Some(cache_too_small(*tokens)),
+        Update::Cut => Some(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting_down",
+            "the server ends before the answer is whole",
+        )),
         _ => None,
     }
 }

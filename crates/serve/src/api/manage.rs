@@ -65,7 +65,7 @@ pub(super) async fn models(
 ) -> Result<Json<Value>, ApiError> {
     server.keys.caller(&headers)?;
     let mut data = vec![base_object(&server)];
-    let all = server.registry.list();
+    let all = server.registry.offered();
     data.extend(all.iter().map(|about| model_object(&server, about)));
     Ok(Json(json!({"object": "list", "data": data})))
 }
@@ -117,7 +117,7 @@ pub(super) async fn adapters(
     server.keys.caller(&headers)?.require_admin()?;
     Ok(Json(json!({
         "object": "list",
-        "data": server.registry.list(),
+        "data": server.registry.offered(),
         "memory": {"used": server.registry.bytes(), "limit": server.registry.memory()},
     })))
 }
@@ -132,7 +132,8 @@ pub(super) async fn pin(
     let body = fields::Body::read(&whole(body)?, &[PIN])?;
     let about = server
         .registry
-        .pin(&id, body.bool("pinned").unwrap_or(true))?;
+        .pin(&id, body.bool("pinned").unwrap_or(true))
+        .await?;
     Ok(Json(json!(about)))
 }
 

@@ -6,6 +6,7 @@ mod completions;
 pub(crate) mod fields;
 mod manage;
 mod openapi;
+mod origin;
 mod page;
 mod text;
 mod tokens;
@@ -161,7 +162,7 @@ fn method_name(method: &Method) -> &'static str {
 }
 
 /// Gives every answer a request id, counts it and writes a line of the access log.
-async fn observe(State(_server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+async fn observe(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request
         .headers()
@@ -172,7 +173,14 @@ async fn observe(State(_server): State<Arc<Server>>, request: Request, next: Nex
     let path = request.extensions().get::<MatchedPath>();
     let path = path.map_or("other", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
-    let mut response = next.run(request).await;
+    let from = match server.keys.open_on() {
+        Some(is_loopback) => origin::check(&method, request.headers(), is_loopback),
+        None => Ok(()),
+    };
+    let mut response = match from {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
     let status = response.status();
     let shown = id
         .as_ref()

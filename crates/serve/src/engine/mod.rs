@@ -37,6 +37,8 @@ pub(crate) enum Update {
     TimedOut,
     /// It needs more of the cache than there is.
     TooLarge { tokens: usize },
+    /// The server ends before it is whole.
+    Cut,
 }
 
 /// A request on its way to the engine.
@@ -47,6 +49,8 @@ pub(crate) struct Submission {
     pub(crate) party: Arc<str>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) updates: UnboundedSender<Update>,
+    /// Set by whoever listens where the text has come to an end that the engine does not know of.
+    pub(crate) is_over: Arc<AtomicBool>,
     pub(crate) submitted: Instant,
 }
 
@@ -87,6 +91,8 @@ pub(crate) struct Load {
     /// Whose requests wait, after the last step.
     pub(crate) waiting_parties: Mutex<Vec<Arc<str>>>,
     pub(crate) is_draining: AtomicBool,
+    /// Whoever is still under way is to be told that the server ends.
+    pub(crate) is_cut: AtomicBool,
     /// The thread is gone, which without a fault it never is while somebody can ask.
     pub(crate) has_ended: AtomicBool,
 }
@@ -177,6 +183,16 @@ impl Engine {
     pub(crate) fn drain(&self) {
         self.load.is_draining.store(true, Ordering::SeqCst);
     }
+
+    /// Requests that run or wait.
+    pub(crate) fn under_way(&self) -> usize {
+        self.load.running.load(Ordering::SeqCst) + self.load.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Ends the requests that are still under way, and tells them so.
+    pub(crate) fn cut(&self) {
+        self.load.is_cut.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Says that the thread is gone, also where it died.
@@ -194,10 +210,21 @@ struct Running {
     deadline: Option<Instant>,
     party: Arc<str>,
     key: Option<CacheKey>,
+    is_over: Arc<AtomicBool>,
     /// The first block of its prompt while that is being read.
     reading: Option<Vec<u32>>,
     submitted: Instant,
     last_token: Option<Instant>,
+}
+
+impl Running {
+    /// Counts an answer that is whole.
+    fn count(&self, finish: Finish) {
+        metrics::histogram!("vllm:e2e_request_latency_seconds")
+            .record(self.submitted.elapsed().as_secs_f64());
+        metrics::counter!("vllm:request_success_total", "finished_reason" => reason(finish))
+            .increment(1);
+    }
 }
 
 struct Worker<'m> {
@@ -359,28 +386,39 @@ impl Worker<'_> {
 
     fn drop_those_who_left(&mut self) {
         let now = Instant::now();
-        let left = self.queue.retain(|waiting| {
-            let late = waiting.deadline.is_some_and(|deadline| deadline <= now);
-            if late {
-                drop(waiting.updates.send(Update::TimedOut));
+        let is_cut = self.load.is_cut.load(Ordering::SeqCst);
+        let end = |deadline: Option<Instant>| {
+            let is_late = deadline.is_some_and(|deadline| deadline <= now);
+            let late = is_late.then_some(Update::TimedOut);
+            if is_cut { Some(Update::Cut) } else { late }
+        };
+        let left = self.queue.retain(|waiting| match end(waiting.deadline) {
+            Some(update) => {
+                drop(waiting.updates.send(update));
+                false
             }
-            !late && !waiting.updates.is_closed()
+            None => !waiting.updates.is_closed(),
         });
         self.load.waiting.fetch_sub(left, Ordering::SeqCst);
         let over: Vec<RequestId> = self
             .running
             .iter()
-            .filter(|(_, one)| {
-                one.updates.is_closed() || one.deadline.is_some_and(|deadline| deadline <= now)
-            })
+            .filter(|(_, one)| one.updates.is_closed() || end(one.deadline).is_some())
             .map(|(id, _)| *id)
             .collect();
         for id in over {
             self.session.remove(id);
-            if let Some(one) = self.running.remove(&id) {
-                drop(one.updates.send(Update::TimedOut));
-                metrics::counter!("lowrank_requests_aborted_total").increment(1);
+            let Some(one) = self.running.remove(&id) else {
+                continue;
+            };
+            if one.is_over.load(Ordering::SeqCst) {
+                one.count(Finish::Stop);
+                continue;
             }
+            if let Some(update) = end(one.deadline) {
+                drop(one.updates.send(update));
+            }
+            metrics::counter!("lowrank_requests_aborted_total").increment(1);
         }
         self.load
             .running
@@ -433,6 +471,7 @@ impl Worker<'_> {
             party,
             deadline,
             updates,
+            is_over,
             submitted,
             ..
         } = submission;
@@ -450,6 +489,7 @@ impl Worker<'_> {
             deadline,
             party,
             key: request.cache_key,
+            is_over,
             reading: prompt.get(..BLOCK_ROWS).map(<[u32]>::to_vec),
             submitted,
             last_token: None,
@@ -483,10 +523,7 @@ impl Worker<'_> {
         if let Some(Continuation { finish, .. }) = made.finished
             && let Some(one) = self.running.remove(&made.id)
         {
-            metrics::histogram!("vllm:e2e_request_latency_seconds")
-                .record(one.submitted.elapsed().as_secs_f64());
-            metrics::counter!("vllm:request_success_total", "finished_reason" => reason(finish))
-                .increment(1);
+            one.count(finish);
             drop(one.updates.send(Update::Finished(finish)));
         }
     }

@@ -114,6 +114,7 @@ mod tests {
             party: party.into(),
             deadline: None,
             updates,
+            is_over: Arc::default(),
             submitted: Instant::now(),
         }
     }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lowrank::base::{Base, Network};
-use lowrank::lock::{Attempt, Lock};
+use lowrank::lock::Lock;
 
 use crate::engine::Engine;
 use crate::error::ApiError;
@@ -58,7 +58,7 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
-    /// The jobs in the state of a folder of adapters; those that are not over go on.
+    /// The jobs in the state of a folder of adapters, which is locked; those that are not over go on.
     ///
     /// # Errors
     /// Why there can be none.
@@ -66,6 +66,7 @@ impl Jobs {
         base: &Base,
         base_name: &str,
         adapters: Option<&Path>,
+        lock: Option<Lock>,
         engine: Engine,
         registry: Arc<Registry>,
         runtime: tokio::runtime::Handle,
@@ -81,16 +82,6 @@ impl Jobs {
             ApiError::bad_request("jobs_unavailable", message)
         };
         fs::create_dir_all(folder.join("jobs")).map_err(|error| unusable(&error))?;
-        let lock = match Lock::attempt(&folder.join(".lock")).map_err(|error| unusable(&error))? {
-            Attempt::Taken(lock) => Some(lock),
-            Attempt::Unsupported(_) => None,
-            Attempt::Busy(process) => {
-                let who = process.map_or(String::new(), |id| format!(" (process {id})"));
-                return Err(unusable(&format!(
-                    "another server{who} has the same --adapter-dir"
-                )));
-            }
-        };
         let files = Files::open(folder.join("files")).map_err(|error| unusable(&error))?;
         let all = read_jobs(&folder.join("jobs")).map_err(|error| unusable(&error))?;
         let jobs = Arc::new(Self {

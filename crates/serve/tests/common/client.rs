@@ -145,7 +145,7 @@ impl Client {
             format!("authorization: Bearer {key}\r\n")
         });
         format!(
-            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: {kind}\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: {kind}\r\n\
              content-length: {length}\r\n{key}\r\n"
         )
     }

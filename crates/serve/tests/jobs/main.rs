@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use lowrank::DType;
+use lowrank::base::{BUILTIN, Base};
+use lowrank_serve::serve;
 use serde_json::{Value, json};
 
 use server::{Client, PATIENCE, Running, good, options, status};
@@ -543,14 +546,9 @@ fn jobs_need_a_folder_and_the_admin_key() {
         403
     );
     assert_eq!(server.client.with_key("root").get("/v1/files").0, 200);
-    // Another server leaves the jobs of this one alone.
-    let other = Running::start(options(Some(place.path())));
-    let (_, error) = other.client.get("/v1/files");
-    assert!(
-        error["error"]["message"]
-            .as_str()
-            .expect("a message")
-            .contains("another server"),
-        "{error}"
-    );
+    // Another server does not start with the same folder.
+    let base = Base::load(BUILTIN, DType::F32).expect("the built-in model");
+    let started = serve(base, None, options(Some(place.path())), |_| {}, || true);
+    let error = started.expect_err("it is in use").to_string();
+    assert!(error.contains("another server"), "{error}");
 }

@@ -138,8 +138,9 @@ fn the_key_comes_in_any_form_of_the_header() {
         ("Authorization: Bearer \u{fffd}", 401),
         ("X-Api-Key: secret", 401),
     ] {
-        let request =
-            format!("GET /v1/models HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{header}\r\n\r\n");
+        let request = format!(
+            "GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{header}\r\n\r\n"
+        );
         let answer = house.client.raw(request.as_bytes()).expect("an answer");
         assert_eq!(answer.status, expected, "{header}");
     }
@@ -193,16 +194,12 @@ fn a_key_has_so_many_requests_under_way() {
 fn other_origins_get_no_leave() {
     let shelf = Shelf::new();
     let house = House::open(&shelf);
-    let asked = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: http://evil.example\r\n\
+    let asked = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\norigin: http://evil.example\r\n\
         access-control-request-method: POST\r\n\r\n";
     let answer = house.client.raw(asked).expect("an answer");
-    assert_eq!(answer.status, 405);
-    assert!(
-        answer
-            .header("allow")
-            .is_some_and(|allow| allow.contains("POST")),
-        "{:?}",
-        answer.header("allow")
+    assert_eq!(
+        (answer.status, answer.code()),
+        (403, "forbidden_origin".to_owned())
     );
     assert_eq!(answer.header("access-control-allow-origin"), None);
 }

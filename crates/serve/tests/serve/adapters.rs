@@ -31,7 +31,7 @@ fn a_reload_under_the_same_name_reuses_no_old_keys() {
         (cached, house.adapter("x")["generation"].clone()),
         (0, json!(2))
     );
-    assert_eq!(of_a1, House::open(&shelf).greedy("a1", &prompt));
+    assert_eq!(of_a1, House::open(&shelf.twin()).greedy("a1", &prompt));
     assert_ne!(of_a1, of_a0);
     // Files that were replaced where they lie are another content, too.
     shelf.copy("a0", "a1");
@@ -60,8 +60,9 @@ fn a_name_never_collides_with_a_cache_salt() {
         }
     }
     // The salt changes nothing else.
+    let twin = shelf.twin();
     for (model, text) in &all {
-        assert_eq!(*text, House::open(&shelf).greedy(model, &prompt));
+        assert_eq!(*text, House::open(&twin).greedy(model, &prompt));
     }
 }
 
@@ -79,7 +80,8 @@ fn the_prompt_cache_never_crosses_adapters() {
         assert_eq!(again, text, "{model}");
         texts.push(text);
     }
-    let fresh = House::open(&shelf);
+    let twin = shelf.twin();
+    let fresh = House::open(&twin);
     for ((name, _), text) in KINDS.iter().zip(&texts) {
         assert_eq!(*text, fresh.greedy(name, &prompt), "{name}");
     }
@@ -331,11 +333,15 @@ fn models_name_their_parent_and_no_path_of_the_server() {
         (&list["data"][0]["id"], &list["data"][0]["parent"]),
         (&json!(BASE), &Value::Null)
     );
-    assert_eq!(
-        (&list["data"][1]["id"], &list["data"][1]["parent"]),
-        (&json!("x"), &json!(BASE))
-    );
-    assert_eq!(list["data"][1]["lowrank"]["generation"], 1);
+    // What lies in the folder is offered before anybody has asked for it.
+    for (at, name, generation) in [(1, "a0", 0), (2, "a1", 0), (3, "x", 1)] {
+        let model = &list["data"][at];
+        assert_eq!(
+            (&model["id"], &model["parent"]),
+            (&json!(name), &json!(BASE))
+        );
+        assert_eq!(model["lowrank"]["generation"], generation);
+    }
     let folder = shelf.path("").display().to_string();
     for path in [
         "/v1/models",
@@ -391,7 +397,8 @@ fn a_name_with_slashes_is_found() {
 #[test]
 fn the_base_is_as_fast_with_a_hundred_adapters_loaded() {
     let shelf = Shelf::with_loras(4);
-    let (plain, full) = (House::open(&shelf), House::open(&shelf));
+    let twin = shelf.twin();
+    let (plain, full) = (House::open(&twin), House::open(&shelf));
     for at in 0..100 {
         assert_eq!(
             full.load(&format!("x{at}"), &format!("a{}", at % 4)).status,
@@ -472,6 +479,15 @@ fn an_adapter_shows_what_it_is() {
         (&about["requests"], &about["running"]),
         (&json!(1), &json!(0))
     );
-    // What nobody has asked for is not there yet.
-    assert_eq!(house.adapter("a0"), Value::Null);
+    // What nobody has asked for is not in memory yet, and what is pinned is.
+    assert_eq!(house.adapter("a0")["resident"], false);
+    let pinned = house.client.post("/v1/adapters/a0/pin", &json!({})).ok();
+    assert_eq!(
+        (&pinned["resident"], &pinned["pinned"]),
+        (&json!(true), &json!(true))
+    );
+    house.close();
+    let house = House::open(&shelf);
+    assert_eq!(house.adapter("a0")["resident"], true);
+    assert_eq!(house.adapter("wide")["resident"], false);
 }

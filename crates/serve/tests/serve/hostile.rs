@@ -82,7 +82,7 @@ fn a_body_that_is_too_large_is_refused() {
         );
     }
     // One that says that it is larger than it is.
-    let request = "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 99999999999\r\n\r\n{}";
+    let request = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 99999999999\r\n\r\n{}";
     let answer = house.client.raw(request.as_bytes()).expect("an answer");
     assert!((400..500).contains(&answer.status), "{}", answer.status);
 }
@@ -211,7 +211,8 @@ fn a_field_that_nobody_knows_is_an_error() {
 }
 
 fn post(headers: &str, body: &str) -> Vec<u8> {
-    format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n{body}").into_bytes()
+    format!("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n\r\n{body}")
+        .into_bytes()
 }
 
 #[test]
@@ -224,12 +225,14 @@ fn heads_that_are_no_http_are_refused() {
         b"nonsense\r\n\r\n".to_vec(),
         b"GET\r\n\r\n".to_vec(),
         b"GET / HTTP/9.9\r\n\r\n".to_vec(),
-        b"GET /\x00 HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
-        b"GET /v1/models HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n".to_vec(),
-        format!("GET /{long} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes(),
-        format!("GET / HTTP/1.1\r\nhost: a\r\nx-long: {long}\r\nconnection: close\r\n\r\n")
+        b"GET /\x00 HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(),
+        b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n".to_vec(),
+        format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             .into_bytes(),
-        format!("GET / HTTP/1.1\r\nhost: a\r\n{many}connection: close\r\n\r\n").into_bytes(),
+        format!("GET / HTTP/1.1\r\nhost: localhost\r\nx-long: {long}\r\nconnection: close\r\n\r\n")
+            .into_bytes(),
+        format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many}connection: close\r\n\r\n")
+            .into_bytes(),
         post("content-length: -1", "{}"),
         post("content-length: 5\r\ncontent-length: 6", "{}"),
         post("transfer-encoding: chunked", "zz\r\n{}\r\n0\r\n\r\n"),
@@ -298,7 +301,7 @@ fn paths_that_lead_nowhere_are_refused() {
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO", "HEAD"] {
         for path in ["/v1/completions", "/v1/models", "/health", "/"] {
             let request =
-                format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+                format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
             let answer = house.client.raw(request.as_bytes()).expect("an answer");
             let expected = if method == "HEAD" && path != "/v1/completions" {
                 200
@@ -391,7 +394,7 @@ fn connections_that_do_nothing_hold_up_nobody() {
     for at in 0..200 {
         let mut stream = house.client.connect();
         if at % 2 == 0 {
-            let part = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{\"prompt\"";
+            let part = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{\"prompt\"";
             stream
                 .write_all(&part[..part.len() - at % 40])
                 .expect("it is sent");

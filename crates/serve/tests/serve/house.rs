@@ -161,6 +161,25 @@ impl Shelf {
         shelf
     }
 
+    /// A shelf of its own with the same adapters, for a server beside another.
+    pub(crate) fn twin(&self) -> Self {
+        let twin = Self::new();
+        for entry in fs::read_dir(self.folder.path()).expect("a folder") {
+            let from = entry.expect("an entry").path();
+            let name = from.file_name().expect("a name").to_owned();
+            if from.is_file() || name.to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let to = twin.folder.path().join(name);
+            fs::create_dir(&to).expect("a folder");
+            for file in fs::read_dir(from).expect("a folder") {
+                let file = file.expect("a file");
+                fs::copy(file.path(), to.join(file.file_name())).expect("it is copied");
+            }
+        }
+        twin
+    }
+
     pub(crate) fn add(&self, name: &str, kind: Kind, seed: u64) {
         write_adapter(&self.path(name), kind, seed);
     }

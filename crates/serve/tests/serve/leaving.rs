@@ -1,4 +1,4 @@
-//! Clients that leave: their rows and their places in the queue are free at once.
+//! Clients that leave: their rows and their places in the queue are free at once. And servers that leave: what they say in the end.
 
 use std::time::Duration;
 
@@ -123,4 +123,59 @@ fn many_that_come_and_leave_lose_nothing_of_the_others() {
     for name in ["a0", "a1", "a2"] {
         assert_eq!(house.adapter(name)["running"], 0, "{name}");
     }
+}
+
+#[test]
+fn a_server_that_ends_says_so_to_everybody() {
+    let shelf = Shelf::new();
+    let house = House::with(&shelf, |options| {
+        options.drain_timeout = Duration::from_secs(2);
+        options.max_num_seqs = 1;
+    });
+    // More than can be done in that time.
+    let mut ask = endless(BASE, "Runs on");
+    ask["prompt"] = json!(vec!["Runs on"; 8]);
+    ask["n"] = json!(16);
+    let mut stream = house.client.open("/v1/completions", &ask);
+    stream.next().expect("it runs");
+    house.tell_to_stop();
+    house.until("it takes no more", |house| {
+        house.client.get("/ready").status == 503
+    });
+    assert_eq!(house.client.get("/health").status, 200);
+    let refused = house.client.post("/v1/completions", &greedy(BASE, "Late"));
+    assert_eq!(
+        (refused.status, refused.code()),
+        (503, "shutting_down".to_owned())
+    );
+    assert!(refused.header("retry-after").is_some());
+    // The one under way goes on until its time is over, and is told.
+    let (events, _) = stream.rest();
+    let last = events.last().expect("an event");
+    assert_eq!(last["error"]["code"], "shutting_down", "{last}");
+    house.close();
+}
+
+#[test]
+fn a_stop_string_is_an_answers_end_and_no_abort() {
+    let shelf = Shelf::new();
+    let house = House::open(&shelf);
+    let text = house.greedy(BASE, "Once");
+    let middle: String = text.chars().skip(1).take(2).collect();
+    let counted = |name: &str| -> f64 {
+        let metrics = house.client.get("/metrics").text();
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines
+            .filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok())
+            .sum()
+    };
+    let stopped = r#"vllm:request_success_total{finished_reason="stop"}"#;
+    let before = counted(stopped);
+    let mut ask = endless(BASE, "Once");
+    ask["stream"] = false.into();
+    ask["stop"] = json!(middle);
+    let answer = house.client.post("/v1/completions", &ask).ok();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    // Other tests of this process count, too.
+    house.until("it is counted", |_| counted(stopped) > before);
 }

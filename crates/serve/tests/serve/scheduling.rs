@@ -178,7 +178,7 @@ fn a_server_that_is_told_to_stop_ends_what_is_under_way() {
     if refused.is_ok()
         && let Some(answer) = house
             .client
-            .raw(b"GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            .raw(b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     {
         assert_eq!(answer.status, 503);
     }
