@@ -486,6 +486,10 @@ async function narrow(browser, state, colorScheme) {
     await page.waitForTimeout(500);
     const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     expect(wide <= 0, `#${hash} at 320 px is ${wide} px too wide`);
+    if (hash === "chat") {
+      const long = await page.evaluate(() => document.documentElement.scrollHeight - document.documentElement.clientHeight);
+      expect(long <= 0, `the empty chat at 320 px is ${long} px longer than the window`);
+    }
     await shot(page, `narrow-${colorScheme}-${hash.replace("/", "-")}`);
   }
   await context.close();

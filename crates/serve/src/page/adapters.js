@@ -221,7 +221,8 @@ async function load(event) {
 async function askUnload(id) {
   const yes = await ask({
     title: `Unload ${id}?`,
-    text: "Requests that name it fail until it is loaded again. Its files stay on the disk.",
+    text:
+      "It leaves memory; requests under way keep it, and its files stay on the disk. If --adapter-dir has a folder of this name, it is loaded again when it is next asked for. An adapter from outside of that folder comes back only when the server restarts.",
     yes: "Unload",
   });
   if (!yes) return;

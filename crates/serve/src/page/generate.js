@@ -7,7 +7,8 @@ import { count } from "./parts.js";
 const plainModels = new Set();
 
 /**
- * Streams an answer and returns `{ text, plain, stopped, finish, usage, tokens, first, rate }`.
+ * Streams an answer and returns `{ text, plain, stopped, finish, usage, tokens, first, rate }`; `rate` is null for a
+ * short answer.
  *
  * `messages` are OpenAI's. `onText` gets each piece of text, and `onPlain` is called where the model has no chat
  * template: then only the last message is sent, as the text to continue. An abort through `signal` is no error; the
@@ -57,6 +58,9 @@ async function open(result, body, messages, signal, clock, onPlain) {
   return request("v1/completions", { method: "POST", json, signal });
 }
 
+// Tokens that came within a shorter time than this have no rate that means anything.
+const SHORTEST_SECONDS = 0.2;
+
 // A server may send several tokens in one piece, so its own count is taken where there is one. The rate leaves out the
 // time until the first token, which is the prompt's.
 function measure(result, clock) {
@@ -65,7 +69,7 @@ function measure(result, clock) {
   return {
     tokens,
     first: clock.first === null ? null : (clock.first - clock.sent) / 1000,
-    rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null,
+    rate: tokens > 1 && seconds >= SHORTEST_SECONDS ? (tokens - 1) / seconds : null,
   };
 }
 

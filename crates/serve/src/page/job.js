@@ -41,7 +41,7 @@ export function nameOf(job) {
 export async function show(id) {
   hide();
   const control = new AbortController();
-  shown = { id, job: null, control, events: new Map(), checkpoints: "", timer: 0, frame: 0, refreshing: null };
+  shown = { id, job: null, control, events: new Map(), isWhole: false, checkpoints: "", timer: 0, frame: 0, refreshing: null };
   const mine = shown;
   chart.clear();
   $("job-facts").replaceChildren();
@@ -111,8 +111,9 @@ async function history(mine) {
     }
     if (mine !== shown) return;
     page.data.forEach((event) => mine.events.set(event.id, event));
+    mine.isWhole = !page.has_more || page.data.length === 0;
     soon(mine);
-    if (!page.has_more || page.data.length === 0) return;
+    if (mine.isWhole) return;
     after = `&after=${encodeURIComponent(page.data.at(-1).id)}`;
   }
 }
@@ -165,6 +166,15 @@ function drawProgress(mine) {
   const bar = $("job-progress");
   bar.max = last?.total_steps || 1;
   bar.value = last?.step ?? 0;
+  // A job that ended before its first step has no curve and never will; its error stands above.
+  const isBare = !last && mine.isWhole && OVER.has(mine.job?.status);
+  bar.hidden = isBare;
+  $("job-chart").hidden = isBare;
+  if (isBare) {
+    const ends = { failed: "It failed before its first step.", cancelled: "It was cancelled before its first step." };
+    setText($("job-progress-text"), ends[mine.job.status] ?? "");
+    return;
+  }
   if (!last) {
     const waits = { validating_files: "The files are checked.", queued: "It waits for its turn.", running: "It is about to begin." };
     setText($("job-progress-text"), waits[mine.job?.status] ?? "");
@@ -195,6 +205,7 @@ function drawJob(mine) {
   stateText($("job-status"), word, tone);
   const failed = job.error?.message ? job.error : null;
   showProblem($("job-error"), failed);
+  drawProgress(mine);
   drawActions(mine);
 
   const settings = { ...job.hyperparameters, ...job.lowrank };
