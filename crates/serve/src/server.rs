@@ -228,7 +228,11 @@ impl Server {
     async fn mixed(&self, mix: &[(String, f32)]) -> Result<Model, ApiError> {
         let mut leases = Vec::new();
         for (name, _) in mix {
-            leases.push(self.registry.lease(name).await?);
+            let lease = self.lease(name).await.map_err(|error| ApiError {
+                param: Some("adapters".to_owned()),
+                ..error
+            });
+            leases.push(lease?);
         }
         let parts: Vec<(u64, u32)> = leases
             .iter()

@@ -8,6 +8,7 @@ const WORDS = {
   validating_files: ["checking files", "busy"],
   queued: ["queued", "idle"],
   running: ["running", "busy"],
+  paused: ["paused", "idle"],
   succeeded: ["succeeded", "good"],
   failed: ["failed", "bad"],
   cancelled: ["cancelled", "idle"],

@@ -45,6 +45,7 @@ export function percent(share) {
   if (share === null || share === undefined) return NONE;
   const value = share * 100;
   if (value !== 0 && value < 0.005) return "< 0.01 %";
+  if (value >= 1e5) return `${value.toExponential(1)} %`;
   return `${value.toFixed(value < 10 ? 2 : 1)} %`;
 }
 
