@@ -225,6 +225,15 @@ fn an_answer_follows_its_schema() {
         &schema(&json!({"type": "string", "format": 5, "not": {}})),
     );
     assert_eq!(bad.code(), "invalid_grammar");
+    let endless = house
+        .client
+        .post("/v1/chat/completions", &schema(&json!({"$ref": "#"})));
+    assert_eq!(
+        (endless.status, endless.code()),
+        (400, "invalid_grammar".to_owned()),
+        "{}",
+        endless.text()
+    );
 }
 
 /// Characters of several tokens each, which a grammar makes certain.
