@@ -450,3 +450,31 @@ fn options_of_another_method_are_refused() {
         &["--bottleneck must be 1 or greater"],
     );
 }
+
+#[test]
+fn flags_of_the_server_are_checked_before_it_starts() {
+    for (flags, part) in [
+        (&["--max-n", "0"][..], "--max-n must be 1 or greater"),
+        (
+            &["--served-model-name", ""],
+            "--served-model-name must not be empty",
+        ),
+        (
+            &["--served-model-name", "a\nb"],
+            "must have no control characters",
+        ),
+        (&["--kv-cache-memory", "100XB"], "units are B, kB, MB, GB"),
+        (&["--host", "somewhere"], "expected an IP address"),
+        // `localhost` is an address, so the other flag is at fault.
+        (
+            &["--host", "localhost", "--max-n", "0"],
+            "--max-n must be 1 or greater",
+        ),
+    ] {
+        let text = stderr_of(
+            &[&["serve", "--model", "builtin:tiny"][..], flags].concat(),
+            2,
+        );
+        assert!(text.contains(part), "{flags:?}: {text}");
+    }
+}
