@@ -210,6 +210,40 @@ fn a_field_that_nobody_knows_is_an_error() {
     }
 }
 
+#[test]
+fn parameters_of_a_path_are_checked() {
+    let (_shelf, house) = open();
+    for (path, param, part) in [
+        (
+            "/v1/files/x/preview?model=x",
+            "model",
+            "there is no parameter \"model\" here, only rows",
+        ),
+        (
+            "/v1/files/x/preview?rows=many",
+            "rows",
+            "rows must be a whole number, not \"many\"",
+        ),
+        (
+            "/v1/files?stream=true",
+            "stream",
+            "only limit, after, order, purpose",
+        ),
+        (
+            "/v1/fine_tuning/jobs?limit=-1",
+            "limit",
+            "limit must be a whole number",
+        ),
+    ] {
+        let answer = house.client.get(path);
+        assert_eq!(answer.status, 400, "{path}: {}", answer.text());
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], param, "{path}: {error}");
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(part), "{path}: {message}");
+    }
+}
+
 fn post(headers: &str, body: &str) -> Vec<u8> {
     format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n{body}").into_bytes()
 }
