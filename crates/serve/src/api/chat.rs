@@ -32,7 +32,7 @@ pub(crate) const FIELDS: &[Field] = &[
     field("logprobs", Kind::Bool, "Log-probabilities of the tokens"),
     field(
         "top_logprobs",
-        Kind::Integer(0..=1000),
+        Kind::Limited(0, |caps| caps.top_log_probs),
         "And of so many that are the likeliest at the same place",
     ),
     field(
@@ -92,7 +92,7 @@ pub(crate) async fn chat(
     turn: Turn,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
-    let body = Body::read(bytes, &[FIELDS, COMMON])?;
+    let body = Body::read_within(bytes, &[FIELDS, COMMON], &server.caps)?;
     let mut wanted = Wanted::read(&body, &server.caps)?;
     wanted.max_tokens = body.count("max_completion_tokens").or(wanted.max_tokens);
     let log_probs = body.bool("logprobs").unwrap_or(false);
@@ -117,6 +117,7 @@ pub(crate) async fn chat(
     };
     if !server.tokenizer().has_chat_template() {
         return Err(ApiError::bad_request(
+    wanted.check_ids(server.base.decoder.config().vocab_size)?;
             "no_chat_template",
             format!("{} has no chat template; use /v1/completions", server.name),
         ));
@@ -178,7 +179,7 @@ fn read_tools(body: &Body) -> Result<(Vec<Tool>, ToolChoice), ApiError> {
             .map_err(|error| ApiError::invalid("tools", format!("tools: {error}")))?,
     };
     if tools.len() > 128 {
-        return Err(super::wanted::too_many("tools", tools.len(), 128));
+        return Err(super::wanted::too_long("tools", tools.len(), 128));
     }
     tools::check(&tools).map_err(|error| ApiError::invalid("tools", error.to_string()))?;
     let choice = match body.get("tool_choice") {

@@ -9,7 +9,7 @@ use lowrank::data::Prompt;
 use serde_json::{Value, json};
 
 use super::fields::{self, Field, Kind, field, missing};
-use super::wanted::token_ids;
+use super::wanted::{Wanted, check_ids, token_ids};
 use super::{Body, whole};
 use crate::error::ApiError;
 use crate::server::Server;
@@ -65,10 +65,21 @@ pub(super) async fn tokenize(
     let body = fields::Body::read(&whole(body)?, &[TOKENIZE])?;
     // Long texts take their time.
     blocking(move || tokens_of(&server, &body)).await
+    check_model(&server, &body).await?;
 }
 
 fn tokens_of(server: &Server, body: &fields::Body) -> Result<Json<Value>, ApiError> {
     let tokenizer = server.tokenizer();
+/// All models have the base's tokenizer, but one that is not there has none.
+async fn check_model(server: &Server, body: &fields::Body) -> Result<(), ApiError> {
+    let is_known = |name: &str| name == server.name || server.registry.get(name).is_some();
+    if body.text("model").is_none_or(is_known) {
+        return Ok(());
+    }
+    // It may lie in the folder of adapters, or be a checkpoint.
+    server.model(&Wanted::of_model(body)).await.map(drop)
+}
+
     let ids = match (body.text("prompt"), body.get("messages")) {
         (Some(text), _) => {
             let add_special = body.bool("add_special_tokens").unwrap_or(true);
@@ -110,7 +121,12 @@ pub(super) async fn detokenize(
     let ids = token_ids(&body, "tokens")?;
     blocking(move || {
         let text = server
+    check_model(&server, &body).await?;
             .tokenizer()
+    // A model may have more rows than its tokenizer has tokens.
+    let rows = server.base.decoder.config().vocab_size;
+    let vocabulary = rows.max(server.tokenizer().vocab_size());
+    check_ids("tokens", ids.iter().copied(), vocabulary)?;
             .decode(&ids, false)
             .map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
         Ok(Json(json!({"prompt": text})))
