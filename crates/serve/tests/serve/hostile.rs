@@ -325,6 +325,16 @@ fn ids_beyond_the_vocabulary_are_refused() {
 }
 
 #[test]
+fn a_part_that_is_no_text_is_refused_in_the_words_of_a_chat() {
+    let (_shelf, house) = open();
+    let image = json!({"type": "image_url", "image_url": {"url": "data:,"}});
+    let body =
+        json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]});
+    let part = "the model reads text alone";
+    says(&house, "/v1/chat/completions", &body, "messages", part);
+}
+
+#[test]
 fn parameters_of_a_path_are_checked() {
     let (_shelf, house) = open();
     for (path, param, part) in [
