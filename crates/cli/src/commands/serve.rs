@@ -1,6 +1,6 @@
 //! `lowrank serve`: many adapters on one base, behind OpenAI's API.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,11 +39,11 @@ pub struct ServeArgs {
     pub adapter_dir: Option<PathBuf>,
 
     /// Keep so many bytes of adapters in memory beside those in use [default: all]
-    #[arg(long, value_name = "SIZE", value_parser = lowrank::fields::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     pub adapter_memory: Option<u64>,
 
     /// Listen on this address; 0.0.0.0 is every one of the machine
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     pub host: IpAddr,
 
     /// Listen on this port; 0 takes a free one
@@ -90,7 +90,7 @@ pub struct ServeArgs {
     pub prompt_piece: usize,
 
     /// Bytes of keys and values of prompts and answers [default: what --max-num-seqs need, at most half of the free memory]
-    #[arg(long, value_name = "SIZE", value_parser = lowrank::fields::parse_bytes, help_heading = "Scheduling")]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Scheduling")]
     pub kv_cache_memory: Option<u64>,
 
     /// Share of the time that training has while requests are under way
@@ -116,7 +116,7 @@ pub struct ServeArgs {
     pub max_n: usize,
 
     /// Maximum size of a request
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = lowrank::fields::parse_bytes, help_heading = "Limits")]
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = size, help_heading = "Limits")]
     pub max_body: u64,
 
     /// Let requests under way go on for so many seconds after SIGTERM
@@ -128,6 +128,22 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub drain_timeout: f64,
+}
+
+/// An address to listen on.
+fn host(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| {
+        "expected an IP address, such as 127.0.0.1 or 0.0.0.0, or localhost".to_owned()
+    })
+}
+
+/// A number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    lowrank::fields::parse_bytes(text)
+        .map_err(|error| format!("{error}; units are B, kB, MB, GB, KiB, MiB, GiB and TiB"))
 }
 
 /// Runs the command.
@@ -215,6 +231,11 @@ fn check(args: &ServeArgs) -> Result<(), Misuse> {
     let is_time = |seconds: f64| seconds > 0.0 && seconds <= 1e6;
     problems.require(args.max_num_seqs > 0, || {
         "--max-num-seqs must be 1 or greater".to_owned()
+    });
+    problems.require(args.max_n > 0, || "--max-n must be 1 or greater".to_owned());
+    let is_named = |name: &String| !name.trim().is_empty() && !name.contains(char::is_control);
+    problems.require(args.served_model_name.as_ref().is_none_or(is_named), || {
+        "--served-model-name must not be empty, and must have no control characters".to_owned()
     });
     problems.require(args.prompt_piece > 0, || {
         "--prompt-piece must be 1 or greater".to_owned()

@@ -1,5 +1,8 @@
 //! What is printed where, and misuse: exit code 2 and a message that says what to do.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+
 use predicates::prelude::*;
 use predicates::str::contains;
 
@@ -449,4 +452,83 @@ fn options_of_another_method_are_refused() {
         &["--method=adapter", "--bottleneck=0"],
         &["--bottleneck must be 1 or greater"],
     );
+}
+
+#[test]
+fn flags_of_the_server_are_checked_before_it_starts() {
+    for (flags, part) in [
+        (&["--max-n", "0"][..], "--max-n must be 1 or greater"),
+        (
+            &["--served-model-name", ""],
+            "--served-model-name must not be empty",
+        ),
+        (
+            &["--served-model-name", "a\nb"],
+            "must have no control characters",
+        ),
+        (&["--kv-cache-memory", "100XB"], "units are B, kB, MB, GB"),
+        (&["--host", "somewhere"], "expected an IP address"),
+        // `localhost` is an address, so the other flag is at fault.
+        (
+            &["--host", "localhost", "--max-n", "0"],
+            "--max-n must be 1 or greater",
+        ),
+    ] {
+        let text = stderr_of(
+            &[&["serve", "--model", "builtin:tiny"][..], flags].concat(),
+            2,
+        );
+        assert!(text.contains(part), "{flags:?}: {text}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_measured_is_said_to_be_so() {
+    let bench = |url: &str, flags: &[&str], code| {
+        let bench = ["bench", "serve", "--model", "a", "--url", url];
+        stderr_of(&[&bench[..], flags].concat(), code)
+    };
+    for (url, flags, part) in [
+        ("127.0.0.1:1", &[][..], "--url must begin with http://"),
+        (
+            "http://127.0.0.1:1",
+            &["--requests", "0"],
+            "--requests must be 1 or greater",
+        ),
+    ] {
+        let text = bench(url, flags, 2);
+        assert!(text.contains(part), "{url}: {text}");
+    }
+    let text = bench("http://127.0.0.1:1", &[], 1);
+    assert!(text.contains("the server does not answer"), "{text}");
+    // One that answers with an error does answer.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let server = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a request");
+        let mut reader = BufReader::new(&stream);
+        let mut head: Vec<String> = Vec::new();
+        while head.last().is_none_or(|line| !line.trim().is_empty()) {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            head.push(line);
+        }
+        // Nothing is left unread, or the connection would be reset.
+        let length = head.iter().find_map(|line| {
+            let line = line.to_ascii_lowercase();
+            line.strip_prefix("content-length:")?.trim().parse().ok()
+        });
+        let mut body = vec![0; length.expect("a length")];
+        reader.read_exact(&mut body).expect("the body");
+        let answer = "HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnone";
+        (&stream).write_all(answer.as_bytes()).expect("it is sent");
+        head.remove(0)
+    });
+    let text = bench(&format!("http://{address}/v1"), &[], 1);
+    assert!(
+        text.contains("the server answers 404 Not Found: none"),
+        "{text}"
+    );
+    let asked = server.join().expect("it ends");
+    assert!(asked.starts_with("POST /v1/completions "), "{asked}");
 }

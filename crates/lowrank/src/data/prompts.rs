@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::chat::written;
+use super::chat::written_with;
 use super::error::DataError;
 use super::example::{alpaca_prompt, alpaca_turns, encode_prompt};
 use super::files::{Rows, Split, require_split};
@@ -44,7 +44,8 @@ impl Prompt {
     /// # Errors
     /// If the model has no template, or it refuses the messages.
     pub fn from_messages(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self, DataError> {
-        let text = render(tokenizer, messages, None).map_err(DataError::Conversation)?;
+        let text =
+            render(tokenizer, messages, None, &Map::new()).map_err(DataError::Conversation)?;
         let ids = tokenizer.encode(&text, false)?;
         Ok(Self {
             line: 1,
@@ -65,8 +66,22 @@ impl Prompt {
         messages: &Value,
         tools: Option<&Value>,
     ) -> Result<Self, DataError> {
+        Self::from_chat_with(tokenizer, messages, tools, &Map::new())
+    }
+
+    /// The same with variables for the chat template, as [`Tokenizer::render_chat_with`] takes them.
+    ///
+    /// # Errors
+    /// As [`Self::from_chat`].
+    pub fn from_chat_with(
+        tokenizer: &Tokenizer,
+        messages: &Value,
+        tools: Option<&Value>,
+        variables: &Map<String, Value>,
+    ) -> Result<Self, DataError> {
         let messages = read_messages(messages).map_err(DataError::Conversation)?;
-        let text = render(tokenizer, &messages, tools).map_err(DataError::Conversation)?;
+        let text =
+            render(tokenizer, &messages, tools, variables).map_err(DataError::Conversation)?;
         let ids = tokenizer.encode(&text, false)?;
         Ok(Self {
             line: 1,
@@ -157,7 +172,11 @@ fn prompt_of(tokenizer: &Tokenizer, content: Content, line: usize) -> Result<Pro
         Content::Pair { prompt, completion } => (prompt, Some(completion), false),
         Content::Instruction(row) if tokenizer.has_chat_template() => {
             let turns = alpaca_turns(&row);
-            (render(tokenizer, &turns, None)?, Some(row.output), true)
+            (
+                render(tokenizer, &turns, None, &Map::new())?,
+                Some(row.output),
+                true,
+            )
         }
         Content::Instruction(row) => (alpaca_prompt(&row)?, Some(row.output), false),
         Content::Chat { messages, tools } => {
@@ -167,7 +186,11 @@ fn prompt_of(tokenizer: &Tokenizer, content: Content, line: usize) -> Result<Pro
             let reference = answer
                 .and_then(|at| messages[at].content())
                 .map(str::to_owned);
-            (render(tokenizer, asked, tools.as_ref())?, reference, true)
+            (
+                render(tokenizer, asked, tools.as_ref(), &Map::new())?,
+                reference,
+                true,
+            )
         }
     };
     let ids = if is_chat {
@@ -193,8 +216,9 @@ fn render(
     tokenizer: &Tokenizer,
     messages: &[Message],
     tools: Option<&Value>,
+    variables: &Map<String, Value>,
 ) -> Result<String, String> {
-    Ok(written(tokenizer, messages, tools, true)?.text)
+    Ok(written_with(tokenizer, messages, tools, true, variables)?.text)
 }
 
 #[cfg(test)]

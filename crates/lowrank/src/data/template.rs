@@ -135,12 +135,14 @@ impl ChatTemplate {
         add_date(&mut self.environment, seconds);
     }
 
-    /// The text of `messages`, with the header of an assistant's turn behind it if `add_generation_prompt`.
+    /// The text of `messages`, with the header of an assistant's turn behind it if `add_generation_prompt`. The template
+    /// sees `variables`, too, where it has none of these names.
     pub(super) fn render(
         &self,
         messages: &[Message],
         tools: Option<&Value>,
         add_generation_prompt: bool,
+        variables: &Map<String, Value>,
     ) -> Result<String, DataError> {
         let has = |name: &str| self.names.iter().any(|known| known == name);
         let name = match tools {
@@ -154,17 +156,18 @@ impl ChatTemplate {
             }
         };
         let messages: Vec<Map<String, Value>> = messages.iter().map(for_template).collect();
-        let special: Map<String, Value> = self
+        let special = self
             .special_tokens
             .iter()
-            .map(|(name, text)| (name.clone(), Value::from(text.as_str())))
-            .collect();
+            .map(|(name, text)| (name.clone(), Value::from(text.as_str())));
+        let mut others = variables.clone();
+        others.extend(special);
         let variables = context! {
             messages => Jinja::from(Serde(&messages)),
             tools => Jinja::from(Serde(tools)),
-            documents => (),
+            documents => Jinja::from(Serde(variables.get("documents"))),
             add_generation_prompt,
-            ..Jinja::from(Serde(&special))
+            ..Jinja::from(Serde(&others))
         };
         self.environment
             .get_template(name)
@@ -339,7 +342,7 @@ mod tests {
         let mut templates = Templates::default();
         templates.add(DEFAULT, template.to_owned());
         let template = ChatTemplate::new(templates, special)?.unwrap();
-        template.render(&messages, tools, true)
+        template.render(&messages, tools, true, &Map::new())
     }
 
     fn render(template: &str) -> String {
@@ -567,6 +570,9 @@ mod tests {
         templates.add(DEFAULT, source.to_owned());
         let mut template = ChatTemplate::new(templates, Vec::new()).unwrap().unwrap();
         template.set_date(86_400);
-        assert_eq!(template.render(&[], None, false).unwrap(), "02 Jan 1970");
+        assert_eq!(
+            template.render(&[], None, false, &Map::new()).unwrap(),
+            "02 Jan 1970"
+        );
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::response::Response;
 use lowrank::data::Prompt;
 use lowrank::generate::Token;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::answer::{Chunks, Event, Frame, Summary, follow, token_entry, wait_for_first};
-use super::fields::{Body, Field, Kind, field, missing};
+use super::fields::{Body, Field, Kind, field, kind_of, missing};
 use super::wanted::{COMMON, Wanted, unsupported};
 use crate::error::ApiError;
 use crate::grammar::Grammar;
@@ -16,6 +16,28 @@ use crate::keys::Turn;
 use crate::server::{Choice, Server, grammar_error};
 use crate::sync::blocking;
 use crate::tools::{self, Tool, ToolCall, ToolChoice, ToolForm};
+
+/// Variables for the chat template.
+pub(crate) const TEMPLATE_VARIABLES: Field = field(
+    "chat_template_kwargs",
+    Kind::Other(r#"{"type": ["object", "null"]}"#),
+    "Variables for the chat template, such as enable_thinking",
+);
+
+/// Names that the server gives to the template itself.
+const OF_SERVER: [&str; 11] = [
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "tokenize",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "sep_token",
+];
 
 /// Fields of a conversation.
 pub(crate) const FIELDS: &[Field] = &[
@@ -32,7 +54,7 @@ pub(crate) const FIELDS: &[Field] = &[
     field("logprobs", Kind::Bool, "Log-probabilities of the tokens"),
     field(
         "top_logprobs",
-        Kind::Integer(0..=1000),
+        Kind::Limited(0, |caps| caps.top_log_probs),
         "And of so many that are the likeliest at the same place",
     ),
     field(
@@ -55,6 +77,7 @@ pub(crate) const FIELDS: &[Field] = &[
         Kind::Other(r#"{"type": ["object", "null"]}"#),
         "text, json_object, or json_schema with a schema that the answer follows",
     ),
+    TEMPLATE_VARIABLES,
     field(
         "modalities",
         Kind::Other(r#"{"type": ["array", "null"]}"#),
@@ -92,8 +115,9 @@ pub(crate) async fn chat(
     turn: Turn,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
-    let body = Body::read(bytes, &[FIELDS, COMMON])?;
+    let body = Body::read_within(bytes, &[FIELDS, COMMON], &server.caps)?;
     let mut wanted = Wanted::read(&body, &server.caps)?;
+    wanted.check_ids(server.base.decoder.config().vocab_size)?;
     wanted.max_tokens = body.count("max_completion_tokens").or(wanted.max_tokens);
     let log_probs = body.bool("logprobs").unwrap_or(false);
     let top = body.count("top_logprobs").unwrap_or(0);
@@ -110,6 +134,7 @@ pub(crate) async fn chat(
         .get("messages")
         .ok_or_else(|| missing("messages"))?
         .clone();
+    let variables = template_variables(&body)?;
     let (tools, choice) = read_tools(&body)?;
     let shown = match (&choice, body.get("tools")) {
         (ToolChoice::None, _) | (_, None) => None,
@@ -127,7 +152,8 @@ pub(crate) async fn chat(
     let format = body.get("response_format").cloned();
     let (of_task, of_tools) = (Arc::clone(&server), tools.clone());
     let (prompt, grammar) = blocking(move || {
-        let prompt = Prompt::from_chat(of_task.tokenizer(), &messages, shown.as_ref())
+        let tokenizer = of_task.tokenizer();
+        let prompt = Prompt::from_chat_with(tokenizer, &messages, shown.as_ref(), &variables)
             .map_err(|error| ApiError::invalid("messages", error.to_string()))?;
         let grammar = grammar(&of_task, &of_tools, &choice, parallel, format.as_ref())?;
         Ok((prompt.ids, grammar))
@@ -160,6 +186,30 @@ pub(crate) async fn chat(
     answer
 }
 
+/// What a request gives the chat template beside the conversation.
+pub(crate) fn template_variables(body: &Body) -> Result<Map<String, Value>, ApiError> {
+    let name = TEMPLATE_VARIABLES.name;
+    match body.get(name) {
+        None => Ok(Map::new()),
+        Some(Value::Object(variables)) => {
+            match variables
+                .keys()
+                .find(|key| OF_SERVER.contains(&key.as_str()))
+            {
+                None => Ok(variables.clone()),
+                Some(key) => Err(ApiError::invalid(
+                    format!("{name}.{key}"),
+                    format!("{name} cannot set {key}, which the server gives to the template"),
+                )),
+            }
+        }
+        Some(other) => Err(ApiError::invalid(
+            name,
+            format!("{name} must be an object, not {}", kind_of(other)),
+        )),
+    }
+}
+
 fn check_modalities(body: &Body) -> Result<(), ApiError> {
     match body.get("modalities") {
         None => Ok(()),
@@ -178,7 +228,7 @@ fn read_tools(body: &Body) -> Result<(Vec<Tool>, ToolChoice), ApiError> {
             .map_err(|error| ApiError::invalid("tools", format!("tools: {error}")))?,
     };
     if tools.len() > 128 {
-        return Err(super::wanted::too_many("tools", tools.len(), 128));
+        return Err(super::wanted::too_long("tools", tools.len(), 128));
     }
     tools::check(&tools).map_err(|error| ApiError::invalid("tools", error.to_string()))?;
     let choice = match body.get("tool_choice") {

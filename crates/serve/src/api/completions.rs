@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Chunks, Event, Frame, Summary, follow, wait_for_first};
 use super::fields::{Body, Field, Kind, field, kind_of, missing};
-use super::wanted::{COMMON, Wanted, too_many, unsupported};
+use super::wanted::{COMMON, Wanted, too_long, unsupported};
 use crate::error::ApiError;
 use crate::keys::Turn;
 use crate::server::{Choice, Server};
@@ -26,7 +26,7 @@ pub(crate) const FIELDS: &[Field] = &[
     ),
     field(
         "logprobs",
-        Kind::Integer(0..=1000),
+        Kind::Limited(0, |caps| caps.top_log_probs),
         "Log-probabilities of the tokens, and of so many that are the likeliest at the same place",
     ),
     field(
@@ -34,7 +34,7 @@ pub(crate) const FIELDS: &[Field] = &[
         Kind::Bool,
         "Give the prompt back before the answer [false]",
     ),
-    field("best_of", Kind::Integer(1..=128), "As many as n"),
+    field("best_of", Kind::Limited(1, |caps| caps.n), "As many as n"),
     field("suffix", Kind::Text, "Not supported"),
 ];
 
@@ -72,8 +72,9 @@ pub(crate) async fn complete(
     turn: Turn,
     bytes: &[u8],
 ) -> Result<Response, ApiError> {
-    let body = Body::read(bytes, &[FIELDS, COMMON])?;
+    let body = Body::read_within(bytes, &[FIELDS, COMMON], &server.caps)?;
     let mut wanted = Wanted::read(&body, &server.caps)?;
+    wanted.check_ids(server.base.decoder.config().vocab_size)?;
     if body.get("suffix").is_some() {
         return Err(unsupported("suffix", "suffix is not supported"));
     }
@@ -98,9 +99,19 @@ pub(crate) async fn complete(
     let prompt = body.get("prompt").ok_or_else(|| missing("prompt"))?.clone();
     let model = server.model(&wanted).await?;
     let of_task = Arc::clone(&server);
-    let (count, most) = (count_of(&prompt) * wanted.n, 8 * server.caps.n);
-    if count > most {
-        return Err(too_many("prompt", count, most));
+    let (prompts, most) = (count_of(&prompt), 8 * server.caps.n);
+    if prompts > most {
+        return Err(too_long("prompt", prompts, most));
+    }
+    if prompts * wanted.n > most {
+        return Err(ApiError::invalid(
+            "prompt",
+            format!(
+                "prompt has {prompts} entries and n is {}, which makes {} choices, and this server allows {most} at most",
+                wanted.n,
+                prompts * wanted.n
+            ),
+        ));
     }
     let prompts = blocking(move || read_prompts(of_task.tokenizer(), &prompt)).await?;
     let prompt_tokens: usize = prompts.iter().map(|(_, ids)| ids.len()).sum();

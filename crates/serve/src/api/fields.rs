@@ -9,6 +9,7 @@ use lowrank::fields::nearest;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
+use crate::server::Caps;
 
 /// What a field may hold.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub(crate) enum Kind {
     Bool,
     /// A whole number.
     Integer(RangeInclusive<i64>),
+    /// A whole number from here to what the server's limits say.
+    Limited(i64, fn(&Caps) -> usize),
     /// A number.
     Number(RangeInclusive<f64>),
     /// A text.
@@ -25,6 +28,19 @@ pub(crate) enum Kind {
     Other(&'static str),
     /// What OpenAI takes and this server does nothing with.
     Ignored,
+}
+
+impl Kind {
+    /// The range of a whole number.
+    fn whole(&self, caps: &Caps) -> Option<RangeInclusive<i64>> {
+        match self {
+            Self::Integer(range) => Some(range.clone()),
+            Self::Limited(least, most) => {
+                Some(*least..=i64::try_from(most(caps)).unwrap_or(i64::MAX))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A field of a body.
@@ -45,16 +61,25 @@ pub(crate) const fn field(name: &'static str, kind: Kind, about: &'static str) -
 pub(crate) struct Body(Map<String, Value>);
 
 impl Body {
-    /// Reads a body with these fields.
+    /// Reads a body with these fields, none of which is [`Kind::Limited`].
     pub(crate) fn read(bytes: &[u8], tables: &[&[Field]]) -> Result<Self, ApiError> {
+        Self::read_within(bytes, tables, &Caps::default())
+    }
+
+    /// Reads a body with these fields.
+    pub(crate) fn read_within(
+        bytes: &[u8],
+        tables: &[&[Field]],
+        caps: &Caps,
+    ) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| {
             ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"))
         })?;
-        Self::of(value, tables)
+        Self::of(value, tables, caps)
     }
 
     /// The same of a value.
-    pub(crate) fn of(value: Value, tables: &[&[Field]]) -> Result<Self, ApiError> {
+    pub(crate) fn of(value: Value, tables: &[&[Field]], caps: &Caps) -> Result<Self, ApiError> {
         let Value::Object(mut map) = value else {
             return Err(ApiError::bad_request(
                 "invalid_json",
@@ -67,10 +92,10 @@ impl Body {
             let Some(field) = known().find(|field| field.name == name) else {
                 return Err(unknown(name, known().map(|field| field.name)));
             };
-            if let Kind::Integer(_) = field.kind {
+            if field.kind.whole(caps).is_some() {
                 write_as_whole(value);
             }
-            check(field, value)?;
+            check(field, value, caps)?;
         }
         Ok(Self(map))
     }
@@ -107,13 +132,13 @@ impl Body {
     }
 }
 
-/// Some languages write 16 as 16.0.
-fn write_as_whole(value: &mut Value) {
-    // Every whole number below this is a f64 of its own.
-    const MOST: f64 = 9_007_199_254_740_992.0;
+/// Some languages write 16 as 16.0 or 1.6e1.
+pub(crate) fn write_as_whole(value: &mut Value) {
+    // Each whole f64 within these is an i64, too.
+    const ALL: std::ops::Range<f64> = -9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0;
     if let Some(number) = value.as_f64().filter(|_| value.is_f64())
         && number.fract() == 0.0
-        && number.abs() < MOST
+        && ALL.contains(&number)
     {
         *value = (number as i64).into();
     }
@@ -136,19 +161,26 @@ fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> ApiError {
     }
 }
 
-fn check(field: &Field, value: &Value) -> Result<(), ApiError> {
+fn check(field: &Field, value: &Value, caps: &Caps) -> Result<(), ApiError> {
     let name = field.name;
     let wrong = |expected: String| {
         let message = format!("{name} must be {expected}, not {}", shown(value));
         Err(ApiError::invalid(name, message))
     };
+    if let Some(range) = field.kind.whole(caps) {
+        return match value.as_i64() {
+            Some(number) if range.contains(&number) => Ok(()),
+            // A number that is too large for any field is told how large it may be.
+            None if value.as_f64().is_some_and(|number| number > 9e18) => {
+                let (least, most) = range.into_inner();
+                wrong(format!("a whole number from {least} to {most}"))
+            }
+            _ => wrong(format!("a whole number {}", between(&range, &i64::MAX))),
+        };
+    }
     match &field.kind {
         Kind::Bool if !value.is_boolean() => wrong("true or false".to_owned()),
         Kind::Text if !value.is_string() => wrong("a text".to_owned()),
-        Kind::Integer(range) => match value.as_i64() {
-            Some(number) if range.contains(&number) => Ok(()),
-            _ => wrong(format!("a whole number {}", between(range, &i64::MAX))),
-        },
         Kind::Number(range) => match value.as_f64() {
             Some(number) if range.contains(&number) => Ok(()),
             _ => wrong(format!("a number {}", between(range, &f64::MAX))),
@@ -157,7 +189,7 @@ fn check(field: &Field, value: &Value) -> Result<(), ApiError> {
             metrics::counter!("lowrank_ignored_parameters_total", "name" => name).increment(1);
             Ok(())
         }
-        Kind::Bool | Kind::Text | Kind::Other(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -191,12 +223,13 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
 }
 
 /// The JSON schema of a body with these fields.
-pub(crate) fn schema(tables: &[&[Field]], required: &[&str]) -> Value {
+pub(crate) fn schema(tables: &[&[Field]], required: &[&str], caps: &Caps) -> Value {
     let mut properties = Map::new();
     for field in tables.iter().flat_map(|table| table.iter()) {
         let mut schema = match &field.kind {
             Kind::Bool => json!({"type": ["boolean", "null"]}),
-            Kind::Integer(range) => {
+            kind @ (Kind::Integer(_) | Kind::Limited(..)) => {
+                let range = kind.whole(caps).unwrap_or(0..=i64::MAX);
                 json!({"type": ["integer", "null"], "minimum": range.start(), "maximum": range.end()})
             }
             Kind::Number(range) => {
@@ -227,7 +260,6 @@ mod tests {
     use super::*;
     use crate::api::wanted::{COMMON, Wanted};
     use crate::api::{chat, completions};
-    use crate::server::Caps;
 
     const TABLE: &[Field] = &[
         field("model", Kind::Text, "a model"),
@@ -271,6 +303,56 @@ mod tests {
         }
         assert_eq!(read("[1]").expect_err("a list").code, "invalid_json");
         assert_eq!(read("{").expect_err("half").code, "invalid_json");
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_floats() {
+        const LARGE: &[Field] = &[
+            field("most", Kind::Integer(0..=i64::MAX), "a large number"),
+            field(
+                "n",
+                Kind::Limited(1, |caps| caps.n),
+                "a number that the server limits",
+            ),
+        ];
+        let caps = Caps {
+            n: 3,
+            ..Caps::default()
+        };
+        let read = |text: &str| Body::read_within(text.as_bytes(), &[LARGE], &caps);
+        for (text, most) in [
+            ("16.0", 16),
+            ("1e3", 1000),
+            ("1e18", 1_000_000_000_000_000_000),
+            ("-0.0", 0),
+        ] {
+            let body = read(&format!("{{\"most\": {text}}}")).expect("good");
+            assert_eq!(body.integer("most"), Some(most), "{text}");
+        }
+        for (text, part) in [
+            (
+                r#"{"most": 1e300}"#,
+                "most must be a whole number from 0 to 9223372036854775807",
+            ),
+            (
+                r#"{"most": 9223372036854775808}"#,
+                "from 0 to 9223372036854775807",
+            ),
+            (
+                r#"{"most": 0.5}"#,
+                "most must be a whole number from 0 on, not 0.5",
+            ),
+            (r#"{"n": 0}"#, "n must be a whole number from 1 to 3, not 0"),
+            (
+                r#"{"n": 4.0}"#,
+                "n must be a whole number from 1 to 3, not 4",
+            ),
+        ] {
+            let error = read(text).expect_err("bad");
+            assert!(error.message.contains(part), "{text}: {}", error.message);
+        }
+        let schema = schema(&[LARGE], &[], &caps);
+        assert_eq!(schema["properties"]["n"]["maximum"], 3);
     }
 
     /// Any JSON, of which objects have names that mean something.
@@ -328,7 +410,7 @@ mod tests {
             } else {
                 &[completions::FIELDS, COMMON]
             };
-            let read = Body::of(Value::Object(body.clone()), tables)
+            let read = Body::of(Value::Object(body.clone()), tables, &Caps::default())
                 .and_then(|read| Wanted::read(&read, &Caps::default()));
             match read {
                 Ok(wanted) => {
@@ -357,7 +439,7 @@ mod tests {
 
     #[test]
     fn every_schema_of_the_tables_is_json() {
-        let schema = schema(&[TABLE], &["model"]);
+        let schema = schema(&[TABLE], &["model"], &Caps::default());
         assert_eq!(schema["properties"]["stop"]["type"][1], "array");
         assert_eq!(schema["properties"]["n"]["maximum"], 8);
     }

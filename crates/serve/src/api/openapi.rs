@@ -11,7 +11,7 @@ use super::fields::{Field, schema};
 use super::wanted::COMMON;
 use super::{chat, completions, manage, tokens, vectors};
 use crate::error::ApiError;
-use crate::server::Server;
+use crate::server::{Caps, Server};
 
 /// Tables of a body's fields, and the fields that must be there.
 type Fields = (&'static [&'static [Field]], &'static [&'static str]);
@@ -234,7 +234,7 @@ const ANSWERS: &str = r##"{
 }"##;
 
 /// The document of a route.
-fn operation(route: &Route) -> Value {
+fn operation(route: &Route, caps: &Caps) -> Value {
     let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
     let of_json = |schema: Value| json!({"application/json": {"schema": schema}});
     let mut content = match route.answer {
@@ -253,7 +253,7 @@ fn operation(route: &Route) -> Value {
     });
     if let Some((tables, required)) = route.body {
         operation["requestBody"] =
-            json!({"required": true, "content": of_json(schema(tables, required))});
+            json!({"required": true, "content": of_json(schema(tables, required, caps))});
     }
     if route.path.contains("{id}") {
         operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}]);
@@ -270,7 +270,7 @@ pub(super) async fn document(
     let mut paths = Map::new();
     for route in ROUTES {
         let entry = paths.entry(route.path).or_insert_with(|| json!({}));
-        entry[route.method] = operation(route);
+        entry[route.method] = operation(route, &server.caps);
     }
     let schemas: Value = serde_json::from_str(ANSWERS).unwrap_or_default();
     Ok(Json(json!({

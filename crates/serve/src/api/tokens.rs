@@ -8,8 +8,9 @@ use axum::http::HeaderMap;
 use lowrank::data::Prompt;
 use serde_json::{Value, json};
 
+use super::chat::{TEMPLATE_VARIABLES, template_variables};
 use super::fields::{self, Field, Kind, field, missing};
-use super::wanted::token_ids;
+use super::wanted::{Wanted, check_ids, token_ids};
 use super::{Body, whole};
 use crate::error::ApiError;
 use crate::server::Server;
@@ -42,6 +43,7 @@ pub(crate) const TOKENIZE: &[Field] = &[
         "Give the tokens as texts, too [false]",
     ),
     field("add_generation_prompt", Kind::Ignored, "Always"),
+    TEMPLATE_VARIABLES,
 ];
 
 /// Fields of `/detokenize`.
@@ -63,8 +65,19 @@ pub(super) async fn tokenize(
 ) -> Result<Json<Value>, ApiError> {
     server.keys.caller(&headers)?;
     let body = fields::Body::read(&whole(body)?, &[TOKENIZE])?;
+    check_model(&server, &body).await?;
     // Long texts take their time.
     blocking(move || tokens_of(&server, &body)).await
+}
+
+/// All models have the base's tokenizer, but one that is not there has none.
+async fn check_model(server: &Server, body: &fields::Body) -> Result<(), ApiError> {
+    let is_known = |name: &str| name == server.name || server.registry.get(name).is_some();
+    if body.text("model").is_none_or(is_known) {
+        return Ok(());
+    }
+    // It may lie in the folder of adapters, or be a checkpoint.
+    server.model(&Wanted::of_model(body)).await.map(drop)
 }
 
 fn tokens_of(server: &Server, body: &fields::Body) -> Result<Json<Value>, ApiError> {
@@ -77,7 +90,8 @@ fn tokens_of(server: &Server, body: &fields::Body) -> Result<Json<Value>, ApiErr
                 .map_err(|error| ApiError::invalid("prompt", error.to_string()))?
         }
         (None, Some(messages)) => {
-            Prompt::from_chat(tokenizer, messages, body.get("tools"))
+            let variables = template_variables(body)?;
+            Prompt::from_chat_with(tokenizer, messages, body.get("tools"), &variables)
                 .map_err(|error| ApiError::invalid("messages", error.to_string()))?
                 .ids
         }
@@ -107,7 +121,12 @@ pub(super) async fn detokenize(
     if body.get("tokens").is_none() {
         return Err(missing("tokens"));
     }
+    check_model(&server, &body).await?;
     let ids = token_ids(&body, "tokens")?;
+    // A model may have more rows than its tokenizer has tokens.
+    let rows = server.base.decoder.config().vocab_size;
+    let vocabulary = rows.max(server.tokenizer().vocab_size());
+    check_ids("tokens", ids.iter().copied(), vocabulary)?;
     blocking(move || {
         let text = server
             .tokenizer()

@@ -18,7 +18,7 @@ use lowrank::model::{Decoder, HeadKind, Pooling};
 use serde_json::{Value, json};
 
 use super::fields::{self, Field, Kind, field, kind_of, missing};
-use super::wanted::{Wanted, too_many, unsupported};
+use super::wanted::{Wanted, too_long, unsupported};
 use super::{Body, whole};
 use crate::error::ApiError;
 use crate::objects::{new_id, now};
@@ -257,7 +257,7 @@ async fn rows<T: Send + 'static>(
             return Err(ApiError::invalid("input", "input is an empty list"));
         }
         if inputs.len() > MOST {
-            return Err(too_many("input", inputs.len(), MOST));
+            return Err(too_long("input", inputs.len(), MOST));
         }
         inputs
             .iter()

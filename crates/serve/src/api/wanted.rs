@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use lowrank::generate::{GenerateOptions, LogProbs, Penalties, Sampling};
 use serde_json::Value;
 
-use super::fields::{Body, Field, Kind, field, kind_of};
+use super::fields::{Body, Field, Kind, field, kind_of, write_as_whole};
 use crate::error::ApiError;
 use crate::server::Caps;
 
@@ -32,7 +32,7 @@ pub(crate) const COMMON: &[Field] = &[
         ),
         "With include_usage a last event has the usage",
     ),
-    field("n", Kind::Integer(1..=128), "How many choices [1]"),
+    field("n", Kind::Limited(1, |caps| caps.n), "How many choices [1]"),
     field(
         "seed",
         Kind::Integer(i64::MIN..=i64::MAX),
@@ -169,9 +169,6 @@ impl Wanted {
     /// Reads the common fields.
     pub(crate) fn read(body: &Body, caps: &Caps) -> Result<Self, ApiError> {
         let n = body.count("n").unwrap_or(1);
-        if n > caps.n {
-            return Err(too_many("n", n, caps.n));
-        }
         let number = |name: &str, default: f64| body.number(name).unwrap_or(default) as f32;
         // 0 leaves the likeliest token alone, as at OpenAI.
         let top_p = number("top_p", 1.0).max(f32::MIN_POSITIVE);
@@ -217,9 +214,42 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// Refuses ids of tokens that the model does not have.
+    pub(crate) fn check_ids(&self, vocabulary: usize) -> Result<(), ApiError> {
+        let biased = self.options.logit_bias.iter().map(|(id, _)| *id);
+        check_ids("logit_bias", biased, vocabulary)?;
+        let stops = self.options.stop_ids.iter().copied();
+        check_ids("stop_token_ids", stops, vocabulary)
+    }
+}
+
+/// Refuses ids of tokens from `vocabulary` on.
+pub(crate) fn check_ids(
+    param: &str,
+    mut ids: impl Iterator<Item = u32>,
+    vocabulary: usize,
+) -> Result<(), ApiError> {
+    match ids.find(|id| *id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(ApiError::invalid(
+            param,
+            format!(
+                "{param} has the token id {id}, and the vocabulary has {vocabulary} tokens, with ids from 0"
+            ),
+        )),
+    }
+}
+
 /// An error about a number that the server's limits forbid.
 pub(crate) fn too_many(param: &str, found: usize, most: usize) -> ApiError {
     let message = format!("{param} is {found}, and this server allows {most} at most");
+    ApiError::invalid(param, message)
+}
+
+/// The same about a list.
+pub(crate) fn too_long(param: &str, found: usize, most: usize) -> ApiError {
+    let message = format!("{param} has {found} entries, and this server allows {most} at most");
     ApiError::invalid(param, message)
 }
 
@@ -268,7 +298,7 @@ fn mix(body: &Body) -> Result<Vec<(String, f32)>, ApiError> {
         return wrong("adapters must be a list of {\"id\", \"weight\"}");
     };
     if items.len() > 16 {
-        return Err(too_many("adapters", items.len(), 16));
+        return Err(too_long("adapters", items.len(), 16));
     }
     let mut mix = Vec::new();
     for item in items {
@@ -292,7 +322,7 @@ fn logit_bias(body: &Body) -> Result<Vec<(u32, f32)>, ApiError> {
     match body.get("logit_bias") {
         None => Ok(Vec::new()),
         Some(Value::Object(map)) if map.len() > 1024 => {
-            Err(too_many("logit_bias", map.len(), 1024))
+            Err(too_long("logit_bias", map.len(), 1024))
         }
         Some(Value::Object(map)) => {
             let mut bias = Vec::new();
@@ -328,9 +358,10 @@ pub(crate) fn token_ids(body: &Body, name: &'static str) -> Result<Vec<u32>, Api
         Some(Value::Array(items)) => items
             .iter()
             .map(|item| {
-                item.as_u64()
-                    .and_then(|id| u32::try_from(id).ok())
-                    .ok_or_else(wrong)
+                let mut item = item.clone();
+                write_as_whole(&mut item);
+                let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+                id.ok_or_else(wrong)
             })
             .collect(),
         Some(_) => Err(wrong()),
@@ -349,7 +380,7 @@ fn stop(body: &Body, caps: &Caps) -> Result<Vec<String>, ApiError> {
         Some(_) => return Err(wrong()),
     };
     if all.len() > caps.stops {
-        return Err(too_many("stop", all.len(), caps.stops));
+        return Err(too_long("stop", all.len(), caps.stops));
     }
     if all.iter().any(|text| text.is_empty() || text.len() > 1024) {
         return Err(ApiError::invalid(

@@ -59,7 +59,82 @@ pub(super) fn check(schema: &Value) -> Result<(), GrammarError> {
             ),
         });
     }
+    if let Some(place) = endless(schema, &targets) {
+        return Err(GrammarError::Schema {
+            place,
+            reason: "it refers to itself without an end, so nothing can follow it".into(),
+        });
+    }
     Ok(())
+}
+
+/// The reference to a part that only JSON without an end could follow, where the schema demands that part.
+fn endless(schema: &Value, targets: &BTreeSet<&str>) -> Option<String> {
+    let mut finite: BTreeSet<&str> = BTreeSet::new();
+    loop {
+        let before = finite.len();
+        for target in targets {
+            // What cannot be found is for the compiler to tell.
+            let part = target.strip_prefix('#').and_then(|at| schema.pointer(at));
+            if !finite.contains(target) && part.is_none_or(|part| can_end(part, &finite)) {
+                finite.insert(target);
+            }
+        }
+        if finite.len() == before {
+            break;
+        }
+    }
+    if can_end(schema, &finite) {
+        return None;
+    }
+    let left = targets.iter().find(|target| !finite.contains(*target));
+    left.map(|target| (*target).to_owned())
+}
+
+/// Whether some JSON of finite length follows a schema, if it is so for the references in `finite` and for no other.
+fn can_end(schema: &Value, finite: &BTreeSet<&str>) -> bool {
+    let Value::Object(map) = schema else {
+        return true;
+    };
+    let ends = |part: &Value| can_end(part, finite);
+    let list = |key: &str| map.get(key).and_then(Value::as_array);
+    if map.contains_key("const") || map.contains_key("enum") {
+        return true;
+    }
+    let target = map.get("$ref").and_then(Value::as_str);
+    if target.is_some_and(|target| !finite.contains(target))
+        || list("allOf").is_some_and(|parts| !parts.iter().all(ends))
+    {
+        return false;
+    }
+    for key in ["anyOf", "oneOf"] {
+        if list(key).is_some_and(|parts| !parts.is_empty() && !parts.iter().any(ends)) {
+            return false;
+        }
+    }
+    // A schema that allows another type than objects or arrays can always be followed.
+    let only = |kind: &str| match map.get("type") {
+        Some(Value::String(name)) => name == kind,
+        Some(Value::Array(names)) => names.iter().all(|name| name == kind),
+        _ => false,
+    };
+    if only("object") {
+        let properties = map.get("properties").and_then(Value::as_object);
+        let mut required = list("required").into_iter().flatten();
+        return required.all(|name| {
+            let part = name.as_str().and_then(|name| properties?.get(name));
+            part.is_none_or(ends)
+        });
+    }
+    if only("array") {
+        let least = map.get("minItems").and_then(Value::as_u64).unwrap_or(0);
+        let first = list("prefixItems").or_else(|| list("items"));
+        let first = first.map_or(&[][..], Vec::as_slice);
+        let demanded = usize::try_from(least).unwrap_or(usize::MAX);
+        let rest = map.get("items").filter(|_| demanded > first.len());
+        return first.iter().take(demanded).chain(rest).all(ends);
+    }
+    true
 }
 
 /// The place below which a value has more levels than allowed; it has `above` levels above it.

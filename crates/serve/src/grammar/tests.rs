@@ -422,6 +422,35 @@ fn a_schema_that_cannot_be_followed_is_named_with_its_place() {
 }
 
 #[test]
+fn what_nothing_can_follow_is_refused() {
+    let vocabulary = vocabulary();
+    let node = |next: Value| json!({"type": "object", "required": ["next"], "properties": {"next": next}, "additionalProperties": false});
+    for schema in [
+        json!({"$ref": "#"}),
+        json!({"anyOf": [{"$ref": "#"}]}),
+        json!({"allOf": [{"$ref": "#"}, {"type": "object"}]}),
+        json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+        node(json!({"$ref": "#"})),
+        json!({"type": "array", "minItems": 1, "items": {"$ref": "#"}}),
+    ] {
+        let error = vocabulary.json_schema(&schema).expect_err("endless");
+        assert!(
+            error.to_string().contains("refers to itself"),
+            "{schema}: {error}"
+        );
+    }
+    for schema in [
+        node(json!({"anyOf": [{"$ref": "#"}, {"type": "null"}]})),
+        json!({"type": "object", "properties": {"next": {"$ref": "#"}}}),
+        json!({"type": "array", "items": {"$ref": "#"}}),
+    ] {
+        assert!(vocabulary.json_schema(&schema).is_ok(), "{schema}");
+    }
+    assert!(vocabulary.lark("start: start \"a\"\n").is_err());
+    assert!(vocabulary.lark("start: \"a\" start\n | \"b\"\n").is_ok());
+}
+
+#[test]
 fn large_schemas_are_refused_before_they_overflow_the_stack() {
     let vocabulary = vocabulary();
     let error = |schema: &Value| vocabulary.json_schema(schema).unwrap_err().to_string();

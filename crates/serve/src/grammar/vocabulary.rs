@@ -194,9 +194,17 @@ impl Vocabulary {
 
     fn build(&self, grammar: TopLevelGrammar) -> Result<Grammar, String> {
         let parser = self.parser(grammar)?;
-        let matcher = Matcher::new(Ok(parser));
+        let mut matcher = Matcher::new(Ok(parser));
+        // What can only end at once is a grammar that no text follows.
+        let begins = match matcher.compute_mask_or_eos() {
+            _ if matcher.is_stopped() => false,
+            Ok(mask) => (0..self.known as u32)
+                .any(|token| mask.is_allowed(token) && !self.ends.contains(&token)),
+            Err(error) => return Err(plain(&error.to_string())),
+        };
         match matcher.get_error() {
             Some(error) => Err(plain(&error)),
+            None if !begins => Err("no text follows it".into()),
             None => Ok(Grammar::new(matcher, Arc::clone(&self.ends), self.known)),
         }
     }

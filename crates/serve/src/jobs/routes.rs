@@ -16,7 +16,6 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use lowrank::formats::atomic::{write_file, write_folder};
 use lowrank::formats::{FormatError, peft};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::events::{Event, Level};
@@ -56,9 +55,25 @@ fn enter(server: &Server, headers: &HeaderMap) -> Result<Arc<Jobs>, ApiError> {
     server.jobs.clone()
 }
 
+/// The parameters of a path, as they stand behind its question mark.
+type Asked = Result<Query<Map<String, Value>>, QueryRejection>;
+
+/// A parameter that a path does not have.
+fn no_parameter(name: &str, known: &[&str]) -> ApiError {
+    ApiError {
+        code: "unknown_parameter",
+        ..ApiError::invalid(
+            name,
+            format!(
+                "there is no parameter {name:?} here, only {}",
+                known.join(", ")
+            ),
+        )
+    }
+}
+
 /// What a list is asked for. Fields that are not known are an error, as everywhere.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default)]
 struct Listing {
     limit: Option<usize>,
     after: Option<String>,
@@ -69,27 +84,36 @@ struct Listing {
 }
 
 impl Listing {
-    fn read(query: Result<Query<Self>, QueryRejection>, known: &[&str]) -> Result<Self, ApiError> {
-        let Query(listing) =
+    /// Reads parameters, of which those in `known` are allowed.
+    fn read(query: Asked, known: &[&str]) -> Result<Self, ApiError> {
+        let Query(query) =
             query.map_err(|error| ApiError::bad_request("invalid_query", error.body_text()))?;
-        let given = [
-            ("limit", listing.limit.is_some()),
-            ("after", listing.after.is_some()),
-            ("order", listing.order.is_some()),
-            ("purpose", listing.purpose.is_some()),
-            ("stream", listing.stream.is_some()),
-            ("rows", listing.rows.is_some()),
-        ];
-        match given
-            .into_iter()
-            .find(|(name, is_given)| *is_given && !known.contains(name))
-        {
-            None => Ok(listing),
-            Some((name, _)) => Err(ApiError {
-                code: "unknown_parameter",
-                ..ApiError::invalid(name, format!("there is no parameter {name:?} here"))
-            }),
+        let mut listing = Self::default();
+        for (name, value) in query {
+            if !known.contains(&name.as_str()) {
+                return Err(no_parameter(&name, known));
+            }
+            listing.set(&name, value.as_str().unwrap_or_default())?;
         }
+        Ok(listing)
+    }
+
+    fn set(&mut self, name: &str, text: &str) -> Result<(), ApiError> {
+        let wrong =
+            |what: &str| ApiError::invalid(name, format!("{name} must be {what}, not {text:?}"));
+        let number = || text.parse().map_err(|_| wrong("a whole number"));
+        match name {
+            "limit" => self.limit = Some(number()?),
+            "rows" => self.rows = Some(number()?),
+            "stream" => {
+                let stream = text.parse().map_err(|_| wrong("true or false"))?;
+                self.stream = Some(stream);
+            }
+            "after" => self.after = Some(text.to_owned()),
+            "order" => self.order = Some(text.to_owned()),
+            _ => self.purpose = Some(text.to_owned()),
+        }
+        Ok(())
     }
 
     /// How many are wanted.
@@ -154,11 +178,7 @@ async fn upload(
     Ok(Json(jobs.files.upload(parts).await?.object()))
 }
 
-async fn list_files(
-    State(server): Shared,
-    headers: HeaderMap,
-    query: Result<Query<Listing>, QueryRejection>,
-) -> Found {
+async fn list_files(State(server): Shared, headers: HeaderMap, query: Asked) -> Found {
     let jobs = enter(&server, &headers)?;
     let listing = Listing::read(query, &["limit", "after", "order", "purpose"])?;
     let limit = listing.limit(10_000, 10_000)?;
@@ -268,7 +288,7 @@ async fn file_preview(
     State(server): Shared,
     headers: HeaderMap,
     Path(id): Path<String>,
-    query: Result<Query<Listing>, QueryRejection>,
+    query: Asked,
 ) -> Found {
     let jobs = enter(&server, &headers)?;
     let rows = Listing::read(query, &["rows"])?.rows.unwrap_or(3);
@@ -396,11 +416,7 @@ fn begin(
     Ok(job)
 }
 
-async fn list(
-    State(server): Shared,
-    headers: HeaderMap,
-    query: Result<Query<Map<String, Value>>, QueryRejection>,
-) -> Found {
+async fn list(State(server): Shared, headers: HeaderMap, query: Asked) -> Found {
     let jobs = enter(&server, &headers)?;
     let Query(query) =
         query.map_err(|error| ApiError::bad_request("invalid_query", error.body_text()))?;
@@ -431,19 +447,8 @@ fn of_metadata(query: Map<String, Value>) -> Result<(Listing, Map<String, Value>
             (_, Some(inner)) => {
                 metadata.insert(inner.to_owned(), text.into());
             }
-            ("limit", _) => {
-                let limit = text.parse();
-                let wrong =
-                    |_| ApiError::invalid("limit", format!("limit must be a number, not {text:?}"));
-                listing.limit = Some(limit.map_err(wrong)?);
-            }
-            ("after", _) => listing.after = Some(text.to_owned()),
-            _ => {
-                return Err(ApiError {
-                    code: "unknown_parameter",
-                    ..ApiError::invalid(key.clone(), format!("there is no parameter {key:?} here"))
-                });
-            }
+            ("limit" | "after", _) => listing.set(&key, text)?,
+            _ => return Err(no_parameter(&key, &["limit", "after", "metadata[…]"])),
         }
     }
     Ok((listing, metadata))
@@ -521,7 +526,7 @@ async fn checkpoints(
     State(server): Shared,
     headers: HeaderMap,
     Path(id): Path<String>,
-    query: Result<Query<Listing>, QueryRejection>,
+    query: Asked,
 ) -> Found {
     let jobs = enter(&server, &headers)?;
     let listing = Listing::read(query, &["limit", "after"])?;
@@ -540,7 +545,7 @@ async fn list_events(
     State(server): Shared,
     headers: HeaderMap,
     Path(id): Path<String>,
-    query: Result<Query<Listing>, QueryRejection>,
+    query: Asked,
 ) -> Result<Response, ApiError> {
     let jobs = enter(&server, &headers)?;
     let listing = Listing::read(query, &["limit", "after", "stream"])?;

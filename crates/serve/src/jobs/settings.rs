@@ -11,7 +11,7 @@ use lowrank::settings::{Began, TrainConfig};
 use lowrank::tuning::{self, Method};
 use serde_json::{Map, Value, json};
 
-use crate::api::fields::{self, Field, Kind, field, kind_of};
+use crate::api::fields::{self, Field, Kind, field, kind_of, write_as_whole};
 use crate::error::ApiError;
 
 /// Fields of a request for a job.
@@ -192,15 +192,39 @@ fn read_keys(given: &Map<String, Value>) -> Result<TrainConfig, ApiError> {
             return Err(unknown(key, defaults.keys().map(String::as_str), "setting"));
         }
         let mut candidate = defaults.clone();
+        let mut value = value.clone();
+        write_as_whole(&mut value);
         candidate.insert(key.clone(), value.clone());
-        serde_json::from_value::<TrainConfig>(candidate.into()).map_err(|error| {
-            ApiError::invalid(param, format!("{key}: {}", plain(&error.to_string())))
+        serde_json::from_value::<TrainConfig>(candidate.clone().into()).map_err(|error| {
+            let reason = plain(&error.to_string());
+            let is_negative = value.as_f64().is_some_and(|number| number < 0.0);
+            let message = if is_negative && reason.contains("expected a whole number") {
+                negative(candidate, key, &value)
+            } else {
+                format!("{key}: {reason}")
+            };
+            ApiError::invalid(param, message)
         })?;
-        values.insert(key.clone(), value.clone());
+        values.insert(key.clone(), value);
     }
     // Each was taken by itself, so all of them are.
     serde_json::from_value(values.into())
         .map_err(|error| ApiError::invalid("lowrank", plain(&error.to_string())))
+}
+
+/// What is said of a count that is negative: the range of the setting, which is what is said of 0 where that is too small, too.
+fn negative(mut settings: Map<String, Value>, key: &str, value: &Value) -> String {
+    settings.insert(key.to_owned(), 0.into());
+    let problems = serde_json::from_value::<TrainConfig>(settings.into())
+        .map_or(Vec::new(), |config| config.problems());
+    let begin = format!("{key} must be ");
+    problems
+        .iter()
+        .find_map(|problem| problem.strip_prefix(&begin)?.strip_suffix(", not 0"))
+        .map_or_else(
+            || format!("{key} must be a whole number, 0 or greater, not {value}"),
+            |range| format!("{begin}{range}, not {value}"),
+        )
 }
 
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>, what: &str) -> ApiError {
@@ -340,7 +364,7 @@ fn hyperparameters(
                 Some(number) => config.num_train_epochs = number,
                 None => return wrong("a number above 0"),
             },
-            "batch_size" => match value.as_u64().filter(|rows| (1..=65536).contains(rows)) {
+            "batch_size" => match whole(value).filter(|rows| (1..=65536).contains(rows)) {
                 Some(_) if given.contains_key("batch_size") => return twice("batch_size"),
                 Some(rows) => {
                     let steps = config.gradient_accumulation_steps as u64;
@@ -362,6 +386,13 @@ fn hyperparameters(
         }
     }
     Ok(())
+}
+
+/// A whole number, which may be written as a float.
+fn whole(value: &Value) -> Option<u64> {
+    let mut value = value.clone();
+    write_as_whole(&mut value);
+    value.as_u64()
 }
 
 /// The hyperparameters and where they stand: under `method`, or as they were given before there was one.
@@ -454,7 +485,8 @@ mod tests {
         let model = Source::find(BUILTIN)
             .and_then(|source| source.model_config())
             .expect("the built-in model");
-        let body = fields::Body::of(request, &[CREATE]).expect("a body");
+        let caps = crate::server::Caps::default();
+        let body = fields::Body::of(request, &[CREATE], &caps).expect("a body");
         let base = Base {
             name: BUILTIN.to_owned(),
             model: &model,
@@ -489,6 +521,12 @@ mod tests {
             shown(&old.config),
             json!({"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5})
         );
+        let float = json!({"hyperparameters": {"batch_size": 4.0}, "lowrank": {"r": 16.0}});
+        let float = wanted(float).expect("good");
+        assert_eq!(
+            (float.config.batch_size, float.config.options.lora.r),
+            (4, 16)
+        );
         let auto = wanted(json!({"hyperparameters": {"n_epochs": "auto", "batch_size": "auto"}}))
             .expect("good");
         let default = defaults();
@@ -510,6 +548,16 @@ mod tests {
                 "got string \"eight\", expected a whole number",
             ),
             (json!({"lowrank": {"r": 0}}), "lowrank", "r must be from 1"),
+            (
+                json!({"lowrank": {"r": -1}}),
+                "lowrank.r",
+                "r must be from 1 to 65536, not -1",
+            ),
+            (
+                json!({"lowrank": {"warmup_steps": -1}}),
+                "lowrank.warmup_steps",
+                "0 or greater, not -1",
+            ),
             (
                 json!({"lowrank": {"output": "/x"}}),
                 "lowrank.output",

@@ -210,6 +210,164 @@ fn a_field_that_nobody_knows_is_an_error() {
     }
 }
 
+/// Refuses a body with 400 and a message about a field.
+#[track_caller]
+fn says(house: &House, path: &str, body: &Value, param: &str, part: &str) {
+    let answer = house.client.post(path, body);
+    assert_eq!(answer.status, 400, "{path} {body}: {}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], param, "{path} {body}: {error}");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains(part), "{path} {body}: {message}");
+}
+
+#[test]
+fn errors_tell_the_limits_of_this_server() {
+    let shelf = Shelf::with_loras(1);
+    let house = House::with(&shelf, |options| options.caps.n = 3);
+    let (chat, text) = ("/v1/chat/completions", "/v1/completions");
+    for (path, field, value, part) in [
+        (chat, "n", json!(0), "from 1 to 3, not 0"),
+        (text, "n", json!(4), "from 1 to 3, not 4"),
+        (text, "best_of", json!(4), "from 1 to 3, not 4"),
+        (chat, "top_logprobs", json!(-1), "from 0 to 20, not -1"),
+        (text, "logprobs", json!(21), "from 0 to 20, not 21"),
+        (
+            chat,
+            "max_tokens",
+            json!(1e300),
+            "from 0 to 9223372036854775807",
+        ),
+        (
+            text,
+            "prompt",
+            json!(vec!["a"; 25]),
+            "prompt has 25 entries, and this server allows 24 at most",
+        ),
+        (
+            text,
+            "stop",
+            json!(vec!["a"; 17]),
+            "stop has 17 entries, and this server allows 16 at most",
+        ),
+    ] {
+        let mut body = least(path);
+        body[field] = value;
+        says(&house, path, &body, field, part);
+    }
+    says(
+        &house,
+        text,
+        &json!({"prompt": vec!["a"; 9], "n": 3}),
+        "prompt",
+        "prompt has 9 entries and n is 3, which makes 27 choices",
+    );
+    let document = house.client.get("/openapi.json").ok();
+    let most = |path: &str, field: &str| {
+        let content = &document["paths"][path]["post"]["requestBody"]["content"];
+        content["application/json"]["schema"]["properties"][field]["maximum"].clone()
+    };
+    assert_eq!(
+        (most(chat, "n"), most(chat, "top_logprobs")),
+        (json!(3), json!(20))
+    );
+    // Whole numbers may be written as floats.
+    let body = json!({"prompt": "a", "max_tokens": 1.0, "n": 2.0, "temperature": 0});
+    let answer = house.client.post(text, &body).ok();
+    assert_eq!(answer["usage"]["completion_tokens"], 2, "{answer}");
+    let mut body = least(chat);
+    body["max_tokens"] = json!(1e18);
+    body["stop_token_ids"] = json!((0..2000).collect::<Vec<u32>>());
+    house.client.post(chat, &body).ok();
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_refused() {
+    let (_shelf, house) = open();
+    let size = house.client.get("/tokenizer_info").ok()["vocab_size"]
+        .as_u64()
+        .expect("a number");
+    let part = format!("the vocabulary has {size} tokens");
+    for path in ["/v1/chat/completions", "/v1/completions"] {
+        let mut body = least(path);
+        body["logit_bias"] = json!({(size - 1).to_string(): 1});
+        body["stop_token_ids"] = json!([size - 1]);
+        house.client.post(path, &body).ok();
+        body["logit_bias"] = json!({size.to_string(): 1});
+        says(&house, path, &body, "logit_bias", &part);
+        body = least(path);
+        body["stop_token_ids"] = json!([5, size]);
+        says(&house, path, &body, "stop_token_ids", &part);
+    }
+    says(
+        &house,
+        "/detokenize",
+        &json!({"tokens": [99_999]}),
+        "tokens",
+        &part,
+    );
+    for (path, mut body) in [
+        ("/tokenize", least("/tokenize")),
+        ("/detokenize", least("/detokenize")),
+    ] {
+        for model in [BASE, "a0"] {
+            body["model"] = json!(model);
+            house.client.post(path, &body).ok();
+        }
+        body["model"] = json!("nobody");
+        let answer = house.client.post(path, &body);
+        assert_eq!(
+            (answer.status, answer.code()),
+            (404, "model_not_found".to_owned()),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_part_that_is_no_text_is_refused_in_the_words_of_a_chat() {
+    let (_shelf, house) = open();
+    let image = json!({"type": "image_url", "image_url": {"url": "data:,"}});
+    let body =
+        json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]});
+    let part = "the model reads text alone";
+    says(&house, "/v1/chat/completions", &body, "messages", part);
+}
+
+#[test]
+fn parameters_of_a_path_are_checked() {
+    let (_shelf, house) = open();
+    for (path, param, part) in [
+        (
+            "/v1/files/x/preview?model=x",
+            "model",
+            "there is no parameter \"model\" here, only rows",
+        ),
+        (
+            "/v1/files/x/preview?rows=many",
+            "rows",
+            "rows must be a whole number, not \"many\"",
+        ),
+        (
+            "/v1/files?stream=true",
+            "stream",
+            "only limit, after, order, purpose",
+        ),
+        (
+            "/v1/fine_tuning/jobs?limit=-1",
+            "limit",
+            "limit must be a whole number",
+        ),
+    ] {
+        let answer = house.client.get(path);
+        assert_eq!(answer.status, 400, "{path}: {}", answer.text());
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], param, "{path}: {error}");
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(part), "{path}: {message}");
+    }
+}
+
 fn post(headers: &str, body: &str) -> Vec<u8> {
     format!("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n\r\n{body}")
         .into_bytes()

@@ -170,6 +170,50 @@ fn what_is_wrong_with_tools_is_said() {
     );
 }
 
+#[test]
+fn the_chat_template_is_given_variables() {
+    let model = tool_model("<tool_call>");
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}\
+        {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}";
+    std::fs::write(model.path().join("chat_template.jinja"), template).expect("a template");
+    let house = House::of_model(model.path());
+    let messages = json!([{"role": "user", "content": "Think"}]);
+    let text = |variables: Value| {
+        let body = json!({"messages": messages, "chat_template_kwargs": variables});
+        let tokens = house.client.post("/tokenize", &body).ok()["tokens"].clone();
+        let mut body = body;
+        body["max_tokens"] = json!(1);
+        let answer = house.client.post("/v1/chat/completions", &body).ok();
+        assert_eq!(
+            answer["usage"]["prompt_tokens"],
+            tokens.as_array().expect("a list").len()
+        );
+        let text = house.client.post("/detokenize", &json!({"tokens": tokens}));
+        text.ok()["prompt"].clone()
+    };
+    assert_eq!(text(Value::Null), "Think");
+    assert_eq!(text(json!({"enable_thinking": true})), "Think");
+    assert_eq!(
+        text(json!({"enable_thinking": false})),
+        "Think<think></think>"
+    );
+    for (variables, param) in [
+        (json!({"messages": []}), "chat_template_kwargs.messages"),
+        (
+            json!({"add_generation_prompt": false}),
+            "chat_template_kwargs.add_generation_prompt",
+        ),
+        (json!([]), "chat_template_kwargs"),
+    ] {
+        for path in ["/tokenize", "/v1/chat/completions"] {
+            let body = json!({"messages": messages, "chat_template_kwargs": variables});
+            let answer = house.client.post(path, &body);
+            assert_eq!(answer.status, 400, "{}", answer.text());
+            assert_eq!(answer.json()["error"]["param"], param);
+        }
+    }
+}
+
 fn formatted(format: &Value) -> Value {
     json!({"model": BASE, "messages": [{"role": "user", "content": "JSON"}], "response_format": format, "max_tokens": 300,
         "temperature": 0.7, "seed": 1})
@@ -225,6 +269,15 @@ fn an_answer_follows_its_schema() {
         &schema(&json!({"type": "string", "format": 5, "not": {}})),
     );
     assert_eq!(bad.code(), "invalid_grammar");
+    let endless = house
+        .client
+        .post("/v1/chat/completions", &schema(&json!({"$ref": "#"})));
+    assert_eq!(
+        (endless.status, endless.code()),
+        (400, "invalid_grammar".to_owned()),
+        "{}",
+        endless.text()
+    );
 }
 
 /// Characters of several tokens each, which a grammar makes certain.

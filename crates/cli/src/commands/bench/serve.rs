@@ -23,7 +23,7 @@ use crate::table::Facts;
 /// Arguments of `lowrank bench serve`.
 #[derive(Debug, Args)]
 pub struct BenchServeArgs {
-    /// The server, such as http://127.0.0.1:8080
+    /// The server, such as http://127.0.0.1:8080; a /v1 at the end is left out
     #[arg(long, value_name = "URL")]
     pub url: String,
 
@@ -159,22 +159,16 @@ struct Seen {
 /// # Errors
 /// A server that cannot be reached.
 pub fn run(args: &BenchServeArgs) -> anyhow::Result<()> {
-    if args.concurrency == 0 || args.prompt_tokens == 0 || args.max_tokens == 0 {
-        return Err(Misuse::new(
-            "--concurrency, --prompt-tokens and --max-tokens must be 1 or greater",
-        )
-        .into());
-    }
+    let url = endpoint(&args.url)?;
+    check(args)?;
     let names = names(args);
     let agent = ureq::Agent::new_with_config(
         ureq::Agent::config_builder()
             .http_status_as_error(false)
             .build(),
     );
-    let url = format!("{}/v1/completions", args.url.trim_end_matches('/'));
     let ask = |index: usize| request(&agent, &url, args, &names, index);
-    let first = ask(usize::MAX).context("the server does not answer")?;
-    drop(first);
+    drop(ask(usize::MAX)?);
     let warm = AtomicUsize::new(0);
     each(args.concurrency, &warm, args.warmup, None, &|index| {
         drop(ask(args.requests + index));
@@ -220,6 +214,38 @@ pub fn run(args: &BenchServeArgs) -> anyhow::Result<()> {
         latency: Spread::of(seen.iter().map(|one| one.whole).collect()),
     };
     Output::detect(args.json).result(&measured, |output| text(&measured, output))
+}
+
+fn check(args: &BenchServeArgs) -> Result<(), Misuse> {
+    let mut problems = Misuse::default();
+    for (flag, number) in [
+        ("--concurrency", args.concurrency),
+        ("--requests", args.requests),
+        ("--models", args.models),
+        ("--prompt-tokens", args.prompt_tokens),
+        ("--max-tokens", args.max_tokens),
+    ] {
+        problems.require(number > 0, || format!("{flag} must be 1 or greater"));
+    }
+    problems.require(args.rate.is_none_or(|rate| rate > 0.0), || {
+        "--rate must be greater than 0".to_owned()
+    });
+    problems.or(())
+}
+
+/// Where completions are asked for. OpenAI's clients are given a URL with `/v1` at its end, so that is taken, too.
+fn endpoint(url: &str) -> Result<String, Misuse> {
+    let (scheme, host) = url.split_once("://").unwrap_or_default();
+    let scheme = scheme.to_ascii_lowercase();
+    let host = host.trim_end_matches('/');
+    let host = host.strip_suffix("/v1").unwrap_or(host);
+    let host = host.trim_end_matches('/');
+    if !["http", "https"].contains(&scheme.as_str()) || host.is_empty() {
+        return Err(Misuse::new(format!(
+            "--url must begin with http:// or https://, as in http://127.0.0.1:8080, not {url:?}"
+        )));
+    }
+    Ok(format!("{scheme}://{host}/v1/completions"))
 }
 
 fn names(args: &BenchServeArgs) -> Vec<String> {
@@ -317,7 +343,9 @@ fn request(
         request = request.header("authorization", format!("Bearer {key}"));
     }
     let begun = Instant::now();
-    let mut response = request.send(body.to_string())?;
+    let mut response = request
+        .send(body.to_string())
+        .context("the server does not answer")?;
     if !response.status().is_success() {
         let body = response.body_mut().read_to_string().unwrap_or_default();
         let error: Value = serde_json::from_str(&body).unwrap_or_default();
@@ -325,7 +353,7 @@ fn request(
             .as_str()
             .unwrap_or(&body)
             .to_owned();
-        bail!("{}: {message}", response.status());
+        bail!("the server answers {}: {message}", response.status());
     }
     let mut seen = Seen::default();
     let mut last = begun;
@@ -412,5 +440,42 @@ mod tests {
         let spread = Spread::of((1..=101).map(f64::from).collect());
         assert_eq!((spread.p50, spread.p99, spread.max), (51.0, 100.0, 101.0));
         assert_eq!(Spread::of(Vec::new()).p99, 0.0);
+    }
+
+    #[test]
+    fn urls_lead_to_completions() {
+        for url in [
+            "http://a:8080",
+            "http://a:8080/",
+            "http://a:8080/v1",
+            "http://a:8080/v1/",
+            "HTTP://a:8080/v1",
+        ] {
+            assert_eq!(
+                endpoint(url).expect("good"),
+                "http://a:8080/v1/completions",
+                "{url}"
+            );
+        }
+        assert_eq!(
+            endpoint("http://a/base/v1").expect("good"),
+            "http://a/base/v1/completions"
+        );
+        assert_eq!(
+            endpoint("https://a/v1").expect("good"),
+            "https://a/v1/completions"
+        );
+        for url in [
+            "127.0.0.1:8080",
+            "localhost",
+            "ftp://a",
+            "http://",
+            "/v1",
+            "",
+        ] {
+            let error = endpoint(url).expect_err("bad");
+            let problem = &error.problems()[0];
+            assert!(problem.contains("must begin with http://"), "{problem}");
+        }
     }
 }

@@ -19,7 +19,8 @@ use std::ops::Range;
 use serde_json::Value;
 
 use self::turns::{Turn, Turns};
-pub(super) use self::written::written;
+use self::written::written;
+pub(super) use self::written::written_with;
 use super::message::Message;
 use super::tokenizer::{Encoded, Tokenizer};
 

@@ -50,12 +50,26 @@ pub(in crate::data) fn written<'a>(
     tools: Option<&Value>,
     prompt: bool,
 ) -> Result<Written<'a>, String> {
+    written_with(tokenizer, messages, tools, prompt, &Map::new())
+}
+
+/// The same with variables for the template.
+///
+/// # Errors
+/// As [`written`].
+pub(in crate::data) fn written_with<'a>(
+    tokenizer: &Tokenizer,
+    messages: &'a [Message],
+    tools: Option<&Value>,
+    prompt: bool,
+    variables: &Map<String, Value>,
+) -> Result<Written<'a>, String> {
     let has_parts = check_parts(tokenizer, messages)?;
     let has_arguments = messages
         .iter()
         .any(|message| argument_values(message).next().is_some());
     let render = |messages: &[Message]| {
-        let text = tokenizer.render_chat(messages, tools, prompt);
+        let text = tokenizer.render_chat_with(messages, tools, prompt, variables);
         text.map_err(|error| error.to_string())
     };
     // The forms to try, as they came first.
@@ -208,7 +222,7 @@ fn check_parts(tokenizer: &Tokenizer, messages: &[Message]) -> Result<bool, Stri
             };
             if MEDIA.contains(&kind) {
                 return Err(format!(
-                    "{place} is of the type {kind:?}, and only text can be learned; leave such parts or rows out"
+                    "{place} is of the type {kind:?}, and the model reads text alone; leave such parts out"
                 ));
             }
             if kind == "text" {
@@ -401,7 +415,7 @@ mod tests {
         for (part, expected) in [
             (
                 json!({"type": "image_url", "image_url": {}}),
-                "messages[0].content[1] is of the type \"image_url\", and only text can be learned",
+                "messages[0].content[1] is of the type \"image_url\", and the model reads text alone",
             ),
             (
                 json!({"type": "text"}),

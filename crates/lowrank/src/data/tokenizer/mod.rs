@@ -18,7 +18,7 @@ use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
@@ -516,8 +516,23 @@ impl Tokenizer {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, DataError> {
+        self.render_chat_with(messages, tools, add_generation_prompt, &Map::new())
+    }
+
+    /// The same with variables for the template, such as `enable_thinking`. They replace none of those that every
+    /// template has: `messages`, `tools`, `add_generation_prompt` and the special tokens.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`].
+    pub fn render_chat_with(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+        variables: &Map<String, Value>,
+    ) -> Result<String, DataError> {
         match &self.template {
-            Some(template) => template.render(messages, tools, add_generation_prompt),
+            Some(template) => template.render(messages, tools, add_generation_prompt, variables),
             None => Err(DataError::Template(format!(
                 "the model has none{}, so conversations cannot be written as text; use prompt and completion rows, or \
                  put a chat_template.jinja into the model's folder",

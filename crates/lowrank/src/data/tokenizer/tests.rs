@@ -120,6 +120,31 @@ fn ends_are_gathered_from_all_files() {
 }
 
 #[test]
+fn a_template_sees_variables_that_it_has_not() {
+    let folder = tempfile::tempdir().unwrap();
+    fixture::write(&fixture::parts(), folder.path());
+    fs::write(
+        folder.path().join("chat_template.jinja"),
+        "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}",
+    )
+    .unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let messages = [Message::new("user", "x")];
+    let render = |variables: serde_json::Value| {
+        let variables = variables.as_object().unwrap();
+        tokenizer
+            .render_chat_with(&messages, None, true, variables)
+            .unwrap()
+    };
+    assert_eq!(render(serde_json::json!({})), "x");
+    assert_eq!(render(serde_json::json!({"enable_thinking": true})), "x");
+    assert_eq!(
+        render(serde_json::json!({"enable_thinking": false, "messages": []})),
+        "x<think></think>"
+    );
+}
+
+#[test]
 fn templates_are_found_in_every_place() {
     let folder = tempfile::tempdir().unwrap();
     fixture::write(&fixture::parts(), folder.path());
