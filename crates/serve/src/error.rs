@@ -74,6 +74,15 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
+    /// Something that cannot be kept or taken from the disk. The log says why; the answer is to have no path of the server.
+    pub(crate) fn storage(what: &str, why: impl std::fmt::Display) -> Self {
+        tracing::warn!("{what}: {why}");
+        Self {
+            code: "storage_failed",
+            ..Self::internal(format!("{what}; the server's log says why"))
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",

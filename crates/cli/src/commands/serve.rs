@@ -143,7 +143,7 @@ fn host(text: &str) -> Result<IpAddr, String> {
 /// A number of bytes.
 fn size(text: &str) -> Result<u64, String> {
     lowrank::fields::parse_bytes(text)
-        .map_err(|error| format!("{error}; units are B, kB, MB, GB, KiB, MiB, GiB and TiB"))
+        .map_err(|error| format!("{error}; units are B, kB, MB, GB, TB, KiB, MiB, GiB and TiB"))
 }
 
 /// Runs the command.

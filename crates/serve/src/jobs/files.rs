@@ -113,7 +113,7 @@ impl Files {
         let folder = self.folder.join(id);
         let aside = self.folder.join(format!(".{id}.tmp"));
         let done = fs::rename(&folder, &aside).and_then(|()| fs::remove_dir_all(&aside));
-        done.map_err(|error| ApiError::internal(format!("the file cannot be deleted: {error}")))?;
+        done.map_err(|error| ApiError::storage("the file cannot be deleted", error))?;
         Ok(json!({"id": id, "object": "file", "deleted": true}))
     }
 
@@ -242,7 +242,7 @@ fn endings(name: &str) -> String {
 }
 
 fn unwritten(error: &std::io::Error) -> ApiError {
-    ApiError::internal(format!("the file cannot be kept: {error}"))
+    ApiError::storage("the file cannot be kept", error)
 }
 
 fn too_large() -> ApiError {

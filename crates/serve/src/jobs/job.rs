@@ -298,7 +298,7 @@ pub(super) fn save(folder: &Path, record: &Record) -> Result<(), ApiError> {
     let text = serde_json::to_string_pretty(record)
         .map_err(|error| ApiError::internal(error.to_string()))?;
     lowrank::write_text(&folder.join("job.json"), &(text + "\n"))
-        .map_err(|error| ApiError::internal(format!("the job cannot be written: {error}")))
+        .map_err(|error| ApiError::storage("the job cannot be written", error))
 }
 
 /// The name of a job's result: one that the registry takes and that every file system can have.

@@ -257,8 +257,7 @@ async fn content(
     let jobs = enter(&server, &headers)?;
     let file = jobs.files.get(&id, "file_id")?;
     let opened = std::fs::File::open(jobs.files.path(&file));
-    let opened =
-        opened.map_err(|error| ApiError::internal(format!("the file cannot be read: {error}")))?;
+    let opened = opened.map_err(|error| ApiError::storage("the file cannot be read", error))?;
     let mut response = Response::new(Answer::from_stream(Content(opened)));
     let headers = response.headers_mut();
     let kind = HeaderValue::from_static("application/octet-stream");
@@ -407,7 +406,7 @@ fn begin(
             problem: error.message,
         })
     });
-    written.map_err(|error| ApiError::internal(format!("the job cannot be written: {error}")))?;
+    written.map_err(|error| ApiError::storage("the job cannot be written", error))?;
     let job = Arc::new(Job::new(folder, record));
     all.push(Arc::clone(&job));
     drop(all);

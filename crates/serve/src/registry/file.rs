@@ -79,13 +79,7 @@ pub(super) fn write(folder: &Path, adapters: Adapters) -> Result<(), ApiError> {
     };
     let text = serde_json::to_string_pretty(&saved)
         .map_err(|error| ApiError::internal(error.to_string()))?;
-    lowrank::write_text(&folder.join(NAME), &(text + "\n")).map_err(|error| {
-        tracing::warn!("the registry cannot be written: {error}");
-        ApiError {
-            code: "registry_not_written",
-            ..ApiError::internal(
-                "the registry of adapters cannot be written, so nothing was changed; the server's log says why",
-            )
-        }
-    })
+    let what = "the registry of adapters cannot be written, so nothing was changed";
+    lowrank::write_text(&folder.join(NAME), &(text + "\n"))
+        .map_err(|error| ApiError::storage(what, error))
 }

@@ -391,6 +391,42 @@ fn an_adapter_whose_files_are_gone_keeps_no_server_from_starting() {
 }
 
 #[test]
+fn a_registry_that_cannot_be_written_changes_nothing() {
+    let shelf = Shelf::with_loras(2);
+    let house = House::open(&shelf);
+    house.load("x", "a0");
+    let before = house.adapter("x");
+    // A file cannot take the place of a folder that is not empty.
+    let registry = shelf.path(".lowrank-registry.json");
+    fs::remove_file(&registry).expect("it was written");
+    fs::create_dir_all(registry.join("full")).expect("a folder");
+    let asked = [
+        house.load("y", "a1"),
+        house.reload("x", "a1"),
+        house.unload("x"),
+        house.client.post("/v1/adapters/x/pin", &json!({})),
+    ];
+    for answer in asked {
+        assert_eq!(
+            (answer.status, answer.code()),
+            (500, "storage_failed".to_owned())
+        );
+        assert!(
+            !answer.text().contains("registry.json"),
+            "{}",
+            answer.text()
+        );
+    }
+    assert_eq!(house.adapter("y"), Value::Null);
+    let after = house.adapter("x");
+    for key in ["generation", "created", "resident", "pinned"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    fs::remove_dir_all(&registry).expect("it is removed");
+    assert_eq!(house.load("y", "a1").status, 200);
+}
+
+#[test]
 fn a_registry_that_is_damaged_is_a_clear_error() {
     let shelf = Shelf::with_loras(1);
     House::open(&shelf).load("x", "a0");
