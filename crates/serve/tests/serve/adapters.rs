@@ -412,11 +412,15 @@ fn the_base_is_as_fast_with_a_hundred_adapters_loaded() {
         house.client.post("/v1/completions", &ask).ok();
         begun.elapsed().as_secs_f64()
     };
-    let times: Vec<(f64, f64)> = (0..7).map(|_| (time(&plain), time(&full))).collect();
-    let least = |of: fn(&(f64, f64)) -> f64| times.iter().map(of).fold(f64::INFINITY, f64::min);
-    let (plain, full) = (least(|t| t.0), least(|t| t.1));
-    // Other tests share the machine; a base that paid for its adapters would be much slower.
-    assert!(full < 1.6 * plain, "{full} s against {plain} s");
+    // Other tests share the machine, so the least of many times counts; a base that paid for its adapters would be slower each time.
+    let mut least = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..60 {
+        least = (least.0.min(time(&plain)), least.1.min(time(&full)));
+        if least.1 < 1.3 * least.0 {
+            return;
+        }
+    }
+    panic!("{} s against {} s", least.1, least.0);
 }
 
 #[test]
