@@ -152,7 +152,7 @@ impl CacheRows {
         self
     }
 
-    /// Where some of them lie in the matrices of [`KvCache::layer`], a range a block.
+    /// Where some of them lie in each layer's matrices of the cache, a range a block.
     ///
     /// # Panics
     /// If there are not so many.
