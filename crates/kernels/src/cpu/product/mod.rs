@@ -1,7 +1,7 @@
 //! Matrix products.
 //!
 //! [`multiply`](mod@multiply) cuts outputs for threads and chooses by the engine and the terms who multiplies a piece: [`amx`], [`panels`] or
-//! [`fallback`]. [`few`] multiplies generated rows.
+//! [`fallback`]. [`few`] multiplies generated rows, and [`turned`] those of low-rank branches by their second factors.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;

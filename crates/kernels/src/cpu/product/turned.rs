@@ -59,16 +59,21 @@ fn add_packed(out: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>) {
 
 /// bᵀ in panels [columns / 16][inner][16]; columns past the last are zero.
 fn pack_columns(to: &mut [f32], b: Mat<'_>) {
-    let inner = b.cols();
     #[cfg(target_arch = "x86_64")]
     if avx2::supported() {
         let mut panels = Panels {
             numbers: to,
-            inner,
-            part: 0..inner,
+            inner: b.cols(),
+            part: 0..b.cols(),
         };
         return pack_turned(&mut panels, b.data(), b.row_stride(), b.rows());
     }
+    pack_anywhere(to, b);
+}
+
+/// [`pack_columns`] for processors without AVX2.
+fn pack_anywhere(to: &mut [f32], b: Mat<'_>) {
+    let inner = b.cols();
     for (panel, to) in to.chunks_exact_mut(NR * inner).enumerate() {
         let first = panel * NR;
         let width = NR.min(b.rows() - first);
@@ -196,6 +201,19 @@ mod tests {
 
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * seed) as f32).sin()).collect()
+    }
+
+    #[test]
+    fn columns_are_packed_the_same_on_any_processor() {
+        for (cols, inner) in [(16, 8), (37, 19), (5, 3)] {
+            let b = numbers(cols * (inner + 1), 5);
+            let b = Mat::strided(&b, cols, inner, inner + 1);
+            let mut packed = [vec![7.0; 48 * inner], vec![8.0; 48 * inner]];
+            let len = cols.next_multiple_of(NR) * inner;
+            pack_columns(&mut packed[0][..len], b);
+            pack_anywhere(&mut packed[1][..len], b);
+            assert_eq!(packed[0][..len], packed[1][..len]);
+        }
     }
 
     /// Rows in registers and rows that meet packed columns sum in the same order; what is beside the output stays as it was.
