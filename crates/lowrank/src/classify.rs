@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use lowrank_kernels::{Tensor, Workspace};
 
-use crate::data::{Example, Label, ProblemType};
+use crate::data::{Example, Label, Labels, ProblemType, Word};
+use crate::metrics::classification::top_label;
 use crate::model::{Adapter, AdapterSet, Batch, Decoder, Pooling};
 use crate::train::{batch_for, classified, passes};
 
@@ -27,6 +28,23 @@ pub fn probabilities(problem_type: ProblemType, logits: &mut [f32]) {
         }
         ProblemType::Regression => {}
     }
+}
+
+/// The likeliest label of each word and its probability, from the logits `[tokens · labels]` of a row that a model of words has read; none where no token
+/// speaks for the word.
+///
+/// # Panics
+/// If the logits are another row's.
+pub fn tags<'l>(labels: &'l Labels, words: &[Word], logits: &[f32]) -> Vec<Option<(&'l str, f32)>> {
+    let width = labels.names.len();
+    let words = words.iter().map(|word| {
+        let token = word.token? as usize;
+        let mut values = logits[token * width..][..width].to_vec();
+        probabilities(ProblemType::SingleLabelClassification, &mut values);
+        let top = top_label(&values);
+        Some((labels.names[top].as_str(), values[top]))
+    });
+    words.collect()
 }
 
 /// Logits of rows, a pass at a time: `each` is given the rows of a pass and for each of them its logits, `[labels]` or, of tokens,

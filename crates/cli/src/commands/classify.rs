@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use lowrank::Workspace;
-use lowrank::classify::{predict, probabilities};
+use lowrank::classify::{predict, probabilities, tags};
 use lowrank::data::{Labels, ProblemType, UnlabelledRow};
 use lowrank::metrics::classification::{is_predicted, top_label};
 use serde::Serialize;
@@ -180,21 +180,13 @@ fn answer(labels: &Labels, mut values: Vec<f32>) -> Answer {
 }
 
 fn tagged(labels: &Labels, row: &UnlabelledRow, logits: &[f32]) -> Answer {
-    let width = labels.names.len();
-    let words = row.words.iter().map(|word| {
-        let found = word.token.map(|token| {
-            let mut values = logits[token as usize * width..][..width].to_vec();
-            probabilities(ProblemType::SingleLabelClassification, &mut values);
-            let top = top_label(&values);
-            (labels.names[top].clone(), values[top])
-        });
-        TaggedWord {
-            word: word.text.clone(),
-            start: word.start,
-            end: word.end,
-            probability: found.as_ref().map(|(_, probability)| *probability),
-            label: found.map(|(label, _)| label),
-        }
+    let found = tags(labels, &row.words, logits);
+    let words = row.words.iter().zip(found).map(|(word, found)| TaggedWord {
+        word: word.text.clone(),
+        start: word.start,
+        end: word.end,
+        label: found.map(|(label, _)| label.to_owned()),
+        probability: found.map(|(_, probability)| probability),
     });
     Answer::Words {
         words: words.collect(),

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lowrank::Workspace;
-use lowrank::classify::{embed, predict, probabilities};
+use lowrank::classify::{embed, predict, probabilities, tags};
 use lowrank::data::{
     Example, Labels, ProblemType, TaskType, UnlabelledOptions, UnlabelledRow, Word,
 };
@@ -211,15 +211,12 @@ fn labelled(labels: &Labels, index: usize, mut values: Vec<f32>) -> Value {
 
 /// What is said of the words of a text, as `lowrank classify --json` prints it. `logits` are those of all tokens.
 fn tagged(labels: &Labels, words: &[Word], logits: &[f32]) -> Vec<Value> {
-    let width = labels.names.len();
-    let words = words.iter().map(|word| {
+    let words = words.iter().zip(tags(labels, words, logits));
+    let words = words.map(|(word, found)| {
         let mut said = json!({"word": word.text, "start": word.start, "end": word.end});
-        if let Some(token) = word.token {
-            let mut values = logits[token as usize * width..][..width].to_vec();
-            probabilities(ProblemType::SingleLabelClassification, &mut values);
-            let top = top_label(&values);
-            said["label"] = json!(labels.names[top]);
-            said["probability"] = json!(values[top]);
+        if let Some((label, probability)) = found {
+            said["label"] = json!(label);
+            said["probability"] = json!(probability);
         }
         said
     });
