@@ -121,13 +121,13 @@ class Server:
             sys.exit(f"bench_serve: {path}: {error.read().decode()}")
         return json.loads(text) if text.startswith("{") else text
 
-    def bench(self, *arguments, may_fail=False):
+    def bench(self, *arguments):
         command = [self.lowrank, "bench", "serve", "--json", "--url", self.url, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"bench_serve: {' '.join(command)}: {done.stderr}")
         measured = json.loads(done.stdout)
-        if measured["failed"] and not may_fail:
+        if measured["failed"]:
             sys.exit(f"bench_serve: requests failed: {measured['errors']}")
         return measured
 

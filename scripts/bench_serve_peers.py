@@ -27,17 +27,13 @@ import numpy as np
 from safetensors import safe_open
 
 from bench_serve import QV, Adapters, Server
+from goldens_gguf import finish, permute
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
-
-
-def permuted(rows, heads):
-    """llama.cpp turns pairs of neighbours where transformers turns halves."""
-    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def heads_of(name, config):
@@ -78,7 +74,7 @@ def write_model(folder, path):
     writer.add_add_bos_token(False)
     for name, values in tensors(folder / "model.safetensors"):
         if heads := heads_of(name, config):
-            values = permuted(values, heads)
+            values = permute(values, heads)
         stem = name.removeprefix("model.").removesuffix(".weight")
         if stem.startswith("layers."):
             _, layer, part = stem.split(".", 2)
@@ -102,17 +98,10 @@ def write_adapter(folder, config, path):
     for name, values in tensors(folder / "adapter_model.safetensors"):
         heads = heads_of(name, config)
         if "lora_B" in name and heads:
-            values = permuted(values, heads)
+            values = permute(values, heads)
         _, layer, part, module, which, _ = name.removeprefix("base_model.model.model.").split(".")
         writer.add_tensor(f"blk.{layer}.{NAMES[f'{part}.{module}']}.weight.{which.lower()}", values)
     finish(writer)
-
-
-def finish(writer):
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 class Peer:
