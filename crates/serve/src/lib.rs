@@ -145,7 +145,7 @@ pub fn serve(
         .enable_all()
         .build()?;
     let (engine, thread) = Engine::start(Arc::clone(&base.decoder), limits(&base, &options))?;
-    let state_lock = lock_state(options.adapter_dir.as_deref())?;
+    let state_lock = lock_state(options.adapter_dir.as_deref())?.map(Arc::new);
     let registry = Registry::open(
         Arc::clone(&base.decoder),
         &options.name,
@@ -170,7 +170,7 @@ pub fn serve(
         &base,
         &options.name,
         registry.folder(),
-        state_lock,
+        state_lock.clone(),
         engine.clone(),
         Arc::clone(&registry),
         runtime.handle().clone(),
@@ -230,7 +230,7 @@ pub fn serve(
     }
     runtime.shutdown_timeout(Duration::from_secs(1));
     // What the engine still does would be for nobody.
-    drop(thread);
+    drop((thread, state_lock));
     Ok(())
 }
 

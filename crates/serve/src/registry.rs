@@ -292,15 +292,12 @@ impl Registry {
 
     /// Keeps an adapter's values in memory, to which they are brought, or no longer.
     pub(crate) async fn pin(self: &Arc<Self>, name: &str, pinned: bool) -> Result<About, ApiError> {
-        let is_known = lock(&self.entries).contains_key(name);
         if pinned {
             let lease = self.lease(name).await;
             drop(lease.map_err(|error| match error.code {
                 "model_not_found" => no_adapter(name),
                 _ => error,
             })?);
-        } else if !is_known {
-            return Err(no_adapter(name));
         }
         let entry = lock(&self.entries).get(name).cloned();
         let entry = entry.ok_or_else(|| no_adapter(name))?;

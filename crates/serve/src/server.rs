@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lowrank::base::Base;
 use lowrank::data::Labels;
-use lowrank::generate::{CacheKey, GenerateOptions, LogProbs, Request, Strategy};
+use lowrank::generate::{CacheKey, GenerateOptions, Request, Strategy};
 use lowrank::model::{Adapter, BLOCK_ROWS, HeadKind};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::api::wanted::{Wanted, too_many};
+use crate::api::wanted::Wanted;
 use crate::engine::{Engine, Refused, Submission, Update};
 use crate::error::ApiError;
 use crate::grammar::{Grammar, GrammarError, Vocabulary};
@@ -374,9 +374,6 @@ impl Server {
                 });
             }
         }
-        if choices.len() > self.caps.n.max(1) * 8 {
-            return Err(too_many("n", choices.len(), self.caps.n.max(1) * 8));
-        }
         self.engine
             .submit(submissions)
             .map_err(|refused| match refused {
@@ -414,23 +411,6 @@ impl Server {
                     .forget(CacheKey::from(number) << 64 | CacheKey::from(salt));
             }
         }
-    }
-
-    /// Log-probabilities that a request may ask for.
-    pub(crate) fn log_probs(
-        &self,
-        param: &str,
-        top: usize,
-        prompt: bool,
-    ) -> Result<LogProbs, ApiError> {
-        if top > self.caps.top_log_probs {
-            return Err(too_many(param, top, self.caps.top_log_probs));
-        }
-        Ok(LogProbs {
-            made: true,
-            prompt,
-            top,
-        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use lowrank::data::Prompt;
-use lowrank::generate::Token;
+use lowrank::generate::{LogProbs, Token};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Chunks, Event, Frame, Summary, follow, token_entry, wait_for_first};
@@ -122,7 +122,11 @@ pub(crate) async fn chat(
     let log_probs = body.bool("logprobs").unwrap_or(false);
     let top = body.count("top_logprobs").unwrap_or(0);
     if log_probs {
-        wanted.log_probs = server.log_probs("top_logprobs", top, false)?;
+        wanted.log_probs = LogProbs {
+            made: true,
+            prompt: false,
+            top,
+        };
     } else if top > 0 {
         return Err(ApiError::invalid(
             "top_logprobs",

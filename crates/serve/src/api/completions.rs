@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use lowrank::data::{DecodeStream, Prompt, Tokenizer};
-use lowrank::generate::Token;
+use lowrank::generate::{LogProbs, Token};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Chunks, Event, Frame, Summary, follow, wait_for_first};
@@ -92,7 +92,11 @@ pub(crate) async fn complete(
     let echo = body.bool("echo").unwrap_or(false);
     let log_probs = body.count("logprobs");
     if let Some(top) = log_probs {
-        wanted.log_probs = server.log_probs("logprobs", top, echo)?;
+        wanted.log_probs = LogProbs {
+            made: true,
+            prompt: echo,
+            top,
+        };
         // As at OpenAI, the lists have the end token; lm-evaluation-harness takes the last entry for the answer's.
         wanted.shows_end = true;
     }

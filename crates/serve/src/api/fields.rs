@@ -132,15 +132,20 @@ impl Body {
     }
 }
 
-/// Some languages write 16 as 16.0 or 1.6e1.
-pub(crate) fn write_as_whole(value: &mut Value) {
+/// A whole number; some languages write 16 as 16.0 or 1.6e1.
+pub(crate) fn whole(value: &Value) -> Option<i64> {
     // Each whole f64 within these is an i64, too.
     const ALL: std::ops::Range<f64> = -9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0;
-    if let Some(number) = value.as_f64().filter(|_| value.is_f64())
-        && number.fract() == 0.0
-        && ALL.contains(&number)
-    {
-        *value = (number as i64).into();
+    value.as_i64().or_else(|| {
+        let number = value.as_f64().filter(|_| value.is_f64())?;
+        (number.fract() == 0.0 && ALL.contains(&number)).then_some(number as i64)
+    })
+}
+
+/// Writes a whole number as one, so that whoever reads it finds it so.
+pub(crate) fn write_as_whole(value: &mut Value) {
+    if let Some(number) = whole(value) {
+        *value = number.into();
     }
 }
 

@@ -86,7 +86,8 @@ fn router(server: Arc<Server>) -> Router {
                     .into_response()
             },
         ))
-        .layer(middleware::from_fn_with_state(Arc::clone(&server), observe))
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), guard))
+        .layer(middleware::from_fn(observe))
         .with_state(server)
 }
 
@@ -161,8 +162,20 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// Lets no other site's page use a server without keys.
+async fn guard(
+    State(server): State<Arc<Server>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if let Some(is_loopback) = server.keys.open_on() {
+        origin::check(request.method(), request.headers(), is_loopback)?;
+    }
+    Ok(next.run(request).await)
+}
+
 /// Gives every answer a request id, counts it and writes a line of the access log.
-async fn observe(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+async fn observe(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request
         .headers()
@@ -173,14 +186,7 @@ async fn observe(State(server): State<Arc<Server>>, request: Request, next: Next
     let path = request.extensions().get::<MatchedPath>();
     let path = path.map_or("other", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
-    let from = match server.keys.open_on() {
-        Some(is_loopback) => origin::check(&method, request.headers(), is_loopback),
-        None => Ok(()),
-    };
-    let mut response = match from {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    };
+    let mut response = next.run(request).await;
     let status = response.status();
     let shown = id
         .as_ref()

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use lowrank::generate::{GenerateOptions, LogProbs, Penalties, Sampling};
 use serde_json::Value;
 
-use super::fields::{Body, Field, Kind, field, kind_of, write_as_whole};
+use super::fields::{Body, Field, Kind, field, kind_of, whole};
 use crate::error::ApiError;
 use crate::server::Caps;
 
@@ -212,9 +212,7 @@ impl Wanted {
             deadline: timeout.map(|timeout| Instant::now() + timeout),
         })
     }
-}
 
-impl Wanted {
     /// Refuses ids of tokens that the model does not have.
     pub(crate) fn check_ids(&self, vocabulary: usize) -> Result<(), ApiError> {
         let biased = self.options.logit_bias.iter().map(|(id, _)| *id);
@@ -241,13 +239,7 @@ pub(crate) fn check_ids(
     }
 }
 
-/// An error about a number that the server's limits forbid.
-pub(crate) fn too_many(param: &str, found: usize, most: usize) -> ApiError {
-    let message = format!("{param} is {found}, and this server allows {most} at most");
-    ApiError::invalid(param, message)
-}
-
-/// The same about a list.
+/// An error about a list that the server's limits forbid.
 pub(crate) fn too_long(param: &str, found: usize, most: usize) -> ApiError {
     let message = format!("{param} has {found} entries, and this server allows {most} at most");
     ApiError::invalid(param, message)
@@ -358,9 +350,7 @@ pub(crate) fn token_ids(body: &Body, name: &'static str) -> Result<Vec<u32>, Api
         Some(Value::Array(items)) => items
             .iter()
             .map(|item| {
-                let mut item = item.clone();
-                write_as_whole(&mut item);
-                let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+                let id = whole(item).and_then(|id| u32::try_from(id).ok());
                 id.ok_or_else(wrong)
             })
             .collect(),

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 
 use super::{is_id, without_paths};
 use crate::error::ApiError;
-use crate::objects::new_id;
-use crate::objects::now;
+use crate::objects::{new_id, now};
 use crate::sync::{blocking, lock};
 
 /// Bytes of a file at most.

@@ -54,7 +54,8 @@ pub(crate) struct Jobs {
     working: Mutex<usize>,
     rested: Condvar,
     /// No other server works in the folder.
-    _lock: Option<Lock>,
+    /// Threads of jobs may outlast the server.
+    _lock: Option<Arc<Lock>>,
 }
 
 impl Jobs {
@@ -66,7 +67,7 @@ impl Jobs {
         base: &Base,
         base_name: &str,
         adapters: Option<&Path>,
-        lock: Option<Lock>,
+        lock: Option<Arc<Lock>>,
         engine: Engine,
         registry: Arc<Registry>,
         runtime: tokio::runtime::Handle,

@@ -24,8 +24,7 @@ use super::job::{Job, Record, Status, save};
 use super::{Jobs, is_id, preview, settings};
 use crate::api::{Body, events, fields, whole};
 use crate::error::ApiError;
-use crate::objects::new_id;
-use crate::objects::now;
+use crate::objects::{new_id, now};
 use crate::server::Server;
 use crate::sync::{blocking, lock};
 

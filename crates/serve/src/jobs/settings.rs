@@ -364,10 +364,10 @@ fn hyperparameters(
                 Some(number) => config.num_train_epochs = number,
                 None => return wrong("a number above 0"),
             },
-            "batch_size" => match whole(value).filter(|rows| (1..=65536).contains(rows)) {
+            "batch_size" => match fields::whole(value).filter(|rows| (1..=65536).contains(rows)) {
                 Some(_) if given.contains_key("batch_size") => return twice("batch_size"),
                 Some(rows) => {
-                    let steps = config.gradient_accumulation_steps as u64;
+                    let steps = config.gradient_accumulation_steps as i64;
                     if rows % steps != 0 {
                         let message = format!(
                             "batch_size is the rows of an optimizer step, and {rows} cannot be divided by gradient_accumulation_steps {steps}"
@@ -386,13 +386,6 @@ fn hyperparameters(
         }
     }
     Ok(())
-}
-
-/// A whole number, which may be written as a float.
-fn whole(value: &Value) -> Option<u64> {
-    let mut value = value.clone();
-    write_as_whole(&mut value);
-    value.as_u64()
 }
 
 /// The hyperparameters and where they stand: under `method`, or as they were given before there was one.
