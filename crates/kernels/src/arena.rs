@@ -15,11 +15,18 @@ struct Slot {
     start: usize,
     rows: usize,
     cols: usize,
+    /// Whether its values are held elsewhere: it has a shape and no elements.
+    is_absent: bool,
 }
 
 impl Slot {
     fn range(self) -> Range<usize> {
-        self.start..self.start + self.rows * self.cols
+        let len = if self.is_absent {
+            0
+        } else {
+            self.rows * self.cols
+        };
+        self.start..self.start + len
     }
 }
 
@@ -37,12 +44,25 @@ pub struct Arena {
 impl Arena {
     /// An arena of zeros with a slot for each (rows, cols).
     pub fn new(shapes: &[(usize, usize)]) -> Self {
+        Self::holding(shapes, |_| true)
+    }
+
+    /// The same where another process has some of the slots: these have a shape and no elements, and are neither read nor
+    /// written.
+    pub fn holding(shapes: &[(usize, usize)], is_held: impl Fn(usize) -> bool) -> Self {
         let mut start = 0;
         let slots = shapes
             .iter()
-            .map(|&(rows, cols)| {
-                let slot = Slot { start, rows, cols };
-                start += rows * cols;
+            .enumerate()
+            .map(|(slot, &(rows, cols))| {
+                let is_absent = !is_held(slot);
+                let slot = Slot {
+                    start,
+                    rows,
+                    cols,
+                    is_absent,
+                };
+                start = slot.range().end;
                 slot
             })
             .collect();
@@ -53,18 +73,54 @@ impl Arena {
         }
     }
 
+    /// The same slots without those that are not held.
+    #[must_use]
+    pub fn cut(&self, is_held: impl Fn(usize) -> bool) -> Self {
+        let shapes: Vec<_> = (0..self.slots()).map(|slot| self.shape(slot)).collect();
+        let mut cut = Self::holding(&shapes, is_held);
+        for slot in 0..self.slots() {
+            if cut.is_held(slot) {
+                cut.view_mut(slot).copy_from(self.view(slot));
+            }
+        }
+        cut
+    }
+
+    /// Whether a slot's elements are here.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn is_held(&self, slot: usize) -> bool {
+        !self.slots[slot].is_absent
+    }
+
     /// Adds slots of zeros behind the others, whose values stay. Values that nobody asked for yet are still not there.
     pub fn extend(&mut self, shapes: &[(usize, usize)]) {
         let old = self.len;
         for &(rows, cols) in shapes {
             let start = self.len;
-            self.slots.push(Slot { start, rows, cols });
+            self.slots.push(Slot {
+                start,
+                rows,
+                cols,
+                is_absent: false,
+            });
             self.len += rows * cols;
         }
         if let Some(values) = self.values.take() {
             let mut longer = Tensor::zeros(1, self.len);
             longer.view_mut().into_f32s()[..old].copy_from_slice(values.view().f32s());
             self.values = OnceLock::from(longer);
+        }
+    }
+
+    /// An arena of zeros with the same slots.
+    #[must_use]
+    pub fn zeros_like(&self) -> Self {
+        Self {
+            values: OnceLock::new(),
+            len: self.len,
+            slots: self.slots.clone(),
         }
     }
 
@@ -86,7 +142,7 @@ impl Arena {
         self.slots.len()
     }
 
-    /// Number of elements of all slots together.
+    /// Number of elements of all slots that are held.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -147,6 +203,42 @@ impl Arena {
         }
     }
 
+    /// Where a slot lies in the buffer.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn range(&self, slot: usize) -> Range<usize> {
+        self.slots[slot].range()
+    }
+
+    /// All elements in their order, to hand them to another process or a file.
+    pub fn as_slice(&self) -> &[f32] {
+        self.values().view().f32s()
+    }
+
+    /// The same to write.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        self.values_mut().view_mut().into_f32s()
+    }
+
+    /// Some elements, counted over all slots, as one row.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn part(&self, range: Range<usize>) -> View<'_> {
+        let cols = range.len();
+        View::from_slice(&self.as_slice()[range], 1, cols)
+    }
+
+    /// The same to write.
+    ///
+    /// # Panics
+    /// As [`part`](Self::part).
+    pub fn part_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        let cols = range.len();
+        ViewMut::new(&mut self.as_mut_slice()[range], 1, cols)
+    }
+
     /// All elements as one row.
     pub fn flat(&self) -> View<'_> {
         self.values().view()
@@ -177,5 +269,9 @@ mod tests {
         assert_eq!((arena.slots(), arena.len()), (4, 8));
         assert_eq!(arena.view(1).to_vec(), [3.0, 3.0]);
         assert_eq!(arena.view(2).to_vec(), [0.0; 3]);
+        assert_eq!(arena.range(1), 2..4);
+        arena.part_mut(3..5).fill(7.0);
+        assert_eq!(arena.part(2..5).to_vec(), [3.0, 7.0, 7.0]);
+        assert_eq!(arena.as_slice(), [0.0, 0.0, 3.0, 7.0, 7.0, 0.0, 0.0, 0.0]);
     }
 }

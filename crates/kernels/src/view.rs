@@ -26,6 +26,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Numbers as one row.
+    pub fn of_row(data: &'a [f32]) -> Self {
+        Self::from_slice(data, 1, data.len())
+    }
+
     /// A view of f32 numbers.
     pub(crate) fn from_slice(data: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::new(Numbers::of_f32s(data), rows, cols)
@@ -170,6 +175,12 @@ pub struct ViewMut<'a> {
 }
 
 impl<'a> ViewMut<'a> {
+    /// Numbers as one row.
+    pub fn of_row(data: &'a mut [f32]) -> Self {
+        let cols = data.len();
+        Self::new(data, 1, cols)
+    }
+
     pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(
             data.len(),

@@ -12,7 +12,7 @@ use lowrank_kernels::release_freed_memory;
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::weights::with_head_of;
-use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Weights, families};
+use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Stage, Weights, families};
 use crate::units;
 
 pub use grown::Grown;
@@ -223,6 +223,9 @@ impl Base {
     }
 }
 
+/// Which stage of a model is to be loaded, from its config as the tensors have it; `None`: all of it.
+pub(crate) type StageOf<'a> = &'a dyn Fn(&ModelConfig) -> Result<Option<Stage>, Error>;
+
 impl Source {
     /// Finds the files that a `--model` value means.
     ///
@@ -311,8 +314,19 @@ impl Source {
     /// # Errors
     /// Anything about its files that can't be used, by name.
     pub fn weights_for(&self, dtype: DType, purpose: Purpose) -> Result<Weights, Error> {
+        self.stage_weights_for(dtype, purpose, &|_| Ok(None))
+    }
+
+    /// The same of one stage of a pipeline.
+    fn stage_weights_for(
+        &self,
+        dtype: DType,
+        purpose: Purpose,
+        stage_of: StageOf<'_>,
+    ) -> Result<Weights, Error> {
         let config = families::read_config_for(&self.files().config()?, purpose)?;
-        let mut weights = Weights::from_checkpoint(config, &self.checkpoint()?, dtype)?;
+        let checkpoint = self.checkpoint()?;
+        let mut weights = Weights::stage_from_checkpoint(config, &checkpoint, dtype, stage_of)?;
         if let Self::Grown(grown) = self {
             weights.grow(grown.rows(weights.config().vocab_size))?;
         }
@@ -426,7 +440,8 @@ impl Source {
         let config = families::read_config_for(&self.config()?, Purpose::LanguageModel)?;
         self.check_limits(&config, dtype)?;
         let tokenizer = self.tokenizer()?;
-        let network = self.load_weights(&config, dtype, Purpose::LanguageModel)?;
+        let purpose = Purpose::LanguageModel;
+        let network = self.load_weights(&config, dtype, purpose, &|_| Ok(None))?;
         Ok(Base {
             decoder: Decoder::new(network.0),
             tokenizer,
@@ -445,7 +460,7 @@ impl Source {
         labels: Option<Labels>,
         seed: u64,
     ) -> Result<Network, Error> {
-        self.load_network(dtype, purpose, labels, seed, false)
+        self.load_network(dtype, purpose, labels, (seed, false), &|_| Ok(None))
     }
 
     /// The same with a new last linear of the classifier, whatever the files have.
@@ -459,20 +474,25 @@ impl Source {
         labels: Option<Labels>,
         seed: u64,
     ) -> Result<Network, Error> {
-        self.load_network(dtype, purpose, labels, seed, true)
+        self.load_network(dtype, purpose, labels, (seed, true), &|_| Ok(None))
     }
 
-    fn load_network(
+    /// Loads the stage of the model that `stage_of` says, or all of it. Where `renew` says so, the last linear of the classifier begins
+    /// anew.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); what `stage_of` says.
+    pub(crate) fn load_network(
         self,
         dtype: DType,
         purpose: Purpose,
         labels: Option<Labels>,
-        seed: u64,
-        renew: bool,
+        (seed, renew): (u64, bool),
+        stage_of: StageOf<'_>,
     ) -> Result<Network, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
         self.check_limits(&config, dtype)?;
-        let (mut weights, source) = self.load_weights(&config, dtype, purpose)?;
+        let (mut weights, source) = self.load_weights(&config, dtype, purpose, stage_of)?;
         if renew {
             weights.renew_classifier();
         }
@@ -489,9 +509,10 @@ impl Source {
         config: &ModelConfig,
         dtype: DType,
         purpose: Purpose,
+        stage_of: StageOf<'_>,
     ) -> Result<(Weights, Self), Error> {
         let tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
-        let weights = self.weights_for(dtype, purpose)?;
+        let weights = self.stage_weights_for(dtype, purpose, stage_of)?;
         if tied && !weights.config().tie_word_embeddings {
             tracing::warn!(
                 "{self}: lm_head.weight differs from the embedding, so it is used as the head, though config.json has \

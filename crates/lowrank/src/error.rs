@@ -49,6 +49,15 @@ pub enum Error {
     /// A loss or gradient that is no longer finite.
     #[error("{0}")]
     Diverged(String),
+    /// Ranks of a run that could not exchange something.
+    #[error(transparent)]
+    Communication(#[from] lowrank_comm::Error),
+    /// Another rank of the run failed, and rank 0 says why.
+    #[error("another rank of the run has failed; rank 0 says why")]
+    OtherRank {
+        /// Whether the user asked for something that cannot be.
+        is_misuse: bool,
+    },
     /// Reading or writing a file.
     #[error("{}: {source}", path.display())]
     Io {
@@ -67,6 +76,9 @@ impl Error {
 
     /// Whether the user asked for something that cannot be (exit code 2), rather than something failing (1).
     pub fn is_misuse(&self) -> bool {
-        matches!(self, Self::Settings(_))
+        matches!(
+            self,
+            Self::Settings(_) | Self::OtherRank { is_misuse: true }
+        )
     }
 }

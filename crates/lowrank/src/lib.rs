@@ -66,6 +66,7 @@
 //! What signatures mention of the crates below is re-exported: all of it in [`kernels`] and [`formats`], and what is common
 //! beside the functions that take it.
 
+pub use lowrank_comm as comm;
 pub use lowrank_formats as formats;
 pub use lowrank_kernels as kernels;
 
@@ -92,6 +93,7 @@ pub mod objective;
 mod output;
 pub mod plan;
 mod random;
+pub mod ranks;
 pub mod report;
 pub mod settings;
 pub mod train;

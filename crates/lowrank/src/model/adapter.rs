@@ -247,9 +247,27 @@ impl Adapter {
         }
     }
 
+    /// The same tables with other values, which are laid out alike.
+    pub(crate) fn with_params(&self, params: Arena) -> Self {
+        Self {
+            params,
+            names: self.names.clone(),
+            low_rank: self.low_rank.clone(),
+            scaled: self.scaled.clone(),
+            replaced: self.replaced.clone(),
+            bottleneck: self.bottleneck.clone(),
+            token_rows: self.token_rows.clone(),
+            virtual_tokens: self.virtual_tokens.clone(),
+            saved: self.saved.clone(),
+        }
+    }
+
     /// Rounds every value to what `dtype` can hold.
     pub(crate) fn round_to(&mut self, dtype: DType) {
         for slot in 0..self.params.slots() {
+            if !self.params.is_held(slot) {
+                continue;
+            }
             let (rows, cols) = self.params.shape(slot);
             let rounded = Tensor::from_f32_as(rows, cols, &self.params.view(slot).to_vec(), dtype);
             self.params.view_mut(slot).copy_from(rounded.view());
@@ -321,9 +339,11 @@ impl Adapter {
     pub(crate) fn copy_token_rows(&mut self, weights: &Weights) {
         for (id, rows) in self.token_rows.tables() {
             let tied = id == WeightId::Head && weights.config().tie_word_embeddings;
-            let table = weights.view(if tied { WeightId::Embedding } else { id });
-            let own = self.params.view_mut(rows.slot);
-            embedding_forward(own, &rows.ids, table, false);
+            // A stage of a pipeline may have neither the table nor the rows.
+            if let Some(table) = weights.get(if tied { WeightId::Embedding } else { id }) {
+                let own = self.params.view_mut(rows.slot);
+                embedding_forward(own, &rows.ids, table, false);
+            }
         }
     }
 
@@ -496,9 +516,11 @@ impl Adapter {
         Ok(mixed)
     }
 
-    /// Number of trained values.
+    /// Number of trained values, also of those that other stages of a pipeline hold.
     pub fn parameters(&self) -> usize {
-        self.params.len()
+        let slots = 0..self.params.slots();
+        let shapes = slots.map(|slot| self.params.shape(slot));
+        shapes.map(|(rows, cols)| rows * cols).sum()
     }
 
     /// Slot of a parameter by its name.

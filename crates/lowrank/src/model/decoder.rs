@@ -86,6 +86,11 @@ impl Decoder {
         self.hash.get_or_init(|| self.weights.hash())
     }
 
+    /// Lets a stage of a model know the hash of all of it.
+    pub(crate) fn set_weights_hash(&self, hash: String) {
+        drop(self.hash.set(hash));
+    }
+
     /// Factor of the embedding's rows.
     pub(crate) fn table_scale(&self) -> Option<f32> {
         let EmbeddingScale::Table(factor) = self.config().embedding_scale? else {
@@ -127,11 +132,44 @@ impl Decoder {
             ..self.pass(batch, adapters, ws)
         };
         let run = self.run(batch, &batch.supervised, pass);
-        let (mut x, embedded) = run.embed();
-        run.give_embedded(embedded);
-        for layer in 0..self.config().num_hidden_layers {
-            x = run.block(layer).forward(x, None);
-        }
+        let x = run.blocks(None);
+        Forward::new(run, x, None)
+    }
+
+    /// The rows [T, C] behind the blocks of a stage of a pipeline that is not the last one; `below` has those behind the blocks of the
+    /// stage below, where there is one. Nothing is kept.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward); if the stage is the last one.
+    pub fn pass_on(
+        &self,
+        batch: &Batch,
+        adapters: AdapterSet,
+        below: Option<Tensor>,
+        ws: &Workspace,
+    ) -> Tensor {
+        check_virtual(batch, adapters);
+        assert!(!self.weights.stage().is_last, "the last stage scores");
+        let run = self.run(batch, &batch.supervised, self.pass(batch, adapters, ws));
+        let x = run.blocks(below);
+        run.finish();
+        x
+    }
+
+    /// [`forward`](Self::forward) of the last stage of a pipeline from the rows of the stage below.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_from<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        below: Option<Tensor>,
+        ws: &'a Workspace,
+    ) -> Forward<'a> {
+        check_virtual(batch, adapters);
+        let run = self.run(batch, &batch.supervised, self.pass(batch, adapters, ws));
+        let x = run.blocks(below);
         Forward::new(run, x, None)
     }
 
@@ -149,6 +187,25 @@ impl Decoder {
         options: &PassOptions<'a>,
         ws: &'a Workspace,
     ) -> Result<Forward<'a>, ForeignAdapter> {
+        let stage = self.stage_keeping(batch, adapters, None, options, ws)?;
+        Ok(stage.to_top())
+    }
+
+    /// The same of a stage of a pipeline; `below` has the rows [T, C] behind the blocks of the stage below, where there is one.
+    ///
+    /// # Errors
+    /// As [`forward_keeping`](Self::forward_keeping).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn stage_keeping<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapters: AdapterSet<'a>,
+        below: Option<Tensor>,
+        options: &PassOptions<'a>,
+        ws: &'a Workspace,
+    ) -> Result<StageForward<'a>, ForeignAdapter> {
         let foreign =
             |(rows, adapter): &&(std::ops::Range<usize>, usize)| *adapter != 0 && !rows.is_empty();
         if let Some((rows, adapter)) = batch.adapters.iter().find(foreign) {
@@ -169,12 +226,12 @@ impl Decoder {
         let lowest = adapters.first().and_then(Adapter::lowest_layer);
         let from = lowest.unwrap_or(layers);
         let mut blocks = Vec::with_capacity(layers);
-        let (mut x, mut embedded) = run.embed();
+        let (mut x, mut embedded) = run.enter(below);
         let to_input = |adapter: &Adapter| adapter.reach(0) == Reach::Input;
         if !adapters.first().is_some_and(to_input) {
             run.give_embedded(embedded.take());
         }
-        for layer in 0..layers {
+        for layer in self.weights.stage().blocks.clone() {
             let block = run.block(layer);
             x = if layer < from {
                 block.forward(x, None)
@@ -189,7 +246,7 @@ impl Decoder {
             blocks,
             from,
         };
-        Ok(Forward::new(run, x, Some(kept)))
+        Ok(StageForward { run, x, kept })
     }
 
     /// Logits [rows, V] of the given rows of a batch, in ascending order. With a cache, the batch's keys and values are appended to
@@ -210,7 +267,7 @@ impl Decoder {
         }
         in_pool(|| {
             let run = self.run(batch, rows, self.pass(batch, adapters, ws));
-            let (mut x, embedded) = run.embed();
+            let (mut x, embedded) = run.enter(None);
             run.give_embedded(embedded);
             for layer in 0..self.config().num_hidden_layers {
                 x = run.block(layer).forward(x, cache.as_deref_mut());
@@ -225,6 +282,30 @@ impl Decoder {
             head_own_logits(logits.view_mut(), hidden, own, scaling, classes, ws);
             forward.finish();
             logits
+        })
+    }
+
+    /// Appends the keys and values of a batch to a cache, in the blocks that are here: the rows [T, C] behind these. `below` has the
+    /// rows of the stage of a pipeline below, where there is one. No adapter is used.
+    pub(crate) fn fill_cache(
+        &self,
+        batch: &Batch,
+        below: Option<Tensor>,
+        cache: &mut KvCache,
+        ws: &Workspace,
+    ) -> Tensor {
+        in_pool(|| {
+            let adapters = AdapterSet::none();
+            // All rows go on to the last block: whoever reads them may be another stage.
+            let rows: Vec<u32> = (0..batch.tokens() as u32).collect();
+            let run = self.run(batch, &rows, self.pass(batch, adapters, ws));
+            let (mut x, embedded) = run.enter(below);
+            run.give_embedded(embedded);
+            for layer in self.weights.stage().blocks.clone() {
+                x = run.block(layer).forward(x, Some(cache));
+            }
+            run.finish();
+            x
         })
     }
 
@@ -323,6 +404,48 @@ impl Run<'_> {
             relative: self.relative.as_ref(),
         };
         Block::new(&self.pass, self.batch, layer, places, wanted)
+    }
+
+    /// The input of the first block that is here: the rows of the stage below, or the embeddings.
+    fn enter(&self, below: Option<Tensor>) -> (Tensor, Embedded) {
+        match below {
+            Some(x) => (x, None),
+            None => self.embed(),
+        }
+    }
+
+    /// The output of the last block that is here.
+    fn blocks(&self, below: Option<Tensor>) -> Tensor {
+        let (mut x, embedded) = self.enter(below);
+        self.give_embedded(embedded);
+        for layer in self.decoder.weights.stage().blocks.clone() {
+            x = self.block(layer).forward(x, None);
+        }
+        x
+    }
+
+    /// Back through the blocks that are here, `dx` being the gradient of the last one's output: the gradient of the first one's input,
+    /// where a stage below goes on with it.
+    fn blocks_backward(&self, mut dx: Tensor, kept: Kept, grads: &mut Arena) -> Option<Tensor> {
+        let Kept {
+            embedded,
+            mut blocks,
+            from,
+        } = kept;
+        let stage = self.decoder.weights.stage();
+        let adapter = self.pass.adapters.first();
+        for layer in (from.max(stage.blocks.start)..stage.blocks.end).rev() {
+            let (Some(saved), Some(adapter)) = (blocks.pop(), adapter) else {
+                break;
+            };
+            let reach = adapter.reach(layer);
+            dx = self.block(layer).backward(dx, saved, reach, grads);
+        }
+        if !stage.is_first {
+            return Some(dx);
+        }
+        self.embed_backward(dx, embedded, grads);
+        None
     }
 
     /// The first block's input, and where a norm makes it, what that norm read and saved.
@@ -440,6 +563,55 @@ struct Kept {
     from: usize,
 }
 
+/// A forward through the blocks of one stage that was computed, and what its backward needs.
+pub struct StageForward<'a> {
+    run: Run<'a>,
+    x: Tensor,
+    kept: Kept,
+}
+
+impl<'a> StageForward<'a> {
+    /// The rows [T, C] behind the stage's blocks.
+    pub fn rows(&self) -> View<'_> {
+        self.x.view()
+    }
+
+    /// Goes on to what stands on the hidden rows; in the last stage alone.
+    ///
+    /// # Panics
+    /// In another stage.
+    pub fn to_top(self) -> Forward<'a> {
+        assert!(self.run.decoder.weights.stage().is_last, "the last stage");
+        Forward::new(self.run, self.x, Some(self.kept))
+    }
+
+    /// Whether its backward does anything: whether something is trained in this stage or below it.
+    pub fn needs_gradient(&self) -> bool {
+        self.kept.from < self.run.decoder.weights.stage().blocks.end
+    }
+
+    /// Gives the buffers back.
+    pub fn finish(self) {
+        let pass = &self.run.pass;
+        self.run.give_embedded(self.kept.embedded);
+        for saved in self.kept.blocks {
+            saved.give(pass);
+        }
+        pass.give([self.x]);
+        self.run.finish();
+    }
+
+    /// Adds to the gradients of what is trained in this stage, `dx` [T, C] being the gradient of its rows; the gradient of the rows
+    /// of the stage below, where there is one.
+    pub fn backward(self, dx: Tensor, grads: &mut Arena) -> Option<Tensor> {
+        let Self { run, x, kept } = self;
+        run.pass.give([x]);
+        let below = run.blocks_backward(dx, kept, grads);
+        run.finish();
+        below
+    }
+}
+
 /// A forward that was computed: hidden rows, and what its backward needs. It ends with [`finish`](Self::finish) or
 /// [`backward`](Self::backward), which give its buffers back.
 pub struct Forward<'a> {
@@ -486,9 +658,10 @@ impl<'a> Forward<'a> {
                 .into_iter()
                 .any(|part| pass.trained(WeightId::FinalNorm(part)).is_some())
         };
+        let layers = pass.config().num_hidden_layers;
         self.kept
             .as_ref()
-            .is_some_and(|kept| kept.from < pass.config().num_hidden_layers || trains_norm())
+            .is_some_and(|kept| kept.from < layers || trains_norm())
     }
 
     /// Gives the buffers back.
@@ -506,8 +679,8 @@ impl<'a> Forward<'a> {
     }
 
     /// Adds to the gradients of what is trained, `dh` [n, C] being the gradient of the hidden rows. Without [`Decoder::forward_keeping`] there is
-    /// nothing to go back to.
-    pub fn backward(self, dh: Tensor, grads: &mut Arena) {
+    /// nothing to go back to. Where a stage of a pipeline lies below this one, it gets the gradient [T, C] of the rows that it gave.
+    pub fn backward(self, dh: Tensor, grads: &mut Arena) -> Option<Tensor> {
         let Self {
             run,
             hidden,
@@ -531,24 +704,11 @@ impl<'a> Forward<'a> {
         let Some(kept) = kept else {
             pass.give([d_rows]);
             run.finish();
-            return;
+            return None;
         };
-        let Kept {
-            embedded,
-            mut blocks,
-            from,
-        } = kept;
-        let mut dx = run.spread(d_rows);
-        let adapter = pass.adapters.first();
-        for layer in (from..pass.config().num_hidden_layers).rev() {
-            let (Some(saved), Some(adapter)) = (blocks.pop(), adapter) else {
-                break;
-            };
-            let reach = adapter.reach(layer);
-            dx = run.block(layer).backward(dx, saved, reach, grads);
-        }
-        run.embed_backward(dx, embedded, grads);
+        let dx = run.blocks_backward(run.spread(d_rows), kept, grads);
         run.finish();
+        dx
     }
 }
 

@@ -18,6 +18,7 @@ mod relative;
 mod rope;
 mod saving;
 mod scales;
+mod stage;
 mod token_rows;
 mod top;
 pub(crate) mod weights;
@@ -33,8 +34,10 @@ pub use config::{
     LinearId, LinearKind, MlpKind, ModelConfig, NormKind, NormPlacement, Part, Pooling, Position,
     Purpose, QkNorm, QueryScale, RelativeAttention, Rope, RopeScaling, Sublayer, WeightId,
 };
-pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions};
+pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions, StageForward};
 pub use saving::{Recompute, Saving};
+pub(crate) use stage::stages_of_slots;
+pub use stage::{Stage, split};
 pub use top::{ClassifierSaved, Head, Top};
 pub use weights::Weights;
 

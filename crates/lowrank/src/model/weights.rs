@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use lowrank_formats::SharedBytes;
 use lowrank_formats::checkpoint::{
@@ -16,12 +17,15 @@ use rayon::prelude::*;
 use super::adapter::Adapter;
 use super::config::{Family, LinearKind, ModelConfig, Part, Purpose, WeightId};
 use super::families;
+use super::stage::Stage;
 use crate::Error;
 use crate::random::{hash, mix};
 
 /// Every tensor of a base model. Matrices are stored as `base_dtype`, vectors always as f32.
 pub struct Weights {
     config: ModelConfig,
+    /// The part of the model that is here; tensors of other parts are not.
+    stage: Stage,
     tensors: HashMap<WeightId, Tensor>,
     dtype: DType,
     /// Where in a mapped file tensors lie.
@@ -30,7 +34,12 @@ pub struct Weights {
     new: Vec<WeightId>,
     /// How many labels the checkpoint's classifier has, where that is another number.
     other_labels: Option<usize>,
+    /// The fingerprint of the whole model, where only a stage of it is here.
+    whole_fingerprint: OnceLock<String>,
 }
+
+/// For each tensor of a model, numbers that show what its values are; none for one that is not here.
+pub(crate) type TensorMarks = Vec<Option<Vec<u64>>>;
 
 impl Weights {
     /// Reads a Hugging Face folder. A tensor whose stored type is `dtype` is used where it is mapped; another is converted,
@@ -65,7 +74,22 @@ impl Weights {
         checkpoint: &Checkpoint,
         dtype: DType,
     ) -> Result<Self, Error> {
+        Self::stage_from_checkpoint(config, checkpoint, dtype, &|_| Ok(None))
+    }
+
+    /// The same of one stage of a pipeline, which `stage_of` chooses for the config as the tensors have it; `None`: all of it. The tensors of
+    /// others are looked for, but not read.
+    ///
+    /// # Errors
+    /// As [`from_checkpoint`](Self::from_checkpoint); what `stage_of` says.
+    pub fn stage_from_checkpoint(
+        config: ModelConfig,
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        stage_of: &dyn Fn(&ModelConfig) -> Result<Option<Stage>, Error>,
+    ) -> Result<Self, Error> {
         let config = with_head_of(config, checkpoint)?;
+        let stage = stage_of(&config)?.unwrap_or_else(|| Stage::whole(&config));
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
         let mut mapped = Vec::new();
@@ -76,7 +100,9 @@ impl Weights {
             let Some(entry) = find(&config, checkpoint, id) else {
                 if config.is_of_classifier(id) {
                     new.push(id);
-                    tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                    if stage.reads(&config, id) {
+                        tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                    }
                     continue;
                 }
                 problems.push(format!("{name}: missing (expected {})", shape_text(shape)));
@@ -91,7 +117,9 @@ impl Weights {
             if let Some(labels) = other_label_count(&config, id, &entry.shape) {
                 other_labels = Some(labels);
                 new.push(id);
-                tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                if stage.reads(&config, id) {
+                    tensors.insert(id, Tensor::zeros(shape.0, shape.1));
+                }
                 continue;
             }
             if !has_shape(&entry.shape, shape) {
@@ -100,6 +128,9 @@ impl Weights {
                     entry.shape,
                     shape_text(shape)
                 ));
+                continue;
+            }
+            if !stage.reads(&config, id) {
                 continue;
             }
             let exact = shape.0 == 1 || config.is_of_classifier(id);
@@ -134,11 +165,13 @@ impl Weights {
         check_finite(bad.collect::<Vec<_>>())?;
         Ok(Self {
             config,
+            stage,
             tensors,
             dtype,
             mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
             new,
             other_labels,
+            whole_fingerprint: OnceLock::new(),
         })
     }
 
@@ -275,12 +308,14 @@ impl Weights {
         }
         if problems.is_empty() {
             Ok(Self {
+                stage: Stage::whole(&config),
                 config,
                 tensors,
                 dtype,
                 mapped: Vec::new(),
                 new: Vec::new(),
                 other_labels: None,
+                whole_fingerprint: OnceLock::new(),
             })
         } else {
             Err(Error::Tensors {
@@ -295,12 +330,17 @@ impl Weights {
         &self.config
     }
 
+    /// The part of the model that is here.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
     /// How matrices are stored.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// A tensor of the base. Every id of [`ModelConfig::weights`] is there.
+    /// A tensor of the base. Every id of [`ModelConfig::weights`] is there, unless another stage of a pipeline has it.
     pub fn view(&self, id: WeightId) -> View<'_> {
         self.tensors[&id].view()
     }
@@ -329,50 +369,119 @@ impl Weights {
 
     /// A hash of all of the base's values as they are held. Unlike the [`fingerprint`](Self::fingerprint) it notices any
     /// change, and it is another for another storage.
+    ///
+    /// # Panics
+    /// If only a stage of the model is here.
     pub fn hash(&self) -> String {
+        hash_of(&self.hashes())
+    }
+
+    /// The hashes of each tensor's parts.
+    pub(crate) fn hashes(&self) -> TensorMarks {
         // So many elements are copied out at a time.
         const PART: usize = 1 << 18;
-        let ids = self.config.weights();
-        let parts: Vec<View<'_>> = ids
+        let marked = self.marked();
+        let parts: Vec<(usize, View<'_>)> = marked
             .iter()
-            .filter(|(id, _)| !self.config.is_of_classifier(*id))
-            .flat_map(|&(id, (rows, cols))| {
-                let view = self.view(id);
-                let step = (PART / cols.max(1)).max(1);
+            .enumerate()
+            .filter_map(|(index, (_, view))| Some((index, (*view)?)))
+            .flat_map(|(index, view)| {
+                let rows = view.rows();
+                let step = (PART / view.cols().max(1)).max(1);
                 (0..rows)
                     .step_by(step)
-                    .map(move |row| view.slice_rows(row..rows.min(row + step)))
+                    .map(move |row| (index, view.slice_rows(row..rows.min(row + step))))
             })
             .collect();
-        let hashes: Vec<u64> = parts
+        let hashes: Vec<(usize, u64)> = parts
             .into_par_iter()
-            .map(|part| hash(&part.to_le_bytes(part.dtype())))
+            .map(|(index, part)| (index, hash(&part.to_le_bytes(part.dtype()))))
             .collect();
-        format!("{:016x}", hashes.into_iter().fold(0, mix))
+        let mut marks: TensorMarks = marked
+            .iter()
+            .map(|(_, view)| view.map(|_| Vec::new()))
+            .collect();
+        for (index, hash) in hashes {
+            if let Some(mark) = &mut marks[index] {
+                mark.push(hash);
+            }
+        }
+        marks
     }
 
     /// A short hash of shapes and of 64 values of each tensor, rounded to bf16: the same model stored as f32 or as bf16
     /// has the same fingerprint, another model has another.
+    ///
+    /// # Panics
+    /// If only a stage of the model is here, and the whole one's was not [given](Self::set_fingerprint).
     pub fn fingerprint(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut eat = |value: u64| {
-            for byte in value.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        let all = self.config.weights().into_iter();
-        for (id, (rows, cols)) in all.filter(|(id, _)| !self.config.is_of_classifier(*id)) {
-            eat(rows as u64);
-            eat(cols as u64);
-            let view = self.view(id);
-            let step = (rows * cols / 64).max(1);
-            for index in (0..rows * cols).step_by(step).take(64) {
-                let value = view.get(index / cols, index % cols);
-                eat(u64::from(half::bf16::from_f32(value).to_bits()));
-            }
+        match self.whole_fingerprint.get() {
+            Some(known) => known.clone(),
+            None => fingerprint_of(&self.samples()),
         }
-        format!("{hash:016x}")
     }
+
+    /// Lets a stage of a model know the fingerprint of all of it.
+    pub(crate) fn set_fingerprint(&self, fingerprint: String) {
+        drop(self.whole_fingerprint.set(fingerprint));
+    }
+
+    /// What the fingerprint is made of.
+    pub(crate) fn samples(&self) -> TensorMarks {
+        let samples = |(rows, cols): (usize, usize), view: View<'_>| {
+            let step = (rows * cols / 64).max(1);
+            let places = (0..rows * cols).step_by(step).take(64);
+            let values = places.map(|index| view.get(index / cols, index % cols));
+            let values = values.map(|value| u64::from(half::bf16::from_f32(value).to_bits()));
+            [rows as u64, cols as u64]
+                .into_iter()
+                .chain(values)
+                .collect()
+        };
+        self.marked()
+            .into_iter()
+            .map(|(shape, view)| view.map(|view| samples(shape, view)))
+            .collect()
+    }
+
+    /// The tensors that tell one base from another, in their order.
+    fn marked(&self) -> Vec<((usize, usize), Option<View<'_>>)> {
+        let all = self.config.weights().into_iter();
+        all.filter(|(id, _)| !self.config.is_of_classifier(*id))
+            .map(|(id, shape)| (shape, self.get(id)))
+            .collect()
+    }
+}
+
+/// [`Weights::hash`] from the marks of all tensors.
+///
+/// # Panics
+/// If one is missing.
+pub(crate) fn hash_of(marks: &TensorMarks) -> String {
+    let all = whole(marks);
+    format!("{:016x}", all.flatten().copied().fold(0, mix))
+}
+
+/// [`Weights::fingerprint`] from the marks of all tensors.
+///
+/// # Panics
+/// If one is missing.
+pub(crate) fn fingerprint_of(marks: &TensorMarks) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for value in whole(marks).flatten() {
+        for byte in value.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    format!("{hash:016x}")
+}
+
+fn whole(marks: &TensorMarks) -> impl Iterator<Item = &Vec<u64>> {
+    let parts = marks.iter();
+    parts.map(|mark| {
+        mark.as_ref()
+            .unwrap_or_else(|| panic!("a tensor is in another stage"))
+    })
 }
 
 /// Writes `model.safetensors` into `folder`: every tensor of a model of this config, named as its family names it.

@@ -91,7 +91,7 @@ pub fn loss_with(
 ) -> LossSum {
     in_pool(|| {
         let forward = model.forward_with(batch, adapters, pauses, ws);
-        score(forward, objective, None, ws)
+        score(forward, objective, None, ws).0
     })
 }
 
@@ -113,17 +113,23 @@ pub fn loss_and_gradients(
 ) -> Result<LossSum, ForeignAdapter> {
     in_pool(|| {
         let forward = model.forward_keeping(batch, adapters, options, ws)?;
-        Ok(score(forward, objective, Some(grads), ws))
+        let (sums, dx) = score(forward, objective, Some(grads), ws);
+        // The model is whole: no stage goes on with the gradient of its input.
+        if let Some(dx) = dx {
+            ws.give(dx);
+        }
+        Ok(sums)
     })
 }
 
-/// Scores a forward, and goes back through it where there are gradients to add to.
-fn score(
+/// Scores a forward, and goes back through it where there are gradients to add to. The second value is the gradient of the rows of the
+/// stage below, where there is one.
+pub(crate) fn score(
     forward: Forward<'_>,
     objective: &dyn Objective,
     mut grads: Option<&mut Arena>,
     ws: &Workspace,
-) -> LossSum {
+) -> (LossSum, Option<Tensor>) {
     let hidden = forward.hidden();
     let needed = grads.is_some() && forward.needs_gradient();
     let mut dh = needed.then(|| ws.take(hidden.rows(), hidden.cols()));
@@ -132,9 +138,12 @@ fn score(
         trained,
     });
     let sums = objective.score(&forward.top(), hidden, gradients, ws);
-    match (dh, grads) {
+    let below = match (dh, grads) {
         (Some(dh), Some(grads)) => forward.backward(dh, grads),
-        _ => forward.finish(),
-    }
-    sums
+        _ => {
+            forward.finish();
+            None
+        }
+    };
+    (sums, below)
 }

@@ -393,27 +393,11 @@ impl TrainConfig {
     /// Keys whose value differs from `earlier` in a way that would change the result of going on. Where the model and the
     /// data lie is not among them: a checkpoint knows what was in them. The adapter that a run began with is in it, too.
     pub fn changes_since(&self, earlier: &Self) -> Vec<String> {
-        let mut neutral = vec![
-            "output",
-            "model",
-            "data",
-            "valid_data",
-            "began",
-            "threads",
-            "save_steps",
-            "save_total_limit",
-            "memory_budget",
-            // Whoever names one knows that the last bits may change, and is told.
-            "recompute",
-        ];
+        let mut neutral = NEUTRAL.to_vec();
         if self.init_adapter.is_some() && earlier.init_adapter.is_some() {
             neutral.push("init_adapter");
         }
-        let as_map = |config: &Self| match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
-        };
-        let (old, new) = (as_map(earlier), as_map(self));
+        let (old, new) = (earlier.as_map(), self.as_map());
         new.iter()
             .filter(|(key, value)| {
                 !neutral.contains(&key.as_str()) && old.get(*key) != Some(*value)
@@ -426,7 +410,37 @@ impl TrainConfig {
             })
             .collect()
     }
+
+    /// Each setting that decides about the result, with its value.
+    pub(crate) fn marks(&self) -> Vec<(String, String)> {
+        let map = self.as_map().into_iter();
+        map.filter(|(key, _)| !NEUTRAL.contains(&key.as_str()) && key != "init_adapter")
+            .map(|(key, value)| (key, value.to_string()))
+            .collect()
+    }
+
+    fn as_map(&self) -> serde_json::Map<String, serde_json::Value> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        }
+    }
 }
+
+/// Keys that do not change what a run comes to.
+const NEUTRAL: [&str; 10] = [
+    "output",
+    "model",
+    "data",
+    "valid_data",
+    "began",
+    "threads",
+    "save_steps",
+    "save_total_limit",
+    "memory_budget",
+    // Whoever names one knows that the last bits may change, and is told.
+    "recompute",
+];
 
 impl Serialize for TrainConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,12 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::atomic;
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry, check_finite};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{Arena, DType, Tensor};
+use lowrank_kernels::DType;
 use serde::{Deserialize, Serialize};
 
-use super::step::OptimizerState;
+use super::values::{Kind, Values};
 use crate::Error;
 use crate::data::Example;
 use crate::model::{Adapter, Decoder, Recompute};
@@ -146,14 +146,13 @@ impl TrainerState {
     }
 }
 
-/// Writes `checkpoints/step-N`, whose state gets its hash. `write_adapter` adds the method's own files.
+/// Writes `checkpoints/step-N` on rank 0, whose state gets its hash. `write_adapter` adds the method's own files.
 ///
 /// # Errors
 /// A file can't be written; an earlier checkpoint is then intact.
-pub fn write(
+pub(super) fn write(
     run: &Path,
-    adapter: &Adapter,
-    optimizer: &OptimizerState,
+    values: &Values<'_>,
     state: &TrainerState,
     write_adapter: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
@@ -162,25 +161,21 @@ pub fn write(
     let folder = step_folder(run, state.step);
     atomic::write_folder(&folder, true, |temporary| -> Result<(), Error> {
         write_adapter(temporary)?;
-        let arenas = [
-            ("param", &adapter.params),
-            ("m", &optimizer.m),
-            ("v", &optimizer.v),
-        ];
-        let specs: Vec<_> = arenas
+        let names = &values.adapter.names;
+        let specs: Vec<_> = Kind::ALL
             .iter()
-            .flat_map(|(kind, arena)| {
-                adapter.names.iter().enumerate().map(move |(slot, name)| {
-                    let (rows, cols) = arena.shape(slot);
+            .flat_map(|kind| {
+                names.iter().enumerate().map(move |(slot, name)| {
+                    let (rows, cols) = values.adapter.params.shape(slot);
                     TensorSpec {
-                        name: format!("{kind}.{name}"),
+                        name: key(*kind, name),
                         dtype: StoredDType::F32,
                         shape: vec![rows, cols],
                     }
                 })
             })
             .collect();
-        let slots = adapter.names.len();
+        let slots = names.len();
         // The file's order is the writer's own.
         let mut hashes = vec![0; specs.len()];
         write_safetensors(
@@ -188,7 +183,8 @@ pub fn write(
             &specs,
             &std::collections::BTreeMap::new(),
             |index, out| {
-                let tensor = arenas[index / slots].1.view(index % slots);
+                let tensor = values.slot(Kind::ALL[index / slots], index % slots);
+                let tensor = tensor.map_err(std::io::Error::other)?;
                 let bytes = tensor.to_le_bytes(DType::F32);
                 hashes[index] = hash(&bytes);
                 out.write_all(&bytes)
@@ -206,32 +202,76 @@ pub fn write(
     Ok(folder)
 }
 
-/// Reads a checkpoint back into an adapter and its optimizer state, bit for bit.
-///
-/// # Errors
-/// Files that are missing, damaged, or of another run.
-pub fn read(
-    folder: &Path,
-    adapter: &mut Adapter,
-    optimizer: &mut OptimizerState,
-) -> Result<TrainerState, Error> {
-    let state = read_state(folder)?;
-    let file = open_whole(folder, &state, &adapter.names)?;
-    read_values(&file, "param", &adapter.names, &mut adapter.params)?;
-    read_values(&file, "m", &adapter.names, &mut optimizer.m)?;
-    read_values(&file, "v", &adapter.names, &mut optimizer.v)?;
-    optimizer.step = state.step;
-    Ok(state)
+/// The name of a slot's values in a checkpoint.
+fn key(kind: Kind, name: &str) -> String {
+    format!("{}.{name}", kind.name())
 }
 
-/// Reads only the trained values of a checkpoint.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_params(folder: &Path, adapter: &mut Adapter) -> Result<(), Error> {
-    let state = read_state(folder)?;
-    let file = open_whole(folder, &state, &adapter.names)?;
-    read_values(&file, "param", &adapter.names, &mut adapter.params)
+/// A checkpoint that was opened, and whose values are all there and as they were written.
+#[derive(Debug)]
+pub struct Opened {
+    /// What it knows beside them.
+    pub state: TrainerState,
+    file: Checkpoint,
+    /// Names and shapes of the trained values.
+    slots: Vec<(String, [usize; 2])>,
+}
+
+impl Opened {
+    /// Opens a checkpoint of these trained values, and looks whether everything is there.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged, or of another run.
+    pub fn open(folder: &Path, adapter: &Adapter) -> Result<Self, Error> {
+        let state = read_state(folder)?;
+        let file = open_whole(folder, &state, &adapter.names)?;
+        let shape = |slot| <[usize; 2]>::from(adapter.params.shape(slot));
+        let names = adapter.names.iter().cloned().enumerate();
+        let opened = Self {
+            state,
+            file,
+            slots: names.map(|(slot, name)| (name, shape(slot))).collect(),
+        };
+        let mut problems = Vec::new();
+        for kind in Kind::ALL {
+            for slot in 0..adapter.names.len() {
+                if opened.entry(kind, slot).is_none() {
+                    let key = key(kind, &adapter.names[slot]);
+                    problems.push(format!("{key}: missing or of another shape"));
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(opened)
+        } else {
+            Err(Error::Tensors {
+                path: opened.file.path().to_path_buf(),
+                problems,
+            })
+        }
+    }
+
+    fn entry(&self, kind: Kind, slot: usize) -> Option<TensorEntry> {
+        let (name, shape) = &self.slots[slot];
+        self.file
+            .get(&key(kind, name))
+            .filter(|entry| entry.shape == shape && entry.dtype == StoredDType::F32)
+    }
+
+    /// The values of a slot.
+    ///
+    /// # Errors
+    /// A file that was damaged after it was opened.
+    pub fn values(&self, kind: Kind, slot: usize) -> Result<Vec<f32>, Error> {
+        match self.entry(kind, slot) {
+            Some(entry) => Ok(entry.to_f32()?),
+            None => Err(Error::Training(format!(
+                "{}: it lacks {}",
+                self.file.path().display(),
+                key(kind, &self.slots[slot].0)
+            ))),
+        }
+    }
 }
 
 /// What a checkpoint knows beside the trained values.
@@ -254,19 +294,19 @@ pub fn read_state(folder: &Path) -> Result<TrainerState, Error> {
     Ok(state)
 }
 
-/// Reads the newest checkpoint that can be read. `check` refuses those of another run, and with them to go on. Newer
+/// Opens the newest checkpoint that can be read. `check` refuses those of another run, and with them to go on. Newer
 /// ones, which are damaged or of a step after `total_steps`, are renamed to `damaged-step-N`, and `warn` is told of each: left in
 /// place, they would be counted as the newest again.
 ///
 /// # Errors
 /// There are checkpoints, and none can be read; what `check` says.
-pub fn read_newest(
+pub fn open_newest(
     run: &Path,
-    (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
+    adapter: &Adapter,
     total_steps: u64,
     check: impl Fn(&TrainerState) -> Result<(), Error>,
     mut warn: impl FnMut(String),
-) -> Result<Option<TrainerState>, Error> {
+) -> Result<Option<Opened>, Error> {
     let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
     for step in steps(run).into_iter().rev() {
         let folder = step_folder(run, step);
@@ -279,13 +319,13 @@ pub fn read_newest(
                         state.step
                     )))
                 } else {
-                    read(&folder, adapter, optimizer)
+                    Opened::open(&folder, adapter)
                 }
             }
             Err(error) => Err(error),
         };
         match found {
-            Ok(state) => {
+            Ok(opened) => {
                 for (folder, error) in damaged {
                     let now = match move_aside(&folder) {
                         Ok(aside) => format!("moved to {}", aside.display()),
@@ -296,7 +336,7 @@ pub fn read_newest(
                         folder.display()
                     ));
                 }
-                return Ok(Some(state));
+                return Ok(Some(opened));
             }
             Err(error) => damaged.push((folder, error)),
         }
@@ -328,9 +368,9 @@ fn name_of(folder: &Path) -> String {
 fn open_whole(folder: &Path, state: &TrainerState, names: &[String]) -> Result<Checkpoint, Error> {
     let path = folder.join(STATE);
     let file = Checkpoint::open(&path)?;
-    let keys = ["param", "m", "v"]
-        .iter()
-        .flat_map(|kind| names.iter().map(move |name| format!("{kind}.{name}")));
+    let keys = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| names.iter().map(move |name| key(kind, name)));
     // One that is missing is named by whoever reads it.
     let entries: Vec<_> = keys.filter_map(|key| file.get(&key)).collect();
     if let Some(written) = &state.state_hash
@@ -348,36 +388,6 @@ fn open_whole(folder: &Path, state: &TrainerState, names: &[String]) -> Result<C
     }
     check_finite(&entries)?;
     Ok(file)
-}
-
-fn read_values(
-    file: &Checkpoint,
-    kind: &str,
-    names: &[String],
-    arena: &mut Arena,
-) -> Result<(), Error> {
-    let mut problems = Vec::new();
-    for (slot, name) in names.iter().enumerate() {
-        let (rows, cols) = arena.shape(slot);
-        let key = format!("{kind}.{name}");
-        match file
-            .get(&key)
-            .filter(|entry| entry.shape == [rows, cols] && entry.dtype == StoredDType::F32)
-        {
-            Some(entry) => arena
-                .view_mut(slot)
-                .copy_from(Tensor::from_f32(rows, cols, entry.to_f32()?).view()),
-            None => problems.push(format!("{key}: missing or of another shape")),
-        }
-    }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Tensors {
-            path: file.path().to_path_buf(),
-            problems,
-        })
-    }
 }
 
 /// Whether a run's folder or a checkpoint holds an adapter's files.

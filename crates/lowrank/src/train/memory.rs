@@ -11,6 +11,7 @@ use crate::machine::{Bound, addresses_are_limited, available_memory, memory_room
 use crate::model::{Adapter, ModelConfig, Recompute, Saving, VirtualTokens};
 use crate::names::{named, valued};
 use crate::plan::{Memory, Work, training_memory};
+use crate::ranks::Ranks;
 use crate::settings::TrainConfig;
 use crate::units;
 
@@ -97,6 +98,7 @@ pub fn saving_beside(
 /// # Errors
 /// A memory budget, or a machine without `force`, that it does not fit in.
 pub(super) fn choose_saving(
+    ranks: &Ranks<'_>,
     config: &TrainConfig,
     base: &Network,
     adapter: &Adapter,
@@ -114,12 +116,15 @@ pub(super) fn choose_saving(
             recompute,
             dtype: config.base_dtype.into(),
         };
-        (
-            saving,
-            training_memory(model, adapter, base_dtype, converted, work, saving),
-        )
+        let memory = training_memory(model, adapter, base_dtype, converted, work, saving);
+        (saving, of_rank(memory, ranks, config, base, adapter))
     };
-    let mapped = model.weight_bytes(base_dtype).saturating_sub(converted);
+    let mapped = if ranks.stages() == 1 {
+        model.weight_bytes(base_dtype)
+    } else {
+        base.decoder.weights().bytes() as u64
+    };
+    let mapped = mapped.saturating_sub(converted);
     let available = memory_room(mapped, 0);
     let budget = config.memory_budget.or(available.map(|(room, _)| room));
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
@@ -183,6 +188,52 @@ pub(super) fn choose_saving(
     Ok(saving)
 }
 
+/// What of a run's memory is a rank's: its stage of the model, with as many micro-batches in flight as there are stages from it on, and its share
+/// of the moments.
+fn of_rank(
+    memory: Memory,
+    ranks: &Ranks<'_>,
+    config: &TrainConfig,
+    base: &Network,
+    adapter: &Adapter,
+) -> Memory {
+    let mut memory = memory;
+    if ranks.stages() > 1 {
+        let weights = base.decoder.weights();
+        let share = |bytes: u64, own: usize, all: usize| {
+            (bytes as f64 * own as f64 / all.max(1) as f64) as u64
+        };
+        let (blocks, layers) = (
+            weights.stage().blocks.len(),
+            base.decoder.config().num_hidden_layers,
+        );
+        let micro_batches = config
+            .gradient_accumulation_steps
+            .div_ceil(ranks.replicas());
+        let in_flight = (ranks.stages() - ranks.stage()).min(micro_batches);
+        let (held, all) = (adapter.params.len(), adapter.parameters());
+        memory.weights = memory.weights.min(weights.bytes() as u64);
+        memory.trained = share(memory.trained, held, all);
+        memory.gradients = share(memory.gradients, held, all);
+        memory.optimizer = share(memory.optimizer, held, all);
+        memory.activations = share(memory.activations, blocks, layers) * in_flight as u64;
+    }
+    memory.optimizer /= ranks.replicas() as u64;
+    memory
+}
+
+/// The saving of the rank that keeps the least, which all ranks then have: another one rounds otherwise.
+pub(super) fn most_frugal(ranks: &Ranks<'_>, own: Saving) -> Result<Saving, Error> {
+    let all = [Recompute::None, Recompute::Selective, Recompute::Full];
+    let place = all.iter().position(|known| *known == own.recompute);
+    let told = ranks.gather(&[place.unwrap_or(0) as u64], |_| 1)?;
+    let most = told.concat().into_iter().max().unwrap_or(0);
+    Ok(Saving {
+        recompute: all[most as usize],
+        ..own
+    })
+}
+
 /// Refuses a run whose weights and trained values alone are more than there is, before any of them is loaded.
 ///
 /// Files that are not held as they are stay mapped beside what is made of them, which only a limit on addresses counts.
@@ -190,6 +241,7 @@ pub(super) fn choose_saving(
 /// # Errors
 /// Too little memory, without `force`.
 pub(super) fn check_room(
+    ranks: &Ranks<'_>,
     config: &TrainConfig,
     model: &ModelConfig,
     loading: LoadingBytes,
@@ -200,7 +252,8 @@ pub(super) fn check_room(
         dtype: config.base_dtype.into(),
     };
     let base_dtype = config.base_dtype.into();
-    let least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
+    let mut least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
+    least.optimizer /= ranks.replicas() as u64;
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
         mends.push(format!(

@@ -1,20 +1,19 @@
 //! What a run comes to, and the files that say so.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use lowrank_kernels::DType;
 
-use super::checkpoint;
-use super::evaluate::{evaluate, evaluate_with};
+use super::checkpoint::{self, Opened};
 use super::events::Event;
 use super::folder;
 use super::memory::peak_rss;
 use super::trainer::Trainer;
+use super::values::{self, Kind};
 use crate::Error;
 use crate::base::{Network, classifier_keys};
 use crate::lock::check_held;
-use crate::model::{Adapter, AdapterSet, families};
+use crate::model::{Adapter, families};
 use crate::names::valued;
 use crate::report::MetricsLine;
 use crate::settings::TrainConfig;
@@ -91,18 +90,9 @@ impl Trainer<'_> {
 
     /// The weights that the last step made were not used yet: a pass over a few rows shows whether they work.
     fn check_result(&self) -> Result<(), Error> {
-        let set = [&self.adapter];
         let rows = self.rows.train;
         let rows = &rows[..rows.len().min(self.config.batch_size)];
-        let sums = evaluate_with(
-            &self.base.decoder,
-            AdapterSet::new(&set),
-            Some(0),
-            rows,
-            self.pauses,
-            &self.ws,
-            |_| ControlFlow::Continue(()),
-        );
+        let sums = self.loss_of(rows, || false)?.unwrap_or_default();
         if sums.mean().is_finite() {
             Ok(())
         } else {
@@ -113,64 +103,94 @@ impl Trainer<'_> {
     /// Writes what the run was for.
     fn write_result(&mut self) -> Result<(), Error> {
         let config = self.config;
-        check_held(&config.output)?;
         if let (true, Some((loss, step))) = (config.load_best_model_at_end, self.state.best) {
             if step != self.state.step {
-                let best = checkpoint::step_folder(&config.output, step);
-                checkpoint::read_params(&best, &mut self.adapter)?;
-                self.observer.event(&Event::Note(format!(
-                    "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
-                )));
+                self.take_best(loss, step)?;
             }
             self.outcome.eval_loss = Some(loss);
-        } else if !self.rows.valid.is_empty() {
+        } else if !self.rows.valid.is_empty() && self.ranks.is_first() {
             let found = crate::report::metrics::read(&folder::metrics_path(&config.output))?;
             self.outcome.eval_loss = found.lines.iter().rev().find_map(|line| match line {
                 MetricsLine::Eval(eval) => Some(eval.eval_loss),
                 MetricsLine::Step(_) => None,
             });
         }
-        if self.adapter_config.is_some() {
-            self.save_adapter(&config.output)?;
-        } else {
-            let (model, dtype) = (self.base.decoder.config(), config.base_dtype.into());
-            full::save_weights(model, &self.adapter, &config.output, dtype)?;
+        let dtype = config.base_dtype.into();
+        self.values().on_first(|values| {
+            check_held(&config.output)?;
+            if self.adapter_config.is_some() {
+                return self.save_adapter(values, &config.output);
+            }
+            let model = self.base.decoder.config();
+            full::save_values(model, &config.output, dtype, |slot| {
+                values.slot(Kind::Param, slot)
+            })?;
             let changes = classifier_keys(model, self.base.labels.as_ref());
             let source = &self.base.source;
-            source.write_changed_side_files(&config.output, dtype, &changes)?;
-            self.evaluate_as_written(dtype);
+            source.write_changed_side_files(&config.output, dtype, &changes)
+        })?;
+        if self.adapter_config.is_none() {
+            self.evaluate_as_written(dtype)?;
         }
         let model = self.base.decoder.config();
         let python = match &self.adapter_config {
             Some(adapter) => adapter.is_pefts(model),
             None => families::is_in_transformers(model),
         };
-        folder::write_card(config, self.base, &self.outcome, python)
+        let write = |_: &_| folder::write_card(config, self.base, &self.outcome, python);
+        self.values().on_first(write)?;
+        Ok(())
+    }
+
+    /// Takes the values of the step whose held-out loss was the lowest.
+    fn take_best(&mut self, loss: f64, step: u64) -> Result<(), Error> {
+        let best = checkpoint::step_folder(&self.config.output, step);
+        let opened = if self.ranks.is_first() {
+            Opened::open(&best, &self.adapter).map(Some)
+        } else {
+            Ok(None)
+        };
+        let opened = self.ranks.agree(opened)?;
+        let read = |kind, slot| match &opened {
+            Some(opened) => opened.values(kind, slot),
+            None => Ok(Vec::new()),
+        };
+        let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
+        values::take(&self.ranks, adapter, optimizer, &[Kind::Param], read)?;
+        self.observer.event(&Event::Note(format!(
+            "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
+        )));
+        Ok(())
     }
 
     /// The held-out loss of a whole model that was rounded as it was written, which is then the run's.
-    fn evaluate_as_written(&mut self, dtype: DType) {
-        let Some(before) = self.outcome.eval_loss.filter(|_| dtype != DType::F32) else {
-            return;
-        };
+    fn evaluate_as_written(&mut self, dtype: DType) -> Result<(), Error> {
+        if self.rows.valid.is_empty() || dtype == DType::F32 {
+            return Ok(());
+        }
         self.adapter.round_to(dtype);
-        let set = [&self.adapter];
-        let (model, set) = (&self.base.decoder, AdapterSet::new(&set));
-        let loss = evaluate(model, set, Some(0), self.rows.valid, &self.ws).mean();
+        let sums = self.loss_of(self.rows.valid, || false)?;
+        let Some(before) = self.outcome.eval_loss else {
+            return Ok(());
+        };
+        let loss = sums.unwrap_or_default().mean();
         self.outcome.eval_loss = Some(loss);
         self.observer.event(&Event::Note(format!(
             "held-out loss {loss:.4} as the model was written in {dtype}, {before:.4} before it was rounded; {base_dtype} rounds nothing",
             base_dtype = valued("base_dtype", "f32")
         )));
+        Ok(())
     }
 
     /// Writes report.html.
     fn report(&mut self) -> Result<(), Error> {
         self.outcome.peak_rss = peak_rss();
-        check_held(&self.config.output)?;
-        let summary = self.summary();
-        let damage = folder::write_report(self.config, &summary, &figures(&self.outcome))?;
-        if let Some(damage) = damage {
+        let damage = self.values().on_first(|_| {
+            check_held(&self.config.output)?;
+            let summary = self.summary();
+            folder::write_report(self.config, &summary, &figures(&self.outcome))
+        })?;
+        if let Some(Some(damage)) = damage {
             self.observer
                 .event(&Event::Note(format!("warning: {damage}; left out")));
         }

@@ -9,6 +9,7 @@ use crate::data::Example;
 use crate::model::Adapter;
 use crate::names::named;
 use crate::random::mix;
+use crate::ranks::Ranks;
 use crate::settings::TrainConfig;
 use crate::tuning::{self, AdapterConfig, FirstText, Starting};
 
@@ -30,6 +31,20 @@ pub fn prepare(
     examples: &[Example],
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
+    prepare_on(Ranks::alone(), config, base, examples, observer)
+}
+
+/// The same on a rank: what its stage of the model has of the values is right.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn prepare_on(
+    ranks: Ranks<'_>,
+    config: &TrainConfig,
+    base: &Network,
+    examples: &[Example],
+    observer: &mut dyn Observer,
+) -> Result<Trained, Error> {
     if let Some(folder) = &config.init_adapter {
         return start_from(config, folder, base, observer);
     }
@@ -40,6 +55,7 @@ pub fn prepare(
             base: &config.model,
             seed: mix(config.seed, 1),
             text: &|needed| first_text(examples, needed),
+            ranks,
         },
     )?;
     if let Some(coverage) = started.coverage {

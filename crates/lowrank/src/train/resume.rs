@@ -4,16 +4,18 @@ use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
 
-use super::checkpoint::{self, DataMark, ModelMark, TrainerState};
+use super::checkpoint::{self, DataMark, ModelMark, Opened, TrainerState};
 use super::events::{Event, Observer};
 use super::folder;
 use super::outcome::{Outcome, mean};
 use super::step::OptimizerState;
 use super::trainer::{LAST_STEPS, Rows};
+use super::values::{self, Kind};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
 use crate::model::{Adapter, ModelConfig};
 use crate::names::named;
+use crate::ranks::Ranks;
 use crate::report::{self, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::TrainConfig;
 use crate::tuning::task_of;
@@ -205,8 +207,9 @@ pub(super) fn new_state(base: &Network, rows: Rows<'_>) -> TrainerState {
     }
 }
 
-/// The state that a run goes on with, or begins with where there is no checkpoint yet.
+/// The state that a run goes on with, or begins with where there is no checkpoint yet; rank 0 reads it for all.
 pub(super) fn open_state(
+    ranks: &Ranks<'_>,
     config: &TrainConfig,
     base: &Network,
     rows: Rows<'_>,
@@ -214,21 +217,33 @@ pub(super) fn open_state(
     observer: &mut dyn Observer,
 ) -> Result<TrainerState, Error> {
     let now = new_state(base, rows);
-    checkpoint::sweep(&config.output);
     let total_steps = config.total_steps(rows.train.len());
-    let earlier = checkpoint::read_newest(
-        &config.output,
-        (adapter, optimizer),
-        total_steps,
-        |earlier| check_same(config, earlier, &now),
-        |text| observer.event(&Event::Note(text)),
-    )?;
-    let Some(mut earlier) = earlier else {
+    let opened = if ranks.is_first() {
+        checkpoint::sweep(&config.output);
+        checkpoint::open_newest(
+            &config.output,
+            adapter,
+            total_steps,
+            |earlier| check_same(config, earlier, &now),
+            |text| observer.event(&Event::Note(text)),
+        )
+    } else {
+        Ok(None)
+    };
+    let opened: Option<Opened> = ranks.agree(opened)?;
+    let state = opened.as_ref().map(|opened| opened.state.clone());
+    let Some(mut earlier) = ranks.from_first(ranks.is_first().then_some(state))? else {
         observer.event(&Event::Note(
             "there is no checkpoint yet; starting from the beginning".to_owned(),
         ));
         return Ok(now);
     };
+    let read = |kind, slot| match &opened {
+        Some(opened) => opened.values(kind, slot),
+        None => Ok(Vec::new()),
+    };
+    values::take(ranks, adapter, optimizer, &Kind::ALL, read)?;
+    optimizer.step = earlier.step;
     observer.event(&Event::Note(format!(
         "resuming after step {} of {total_steps}",
         earlier.step

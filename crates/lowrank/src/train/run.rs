@@ -9,18 +9,22 @@ use super::events::{Event, Observer, Silent};
 use super::folder;
 use super::memory::check_room;
 use super::outcome::Outcome;
-use super::prepare::prepare;
+use super::prepare::prepare_on;
 use super::purpose::{purpose_of, purpose_with};
 use super::resume;
 use super::trainer::{Rows, Trainer};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
-use crate::data::{DataOptions, Dataset, Labels, ProblemType, Split, Tokenizer, split_file};
+use crate::data::{
+    DataOptions, Dataset, Example, Labels, ProblemType, Split, Tokenizer, split_file,
+};
 use crate::lock::FolderLock;
-use crate::model::{ModelConfig, Purpose};
-use crate::names::named;
+use crate::model::weights::{TensorMarks, fingerprint_of, hash_of};
+use crate::model::{ModelConfig, Purpose, Stage, split};
+use crate::names::{named, valued};
 use crate::random::mix;
-use crate::settings::TrainConfig;
+use crate::ranks::Ranks;
+use crate::settings::{Began, TrainConfig};
 use crate::tuning::lora::of_new_tokens;
 use crate::tuning::task_of;
 
@@ -55,32 +59,115 @@ pub fn train(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
-    config.check()?;
-    let find_base = || Source::find(&config.model);
-    if start != Start::Resume {
-        find_base()?;
-    }
-    FolderLock::refuse_busy(&config.output)?;
+    train_on(Ranks::alone(), config, start, observer, stop)
+}
+
+/// A rank's part of [`train`]. All ranks call it with the same settings; rank 0 alone writes, and the outcome is whole there.
+///
+/// # Errors
+/// As [`train`], on all ranks: the message of rank 0 names a rank that failed. An error of one rank alone, such as a file that only
+/// rank 0 writes, is not known to the others, who wait: whoever gets it ends the job ([`Communicator::abort`](crate::comm::Communicator::abort)).
+pub fn train_on(
+    ranks: Ranks<'_>,
+    config: &TrainConfig,
+    start: Start,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
+    let began = ranks.agree(may_begin(&ranks, config, start))?;
+    let began = ranks.from_first(ranks.is_first().then_some(began))?;
     let config = &TrainConfig {
-        began: folder::check(config, start)?,
+        began,
         ..config.clone()
     };
-    if start == Start::Resume
-        && let Some(outcome) = resume::finished(config)
-    {
-        observer.event(&Event::Note(resume::finished_note(config, &outcome)));
-        return Ok(outcome);
+    if start == Start::Resume {
+        let finished = ranks.is_first().then(|| resume::finished(config));
+        let is_finished = finished.as_ref().map(Option::is_some);
+        if ranks.from_first(is_finished)? {
+            let outcome = finished.flatten().unwrap_or_default();
+            if ranks.is_first() {
+                observer.event(&Event::Note(resume::finished_note(config, &outcome)));
+            }
+            return Ok(outcome);
+        }
     }
+    let loaded = ranks.agree(load(&ranks, config, start, observer))?;
+    let Loaded {
+        network,
+        train: data,
+        valid,
+        begins,
+        lock: _lock,
+    } = loaded;
+    know_the_whole(&ranks, &network)?;
+    if start == Start::Resume {
+        ranks.agree(resume::check_base(config, &network))?;
+    }
+    let trained = ranks.agree(prepare_on(ranks, &begins, &network, &data, observer))?;
+    let rows = Rows {
+        train: &data,
+        valid: &valid,
+    };
+    let trainer = match start {
+        Start::Resume => Trainer::go_on(ranks, config, &network, trained, rows, observer),
+        Start::Fresh { overwrite } => {
+            Trainer::begin(ranks, config, &network, trained, rows, overwrite, observer)
+        }
+    };
+    trainer?.run(stop)
+}
+
+/// Whether a run may begin or go on, before anything is read; and when and where it began.
+fn may_begin(
+    ranks: &Ranks<'_>,
+    config: &TrainConfig,
+    start: Start,
+) -> Result<Option<Began>, Error> {
+    config.check()?;
+    if start != Start::Resume {
+        Source::find(&config.model)?;
+    }
+    // What is in the folder matters to rank 0, which writes it.
+    if !ranks.is_first() {
+        return Ok(None);
+    }
+    FolderLock::refuse_busy(&config.output)?;
+    folder::check(config, start)
+}
+
+/// What a run has read before it begins.
+struct Loaded {
+    network: Network,
+    train: Vec<Example>,
+    valid: Vec<Example>,
+    /// The settings that the trained values begin with.
+    begins: TrainConfig,
+    lock: Option<FolderLock>,
+}
+
+/// Reads the rows and this rank's stage of the model.
+fn load(
+    ranks: &Ranks<'_>,
+    config: &TrainConfig,
+    start: Start,
+    observer: &mut dyn Observer,
+) -> Result<Loaded, Error> {
     // The same but for where an adapter to start from is found, and which rows new tokens have.
     let begins = adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let (source, notes) = with_tokens(find_base()?, &begins, start)?;
+    let (source, notes) = with_tokens(Source::find(&config.model)?, &begins, start)?;
     let model = source.model_config_for(likely_purpose(&source, &begins)?)?;
-    let mut begins = with_rows(begins, &source, &model);
-    let loading = source.loading_bytes(&model, config.base_dtype.into());
-    check_room(&begins, &model, loading)?;
-    let (_lock, warning) = FolderLock::take(&config.output)?;
-    if let Some(warning) = warning {
-        observer.event(&Event::Note(warning));
+    let begins = with_rows(begins, &source, &model);
+    if ranks.stages() == 1 {
+        let loading = source.loading_bytes(&model, config.base_dtype.into());
+        check_room(ranks, &begins, &model, loading)?;
+    }
+    let mut lock = None;
+    if ranks.is_first() {
+        let (taken, warning) = FolderLock::take(&config.output)?;
+        lock = Some(taken);
+        if let Some(warning) = warning {
+            observer.event(&Event::Note(warning));
+        }
     }
     for note in notes {
         observer.event(&Event::Note(note));
@@ -110,12 +197,10 @@ pub fn train(
     release_freed_memory();
     let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
     let (dtype, labels) = (config.base_dtype.into(), data.labels);
-    let seed = mix(config.seed, 3);
-    let network = if config.new_classifier {
-        source.load_with_new_classifier(dtype, purpose, labels, seed)?
-    } else {
-        source.load_for(dtype, purpose, labels, seed)?
-    };
+    let begin = (mix(config.seed, 3), config.new_classifier);
+    let network = source.load_network(dtype, purpose, labels, begin, &|model| {
+        stage_of(ranks, &begins, model)
+    })?;
     check_labels(config, &network)?;
     // config.json may name the labels of a classifier that the files lack.
     let goes_on =
@@ -123,11 +208,76 @@ pub fn train(
     if let (true, Some(known), Some(labels)) = (goes_on, &known, &network.labels) {
         check_names(config, &network.source, known, labels)?;
     }
+    note_new_classifier(config, start, &network, observer);
+    let begins = with_rows(begins, &network.source, network.decoder.config());
+    Ok(Loaded {
+        network,
+        train: data.examples,
+        valid: valid.map(|valid| valid.examples).unwrap_or_default(),
+        begins,
+        lock,
+    })
+}
+
+/// The stage of the model that a rank of a pipeline has.
+fn stage_of(
+    ranks: &Ranks<'_>,
+    config: &TrainConfig,
+    model: &ModelConfig,
+) -> Result<Option<Stage>, Error> {
+    if ranks.stages() == 1 {
+        return Ok(None);
+    }
+    let adapter = config.lay_out(model)?;
+    let stages = split(model, &adapter, ranks.stages()).map_err(|layers| {
+        Error::Settings(format!(
+            "the model has {layers} blocks, too few for {} pipeline stages; give {} at most",
+            ranks.stages(),
+            valued("pipeline_stages", layers)
+        ))
+    })?;
+    Ok(stages.into_iter().nth(ranks.stage()))
+}
+
+/// Lets each stage of a pipeline know the marks of the whole base, by which checkpoints and adapters know it again.
+fn know_the_whole(ranks: &Ranks<'_>, network: &Network) -> Result<(), Error> {
+    if ranks.stages() == 1 {
+        return Ok(());
+    }
+    let weights = network.decoder.weights();
+    let whole = |own: TensorMarks| -> Result<TensorMarks, Error> {
+        let own = serde_json::to_vec(&own).unwrap_or_default();
+        let mut whole = TensorMarks::new();
+        for told in ranks.comm().all_gather(&own)? {
+            let told: TensorMarks = serde_json::from_slice(&told).unwrap_or_default();
+            whole.resize(whole.len().max(told.len()), None);
+            for (mark, told) in whole.iter_mut().zip(told) {
+                if mark.is_none() {
+                    *mark = told;
+                }
+            }
+        }
+        Ok(whole)
+    };
+    weights.set_fingerprint(fingerprint_of(&whole(weights.samples())?));
+    let hash = hash_of(&whole(weights.hashes())?);
+    network.decoder.set_weights_hash(hash);
+    Ok(())
+}
+
+/// Says which parts of a classifier begin at random.
+fn note_new_classifier(
+    config: &TrainConfig,
+    start: Start,
+    network: &Network,
+    observer: &mut dyn Observer,
+) {
+    let weights = network.decoder.weights();
     let new = match (start, &config.init_adapter) {
         (Start::Resume, _) => Vec::new(),
         (_, Some(_)) if !config.new_classifier => Vec::new(),
-        (_, Some(_)) => network.decoder.weights().new_last_names(),
-        (_, None) => network.decoder.weights().new_names(),
+        (_, Some(_)) => weights.new_last_names(),
+        (_, None) => weights.new_names(),
     };
     if !new.is_empty() {
         observer.event(&Event::Note(format!(
@@ -135,23 +285,6 @@ pub fn train(
             new.join(", ")
         )));
     }
-    if start == Start::Resume {
-        resume::check_base(config, &network)?;
-    }
-    begins = with_rows(begins, &network.source, network.decoder.config());
-    let trained = prepare(&begins, &network, &data.examples, observer)?;
-    let valid = valid.map(|valid| valid.examples).unwrap_or_default();
-    let rows = Rows {
-        train: &data.examples,
-        valid: &valid,
-    };
-    let trainer = match start {
-        Start::Resume => Trainer::go_on(config, &network, trained, rows, observer),
-        Start::Fresh { overwrite } => {
-            Trainer::begin(config, &network, trained, rows, overwrite, observer)
-        }
-    };
-    trainer?.run(stop)
 }
 
 /// The settings of a resumed run whose `init_adapter` is gone: the newest checkpoint has its options, and the values are

@@ -1,8 +1,12 @@
 //! One optimizer step: micro-batches summed, divided once by the step's supervised tokens, clipped, applied.
 
-use lowrank_kernels::{AdamW, Arena, Pauses, Workspace, adamw_step, all_finite, sum_squares};
+use std::ops::Range;
+
+use lowrank_kernels::{AdamW, Arena, Pauses, View, Workspace, adamw_step, all_finite};
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
+use super::exchange::{self, Told};
+use super::pipeline;
 use crate::Error;
 use crate::data::Example;
 use crate::model::{
@@ -11,17 +15,23 @@ use crate::model::{
 use crate::names::named;
 use crate::objective::{LossSum, loss_and_gradients};
 use crate::random::mix;
+use crate::ranks::tree::LeafSums;
+use crate::ranks::{Ranks, Shares};
 
-/// Gradients and AdamW's state, f32, laid out as the adapter's parameters.
+/// Gradients, f32, laid out as the adapter's parameters, and AdamW's state of the values that this rank takes the steps of.
 pub struct OptimizerState {
     /// Gradients of the step: sums over its tokens, not divided or clipped.
     pub grads: Arena,
-    /// First moments.
-    pub m: Arena,
+    /// First moments of this rank's [share](Shares), one behind the other.
+    pub(super) m: Arena,
     /// Second moments.
-    pub v: Arena,
+    pub(super) v: Arena,
     /// Optimizer steps taken.
     pub step: u64,
+    pub(super) shares: Shares,
+    sums: LeafSums,
+    /// Gradients of this rank's share, where other replicas have parts of them.
+    reduced: Vec<f32>,
 }
 
 /// What a step needs beside the data.
@@ -81,22 +91,82 @@ pub struct StepOutcome {
 }
 
 impl OptimizerState {
-    /// Zeros for an adapter.
+    /// Zeros for an adapter that one rank trains.
     pub fn new(adapter: &Adapter) -> Self {
-        let shapes: Vec<_> = (0..adapter.params.slots())
+        let stages = vec![vec![0]; adapter.params.slots()];
+        Self::of(&Ranks::alone(), adapter, stages)
+    }
+
+    /// Zeros for a rank's part of an adapter, of whose slots `stages` says in which stages of the pipeline they act.
+    pub(super) fn of(ranks: &Ranks<'_>, adapter: &Adapter, stages: Vec<Vec<usize>>) -> Self {
+        let lengths: Vec<usize> = (0..adapter.params.slots())
             .map(|slot| adapter.params.shape(slot))
+            .map(|(rows, cols)| rows * cols)
             .collect();
-        let zeros = || Arena::new(&shapes);
+        let shares = Shares::new(ranks, &lengths, stages);
+        let own = [(1, shares.len_of(ranks.rank()))];
         Self {
-            grads: zeros(),
-            m: zeros(),
-            v: zeros(),
+            grads: adapter.params.zeros_like(),
+            m: Arena::new(&own),
+            v: Arena::new(&own),
             step: 0,
+            shares,
+            sums: LeafSums::default(),
+            reduced: Vec::new(),
         }
     }
 }
 
-/// Adds up the gradients of `rows`, a micro-batch at a time, into `grads`, which is zeroed first; nothing is divided.
+/// The micro-batches of a step, and which of them are computed here. Each is a leaf of the tree along which gradients are added.
+pub(super) struct Leaves<'r, 'e> {
+    rows: &'r [&'e Example],
+    size: usize,
+    /// Those that are computed here.
+    pub(super) own: Range<usize>,
+    /// Optimizer steps taken before.
+    step: u64,
+}
+
+impl<'r, 'e> Leaves<'r, 'e> {
+    fn new(ranks: &Ranks<'_>, rows: &'r [&'e Example], size: usize, step: u64) -> Self {
+        let own = ranks.own_share(rows.len().div_ceil(size));
+        Self {
+            rows,
+            size,
+            own,
+            step,
+        }
+    }
+
+    /// How many there are, also of other replicas.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len().div_ceil(self.size)
+    }
+
+    /// The rows of one.
+    pub(super) fn rows(&self, leaf: usize) -> &'r [&'e Example] {
+        let rows = self.rows;
+        &rows[leaf * self.size..rows.len().min((leaf + 1) * self.size)]
+    }
+
+    /// What its pass is to do.
+    pub(super) fn pass<'o>(&self, leaf: usize, options: &StepOptions<'o>) -> PassOptions<'o> {
+        PassOptions {
+            dropout_key: Some(mix(mix(options.seed, self.step), leaf as u64)),
+            saving: options.saving,
+            pauses: options.pauses,
+        }
+    }
+}
+
+/// What came of one micro-batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LeafOutcome {
+    pub(super) sums: LossSum,
+    pub(super) tokens: usize,
+}
+
+/// Adds up the gradients of `rows`, a micro-batch at a time and along a [tree](crate::ranks), into `grads`; nothing is divided.
 ///
 /// # Errors
 /// As [`loss_and_gradients`].
@@ -109,31 +179,56 @@ pub fn accumulate(
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<(LossSum, usize), Error> {
-    grads.zero();
-    let (mut sums, mut tokens) = (LossSum::default(), 0);
-    for (micro, rows) in rows.chunks(options.batch_size).enumerate() {
+    let leaves = Leaves::new(&Ranks::alone(), rows, options.batch_size, step);
+    let mut sums = LeafSums::default();
+    let all = compute(model, adapter, (&mut sums, grads), &leaves, options, ws)?;
+    Ok(total(&all))
+}
+
+/// Computes a rank's micro-batches, whose gradients are then in `sums`; where that is one sum, it goes to `grads`.
+fn compute(
+    model: &Decoder,
+    adapter: &Adapter,
+    (sums, grads): (&mut LeafSums, &mut Arena),
+    leaves: &Leaves<'_, '_>,
+    options: &StepOptions,
+    ws: &Workspace,
+) -> Result<Vec<LeafOutcome>, Error> {
+    sums.begin(grads);
+    let mut all = Vec::new();
+    for leaf in leaves.own.clone() {
+        let rows = leaves.rows(leaf);
         let batch = options.batch_of(model.config(), rows, adapter.virtual_tokens());
-        tokens += batch.real_tokens();
-        let key = mix(mix(options.seed, step), micro as u64);
         let set = [adapter];
         let objective = options.scoring.objective(&batch, rows);
-        let pass = PassOptions {
-            dropout_key: Some(key),
-            saving: options.saving,
-            pauses: options.pauses,
-        };
-        let set = AdapterSet::new(&set);
-        sums.add(loss_and_gradients(
+        let mut gradient = sums.leaf(&adapter.params);
+        let found = loss_and_gradients(
             model,
             &batch,
-            set,
+            AdapterSet::new(&set),
             objective.as_ref(),
-            grads,
-            &pass,
+            &mut gradient,
+            &leaves.pass(leaf, options),
             ws,
-        )?);
+        )?;
+        sums.push(gradient, leaves.count(), &leaves.own, leaf);
+        all.push(LeafOutcome {
+            sums: found,
+            tokens: batch.real_tokens(),
+        });
     }
-    Ok((sums, tokens))
+    sums.end(grads);
+    Ok(all)
+}
+
+/// Sums over micro-batches, in their order.
+fn total(all: &[LeafOutcome]) -> (LossSum, usize) {
+    let (mut sums, mut tokens) = (LossSum::default(), 0);
+    for leaf in all {
+        sums.add(leaf.sums);
+        tokens += leaf.tokens;
+    }
+    (sums, tokens)
 }
 
 /// Takes one optimizer step on `rows`.
@@ -148,29 +243,66 @@ pub fn optimizer_step(
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<StepOutcome, Error> {
-    let (sums, tokens) = accumulate(
-        model,
-        adapter,
-        &mut state.grads,
-        rows,
-        state.step,
-        options,
-        ws,
-    )?;
+    let ranks = Ranks::alone();
+    let (done, _) = shared_step(&ranks, model, adapter, state, rows, options, ws, || false)?;
+    Ok(done)
+}
+
+/// A rank's part of an optimizer step, after which all ranks have the same parameters. `stops` says that this rank is asked to stop; the
+/// second value, that any of them is.
+///
+/// # Errors
+/// As [`optimizer_step`], on all ranks alike; ranks that do not answer.
+pub(super) fn shared_step(
+    ranks: &Ranks<'_>,
+    model: &Decoder,
+    adapter: &mut Adapter,
+    state: &mut OptimizerState,
+    rows: &[&Example],
+    options: &StepOptions,
+    ws: &Workspace,
+    stops: impl Fn() -> bool,
+) -> Result<(StepOutcome, bool), Error> {
+    let leaves = Leaves::new(ranks, rows, options.batch_size, state.step);
+    let into = (&mut state.sums, &mut state.grads);
+    let own = if ranks.stages() == 1 {
+        compute(model, adapter, into, &leaves, options, ws)?
+    } else {
+        pipeline::compute(
+            ranks,
+            model,
+            adapter,
+            into,
+            &state.shares,
+            &leaves,
+            options,
+            ws,
+        )?
+    };
     options.pauses.pause();
-    let count = sums.weight;
+    let count = leaves.count();
+    let shares = &state.shares;
+    exchange::reduce(
+        ranks,
+        shares,
+        &state.sums,
+        &state.grads,
+        count,
+        &mut state.reduced,
+    )?;
+    let ranges = shares.ranges_of(ranks.rank(), &state.grads);
+    let own_grads = own_values(ranks, &ranges, &state.grads, &state.reduced);
+    let told = exchange::tell(ranks, shares, &own, &own_grads, count, stops())?;
+    let Told { leaves: all, .. } = &told;
+    let (sums, tokens) = total(all);
     // The gradients are sums over labels; a mean's are smaller by this, which the optimizer multiplies them by.
-    let mut grad_scale = 1.0 / count;
-    let grad_norm = sum_squares(state.grads.flat()).sqrt() * grad_scale;
+    let mut grad_scale = 1.0 / sums.weight;
+    let grad_norm = told.squares.sqrt() * grad_scale;
     let loss = sums.mean();
     if !loss.is_finite() || !grad_norm.is_finite() {
-        return Err(not_finite(
-            adapter,
-            state,
-            loss,
-            grad_norm,
-            options.learning_rate,
-        ));
+        let bad = told.first_bad.map(|slot| adapter.names[slot].as_str());
+        let (step, rate) = (state.step, options.learning_rate);
+        return Err(not_finite(adapter, step, (loss, grad_norm), bad, rate));
     }
     if options.max_grad_norm > 0.0 {
         // torch.nn.utils.clip_grad_norm_
@@ -188,19 +320,45 @@ pub fn optimizer_step(
         step: state.step,
         grad_scale: grad_scale as f32,
     };
-    adamw_step(
-        adapter.params.flat_mut(),
-        state.grads.flat(),
-        state.m.flat_mut(),
-        state.v.flat_mut(),
-        &adamw,
-    );
-    Ok(StepOutcome {
+    let mut at = 0;
+    for (range, grads) in ranges.iter().zip(own_grads) {
+        let moments = at..at + range.len();
+        adamw_step(
+            adapter.params.part_mut(range.clone()),
+            grads,
+            state.m.part_mut(moments.clone()),
+            state.v.part_mut(moments),
+            &adamw,
+        );
+        at += range.len();
+    }
+    exchange::share(ranks, &state.shares, &mut adapter.params)?;
+    let done = StepOutcome {
         loss,
         grad_norm,
         tokens,
         supervised_tokens: sums.tokens,
-    })
+    };
+    Ok((done, told.stops))
+}
+
+/// The gradients of a rank's share, range by range.
+fn own_values<'a>(
+    ranks: &Ranks<'_>,
+    ranges: &[Range<usize>],
+    grads: &'a Arena,
+    reduced: &'a [f32],
+) -> Vec<View<'a>> {
+    let mut at = 0;
+    let of_range = |range: &Range<usize>| {
+        if ranks.replicas() == 1 {
+            return grads.part(range.clone());
+        }
+        let values = &reduced[at..at + range.len()];
+        at += range.len();
+        View::of_row(values)
+    };
+    ranges.iter().map(of_range).collect()
 }
 
 /// Why a loss is not finite after `done` steps.
@@ -217,20 +375,17 @@ pub(super) fn probable_cause(done: u64, learning_rate: f64) -> String {
 
 fn not_finite(
     adapter: &Adapter,
-    state: &OptimizerState,
-    loss: f64,
-    grad_norm: f64,
+    done: u64,
+    (loss, grad_norm): (f64, f64),
+    bad: Option<&str>,
     learning_rate: f64,
 ) -> Error {
-    let step = state.step + 1;
-    let bad = (0..adapter.params.slots()).find(|&slot| !all_finite(state.grads.view(slot)));
-    let place = bad.map_or_else(String::new, |slot| {
-        format!("; first bad gradient: {}", adapter.names[slot])
-    });
-    let cause = if state.step > 0 && !all_finite(adapter.params.flat()) {
+    let step = done + 1;
+    let place = bad.map_or_else(String::new, |name| format!("; first bad gradient: {name}"));
+    let cause = if done > 0 && !all_finite(adapter.params.flat()) {
         "a trained value is already not finite: the learning rate is far too high, or the checkpoint that the run started from is damaged".to_owned()
     } else {
-        probable_cause(state.step, learning_rate)
+        probable_cause(done, learning_rate)
     };
     Error::Diverged(format!(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}{place}: {cause}"

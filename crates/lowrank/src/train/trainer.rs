@@ -3,7 +3,6 @@
 //! [`train`](super::train) drives one from the settings to the finished folder. Whatever has rows and a base of its own drives it itself:
 //! [`Trainer::new`] or [`Trainer::resume`], [`advance`](Trainer::advance) until nothing is left, [`finish`](Trainer::finish).
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -12,29 +11,37 @@ use lowrank_kernels::{Pauses, Workspace};
 
 use super::batch::{Scoring, balanced};
 use super::checkpoint::{self, TrainerState};
-use super::evaluate::evaluate_with;
+use super::evaluate::Evaluation;
 use super::events::{Event, Observer};
 use super::folder;
-use super::memory::{choose_saving, peak_rss};
+use super::memory::{choose_saving, most_frugal, peak_rss};
 use super::order::StepRows;
 use super::outcome::Outcome;
 use super::prepare::Trained;
 use super::resume;
 use super::schedule::Schedule;
-use super::step::{OptimizerState, StepOptions, StepOutcome, optimizer_step, probable_cause};
+use super::step::{OptimizerState, StepOptions, StepOutcome, probable_cause, shared_step};
+use super::values::Values;
 use crate::Error;
 use crate::base::Network;
 use crate::data::{Example, Labels, ProblemType};
 use crate::lock::check_held;
-use crate::model::{Adapter, AdapterSet, Saving};
+use crate::model::{Adapter, AdapterSet, Saving, split, stages_of_slots};
 use crate::names::valued;
-use crate::random::mix;
+use crate::objective::LossSum;
+use crate::random::{hash, mix};
+use crate::ranks::Ranks;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::{ClassWeights, TrainConfig};
 use crate::tuning::{self, AdapterConfig, BaseMark};
 
 /// Steps whose losses are averaged for the final figure.
 pub(super) const LAST_STEPS: usize = 20;
+
+/// `save_steps` of several ranks where the settings have none: the more machines there are, the sooner one of them fails.
+const SAVE_STEPS_OF_RANKS: u64 = 100;
+/// `save_total_limit` then.
+const SAVED_OF_RANKS: usize = 2;
 
 /// The rows of a training.
 #[derive(Clone, Copy)]
@@ -47,6 +54,7 @@ pub struct Rows<'a> {
 
 /// A training under way.
 pub struct Trainer<'a> {
+    pub(super) ranks: Ranks<'a>,
     pub(super) config: &'a TrainConfig,
     pub(super) base: &'a Network,
     pub(super) rows: Rows<'a>,
@@ -54,7 +62,7 @@ pub struct Trainer<'a> {
     pub(super) adapter: Adapter,
     /// What the adapter's files say; `None` for full training.
     pub(super) adapter_config: Option<AdapterConfig>,
-    optimizer: OptimizerState,
+    pub(super) optimizer: OptimizerState,
     order: StepRows<'a>,
     schedule: Schedule,
     saving: Saving,
@@ -62,7 +70,8 @@ pub struct Trainer<'a> {
     pub(super) pauses: Pauses<'a>,
     pub(super) ws: Workspace,
     pub(super) state: TrainerState,
-    metrics: MetricsWriter,
+    /// On rank 0 alone.
+    metrics: Option<MetricsWriter>,
     /// Losses of the last steps, at most [`LAST_STEPS`].
     pub(super) last_losses: Vec<f64>,
     /// What it has come to so far.
@@ -84,11 +93,13 @@ impl<'a> Trainer<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
         config.check()?;
-        Self::begin(config, base, trained, rows, overwrite, observer)
+        let ranks = Ranks::alone();
+        Self::begin(ranks, config, base, trained, rows, overwrite, observer)
     }
 
-    /// [`new`](Self::new) with settings that were checked.
+    /// [`new`](Self::new) on some ranks, with settings that were checked.
     pub(super) fn begin(
+        ranks: Ranks<'a>,
         config: &'a TrainConfig,
         base: &'a Network,
         trained: Trained,
@@ -96,23 +107,24 @@ impl<'a> Trainer<'a> {
         overwrite: bool,
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
-        check(config, rows, base, &trained.adapter)?;
+        ranks.agree(check(config, rows, base, &trained.adapter))?;
         let mut state = resume::new_state(base, rows);
+        agree_on(&ranks, config, &state, &trained.adapter)?;
+        let (trained, optimizer) = own_part(&ranks, base, trained);
         let adapter = &trained.adapter;
-        let saving = choose_saving(config, base, adapter, rows.train, None, observer)?;
+        let saving = choose_saving(&ranks, config, base, adapter, rows.train, None, observer);
+        let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
         state.recompute = Some(saving.recompute);
         observer.event(&Event::Begin);
-        folder::begin(config, overwrite)?;
-        base.source.write_added_tokens(&config.output)?;
-        let optimizer = OptimizerState::new(adapter);
-        Self::start(
-            config,
-            base,
-            (trained, optimizer),
-            rows,
-            (state, saving),
-            observer,
-        )
+        let begun = if ranks.is_first() {
+            folder::begin(config, overwrite)
+                .and_then(|()| base.source.write_added_tokens(&config.output))
+        } else {
+            Ok(())
+        };
+        ranks.agree(begun)?;
+        let parts = (trained, optimizer);
+        Self::start(ranks, config, base, parts, rows, (state, saving), observer)
     }
 
     /// A training that goes on from the newest checkpoint in its folder, or begins if there is none yet.
@@ -127,37 +139,41 @@ impl<'a> Trainer<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
         config.check()?;
-        Self::go_on(config, base, trained, rows, observer)
+        Self::go_on(Ranks::alone(), config, base, trained, rows, observer)
     }
 
-    /// [`resume`](Self::resume) with settings that were checked.
+    /// [`resume`](Self::resume) on some ranks, with settings that were checked.
     pub(super) fn go_on(
+        ranks: Ranks<'a>,
         config: &'a TrainConfig,
         base: &'a Network,
-        mut trained: Trained,
+        trained: Trained,
         rows: Rows<'a>,
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
-        check(config, rows, base, &trained.adapter)?;
+        ranks.agree(check(config, rows, base, &trained.adapter))?;
+        let now = resume::new_state(base, rows);
+        agree_on(&ranks, config, &now, &trained.adapter)?;
         observer.event(&Event::Begin);
-        let mut optimizer = OptimizerState::new(&trained.adapter);
+        let (mut trained, mut optimizer) = own_part(&ranks, base, trained);
         let values = (&mut trained.adapter, &mut optimizer);
-        let mut state = resume::open_state(config, base, rows, values, observer)?;
+        let mut state = resume::open_state(&ranks, config, base, rows, values, observer)?;
         let (adapter, kept) = (&trained.adapter, state.recompute);
-        let saving = choose_saving(config, base, adapter, rows.train, kept, observer)?;
+        let saving = choose_saving(&ranks, config, base, adapter, rows.train, kept, observer);
+        let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
         state.recompute = Some(saving.recompute);
-        folder::record_changes(config)?;
-        Self::start(
-            config,
-            base,
-            (trained, optimizer),
-            rows,
-            (state, saving),
-            observer,
-        )
+        let recorded = if ranks.is_first() {
+            folder::record_changes(config)
+        } else {
+            Ok(())
+        };
+        ranks.agree(recorded)?;
+        let parts = (trained, optimizer);
+        Self::start(ranks, config, base, parts, rows, (state, saving), observer)
     }
 
     fn start(
+        ranks: Ranks<'a>,
         config: &'a TrainConfig,
         base: &'a Network,
         (trained, optimizer): (Trained, OptimizerState),
@@ -169,17 +185,25 @@ impl<'a> Trainer<'a> {
             adapter,
             config: adapter_config,
         } = trained;
-        let metrics = resume::open_metrics(config, &state, observer)?;
+        let opened = if ranks.is_first() {
+            let path = folder::metrics_path(&config.output);
+            resume::open_metrics(config, &state, observer)
+                .and_then(|metrics| Ok((Some(metrics), resume::last_losses(&path)?)))
+        } else {
+            Ok((None, Vec::new()))
+        };
+        let (metrics, last_losses) = ranks.agree(opened)?;
         let total_steps = config.total_steps(rows.train.len());
         let trainer = Self {
             order: StepRows::new(config, rows.train),
             schedule: Schedule::of(config, total_steps),
-            last_losses: resume::last_losses(&folder::metrics_path(&config.output))?,
+            last_losses,
             outcome: Outcome {
                 steps: state.step,
                 first_eval_loss: state.first_eval_loss,
                 ..Outcome::planned(config, base, &adapter, total_steps)
             },
+            ranks,
             config,
             base,
             rows,
@@ -262,19 +286,32 @@ impl<'a> Trainer<'a> {
         if self.is_done() || self.stops_early() {
             return Ok(false);
         }
-        self.step()?;
-        let mut save = self.is_due(self.config.save_steps);
+        let (_, asked) = self.step_until(Some(stop))?;
+        let mut save = self.is_due(self.save_steps());
         if self.has_valid() && (self.is_done() || self.is_due(self.config.eval_steps)) {
             let improved = self.evaluate()?;
             save |= improved && self.config.load_best_model_at_end;
         }
         let stops_early = self.stops_early();
-        let interrupted = !self.is_done() && !stops_early && stop.load(Ordering::Relaxed);
+        // Several ranks stop together, as they have agreed in the step.
+        let asked = asked || (!self.ranks.are_several() && stop.load(Ordering::Relaxed));
+        let interrupted = !self.is_done() && !stops_early && asked;
         self.outcome.interrupted = interrupted;
         if save || interrupted {
             self.checkpoint()?;
         }
         Ok(!self.is_done() && !stops_early && !interrupted)
+    }
+
+    fn save_steps(&self) -> Option<u64> {
+        let of_ranks = self.ranks.are_several().then_some(SAVE_STEPS_OF_RANKS);
+        self.config.save_steps.or(of_ranks)
+    }
+
+    fn save_total_limit(&self) -> Option<usize> {
+        let of_ranks = self.ranks.are_several() && self.config.save_steps.is_none();
+        let of_ranks = of_ranks.then_some(SAVED_OF_RANKS);
+        self.config.save_total_limit.or(of_ranks)
     }
 
     fn is_done(&self) -> bool {
@@ -317,17 +354,24 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A loss or gradient that is not finite; metrics that can't be written.
     pub fn step(&mut self) -> Result<StepOutcome, Error> {
+        Ok(self.step_until(None)?.0)
+    }
+
+    /// The same; the second value says whether any rank is asked to stop.
+    fn step_until(&mut self, stop: Option<&AtomicBool>) -> Result<(StepOutcome, bool), Error> {
         let begun = Instant::now();
         let (rows, options) = (self.order.rows(self.state.step), self.options());
-        let done = optimizer_step(
+        let (done, stops) = shared_step(
+            &self.ranks,
             &self.base.decoder,
             &mut self.adapter,
             &mut self.optimizer,
             &rows,
             &options,
             &self.ws,
+            || stop.is_some_and(|stop| stop.load(Ordering::Relaxed)),
         )
-        .map_err(|error| self.with_last_good(&error))?;
+        .map_err(|error| self.with_last_good(error))?;
         let seconds = begun.elapsed().as_secs_f64();
         self.state.step += 1;
         let outcome = &mut self.outcome;
@@ -351,7 +395,7 @@ impl<'a> Trainer<'a> {
         };
         self.write_line(&line.clone().into())?;
         self.observer.event(&Event::Step(line));
-        Ok(done)
+        Ok((done, stops))
     }
 
     /// Evaluates the held-out rows after a step; whether their loss is the lowest so far.
@@ -375,26 +419,10 @@ impl<'a> Trainer<'a> {
 
     /// The held-out loss; `None` where `stop` ended the evaluation.
     fn evaluate_unless(&mut self, stop: Option<&AtomicBool>) -> Result<Option<f64>, Error> {
-        let set = [&self.adapter];
         let stopped = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let sums = evaluate_with(
-            &self.base.decoder,
-            AdapterSet::new(&set),
-            Some(0),
-            self.rows.valid,
-            self.pauses,
-            &self.ws,
-            |_| {
-                if stopped() {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            },
-        );
-        if stopped() {
+        let Some(sums) = self.loss_of(self.rows.valid, stopped)? else {
             return Ok(None);
-        }
+        };
         if !sums.mean().is_finite() {
             return Err(self.not_finite("held-out loss", sums.mean()));
         }
@@ -410,20 +438,49 @@ impl<'a> Trainer<'a> {
         Ok(Some(sums.mean()))
     }
 
-    /// Adds a line of metrics. A file that was deleted meanwhile is begun anew, as long as the folder is still this run's.
+    /// The losses of rows, as long as no rank stops.
+    pub(super) fn loss_of(
+        &self,
+        rows: &[Example],
+        stops: impl Fn() -> bool,
+    ) -> Result<Option<LossSum>, Error> {
+        let set = [&self.adapter];
+        let evaluation = Evaluation {
+            model: &self.base.decoder,
+            adapters: AdapterSet::new(&set),
+            adapter: Some(0),
+            pauses: self.pauses,
+            ws: &self.ws,
+        };
+        evaluation.on(&self.ranks, rows, stops)
+    }
+
+    /// The trained values, wherever they are held.
+    pub(super) fn values(&self) -> Values<'_> {
+        Values {
+            ranks: &self.ranks,
+            adapter: &self.adapter,
+            optimizer: &self.optimizer,
+        }
+    }
+
+    /// Adds a line of metrics on rank 0. A file that was deleted meanwhile is begun anew, as long as the folder is still this run's.
     fn write_line(&mut self, line: &MetricsLine) -> Result<(), Error> {
-        if !self.metrics.is_in_place() {
+        let Some(metrics) = &mut self.metrics else {
+            return Ok(());
+        };
+        if !metrics.is_in_place() {
             let run = &self.config.output;
             check_held(run)?;
             let path = folder::metrics_path(run);
-            self.metrics = MetricsWriter::create(&path)?;
+            *metrics = MetricsWriter::create(&path)?;
             self.observer.event(&Event::Note(format!(
                 "warning: {} was deleted or moved away; it begins anew with step {}, and the report lacks what was before",
                 path.display(),
                 line.step()
             )));
         }
-        Ok(self.metrics.write(line)?)
+        Ok(metrics.write(line)?)
     }
 
     /// Whether the run ends before its last step, since the held-out loss no longer falls; said once.
@@ -445,25 +502,36 @@ impl<'a> Trainer<'a> {
     /// A file that can't be written; a folder that is no longer this run's.
     pub fn checkpoint(&mut self) -> Result<(), Error> {
         let run = &self.config.output;
-        check_held(run)?;
-        let folder =
-            checkpoint::write(run, &self.adapter, &self.optimizer, &self.state, |folder| {
-                self.save_adapter(folder)
+        let folder = self.values().on_first(|values| {
+            check_held(run)?;
+            let folder = checkpoint::write(run, values, &self.state, |folder| {
+                self.save_adapter(values, folder)
             })
-            .map_err(|error| self.with_last_good(&error))?;
-        if let Some(limit) = self.config.save_total_limit {
-            let best = self.state.best;
-            let best = best.filter(|_| self.config.load_best_model_at_end);
-            checkpoint::prune(run, limit, best.map(|(_, step)| step))?;
+            .map_err(|error| self.with_last_good(error))?;
+            if let Some(limit) = self.save_total_limit() {
+                let best = self.state.best;
+                let best = best.filter(|_| self.config.load_best_model_at_end);
+                checkpoint::prune(run, limit, best.map(|(_, step)| step))?;
+            }
+            Ok(folder)
+        })?;
+        if let Some(folder) = folder {
+            self.observer.event(&Event::Checkpoint(folder));
         }
-        self.observer.event(&Event::Checkpoint(folder));
         Ok(())
     }
 
-    /// Writes the adapter's files; full training has none.
-    pub(super) fn save_adapter(&self, folder: &Path) -> Result<(), Error> {
+    /// Writes the adapter's files, on rank 0; full training has none.
+    pub(super) fn save_adapter(&self, values: &Values<'_>, folder: &Path) -> Result<(), Error> {
         let Some(config) = &self.adapter_config else {
             return Ok(());
+        };
+        let whole;
+        let adapter = if self.ranks.stages() == 1 {
+            &self.adapter
+        } else {
+            whole = values.whole_adapter()?;
+            &whole
         };
         let labels = self.base.labels.as_ref();
         let labels = labels.map(|labels| serde_json::json!(labels).to_string());
@@ -473,7 +541,7 @@ impl<'a> Trainer<'a> {
             labels: labels.as_deref(),
         };
         let model = self.base.decoder.config();
-        tuning::save(folder, model, config, &self.adapter, base)?;
+        tuning::save(folder, model, config, adapter, base)?;
         self.base.source.write_added_tokens(folder)
     }
 
@@ -481,14 +549,18 @@ impl<'a> Trainer<'a> {
     pub(super) fn not_finite(&self, what: &str, loss: f64) -> Error {
         let step = self.state.step;
         let cause = probable_cause(step, self.config.learning_rate);
-        self.with_last_good(&Error::Diverged(format!(
+        self.with_last_good(Error::Diverged(format!(
             "after step {step} the {what} is {loss}: {cause}"
         )))
     }
 
     /// A run that fails tells where it can be taken up again. A checkpoint of the current step is left out: it holds the
     /// very values that failed, or is the one that could not be written.
-    pub(super) fn with_last_good(&self, error: &Error) -> Error {
+    pub(super) fn with_last_good(&self, error: Error) -> Error {
+        // Rank 0 tells it.
+        if !self.ranks.is_first() {
+            return error;
+        }
         let steps = checkpoint::steps(&self.config.output);
         let last = steps.into_iter().rfind(|step| *step < self.state.step);
         let rescue = last.map_or_else(
@@ -506,6 +578,59 @@ impl<'a> Trainer<'a> {
             _ => Error::Training(message),
         }
     }
+}
+
+/// Refuses ranks that would train something else than rank 0.
+fn agree_on(
+    ranks: &Ranks<'_>,
+    config: &TrainConfig,
+    state: &TrainerState,
+    adapter: &Adapter,
+) -> Result<(), Error> {
+    if !ranks.are_several() {
+        return Ok(());
+    }
+    let rows = |mark: &checkpoint::DataMark| {
+        format!(
+            "({} rows, {} tokens, {})",
+            mark.rows, mark.tokens, mark.hash
+        )
+    };
+    let mark = state.base_mark.clone().unwrap_or_default();
+    let named = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("training data", rows(&state.data)),
+        ("held-out data", rows(&state.valid)),
+        ("base", state.base.clone()),
+        ("config.json of the base", mark.config),
+        ("weights of the base", mark.weights),
+    ];
+    let named = named.map(|(what, mark)| (what.to_owned(), mark));
+    let mut marks: Vec<_> = config.marks().into_iter().chain(named).collect();
+    // A stage of a pipeline may have no first values of another one.
+    if ranks.stages() == 1 {
+        let first = hash(bytemuck::cast_slice(adapter.params.as_slice()));
+        marks.push(("first trained values".to_owned(), format!("{first:016x}")));
+    }
+    ranks.same(&marks)
+}
+
+/// What this rank holds of the trained values, with room for its share of their moments.
+fn own_part(ranks: &Ranks<'_>, base: &Network, trained: Trained) -> (Trained, OptimizerState) {
+    let mut trained = trained;
+    let adapter = &mut trained.adapter;
+    let stages = if ranks.stages() == 1 {
+        vec![vec![0]; adapter.params.slots()]
+    } else {
+        let config = base.decoder.config();
+        let stages = split(config, adapter, ranks.stages()).unwrap_or_default();
+        let of_slots = stages_of_slots(config, adapter, &stages);
+        let stage = ranks.stage();
+        adapter.params = adapter.params.cut(|slot| of_slots[slot].contains(&stage));
+        of_slots
+    };
+    let optimizer = OptimizerState::of(ranks, adapter, stages);
+    (trained, optimizer)
 }
 
 /// Checks settings and rows together.

@@ -158,3 +158,19 @@ pub fn save_weights(
         out.write_all(&adapter.params.view(index).to_le_bytes(dtype))
     })
 }
+
+/// The same where `values` gives those of each slot.
+///
+/// # Errors
+/// The file can't be written; what `values` says.
+pub(crate) fn save_values(
+    config: &ModelConfig,
+    folder: &Path,
+    dtype: DType,
+    values: impl Fn(usize) -> Result<Tensor, Error>,
+) -> Result<(), Error> {
+    write_model(config, folder, dtype, |slot, _, out| {
+        let values = values(slot).map_err(std::io::Error::other)?;
+        out.write_all(&values.to_le_bytes(dtype))
+    })
+}

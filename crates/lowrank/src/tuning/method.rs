@@ -9,6 +9,7 @@ use super::{AdapterConfig, BaseMark, Loaded, Method, MethodOptions, saved};
 use crate::Error;
 use crate::fields::{Field, Fields, Fixes, Names};
 use crate::model::{Adapter, Decoder, ModelConfig, families};
+use crate::ranks::Ranks;
 
 /// A method. Its module has a unit struct that implements this, and the table finds it.
 pub trait MethodSpec: Sync {
@@ -140,6 +141,8 @@ pub struct Starting<'a> {
     pub seed: u64,
     /// The first tokens of the training data, at least so many where there are as many.
     pub text: &'a dyn Fn(usize) -> FirstText,
+    /// The ranks of the run: first values that a pass computes go through all stages of a pipeline.
+    pub ranks: Ranks<'a>,
 }
 
 /// Tokens that training data begins with.

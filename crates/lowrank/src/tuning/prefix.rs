@@ -26,10 +26,9 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
-use crate::model::{
-    Adapter, AdapterSet, Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId,
-};
+use crate::model::{Adapter, Batch, Decoder, KvCache, ModelConfig, VirtualTokens, WeightId};
 use crate::random::mix;
+use crate::ranks::Ranks;
 
 /// `peft_type` of embeddings with an infix.
 const PEFT_TYPE: &str = "LOWRANK_PREFIX_INFIX";
@@ -153,7 +152,8 @@ impl MethodSpec for Spec {
         let options = options.prefix.options();
         let needed = options.prefix.saturating_add(options.infix);
         let text = (with.text)(needed);
-        let adapter = inject(with.decoder, options, init, &text.ids, with.seed)?;
+        let (model, ranks) = (with.decoder, &with.ranks);
+        let adapter = inject_on(ranks, model, options, init, &text.ids, with.seed)?;
         let begin = match init {
             Init::Text => {
                 let found = text.ids.len().min(needed);
@@ -422,6 +422,18 @@ pub fn inject(
     text: &[u32],
     seed: u64,
 ) -> Result<Adapter, Error> {
+    inject_on(&Ranks::alone(), model, options, init, text, seed)
+}
+
+/// The same for a rank's stage of the model, whose values are then right.
+fn inject_on(
+    ranks: &Ranks<'_>,
+    model: &Decoder,
+    options: Options,
+    init: Init,
+    text: &[u32],
+    seed: u64,
+) -> Result<Adapter, Error> {
     let mut adapter = lay_out(model.config(), options)?;
     let count = options.prefix + options.infix;
     let ids: Vec<u32> = match init {
@@ -447,7 +459,7 @@ pub fn inject(
     };
     match options.kind {
         Kind::Embedding => embeddings_of(model, &ids, &mut adapter),
-        Kind::Layer => keys_and_values_of(model, &ids, &mut adapter),
+        Kind::Layer => keys_and_values_of(ranks, model, &ids, &mut adapter)?,
     }
     Ok(adapter)
 }
@@ -456,7 +468,10 @@ fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
     let mut rest = ids;
     for slot in 0..adapter.params.slots() {
         let (own, others) = rest.split_at(adapter.params.shape(slot).0);
-        let table = model.weights().view(WeightId::Embedding);
+        // A later stage of a pipeline has no embeddings, and no use for these values.
+        let Some(table) = model.weights().get(WeightId::Embedding) else {
+            return;
+        };
         embedding_forward(adapter.params.view_mut(slot), own, table, false);
         // What the model itself would put there.
         if let Some(factor) = model.table_scale() {
@@ -467,7 +482,12 @@ fn embeddings_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
 }
 
 /// The keys, turned to the positions from 0 on, and the values of a sequence.
-fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
+fn keys_and_values_of(
+    ranks: &Ranks<'_>,
+    model: &Decoder,
+    ids: &[u32],
+    adapter: &mut Adapter,
+) -> Result<(), Error> {
     let mut cache = KvCache::new(model.config(), KvCache::blocks_for(ids.len()));
     let rows = cache.take(ids.len()).expect("it was made for them");
     let places: Vec<_> = rows.places(0..ids.len()).collect();
@@ -478,9 +498,22 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
     }
     batch.appends.extend(rows.appends(0, 0..ids.len()));
     let ws = Workspace::new();
-    model.logits(&batch, AdapterSet::none(), &[0], Some(&mut cache), &ws);
+    let stage = ranks.stage();
+    let below = match stage {
+        0 => None,
+        _ => Some(ranks.rows_from(stage - 1, ids.len(), model.config().hidden_size)?),
+    };
+    let rows = model.fill_cache(&batch, below, &mut cache, &ws);
+    if !ranks.scores() {
+        ranks.send_rows(stage + 1, rows.view())?;
+        ranks.comm().flush()?;
+    }
+    let blocks = model.weights().stage().blocks.clone();
     let sites = adapter.virtual_tokens.key_values.clone();
     for (layer, (key, value)) in sites.into_iter().enumerate() {
+        if !blocks.contains(&layer) {
+            continue;
+        }
         for (slot, cached) in [key, value]
             .into_iter()
             .zip(<[_; 2]>::from(cache.layer(layer)))
@@ -492,6 +525,7 @@ fn keys_and_values_of(model: &Decoder, ids: &[u32], adapter: &mut Adapter) {
             }
         }
     }
+    Ok(())
 }
 
 /// The options of a folder's config.

@@ -272,6 +272,17 @@ pub(crate) fn metrics(run: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// The lines of metrics.jsonl without what depends on the clock and on the process.
+pub(crate) fn timeless(run: &Path) -> Vec<Value> {
+    let mut lines = metrics(run);
+    for line in &mut lines {
+        let line = line.as_object_mut().expect("an object");
+        line.remove("tokens_per_second");
+        line.remove("peak_rss");
+    }
+    lines
+}
+
 /// The tensors of a safetensors file.
 pub(crate) fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
     let file = Checkpoint::open(path).expect("the file opens");

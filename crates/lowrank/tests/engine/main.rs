@@ -16,6 +16,7 @@ mod merging;
 mod methods;
 mod objectives;
 mod output;
+mod ranks;
 mod relative;
 mod resume;
 mod scales;

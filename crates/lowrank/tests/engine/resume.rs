@@ -8,18 +8,7 @@ use lowrank::train::{Start, TrainConfig};
 use lowrank::tuning::{Method, full};
 use serde_json::Value;
 
-use super::common::{Place, Watch, assert_says, failure, metrics, open, run};
-
-/// The lines without what depends on the clock and on the process.
-fn timeless(run: &Path) -> Vec<Value> {
-    let mut lines = metrics(run);
-    for line in &mut lines {
-        let line = line.as_object_mut().expect("an object");
-        line.remove("tokens_per_second");
-        line.remove("peak_rss");
-    }
-    lines
-}
+use super::common::{Place, Watch, assert_says, failure, metrics, open, run, timeless};
 
 fn assert_same_run(place: &Place, whole: &str, resumed: &str, method: Method) {
     let files: &[&str] = match method {

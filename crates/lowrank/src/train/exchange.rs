@@ -1,0 +1,327 @@
+//! What the ranks of a run exchange in a step: gradients on the way to their sums, figures, and the parameters that the step made.
+//!
+//! Each way moves the bytes of a ring: a rank sends and gets (N - 1) / N of the gradients, and the same of the parameters.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use lowrank_kernels::{Arena, View, sum_squares};
+use rayon::prelude::*;
+
+use super::step::LeafOutcome;
+use crate::Error;
+use crate::objective::LossSum;
+use crate::ranks::tree::{LeafSums, add_up, nodes};
+use crate::ranks::{Ranks, Shares};
+
+/// Values that are on their way to a rank at a time: 64 MB.
+const AT_A_TIME: usize = 16 << 20;
+
+/// The ranks that hold the same values as this one: those of its stage, in the order of the replicas.
+fn peers(ranks: &Ranks<'_>) -> Vec<usize> {
+    let stage = ranks.stage();
+    (0..ranks.replicas())
+        .map(|replica| ranks.at(replica, stage))
+        .collect()
+}
+
+/// The sums over all micro-batches of a rank's own share of the gradients, where other replicas have computed some of them.
+pub(super) fn reduce(
+    ranks: &Ranks<'_>,
+    shares: &Shares,
+    sums: &LeafSums,
+    grads: &Arena,
+    count: usize,
+    own: &mut Vec<f32>,
+) -> Result<(), Error> {
+    if ranks.replicas() == 1 {
+        return Ok(());
+    }
+    let peers = peers(ranks);
+    let of_replica = |replica| nodes(count, &ranks.share(count, replica));
+    let nodes: Vec<Vec<Range<usize>>> = (0..peers.len()).map(of_replica).collect();
+    let all: Vec<Range<usize>> = nodes.concat();
+    let ranges: Vec<_> = peers
+        .iter()
+        .map(|peer| shares.ranges_of(*peer, grads))
+        .collect();
+    let lengths: Vec<usize> = peers.iter().map(|peer| shares.len_of(*peer)).collect();
+    let own_len = lengths[ranks.replica()];
+    own.resize(own_len, 0.0);
+    let part = (AT_A_TIME / all.len()).max(1);
+    let most = lengths.iter().copied().max().unwrap_or(0);
+    let widest = nodes.iter().map(Vec::len).max().unwrap_or(0);
+    for start in (0..most).step_by(part) {
+        let within = |length: usize| start.min(length)..length.min(start + part);
+        let wanted = within(own_len);
+        let mut received: Vec<Vec<f32>> = all.iter().map(|_| vec![0.0; wanted.len()]).collect();
+        for node in 0..widest {
+            let sum = sums.sums(grads).nth(node);
+            let mut packed = vec![Cow::Borrowed(&[][..]); ranks.size()];
+            if let Some(sum) = sum {
+                for (at, peer) in peers.iter().enumerate() {
+                    packed[*peer] = pack(sum, &ranges[at], &within(lengths[at]));
+                }
+            }
+            let sent: Vec<&[u8]> = packed.iter().map(|values| cast_slice(values)).collect();
+            // The place of a replica's first node among all of them.
+            let firsts = nodes.iter().scan(0, |first, of_replica| {
+                let own = *first;
+                *first += of_replica.len();
+                Some(own)
+            });
+            let mut of_peer: Vec<Option<usize>> = vec![None; ranks.size()];
+            for ((at, peer), first) in peers.iter().enumerate().zip(firsts) {
+                of_peer[*peer] = (node < nodes[at].len()).then_some(first + node);
+            }
+            let mut buffers: Vec<Option<&mut Vec<f32>>> = received.iter_mut().map(Some).collect();
+            let mut into: Vec<&mut [u8]> = of_peer
+                .iter()
+                .map(|at| match at.and_then(|at| buffers[at].take()) {
+                    Some(buffer) => cast_slice_mut(buffer.as_mut_slice()),
+                    None => &mut [],
+                })
+                .collect();
+            ranks.comm().all_to_all(&sent, &mut into)?;
+        }
+        add_up(count, &all, &mut received);
+        own[wanted].copy_from_slice(&received[0]);
+    }
+    Ok(())
+}
+
+/// Some of the values of an arena's ranges, counted over all of them; a copy where they do not lie together.
+fn pack<'a>(arena: &'a Arena, ranges: &[Range<usize>], wanted: &Range<usize>) -> Cow<'a, [f32]> {
+    let values = arena.as_slice();
+    let mut parts = parts(ranges, wanted);
+    match (parts.next(), parts.next()) {
+        (None, _) => Cow::Borrowed(&[]),
+        (Some(one), None) => Cow::Borrowed(&values[one]),
+        (Some(first), Some(second)) => {
+            let mut packed = values[first].to_vec();
+            for part in std::iter::once(second).chain(parts) {
+                packed.extend_from_slice(&values[part]);
+            }
+            Cow::Owned(packed)
+        }
+    }
+}
+
+/// Where in an arena some of the values of ranges lie, `wanted` being counted over all of them.
+fn parts<'a>(
+    ranges: &'a [Range<usize>],
+    wanted: &'a Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + 'a {
+    let mut before = 0;
+    ranges.iter().filter_map(move |range| {
+        let first = wanted.start.max(before) - before;
+        let end = wanted.end.min(before + range.len()).saturating_sub(before);
+        before += range.len();
+        (first < end).then(|| range.start + first..range.start + end)
+    })
+}
+
+/// What the ranks tell each other of a step.
+pub(super) struct Told {
+    /// What came of each micro-batch, in their order.
+    pub(super) leaves: Vec<LeafOutcome>,
+    /// Σ of the squares of all gradients.
+    pub(super) squares: f64,
+    /// The first slot whose gradient is not finite.
+    pub(super) first_bad: Option<usize>,
+    /// Whether any rank is asked to stop.
+    pub(super) stops: bool,
+}
+
+/// Numbers of a micro-batch in a message.
+const OF_LEAF: usize = 5;
+
+fn to_numbers(leaf: &LeafOutcome) -> [u64; OF_LEAF] {
+    let LossSum {
+        loss,
+        correct,
+        tokens,
+        weight,
+    } = leaf.sums;
+    let real = leaf.tokens as u64;
+    [
+        loss.to_bits(),
+        correct as u64,
+        tokens as u64,
+        weight.to_bits(),
+        real,
+    ]
+}
+
+fn from_numbers(numbers: &[u64]) -> LeafOutcome {
+    LeafOutcome {
+        sums: LossSum {
+            loss: f64::from_bits(numbers[0]),
+            correct: numbers[1] as usize,
+            tokens: numbers[2] as usize,
+            weight: f64::from_bits(numbers[3]),
+        },
+        tokens: numbers[4] as usize,
+    }
+}
+
+/// Tells all ranks what came of this rank's micro-batches and how large its share of the gradients is.
+pub(super) fn tell(
+    ranks: &Ranks<'_>,
+    shares: &Shares,
+    own: &[LeafOutcome],
+    grads: &[View<'_>],
+    count: usize,
+    stops: bool,
+) -> Result<Told, Error> {
+    let squares = squares_of_pieces(ranks, shares, grads);
+    let mut message = vec![u64::from(stops)];
+    message.extend(squares.iter().map(|square| square.to_bits()));
+    if ranks.scores() {
+        message.extend(own.iter().flat_map(to_numbers));
+    }
+    let mut pieces_of = vec![0; ranks.size()];
+    for piece in shares.pieces() {
+        pieces_of[piece.owner] += 1;
+    }
+    let told = ranks.gather(&message, |rank| {
+        1 + pieces_of[rank] + OF_LEAF * leaves_of(ranks, count, rank)
+    })?;
+    let mut next = vec![1; ranks.size()];
+    let (mut sum, mut first_bad) = (0.0, None);
+    for piece in shares.pieces() {
+        let square = f64::from_bits(told[piece.owner][next[piece.owner]]);
+        next[piece.owner] += 1;
+        if first_bad.is_none() && !square.is_finite() {
+            first_bad = Some(piece.slot);
+        }
+        sum += square;
+    }
+    let leaves = told
+        .iter()
+        .zip(next)
+        .flat_map(|(numbers, first)| numbers[first..].chunks_exact(OF_LEAF).map(from_numbers));
+    Ok(Told {
+        leaves: leaves.collect(),
+        squares: sum,
+        first_bad,
+        stops: told.iter().any(|numbers| numbers[0] != 0),
+    })
+}
+
+/// How many of `count` micro-batches or passes a rank has the outcome of: those of its replica, where it scores.
+fn leaves_of(ranks: &Ranks<'_>, count: usize, rank: usize) -> usize {
+    let scores = rank % ranks.stages() + 1 == ranks.stages();
+    if scores {
+        ranks.share(count, rank / ranks.stages()).len()
+    } else {
+        0
+    }
+}
+
+/// What came of all of `count` passes, from what came of this rank's own; and whether any rank is asked to stop.
+pub(super) fn tell_outcomes(
+    ranks: &Ranks<'_>,
+    own: &[LeafOutcome],
+    count: usize,
+    stops: bool,
+) -> Result<(Vec<LeafOutcome>, bool), Error> {
+    let mut message = vec![u64::from(stops)];
+    if ranks.scores() {
+        message.extend(own.iter().flat_map(to_numbers));
+    }
+    let told = ranks.gather(&message, |rank| 1 + OF_LEAF * leaves_of(ranks, count, rank))?;
+    let all = told.iter().flat_map(|numbers| {
+        let outcomes = numbers[1..].chunks_exact(OF_LEAF);
+        outcomes.map(from_numbers)
+    });
+    let stops = told.iter().any(|numbers| numbers[0] != 0);
+    Ok((all.collect(), stops))
+}
+
+/// Σ x² of each piece of a rank's share, whose gradients come range by range.
+fn squares_of_pieces(ranks: &Ranks<'_>, shares: &Shares, grads: &[View<'_>]) -> Vec<f64> {
+    let mut left = grads.iter();
+    let mut current: Option<(View<'_>, usize)> = None;
+    let mut pieces = Vec::new();
+    for piece in shares.of(ranks.rank()) {
+        let length = piece.values.len();
+        let (view, at) = match current {
+            Some((view, at)) if at < view.len() => (view, at),
+            _ => match left.next() {
+                Some(view) => (*view, 0),
+                None => break,
+            },
+        };
+        let column = view.reshape(view.len(), 1);
+        pieces.push(column.slice_rows(at..at + length));
+        current = Some((view, at + length));
+    }
+    pieces.into_par_iter().map(sum_squares).collect()
+}
+
+/// Gives every rank the parameters that others have made: those of its stage, and those of other stages that act in its own, too.
+pub(super) fn share(ranks: &Ranks<'_>, shares: &Shares, params: &mut Arena) -> Result<(), Error> {
+    if ranks.replicas() > 1 {
+        share_within_stage(ranks, shares, params)?;
+    }
+    let stage = ranks.stage();
+    for slot in shares.shared_slots() {
+        let stages = shares.stages_of(slot);
+        let owner = stages[0];
+        if stage == owner {
+            for other in &stages[1..] {
+                let values = cast_slice(&params.as_slice()[params.range(slot)]).to_vec();
+                ranks
+                    .comm()
+                    .send(ranks.at(ranks.replica(), *other), values)?;
+            }
+        } else if stages.contains(&stage) {
+            let range = params.range(slot);
+            let into = cast_slice_mut(&mut params.as_mut_slice()[range]);
+            ranks
+                .comm()
+                .receive(ranks.at(ranks.replica(), owner), into)?;
+        }
+    }
+    Ok(ranks.comm().flush()?)
+}
+
+fn share_within_stage(ranks: &Ranks<'_>, shares: &Shares, params: &mut Arena) -> Result<(), Error> {
+    let peers = peers(ranks);
+    let ranges: Vec<_> = peers
+        .iter()
+        .map(|peer| shares.ranges_of(*peer, params))
+        .collect();
+    let lengths: Vec<usize> = peers.iter().map(|peer| shares.len_of(*peer)).collect();
+    let part = (AT_A_TIME / peers.len()).max(1);
+    let most = lengths.iter().copied().max().unwrap_or(0);
+    let own = ranks.replica();
+    for start in (0..most).step_by(part) {
+        let within = |length: usize| start.min(length)..length.min(start + part);
+        let packed = pack(params, &ranges[own], &within(lengths[own]));
+        let mut sent: Vec<&[u8]> = vec![&[]; ranks.size()];
+        let mut buffers: Vec<Vec<f32>> = vec![Vec::new(); ranks.size()];
+        for (at, peer) in peers.iter().enumerate() {
+            sent[*peer] = cast_slice(&packed);
+            buffers[*peer] = vec![0.0; within(lengths[at]).len()];
+        }
+        let mut into: Vec<&mut [u8]> = buffers
+            .iter_mut()
+            .map(|buffer| cast_slice_mut(buffer.as_mut_slice()))
+            .collect();
+        ranks.comm().all_to_all(&sent, &mut into)?;
+        drop(packed);
+        let values = params.as_mut_slice();
+        for (at, peer) in peers.iter().enumerate().filter(|(at, _)| *at != own) {
+            let mut from = buffers[*peer].as_slice();
+            for part in parts(&ranges[at], &within(lengths[at])) {
+                let (these, rest) = from.split_at(part.len());
+                values[part].copy_from_slice(these);
+                from = rest;
+            }
+        }
+    }
+    Ok(())
+}

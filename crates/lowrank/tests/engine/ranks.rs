@@ -1,0 +1,401 @@
+//! A run of several ranks comes to the bits of one, however its work is shared out. The ranks are threads of this process here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lowrank::Error;
+use lowrank::comm::{Communicator, InProcess};
+use lowrank::model::Recompute;
+use lowrank::ranks::Ranks;
+use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train_on};
+use lowrank::tuning::Method;
+use lowrank::tuning::targets::Targets;
+
+use super::common::{Place, assert_says, run, timeless};
+
+/// A grid of ranks.
+#[derive(Clone, Copy, Debug)]
+struct Grid {
+    replicas: usize,
+    stages: usize,
+}
+
+const GRIDS: [Grid; 6] = [
+    grid(2, 1),
+    grid(3, 1),
+    grid(4, 1),
+    grid(1, 2),
+    grid(2, 2),
+    grid(4, 2),
+];
+
+const fn grid(replicas: usize, stages: usize) -> Grid {
+    Grid { replicas, stages }
+}
+
+/// Asks its rank to stop after a step.
+struct StopAfter<'a> {
+    step: Option<u64>,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for StopAfter<'_> {
+    fn event(&mut self, event: &Event) {
+        if let Event::Step(step) = event
+            && Some(step.step) == self.step
+        {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What each rank of a run comes to. The last rank is asked to stop after a step, if there is one, and all stop with the next; `config_of` changes the settings of a rank.
+fn on(
+    grid: Grid,
+    start: Start,
+    stop_after: Option<u64>,
+    config_of: impl Fn(usize) -> TrainConfig + Sync,
+) -> Vec<Result<Outcome, Error>> {
+    let size = grid.replicas * grid.stages;
+    let comms = InProcess::ranks(size, Duration::from_secs(60));
+    std::thread::scope(|scope| {
+        let config_of = &config_of;
+        let threads: Vec<_> = comms
+            .into_iter()
+            .map(|comm| {
+                scope.spawn(move || {
+                    let config = config_of(comm.rank());
+                    let stop = AtomicBool::new(false);
+                    let is_last = comm.rank() + 1 == size;
+                    let mut observer = StopAfter {
+                        step: stop_after.filter(|_| is_last),
+                        stop: &stop,
+                    };
+                    let ranks = Ranks::new(&comm, grid.stages)?;
+                    train_on(ranks, &config, start, &mut observer, &stop)
+                })
+            })
+            .collect();
+        let ends = threads.into_iter().map(|thread| thread.join());
+        ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+fn fresh(grid: Grid, config: &TrainConfig) -> Outcome {
+    let start = Start::Fresh { overwrite: false };
+    let mut all = on(grid, start, None, |_| config.clone());
+    for (rank, end) in all.iter().enumerate() {
+        assert!(
+            end.is_ok(),
+            "rank {rank} of {grid:?}: {:?}",
+            end.as_ref().err()
+        );
+    }
+    all.swap_remove(0).expect("rank 0")
+}
+
+/// The files of a run that do not say how long it took, with their contents.
+fn files(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![run.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !["config.yaml", "metrics.jsonl", "report.html"].contains(&name.as_str()) {
+                let inner = path.strip_prefix(run).expect("within").to_path_buf();
+                let mut bytes = fs::read(&path).expect("a file");
+                if name == "README.md" {
+                    // The card is named after the folder.
+                    let text = String::from_utf8(bytes).expect("text");
+                    let own = run.file_name().expect("a name").to_string_lossy();
+                    bytes = text.replace(&*own, "RUN").into_bytes();
+                }
+                found.push((inner, bytes));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn assert_same(one: &Path, other: &Path, what: &str) {
+    let (one_files, other_files) = (files(one), files(other));
+    let names = |files: &[(PathBuf, Vec<u8>)]| -> Vec<PathBuf> {
+        files.iter().map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(names(&one_files), names(&other_files), "{what}");
+    assert!(one_files.len() >= 6, "{:?}", names(&one_files));
+    for ((name, a), (_, b)) in one_files.iter().zip(&other_files) {
+        assert!(a == b, "{what}: {} differs", name.display());
+    }
+    assert_eq!(timeless(one), timeless(other), "{what}");
+}
+
+/// The settings of a run with everything that could tell ranks apart: dropout, ragged last steps, evaluations, checkpoints, micro-batches that
+/// no number of ranks divides.
+fn config(place: &Place, method: Method, name: &str) -> TrainConfig {
+    let mut config = place.config(method, name);
+    config.batch_size = 1;
+    config.gradient_accumulation_steps = 6;
+    config.save_steps = Some(2);
+    config.max_steps = Some(5);
+    config.recompute = Some(Recompute::None);
+    if method == Method::Lora {
+        config.options.targets.target_modules = Some(Targets::Pattern("all-linear".to_owned()));
+    }
+    config
+}
+
+#[test]
+fn any_grid_comes_to_the_bits_of_one_rank() {
+    for method in [
+        Method::Lora,
+        Method::Full,
+        Method::Prefix,
+        Method::Adapter,
+        Method::Bitfit,
+        Method::Top,
+        Method::Ia3,
+    ] {
+        let place = Place::new("llama");
+        let alone = config(&place, method, "alone");
+        let outcome = run(&alone).expect("the run");
+        assert_eq!(outcome.steps, 5);
+        for grid in GRIDS {
+            let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+            let shared = fresh(grid, &config(&place, method, &name));
+            assert_same(
+                &alone.output,
+                &place.path(&name),
+                &format!("{method:?} on {grid:?}"),
+            );
+            assert_eq!(shared.eval_loss, outcome.eval_loss);
+            assert_eq!(shared.trainable_parameters, outcome.trainable_parameters);
+        }
+    }
+}
+
+#[test]
+fn families_with_tied_and_untied_heads_are_cut_alike() {
+    for family in ["gpt2", "qwen2", "gemma2", "mistral"] {
+        for method in [Method::Full, Method::Lora] {
+            let place = Place::new(family);
+            let alone = config(&place, method, "alone");
+            run(&alone).expect("the run");
+            for grid in [grid(1, 2), grid(3, 2)] {
+                let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+                fresh(grid, &config(&place, method, &name));
+                let what = format!("{family}, {method:?} on {grid:?}");
+                assert_same(&alone.output, &place.path(&name), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bf16_base_and_blocks_that_are_computed_again_are_cut_alike() {
+    for recompute in [Recompute::Selective, Recompute::Full] {
+        let place = Place::new("llama");
+        let set = |name: &str| TrainConfig {
+            base_dtype: BaseDtype::Bf16,
+            recompute: Some(recompute),
+            ..config(&place, Method::Lora, name)
+        };
+        run(&set("alone")).expect("the run");
+        for grid in [grid(2, 1), grid(2, 2)] {
+            let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+            fresh(grid, &set(&name));
+            assert_same(
+                &place.path("alone"),
+                &place.path(&name),
+                &format!("{recompute}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn stages_below_what_is_trained_run_no_backward() {
+    let place = Place::new("llama");
+    let set = |name: &str| {
+        let mut config = config(&place, Method::Lora, name);
+        config.options.targets.target_modules =
+            Some(Targets::Pattern(r".*layers\.1\..*proj".to_owned()));
+        config
+    };
+    run(&set("alone")).expect("the run");
+    fresh(grid(2, 2), &set("two"));
+    assert_same(
+        &place.path("alone"),
+        &place.path("two"),
+        "the upper block alone",
+    );
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    for method in [Method::Lora, Method::Full] {
+        let place = Place::new("llama");
+        let set = |name: &str| TrainConfig {
+            max_steps: Some(7),
+            ..config(&place, method, name)
+        };
+        let alone = set("alone");
+        run(&alone).expect("the run");
+        let stopped = set("stopped");
+        let start = Start::Fresh { overwrite: false };
+        let ends = on(grid(4, 1), start, Some(2), |_| stopped.clone());
+        for end in ends {
+            let end = end.expect("stopping is no failure");
+            assert!(end.interrupted && end.steps == 3, "all ranks stop together");
+        }
+        for (next, stop_after) in [(grid(1, 2), Some(4)), (grid(2, 1), None)] {
+            for end in on(next, Start::Resume, stop_after, |_| stopped.clone()) {
+                assert_eq!(end.expect("it goes on").interrupted, stop_after.is_some());
+            }
+        }
+        // The checkpoints of the stops are more than the other run has.
+        for step in [3, 5] {
+            let folder = stopped.output.join(format!("checkpoints/step-{step}"));
+            if !alone
+                .output
+                .join(format!("checkpoints/step-{step}"))
+                .exists()
+            {
+                fs::remove_dir_all(folder).expect("a checkpoint of the stop");
+            }
+        }
+        assert_same(&alone.output, &stopped.output, &format!("{method:?}"));
+    }
+}
+
+#[test]
+fn the_best_checkpoint_reaches_all_ranks() {
+    let place = Place::new("llama");
+    let set = |name: &str| TrainConfig {
+        load_best_model_at_end: true,
+        eval_steps: Some(1),
+        save_total_limit: Some(1),
+        ..config(&place, Method::Full, name)
+    };
+    place.write_contrary_valid();
+    let alone = run(&set("alone")).expect("the run");
+    let shared = fresh(grid(2, 2), &set("shared"));
+    assert_eq!(alone.eval_loss, shared.eval_loss);
+    assert_same(&place.path("alone"), &place.path("shared"), "the best step");
+}
+
+#[test]
+fn ranks_that_would_train_something_else_are_named() {
+    let place = Place::new("llama");
+    place.write_rows("other.jsonl", 11, 50);
+    let start = Start::Fresh { overwrite: false };
+    let of_rank_2 = |change: &(dyn Fn(&mut TrainConfig) + Sync)| {
+        let ends = on(grid(4, 1), start, None, |rank| {
+            let mut config = config(&place, Method::Lora, "run");
+            config.valid_data = Some(place.path("data/valid.jsonl"));
+            if rank == 2 {
+                change(&mut config);
+            }
+            config
+        });
+        let mut texts = Vec::new();
+        for end in ends {
+            let error = end.expect_err("they do not agree");
+            texts.push(error.to_string());
+        }
+        assert!(
+            !place.path("run").join("config.yaml").exists(),
+            "nothing began"
+        );
+        assert_says(&texts[1], &["rank 0 says why"]);
+        texts.swap_remove(0)
+    };
+    let said = of_rank_2(&|config| config.learning_rate = 2e-2);
+    assert_says(
+        &said,
+        &[
+            "rank 2 on this process",
+            "learning_rate 0.02 here, and 0.01 on rank 0",
+        ],
+    );
+    let said = of_rank_2(&|config| config.data = place.path("data/other.jsonl"));
+    assert_says(&said, &["rank 2", "training data (11 rows"]);
+    let said = of_rank_2(&|config| config.data = place.path("nowhere"));
+    assert_says(&said, &["rank 2", "nowhere"]);
+    let said = of_rank_2(&|config| config.model = place.path("none").display().to_string());
+    assert_says(&said, &["rank 2", "none"]);
+    // What is wrong everywhere is said once, and of no rank.
+    let ends = on(grid(2, 1), start, None, |_| {
+        let mut config = config(&place, Method::Lora, "run");
+        config.data = place.path("nowhere");
+        config
+    });
+    let said = ends[0].as_ref().expect_err("no data").to_string();
+    assert!(!said.contains("rank"), "{said}");
+}
+
+#[test]
+fn stages_must_fit_the_ranks_and_the_model() {
+    let place = Place::new("llama");
+    let start = Start::Fresh { overwrite: false };
+    let ends = on(grid(3, 1), start, None, |_| {
+        config(&place, Method::Lora, "run")
+    });
+    assert!(ends.iter().all(Result::is_ok));
+    let comms = InProcess::ranks(3, Duration::from_secs(1));
+    let refused = Ranks::new(&comms[0], 2).err().expect("3 ranks, 2 stages");
+    assert_says(&refused.to_string(), &["2 pipeline stages", "are 3"]);
+    let ends = on(grid(1, 3), start, None, |_| {
+        config(&place, Method::Lora, "deep")
+    });
+    let said = ends[0].as_ref().err().expect("two blocks").to_string();
+    assert_says(&said, &["2 blocks", "3 pipeline stages"]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_all_ranks() {
+    let place = Place::new("llama");
+    let start = Start::Fresh { overwrite: false };
+    for grid in [grid(3, 1), grid(1, 2)] {
+        let name = format!("run-{}", grid.stages);
+        let ends = on(grid, start, None, |_| TrainConfig {
+            learning_rate: 1e30,
+            max_grad_norm: 0.0,
+            eval_steps: None,
+            ..config(&place, Method::Lora, &name)
+        });
+        for end in ends {
+            let error = end.expect_err("it diverges");
+            assert!(matches!(error, Error::Diverged(_)), "{error}");
+        }
+    }
+}
+
+#[test]
+fn an_idle_rank_is_warned_of_and_changes_nothing() {
+    let place = Place::new("llama");
+    let set = |name: &str| {
+        let mut config = config(&place, Method::Lora, name);
+        config.batch_size = 3;
+        config.gradient_accumulation_steps = 2;
+        config
+    };
+    run(&set("alone")).expect("the run");
+    fresh(grid(4, 1), &set("four"));
+    assert_same(
+        &place.path("alone"),
+        &place.path("four"),
+        "two micro-batches on four ranks",
+    );
+}
