@@ -54,6 +54,8 @@ pub struct Plan {
     pub labels: Option<usize>,
     /// Rows of a batch.
     pub batch_size: usize,
+    /// Batches of a step.
+    pub micro_batches: usize,
     /// Tokens of a row.
     pub seq_length: usize,
     /// The work of a batch with the method. Of a language model every token but a row's first carries loss; a classifier reads of each
@@ -116,21 +118,7 @@ pub struct PrefixCounts {
 /// Options that do not fit the model; rows that are longer than it takes.
 pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
     let (model, train) = (options.model, options.train);
-    let limit = model.longest_sequence();
-    if let Some(problem) = train.problems().first() {
-        return Err(Error::Settings(problem.clone()));
-    }
-    let adapter = train.lay_out(model)?;
-    let length = train
-        .max_seq_length
-        .saturating_add(adapter.virtual_tokens().total());
-    if length > limit {
-        return Err(Error::Settings(format!(
-            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
-            options.name,
-            max_seq_length = named("max_seq_length")
-        )));
-    }
+    let adapter = laid_out(options, train)?;
     let everything = TrainConfig {
         method: Method::Full,
         init_adapter: None,
@@ -148,6 +136,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         parameters: model.parameters() as u64,
         labels: model.classifier().map(|classifier| classifier.labels),
         batch_size: train.batch_size,
+        micro_batches: train.gradient_accumulation_steps,
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
         base_dtype: DType::from(train.base_dtype).to_string(),
@@ -161,7 +150,31 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
     })
 }
 
-fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
+/// Where in the model the trained values of these settings stand, which may be those of another method than the options'.
+///
+/// # Errors
+/// Options that do not fit the model; rows that are longer than it takes.
+pub(super) fn laid_out(options: &PlanOptions, train: &TrainConfig) -> Result<Adapter, Error> {
+    let limit = options.model.longest_sequence();
+    if let Some(problem) = train.problems().first() {
+        return Err(Error::Settings(problem.clone()));
+    }
+    let adapter = train.lay_out(options.model)?;
+    let length = train
+        .max_seq_length
+        .saturating_add(adapter.virtual_tokens().total());
+    if length > limit {
+        return Err(Error::Settings(format!(
+            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
+            options.name,
+            max_seq_length = named("max_seq_length")
+        )));
+    }
+    Ok(adapter)
+}
+
+/// The work of a batch.
+pub(super) fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
     let (rows, length) = (options.train.batch_size, options.train.max_seq_length);
     Work::planned(options.model, rows, length, adapter.virtual_tokens())
 }
@@ -174,7 +187,9 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         recompute: options.recompute,
         dtype: train.base_dtype.into(),
     };
-    let memory = training_memory(model, adapter, train.base_dtype.into(), 0, work, saving);
+    let micro_batches = train.gradient_accumulation_steps;
+    let base_dtype = train.base_dtype.into();
+    let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
     let flops = step_flops(model, adapter, work);
     Estimate {
         method,

@@ -63,13 +63,14 @@ pub fn saving_beside(
 ) -> Result<Saving, Error> {
     let model = base.decoder.config();
     let work = largest_batch(model, examples, config.batch_size, adapter.virtual_tokens());
+    let micro_batches = config.gradient_accumulation_steps;
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
         let base_dtype = config.base_dtype.into();
-        let memory = training_memory(model, adapter, base_dtype, 0, work, saving);
+        let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
         (saving, memory)
     };
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
@@ -109,6 +110,7 @@ pub(super) fn choose_saving(
     let (size, virtual_tokens) = (config.batch_size, adapter.virtual_tokens());
     let work = largest_batch(model, examples, size, virtual_tokens);
     let converted = base.decoder.weights().converted_bytes();
+    let micro_batches = config.gradient_accumulation_steps;
     let needs = |recompute| {
         let saving = Saving {
             recompute,
@@ -116,7 +118,15 @@ pub(super) fn choose_saving(
         };
         (
             saving,
-            training_memory(model, adapter, base_dtype, converted, work, saving),
+            training_memory(
+                model,
+                adapter,
+                base_dtype,
+                converted,
+                work,
+                micro_batches,
+                saving,
+            ),
         )
     };
     let mapped = model.weight_bytes(base_dtype).saturating_sub(converted);
@@ -200,7 +210,16 @@ pub(super) fn check_room(
         dtype: config.base_dtype.into(),
     };
     let base_dtype = config.base_dtype.into();
-    let least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
+    let micro_batches = config.gradient_accumulation_steps;
+    let least = training_memory(
+        model,
+        &adapter,
+        base_dtype,
+        0,
+        Work::default(),
+        micro_batches,
+        saving,
+    );
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
         mends.push(format!(
