@@ -4,7 +4,7 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use super::paper::{Claim, claims};
-use super::{Memory, StepFlops, Work, step_flops, training_memory};
+use super::{Memory, RankPlan, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
 use crate::model::{Adapter, ModelConfig, Recompute, Saving};
@@ -74,6 +74,9 @@ pub struct Plan {
     /// Two ways to count the values of prefix tuning; with that method alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<PrefixCounts>,
+    /// The same for several ranks ([`plan_ranks`](super::plan_ranks)), where somebody asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RankPlan>,
     /// Memory that the machine has free.
     pub available_memory: Option<u64>,
     /// What Hu et al. (2021) say of this model, beside what their formulas give.
@@ -145,6 +148,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         method: estimate(options, train.method, &adapter),
         full: estimate(options, Method::Full, &everything.lay_out(model)?),
         prefix,
+        ranks: None,
         available_memory: available_memory(),
         paper: claims(options.name),
     })
