@@ -1,5 +1,7 @@
 //! `lowrank plan`.
 
+mod ranks;
+
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
@@ -12,6 +14,7 @@ use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
 use lowrank::settings::{BaseDtype, TrainConfig};
 use lowrank::units::{decimal_bytes, grouped};
 
+use self::ranks::RanksArgs;
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::Flags;
@@ -69,6 +72,14 @@ pub struct PlanArgs {
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
     pub dtype: BaseDtype,
 
+    /// Batches of an optimizer step [default: 1, or one for each rank]
+    #[arg(long, value_name = "N", value_parser = at_most::<1_000_000>, help_heading = RUN)]
+    pub gradient_accumulation_steps: Option<usize>,
+
+    /// Several ranks
+    #[command(flatten)]
+    pub ranks: RanksArgs,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -88,7 +99,10 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         recompute: args.recompute,
         file_dtype: DType::from(args.dtype),
     };
-    let plan = plan(&options)?;
+    let mut plan = plan(&options)?;
+    plan.ranks = args
+        .ranks
+        .plan(&options, args.gradient_accumulation_steps)?;
     output.result(&plan, |output| text(&plan, output))
 }
 
@@ -125,6 +139,7 @@ fn train_config(
 ) -> anyhow::Result<TrainConfig> {
     let config = TrainConfig {
         batch_size: args.batch_size,
+        gradient_accumulation_steps: args.gradient_accumulation_steps.unwrap_or(1),
         max_seq_length: args
             .max_seq_length
             .unwrap_or_else(|| default_length(&args.trained, model)),
@@ -161,12 +176,23 @@ fn text(plan: &Plan, output: &Output) -> String {
             plan.batch_size, plan.seq_length, plan.base_dtype, plan.recompute
         ),
     );
+    if plan.micro_batches > 1 {
+        let batches = format!(
+            "{} batches, whose gradients are added pairwise",
+            plan.micro_batches
+        );
+        facts.add("step", batches);
+    }
     if let Some(free) = plan.available_memory {
         facts.add("this machine", format!("{} free", decimal_bytes(free)));
     }
     let mut text = facts.render(&plan.model, output.color);
     text.push('\n');
     text.push_str(&sides(plan).render(output.width, output.color));
+    if let Some(ranks) = &plan.ranks {
+        text.push('\n');
+        text.push_str(&ranks::text(ranks, plan.method.method, output));
+    }
     if let Some(prefix) = plan.prefix {
         let mut facts = Facts::default();
         facts.add(
@@ -301,7 +327,14 @@ mod tests {
             shared += 1;
             // One asks for a length, the other for the longest that is kept; and a run finds its own way to save memory.
             // And a run says its model, where the default is a placeholder.
-            if !["max_seq_length", "recompute", "model"].contains(&arg.get_id().as_str()) {
+            // Several ranks have a batch each.
+            let differs = [
+                "max_seq_length",
+                "recompute",
+                "model",
+                "gradient_accumulation_steps",
+            ];
+            if !differs.contains(&arg.get_id().as_str()) {
                 assert_eq!(
                     arg.get_default_values(),
                     other.get_default_values(),

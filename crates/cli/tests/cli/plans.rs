@@ -53,8 +53,31 @@ fn a_model_is_planned_from_its_config_alone() {
 }
 
 #[test]
+fn several_ranks_are_planned() {
+    let args = "plan --preset smollm2-135m --batch-size 8 --max-seq-length 512 --ranks 4 --network 10GbE --gflops 3400";
+    let args: Vec<&str> = args.split(' ').collect();
+    let ranks = &json_of(&args)["ranks"];
+    assert_eq!(ranks["tokens_per_rank"], 4096.0);
+    assert_eq!(ranks["method"]["gradient_bytes"], 1_843_200);
+    // The figures of docs/distributed.md.
+    let percent = |side: &str| 100.0 * ranks[side]["efficiency"].as_f64().unwrap();
+    assert!((percent("method") - 99.7).abs() < 0.05, "{ranks}");
+    assert!((percent("full") - 61.6).abs() < 0.05, "{ranks}");
+    assert!(json_of(&["plan", "--preset", "gpt2"])["ranks"].is_null());
+}
+
+#[test]
 fn what_cannot_be_planned_says_why() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 10] = [
+        (
+            &["--preset", "gpt2", "--ranks", "2", "--network", "100GB"],
+            "--network 100GB: GB are gigabytes, and networks are named in gigabits: 100Gb",
+        ),
+        (&["--preset", "gpt2", "--network", "10GbE"], "--ranks <N>"),
+        (
+            &["--preset", "gpt2", "--ranks", "4", "--pipeline-stages", "3"],
+            "4 ranks are no multiple of 3 pipeline stages",
+        ),
         (&["--preset", "gpt5"], "known are gpt2, gpt2-medium"),
         (
             &["--preset", "gpt2", "--method", "full", "--r", "4"],

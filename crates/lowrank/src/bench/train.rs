@@ -106,7 +106,7 @@ pub fn train(
         );
         let (dtype, saving) = (model.weights().dtype(), options.step.saving);
         let converted = model.weights().converted_bytes();
-        let memory = training_memory(config, adapter, dtype, converted, work, saving);
+        let memory = training_memory(config, adapter, dtype, converted, work, 1, saving);
         if memory.total() > figures.predicted.total() {
             figures.predicted = memory;
         }

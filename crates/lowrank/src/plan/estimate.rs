@@ -4,7 +4,7 @@ use lowrank_kernels::DType;
 use serde::Serialize;
 
 use super::paper::{Claim, claims};
-use super::{Memory, StepFlops, Work, step_flops, training_memory};
+use super::{Memory, RankPlan, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
 use crate::model::{Adapter, ModelConfig, Recompute, Saving};
@@ -54,6 +54,8 @@ pub struct Plan {
     pub labels: Option<usize>,
     /// Rows of a batch.
     pub batch_size: usize,
+    /// Batches of a step.
+    pub micro_batches: usize,
     /// Tokens of a row.
     pub seq_length: usize,
     /// The work of a batch with the method. Of a language model every token but a row's first carries loss; a classifier reads of each
@@ -72,6 +74,9 @@ pub struct Plan {
     /// Two ways to count the values of prefix tuning; with that method alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<PrefixCounts>,
+    /// The same for several ranks ([`plan_ranks`](super::plan_ranks)), where somebody asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RankPlan>,
     /// Memory that the machine has free.
     pub available_memory: Option<u64>,
     /// What Hu et al. (2021) say of this model, beside what their formulas give.
@@ -116,21 +121,7 @@ pub struct PrefixCounts {
 /// Options that do not fit the model; rows that are longer than it takes.
 pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
     let (model, train) = (options.model, options.train);
-    let limit = model.longest_sequence();
-    if let Some(problem) = train.problems().first() {
-        return Err(Error::Settings(problem.clone()));
-    }
-    let adapter = train.lay_out(model)?;
-    let length = train
-        .max_seq_length
-        .saturating_add(adapter.virtual_tokens().total());
-    if length > limit {
-        return Err(Error::Settings(format!(
-            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
-            options.name,
-            max_seq_length = named("max_seq_length")
-        )));
-    }
+    let adapter = laid_out(options, train)?;
     let everything = TrainConfig {
         method: Method::Full,
         init_adapter: None,
@@ -148,6 +139,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         parameters: model.parameters() as u64,
         labels: model.classifier().map(|classifier| classifier.labels),
         batch_size: train.batch_size,
+        micro_batches: train.gradient_accumulation_steps,
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
         base_dtype: DType::from(train.base_dtype).to_string(),
@@ -156,12 +148,37 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         method: estimate(options, train.method, &adapter),
         full: estimate(options, Method::Full, &everything.lay_out(model)?),
         prefix,
+        ranks: None,
         available_memory: available_memory(),
         paper: claims(options.name),
     })
 }
 
-fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
+/// Where in the model the trained values of these settings stand, which may be those of another method than the options'.
+///
+/// # Errors
+/// Options that do not fit the model; rows that are longer than it takes.
+pub(super) fn laid_out(options: &PlanOptions, train: &TrainConfig) -> Result<Adapter, Error> {
+    let limit = options.model.longest_sequence();
+    if let Some(problem) = train.problems().first() {
+        return Err(Error::Settings(problem.clone()));
+    }
+    let adapter = train.lay_out(options.model)?;
+    let length = train
+        .max_seq_length
+        .saturating_add(adapter.virtual_tokens().total());
+    if length > limit {
+        return Err(Error::Settings(format!(
+            "rows of {length} tokens are too long: {} was made for {limit}; lower {max_seq_length}",
+            options.name,
+            max_seq_length = named("max_seq_length")
+        )));
+    }
+    Ok(adapter)
+}
+
+/// The work of a batch.
+pub(super) fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
     let (rows, length) = (options.train.batch_size, options.train.max_seq_length);
     Work::planned(options.model, rows, length, adapter.virtual_tokens())
 }
@@ -174,7 +191,9 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         recompute: options.recompute,
         dtype: train.base_dtype.into(),
     };
-    let memory = training_memory(model, adapter, train.base_dtype.into(), 0, work, saving);
+    let micro_batches = train.gradient_accumulation_steps;
+    let base_dtype = train.base_dtype.into();
+    let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
     let flops = step_flops(model, adapter, work);
     Estimate {
         method,

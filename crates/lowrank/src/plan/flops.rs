@@ -169,6 +169,14 @@ impl StepFlops {
     pub fn total(&self) -> f64 {
         self.linears + self.head + self.attention + self.low_rank + self.bottleneck
     }
+
+    fn add(&mut self, other: Self) {
+        self.linears += other.linears;
+        self.head += other.head;
+        self.attention += other.attention;
+        self.low_rank += other.low_rank;
+        self.bottleneck += other.bottleneck;
+    }
 }
 
 /// What a forward and a backward over `work` need when `adapter` is trained.
@@ -176,63 +184,93 @@ impl StepFlops {
 /// A frozen linear takes 2 a weight and token forward and 2 backward, a trained one 2 more. Below the lowest trained
 /// block nothing goes backward, and in it nothing goes back through what no trained value stands below.
 pub fn step_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> StepFlops {
-    let tokens = work.tokens as f64;
+    // A classifier's own linear comes behind the blocks.
     let mut flops = StepFlops::default();
-    for id in config.linears() {
-        let (input, output) = config.linear_shape(id.kind);
-        // Behind the last attention only scored rows matter.
-        let all = id.layer + 1 < config.num_hidden_layers || is_before_attention(id.kind);
-        let tokens = if all {
-            tokens
-        } else {
-            tokens.min(work.supervised_tokens as f64)
-        };
-        let product = |rows: f64| 2.0 * rows * (input * output) as f64;
-        let backward = goes_backward(adapter, id);
-        let weight = adapter
-            .replaced
-            .contains_key(&WeightId::Linear(id, Part::Weight));
-        let products = 1 + usize::from(backward) + usize::from(weight);
-        let relative = relative_rows(config, id.kind, work) as f64;
-        let table = adapter.replaced.contains_key(&WeightId::Relative);
-        let of_relative = 1 + usize::from(table) + usize::from(weight);
-        flops.linears += products as f64 * product(tokens) + of_relative as f64 * product(relative);
-        for site in adapter.low_rank.get(&id).into_iter().flatten() {
-            let (a, b) = (adapter.params.shape(site.a), adapter.params.shape(site.b));
-            let (a, b) = ((a.0 * a.1) as f64, (b.0 * b.1) as f64);
-            // Forward; backward to u, to B and to A; backward to x.
-            let inputs = if backward { 1.0 } else { 0.0 };
-            flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
-            flops.low_rank += 2.0 * relative * ((a + b) + (2.0 * b + a));
-        }
+    for layer in 0..=config.num_hidden_layers {
+        flops.add(block_flops(config, adapter, work, layer));
     }
-    for (&(layer, place), site) in &adapter.bottleneck {
-        let last = layer + 1 == config.num_hidden_layers;
-        let rows = if last {
-            tokens.min(work.supervised_tokens as f64)
+    flops.head = head_flops(config, adapter, work);
+    flops
+}
+
+/// What one block takes of that; the block behind the last is the linear that stands before a classifier's last.
+pub(super) fn block_flops(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    work: Work,
+    layer: usize,
+) -> StepFlops {
+    let mut flops = StepFlops::default();
+    // Behind the last attention only scored rows matter.
+    let scored = (work.tokens as f64).min(work.supervised_tokens as f64);
+    let behind = if layer + 1 < config.num_hidden_layers {
+        work.tokens as f64
+    } else {
+        scored
+    };
+    for id in config.linears().filter(|id| id.layer == layer) {
+        let tokens = if is_before_attention(id.kind) {
+            work.tokens as f64
         } else {
-            tokens
+            behind
+        };
+        add_linear(&mut flops, config, adapter, work, id, tokens);
+    }
+    for (place, below) in [
+        (Sublayer::Attention, Reach::AttentionBottleneck),
+        (Sublayer::Mlp, Reach::MlpBottleneck),
+    ] {
+        let Some(site) = adapter.bottleneck.get(&(layer, place)) else {
+            continue;
         };
         let (r, c) = adapter.params.shape(site.down.0);
         // Forward; backward to the parameters; backward through U, and through D where something below is trained.
-        let below = match place {
-            Sublayer::Attention => Reach::AttentionBottleneck,
-            Sublayer::Mlp => Reach::MlpBottleneck,
-        };
         let products = if adapter.reach(layer) > below { 6 } else { 5 };
-        flops.bottleneck += 2.0 * rows * (products * r * c) as f64;
+        flops.bottleneck += 2.0 * behind * (products * r * c) as f64;
     }
-    flops.head = head_flops(config, adapter, work);
-    // Two products forward; four backward, for the gradients of values, weights, queries and keys. A term of relative positions is one
-    // more forward, and two backward.
-    let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
-    let terms = config.relative.map_or(0, RelativeAttention::terms);
-    let trained = (0..config.num_hidden_layers)
-        .filter(|layer| adapter.reach(*layer) > Reach::Output)
-        .count();
-    let products = (2 + terms) * config.num_hidden_layers + (4 + 2 * terms) * trained;
-    flops.attention = product * products as f64;
+    if layer < config.num_hidden_layers {
+        // Two products forward; four backward, for the gradients of values, weights, queries and keys. A term of relative positions
+        // is one more forward, and two backward.
+        let product = 2.0 * (work.seen_keys * config.q_size()) as f64;
+        let terms = config.relative.map_or(0, RelativeAttention::terms);
+        let backward = if adapter.reach(layer) > Reach::Output {
+            4 + 2 * terms
+        } else {
+            0
+        };
+        flops.attention = product * (2 + terms + backward) as f64;
+    }
     flops
+}
+
+/// Adds what a linear takes on so many rows, with the branches beside it.
+fn add_linear(
+    flops: &mut StepFlops,
+    config: &ModelConfig,
+    adapter: &Adapter,
+    work: Work,
+    id: LinearId,
+    tokens: f64,
+) {
+    let (input, output) = config.linear_shape(id.kind);
+    let product = |rows: f64| 2.0 * rows * (input * output) as f64;
+    let backward = goes_backward(adapter, id);
+    let weight = adapter
+        .replaced
+        .contains_key(&WeightId::Linear(id, Part::Weight));
+    let products = 1 + usize::from(backward) + usize::from(weight);
+    let relative = relative_rows(config, id.kind, work) as f64;
+    let table = adapter.replaced.contains_key(&WeightId::Relative);
+    let of_relative = 1 + usize::from(table) + usize::from(weight);
+    flops.linears += products as f64 * product(tokens) + of_relative as f64 * product(relative);
+    for site in adapter.low_rank.get(&id).into_iter().flatten() {
+        let (a, b) = (adapter.params.shape(site.a), adapter.params.shape(site.b));
+        let (a, b) = ((a.0 * a.1) as f64, (b.0 * b.1) as f64);
+        // Forward; backward to u, to B and to A; backward to x.
+        let inputs = if backward { 1.0 } else { 0.0 };
+        flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
+        flops.low_rank += 2.0 * relative * ((a + b) + (2.0 * b + a));
+    }
 }
 
 /// Rows of relative positions that a linear reads beside the tokens.
@@ -244,7 +282,7 @@ pub(super) fn relative_rows(config: &ModelConfig, kind: LinearKind, work: Work) 
 }
 
 /// Of the output projection of a language model, or of the last linear of a classifier.
-fn head_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> f64 {
+pub(super) fn head_flops(config: &ModelConfig, adapter: &Adapter, work: Work) -> f64 {
     let untied = !config.tie_word_embeddings || adapter.replaced.contains_key(&WeightId::Head);
     let (head_id, outputs) = match &config.head {
         HeadKind::None => return 0.0,

@@ -5,6 +5,8 @@
 //! working space of the moment that needs most. What the process takes is not known from shapes; it was measured on one
 //! machine and is named below.
 
+use std::ops::Range;
+
 use lowrank_kernels::{ActivationDType, DType};
 use serde::Serialize;
 
@@ -48,29 +50,22 @@ impl Memory {
 }
 
 /// The program with its threads, their scratch memory and the rows, as measured.
-const PROGRAM: u64 = 18 * 1024 * 1024;
+pub(super) const PROGRAM: u64 = 18 * 1024 * 1024;
 
-/// What a step over `work` takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of
-/// it are not pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)).
+/// What a step takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of it are not
+/// pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)). The step has so many micro-batches in
+/// this process, and `work` is that of the largest.
 pub fn training_memory(
     config: &ModelConfig,
     adapter: &Adapter,
     base_dtype: DType,
     converted: u64,
     work: Work,
+    micro_batches: usize,
     saving: Saving,
 ) -> Memory {
     let trained = 4 * adapter.parameters() as u64;
-    // Values that stand in for all weights leave the base's own untouched, and their pages are given back.
-    let replaced: usize = adapter
-        .replaced
-        .values()
-        .map(|&slot| {
-            let (rows, cols) = adapter.params.shape(slot);
-            rows * cols
-        })
-        .sum();
-    let weights = if replaced == config.parameters() {
+    let weights = if replaces_all(config, adapter) {
         converted
     } else {
         config.weight_bytes(base_dtype)
@@ -78,16 +73,38 @@ pub fn training_memory(
     Memory {
         weights,
         trained,
-        gradients: trained,
+        gradients: gradient_arenas(micro_batches) * trained,
         optimizer: 2 * trained,
-        activations: activation_bytes(config, adapter, work, saving),
-        working: working_bytes(config, adapter, work, saving),
+        activations: activation_bytes(config, adapter, work, saving, 0..config.num_hidden_layers),
+        working: block_working_bytes(config, adapter, work, saving)
+            + head_working_bytes(config, work),
         process: PROGRAM,
     }
 }
 
-/// What all blocks keep.
-fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Saving) -> u64 {
+/// Whether trained values stand in for all weights. The base's own are then not touched, and their pages are given back.
+pub(super) fn replaces_all(config: &ModelConfig, adapter: &Adapter) -> bool {
+    let values = adapter.replaced.values().map(|&slot| {
+        let (rows, cols) = adapter.params.shape(slot);
+        rows * cols
+    });
+    values.sum::<usize>() == config.parameters()
+}
+
+/// How many sums of gradients there are at once, while a step's micro-batches are added along a binary tree: that of the newest
+/// micro-batch, and one a level of the tree that waits for its neighbour, 1 + ⌊log₂ n⌋.
+pub(super) fn gradient_arenas(micro_batches: usize) -> u64 {
+    1 + u64::from(micro_batches.max(1).ilog2())
+}
+
+/// What these blocks keep.
+pub(super) fn activation_bytes(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    work: Work,
+    saving: Saving,
+    blocks: Range<usize>,
+) -> u64 {
     let layers = config.num_hidden_layers;
     let Some(lowest) = adapter.lowest_layer() else {
         return 0;
@@ -95,7 +112,7 @@ fn activation_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving:
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let size = DType::from(saving.dtype).bytes_for(1);
     let statistics = config.norm.statistics();
-    (lowest..layers)
+    (lowest.max(blocks.start)..blocks.end)
         .map(|layer| {
             let tokens = work.tokens as u64;
             if saving.recompute == Recompute::Full {
@@ -214,8 +231,13 @@ fn mlp_width(config: &ModelConfig) -> usize {
     }
 }
 
-/// The temporaries of the moment that needs most.
-fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Saving) -> u64 {
+/// The temporaries of the moment that needs most in a block, which stay at hand while the head is computed.
+pub(super) fn block_working_bytes(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    work: Work,
+    saving: Saving,
+) -> u64 {
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let (f, mlp) = (config.intermediate_size, mlp_width(config));
     // A block's own values in f32, while it is computed.
@@ -253,7 +275,13 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
     let mlp_backward = c + widened + hidden + f + mlp + again + layers;
     let attention_backward = c + 2 * q + 2 * kv + 2 * c + widened;
     let tokens = work.tokens as u64;
-    let blocks = 4 * tokens * forward.max(mlp_backward).max(attention_backward) as u64;
+    let most = forward.max(mlp_backward).max(attention_backward);
+    4 * tokens * most as u64 + relative_working_bytes(config, work)
+}
+
+/// The temporaries of the head.
+pub(super) fn head_working_bytes(config: &ModelConfig, work: Work) -> u64 {
+    let c = config.hidden_size;
     let scored = work.supervised_tokens;
     let outputs = match config.head {
         HeadKind::LanguageModel => {
@@ -266,7 +294,53 @@ fn working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Sa
         HeadKind::Classifier(_) => 4 * scored * c,
         HeadKind::None => 0,
     };
-    let head = 4 * (outputs + 4 * scored * c) as u64;
-    // The buffers of the blocks stay at hand while the head is computed.
-    blocks + head + relative_working_bytes(config, work)
+    4 * (outputs + 4 * scored * c) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::presets;
+    use crate::settings::TrainConfig;
+    use crate::tuning::Method;
+
+    #[test]
+    fn a_tree_of_gradients_has_one_more_a_level() {
+        // As they are added: a micro-batch's gradient, then sums of equally many as long as there are two.
+        let mut waiting: Vec<usize> = Vec::new();
+        let mut most = 0;
+        for leaf in 1..=40 {
+            waiting.push(1);
+            most = most.max(waiting.len());
+            while waiting.len() > 1 && waiting[waiting.len() - 1] == waiting[waiting.len() - 2] {
+                waiting.pop();
+                *waiting.last_mut().unwrap() *= 2;
+            }
+            assert_eq!(gradient_arenas(leaf), most as u64, "{leaf}");
+        }
+        assert_eq!(gradient_arenas(0), 1);
+    }
+
+    #[test]
+    fn micro_batches_take_gradients_and_nothing_else() {
+        let model = presets::config("smollm2-135m").unwrap();
+        let train = TrainConfig::new(Method::Full, "m", "", "");
+        let adapter = train.lay_out(&model).unwrap();
+        let memory = |micro_batches| {
+            let (work, saving) = (Work::default(), Saving::default());
+            training_memory(
+                &model,
+                &adapter,
+                DType::Bf16,
+                0,
+                work,
+                micro_batches,
+                saving,
+            )
+        };
+        let (one, eight) = (memory(1), memory(8));
+        assert_eq!(one.gradients, one.trained);
+        assert_eq!(eight.gradients, 4 * one.trained);
+        assert_eq!(eight.total() - one.total(), 3 * one.trained);
+    }
 }

@@ -15,8 +15,10 @@ use crate::objective::LossSum;
 use crate::ranks::tree::{LeafSums, add_up, nodes};
 use crate::ranks::{Ranks, Shares};
 
-/// Values that are on their way to a rank at a time: 64 MB.
-const AT_A_TIME: usize = 16 << 20;
+/// Bytes that are on their way to a rank at a time.
+pub(super) const IN_EXCHANGE: u64 = 64 << 20;
+/// The same in values.
+const AT_A_TIME: usize = IN_EXCHANGE as usize / size_of::<f32>();
 
 /// The ranks that hold the same values as this one: those of its stage, in the order of the replicas.
 fn peers(ranks: &Ranks<'_>) -> Vec<usize> {

@@ -4,6 +4,7 @@ use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
 use super::events::{Event, Observer};
+use super::exchange::IN_EXCHANGE;
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
@@ -64,13 +65,14 @@ pub fn saving_beside(
 ) -> Result<Saving, Error> {
     let model = base.decoder.config();
     let work = largest_batch(model, examples, config.batch_size, adapter.virtual_tokens());
+    let micro_batches = config.gradient_accumulation_steps;
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
         let base_dtype = config.base_dtype.into();
-        let memory = training_memory(model, adapter, base_dtype, 0, work, saving);
+        let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
         (saving, memory)
     };
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
@@ -111,12 +113,21 @@ pub(super) fn choose_saving(
     let (size, virtual_tokens) = (config.batch_size, adapter.virtual_tokens());
     let work = largest_batch(model, examples, size, virtual_tokens);
     let converted = base.decoder.weights().converted_bytes();
+    let micro_batches = micro_batches(ranks, config);
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
-        let memory = training_memory(model, adapter, base_dtype, converted, work, saving);
+        let memory = training_memory(
+            model,
+            adapter,
+            base_dtype,
+            converted,
+            work,
+            micro_batches,
+            saving,
+        );
         (saving, of_rank(memory, ranks, config, base, adapter))
     };
     let mapped = if ranks.stages() == 1 {
@@ -207,10 +218,7 @@ fn of_rank(
             weights.stage().blocks.len(),
             base.decoder.config().num_hidden_layers,
         );
-        let micro_batches = config
-            .gradient_accumulation_steps
-            .div_ceil(ranks.replicas());
-        let in_flight = (ranks.stages() - ranks.stage()).min(micro_batches);
+        let in_flight = (ranks.stages() - ranks.stage()).min(micro_batches(ranks, config));
         let (held, all) = (adapter.params.len(), adapter.parameters());
         memory.weights = memory.weights.min(weights.bytes() as u64);
         memory.trained = share(memory.trained, held, all);
@@ -219,7 +227,19 @@ fn of_rank(
         memory.activations = share(memory.activations, blocks, layers) * in_flight as u64;
     }
     memory.optimizer /= ranks.replicas() as u64;
+    if ranks.replicas() > 1 {
+        // The sums of its share, and what is on its way to them.
+        let exchanged = memory.trained / ranks.replicas() as u64;
+        memory.gradients += exchanged + exchanged.min(IN_EXCHANGE);
+    }
     memory
+}
+
+/// Micro-batches of a step that a rank computes at most.
+fn micro_batches(ranks: &Ranks<'_>, config: &TrainConfig) -> usize {
+    config
+        .gradient_accumulation_steps
+        .div_ceil(ranks.replicas())
 }
 
 /// The saving of the rank that keeps the least, which all ranks then have: another one rounds otherwise.
@@ -252,7 +272,16 @@ pub(super) fn check_room(
         dtype: config.base_dtype.into(),
     };
     let base_dtype = config.base_dtype.into();
-    let mut least = training_memory(model, &adapter, base_dtype, 0, Work::default(), saving);
+    let micro_batches = micro_batches(ranks, config);
+    let mut least = training_memory(
+        model,
+        &adapter,
+        base_dtype,
+        0,
+        Work::default(),
+        micro_batches,
+        saving,
+    );
     least.optimizer /= ranks.replicas() as u64;
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
