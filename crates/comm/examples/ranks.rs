@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let comm = match start(&options) {
         Ok(comm) => comm,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         Err(_) => talk(&*comm),
     };
     if let Err(error) = done {
-        eprintln!("error: {error}");
+        complain(&error);
         comm.abort(3);
     }
     if comm.rank() == 0 {
@@ -45,6 +45,12 @@ fn main() -> ExitCode {
         );
     }
     ExitCode::SUCCESS
+}
+
+/// In one piece: other ranks write at the same time, or end this one in the middle.
+fn complain(error: &Error) {
+    let line = format!("error: {error}\n");
+    eprint!("{line}");
 }
 
 fn talk(comm: &dyn Communicator) -> Result<(), Error> {
