@@ -62,19 +62,35 @@ export SLURM_CONF=$folder/slurm.conf
 pids=()
 take_down() {
     status=$?
+    trap - EXIT
     if [ "$status" -ne 0 ] && [ -n "${SLURM_SINGLE_NODE_LOGS:-}" ]; then
         tail -n 30 "$folder"/log/* >&2 || true
     fi
+    # A step that cannot report its end tries for minutes.
+    for _ in $(seq 50); do
+        [ -n "$(squeue -h 2> /dev/null)" ] || break
+        sleep 0.1
+    done
     for pid in "${pids[@]}"; do
         kill "$pid" 2> /dev/null || true
     done
-    for pid in "${pids[@]}"; do
-        wait "$pid" 2> /dev/null || true
+    for _ in $(seq 30); do
+        kill -0 "${pids[@]}" 2> /dev/null || break
+        sleep 0.1
+    done
+    # What is left, such as the daemons of steps, which are nobody's children, has the folder in its environment.
+    for process in /proc/[0-9]*; do
+        pid=${process#/proc/}
+        if [ "$pid" != $$ ] && [ "$pid" != "$PPID" ] && tr '\0' '\n' 2> /dev/null < "$process/environ" | grep -qx "SLURM_CONF=$SLURM_CONF"; then
+            kill -9 "$pid" 2> /dev/null || true
+        fi
     done
     rm -rf "$folder"
     exit "$status"
 }
 trap take_down EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
 
 head -c 1024 /dev/urandom > "$folder/munge/key"
 chmod 700 "$folder/munge"
@@ -82,15 +98,15 @@ chmod 400 "$folder/munge/key"
 # --force: munged dislikes folders under /tmp, which everybody may write to.
 munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
     --pid-file="$folder/munge/pid" --seed-file="$folder/munge/seed" --log-file="$folder/log/munged" \
-    2> "$folder/log/munged.err" &
+    > "$folder/log/munged.err" 2>&1 &
 pids+=($!)
 for _ in $(seq 50); do
     [ -S "$folder/munge/socket" ] && break
     sleep 0.1
 done
-slurmctld -D 2> "$folder/log/slurmctld.err" &
+slurmctld -D > "$folder/log/slurmctld.err" 2>&1 &
 pids+=($!)
-slurmd -D 2> "$folder/log/slurmd.err" &
+slurmd -D > "$folder/log/slurmd.err" 2>&1 &
 pids+=($!)
 for _ in $(seq 150); do
     if [ "$(sinfo -h -o %T 2> /dev/null)" = idle ]; then
@@ -103,5 +119,7 @@ if [ "$1" = --batch ]; then
     sbatch --wait --ntasks=2 --overcommit --output="$folder/log/batch.txt" "$2" > /dev/null
     cat "$folder/log/batch.txt"
 else
-    srun --overcommit "$@"
+    srun --overcommit "$@" &
+    # In the background, so that a signal to this script is heard at once.
+    wait $!
 fi

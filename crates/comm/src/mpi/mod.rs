@@ -41,6 +41,12 @@ const PIECE: usize = 64 << 20;
 /// How long a message that is given up may take to be forgotten.
 const SETTLING: Duration = Duration::from_millis(200);
 
+/// How long a launcher may take to pass on what was printed.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How long MPI may take to end the job.
+const ABORTING: Duration = Duration::from_secs(5);
+
 /// One rank of a job under MPI.
 ///
 /// One value exists in a process, in the thread that started it, and MPI ends when it is dropped. It then waits for the other ranks to come to their end, too, at
@@ -418,6 +424,13 @@ impl Communicator for Mpi {
 
     fn abort(&self, code: i32) -> ! {
         let _ = std::io::stdout().flush();
+        // Launchers throw away what they have not read when the job ends, and that may be the message which says why.
+        std::thread::sleep(LAST_WORDS);
+        // It talks to the launcher, which may be what is broken.
+        std::thread::spawn(move || {
+            std::thread::sleep(ABORTING);
+            std::process::exit(code);
+        });
         self.calls.abort(code);
         std::process::exit(code)
     }
