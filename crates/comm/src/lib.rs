@@ -5,13 +5,23 @@
 //! waiting. The collectives are built on that, so they move the same bytes under every engine.
 //!
 //! Three engines: [`Alone`], one rank; [`InProcess`], ranks that are threads of one process, for tests; and MPI, whose library is loaded at run
-//! time.
+//! time. [`start`] chooses the one for this process.
 
 mod alone;
 mod in_process;
+mod launcher;
+#[cfg(unix)]
+mod mpi;
+#[cfg(unix)]
+mod search;
+mod start;
 
 pub use alone::Alone;
 pub use in_process::InProcess;
+pub use launcher::{Launcher, LauncherKind};
+#[cfg(unix)]
+pub use mpi::Mpi;
+pub use start::{Options, start};
 
 /// Why ranks could not exchange something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
