@@ -9,7 +9,6 @@
 //! | 128 + n | stopped by signal n: 130 with Ctrl-C, 143 by SIGTERM, 129 by SIGHUP |
 
 use std::fmt;
-use std::process::ExitCode;
 
 use console::Style;
 
@@ -105,26 +104,49 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// Another rank of the job says what went wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct SaidElsewhere {
+    /// The exit code.
+    pub code: u8,
+}
+
+impl fmt::Display for SaidElsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another rank of the job says what went wrong")
+    }
+}
+
+impl std::error::Error for SaidElsewhere {}
+
 /// Prints what went wrong, if anything did, and chooses the exit code.
-pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
+pub fn conclude(result: anyhow::Result<()>) -> u8 {
     let Err(error) = result else {
-        return ExitCode::SUCCESS;
+        return 0;
     };
     if error.is::<StdoutClosed>() {
-        return ExitCode::SUCCESS;
+        return 0;
+    }
+    if let Some(SaidElsewhere { code }) = error.downcast_ref() {
+        return *code;
     }
     if error.is::<Interrupted>() {
         let by = interrupt::signal_name().map_or_else(String::new, |name| format!(" by {name}"));
         crate::progress::stderr_line(&format!("stopped{by}: {error}"));
-        return ExitCode::from(interrupt::exit_code());
+        return interrupt::exit_code();
     }
     print_error(&paragraph(&error));
-    let diverged = matches!(error.downcast_ref(), Some(lowrank::Error::Diverged(_)));
-    ExitCode::from(match (error.is::<Misuse>(), diverged) {
-        (true, _) => 2,
-        (_, true) => DIVERGED,
+    code_of(&error)
+}
+
+/// The exit code of an error that is no signal.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(lowrank::Error::Diverged(_)) => DIVERGED,
+        Some(cause) if cause.is_misuse() => 2,
+        _ if error.is::<Misuse>() => 2,
         _ => 1,
-    })
+    }
 }
 
 /// The error and its causes in one text. Many errors name their cause themselves; it is then not said again.
@@ -179,24 +201,13 @@ mod tests {
 
     #[test]
     fn exit_codes() {
-        let code = |error: anyhow::Error| format!("{:?}", conclude(Err(error)));
-        assert_eq!(
-            code(StdoutClosed.into()),
-            format!("{:?}", ExitCode::SUCCESS)
-        );
-        assert_eq!(
-            code(Misuse::new("x").into()),
-            format!("{:?}", ExitCode::from(2))
-        );
-        assert_eq!(
-            code(anyhow::anyhow!("x")),
-            format!("{:?}", ExitCode::from(1))
-        );
+        let code = |error: anyhow::Error| conclude(Err(error));
+        assert_eq!(code(StdoutClosed.into()), 0);
+        assert_eq!(code(Misuse::new("x").into()), 2);
+        assert_eq!(code(anyhow::anyhow!("x")), 1);
         let diverged = lowrank::Error::Diverged("x".to_string());
-        assert_eq!(code(diverged.into()), format!("{:?}", ExitCode::from(3)));
-        assert_eq!(
-            code(anyhow::Error::from(Misuse::new("x")).context("y")),
-            format!("{:?}", ExitCode::from(2))
-        );
+        assert_eq!(code(diverged.into()), 3);
+        assert_eq!(code(anyhow::Error::from(Misuse::new("x")).context("y")), 2);
+        assert_eq!(code(SaidElsewhere { code: 3 }.into()), 3);
     }
 }

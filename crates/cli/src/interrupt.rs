@@ -156,6 +156,16 @@ pub fn signal_name() -> Option<&'static str> {
     }
 }
 
+/// The number of the last signal; 0 where none came.
+pub fn signal() -> u8 {
+    SIGNAL.load(Ordering::SeqCst) as u8
+}
+
+/// Takes a signal that another rank of the job was sent as this one's own.
+pub fn take_signal(number: u8) {
+    SIGNAL.store(usize::from(number), Ordering::SeqCst);
+}
+
 /// The exit code of a program that a signal ended; Ctrl-C's where none came.
 pub fn exit_code() -> u8 {
     match SIGNAL.load(Ordering::SeqCst) {
@@ -218,6 +228,10 @@ fn speak(signals: &[i32], message: &'static str, ends: Vec<i32>) {
                     std::process::exit(128 + signal);
                 }
                 asked = true;
+            }
+            // Rank 0 says it for all.
+            if crate::ranks::is_other_rank() {
+                continue;
             }
             let name = name(signal);
             let text = match signal {

@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod logging;
 pub mod output;
 pub mod progress;
+pub mod ranks;
 pub mod settings;
 pub mod table;
 pub mod threads;
@@ -27,13 +28,13 @@ pub fn main() -> ExitCode {
     if !matches!(cli.command, args::Commands::Serve(_)) {
         lowrank::names::call_settings_by(&settings::Flags);
     }
-    logging::init(if cli.quiet {
-        -1
-    } else {
-        i16::from(cli.verbose)
-    });
+    // What all ranks of a job would say, rank 0 says.
+    let is_other = matches!(cli.command, args::Commands::Train(_)) && ranks::is_other_rank();
+    let quiet = cli.quiet || is_other;
+    logging::init(if quiet { -1 } else { i16::from(cli.verbose) });
     interrupt::no_end_by_file_size();
     interrupt::end_with_parent();
-    let progress = progress::Mode::detect(cli.quiet);
-    failure::conclude(commands::run(cli.command, &matches, progress))
+    let progress = progress::Mode::detect(quiet);
+    let code = failure::conclude(commands::run(cli.command, &matches, progress));
+    ExitCode::from(ranks::leave(code))
 }

@@ -52,6 +52,9 @@ pub enum Error {
     /// Ranks of a run that could not exchange something.
     #[error(transparent)]
     Communication(#[from] lowrank_comm::Error),
+    /// What went wrong on all ranks of a run, which all of them know.
+    #[error(transparent)]
+    Agreed(Box<Self>),
     /// Another rank of the run failed, and rank 0 says why.
     #[error("another rank of the run has failed; rank 0 says why")]
     OtherRank {
@@ -74,11 +77,28 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// Whether the user asked for something that cannot be (exit code 2), rather than something failing (1).
-    pub fn is_misuse(&self) -> bool {
+    /// The same as an error that all ranks of the run know.
+    pub(crate) fn agreed(self) -> Self {
+        match self {
+            Self::Agreed(_) | Self::OtherRank { .. } | Self::Diverged(_) => self,
+            other => Self::Agreed(Box::new(other)),
+        }
+    }
+
+    /// Whether all ranks of a run end with it. Of another one they know nothing, and wait.
+    pub fn is_agreed(&self) -> bool {
         matches!(
             self,
-            Self::Settings(_) | Self::OtherRank { is_misuse: true }
+            Self::Agreed(_) | Self::OtherRank { .. } | Self::Diverged(_)
         )
+    }
+
+    /// Whether the user asked for something that cannot be (exit code 2), rather than something failing (1).
+    pub fn is_misuse(&self) -> bool {
+        match self {
+            Self::Agreed(error) => error.is_misuse(),
+            Self::Settings(_) | Self::OtherRank { is_misuse: true } => true,
+            _ => false,
+        }
     }
 }

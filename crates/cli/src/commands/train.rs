@@ -1,5 +1,6 @@
 //! `lowrank train`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,19 +9,20 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use lowrank::data::is_read_once;
 use lowrank::fields::Fields;
+use lowrank::ranks::Ranks;
 use lowrank::settings::TrainConfig;
 use lowrank::train::{Event, Observer, Outcome, Start, checkpoint};
 use lowrank::units;
 use serde_json::Value;
 
-use crate::failure::{Interrupted, Misuse};
+use crate::failure::{DIVERGED, Interrupted, Misuse, SaidElsewhere};
 use crate::interrupt;
 use crate::output::{Output, shell_word};
 use crate::progress::{Mode, TrainProgress};
+use crate::ranks::{Job, RanksArgs};
 use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
-use crate::threads::set_threads;
 
 /// `lowrank train config.yaml --learning-rate 1e-4`: a flag wins over the file, and every key of the file is a flag.
 #[derive(Debug, Args)]
@@ -58,6 +60,10 @@ pub struct TrainArgs {
     #[arg(long)]
     pub force: bool,
 
+    /// How ranks share the training
+    #[command(flatten)]
+    pub ranks: RanksArgs,
+
     /// Print the outcome as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -93,11 +99,24 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
             overwrite: args.overwrite,
         }
     };
-    let resolved = resolve(args, matches)?;
     if print_config {
+        let resolved = resolve(args, matches)?;
         return output.write(&serde_saphyr::to_string(&resolved.values)?);
     }
-    let outcome = train(&resolved, start, force, progress)?;
+    let job = Job::join(&args.ranks)?;
+    let ranks = job.ranks()?;
+    let resolved = resolve_on(&ranks, args, matches)?;
+    let done = train(&job, ranks, &resolved, start, force, progress);
+    if !ranks.is_first() {
+        return match done? {
+            outcome if outcome.interrupted => {
+                let code = interrupt::exit_code();
+                Err(SaidElsewhere { code }.into())
+            }
+            _ => Ok(()),
+        };
+    }
+    let outcome = done?;
     if !outcome.interrupted {
         return output.result(&outcome, |output| summary(&outcome, output));
     }
@@ -125,6 +144,44 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
     };
     let message = format!("{done}; go on with: lowrank train {place} --resume{data}");
     Err(Interrupted { message }.into())
+}
+
+/// The settings, on which all ranks have agreed that they can be used. A rank that does not see the folder of a run that goes on takes those
+/// of rank 0.
+fn resolve_on(
+    ranks: &Ranks<'_>,
+    args: TrainArgs,
+    matches: &ArgMatches,
+) -> anyhow::Result<Resolved> {
+    if !ranks.are_several() {
+        return Ok(resolve(args, matches)?);
+    }
+    let resumes = args.resume;
+    let own = resolve(args, matches);
+    let first = match &own {
+        _ if !ranks.is_first() => None,
+        Ok(resolved) => Some(Some(resolved.values.clone())),
+        Err(_) => Some(None),
+    };
+    let first = ranks.from_first(first)?;
+    let own = match (own, first) {
+        (Err(_), Some(values)) if resumes => Ok(Resolved {
+            output: values["output"].as_str().unwrap_or_default().into(),
+            values,
+            given: BTreeSet::new(),
+        }),
+        (own, _) => own.map_err(|misuse| lowrank::Error::Settings(misuse.to_string())),
+    };
+    ranks.agree(own).map_err(quietly)
+}
+
+/// An error that rank 0 says is not said again.
+fn quietly(error: lowrank::Error) -> anyhow::Error {
+    if matches!(error, lowrank::Error::OtherRank { .. }) {
+        let code = if error.is_misuse() { 2 } else { 1 };
+        return SaidElsewhere { code }.into();
+    }
+    error.into()
 }
 
 /// A JSON schema of the settings file.
@@ -231,6 +288,8 @@ fn earlier_settings(
 
 /// The call into the library.
 fn train(
+    job: &Job,
+    ranks: Ranks<'_>,
     resolved: &Resolved,
     start: Start,
     force: bool,
@@ -239,11 +298,24 @@ fn train(
     let mut config: TrainConfig = serde_json::from_value(Value::Object(resolved.values.clone()))
         .context("the settings do not fit the trainer's")?;
     config.force = force;
-    set_threads(config.threads)?;
+    job.start_threads(config.threads)?;
     let stop = interrupt::install_all("finishing this step and saving")?;
     interrupt::nothing_to_save();
     let mut watcher = Watcher::new(progress);
-    Ok(lowrank::train::train(&config, start, &mut watcher, stop)?)
+    let done = lowrank::train::train_on(ranks, &config, start, &mut watcher, stop);
+    let outcome = done.map_err(|error| {
+        job.note_failure(&error);
+        match error {
+            lowrank::Error::Diverged(_) if !ranks.is_first() => {
+                SaidElsewhere { code: DIVERGED }.into()
+            }
+            error => quietly(error),
+        }
+    })?;
+    if outcome.interrupted {
+        job.share_signal()?;
+    }
+    Ok(outcome)
 }
 
 /// Shows a run's events as they come.

@@ -177,10 +177,7 @@ impl<'a> Ranks<'a> {
     ///
     /// # Errors
     /// Ranks that do not answer.
-    pub(crate) fn from_first<T: Serialize + DeserializeOwned>(
-        &self,
-        own: Option<T>,
-    ) -> Result<T, Error> {
+    pub fn from_first<T: Serialize + DeserializeOwned>(&self, own: Option<T>) -> Result<T, Error> {
         // In a list, since a value may itself be none.
         let mut bytes = match &own {
             Some(own) => serde_json::to_vec(&[own]).unwrap_or_default(),
@@ -232,7 +229,7 @@ impl<'a> Ranks<'a> {
         if let [(ranks, _)] = failed.as_slice()
             && ranks.len() == self.size()
         {
-            return own;
+            return own.map_err(Error::agreed);
         }
         let lines: Vec<String> = failed
             .iter()
@@ -247,11 +244,12 @@ impl<'a> Ranks<'a> {
             })
             .collect();
         let text = lines.join("\n");
-        Err(if failed.iter().any(|(_, said)| said[0] == b'2') {
+        let error = if failed.iter().any(|(_, said)| said[0] == b'2') {
             Error::Settings(text)
         } else {
             Error::Training(text)
-        })
+        };
+        Err(error.agreed())
     }
 
     /// Refuses ranks that are about to do different things. `what` names each mark; a rank whose marks differ from the first one's is

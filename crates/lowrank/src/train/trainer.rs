@@ -27,7 +27,7 @@ use crate::base::Network;
 use crate::data::{Example, Labels, ProblemType};
 use crate::lock::check_held;
 use crate::model::{Adapter, AdapterSet, Saving, split, stages_of_slots};
-use crate::names::valued;
+use crate::names::{named, valued};
 use crate::objective::LossSum;
 use crate::random::{hash, mix};
 use crate::ranks::Ranks;
@@ -194,7 +194,7 @@ impl<'a> Trainer<'a> {
         };
         let (metrics, last_losses) = ranks.agree(opened)?;
         let total_steps = config.total_steps(rows.train.len());
-        let trainer = Self {
+        let mut trainer = Self {
             order: StepRows::new(config, rows.train),
             schedule: Schedule::of(config, total_steps),
             last_losses,
@@ -225,6 +225,7 @@ impl<'a> Trainer<'a> {
             metrics,
         };
         trainer.schedule.warn_of_warmup(trainer.observer);
+        trainer.warn_of_idle_ranks();
         trainer.order.announce(trainer.observer);
         trainer.observer.event(&Event::Start {
             total_steps,
@@ -233,6 +234,26 @@ impl<'a> Trainer<'a> {
             base_parameters: trainer.outcome.base_parameters,
         });
         Ok(trainer)
+    }
+
+    /// Says where a step has too few micro-batches for all replicas.
+    fn warn_of_idle_ranks(&mut self) {
+        let (replicas, batches) = (
+            self.ranks.replicas(),
+            self.config.gradient_accumulation_steps,
+        );
+        if batches >= replicas {
+            return;
+        }
+        let each = self.ranks.stages();
+        self.observer.event(&Event::Note(format!(
+            "warning: {} of {} ranks have nothing to do: a step has {batches} micro-batch{}, and a rank takes whole ones; set {accumulation} (and a smaller {batch_size}, so that a step has as many rows as before)",
+            (replicas - batches) * each,
+            replicas * each,
+            if batches == 1 { "" } else { "es" },
+            accumulation = valued("gradient_accumulation_steps", replicas),
+            batch_size = named("batch_size"),
+        )));
     }
 
     /// Lets something be done between the parts of steps and evaluations, such as answering requests. What is trained does not depend on it;
@@ -575,6 +596,7 @@ impl<'a> Trainer<'a> {
         let message = format!("{error}; {rescue}");
         match error {
             Error::Diverged(_) => Error::Diverged(message),
+            Error::Agreed(_) => Error::Training(message).agreed(),
             _ => Error::Training(message),
         }
     }

@@ -71,7 +71,11 @@ impl Values<'_> {
             }
         }
         let left = self.ranks.comm().flush();
-        let done = done?;
+        let done = if self.ranks.are_several() {
+            done.map_err(Error::agreed)?
+        } else {
+            done?
+        };
         left?;
         Ok(Some(done))
     }
