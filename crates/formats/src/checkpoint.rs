@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -189,9 +190,34 @@ fn convert<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> V
         .collect()
 }
 
+/// A file of this size and more is not mapped as a whole: whoever reads some of its tensors has only these mapped.
+const MAPPED_IN_PARTS: usize = 64 << 20;
+
 struct Shard {
     file: Arc<Path>,
-    mapping: Arc<Mapping>,
+    bytes: ShardBytes,
+}
+
+/// How a tensor's bytes are reached.
+enum ShardBytes {
+    /// The file is mapped.
+    Whole(Arc<Mapping>),
+    /// A tensor's part of the file is mapped when it is asked for.
+    Parts(File),
+}
+
+impl Shard {
+    fn bytes(&self, located: &Located) -> Result<SharedBytes, FormatError> {
+        let range = located.start..located.end;
+        match &self.bytes {
+            ShardBytes::Whole(mapping) => Ok(SharedBytes::new(mapping, range)),
+            ShardBytes::Parts(file) => {
+                let mapping = Mapping::part(file, &range);
+                let mapping = mapping.map_err(|e| FormatError::io(&self.file, "map", e))?;
+                Ok(SharedBytes::new(&mapping, 0..range.len()))
+            }
+        }
+    }
 }
 
 struct Located {
@@ -257,7 +283,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
-        checkpoint.add_mapping(name, Arc::new(Mapping::Static(bytes)))?;
+        checkpoint.add_mapping(name, Arc::new(Mapping::Static(bytes)), None)?;
         Ok(checkpoint)
     }
 
@@ -266,17 +292,34 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor of that name.
+    /// The tensor of that name. One of a large file that cannot be mapped counts as missing; [`find`](Self::find) says why.
     pub fn get(&self, name: &str) -> Option<TensorEntry> {
-        let (name, located) = self.tensors.get_key_value(name)?;
+        self.find(name).ok().flatten()
+    }
+
+    /// The tensor of that name, if there is one.
+    ///
+    /// # Errors
+    /// The process has no room to map it.
+    pub fn find(&self, name: &str) -> Result<Option<TensorEntry>, FormatError> {
+        let Some((name, located)) = self.tensors.get_key_value(name) else {
+            return Ok(None);
+        };
         let shard = &self.shards[located.shard];
-        Some(TensorEntry {
+        Ok(Some(TensorEntry {
             name: name.clone(),
             dtype: located.dtype,
             shape: located.shape.clone(),
-            bytes: SharedBytes::new(&shard.mapping, located.start..located.end),
+            bytes: shard.bytes(located)?,
             file: Arc::clone(&shard.file),
-        })
+        }))
+    }
+
+    /// The dimensions of a tensor, which is not mapped for it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors
+            .get(name)
+            .map(|located| located.shape.as_slice())
     }
 
     /// Number of tensors.
@@ -308,10 +351,16 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), FormatError> {
-        self.add_mapping(path, Mapping::open(path)?)
+        let (mapping, file) = Mapping::open_with_file(path)?;
+        self.add_mapping(path, mapping, Some(file))
     }
 
-    fn add_mapping(&mut self, path: &Path, mapping: Arc<Mapping>) -> Result<(), FormatError> {
+    fn add_mapping(
+        &mut self,
+        path: &Path,
+        mapping: Arc<Mapping>,
+        file: Option<File>,
+    ) -> Result<(), FormatError> {
         let bytes = mapping.as_ref().as_ref();
         match Format::of(&bytes[..bytes.len().min(HEAD)]) {
             None | Some(Format::Safetensors) => {}
@@ -346,9 +395,13 @@ impl Checkpoint {
                 .entry(key.clone())
                 .or_insert_with(|| value.clone());
         }
+        let bytes = match file.filter(|_| bytes.len() >= MAPPED_IN_PARTS) {
+            Some(file) => ShardBytes::Parts(file),
+            None => ShardBytes::Whole(mapping),
+        };
         self.shards.push(Shard {
             file: Arc::from(path),
-            mapping,
+            bytes,
         });
         Ok(())
     }

@@ -19,6 +19,11 @@ pub(crate) enum Mapping {
 impl Mapping {
     /// Maps the whole file.
     pub(crate) fn open(path: &Path) -> Result<Arc<Mapping>, FormatError> {
+        Self::open_with_file(path).map(|(mapping, _)| mapping)
+    }
+
+    /// The same, with the file itself, of which [`part`](Self::part) maps parts by themselves.
+    pub(crate) fn open_with_file(path: &Path) -> Result<(Arc<Mapping>, File), FormatError> {
         let file = File::open(path).map_err(|e| FormatError::io(path, "open", e))?;
         let metadata = file
             .metadata()
@@ -34,6 +39,19 @@ impl Mapping {
         // soundness rests on nobody shrinking or rewriting the file meanwhile: our own writers never do, they write
         // aside and rename, which leaves the mapped inode as it is.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| FormatError::io(path, "map", e))?;
+        Ok((Arc::new(Mapping::File(map)), file))
+    }
+
+    /// Maps some of a file's bytes, which must be there.
+    pub(crate) fn part(file: &File, range: &Range<usize>) -> std::io::Result<Arc<Mapping>> {
+        if range.is_empty() {
+            return Ok(Arc::new(Mapping::Static(&[])));
+        }
+        let mut options = memmap2::MmapOptions::new();
+        let options = options.offset(range.start as u64).len(range.len());
+        #[expect(unsafe_code, reason = "weights are mapped, not copied into memory")]
+        // SAFETY: as above; the range lies within the file, whose size was read when it was opened.
+        let map = unsafe { options.map(file) }?;
         Ok(Arc::new(Mapping::File(map)))
     }
 

@@ -438,7 +438,7 @@ impl Source {
     /// Anything about its files that can't be used, by name; an encoder.
     pub fn load(self, dtype: DType) -> Result<Base, Error> {
         let config = families::read_config_for(&self.config()?, Purpose::LanguageModel)?;
-        self.check_limits(&config, dtype)?;
+        self.check_limits(&config, dtype, 1.0)?;
         let tokenizer = self.tokenizer()?;
         let purpose = Purpose::LanguageModel;
         let network = self.load_weights(&config, dtype, purpose, &|_| Ok(None))?;
@@ -491,7 +491,9 @@ impl Source {
         stage_of: StageOf<'_>,
     ) -> Result<Network, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
-        self.check_limits(&config, dtype)?;
+        let stage = stage_of(&config)?;
+        let share = stage.map_or(1.0, |stage| stage.share(&config, dtype));
+        self.check_limits(&config, dtype, share)?;
         let (mut weights, source) = self.load_weights(&config, dtype, purpose, stage_of)?;
         if renew {
             weights.renew_classifier();
@@ -522,16 +524,17 @@ impl Source {
         Ok((weights, self))
     }
 
-    /// Refuses a model that the process's limits have no room for. The system's own "no" to an allocation can't be answered.
-    fn check_limits(&self, config: &ModelConfig, dtype: DType) -> Result<(), Error> {
+    /// Refuses a model of which the process's limits have no room for this share. The system's own "no" to an allocation can't be answered.
+    fn check_limits(&self, config: &ModelConfig, dtype: DType, share: f64) -> Result<(), Error> {
         let Some(folder) = self.folder() else {
             return Ok(());
         };
         let loading = self.loading_bytes(config, dtype);
+        let of_share = |bytes: u64| (bytes as f64 * share) as u64;
         let tokenizer =
             std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
-        let allocated = loading.converted + TOKENIZER_FACTOR * tokenizer;
-        crate::machine::check_limits(loading.mapped, allocated).map_err(|(needed, left, bound)| {
+        let allocated = of_share(loading.converted) + TOKENIZER_FACTOR * tokenizer;
+        crate::machine::check_limits(of_share(loading.mapped), allocated).map_err(|(needed, left, bound)| {
             Error::Training(format!(
                 "{self}: to load it takes about {}, and {} has {} left; raise the limit, or use a smaller model",
                 units::bytes(needed),

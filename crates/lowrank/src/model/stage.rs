@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use lowrank_kernels::DType;
+
 use super::adapter::Adapter;
 use super::config::{HeadKind, LinearId, ModelConfig, WeightId};
 
@@ -45,6 +47,22 @@ impl Stage {
     pub fn reads(&self, config: &ModelConfig, id: WeightId) -> bool {
         let is_tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
         self.has(place_of(config, id)) || (id == WeightId::Embedding && is_tied && self.is_last)
+    }
+
+    /// Which share of the model's bytes its tensors are, where matrices are stored as `dtype`.
+    pub fn share(&self, config: &ModelConfig, dtype: DType) -> f64 {
+        let bytes = |(rows, cols): (usize, usize)| {
+            let stored_as = if rows == 1 { DType::F32 } else { dtype };
+            stored_as.bytes_for(rows * cols) as f64
+        };
+        let (mut own, mut all) = (0.0, 0.0);
+        for (id, shape) in config.weights() {
+            all += bytes(shape);
+            if self.reads(config, id) {
+                own += bytes(shape);
+            }
+        }
+        own / all
     }
 
     fn has(&self, place: Place) -> bool {
@@ -243,6 +261,18 @@ mod tests {
         // The head weighs about as much as two and a half blocks.
         let two = split(&config, &adapter, 2).unwrap();
         assert!((16..=18).contains(&two[0].blocks.len()), "{two:?}");
+        let shares: Vec<f64> = two
+            .iter()
+            .map(|stage| stage.share(&config, DType::Bf16))
+            .collect();
+        assert!(
+            (shares.iter().sum::<f64>() - 1.0).abs() < 1e-9,
+            "{shares:?}"
+        );
+        assert!(
+            shares.iter().all(|share| (0.4..0.6).contains(share)),
+            "{shares:?}"
+        );
         assert_eq!(split(&config, &adapter, 33), Err(32));
     }
 

@@ -1,6 +1,6 @@
 //! The base's tensors: read from a folder, checked against the config, mapped in place where the storage fits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -93,11 +93,17 @@ impl Weights {
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
         let mut mapped = Vec::new();
-        let mut used = std::collections::HashSet::new();
+        let mut used = HashSet::new();
         let (mut new, mut other_labels) = (Vec::new(), None);
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
-            let Some(entry) = find(&config, checkpoint, id) else {
+            // Another stage's tensors are looked for, and not mapped.
+            if !stage.reads(&config, id)
+                && has_as_expected(&config, checkpoint, id, shape, &mut used)
+            {
+                continue;
+            }
+            let Some(entry) = find(&config, checkpoint, id)? else {
                 if config.is_of_classifier(id) {
                     new.push(id);
                     if stage.reads(&config, id) {
@@ -484,6 +490,26 @@ fn whole(marks: &TensorMarks) -> impl Iterator<Item = &Vec<u64>> {
     })
 }
 
+/// Whether a tensor is there in the shape that it should have, by one of its names, which is then one that is used.
+fn has_as_expected(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    id: WeightId,
+    shape: (usize, usize),
+    used: &mut HashSet<String>,
+) -> bool {
+    let names = families::stored_names(config, id);
+    let found = names.into_iter().find(|name| {
+        checkpoint
+            .shape(name)
+            .is_some_and(|stored| has_shape(stored, shape))
+    });
+    found.is_some_and(|name| {
+        used.insert(name);
+        true
+    })
+}
+
 /// Writes `model.safetensors` into `folder`: every tensor of a model of this config, named as its family names it.
 /// `fill(index, id, out)` writes one tensor, little-endian, as `dtype`; indices are those of [`ModelConfig::weights`].
 ///
@@ -552,13 +578,14 @@ pub(crate) fn with_head_of(
 ) -> Result<ModelConfig, Error> {
     let own = |id| get(&config, checkpoint, id);
     if config.tie_word_embeddings
-        && let (Some(head), Some(embedding)) = (own(WeightId::Head), own(WeightId::Embedding))
+        && let (Some(head), Some(embedding)) = (own(WeightId::Head)?, own(WeightId::Embedding)?)
     {
         config.tie_word_embeddings =
             head.shape == embedding.shape && same_values(&head, &embedding)?;
     }
     let dense = WeightId::Linear(config.classifier_linear(LinearKind::Dense), Part::Weight);
-    if get(&config, checkpoint, dense).is_some() {
+    let names = families::stored_names(&config, dense);
+    if names.iter().any(|name| checkpoint.shape(name).is_some()) {
         return Ok(config);
     }
     Ok(config.with_saved_dense())
@@ -572,19 +599,30 @@ fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {
 }
 
 /// A tensor by its name, or by its name in a checkpoint of a bare model.
-fn get(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<TensorEntry> {
-    let names = families::stored_names(config, id);
-    names.iter().find_map(|name| checkpoint.get(name))
+fn get(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    id: WeightId,
+) -> Result<Option<TensorEntry>, Error> {
+    for name in families::stored_names(config, id) {
+        if let Some(entry) = checkpoint.find(&name)? {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
 }
 
 /// [`get`], or of a tied pair the one that is there.
-fn find(config: &ModelConfig, checkpoint: &Checkpoint, id: WeightId) -> Option<TensorEntry> {
-    let tied = id == WeightId::Embedding && config.tie_word_embeddings;
-    let other = || {
-        tied.then(|| get(config, checkpoint, WeightId::Head))
-            .flatten()
-    };
-    get(config, checkpoint, id).or_else(other)
+fn find(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    id: WeightId,
+) -> Result<Option<TensorEntry>, Error> {
+    let found = get(config, checkpoint, id)?;
+    if found.is_none() && id == WeightId::Embedding && config.tie_word_embeddings {
+        return get(config, checkpoint, WeightId::Head);
+    }
+    Ok(found)
 }
 
 /// Keys of config.json that decide about tensors that nothing reads.
