@@ -286,16 +286,17 @@ impl Mpi {
         let until = Instant::now() + SETTLING;
         let mut rest = Rest::new();
         while let Some((request, _)) = message.pieces.front_mut() {
+            let began = Instant::now();
             if !matches!(self.calls.test(request), Ok(None)) {
                 message.pieces.pop_front();
-            } else if Instant::now() >= until {
+            } else if began >= until {
                 // The other side has begun to send it, and stopped in the middle.
                 tracing::error!(
                     "{error}; half of its message has come, and MPI does not give up the rest, so the job ends here"
                 );
                 self.abort(1);
             } else {
-                rest.after(Duration::ZERO, SETTLING);
+                rest.after(began.elapsed(), SETTLING);
             }
         }
     }
