@@ -22,7 +22,7 @@ for program in munged slurmctld slurmd srun; do
     fi
 done
 
-folder=$(mktemp -d /tmp/slurm.XXXXXX)
+folder=$(mktemp -d -t slurm.XXXXXX)
 chmod 755 "$folder"
 mkdir -p "$folder"/{state,spool,log,munge}
 host=$(hostname -s)
@@ -95,7 +95,7 @@ trap 'exit 130' INT
 head -c 1024 /dev/urandom > "$folder/munge/key"
 chmod 700 "$folder/munge"
 chmod 400 "$folder/munge/key"
-# --force: munged dislikes folders under /tmp, which everybody may write to.
+# --force: munged dislikes temporary folders, which everybody may write to.
 munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
     --pid-file="$folder/munge/pid" --seed-file="$folder/munge/seed" --log-file="$folder/log/munged" \
     > "$folder/log/munged.err" 2>&1 &
@@ -116,8 +116,10 @@ for _ in $(seq 150); do
 done
 
 if [ "$1" = --batch ]; then
-    sbatch --wait --ntasks=2 --overcommit --output="$folder/log/batch.txt" "$2" > /dev/null
+    status=0
+    sbatch --wait --ntasks=2 --overcommit --output="$folder/log/batch.txt" "$2" > /dev/null || status=$?
     cat "$folder/log/batch.txt"
+    exit "$status"
 else
     srun --overcommit "$@" &
     # In the background, so that a signal to this script is heard at once.

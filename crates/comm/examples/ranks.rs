@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `RANKS_MIB` is the size of a large message, `RANKS_TIMEOUT` the number of seconds after which a rank gives up, and `RANKS_FAULT` has the last
-//! rank do something wrong: `kill`, `stop`, `short` or `long`.
+//! rank do something wrong: `kill`, `stop`, `half` (it stops within a message of `RANKS_MIB`), `short` or `long`.
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use std::env::var;
@@ -54,8 +54,7 @@ fn complain(error: &Error) {
 }
 
 fn talk(comm: &dyn Communicator) -> Result<(), Error> {
-    let mib: usize = var("RANKS_MIB").map_or(1, |mib| mib.parse().expect("a number of MiB"));
-    for length in [0, 1, 13, 4099, 70_001, 1_000_003, (mib << 20) + 7] {
+    for length in [0, 1, 13, 4099, 70_001, 1_000_003, large()] {
         all_to_all(comm, length)?;
         send(comm, length)?;
     }
@@ -75,6 +74,12 @@ fn talk(comm: &dyn Communicator) -> Result<(), Error> {
         comm.barrier()?;
     }
     Ok(())
+}
+
+/// The length of a large message.
+fn large() -> usize {
+    let mib: usize = var("RANKS_MIB").map_or(1, |mib| mib.parse().expect("a number of MiB"));
+    (mib << 20) + 7
 }
 
 /// Lengths differ between pairs, and nothing goes to rank 1.
@@ -135,7 +140,11 @@ fn go_wrong(comm: &dyn Communicator, fault: &str) -> Result<(), Error> {
     let last = comm.size() - 1;
     if comm.rank() < last {
         // Nobody ends because the others do: each has to wait for the last one.
-        let mut bytes = vec![0; 1000];
+        let length = if fault == "half" { large() } else { 1000 };
+        let mut bytes = vec![0; length];
+        if fault == "half" {
+            return comm.receive(last, &mut bytes);
+        }
         return comm.exchange(None, Some((last, &mut bytes)));
     }
     let signal = |name: &str| {
@@ -146,6 +155,12 @@ fn go_wrong(comm: &dyn Communicator, fault: &str) -> Result<(), Error> {
     match fault {
         "kill" => signal("-KILL"),
         "stop" => signal("-STOP"),
+        "half" => {
+            for to in 0..last {
+                comm.send(to, vec![1; large()])?;
+            }
+            signal("-STOP");
+        }
         "short" | "long" => {
             let length = if fault == "short" { 999 } else { 1001 };
             for to in 0..last {

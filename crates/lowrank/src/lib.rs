@@ -63,8 +63,8 @@
 //! Structs of options have a constructor or a [`Default`], so that `TrainConfig { max_steps, ..TrainConfig::new(…) }` still compiles
 //! when one more option is there. What the library hands out is `#[non_exhaustive]` where it may grow.
 //!
-//! What signatures mention of the crates below is re-exported: all of it in [`kernels`] and [`formats`], and what is common
-//! beside the functions that take it.
+//! What signatures mention of the crates below is re-exported: all of it in [`kernels`], [`formats`] and [`comm`], and what is
+//! common beside the functions that take it.
 
 pub use lowrank_comm as comm;
 pub use lowrank_formats as formats;

@@ -483,6 +483,17 @@ fn flags_of_the_server_are_checked_before_it_starts() {
 }
 
 #[test]
+fn one_rank_has_nobody_to_exchange_anything_with() {
+    let text = stderr_of(&["bench", "comm"], 2);
+    assert!(text.contains("mpirun -n 2 lowrank bench comm"), "{text}");
+    let text = stderr_of(&["bench", "comm", "--mib", "0", "--repeats", "0"], 2);
+    assert!(
+        text.contains("--mib must be 1 or greater") && text.contains("--repeats"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_server_that_cannot_be_measured_is_said_to_be_so() {
     let bench = |url: &str, flags: &[&str], code| {
         let bench = ["bench", "serve", "--model", "a", "--url", url];

@@ -170,7 +170,7 @@ impl Mpi {
                 Ok(request) => message.pieces.push_back((request, length)),
                 Err(code) => {
                     let error = self.refused(&message, code);
-                    self.give_up(&mut message);
+                    self.give_up(&mut message, &error);
                     return self.fail(error);
                 }
             }
@@ -274,7 +274,7 @@ impl Mpi {
     }
 
     /// Makes MPI forget a message after an error, so that the caller gets its bytes back. Where that is not possible, the job ends here.
-    fn give_up(&self, message: &mut Message) {
+    fn give_up(&self, message: &mut Message, error: &Error) {
         if !message.incoming {
             // MPI may still read what was to be sent, or a network card may. Nothing is lost by that: no rank trusts what comes after an error.
             message.pieces.clear();
@@ -286,19 +286,17 @@ impl Mpi {
         let until = Instant::now() + SETTLING;
         let mut rest = Rest::new();
         while let Some((request, _)) = message.pieces.front_mut() {
+            let began = Instant::now();
             if !matches!(self.calls.test(request), Ok(None)) {
                 message.pieces.pop_front();
-            } else if Instant::now() >= until {
+            } else if began >= until {
                 // The other side has begun to send it, and stopped in the middle.
                 tracing::error!(
-                    "rank {} on {}: half of a message from rank {} has come, and MPI still waits for the rest",
-                    self.rank,
-                    self.host,
-                    message.peer
+                    "{error}; half of its message has come, and MPI does not give up the rest, so the job ends here"
                 );
                 self.abort(1);
             } else {
-                rest.after(Duration::ZERO, SETTLING);
+                rest.after(began.elapsed(), SETTLING);
             }
         }
     }
@@ -321,9 +319,9 @@ impl Mpi {
             Ok(())
         });
         let done = posted.and_then(|()| self.wait(&mut messages));
-        if done.is_err() {
+        if let Err(error) = &done {
             for message in &mut messages {
-                self.give_up(message);
+                self.give_up(message, error);
             }
         }
         done
@@ -438,10 +436,11 @@ impl Communicator for Mpi {
 
 impl Drop for Mpi {
     fn drop(&mut self) {
-        let fine = !self.failed.get() && !std::thread::panicking();
-        if fine && self.close().is_ok() {
-            self.calls.finalize();
-            return;
+        if !self.failed.get() && !std::thread::panicking() {
+            match self.close() {
+                Ok(()) => return self.calls.finalize(),
+                Err(error) => tracing::warn!("at the end of the job: {error}"),
+            }
         }
         // MPI is left as it is. What it may still send must stay in memory.
         mem::forget(self.sending.take());

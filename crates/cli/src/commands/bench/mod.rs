@@ -1,5 +1,6 @@
-//! `lowrank bench train`, `bench generate`, `bench serve` and `bench gemm`.
+//! `lowrank bench train`, `bench generate`, `bench serve`, `bench gemm` and `bench comm`.
 
+pub mod comm;
 pub mod gemm;
 pub mod generate;
 pub mod serve;
@@ -23,6 +24,8 @@ pub enum BenchCommands {
     Serve(serve::BenchServeArgs),
     /// Time the matrix products of a training step, each alone
     Gemm(gemm::BenchGemmArgs),
+    /// Time what the ranks of an MPI job exchange: mpirun -n 2 lowrank bench comm
+    Comm(comm::BenchCommArgs),
 }
 
 /// Runs a command.
@@ -35,6 +38,7 @@ pub fn run(command: BenchCommands, matches: &ArgMatches) -> anyhow::Result<()> {
         BenchCommands::Generate(args) => generate::run(&args),
         BenchCommands::Serve(args) => serve::run(&args),
         BenchCommands::Gemm(args) => gemm::run(&args),
+        BenchCommands::Comm(args) => comm::run(&args),
     }
 }
 
