@@ -70,7 +70,8 @@ pub const WITH_PARENT: &str = "LOWRANK_ENDS_WITH_ITS_PARENT";
 /// In such a child, does what SIGTERM asks for as soon as the parent is gone, however it went: a run that nobody waits for would keep
 /// its folder from the next one.
 pub fn end_with_parent() {
-    if std::env::var_os(WITH_PARENT).is_none() {
+    // Of the ranks of a launcher the first alone has the parent's standard input.
+    if std::env::var_os(WITH_PARENT).is_none() || crate::ranks::is_other_rank() {
         return;
     }
     // Where no thread can be had, the child works on to its own end.

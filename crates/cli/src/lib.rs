@@ -22,14 +22,24 @@ pub fn main() -> ExitCode {
     let (cli, matches) = match args::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         // Also --help and --version, which are no failures and go to standard output.
-        Err(error) => error.exit(),
+        Err(error) => {
+            if error.use_stderr() {
+                ranks::shorten_on_others(&error.to_string());
+            }
+            error.exit()
+        }
     };
+    ranks::no_terminal_of_launcher();
     // What a server says of settings is for its clients, who give them by their keys.
     if !matches!(cli.command, args::Commands::Serve(_)) {
         lowrank::names::call_settings_by(&settings::Flags);
     }
     // What all ranks of a job would say, rank 0 says.
-    let is_other = matches!(cli.command, args::Commands::Train(_)) && ranks::is_other_rank();
+    let joins = matches!(
+        cli.command,
+        args::Commands::Train(_) | args::Commands::Eval(_)
+    );
+    let is_other = joins && ranks::is_other_rank();
     let quiet = cli.quiet || is_other;
     logging::init(if quiet { -1 } else { i16::from(cli.verbose) });
     interrupt::no_end_by_file_size();

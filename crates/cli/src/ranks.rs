@@ -50,6 +50,16 @@ pub enum RanksPerNode {
     Count(usize),
 }
 
+impl Default for RanksArgs {
+    fn default() -> Self {
+        Self {
+            pipeline_stages: 1,
+            network_timeout: 600,
+            ranks_per_node: None,
+        }
+    }
+}
+
 impl std::str::FromStr for RanksPerNode {
     type Err = String;
 
@@ -91,6 +101,24 @@ fn numa_nodes(folder: &Path) -> usize {
 /// Whether a launcher calls this process another rank than 0.
 pub fn is_other_rank() -> bool {
     Launcher::from_environment().is_some_and(|launcher| launcher.rank > 0)
+}
+
+/// On another rank than 0, says the first line of what is wrong with the command line and ends the program: rank 0 says the rest.
+pub fn shorten_on_others(problem: &str) {
+    if let Some(launcher) = Launcher::from_environment()
+        && launcher.rank > 0
+    {
+        let line = problem.lines().next().unwrap_or_default();
+        crate::progress::stderr_line(&format!("rank {}: {line}", launcher.rank));
+        std::process::exit(2);
+    }
+}
+
+/// Open MPI gives rank 0 a pseudo-terminal as its standard output, whatever the output of `mpirun` is: there are no colours there.
+pub fn no_terminal_of_launcher() {
+    if Launcher::from_environment().is_some() && std::env::var_os("CLICOLOR_FORCE").is_none() {
+        console::set_colors_enabled(false);
+    }
 }
 
 /// The job that this process is a part of; it may be the only one.
@@ -135,15 +163,9 @@ impl Job {
     ///
     /// # Errors
     /// Ranks that are no multiple of the pipeline's stages.
-    pub fn ranks(&self) -> Result<Ranks<'_>, lowrank::Error> {
-        Ranks::new(&*self.comm, self.stages).map_err(|error| {
-            // Every rank finds it, and rank 0 says it.
-            if self.comm.rank() == 0 {
-                lowrank::Error::Agreed(Box::new(error))
-            } else {
-                lowrank::Error::OtherRank { is_misuse: true }
-            }
-        })
+    pub fn ranks(&self) -> anyhow::Result<Ranks<'_>> {
+        Ranks::new(&*self.comm, self.stages)
+            .map_err(|error| self.said_by_first(Misuse::new(error.to_string())))
     }
 
     /// Starts the threads: as many as are asked for, or this rank's share of the processors that it may use.
@@ -151,7 +173,7 @@ impl Job {
     /// # Errors
     /// As [`set_threads`]; ranks that do not answer.
     pub fn start_threads(&self, asked: Option<usize>) -> anyhow::Result<()> {
-        if self.comm.size() == 1 {
+        if Launcher::from_environment().is_none() {
             return set_threads(asked);
         }
         let own = Processors::of_this_process(self.comm.host());
@@ -185,7 +207,7 @@ impl Job {
     }
 
     /// An error that every rank has found.
-    fn said_by_first(&self, problem: Misuse) -> anyhow::Error {
+    pub fn said_by_first(&self, problem: Misuse) -> anyhow::Error {
         if self.comm.rank() == 0 {
             problem.into()
         } else {
@@ -354,7 +376,7 @@ fn launcher_arguments(wanted: RanksPerNode, is_open_mpi: bool, is_root: bool) ->
     let mut arguments = vec!["-n", &count];
     match (is_open_mpi, wanted) {
         (true, RanksPerNode::Auto) => {
-            arguments.extend(["--map-by", "ppr:1:numa", "--bind-to", "numa"])
+            arguments.extend(["--map-by", "ppr:1:numa", "--bind-to", "numa"]);
         }
         (true, RanksPerNode::Count(_)) => {
             arguments.extend(["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]);

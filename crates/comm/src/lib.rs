@@ -29,7 +29,7 @@ pub use start::{Options, start};
 pub enum Error {
     /// Another rank did not answer in time.
     #[error(
-        "rank {rank} on {host} waited {seconds} s for rank {peer} in vain: it has died, is stopped, or the network between them is down"
+        "rank {rank} on {host} waited {seconds} s for rank {peer} in vain: it has died or is stopped, the network between them is down, or it waits for another rank in turn"
     )]
     TimedOut {
         /// The rank that waited.

@@ -463,20 +463,6 @@ impl Source {
         self.load_network(dtype, purpose, labels, (seed, false), &|_| Ok(None))
     }
 
-    /// The same with a new last linear of the classifier, whatever the files have.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_with_new_classifier(
-        self,
-        dtype: DType,
-        purpose: Purpose,
-        labels: Option<Labels>,
-        seed: u64,
-    ) -> Result<Network, Error> {
-        self.load_network(dtype, purpose, labels, (seed, true), &|_| Ok(None))
-    }
-
     /// Loads the stage of the model that `stage_of` says, or all of it. Where `renew` says so, the last linear of the classifier begins
     /// anew.
     ///

@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 use lowrank::Workspace;
 use lowrank::data::Split;
-use lowrank::train::evaluate_rows;
+use lowrank::ranks::Ranks;
+use lowrank::train::{evaluate_on, evaluate_rows};
 use lowrank::units;
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use super::eval_text::{self, TextArgs};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
+use crate::ranks::{Job, RanksArgs};
 use crate::table::Facts;
 
 /// Arguments of `lowrank eval`.
@@ -74,8 +76,15 @@ pub struct EvalReport {
 ///
 /// # Errors
 /// A model, adapter or data that cannot be used.
-pub fn run(args: &EvalArgs, progress: Mode) -> anyhow::Result<()> {
+pub fn run(args: &EvalArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
+    let job = Job::join(&RanksArgs::default())?;
+    let threads = matches.try_get_one::<usize>("threads").ok().flatten();
+    job.start_threads(threads.copied())?;
+    let ranks = job.ranks()?;
+    if ranks.are_several() {
+        return evaluate_on_ranks(&job, &ranks, args, &output);
+    }
     if !args.text.metrics.is_empty() {
         let report = eval_text::evaluate(args, progress)?;
         return output.result(&report, |_| eval_text::text(&report));
@@ -83,12 +92,37 @@ pub fn run(args: &EvalArgs, progress: Mode) -> anyhow::Result<()> {
     if let Some(report) = eval_classes::evaluate(args, progress)? {
         return output.result(&report, |output| eval_classes::text(&report, output.width));
     }
-    let report = evaluate(args, progress)?;
+    let report = evaluate(args, progress, None)?;
     output.result(&report, |_| text(&report))
 }
 
+/// The loss, of whose passes each rank of a job computes a share.
+fn evaluate_on_ranks(
+    job: &Job,
+    ranks: &Ranks<'_>,
+    args: &EvalArgs,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let is_text = !args.text.metrics.is_empty();
+    let classes = is_text || eval_classes::is_for(args)?;
+    if classes {
+        return Err(job.said_by_first(Misuse::new(
+            "several ranks share out the loss of a language model alone; score texts and classifiers with one process, without mpirun or srun",
+        )));
+    }
+    let report = evaluate(args, Mode::Quiet, Some(ranks))?;
+    if ranks.is_first() {
+        output.result(&report, |_| text(&report))?;
+    }
+    Ok(())
+}
+
 /// The call into the library.
-fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
+fn evaluate(
+    args: &EvalArgs,
+    progress: Mode,
+    ranks: Option<&Ranks<'_>>,
+) -> anyhow::Result<EvalReport> {
     let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
         return Err(Misuse::new("--model and --data must be given").into());
     };
@@ -110,17 +144,15 @@ fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<EvalReport> {
     )?;
     let bar = progress::counter(progress, data.examples.len() as u64, "rows");
     let begun = Instant::now();
-    let sums = evaluate_rows(
-        &base.decoder,
-        adapter_set(&adapters),
-        adapter.as_ref().map(|_| 0),
-        &data.examples,
-        &Workspace::new(),
-        |rows| {
+    let (set, used) = (adapter_set(&adapters), adapter.as_ref().map(|_| 0));
+    let ws = Workspace::new();
+    let sums = match ranks {
+        Some(ranks) => evaluate_on(ranks, &base.decoder, set, used, &data.examples, &ws)?,
+        None => evaluate_rows(&base.decoder, set, used, &data.examples, &ws, |rows| {
             bar.inc(rows as u64);
             ControlFlow::Continue(())
-        },
-    );
+        }),
+    };
     let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let loss = sums.mean();

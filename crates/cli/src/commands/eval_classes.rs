@@ -16,8 +16,9 @@ use lowrank::train::Scoring;
 use lowrank::units;
 use serde::Serialize;
 
+use super::common::BaseArgs;
 use super::eval::EvalArgs;
-use super::with_adapter;
+use super::with_adapter::{self, Plan};
 use crate::failure::Misuse;
 use crate::progress::{self, Mode};
 use crate::table::Facts;
@@ -59,6 +60,26 @@ enum Counting {
     Tags(Tags),
 }
 
+/// Whether what is evaluated is a classifier.
+///
+/// # Errors
+/// A model or adapter that cannot be used.
+pub fn is_for(args: &EvalArgs) -> anyhow::Result<bool> {
+    let Some(base) = &args.base else {
+        return Ok(false);
+    };
+    let plan = plan_for(base, args)?;
+    Ok(plan.task().is_some() && plan.labels.is_some())
+}
+
+fn plan_for(base: &BaseArgs, args: &EvalArgs) -> anyhow::Result<Plan> {
+    let plan = with_adapter::plan(&base.model, args.adapter.as_deref())?;
+    if plan.is_bare_encoder() {
+        return Err(plan.no_classifier().into());
+    }
+    Ok(plan)
+}
+
 /// Evaluates a classifier; `None` where the model and its adapter are none.
 ///
 /// # Errors
@@ -67,10 +88,7 @@ pub fn evaluate(args: &EvalArgs, progress: Mode) -> anyhow::Result<Option<Classe
     let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
         return Ok(None);
     };
-    let plan = with_adapter::plan(&base.model, args.adapter.as_deref())?;
-    if plan.is_bare_encoder() {
-        return Err(plan.no_classifier().into());
-    }
+    let plan = plan_for(base, args)?;
     let (Some(task), Some(labels)) = (plan.task(), plan.labels.clone()) else {
         return Ok(None);
     };

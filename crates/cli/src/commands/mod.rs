@@ -33,8 +33,8 @@ use crate::threads::set_threads;
 /// # Errors
 /// Whatever went wrong; [`failure::conclude`](crate::failure::conclude) turns it into a message and an exit code.
 pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
-    // A training's settings file may say how many, so it starts them itself.
-    if !matches!(command, Commands::Train(_)) {
+    // A training's settings file may say how many, and ranks of a job share the processors, so these start them themselves.
+    if !matches!(command, Commands::Train(_) | Commands::Eval(_)) {
         let threads = matches.try_get_one::<usize>("threads").ok().flatten();
         set_threads(threads.copied())?;
     }
@@ -55,7 +55,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
         Commands::Train(args) => train::run(*args, matches, progress),
         Commands::Plan(args) => plan::run(&args, matches),
         Commands::Compare(args) => compare::run(&args, progress),
-        Commands::Eval(args) => eval::run(&args, progress),
+        Commands::Eval(args) => eval::run(&args, matches, progress),
         Commands::Classify(args) => classify::run(&args),
         Commands::Embed(args) => embed::run(&args),
         Commands::Generate(args) => generate::run(&args, progress),

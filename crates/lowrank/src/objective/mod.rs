@@ -138,12 +138,11 @@ pub(crate) fn score(
         trained,
     });
     let sums = objective.score(&forward.top(), hidden, gradients, ws);
-    let below = match (dh, grads) {
-        (Some(dh), Some(grads)) => forward.backward(dh, grads),
-        _ => {
-            forward.finish();
-            None
-        }
+    let below = if let (Some(dh), Some(grads)) = (dh, grads) {
+        forward.backward(dh, grads)
+    } else {
+        forward.finish();
+        None
     };
     (sums, below)
 }

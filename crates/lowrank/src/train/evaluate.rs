@@ -58,6 +58,30 @@ pub fn evaluate_rows(
         })
 }
 
+/// A rank's part of [`evaluate`]; all ranks get the sums, which have the bits of one rank.
+///
+/// # Errors
+/// Ranks that do not answer.
+pub fn evaluate_on(
+    ranks: &Ranks<'_>,
+    model: &Decoder,
+    adapters: AdapterSet,
+    adapter: Option<usize>,
+    examples: &[Example],
+    ws: &Workspace,
+) -> Result<LossSum, Error> {
+    let evaluation = Evaluation {
+        model,
+        adapters,
+        adapter,
+        pauses: Pauses::NONE,
+        ws,
+    };
+    Ok(evaluation
+        .on(ranks, examples, || false)?
+        .unwrap_or_default())
+}
+
 /// How rows are evaluated.
 pub(super) struct Evaluation<'a> {
     pub(super) model: &'a Decoder,
@@ -112,7 +136,9 @@ impl Evaluation<'_> {
             return Ok(None);
         }
         let mut sums = LossSum::default();
-        all.iter().for_each(|of_pass| sums.add(of_pass.sums));
+        for of_pass in all {
+            sums.add(of_pass.sums);
+        }
         Ok(Some(sums))
     }
 
@@ -163,12 +189,11 @@ impl Evaluation<'_> {
         let batch = self.batch(rows);
         let (model, ws) = (self.model, self.ws);
         let stage = ranks.stage();
-        let below = match stage {
-            0 => None,
-            _ => {
-                let columns = model.config().hidden_size;
-                Some(ranks.rows_from(stage - 1, batch.tokens(), columns)?)
-            }
+        let below = if stage > 0 {
+            let columns = model.config().hidden_size;
+            Some(ranks.rows_from(stage - 1, batch.tokens(), columns)?)
+        } else {
+            None
         };
         if !ranks.scores() {
             let x = in_pool(|| model.pass_on(&batch, self.adapters, below, ws));

@@ -24,7 +24,7 @@ mod values;
 
 pub use batch::{Scoring, batch_for, batch_of, classified, shared_batch_of};
 pub(crate) use evaluate::passes;
-pub use evaluate::{evaluate, evaluate_rows};
+pub use evaluate::{evaluate, evaluate_on, evaluate_rows};
 pub use events::{Event, Observer, Silent};
 pub use memory::{peak_rss, saving_beside};
 pub use outcome::Outcome;

@@ -198,8 +198,15 @@ fn load(
     let purpose = purpose_of(data.kind.task(), data.labels.as_ref());
     let (dtype, labels) = (config.base_dtype.into(), data.labels);
     let begin = (mix(config.seed, 3), config.new_classifier);
+    // Tokens that are added to the model are there once it is loaded.
+    let rows = model.vocab_size;
     let network = source.load_network(dtype, purpose, labels, begin, &|model| {
-        stage_of(ranks, &begins, model)
+        let vocab_size = model.vocab_size.max(rows);
+        let grown = ModelConfig {
+            vocab_size,
+            ..model.clone()
+        };
+        stage_of(ranks, &begins, &grown)
     })?;
     check_labels(config, &network)?;
     // config.json may name the labels of a classifier that the files lack.

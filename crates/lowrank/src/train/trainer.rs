@@ -621,6 +621,7 @@ fn agree_on(
     let mark = state.base_mark.clone().unwrap_or_default();
     let named = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("program file", program_mark()),
         ("training data", rows(&state.data)),
         ("held-out data", rows(&state.valid)),
         ("base", state.base.clone()),
@@ -635,6 +636,15 @@ fn agree_on(
         marks.push(("first trained values".to_owned(), format!("{first:016x}")));
     }
     ranks.same(&marks)
+}
+
+/// A hash of the program's own file: two builds of one version may compute otherwise.
+fn program_mark() -> String {
+    let program = std::env::current_exe().and_then(std::fs::read);
+    program.map_or_else(
+        |_| "unknown".to_owned(),
+        |bytes| format!("{:016x}", hash(&bytes)),
+    )
 }
 
 /// What this rank holds of the trained values, with room for its share of their moments.

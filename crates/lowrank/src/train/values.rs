@@ -3,6 +3,7 @@
 //! Rank 0 alone reads and writes files. While it writes, the other ranks give it what it asks for, a slot at a time, so that it never holds
 //! what all of them hold together. What it reads it sends to whoever holds it.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -184,12 +185,10 @@ fn owners(optimizer: &OptimizerState, slot: usize) -> Vec<(usize, Range<usize>)>
 fn place_of_moments(optimizer: &OptimizerState, rank: usize, slot: usize) -> Range<usize> {
     let (mut before, mut own) = (0, 0);
     for piece in optimizer.shares.of(rank) {
-        if piece.slot < slot {
-            before += piece.values.len();
-        } else if piece.slot == slot {
-            own += piece.values.len();
-        } else {
-            break;
+        match piece.slot.cmp(&slot) {
+            Ordering::Less => before += piece.values.len(),
+            Ordering::Equal => own += piece.values.len(),
+            Ordering::Greater => break,
         }
     }
     before..before + own

@@ -78,7 +78,7 @@ fn on(
                 })
             })
             .collect();
-        let ends = threads.into_iter().map(|thread| thread.join());
+        let ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
         ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
@@ -359,7 +359,7 @@ fn stages_must_fit_the_ranks_and_the_model() {
     let ends = on(grid(1, 3), start, None, |_| {
         config(&place, Method::Lora, "deep")
     });
-    let said = ends[0].as_ref().err().expect("two blocks").to_string();
+    let said = ends[0].as_ref().expect_err("two blocks").to_string();
     assert_says(&said, &["2 blocks", "3 pipeline stages"]);
 }
 

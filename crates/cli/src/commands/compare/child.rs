@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What a child is told beside its own arguments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Children<'a> {
+    /// The command that starts trainings and losses as ranks, such as `mpirun -n 4`; empty: each is one process.
+    pub launcher: &'a [String],
     /// Threads of each.
     pub threads: Option<usize>,
     /// How progress is shown.
@@ -36,7 +38,15 @@ impl Children<'_> {
     /// # Errors
     /// [`Interrupted`] when it was stopped; its own message when it failed, [`Diverged`](lowrank::Error::Diverged) where it did.
     pub(super) fn run(&self, args: &[String], log: &Path) -> anyhow::Result<Value> {
-        self.watch(args, log, || {})
+        self.watch(&[], args, log, || {})
+    }
+
+    /// The same with the launcher, for what ranks can share out.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn run_on_ranks(&self, args: &[String], log: &Path) -> anyhow::Result<Value> {
+        self.watch(self.launcher, args, log, || {})
     }
 
     /// The same for a training that writes `folder`, of `total_steps`, whose steps are shown.
@@ -54,7 +64,7 @@ impl Children<'_> {
         let mut shown = TrainProgress::new(self.progress);
         let (metrics, mut seen) = (folder.join("metrics.jsonl"), 0);
         shown.start(total_steps, 0);
-        self.watch(args, log, || {
+        self.watch(self.launcher, args, log, || {
             let lines = read_metrics(&metrics).unwrap_or_default().lines;
             for line in lines.iter().skip(seen) {
                 if let MetricsLine::Step(step) = line {
@@ -80,14 +90,27 @@ impl Children<'_> {
         }
     }
 
-    fn watch(&self, args: &[String], log: &Path, mut look: impl FnMut()) -> anyhow::Result<Value> {
+    fn watch(
+        &self,
+        launcher: &[String],
+        args: &[String],
+        log: &Path,
+        mut look: impl FnMut(),
+    ) -> anyhow::Result<Value> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let said = open_log(log)?;
         let before = said.metadata().map_or(0, |data| data.len());
         // Standard output goes to a file, too: nobody reads a pipe while the child works.
         let mut printed = tempfile::NamedTempFile::new()
             .context("cannot make a temporary file for a child's output")?;
-        let mut command = Command::new(program);
+        let mut command = match launcher {
+            [] => Command::new(program),
+            [launcher, options @ ..] => {
+                let mut command = Command::new(launcher);
+                command.args(options).arg(program);
+                command
+            }
+        };
         command.args(args).arg("--json");
         if let Some(threads) = self.threads {
             command.arg(format!("--threads={threads}"));
@@ -98,7 +121,10 @@ impl Children<'_> {
             .stdout(printed.reopen().context("cannot open a temporary file")?)
             .stderr(said)
             .spawn()
-            .context("cannot start a process")?;
+            .with_context(|| match launcher {
+                [] => "cannot start a process".to_owned(),
+                [launcher, ..] => format!("cannot start {launcher}"),
+            })?;
         let mut asked = false;
         let status = loop {
             if let Some(status) = child.try_wait().context("cannot wait for a process")? {

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use lowrank::comm::Launcher;
 use lowrank::compare::{BaseResult, Comparison, MethodResult};
 use lowrank::{report, write_text};
 use serde_json::json;
 
-use crate::failure::{Interrupted, paragraph};
+use crate::failure::{Interrupted, Misuse, SaidElsewhere, paragraph};
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::{Mode, stderr_line};
@@ -82,6 +83,10 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
+    /// Start trainings, and passes over held-out rows, as ranks: a command such as 'mpirun -n 4'
+    #[arg(long, value_name = "COMMAND")]
+    pub launcher: Option<String>,
+
     /// Print the comparison as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -104,6 +109,18 @@ pub enum Stage {
 /// A file that cannot be used; a run that fails; Ctrl-C or another signal that asks to stop.
 pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
+    if let Some(launcher) = Launcher::from_environment()
+        && launcher.size != Some(1)
+    {
+        let misuse = Misuse::new(
+            "compare starts its trainings itself; start it without mpirun or srun, and give the launcher to --launcher, such as --launcher 'mpirun -n 4'",
+        );
+        return Err(if launcher.rank == 0 {
+            misuse.into()
+        } else {
+            SaidElsewhere { code: 2 }.into()
+        });
+    }
     let overrides = Overrides {
         model: args.model.clone(),
         data: args.data.clone(),
@@ -115,7 +132,10 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     }
     let store = Store::new(&args.output);
     let stop = interrupt::install_all("stopping after what is under way has been saved")?;
+    let launcher = args.launcher.as_deref().unwrap_or_default();
+    let launcher: Vec<String> = launcher.split_whitespace().map(str::to_owned).collect();
     let children = Children {
+        launcher: &launcher,
         threads: args.threads,
         progress,
         stop,

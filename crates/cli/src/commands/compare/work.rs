@@ -336,7 +336,11 @@ impl<'a> Worker<'a> {
         if shared.train_on_prompt {
             loss_args.push("--train-on-prompt".to_owned());
         }
-        let report = self.children.run(&loss_args, &log)?;
+        let report = if self.config.labels.is_none() {
+            self.children.run_on_ranks(&loss_args, &log)?
+        } else {
+            self.children.run(&loss_args, &log)?
+        };
         let of_classes = self.config.metrics.iter();
         let mut scored = Scored {
             loss: report["loss"].as_f64().unwrap_or(f64::NAN),
