@@ -283,9 +283,9 @@ fn a_run_goes_on_with_other_ranks_to_the_same_bits() {
     if installed.is_empty() {
         return;
     }
-    let args = |name: &str| steps(lab.train(name, &shared(&["--save-steps=20"])), "600");
+    let args = |name: &str| steps(lab.train(name, &shared(&["--save-steps=20"])), "200");
     lowrank().args(args("one")).assert().success();
-    let one = bits(&lab.path("one"), "step-600");
+    let one = bits(&lab.path("one"), "step-200");
     for mpi in installed {
         // Stopped on four ranks, it goes on on one.
         let name = format!("{}-stopped", mpi.launcher);
@@ -299,7 +299,7 @@ fn a_run_goes_on_with_other_ranks_to_the_same_bits() {
         assert!(!lab.path(&name).join(".lock").exists());
         let resumed = ["train", "--resume", "--output", &lab.arg(&name)].map(str::to_owned);
         lowrank().args(&resumed).assert().success();
-        assert!(bits(&lab.path(&name), "step-600") == one, "{name}");
+        assert!(bits(&lab.path(&name), "step-200") == one, "{name}");
 
         // Killed on two, it goes on on two.
         let name = format!("{}-killed", mpi.launcher);
@@ -317,7 +317,7 @@ fn a_run_goes_on_with_other_ranks_to_the_same_bits() {
             "{}",
             ended.stderr
         );
-        assert!(bits(&lab.path(&name), "step-600") == one, "{name}");
+        assert!(bits(&lab.path(&name), "step-200") == one, "{name}");
     }
 }
 
