@@ -49,20 +49,21 @@ impl Stage {
         self.has(place_of(config, id)) || (id == WeightId::Embedding && is_tied && self.is_last)
     }
 
-    /// Which share of the model's bytes its tensors are, where matrices are stored as `dtype`.
-    pub fn share(&self, config: &ModelConfig, dtype: DType) -> f64 {
-        let bytes = |(rows, cols): (usize, usize)| {
+    /// Bytes of its tensors, matrices as `dtype` and vectors as f32.
+    pub fn weight_bytes(&self, config: &ModelConfig, dtype: DType) -> u64 {
+        let own = config.weights().into_iter();
+        let own = own.filter(|(id, _)| self.reads(config, *id));
+        let bytes = own.map(|(_, (rows, cols))| {
             let stored_as = if rows == 1 { DType::F32 } else { dtype };
-            stored_as.bytes_for(rows * cols) as f64
-        };
-        let (mut own, mut all) = (0.0, 0.0);
-        for (id, shape) in config.weights() {
-            all += bytes(shape);
-            if self.reads(config, id) {
-                own += bytes(shape);
-            }
-        }
-        own / all
+            stored_as.bytes_for(rows * cols) as u64
+        });
+        bytes.sum()
+    }
+
+    /// Which share of the model's bytes that is.
+    pub fn share(&self, config: &ModelConfig, dtype: DType) -> f64 {
+        let whole = Self::whole(config).weight_bytes(config, dtype);
+        self.weight_bytes(config, dtype) as f64 / whole.max(1) as f64
     }
 
     fn has(&self, place: Place) -> bool {

@@ -10,10 +10,8 @@
 //! With S pipeline stages, N = R·S, the ranks of a stage exchange its values among R, and a pipeline needs M + S − 1 turns for M
 //! micro-batches. A turn is the largest stage's time, and the rows that go to the next stage and the gradients that come back.
 
-use std::ops::Range;
 use std::str::FromStr;
 
-use lowrank_kernels::DType;
 use serde::Serialize;
 
 use super::estimate::{laid_out, work};
@@ -24,7 +22,7 @@ use super::memory::{
 };
 use super::{Memory, PlanOptions, Work};
 use crate::Error;
-use crate::model::{Adapter, HeadKind, ModelConfig, Saving, TokenRows, WeightId};
+use crate::model::{Adapter, Saving, Stage, split, stages_of_slots};
 use crate::names::named;
 use crate::settings::TrainConfig;
 use crate::tuning::Method;
@@ -223,135 +221,6 @@ pub fn plan_ranks(options: &PlanOptions, ranks: &Ranks) -> Result<RankPlan, Erro
     })
 }
 
-/// Shares blocks of these costs out over stages, each a range of at least one, so that the dearest stage is as cheap as can be.
-/// There must be as many blocks as stages at least.
-pub fn share_out(costs: &[f64], stages: usize) -> Vec<Range<usize>> {
-    let blocks = costs.len();
-    let stages = stages.clamp(1, blocks.max(1));
-    let mut before = vec![0.0; blocks + 1];
-    for (block, cost) in costs.iter().enumerate() {
-        before[block + 1] = before[block] + cost;
-    }
-    // The least cost of the dearest stage, for the first `end` blocks, and where the last of their stages begins.
-    let mut least: Vec<f64> = before.clone();
-    let mut starts = vec![vec![0; blocks + 1]];
-    for stage in 1..stages {
-        let mut next = vec![f64::INFINITY; blocks + 1];
-        let mut begins = vec![0; blocks + 1];
-        for end in stage + 1..=blocks {
-            for start in stage..end {
-                let dearest = least[start].max(before[end] - before[start]);
-                if dearest < next[end] {
-                    (next[end], begins[end]) = (dearest, start);
-                }
-            }
-        }
-        least = next;
-        starts.push(begins);
-    }
-    let mut shares = Vec::with_capacity(stages);
-    let mut end = blocks;
-    for begins in starts.iter().rev() {
-        shares.push(begins[end]..end);
-        end = begins[end];
-    }
-    shares.reverse();
-    shares
-}
-
-/// One of the stages.
-#[derive(Clone, Debug)]
-struct Stage {
-    blocks: Range<usize>,
-    index: usize,
-    stages: usize,
-}
-
-impl Stage {
-    fn is_first(&self) -> bool {
-        self.index == 0
-    }
-
-    fn is_last(&self) -> bool {
-        self.index + 1 == self.stages
-    }
-
-    /// Whether a block, or what stands behind the last, is in it.
-    fn has(&self, layer: usize) -> bool {
-        self.blocks.contains(&layer) || (self.is_last() && layer >= self.blocks.end)
-    }
-
-    /// Whether it needs a weight of the model.
-    fn reads(&self, config: &ModelConfig, id: WeightId) -> bool {
-        match id {
-            WeightId::Embedding => {
-                let tied = config.head == HeadKind::LanguageModel && config.tie_word_embeddings;
-                self.is_first() || (tied && self.is_last())
-            }
-            WeightId::Positions | WeightId::TokenTypes | WeightId::EmbeddingNorm(_) => {
-                self.is_first()
-            }
-            WeightId::Relative | WeightId::RelativeNorm(_) => true,
-            WeightId::Linear(id, _) => self.has(id.layer),
-            WeightId::Norm(layer, ..) => self.has(layer),
-            WeightId::FinalNorm(_) | WeightId::Head | WeightId::ClassifierNorm(_) => self.is_last(),
-        }
-    }
-
-    /// Bytes of the weights that it maps: matrices as `dtype`, vectors as f32.
-    fn weight_bytes(&self, config: &ModelConfig, dtype: DType) -> u64 {
-        let weights = config.weights().into_iter();
-        let own = weights.filter(|(id, _)| self.reads(config, *id));
-        own.map(|(_, (rows, cols))| {
-            let dtype = if rows == 1 { DType::F32 } else { dtype };
-            dtype.bytes_for(rows * cols) as u64
-        })
-        .sum()
-    }
-
-    /// Trained values that it has.
-    fn parameters(&self, config: &ModelConfig, adapter: &Adapter) -> usize {
-        let mut slots: Vec<usize> = Vec::new();
-        for (id, sites) in &adapter.low_rank {
-            if self.has(id.layer) {
-                slots.extend(sites.iter().flat_map(|site| [site.a, site.b]));
-            }
-        }
-        for (id, site) in &adapter.scaled {
-            if self.has(id.layer) {
-                slots.extend(site.input.into_iter().chain(site.output));
-            }
-        }
-        for (id, slot) in &adapter.replaced {
-            if self.reads(config, *id) {
-                slots.push(*slot);
-            }
-        }
-        for ((layer, _), site) in &adapter.bottleneck {
-            if self.has(*layer) {
-                slots.extend(site.slots());
-            }
-        }
-        let (rows, sites) = (&adapter.token_rows, &adapter.virtual_tokens);
-        if self.is_first() {
-            slots.extend(rows.embedding.iter().map(TokenRows::slot));
-            slots.extend(sites.prefix.into_iter().chain(sites.infix));
-        }
-        if self.is_last() {
-            slots.extend(rows.head.iter().map(TokenRows::slot));
-        }
-        for (layer, (keys, values)) in sites.key_values.iter().enumerate() {
-            if self.has(layer) {
-                slots.extend([keys, values]);
-            }
-        }
-        slots.sort_unstable();
-        slots.dedup();
-        let shapes = slots.into_iter().map(|slot| adapter.params.shape(slot));
-        shapes.map(|(rows, cols)| rows * cols).sum()
-    }
-}
-
 /// A step with one method.
 struct Step<'a> {
     options: &'a PlanOptions<'a>,
@@ -370,9 +239,10 @@ impl Step<'_> {
         let stages = self.ranks.pipeline_stages;
         let replicas = self.ranks.ranks / stages;
         let costs = self.block_costs();
-        let shares = share_out(&costs, stages);
-        let cost = |blocks: &Range<usize>| costs[blocks.clone()].iter().sum::<f64>();
-        let dearest = shares.iter().map(cost).fold(0.0, f64::max);
+        // The number of stages was checked.
+        let places = split(config, self.adapter, stages).unwrap_or_default();
+        let cost = |place: &Stage| costs[place.blocks.clone()].iter().sum::<f64>();
+        let dearest = places.iter().map(cost).fold(0.0, f64::max);
         let all: f64 = costs.iter().sum();
 
         // Seconds of a token, and of the micro-batches as they would be were they all equal.
@@ -389,23 +259,17 @@ impl Step<'_> {
             turns * self.ranks.network.seconds(2.0 * rows, 2)
         };
 
-        let places = shares.iter().cloned().enumerate();
-        let places: Vec<Stage> = places
-            .map(|(index, blocks)| Stage {
-                blocks,
-                index,
-                stages,
-            })
-            .collect();
-        let trained = places
-            .iter()
-            .map(|stage| stage.parameters(config, self.adapter));
-        let gradient_bytes = 4 * trained.max().unwrap_or(0) as u64;
+        let trained = self.trained_of(&places);
+        let most = trained.iter().copied().max().unwrap_or(0);
+        let gradient_bytes = 4 * most as u64;
         let sent = 2.0 * (replicas - 1) as f64 / replicas as f64 * gradient_bytes as f64;
         let network = self.ranks.network;
         let exchange_seconds = network.seconds(sent, 2 * (replicas - 1));
         let step_seconds = compute_seconds + idle_seconds + pipeline_seconds + exchange_seconds;
-        let memories = places.iter().map(|stage| self.memory(stage, replicas));
+        let memories = (0..places.len()).map(|stage| {
+            let above = places.len() - stage;
+            self.memory(&places[stage], trained[stage], above, replicas)
+        });
         // Of equals the first.
         let (largest_stage, memory) = memories
             .enumerate()
@@ -426,11 +290,24 @@ impl Step<'_> {
             efficiency: compute_seconds / step_seconds,
             gradient_bytes,
             sent_bytes: sent.round() as u64,
-            blocks: shares.iter().map(ExactSizeIterator::len).collect(),
+            blocks: places.iter().map(|place| place.blocks.len()).collect(),
             largest_stage,
             memory,
             peak_memory: memory.total(),
         }
+    }
+
+    /// Trained values that each stage has.
+    fn trained_of(&self, places: &[Stage]) -> Vec<usize> {
+        let mut trained = vec![0; places.len()];
+        let stages = stages_of_slots(self.options.model, self.adapter, places);
+        for (slot, stages) in stages.into_iter().enumerate() {
+            let (rows, cols) = self.adapter.params.shape(slot);
+            for stage in stages {
+                trained[stage] += rows * cols;
+            }
+        }
+        trained
     }
 
     /// Operations of a micro-batch by block; what stands behind the last is the last's.
@@ -454,24 +331,24 @@ impl Step<'_> {
         }
     }
 
-    /// What a rank of a stage takes. The last stage has one micro-batch in flight, the one before it two, and so on; moments are
-    /// divided by the ranks of a stage.
-    fn memory(&self, stage: &Stage, replicas: usize) -> Memory {
+    /// What a rank of a stage takes that has so many trained values. As many micro-batches are in flight as there are stages from it on;
+    /// moments are divided by the ranks of a stage.
+    fn memory(&self, stage: &Stage, trained: usize, above: usize, replicas: usize) -> Memory {
         let (config, adapter, work) = (self.options.model, self.adapter, self.work);
         let train = self.options.train;
         let saving = Saving {
             recompute: self.options.recompute,
             dtype: train.base_dtype.into(),
         };
-        let trained = 4 * stage.parameters(config, adapter) as u64;
+        let trained = 4 * trained as u64;
         let weights = if replaces_all(config, adapter) {
             0
         } else {
             stage.weight_bytes(config, train.base_dtype.into())
         };
-        let in_flight = (stage.stages - stage.index).min(self.micro_batches) as u64;
+        let in_flight = above.min(self.micro_batches) as u64;
         let kept = activation_bytes(config, adapter, work, saving, stage.blocks.clone());
-        let head = if stage.is_last() {
+        let head = if stage.is_last {
             head_working_bytes(config, work)
         } else {
             0
@@ -609,25 +486,6 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_shared_out_by_cost() {
-        let lengths = |costs: &[f64], stages| {
-            let shares = share_out(costs, stages);
-            assert_eq!(shares.first().unwrap().start, 0);
-            assert_eq!(shares.last().unwrap().end, costs.len());
-            assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
-            shares
-                .iter()
-                .map(ExactSizeIterator::len)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(lengths(&[1.0; 8], 4), [2, 2, 2, 2]);
-        assert_eq!(lengths(&[1.0; 8], 1), [8]);
-        assert_eq!(lengths(&[1.0, 1.0, 1.0, 4.0], 2), [3, 1]);
-        assert_eq!(lengths(&[5.0, 1.0, 1.0, 1.0], 4), [1, 1, 1, 1]);
-        assert_eq!(lengths(&[1.0, 2.0, 3.0, 4.0, 5.0], 2), [3, 2]);
-    }
-
-    #[test]
     fn stages_have_what_is_theirs() {
         let step = StepSize::MicroBatches(8);
         let one = planned("llama-3-8b", 1, &ranks(4, 1, step)).unwrap();
@@ -646,32 +504,6 @@ mod tests {
         // Eleven turns for eight micro-batches.
         assert!(four.idle_seconds / four.compute_seconds > 3.0 / 8.0 - 1e-9);
         assert!(four.pipeline_seconds > 0.0);
-    }
-
-    #[test]
-    fn all_stages_together_have_the_whole_model() {
-        for preset in ["llama-3-8b", "deberta-v3-base"] {
-            let config = presets::config(preset).unwrap();
-            let layers = config.num_hidden_layers;
-            let adapter = TrainConfig::new(Method::Full, "m", "", "")
-                .lay_out(&config)
-                .unwrap();
-            let stage = |index, blocks| Stage {
-                blocks,
-                index,
-                stages: 2,
-            };
-            let stages = [stage(0, 0..2), stage(1, 2..layers)];
-            let shared: usize = config
-                .weights()
-                .iter()
-                .filter(|(id, _)| stages.iter().all(|stage| stage.reads(&config, *id)))
-                .map(|(_, (rows, cols))| rows * cols)
-                .sum();
-            let of_stages = stages.map(|stage| stage.parameters(&config, &adapter));
-            let all: usize = of_stages.iter().sum();
-            assert_eq!(all - shared, config.parameters(), "{preset}");
-        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod memory;
 pub mod paper;
 pub mod presets;
 
-pub use distributed::{Network, RankEstimate, RankPlan, Ranks, StepSize, plan_ranks, share_out};
+pub use distributed::{Network, RankEstimate, RankPlan, Ranks, StepSize, plan_ranks};
 pub use estimate::{Estimate, Plan, PlanOptions, PrefixCounts, plan};
 pub use flops::{StepFlops, Work, step_flops};
 pub use memory::{Memory, training_memory};

@@ -14,6 +14,7 @@ use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
 
 use super::common::{Place, assert_says, run, timeless};
+use super::relative;
 
 /// A grid of ranks.
 #[derive(Clone, Copy, Debug)]
@@ -243,6 +244,57 @@ fn stages_below_what_is_trained_run_no_backward() {
 }
 
 #[test]
+fn tokens_that_are_added_are_rows_of_both_ends() {
+    let place = Place::new("llama");
+    let file = place.path("tokens.txt");
+    fs::write(&file, "say\n and \n").expect("the tokens");
+    let set = |name: &str| {
+        let mut config = config(&place, Method::Lora, name);
+        config.options.lora.add_tokens = Some(file.clone());
+        config
+    };
+    run(&set("alone")).expect("the run");
+    for grid in [grid(2, 1), grid(2, 2)] {
+        let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+        fresh(grid, &set(&name));
+        assert_same(
+            &place.path("alone"),
+            &place.path(&name),
+            &format!("{grid:?}"),
+        );
+    }
+}
+
+/// A classifier stands on the last stage, and what DeBERTa's scores know of distances is read by every block.
+#[test]
+fn classifiers_and_tables_that_every_block_reads_are_cut_alike() {
+    for (family, methods) in [
+        ("deberta", [Method::Full, Method::Lora]),
+        ("bert", [Method::Full, Method::Bitfit]),
+        ("modernbert", [Method::Full, Method::Lora]),
+    ] {
+        for method in methods {
+            let place = relative::Place::new(family);
+            let set = |name: &str| TrainConfig {
+                batch_size: 2,
+                gradient_accumulation_steps: 3,
+                save_steps: Some(2),
+                max_steps: Some(3),
+                recompute: Some(Recompute::None),
+                ..place.config(method, name)
+            };
+            run(&set("alone")).expect("the run");
+            for grid in [grid(2, 1), grid(1, 2), grid(3, 2)] {
+                let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+                fresh(grid, &set(&name));
+                let what = format!("{family}, {method:?} on {grid:?}");
+                assert_same(&place.path("alone"), &place.path(&name), &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     for method in [Method::Lora, Method::Full] {
         let place = Place::new("llama");
@@ -383,7 +435,7 @@ fn a_loss_that_is_not_finite_ends_all_ranks() {
 }
 
 #[test]
-fn an_idle_rank_is_warned_of_and_changes_nothing() {
+fn ranks_without_micro_batches_change_nothing() {
     let place = Place::new("llama");
     let set = |name: &str| {
         let mut config = config(&place, Method::Lora, name);

@@ -276,12 +276,12 @@ fn virtual_tokens_are_rows_and_not_keys() {
 }
 
 /// A copy of a golden model with a tokenizer and labelled texts, for a run.
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let place = Self { folder };
         let model = place.path("model");
@@ -305,11 +305,11 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn config(&self, method: Method, output: &str) -> TrainConfig {
+    pub(crate) fn config(&self, method: Method, output: &str) -> TrainConfig {
         let mut config = TrainConfig {
             learning_rate: 1e-2,
             batch_size: 4,
