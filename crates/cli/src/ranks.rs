@@ -13,7 +13,7 @@ use lowrank::comm::{Communicator, Launcher, Options, start};
 use lowrank::ranks::Ranks;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Misuse;
+use crate::failure::{Misuse, SaidElsewhere};
 use crate::interrupt;
 use crate::threads::set_threads;
 
@@ -114,6 +114,26 @@ pub fn shorten_on_others(problem: &str) {
     }
 }
 
+/// Refuses to run as several ranks what would then be done several times.
+///
+/// # Errors
+/// A launcher has started more than one rank; rank 0 alone says it.
+pub fn refuse_several() -> anyhow::Result<()> {
+    let Some(launcher) = Launcher::from_environment().filter(|launcher| launcher.size != Some(1))
+    else {
+        return Ok(());
+    };
+    if launcher.rank > 0 {
+        return Err(SaidElsewhere { code: 2 }.into());
+    }
+    Err(Misuse::new(format!(
+        "{} started this several times, and each would do all of it; start it without the launcher. The work of train, eval and bench comm is shared out among \
+         ranks; compare starts its trainings as ranks itself, with --launcher",
+        launcher.kind.name()
+    ))
+    .into())
+}
+
 /// Open MPI gives rank 0 a pseudo-terminal as its standard output, whatever the output of `mpirun` is: there are no colours there.
 pub fn no_terminal_of_launcher() {
     if Launcher::from_environment().is_some() && std::env::var_os("CLICOLOR_FORCE").is_none() {
@@ -211,7 +231,7 @@ impl Job {
         if self.comm.rank() == 0 {
             problem.into()
         } else {
-            crate::failure::SaidElsewhere { code: 2 }.into()
+            SaidElsewhere { code: 2 }.into()
         }
     }
 
