@@ -8,6 +8,7 @@ mod ends;
 mod hub;
 mod misuse;
 mod plans;
+mod ranks;
 mod resumes;
 mod runs;
 mod serves;
