@@ -18,6 +18,8 @@ pub struct Options {
 /// What this process is: a rank under MPI where a launcher started several, and otherwise [`Alone`]. Nothing is loaded in the latter case: a
 /// shell that `srun` started is a job of one task, too, and whatever runs in it has nobody to speak to.
 ///
+/// Call it before the process starts other threads: MPI reads the environment, and Open MPI is told something there.
+///
 /// # Errors
 /// There is no MPI library, it does not start, or it is not that of the launcher.
 pub fn start(options: &Options) -> Result<Box<dyn Communicator>, Error> {

@@ -48,6 +48,16 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long MPI may take to end the job.
 const ABORTING: Duration = Duration::from_secs(5);
 
+/// Lets Open MPI have two TCP connections to each rank, unless the environment says otherwise. Over one it sends and receives by turns, so that an exchange in
+/// both directions at once is hardly faster than one after the other.
+fn use_two_connections() {
+    const LINKS: &str = "OMPI_MCA_btl_tcp_links";
+    if std::env::var_os(LINKS).is_none() {
+        // SAFETY: `start` asks its caller to start no other thread before it, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(LINKS, "2") };
+    }
+}
+
 /// Ends the process where MPI has not started by the deadline, until the value is dropped: MPI waits for ever for a rank that does not join. Where no
 /// thread can be had, it waits.
 fn watch_start(deadline: Duration) -> Sender<()> {
@@ -110,6 +120,9 @@ impl Mpi {
         let explained = |what: &str, code: Code| {
             Error::Failed(format!("{engine}: {what}: {}", calls.explain(code)))
         };
+        if engine.starts_with("Open MPI") {
+            use_two_connections();
+        }
         let watch = watch_start(deadline);
         let threads = calls.init();
         drop(watch);
