@@ -203,7 +203,16 @@ impl Job {
         {
             tracing::warn!("{warning}");
         }
-        set_threads(asked.or_else(|| Some(own.share(&all))))
+        let threads = asked.unwrap_or_else(|| own.share(&all));
+        if all.len() > 1 && self.comm.rank() == 0 {
+            let hosts: BTreeSet<&str> = all.iter().map(|rank| rank.host.as_str()).collect();
+            let engine = self.comm.engine();
+            tracing::info!(
+                "{}",
+                summary(all.len(), hosts.len(), self.stages, &engine, threads)
+            );
+        }
+        set_threads(Some(threads))
     }
 
     /// Refuses another number of ranks on a machine.
@@ -315,6 +324,26 @@ impl Processors {
             .filter(|other| other.host == self.host && other.allowed == self.allowed);
         (self.count / sharing.count().max(1)).max(1)
     }
+}
+
+/// What the ranks are, in a line.
+fn summary(ranks: usize, hosts: usize, stages: usize, engine: &str, threads: usize) -> String {
+    let counted = |count: usize, what: &str| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {what}{plural}")
+    };
+    let pipelines = if stages > 1 {
+        let pipelines = counted(ranks / stages, "pipeline");
+        format!(", {pipelines} of {stages} stages")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} on {}{pipelines}, {engine}; {} here",
+        counted(ranks, "rank"),
+        counted(hosts, "machine"),
+        counted(threads, "thread")
+    )
 }
 
 /// How many numbers there are in a list like `0-3,8`.
@@ -438,6 +467,18 @@ mod tests {
         assert_eq!(shares, [4, 4, 8, 4, 4]);
         let crowd = vec![rank("a", "0-7"); 20];
         assert_eq!(crowd[0].share(&crowd), 1);
+    }
+
+    #[test]
+    fn ranks_are_summed_up() {
+        assert_eq!(
+            summary(8, 4, 2, "MPICH 4.0.2", 1),
+            "8 ranks on 4 machines, 4 pipelines of 2 stages, MPICH 4.0.2; 1 thread here"
+        );
+        assert_eq!(
+            summary(2, 1, 1, "Open MPI 4.1.4", 16),
+            "2 ranks on 1 machine, Open MPI 4.1.4; 16 threads here"
+        );
     }
 
     #[test]
