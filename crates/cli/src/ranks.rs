@@ -13,7 +13,7 @@ use lowrank::comm::{Communicator, Launcher, Options, start};
 use lowrank::ranks::Ranks;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Misuse;
+use crate::failure::{Misuse, SaidElsewhere};
 use crate::interrupt;
 use crate::threads::set_threads;
 
@@ -114,6 +114,26 @@ pub fn shorten_on_others(problem: &str) {
     }
 }
 
+/// Refuses to run as several ranks what would then be done several times.
+///
+/// # Errors
+/// A launcher has started more than one rank; rank 0 alone says it.
+pub fn refuse_several() -> anyhow::Result<()> {
+    let Some(launcher) = Launcher::from_environment().filter(|launcher| launcher.size != Some(1))
+    else {
+        return Ok(());
+    };
+    if launcher.rank > 0 {
+        return Err(SaidElsewhere { code: 2 }.into());
+    }
+    Err(Misuse::new(format!(
+        "{} started this several times, and each would do all of it; start it without the launcher. The work of train, eval and bench comm is shared out among \
+         ranks; compare starts its trainings as ranks itself, with --launcher",
+        launcher.kind.name()
+    ))
+    .into())
+}
+
 /// Open MPI gives rank 0 a pseudo-terminal as its standard output, whatever the output of `mpirun` is: there are no colours there.
 pub fn no_terminal_of_launcher() {
     if Launcher::from_environment().is_some() && std::env::var_os("CLICOLOR_FORCE").is_none() {
@@ -183,7 +203,16 @@ impl Job {
         {
             tracing::warn!("{warning}");
         }
-        set_threads(asked.or_else(|| Some(own.share(&all))))
+        let threads = asked.unwrap_or_else(|| own.share(&all));
+        if all.len() > 1 && self.comm.rank() == 0 {
+            let hosts: BTreeSet<&str> = all.iter().map(|rank| rank.host.as_str()).collect();
+            let engine = self.comm.engine();
+            tracing::info!(
+                "{}",
+                summary(all.len(), hosts.len(), self.stages, &engine, threads)
+            );
+        }
+        set_threads(Some(threads))
     }
 
     /// Refuses another number of ranks on a machine.
@@ -211,7 +240,7 @@ impl Job {
         if self.comm.rank() == 0 {
             problem.into()
         } else {
-            crate::failure::SaidElsewhere { code: 2 }.into()
+            SaidElsewhere { code: 2 }.into()
         }
     }
 
@@ -295,6 +324,26 @@ impl Processors {
             .filter(|other| other.host == self.host && other.allowed == self.allowed);
         (self.count / sharing.count().max(1)).max(1)
     }
+}
+
+/// What the ranks are, in a line.
+fn summary(ranks: usize, hosts: usize, stages: usize, engine: &str, threads: usize) -> String {
+    let counted = |count: usize, what: &str| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {what}{plural}")
+    };
+    let pipelines = if stages > 1 {
+        let pipelines = counted(ranks / stages, "pipeline");
+        format!(", {pipelines} of {stages} stages")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} on {}{pipelines}, {engine}; {} here",
+        counted(ranks, "rank"),
+        counted(hosts, "machine"),
+        counted(threads, "thread")
+    )
 }
 
 /// How many numbers there are in a list like `0-3,8`.
@@ -418,6 +467,18 @@ mod tests {
         assert_eq!(shares, [4, 4, 8, 4, 4]);
         let crowd = vec![rank("a", "0-7"); 20];
         assert_eq!(crowd[0].share(&crowd), 1);
+    }
+
+    #[test]
+    fn ranks_are_summed_up() {
+        assert_eq!(
+            summary(8, 4, 2, "MPICH 4.0.2", 1),
+            "8 ranks on 4 machines, 4 pipelines of 2 stages, MPICH 4.0.2; 1 thread here"
+        );
+        assert_eq!(
+            summary(2, 1, 1, "Open MPI 4.1.4", 16),
+            "2 ranks on 1 machine, Open MPI 4.1.4; 16 threads here"
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ pub struct Options {
     pub library: Option<PathBuf>,
 }
 
-/// What this process is: a rank under MPI where a launcher started it, and otherwise [`Alone`]. Nothing is loaded in the latter case.
+/// What this process is: a rank under MPI where a launcher started several, and otherwise [`Alone`]. Nothing is loaded in the latter case: a
+/// shell that `srun` started is a job of one task, too, and whatever runs in it has nobody to speak to.
+///
+/// Call it before the process starts other threads: MPI reads the environment, and Open MPI is told something there.
 ///
 /// # Errors
 /// There is no MPI library, it does not start, or it is not that of the launcher.
@@ -26,32 +29,24 @@ pub fn start(options: &Options) -> Result<Box<dyn Communicator>, Error> {
         }
         return Ok(Box::new(Alone));
     };
+    if launcher.size == Some(1) {
+        tracing::debug!("{} started one rank, which is alone", launcher.kind.name());
+        return Ok(Box::new(Alone));
+    }
     under(&launcher, options)
 }
 
 #[cfg(not(unix))]
 fn under(launcher: &Launcher, _: &Options) -> Result<Box<dyn Communicator>, Error> {
-    let message = format!(
+    Err(Error::Failed(format!(
         "{} started this process, and MPI is not supported on this system; Linux and macOS have it",
         launcher.kind.name()
-    );
-    if launcher.size == Some(1) {
-        tracing::warn!("{message}");
-        return Ok(Box::new(Alone));
-    }
-    Err(Error::Failed(message))
+    )))
 }
 
 #[cfg(unix)]
 fn under(launcher: &Launcher, options: &Options) -> Result<Box<dyn Communicator>, Error> {
-    let opened = match unix::find(launcher, options) {
-        Ok(opened) => opened,
-        Err(message) if launcher.size == Some(1) => {
-            tracing::warn!("one rank goes on without MPI: {message}");
-            return Ok(Box::new(Alone));
-        }
-        Err(message) => return Err(Error::Failed(message)),
-    };
+    let opened = unix::find(launcher, options).map_err(Error::Failed)?;
     let mpi = super::Mpi::start(opened, options.timeout)?;
     match unix::disagreement(launcher, mpi.rank(), mpi.size(), &mpi.engine()) {
         Some(message) => Err(Error::Failed(message)),

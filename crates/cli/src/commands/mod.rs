@@ -33,6 +33,22 @@ use crate::threads::set_threads;
 /// # Errors
 /// Whatever went wrong; [`failure::conclude`](crate::failure::conclude) turns it into a message and an exit code.
 pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
+    let is_one_process = matches!(
+        command,
+        Commands::Demo(_)
+            | Commands::Compare(_)
+            | Commands::Classify(_)
+            | Commands::Embed(_)
+            | Commands::Generate(_)
+            | Commands::Chat(_)
+            | Commands::Serve(_)
+            | Commands::Merge(_)
+            | Commands::Model(_)
+            | Commands::Adapter(_)
+    );
+    if is_one_process {
+        crate::ranks::refuse_several()?;
+    }
     // A training's settings file may say how many, and ranks of a job share the processors, so these start them themselves.
     if !matches!(command, Commands::Train(_) | Commands::Eval(_)) {
         let threads = matches.try_get_one::<usize>("threads").ok().flatten();

@@ -37,9 +37,6 @@ fn help_of_train() {
           --resume              Go on with the run in the output folder, with its own settings
           --overwrite           Replace an earlier run in the output folder
           --force               Run although the memory is expected not to suffice
-          --json                Print the outcome as one JSON object
-          --print-config        Print the settings as they would be used, as YAML, and do nothing
-          --print-schema        Print a JSON schema of the settings file and do nothing
       -h, --help                Print help (see more with '--help')
       -V, --version             Print version
 
@@ -163,6 +160,17 @@ fn help_of_train() {
           --base-dtype <DTYPE>    How the frozen weights are stored [default: bf16] [possible values:
                                   f32, bf16]
           --threads <N>           Threads to compute with [default: one a core]
+
+    Several machines:
+          --pipeline-stages <N>        Share the model's blocks out among so many ranks, for models that
+                                       are too large for one machine [default: 1]
+          --network-timeout <SECONDS>  Seconds that a rank waits for another one before it gives the job
+                                       up [default: 600]
+          --ranks-per-node <N|auto>    Ranks on each machine: a number, or auto for one a NUMA node;
+                                       without a launcher, mpirun is started here
+          --json                       Print the outcome as one JSON object
+          --print-config               Print the settings as they would be used, as YAML, and do nothing
+          --print-schema               Print a JSON schema of the settings file and do nothing
 
     Messages:
       -v, --verbose...  Say more on standard error; twice for everything

@@ -18,6 +18,7 @@ use std::io::Write;
 use std::marker::PhantomData;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use calls::{Calls, Code, Request};
@@ -46,6 +47,33 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long MPI may take to end the job.
 const ABORTING: Duration = Duration::from_secs(5);
+
+/// Lets Open MPI have two TCP connections to each rank, unless the environment says otherwise. Over one it sends and receives by turns, so that an exchange in
+/// both directions at once is hardly faster than one after the other.
+fn use_two_connections() {
+    const LINKS: &str = "OMPI_MCA_btl_tcp_links";
+    if std::env::var_os(LINKS).is_none() {
+        // SAFETY: `start` asks its caller to start no other thread before it, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(LINKS, "2") };
+    }
+}
+
+/// Ends the process where MPI has not started by the deadline, until the value is dropped: MPI waits for ever for a rank that does not join. Where no
+/// thread can be had, it waits.
+fn watch_start(deadline: Duration) -> Sender<()> {
+    let (started, waits) = channel::<()>();
+    let thread = std::thread::Builder::new().name("MPI's start".to_owned());
+    drop(thread.spawn(move || {
+        if waits.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!(
+                "MPI has not started within {} s: a rank has not joined, or its network cannot be reached",
+                deadline.as_secs()
+            );
+            std::process::exit(1);
+        }
+    }));
+    started
+}
 
 /// One rank of a job under MPI.
 ///
@@ -92,7 +120,12 @@ impl Mpi {
         let explained = |what: &str, code: Code| {
             Error::Failed(format!("{engine}: {what}: {}", calls.explain(code)))
         };
+        if engine.starts_with("Open MPI") {
+            use_two_connections();
+        }
+        let watch = watch_start(deadline);
         let threads = calls.init();
+        drop(watch);
         let threads = threads.map_err(|code| explained("it does not start", code))?;
         if !threads {
             tracing::warn!("{engine} does not expect a program with threads; it is used from one");

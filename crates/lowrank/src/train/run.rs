@@ -16,7 +16,7 @@ use super::trainer::{Rows, Trainer};
 use crate::Error;
 use crate::base::{Network, Source, purpose_for};
 use crate::data::{
-    DataOptions, Dataset, Example, Labels, ProblemType, Split, Tokenizer, split_file,
+    DataOptions, Dataset, Example, Labels, ProblemType, Split, Tokenizer, is_read_once, split_file,
 };
 use crate::lock::FolderLock;
 use crate::model::weights::{TensorMarks, fingerprint_of, hash_of};
@@ -126,6 +126,13 @@ fn may_begin(
     config.check()?;
     if start != Start::Resume {
         Source::find(&config.model)?;
+    }
+    if ranks.are_several() && is_read_once(&config.data) {
+        return Err(Error::Settings(format!(
+            "the rows come from a pipe ({}), which one rank alone can read; write them to a file that all ranks see, and give it as {data}",
+            config.data.display(),
+            data = named("data")
+        )));
     }
     // What is in the folder matters to rank 0, which writes it.
     if !ranks.is_first() {

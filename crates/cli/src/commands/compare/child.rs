@@ -179,10 +179,19 @@ fn last_words(log: &Path, before: u64, otherwise: &str) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let new = bytes.get(before as usize..).unwrap_or_default();
     let text = String::from_utf8_lossy(new);
-    let words = match text.rfind("error: ") {
-        Some(start) => text[start + "error: ".len()..].trim(),
-        None => text.lines().last().unwrap_or_default().trim(),
+    // Launchers put what they say between lines of dashes, behind what the program says.
+    let is_rule = |line: &&str| line.len() > 20 && line.bytes().all(|byte| byte == b'-');
+    let words = if let Some(start) = text.rfind("error: ") {
+        let words = &text[start + "error: ".len()..];
+        let rule = words.lines().find(is_rule);
+        rule.and_then(|rule| words.split(rule).next())
+            .unwrap_or(words)
+    } else {
+        let lines = text.lines().rev().filter(|line| !is_rule(line));
+        let mut said = lines.filter(|line| !line.trim().is_empty());
+        said.next().unwrap_or_default()
     };
+    let words = words.trim();
     if words.is_empty() {
         format!("{otherwise}; {} may say more", log.display())
     } else {

@@ -14,12 +14,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use lowrank::comm::Launcher;
 use lowrank::compare::{BaseResult, Comparison, MethodResult};
 use lowrank::{report, write_text};
 use serde_json::json;
 
-use crate::failure::{Interrupted, Misuse, SaidElsewhere, paragraph};
+use crate::failure::{Interrupted, paragraph};
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::{Mode, stderr_line};
@@ -109,18 +108,6 @@ pub enum Stage {
 /// A file that cannot be used; a run that fails; Ctrl-C or another signal that asks to stop.
 pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    if let Some(launcher) = Launcher::from_environment()
-        && launcher.size != Some(1)
-    {
-        let misuse = Misuse::new(
-            "compare starts its trainings itself; start it without mpirun or srun, and give the launcher to --launcher, such as --launcher 'mpirun -n 4'",
-        );
-        return Err(if launcher.rank == 0 {
-            misuse.into()
-        } else {
-            SaidElsewhere { code: 2 }.into()
-        });
-    }
     let overrides = Overrides {
         model: args.model.clone(),
         data: args.data.clone(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use lowrank::fields::finite;
 use lowrank::plan::{Network, PlanOptions, RankEstimate, RankPlan, Ranks, StepSize, plan_ranks};
 use lowrank::tuning::Method;
 use lowrank::units::{decimal_bytes, duration, grouped};
@@ -29,6 +30,7 @@ pub struct RanksArgs {
     #[arg(
         long,
         value_name = "MICROSECONDS",
+        value_parser = finite::<f64>,
         default_value_t = Network::ETHERNET_LATENCY * 1e6,
         requires = "ranks",
         help_heading = RANKS
@@ -36,7 +38,7 @@ pub struct RanksArgs {
     pub latency: f64,
 
     /// What a rank computes a second, in GFLOP/s; `lowrank bench train` measures it
-    #[arg(long, value_name = "GFLOPS", default_value_t = 1000.0, requires = "ranks", help_heading = RANKS)]
+    #[arg(long, value_name = "GFLOPS", value_parser = finite::<f64>, default_value_t = 1000.0, requires = "ranks", help_heading = RANKS)]
     pub gflops: f64,
 
     /// Tokens that a rank computes in a step [default: what the batches of a step have, over the ranks]
@@ -80,13 +82,13 @@ impl RanksArgs {
         if let Err(problem) = &network {
             problems.push(format!("--network {}: {problem}", self.network));
         }
-        if !self.latency.is_finite() || self.latency < 0.0 {
+        if self.latency < 0.0 {
             problems.push(format!(
                 "--latency must be 0 or more microseconds, not {}",
                 self.latency
             ));
         }
-        if !self.gflops.is_finite() || self.gflops <= 0.0 {
+        if self.gflops <= 0.0 {
             problems.push(format!("--gflops must be above 0, not {}", self.gflops));
         }
         let network = Network {
@@ -288,25 +290,25 @@ mod tests {
         a rank     1,000 GFLOP/s, 4,096 tokens a step
         pipelines  2 of 4 stages, 4 micro-batches each
 
-                                     LoRA   full, Adam
-        gradients to exchange      3.8 MB       9.1 GB
-        a rank sends               3.8 MB       9.1 GB
-        time of a step         3 min 49 s   5 min 48 s
-          computing             2 min 4 s    3 min 6 s
-          idle                 1 min 44 s   2 min 34 s
-          between stages           752 ms       752 ms
-          exchange                3.13 ms        7.3 s
-        efficiency                 54.3 %       53.3 %
-        blocks of the stages   9, 8, 9, 6  8, 2 × 9, 6
-        largest stage                   1            1
-        peak memory of a rank     20.6 GB      60.5 GB
-          frozen weights           5.0 GB      0 bytes
-          trained values           3.8 MB       9.1 GB
-          gradients               11.5 MB      27.2 GB
-          optimizer                3.8 MB       9.1 GB
-          activations             14.5 GB      14.0 GB
-          working space            1.1 GB       1.1 GB
-          program                 18.9 MB      18.9 MB
+                                      LoRA   full, Adam
+        gradients to exchange       3.8 MB       9.1 GB
+        a rank sends                3.8 MB       9.1 GB
+        time of a step          3 min 49 s   5 min 48 s
+          computing              2 min 4 s    3 min 6 s
+          idle                  1 min 44 s   2 min 34 s
+          between stages            752 ms       752 ms
+          exchange                 3.13 ms        7.3 s
+        efficiency                  54.3 %       53.3 %
+        blocks of the stages   8, 2 × 9, 6  8, 2 × 9, 6
+        largest stage                    1            1
+        peak memory of a rank      18.6 GB      60.5 GB
+          frozen weights            4.5 GB      0 bytes
+          trained values            3.4 MB       9.1 GB
+          gradients                10.2 MB      27.2 GB
+          optimizer                 3.4 MB       9.1 GB
+          activations              12.9 GB      14.0 GB
+          working space             1.1 GB       1.1 GB
+          program                  18.9 MB      18.9 MB
 
         Step time is that of computing and of the network one after the other: 2(N-1)/N of the gradients' bytes, and 2(N-1) latencies. N are the ranks of a stage.
         "#);
