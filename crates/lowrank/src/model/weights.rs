@@ -419,7 +419,7 @@ impl Weights {
     /// has the same fingerprint, another model has another.
     ///
     /// # Panics
-    /// If only a stage of the model is here, and the whole one's was not [given](Self::set_fingerprint).
+    /// If only a stage of the model is here, and the whole one's was not given.
     pub fn fingerprint(&self) -> String {
         match self.whole_fingerprint.get() {
             Some(known) => known.clone(),

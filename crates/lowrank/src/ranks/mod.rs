@@ -4,8 +4,8 @@
 //! stage; the ranks of a replica are neighbours. Replicas share out the micro-batches of a step.
 //!
 //! Whatever the grid is, the run comes to the same bits: gradients are added along a tree that is fixed by the number of micro-batches
-//! ([`tree`]), sums of losses in the order of the micro-batches, and the norm of the gradients over pieces whose bounds depend on the
-//! trained values alone ([`shares`]).
+//! (`tree`), sums of losses in the order of the micro-batches, and the norm of the gradients over pieces whose bounds depend on the
+//! trained values alone (`shares`).
 
 mod shares;
 pub(crate) mod tree;
