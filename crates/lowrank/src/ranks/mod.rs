@@ -19,6 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use shares::Shares;
+#[cfg(test)]
+pub(crate) use shares::within;
 
 use crate::Error;
 

@@ -28,6 +28,15 @@ fn peers(ranks: &Ranks<'_>) -> Vec<usize> {
         .collect()
 }
 
+/// A rank's share of the gradients, where other replicas have computed some of them. Its memory is used again in the next step.
+#[derive(Default)]
+pub(super) struct Reduced {
+    /// The sums.
+    pub(super) own: Vec<f32>,
+    /// What they are added up from, a part at a time.
+    received: Vec<Vec<f32>>,
+}
+
 /// The sums over all micro-batches of a rank's own share of the gradients, where other replicas have computed some of them.
 pub(super) fn reduce(
     ranks: &Ranks<'_>,
@@ -35,7 +44,7 @@ pub(super) fn reduce(
     sums: &LeafSums,
     grads: &Arena,
     count: usize,
-    own: &mut Vec<f32>,
+    Reduced { own, received }: &mut Reduced,
 ) -> Result<(), Error> {
     if ranks.replicas() == 1 {
         return Ok(());
@@ -57,7 +66,10 @@ pub(super) fn reduce(
     for start in (0..most).step_by(part) {
         let within = |length: usize| start.min(length)..length.min(start + part);
         let wanted = within(own_len);
-        let mut received: Vec<Vec<f32>> = all.iter().map(|_| vec![0.0; wanted.len()]).collect();
+        received.resize_with(all.len(), Vec::new);
+        for sum in received.iter_mut() {
+            sum.resize(wanted.len(), 0.0);
+        }
         for node in 0..widest {
             let sum = sums.sums(grads).nth(node);
             let mut packed = vec![Cow::Borrowed(&[][..]); ranks.size()];
@@ -87,7 +99,7 @@ pub(super) fn reduce(
                 .collect();
             ranks.comm().all_to_all(&sent, &mut into)?;
         }
-        add_up(count, &all, &mut received);
+        add_up(count, &all, received);
         own[wanted].copy_from_slice(&received[0]);
     }
     Ok(())
@@ -299,31 +311,145 @@ fn share_within_stage(ranks: &Ranks<'_>, shares: &Shares, params: &mut Arena) ->
     let lengths: Vec<usize> = peers.iter().map(|peer| shares.len_of(*peer)).collect();
     let part = (AT_A_TIME / peers.len()).max(1);
     let most = lengths.iter().copied().max().unwrap_or(0);
-    let own = ranks.replica();
     for start in (0..most).step_by(part) {
-        let within = |length: usize| start.min(length)..length.min(start + part);
-        let packed = pack(params, &ranges[own], &within(lengths[own]));
-        let mut sent: Vec<&[u8]> = vec![&[]; ranks.size()];
-        let mut buffers: Vec<Vec<f32>> = vec![Vec::new(); ranks.size()];
-        for (at, peer) in peers.iter().enumerate() {
-            sent[*peer] = cast_slice(&packed);
-            buffers[*peer] = vec![0.0; within(lengths[at]).len()];
-        }
-        let mut into: Vec<&mut [u8]> = buffers
-            .iter_mut()
-            .map(|buffer| cast_slice_mut(buffer.as_mut_slice()))
-            .collect();
-        ranks.comm().all_to_all(&sent, &mut into)?;
-        drop(packed);
-        let values = params.as_mut_slice();
-        for (at, peer) in peers.iter().enumerate().filter(|(at, _)| *at != own) {
-            let mut from = buffers[*peer].as_slice();
-            for part in parts(&ranges[at], &within(lengths[at])) {
-                let (these, rest) = from.split_at(part.len());
-                values[part].copy_from_slice(these);
-                from = rest;
-            }
+        let within = |at: usize| start.min(lengths[at])..lengths[at].min(start + part);
+        let parts_of = |at: usize| parts(&ranges[at], &within(at)).collect::<Vec<_>>();
+        let parts: Vec<Vec<Range<usize>>> = (0..peers.len()).map(parts_of).collect();
+        if parts.iter().all(|of_peer| of_peer.len() <= 1) {
+            exchange_in_place(ranks, &peers, &parts, params)?;
+        } else {
+            exchange_packed(ranks, &peers, &parts, params)?;
         }
     }
     Ok(())
+}
+
+/// Sends this rank's values to its peers, and gets theirs, where each of them has values that lie together. Those of a rank lie behind those
+/// of the one before it.
+fn exchange_in_place(
+    ranks: &Ranks<'_>,
+    peers: &[usize],
+    parts: &[Vec<Range<usize>>],
+    params: &mut Arena,
+) -> Result<(), Error> {
+    let mut own: &[f32] = &[];
+    let mut into: Vec<&mut [u8]> = (0..ranks.size()).map(|_| &mut [][..]).collect();
+    let (mut rest, mut before) = (params.as_mut_slice(), 0);
+    for (at, peer) in peers.iter().enumerate() {
+        let Some(part) = parts[at].first() else {
+            continue;
+        };
+        let (_, behind) = std::mem::take(&mut rest).split_at_mut(part.start - before);
+        let (values, behind) = behind.split_at_mut(part.len());
+        (rest, before) = (behind, part.end);
+        if at == ranks.replica() {
+            own = values;
+        } else {
+            into[*peer] = cast_slice_mut(values);
+        }
+    }
+    for (to, from) in ranks.comm().pairs() {
+        let is_peer = |rank: usize| peers.contains(&rank);
+        let sent = is_peer(to).then_some((to, cast_slice(own)));
+        let received = is_peer(from).then_some((from, &mut *into[from]));
+        ranks.comm().exchange(sent, received)?;
+    }
+    Ok(())
+}
+
+/// The same where values of a rank lie apart: they are copied on the way.
+fn exchange_packed(
+    ranks: &Ranks<'_>,
+    peers: &[usize],
+    parts: &[Vec<Range<usize>>],
+    params: &mut Arena,
+) -> Result<(), Error> {
+    let own = ranks.replica();
+    let length = |at: usize| parts[at].iter().map(Range::len).sum::<usize>();
+    let packed = pack(params, &parts[own], &(0..length(own)));
+    let mut sent: Vec<&[u8]> = vec![&[]; ranks.size()];
+    let mut buffers: Vec<Vec<f32>> = vec![Vec::new(); ranks.size()];
+    for (at, peer) in peers.iter().enumerate() {
+        sent[*peer] = cast_slice(&packed);
+        buffers[*peer] = vec![0.0; length(at)];
+    }
+    let mut into: Vec<&mut [u8]> = buffers
+        .iter_mut()
+        .map(|buffer| cast_slice_mut(buffer.as_mut_slice()))
+        .collect();
+    ranks.comm().all_to_all(&sent, &mut into)?;
+    drop(packed);
+    let values = params.as_mut_slice();
+    for (at, peer) in peers.iter().enumerate().filter(|(at, _)| *at != own) {
+        let mut from = buffers[*peer].as_slice();
+        for part in &parts[at] {
+            let (these, rest) = from.split_at(part.len());
+            values[part.clone()].copy_from_slice(these);
+            from = rest;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lowrank_comm::{Communicator, InProcess};
+
+    use super::*;
+    use crate::ranks::within;
+
+    /// Slots of which one lies between others and belongs to another stage.
+    const STAGES: [&[usize]; 4] = [&[1], &[0, 1], &[1], &[0]];
+
+    fn value(slot: usize, at: usize) -> f32 {
+        (1000 * slot) as f32 + at as f32 * 1e-3
+    }
+
+    #[test]
+    fn every_rank_gets_the_values_that_others_made() {
+        // With these lengths a rank's values lie together, and with the others they do not.
+        for lengths in [
+            [40_000, 100, 60_000, 70_000],
+            [20_000, 33, 100_000, 1],
+            [5, 20_000, 3, 40_000],
+        ] {
+            let comms = InProcess::ranks(6, Duration::from_secs(20));
+            std::thread::scope(|scope| {
+                for comm in comms {
+                    scope.spawn(move || {
+                        let ranks = Ranks::new(&comm, 2).unwrap();
+                        let stages = STAGES.map(<[usize]>::to_vec).to_vec();
+                        let shares = Shares::new(&ranks, &lengths, stages);
+                        let shapes = lengths.map(|length| (1, length));
+                        let is_held = |slot: usize| STAGES[slot].contains(&ranks.stage());
+                        let mut params = Arena::holding(&shapes, is_held);
+                        for piece in shares.of(comm.rank()) {
+                            let place = within(&params, piece);
+                            let values = &mut params.as_mut_slice()[place];
+                            for (value_of, at) in values.iter_mut().zip(piece.values.clone()) {
+                                *value_of = value(piece.slot, at);
+                            }
+                        }
+                        share(&ranks, &shares, &mut params).unwrap();
+                        for slot in (0..4).filter(|slot| is_held(*slot)) {
+                            let values = &params.as_slice()[params.range(slot)];
+                            let right = (0..lengths[slot]).map(|at| value(slot, at));
+                            assert!(values.iter().copied().eq(right), "slot {slot}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn parts_of_ranges_are_counted_over_all_of_them() {
+        let ranges = [10..14, 20..21, 30..35];
+        let found = |wanted: Range<usize>| parts(&ranges, &wanted).collect::<Vec<_>>();
+        assert_eq!(found(0..10), ranges);
+        assert_eq!(found(3..6), [13..14, 20..21, 30..31]);
+        assert!(found(4..4).is_empty());
+    }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use lowrank_kernels::{AdamW, Arena, Pauses, View, Workspace, adamw_step, all_finite};
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
-use super::exchange::{self, Told};
+use super::exchange::{self, Reduced, Told};
 use super::pipeline;
 use crate::Error;
 use crate::data::Example;
@@ -31,7 +31,7 @@ pub struct OptimizerState {
     pub(super) shares: Shares,
     sums: LeafSums,
     /// Gradients of this rank's share, where other replicas have parts of them.
-    reduced: Vec<f32>,
+    reduced: Reduced,
 }
 
 /// What a step needs beside the data.
@@ -112,7 +112,7 @@ impl OptimizerState {
             step: 0,
             shares,
             sums: LeafSums::default(),
-            reduced: Vec::new(),
+            reduced: Reduced::default(),
         }
     }
 }
@@ -291,7 +291,7 @@ pub(super) fn shared_step(
         &mut state.reduced,
     )?;
     let ranges = shares.ranges_of(ranks.rank(), &state.grads);
-    let own_grads = own_values(ranks, &ranges, &state.grads, &state.reduced);
+    let own_grads = own_values(ranks, &ranges, &state.grads, &state.reduced.own);
     let told = exchange::tell(ranks, shares, &own, &own_grads, count, stops())?;
     let Told { leaves: all, .. } = &told;
     let (sums, tokens) = total(all);
