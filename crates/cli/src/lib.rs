@@ -45,6 +45,14 @@ pub fn main() -> ExitCode {
     interrupt::no_end_by_file_size();
     interrupt::end_with_parent();
     let progress = progress::Mode::detect(quiet);
-    let code = failure::conclude(commands::run(cli.command, &matches, progress));
-    ExitCode::from(ranks::leave(code))
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        failure::conclude(commands::run(cli.command, &matches, progress))
+    }));
+    match done {
+        Ok(code) => ExitCode::from(ranks::leave(code)),
+        Err(panic) => {
+            ranks::end_the_others();
+            std::panic::resume_unwind(panic)
+        }
+    }
 }

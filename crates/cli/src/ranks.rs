@@ -41,6 +41,9 @@ pub struct RanksArgs {
     pub ranks_per_node: Option<RanksPerNode>,
 }
 
+/// Ranks that one processor may have, for trying things out.
+const MOST_A_PROCESSOR: usize = 16;
+
 /// How many ranks a machine is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RanksPerNode {
@@ -153,12 +156,22 @@ impl Job {
     ///
     /// # Errors
     /// No MPI library, or one that is not the launcher's; other ranks on a machine than asked for.
-    pub fn join(args: &RanksArgs) -> anyhow::Result<Self> {
+    ///
+    /// `doing` says what this rank is about to do, which must be the same on all ranks.
+    pub fn join(args: &RanksArgs, doing: &str) -> anyhow::Result<Self> {
         let wanted = args.ranks_per_node;
         if let Some(wanted) = wanted
             && Launcher::from_environment().is_none()
             && wanted.count() > 1
         {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            if wanted.count() > MOST_A_PROCESSOR * processors {
+                return Err(Misuse::new(format!(
+                    "--ranks-per-node {} is far more than the {processors} processors of this machine; give that many at most",
+                    wanted.count()
+                ))
+                .into());
+            }
             return Err(become_launcher(wanted));
         }
         let options = Options {
@@ -166,17 +179,48 @@ impl Job {
             library: None,
         };
         let comm: Rc<dyn Communicator> = start(&options)
-            .map_err(|error| Misuse::new(error.to_string()))?
+            .map_err(|error| match Launcher::from_environment() {
+                Some(launcher) if launcher.rank > 0 => {
+                    Misuse::new(format!("rank {}: {error}", launcher.rank))
+                }
+                _ => Misuse::new(error.to_string()),
+            })?
             .into();
         JOINED.set(Some(Rc::clone(&comm)));
         let job = Self {
             comm,
             stages: args.pipeline_stages as usize,
         };
+        let per_node = wanted.map_or_else(String::new, |wanted| format!("{wanted:?}"));
+        job.check_same(&format!(
+            "{doing}, --pipeline-stages {}, --ranks-per-node {per_node}",
+            args.pipeline_stages
+        ))?;
         if let Some(wanted) = wanted {
             job.check_ranks_per_node(wanted)?;
         }
         Ok(job)
+    }
+
+    /// Refuses ranks that are about to do different things, before they speak of anything else.
+    fn check_same(&self, doing: &str) -> anyhow::Result<()> {
+        let all = self.gather(&(doing.to_owned(), self.comm.host().to_owned()))?;
+        let Some((rank, (other, host))) = all
+            .iter()
+            .enumerate()
+            .find(|(_, (other, _))| *other != all[0].0)
+        else {
+            return Ok(());
+        };
+        Err(self.said_by_first(Misuse::new(format!(
+            "rank {rank} on {host} was started otherwise than rank 0: {other}, and not {}; give all ranks the same command",
+            all[0].0
+        ))))
+    }
+
+    /// What the ranks say things through.
+    pub fn comm(&self) -> &dyn Communicator {
+        &*self.comm
     }
 
     /// The ranks as the library sees them.
@@ -269,6 +313,15 @@ impl Job {
         if self.comm.size() > 1 && !error.is_agreed() {
             FAILED_ALONE.set(true);
         }
+    }
+}
+
+/// Ends the other ranks where this one has panicked, and says so before.
+pub fn end_the_others() {
+    if let Some(comm) = JOINED.take()
+        && comm.size() > 1
+    {
+        comm.abort(101);
     }
 }
 

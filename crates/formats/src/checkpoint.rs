@@ -125,6 +125,18 @@ impl TensorEntry {
         self.len() == 0
     }
 
+    /// One element, counted row after row, as f32; `None` where there is none, or its type is none of F32, F16 and BF16.
+    pub fn value(&self, index: usize) -> Option<f32> {
+        let size = self.dtype.size()?;
+        let bytes = self.bytes.as_ref().get(index * size..(index + 1) * size)?;
+        Some(match self.dtype {
+            StoredDType::F32 => f32::from_le_bytes(bytes.try_into().ok()?),
+            StoredDType::F16 => f16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
+            StoredDType::BF16 => bf16::from_le_bytes(bytes.try_into().ok()?).to_f32(),
+            StoredDType::Other(_) => return None,
+        })
+    }
+
     /// The tensor cut into vectors of so many elements, the last of fewer, for work that holds only some of its pages at a time.
     pub fn parts(&self, elements: usize) -> impl Iterator<Item = TensorEntry> + '_ {
         let size = self.dtype.size().unwrap_or(1);

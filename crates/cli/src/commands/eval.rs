@@ -78,7 +78,7 @@ pub struct EvalReport {
 /// A model, adapter or data that cannot be used.
 pub fn run(args: &EvalArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    let job = Job::join(&RanksArgs::default())?;
+    let job = Job::join(&RanksArgs::default(), "eval")?;
     let threads = matches.try_get_one::<usize>("threads").ok().flatten();
     job.start_threads(threads.copied())?;
     let ranks = job.ranks()?;

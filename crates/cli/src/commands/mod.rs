@@ -45,6 +45,7 @@ pub fn run(command: Commands, matches: &ArgMatches, progress: Mode) -> anyhow::R
             | Commands::Merge(_)
             | Commands::Model(_)
             | Commands::Adapter(_)
+            | Commands::Plan(_)
     );
     if is_one_process {
         crate::ranks::refuse_several()?;

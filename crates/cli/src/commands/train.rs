@@ -19,7 +19,7 @@ use crate::failure::{DIVERGED, Interrupted, Misuse, SaidElsewhere};
 use crate::interrupt;
 use crate::output::{Output, shell_word};
 use crate::progress::{Mode, TrainProgress};
-use crate::ranks::{Job, RanksArgs};
+use crate::ranks::{Job, RanksArgs, is_other_rank};
 use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
@@ -99,11 +99,23 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
             overwrite: args.overwrite,
         }
     };
+    let switches = [
+        ("--resume", args.resume),
+        ("--overwrite", args.overwrite),
+        ("--print-config", print_config),
+    ];
+    let given = switches.iter().filter(|(_, given)| *given);
+    let words: Vec<&str> = given.map(|(flag, _)| *flag).collect();
+    let job = Job::join(&args.ranks, &format!("train {}", words.join(" ")))?;
     if print_config {
         let resolved = resolve(args, matches)?;
-        return output.write(&serde_saphyr::to_string(&resolved.values)?);
+        return if is_other_rank() {
+            Ok(())
+        } else {
+            output.write(&serde_saphyr::to_string(&resolved.values)?)
+        };
     }
-    let job = Job::join(&args.ranks)?;
+    let stages = args.ranks.pipeline_stages;
     let ranks = job.ranks()?;
     let resolved = resolve_on(&ranks, args, matches)?;
     let done = train(&job, ranks, &resolved, start, force, progress);
@@ -142,7 +154,12 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
         }
         _ => "",
     };
-    let message = format!("{done}; go on with: lowrank train {place} --resume{data}");
+    let (by, stages) = match (ranks.are_several(), stages) {
+        (false, _) => ("", String::new()),
+        (true, 1) => (" by the launcher", String::new()),
+        (true, stages) => (" by the launcher", format!(" --pipeline-stages {stages}")),
+    };
+    let message = format!("{done}; go on{by} with: lowrank train {place} --resume{stages}{data}");
     Err(Interrupted { message }.into())
 }
 

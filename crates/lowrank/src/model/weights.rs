@@ -34,7 +34,9 @@ pub struct Weights {
     new: Vec<WeightId>,
     /// How many labels the checkpoint's classifier has, where that is another number.
     other_labels: Option<usize>,
-    /// The fingerprint of the whole model, where only a stage of it is here.
+    /// The fingerprint of the whole checkpoint as it was read, where only a stage of it is here.
+    checkpoint_fingerprint: Option<String>,
+    /// That of the whole model as it is trained.
     whole_fingerprint: OnceLock<String>,
 }
 
@@ -92,17 +94,11 @@ impl Weights {
         let stage = stage_of(&config)?.unwrap_or_else(|| Stage::whole(&config));
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
-        let mut mapped = Vec::new();
+        let (mut mapped, mut others) = (Vec::new(), HashMap::new());
         let mut used = HashSet::new();
         let (mut new, mut other_labels) = (Vec::new(), None);
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
-            // Another stage's tensors are looked for, and not mapped.
-            if !stage.reads(&config, id)
-                && has_as_expected(&config, checkpoint, id, shape, &mut used)
-            {
-                continue;
-            }
             let Some(entry) = find(&config, checkpoint, id)? else {
                 if config.is_of_classifier(id) {
                     new.push(id);
@@ -137,6 +133,9 @@ impl Weights {
                 continue;
             }
             if !stage.reads(&config, id) {
+                // Enough of it is read to know whether another rank has the same model.
+                let values = samples_of(shape, |index| entry.value(index).unwrap_or(f32::NAN));
+                others.insert(id, values);
                 continue;
             }
             let exact = shape.0 == 1 || config.is_of_classifier(id);
@@ -169,7 +168,7 @@ impl Weights {
             .par_iter()
             .filter(|entry| check_finite([*entry]).is_err());
         check_finite(bad.collect::<Vec<_>>())?;
-        Ok(Self {
+        let read = Self {
             config,
             stage,
             tensors,
@@ -177,7 +176,20 @@ impl Weights {
             mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
             new,
             other_labels,
+            checkpoint_fingerprint: None,
             whole_fingerprint: OnceLock::new(),
+        };
+        let checkpoint_fingerprint = (!read.stage.is_whole()).then(|| {
+            let own = read.samples().into_iter();
+            let ids = read.marked_ids();
+            let all = own
+                .zip(ids)
+                .map(|(own, id)| own.or_else(|| others.remove(&id)));
+            fingerprint_of(&all.collect())
+        });
+        Ok(Self {
+            checkpoint_fingerprint,
+            ..read
         })
     }
 
@@ -321,6 +333,7 @@ impl Weights {
                 mapped: Vec::new(),
                 new: Vec::new(),
                 other_labels: None,
+                checkpoint_fingerprint: None,
                 whole_fingerprint: OnceLock::new(),
             })
         } else {
@@ -432,22 +445,20 @@ impl Weights {
         drop(self.whole_fingerprint.set(fingerprint));
     }
 
+    /// What shows whether two stages are of the same checkpoint; none for a whole model.
+    pub(crate) fn checkpoint_fingerprint(&self) -> Option<&str> {
+        self.checkpoint_fingerprint.as_deref()
+    }
+
     /// What the fingerprint is made of.
     pub(crate) fn samples(&self) -> TensorMarks {
-        let samples = |(rows, cols): (usize, usize), view: View<'_>| {
-            let step = (rows * cols / 64).max(1);
-            let places = (0..rows * cols).step_by(step).take(64);
-            let values = places.map(|index| view.get(index / cols, index % cols));
-            let values = values.map(|value| u64::from(half::bf16::from_f32(value).to_bits()));
-            [rows as u64, cols as u64]
-                .into_iter()
-                .chain(values)
-                .collect()
+        let samples = |(shape, view): ((usize, usize), Option<View<'_>>)| {
+            let (view, cols) = (view?, shape.1);
+            Some(samples_of(shape, |index| {
+                view.get(index / cols, index % cols)
+            }))
         };
-        self.marked()
-            .into_iter()
-            .map(|(shape, view)| view.map(|view| samples(shape, view)))
-            .collect()
+        self.marked().into_iter().map(samples).collect()
     }
 
     /// The tensors that tell one base from another, in their order.
@@ -455,6 +466,12 @@ impl Weights {
         let all = self.config.weights().into_iter();
         all.filter(|(id, _)| !self.config.is_of_classifier(*id))
             .map(|(id, shape)| (shape, self.get(id)))
+            .collect()
+    }
+
+    fn marked_ids(&self) -> Vec<WeightId> {
+        let all = self.config.weights().into_iter().map(|(id, _)| id);
+        all.filter(|id| !self.config.is_of_classifier(*id))
             .collect()
     }
 }
@@ -474,10 +491,8 @@ pub(crate) fn hash_of(marks: &TensorMarks) -> String {
 /// If one is missing.
 pub(crate) fn fingerprint_of(marks: &TensorMarks) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for value in whole(marks).flatten() {
-        for byte in value.to_le_bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+    for byte in whole(marks).flatten().flat_map(|value| value.to_le_bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     format!("{hash:016x}")
 }
@@ -490,24 +505,15 @@ fn whole(marks: &TensorMarks) -> impl Iterator<Item = &Vec<u64>> {
     })
 }
 
-/// Whether a tensor is there in the shape that it should have, by one of its names, which is then one that is used.
-fn has_as_expected(
-    config: &ModelConfig,
-    checkpoint: &Checkpoint,
-    id: WeightId,
-    shape: (usize, usize),
-    used: &mut HashSet<String>,
-) -> bool {
-    let names = families::stored_names(config, id);
-    let found = names.into_iter().find(|name| {
-        checkpoint
-            .shape(name)
-            .is_some_and(|stored| has_shape(stored, shape))
-    });
-    found.is_some_and(|name| {
-        used.insert(name);
-        true
-    })
+/// The samples of a tensor for the fingerprint: its shape, and 64 of its values as bf16.
+fn samples_of((rows, cols): (usize, usize), value: impl Fn(usize) -> f32) -> Vec<u64> {
+    let step = (rows * cols / 64).max(1);
+    let places = (0..rows * cols).step_by(step).take(64);
+    let values = places.map(|index| u64::from(half::bf16::from_f32(value(index)).to_bits()));
+    [rows as u64, cols as u64]
+        .into_iter()
+        .chain(values)
+        .collect()
 }
 
 /// Writes `model.safetensors` into `folder`: every tensor of a model of this config, named as its family names it.

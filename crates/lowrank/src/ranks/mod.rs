@@ -279,7 +279,7 @@ impl<'a> Ranks<'a> {
             Ok(())
         } else {
             Err(Error::Settings(format!(
-                "this rank would train something else: {}; let all ranks have the same program, settings, data and model",
+                "this rank would do something else: {}; let all ranks have the same program, settings, data and model",
                 differences.join("; ")
             )))
         })

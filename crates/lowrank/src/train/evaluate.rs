@@ -5,12 +5,14 @@ use std::ops::ControlFlow;
 use lowrank_kernels::{Pauses, Workspace, in_pool};
 
 use super::batch::{Scoring, batch_for};
+use super::checkpoint::{DataMark, ModelMark};
 use super::exchange;
 use super::step::LeafOutcome;
 use crate::Error;
 use crate::data::Example;
 use crate::model::{AdapterSet, Batch, Decoder, VirtualTokens};
 use crate::objective::{self, LossSum};
+use crate::random::hash;
 use crate::ranks::Ranks;
 
 /// Tokens that one pass of an evaluation computes at most, unless a single row is longer.
@@ -61,7 +63,7 @@ pub fn evaluate_rows(
 /// A rank's part of [`evaluate`]; all ranks get the sums, which have the bits of one rank.
 ///
 /// # Errors
-/// Ranks that do not answer.
+/// Ranks with another base, adapter or rows; ranks that do not answer.
 pub fn evaluate_on(
     ranks: &Ranks<'_>,
     model: &Decoder,
@@ -70,6 +72,24 @@ pub fn evaluate_on(
     examples: &[Example],
     ws: &Workspace,
 ) -> Result<LossSum, Error> {
+    let base = ModelMark::of(model);
+    let values = adapter.map(|index| {
+        let params = adapters.get(index).params.as_slice();
+        format!("{:016x}", hash(bytemuck::cast_slice(params)))
+    });
+    let rows = DataMark::of(examples);
+    let rows = format!(
+        "({} rows, {} tokens, {})",
+        rows.rows, rows.tokens, rows.hash
+    );
+    let marks = [
+        ("version", base.version),
+        ("config.json of the base", base.config),
+        ("weights of the base", base.weights),
+        ("adapter", values.unwrap_or_else(|| "none".to_owned())),
+        ("held-out data", rows),
+    ];
+    ranks.same(&marks.map(|(what, mark)| (what.to_owned(), mark)))?;
     let evaluation = Evaluation {
         model,
         adapters,

@@ -253,30 +253,52 @@ fn stage_of(
     Ok(stages.into_iter().nth(ranks.stage()))
 }
 
-/// Lets each stage of a pipeline know the marks of the whole base, by which checkpoints and adapters know it again.
+/// Lets each stage of a pipeline know the marks of the whole base, by which checkpoints and adapters know it again; and refuses ranks that have
+/// another base.
 fn know_the_whole(ranks: &Ranks<'_>, network: &Network) -> Result<(), Error> {
-    if ranks.stages() == 1 {
-        return Ok(());
-    }
     let weights = network.decoder.weights();
-    let whole = |own: TensorMarks| -> Result<TensorMarks, Error> {
-        let own = serde_json::to_vec(&own).unwrap_or_default();
-        let mut whole = TensorMarks::new();
-        for told in ranks.comm().all_gather(&own)? {
-            let told: TensorMarks = serde_json::from_slice(&told).unwrap_or_default();
-            whole.resize(whole.len().max(told.len()), None);
-            for (mark, told) in whole.iter_mut().zip(told) {
-                if mark.is_none() {
-                    *mark = told;
-                }
+    let Some(of_checkpoint) = weights.checkpoint_fingerprint() else {
+        return Ok(());
+    };
+    ranks.same(&[(
+        "samples of the weights".to_owned(),
+        of_checkpoint.to_owned(),
+    )])?;
+    weights.set_fingerprint(fingerprint_of(&all_marks(ranks, &weights.samples())?.0));
+    let own = weights.hashes();
+    let (whole, is_same) = all_marks(ranks, &own)?;
+    ranks.agree(if is_same {
+        Ok(())
+    } else {
+        Err(Error::Settings(format!(
+            "the weights of {} are not those of the first rank with the same stage; let all ranks have the same model",
+            network.source
+        )))
+    })?;
+    network.decoder.set_weights_hash(hash_of(&whole));
+    Ok(())
+}
+
+/// The marks of all tensors from those that each rank has; and whether this rank's are those of the first rank that has them.
+fn all_marks(ranks: &Ranks<'_>, own: &TensorMarks) -> Result<(TensorMarks, bool), Error> {
+    let mut whole = TensorMarks::new();
+    for told in ranks
+        .comm()
+        .all_gather(&serde_json::to_vec(own).unwrap_or_default())?
+    {
+        let told: TensorMarks = serde_json::from_slice(&told).unwrap_or_default();
+        whole.resize(whole.len().max(told.len()), None);
+        for (mark, told) in whole.iter_mut().zip(told) {
+            if mark.is_none() {
+                *mark = told;
             }
         }
-        Ok(whole)
-    };
-    weights.set_fingerprint(fingerprint_of(&whole(weights.samples())?));
-    let hash = hash_of(&whole(weights.hashes())?);
-    network.decoder.set_weights_hash(hash);
-    Ok(())
+    }
+    let is_same = own
+        .iter()
+        .zip(&whole)
+        .all(|(own, whole)| own.is_none() || own == whole);
+    Ok((whole, is_same))
 }
 
 /// Says which parts of a classifier begin at random.

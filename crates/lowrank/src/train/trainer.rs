@@ -630,10 +630,15 @@ fn agree_on(
     ];
     let named = named.map(|(what, mark)| (what.to_owned(), mark));
     let mut marks: Vec<_> = config.marks().into_iter().chain(named).collect();
-    // A stage of a pipeline may have no first values of another one.
-    if ranks.stages() == 1 {
+    // A stage of a pipeline may have no first values of another one, unless they were read from a file.
+    if ranks.stages() == 1 || config.init_adapter.is_some() {
         let first = hash(bytemuck::cast_slice(adapter.params.as_slice()));
-        marks.push(("first trained values".to_owned(), format!("{first:016x}")));
+        let what = if config.init_adapter.is_some() {
+            "init_adapter's values"
+        } else {
+            "first trained values"
+        };
+        marks.push((what.to_owned(), format!("{first:016x}")));
     }
     ranks.same(&marks)
 }

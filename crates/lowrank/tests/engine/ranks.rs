@@ -9,7 +9,7 @@ use lowrank::Error;
 use lowrank::comm::{Communicator, InProcess};
 use lowrank::model::Recompute;
 use lowrank::ranks::Ranks;
-use lowrank::train::{BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train_on};
+use lowrank::train::{self, BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train_on};
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
 
@@ -395,6 +395,80 @@ fn ranks_that_would_train_something_else_are_named() {
     });
     let said = ends[0].as_ref().expect_err("no data").to_string();
     assert!(!said.contains("rank"), "{said}");
+}
+
+/// Stages hold no tensor in common, and pipelines hold the same ones.
+#[test]
+fn another_base_on_a_rank_is_noticed_with_stages_too() {
+    let place = Place::new("llama");
+    let other = TrainConfig {
+        max_steps: Some(3),
+        ..config(&place, Method::Full, "other")
+    };
+    run(&other).expect("another model");
+    let start = Start::Fresh { overwrite: false };
+    for (grid, odd) in [(grid(1, 2), 1), (grid(2, 2), 3), (grid(2, 1), 1)] {
+        let ends = on(grid, start, None, |rank| {
+            let mut config = config(&place, Method::Lora, "run");
+            if rank == odd {
+                config.model = place.path("other").display().to_string();
+            }
+            config
+        });
+        let texts = ends
+            .iter()
+            .map(|end| end.as_ref().expect_err("another base").to_string());
+        let texts: Vec<String> = texts.collect();
+        assert_says(&texts[0], &[&format!("rank {odd} on"), "weights"]);
+        assert!(
+            !place.path("run").join("config.yaml").exists(),
+            "nothing began"
+        );
+    }
+}
+
+#[test]
+fn held_out_losses_are_those_of_one_rank() {
+    let place = Place::new("llama");
+    place.write_rows("valid.jsonl", 300, 0);
+    let base = lowrank::base::Base::load(
+        &place.path("model").display().to_string(),
+        lowrank::DType::F32,
+    )
+    .expect("the model");
+    let options = lowrank::data::DataOptions::default();
+    let valid = lowrank::data::Split::Valid;
+    let data = lowrank::data::Dataset::load(&place.path("data"), valid, &base.tokenizer, &options)
+        .expect("the rows");
+    let ws = lowrank::Workspace::new();
+    let none = lowrank::model::AdapterSet::none();
+    let rows = &data.examples;
+    let alone = lowrank::train::evaluate(&base.decoder, none, None, rows, &ws);
+    let comms = InProcess::ranks(3, Duration::from_secs(60));
+    let losses: Vec<_> = std::thread::scope(|scope| {
+        let (base, rows) = (&base, rows);
+        let threads: Vec<_> = comms
+            .into_iter()
+            .map(|comm| {
+                scope.spawn(move || {
+                    let ranks = Ranks::new(&comm, 1).expect("three ranks");
+                    let ws = lowrank::Workspace::new();
+                    // A rank with fewer rows is refused.
+                    let fewer = &rows[..rows.len() - usize::from(comm.rank() == 1)];
+                    let model = &base.decoder;
+                    let refused = train::evaluate_on(&ranks, model, none, None, fewer, &ws);
+                    assert!(refused.expect_err("other rows").is_misuse());
+                    train::evaluate_on(&ranks, model, none, None, rows, &ws).expect("the losses")
+                })
+            })
+            .collect();
+        let ends = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ends.map(|end| end.expect("no panic")).collect()
+    });
+    assert!(
+        losses.iter().all(|found| *found == alone),
+        "{losses:?} {alone:?}"
+    );
 }
 
 #[test]

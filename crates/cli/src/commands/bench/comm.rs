@@ -1,6 +1,6 @@
 //! `lowrank bench comm`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use lowrank::comm::{self, Communicator};
@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::failure::Misuse;
 use crate::output::Output;
+use crate::ranks::{Job, RanksArgs};
 use crate::settings::values::at_most;
 use crate::table::{Align, Facts, Table};
 
@@ -85,10 +86,16 @@ pub fn run(args: &BenchCommArgs) -> anyhow::Result<()> {
         problems.require(count > 0, || format!("{flag} must be 1 or greater"));
     }
     problems.or(())?;
-    let comm = comm::start(&comm::Options {
-        timeout: Duration::from_secs(args.timeout as u64),
-        library: None,
-    })?;
+    let ranks = RanksArgs {
+        network_timeout: args.timeout as u64,
+        ..RanksArgs::default()
+    };
+    let doing = format!(
+        "bench comm, --mib {:?}, --repeats {}",
+        args.mib, args.repeats
+    );
+    let job = Job::join(&ranks, &doing)?;
+    let comm = job.comm();
     if comm.size() == 1 {
         return Err(Misuse::new(
             "there is one rank, and nobody to exchange anything with; start several with the launcher of an MPI: mpirun -n 2 lowrank bench comm",
@@ -99,7 +106,7 @@ pub fn run(args: &BenchCommArgs) -> anyhow::Result<()> {
         [] => vec![1 << 16, 1 << 20, 16 << 20, 64 << 20],
         mib => mib.iter().map(|mib| mib << 20).collect(),
     };
-    let report = measure(&*comm, &sizes, args.repeats)?;
+    let report = measure(comm, &sizes, args.repeats)?;
     if comm.rank() > 0 {
         return Ok(());
     }
@@ -295,7 +302,7 @@ mod tests {
     #[test]
     fn ranks_in_one_process_are_measured() {
         for size in [2, 3] {
-            let ranks = comm::InProcess::ranks(size, Duration::from_secs(60));
+            let ranks = comm::InProcess::ranks(size, std::time::Duration::from_secs(60));
             let reports = std::thread::scope(|scope| {
                 let measured = |rank| measure(&rank, &[1, 1000, 4099], 2).unwrap();
                 let threads: Vec<_> = ranks

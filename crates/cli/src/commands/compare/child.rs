@@ -192,6 +192,9 @@ fn last_words(log: &Path, before: u64, otherwise: &str) -> String {
         said.next().unwrap_or_default()
     };
     let words = words.trim();
+    if !text.contains("error: ") && !words.is_empty() {
+        return format!("{words}; {} says more", log.display());
+    }
     if words.is_empty() {
         format!("{otherwise}; {} may say more", log.display())
     } else {
