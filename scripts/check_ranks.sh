@@ -23,7 +23,7 @@ for program in mpirun.openmpi ip tc python3; do
 done
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-folder=$(mktemp -d /tmp/check-ranks.XXXXXX)
+folder=$(mktemp -d -t check-ranks.XXXXXX)
 first=lowrank-a-$$ second=lowrank-b-$$
 network=10.77.$(($$ % 250)) # several of these scripts may run side by side
 end_all() { # every process in the namespaces, stopped or not
