@@ -13,7 +13,7 @@ use lowrank::comm::{Communicator, Launcher, Options, start};
 use lowrank::ranks::Ranks;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::{Misuse, SaidElsewhere};
+use crate::failure::{Misuse, SaidElsewhere, paragraph};
 use crate::interrupt;
 use crate::threads::set_threads;
 
@@ -191,11 +191,16 @@ impl Job {
             comm,
             stages: args.pipeline_stages as usize,
         };
-        let per_node = wanted.map_or_else(String::new, |wanted| format!("{wanted:?}"));
-        job.check_same(&format!(
-            "{doing}, --pipeline-stages {}, --ranks-per-node {per_node}",
-            args.pipeline_stages
-        ))?;
+        let mut words = vec![doing.to_owned()];
+        if args.pipeline_stages > 1 {
+            words.push(format!("--pipeline-stages {}", args.pipeline_stages));
+        }
+        match wanted {
+            Some(RanksPerNode::Auto) => words.push("--ranks-per-node auto".to_owned()),
+            Some(RanksPerNode::Count(count)) => words.push(format!("--ranks-per-node {count}")),
+            None => {}
+        }
+        job.check_same(&words.join(" "))?;
         if let Some(wanted) = wanted {
             job.check_ranks_per_node(wanted)?;
         }
@@ -213,7 +218,7 @@ impl Job {
             return Ok(());
         };
         Err(self.said_by_first(Misuse::new(format!(
-            "rank {rank} on {host} was started otherwise than rank 0: {other}, and not {}; give all ranks the same command",
+            "rank {rank} on {host} was started otherwise than rank 0, as `{other}` and not as `{}`; give all ranks the same command",
             all[0].0
         ))))
     }
@@ -288,6 +293,19 @@ impl Job {
         }
     }
 
+    /// What came of something that every rank has done by itself: where any of them failed, all end, and rank 0 says which and why.
+    ///
+    /// # Errors
+    /// That; ranks that do not answer.
+    pub fn agree<T>(&self, own: anyhow::Result<T>) -> anyhow::Result<T> {
+        let own = own.map_err(|error| match error.downcast::<lowrank::Error>() {
+            Ok(error) => error,
+            Err(error) if error.is::<Misuse>() => lowrank::Error::Settings(error.to_string()),
+            Err(error) => lowrank::Error::Training(paragraph(&error)),
+        });
+        self.ranks()?.agree(own).map_err(quietly)
+    }
+
     /// What each rank has.
     fn gather<T: Serialize + for<'de> Deserialize<'de>>(&self, own: &T) -> anyhow::Result<Vec<T>> {
         let told = self.comm.all_gather(&serde_json::to_vec(own)?)?;
@@ -323,6 +341,15 @@ pub fn end_the_others() {
     {
         comm.abort(101);
     }
+}
+
+/// An error that rank 0 says is not said again.
+pub fn quietly(error: lowrank::Error) -> anyhow::Error {
+    if matches!(error, lowrank::Error::OtherRank { .. }) {
+        let code = if error.is_misuse() { 2 } else { 1 };
+        return SaidElsewhere { code }.into();
+    }
+    error.into()
 }
 
 /// Leaves the job, if this process is a part of one, after everything was printed: launchers end all ranks with the first one that fails. The

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use clap::{ArgMatches, Args};
 use lowrank::Workspace;
-use lowrank::data::Split;
+use lowrank::base::Base;
+use lowrank::data::{Dataset, Split};
 use lowrank::ranks::Ranks;
 use lowrank::train::{evaluate_on, evaluate_rows};
+use lowrank::tuning::Loaded;
 use lowrank::units;
 use serde::Serialize;
 
@@ -18,7 +20,7 @@ use super::eval_text::{self, TextArgs};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::progress::{self, Mode};
-use crate::ranks::{Job, RanksArgs};
+use crate::ranks::{Job, RanksArgs, quietly};
 use crate::table::Facts;
 
 /// Arguments of `lowrank eval`.
@@ -110,7 +112,7 @@ fn evaluate_on_ranks(
             "several ranks share out the loss of a language model alone; score texts and classifiers with one process, without mpirun or srun",
         )));
     }
-    let report = evaluate(args, Mode::Quiet, Some(ranks))?;
+    let report = evaluate(args, Mode::Quiet, Some((job, ranks)))?;
     if ranks.is_first() {
         output.result(&report, |_| text(&report))?;
     }
@@ -121,33 +123,27 @@ fn evaluate_on_ranks(
 fn evaluate(
     args: &EvalArgs,
     progress: Mode,
-    ranks: Option<&Ranks<'_>>,
+    ranks: Option<(&Job, &Ranks<'_>)>,
 ) -> anyhow::Result<EvalReport> {
-    let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
-        return Err(Misuse::new("--model and --data must be given").into());
+    let read = read(args);
+    let Read {
+        base,
+        adapter,
+        data,
+    } = match ranks {
+        Some((job, _)) => job.agree(read)?,
+        None => read?,
     };
-    let base = base.load(args.adapter.as_deref().as_slice())?;
-    let adapter = args
-        .adapter
-        .as_ref()
-        .map(|folder| load_adapter(folder, &base))
-        .transpose()?;
-    let data = rows.load(&base.tokenizer, &[Split::Test, Split::Valid])?;
-    tracing::info!("{}", data.report);
     let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
-    let mend = "cut rows with --max-seq-length";
-    check_length(
-        (&base.source, base.decoder.config()),
-        &adapters,
-        data.report.longest,
-        mend,
-    )?;
     let bar = progress::counter(progress, data.examples.len() as u64, "rows");
     let begun = Instant::now();
     let (set, used) = (adapter_set(&adapters), adapter.as_ref().map(|_| 0));
     let ws = Workspace::new();
     let sums = match ranks {
-        Some(ranks) => evaluate_on(ranks, &base.decoder, set, used, &data.examples, &ws)?,
+        Some((_, ranks)) => {
+            let found = evaluate_on(ranks, &base.decoder, set, used, &data.examples, &ws);
+            found.map_err(quietly)?
+        }
         None => evaluate_rows(&base.decoder, set, used, &data.examples, &ws, |rows| {
             bar.inc(rows as u64);
             ControlFlow::Continue(())
@@ -170,6 +166,40 @@ fn evaluate(
         truncated_rows: data.report.truncated_rows,
         skipped_rows: data.report.skipped.len(),
         tokens_per_second: data.report.tokens as f64 / seconds,
+    })
+}
+
+/// What an evaluation reads.
+struct Read {
+    base: Base,
+    adapter: Option<Loaded>,
+    data: Dataset,
+}
+
+fn read(args: &EvalArgs) -> anyhow::Result<Read> {
+    let (Some(base), Some(rows)) = (&args.base, &args.rows) else {
+        return Err(Misuse::new("--model and --data must be given").into());
+    };
+    let base = base.load(args.adapter.as_deref().as_slice())?;
+    let adapter = args
+        .adapter
+        .as_ref()
+        .map(|folder| load_adapter(folder, &base))
+        .transpose()?;
+    let data = rows.load(&base.tokenizer, &[Split::Test, Split::Valid])?;
+    tracing::info!("{}", data.report);
+    let adapters: Vec<_> = adapter.iter().map(|loaded| &loaded.adapter).collect();
+    let mend = "cut rows with --max-seq-length";
+    check_length(
+        (&base.source, base.decoder.config()),
+        &adapters,
+        data.report.longest,
+        mend,
+    )?;
+    Ok(Read {
+        base,
+        adapter,
+        data,
     })
 }
 

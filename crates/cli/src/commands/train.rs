@@ -19,7 +19,7 @@ use crate::failure::{DIVERGED, Interrupted, Misuse, SaidElsewhere};
 use crate::interrupt;
 use crate::output::{Output, shell_word};
 use crate::progress::{Mode, TrainProgress};
-use crate::ranks::{Job, RanksArgs, is_other_rank};
+use crate::ranks::{Job, RanksArgs, is_other_rank, quietly};
 use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
@@ -105,8 +105,8 @@ pub fn run(args: TrainArgs, matches: &ArgMatches, progress: Mode) -> anyhow::Res
         ("--print-config", print_config),
     ];
     let given = switches.iter().filter(|(_, given)| *given);
-    let words: Vec<&str> = given.map(|(flag, _)| *flag).collect();
-    let job = Job::join(&args.ranks, &format!("train {}", words.join(" ")))?;
+    let words = std::iter::once("train").chain(given.map(|(flag, _)| *flag));
+    let job = Job::join(&args.ranks, &words.collect::<Vec<_>>().join(" "))?;
     if print_config {
         let resolved = resolve(args, matches)?;
         return if is_other_rank() {
@@ -190,15 +190,6 @@ fn resolve_on(
         (own, _) => own.map_err(|misuse| lowrank::Error::Settings(misuse.to_string())),
     };
     ranks.agree(own).map_err(quietly)
-}
-
-/// An error that rank 0 says is not said again.
-fn quietly(error: lowrank::Error) -> anyhow::Error {
-    if matches!(error, lowrank::Error::OtherRank { .. }) {
-        let code = if error.is_misuse() { 2 } else { 1 };
-        return SaidElsewhere { code }.into();
-    }
-    error.into()
 }
 
 /// A JSON schema of the settings file.

@@ -90,10 +90,9 @@ pub fn run(args: &BenchCommArgs) -> anyhow::Result<()> {
         network_timeout: args.timeout as u64,
         ..RanksArgs::default()
     };
-    let doing = format!(
-        "bench comm, --mib {:?}, --repeats {}",
-        args.mib, args.repeats
-    );
+    let sizes = args.mib.iter().map(|mib| format!(" --mib {mib}"));
+    let sizes: String = sizes.collect();
+    let doing = format!("bench comm{sizes} --repeats {}", args.repeats);
     let job = Job::join(&ranks, &doing)?;
     let comm = job.comm();
     if comm.size() == 1 {
