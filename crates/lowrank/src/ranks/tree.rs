@@ -58,7 +58,8 @@ pub(crate) struct LeafSums {
 impl LeafSums {
     /// Forgets all sums, and takes the memory of `grads` for the new ones.
     pub(crate) fn begin(&mut self, grads: &mut Arena) {
-        self.spare.append(&mut self.sums);
+        // The first one is what `end` has put in the place of `grads`, and has no memory of its own.
+        self.spare.extend(self.sums.drain(..).skip(1));
         let empty = grads.zeros_like();
         self.spare.push(std::mem::replace(grads, empty));
     }
@@ -194,13 +195,19 @@ mod tests {
     }
 
     #[test]
-    fn few_arenas_are_held() {
+    fn few_arenas_are_held_however_many_steps_there_are() {
         let mut sums = LeafSums::default();
         let like = Arena::new(&[(1, 1)]);
-        for leaf in 0..16 {
-            let gradient = sums.leaf(&like);
-            sums.push(gradient, 16, &(0..16), leaf);
+        let mut grads = like.zeros_like();
+        for _ in 0..5 {
+            sums.begin(&mut grads);
+            for leaf in 0..16 {
+                let gradient = sums.leaf(&like);
+                sums.push(gradient, 16, &(0..16), leaf);
+            }
+            sums.end(&mut grads);
+            // One of them is `grads`, in whose place an arena without memory stands.
+            assert_eq!(sums.sums.len() + sums.spare.len(), 5, "1 + log2(16)");
         }
-        assert_eq!(sums.sums.len() + sums.spare.len(), 5, "1 + log2(16)");
     }
 }
