@@ -108,15 +108,10 @@ pub trait Communicator {
         let (rank, size) = (self.rank(), self.size());
         assert_eq!((sent.len(), received.len()), (size, size), "one a rank");
         received[rank].copy_from_slice(sent[rank]);
-        for (to, from) in self.pairs() {
+        for (to, from) in pairs(rank, size) {
             self.exchange(Some((to, sent[to])), Some((from, &mut *received[from])))?;
         }
         Ok(())
-    }
-
-    /// The rounds of an exchange of all with all: in each, whom this rank sends to and whom it receives from.
-    fn pairs(&self) -> Vec<(usize, usize)> {
-        pairs(self.rank(), self.size()).collect()
     }
 
     /// What every rank has, in the order of the ranks; lengths may differ and need not be known.

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use lowrank_comm::{Alone, Communicator};
-use lowrank_kernels::{Tensor, View};
+use lowrank_kernels::{DType, Tensor, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -154,8 +154,7 @@ impl<'a> Ranks<'a> {
     /// # Errors
     /// What the communicator refuses.
     pub(crate) fn send_rows(&self, stage: usize, rows: View<'_>) -> Result<(), Error> {
-        let values = rows.to_vec();
-        let bytes = bytemuck::cast_slice(&values).to_vec();
+        let bytes = rows.to_le_bytes(DType::F32).into_owned();
         Ok(self.comm.send(self.at(self.replica(), stage), bytes)?)
     }
 
@@ -263,12 +262,8 @@ impl<'a> Ranks<'a> {
         if !self.are_several() {
             return Ok(());
         }
-        let own: Vec<&str> = marks.iter().map(|(_, mark)| mark.as_str()).collect();
-        let first: Vec<String> = self.from_first(self.is_first().then(|| {
-            own.iter()
-                .map(|mark| (*mark).to_owned())
-                .collect::<Vec<_>>()
-        }))?;
+        let own = || marks.iter().map(|(_, mark)| mark.clone());
+        let first: Vec<String> = self.from_first(self.is_first().then(|| own().collect()))?;
         let differences: Vec<String> = marks
             .iter()
             .zip(&first)

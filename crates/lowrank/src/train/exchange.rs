@@ -189,38 +189,27 @@ pub(super) fn tell(
     count: usize,
     stops: bool,
 ) -> Result<Told, Error> {
-    let squares = squares_of_pieces(ranks, shares, grads);
-    let mut message = vec![u64::from(stops)];
-    message.extend(squares.iter().map(|square| square.to_bits()));
-    if ranks.scores() {
-        message.extend(own.iter().flat_map(to_numbers));
-    }
+    let own_squares = squares_of_pieces(ranks, shares, grads);
     let mut pieces_of = vec![0; ranks.size()];
     for piece in shares.pieces() {
         pieces_of[piece.owner] += 1;
     }
-    let told = ranks.gather(&message, |rank| {
-        1 + pieces_of[rank] + OF_LEAF * leaves_of(ranks, count, rank)
-    })?;
-    let mut next = vec![1; ranks.size()];
+    let own_squares = (own_squares.as_slice(), pieces_of.as_slice());
+    let heard = tell_all(ranks, own_squares, own, count, stops)?;
+    let mut squares: Vec<_> = heard.numbers.iter().map(|of_rank| of_rank.iter()).collect();
     let (mut sum, mut first_bad) = (0.0, None);
     for piece in shares.pieces() {
-        let square = f64::from_bits(told[piece.owner][next[piece.owner]]);
-        next[piece.owner] += 1;
+        let square = *squares[piece.owner].next().unwrap_or(&f64::NAN);
         if first_bad.is_none() && !square.is_finite() {
             first_bad = Some(piece.slot);
         }
         sum += square;
     }
-    let leaves = told
-        .iter()
-        .zip(next)
-        .flat_map(|(numbers, first)| numbers[first..].chunks_exact(OF_LEAF).map(from_numbers));
     Ok(Told {
-        leaves: leaves.collect(),
+        leaves: heard.leaves,
         squares: sum,
         first_bad,
-        stops: told.iter().any(|numbers| numbers[0] != 0),
+        stops: heard.stops,
     })
 }
 
@@ -241,17 +230,50 @@ pub(super) fn tell_outcomes(
     count: usize,
     stops: bool,
 ) -> Result<(Vec<LeafOutcome>, bool), Error> {
+    let none = vec![0; ranks.size()];
+    let heard = tell_all(ranks, (&[], &none), own, count, stops)?;
+    Ok((heard.leaves, heard.stops))
+}
+
+/// What all ranks have told each other.
+#[derive(Default)]
+struct Heard {
+    /// The numbers of each rank.
+    numbers: Vec<Vec<f64>>,
+    /// What came of each micro-batch or pass, in their order.
+    leaves: Vec<LeafOutcome>,
+    /// Whether any rank is asked to stop.
+    stops: bool,
+}
+
+/// Tells all ranks, in one message, whether this one is asked to stop, some numbers, of which `numbers_of` says how many each rank has, and what
+/// came of its share of `count` micro-batches or passes.
+fn tell_all(
+    ranks: &Ranks<'_>,
+    (numbers, numbers_of): (&[f64], &[usize]),
+    own: &[LeafOutcome],
+    count: usize,
+    stops: bool,
+) -> Result<Heard, Error> {
     let mut message = vec![u64::from(stops)];
+    message.extend(numbers.iter().map(|number| number.to_bits()));
     if ranks.scores() {
         message.extend(own.iter().flat_map(to_numbers));
     }
-    let told = ranks.gather(&message, |rank| 1 + OF_LEAF * leaves_of(ranks, count, rank))?;
-    let all = told.iter().flat_map(|numbers| {
-        let outcomes = numbers[1..].chunks_exact(OF_LEAF);
-        outcomes.map(from_numbers)
-    });
-    let stops = told.iter().any(|numbers| numbers[0] != 0);
-    Ok((all.collect(), stops))
+    let told = ranks.gather(&message, |rank| {
+        1 + numbers_of[rank] + OF_LEAF * leaves_of(ranks, count, rank)
+    })?;
+    let mut heard = Heard::default();
+    for (of_rank, count) in told.iter().zip(numbers_of) {
+        let (numbers, leaves) = of_rank[1..].split_at(*count);
+        let numbers = numbers.iter().copied().map(f64::from_bits);
+        heard.numbers.push(numbers.collect());
+        heard
+            .leaves
+            .extend(leaves.chunks_exact(OF_LEAF).map(from_numbers));
+        heard.stops |= of_rank[0] != 0;
+    }
+    Ok(heard)
 }
 
 /// Σ x² of each piece of a rank's share, whose gradients come range by range.
@@ -348,13 +370,11 @@ fn exchange_in_place(
             into[*peer] = cast_slice_mut(values);
         }
     }
-    for (to, from) in ranks.comm().pairs() {
-        let is_peer = |rank: usize| peers.contains(&rank);
-        let sent = is_peer(to).then_some((to, cast_slice(own)));
-        let received = is_peer(from).then_some((from, &mut *into[from]));
-        ranks.comm().exchange(sent, received)?;
+    let mut sent: Vec<&[u8]> = vec![&[]; ranks.size()];
+    for peer in peers.iter().filter(|peer| **peer != ranks.rank()) {
+        sent[*peer] = cast_slice(own);
     }
-    Ok(())
+    Ok(ranks.comm().all_to_all(&sent, &mut into)?)
 }
 
 /// The same where values of a rank lie apart: they are copied on the way.
