@@ -12,7 +12,7 @@ use lowrank_kernels::release_freed_memory;
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::weights::with_head_of;
-use crate::model::{Decoder, HeadKind, ModelConfig, Purpose, Stage, Weights, families};
+use crate::model::{Decoder, ModelConfig, Purpose, Stage, Weights, families};
 use crate::units;
 
 pub use grown::Grown;
@@ -499,7 +499,7 @@ impl Source {
         purpose: Purpose,
         stage_of: StageOf<'_>,
     ) -> Result<(Weights, Self), Error> {
-        let tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
+        let tied = config.ties_head();
         let weights = self.stage_weights_for(dtype, purpose, stage_of)?;
         if tied && !weights.config().tie_word_embeddings {
             tracing::warn!(

@@ -16,7 +16,7 @@ use std::ops::Range;
 use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward, frobenius_norm};
 
 use super::batch::{VirtualPart, VirtualTokens};
-use super::config::{BlockNorm, HeadKind, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
+use super::config::{BlockNorm, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
 use super::families;
 use super::weights::{Weights, is_last_linear};
 
@@ -149,9 +149,7 @@ impl TokenRowSites {
     /// Whether they take apart what the base has as one table: the head's rows are not the embedding's.
     pub fn untie(&self, config: &ModelConfig) -> bool {
         let slot = |rows: &Option<TokenRows>| rows.as_ref().map(TokenRows::slot);
-        config.tie_word_embeddings
-            && config.head == HeadKind::LanguageModel
-            && slot(&self.embedding) != slot(&self.head)
+        config.ties_head() && slot(&self.embedding) != slot(&self.head)
     }
 }
 

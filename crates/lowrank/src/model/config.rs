@@ -8,6 +8,12 @@ use lowrank_kernels::{Activation, DType, Layout, LogitScaling};
 
 pub use super::rope::{QueryScale, Rope, RopeScaling};
 
+/// Bytes of a tensor of the base: a matrix as `dtype`, a vector as f32.
+pub(super) fn tensor_bytes((rows, cols): (usize, usize), dtype: DType) -> u64 {
+    let dtype = if rows == 1 { DType::F32 } else { dtype };
+    dtype.bytes_for(rows * cols) as u64
+}
+
 /// A supported architecture, as named by `model_type` in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -762,10 +768,12 @@ impl ModelConfig {
 
     /// Bytes of the weights: matrices as `dtype`, vectors as f32.
     pub fn weight_bytes(&self, dtype: DType) -> u64 {
-        let bytes = |(rows, cols): (usize, usize)| {
-            let dtype = if rows == 1 { DType::F32 } else { dtype };
-            dtype.bytes_for(rows * cols) as u64
-        };
-        self.weights().iter().map(|(_, shape)| bytes(*shape)).sum()
+        let shapes = self.weights().into_iter().map(|(_, shape)| shape);
+        shapes.map(|shape| tensor_bytes(shape, dtype)).sum()
+    }
+
+    /// Whether the output projection is the embedding.
+    pub fn ties_head(&self) -> bool {
+        self.tie_word_embeddings && self.head == HeadKind::LanguageModel
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use lowrank_kernels::DType;
 
 use super::adapter::Adapter;
-use super::config::{HeadKind, LinearId, ModelConfig, WeightId};
+use super::config::{LinearId, ModelConfig, WeightId, tensor_bytes};
 
 /// The part of a model that a process holds: some of the blocks, one after the other. The first stage has the embeddings, and the
 /// last one the final norm and the head or classifier.
@@ -45,19 +45,15 @@ impl Stage {
 
     /// Whether one of the base's tensors is read here. A tied embedding is read at both ends.
     pub fn reads(&self, config: &ModelConfig, id: WeightId) -> bool {
-        let is_tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
-        self.has(place_of(config, id)) || (id == WeightId::Embedding && is_tied && self.is_last)
+        let is_head = id == WeightId::Embedding && config.ties_head();
+        self.has(place_of(config, id)) || (is_head && self.is_last)
     }
 
     /// Bytes of its tensors, matrices as `dtype` and vectors as f32.
     pub fn weight_bytes(&self, config: &ModelConfig, dtype: DType) -> u64 {
         let own = config.weights().into_iter();
         let own = own.filter(|(id, _)| self.reads(config, *id));
-        let bytes = own.map(|(_, (rows, cols))| {
-            let stored_as = if rows == 1 { DType::F32 } else { dtype };
-            stored_as.bytes_for(rows * cols) as u64
-        });
-        bytes.sum()
+        own.map(|(_, shape)| tensor_bytes(shape, dtype)).sum()
     }
 
     /// Which share of the model's bytes that is.
@@ -141,8 +137,7 @@ fn costs(config: &ModelConfig, adapter: &Adapter) -> Vec<u64> {
             }
             Place::Top => head += size * (2 + trained),
             Place::Embeddings if id == WeightId::Embedding => {
-                let is_tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel;
-                head += size * u64::from(is_tied) * (2 + trained);
+                head += size * u64::from(config.ties_head()) * (2 + trained);
             }
             Place::Embeddings | Place::Everywhere => {}
         }
@@ -211,7 +206,7 @@ fn places(config: &ModelConfig, adapter: &Adapter) -> Vec<(usize, Place)> {
         places.extend(slots.map(|slot| (slot, place)));
     }
     let unties = adapter.replaced.contains_key(&WeightId::Head);
-    let is_tied = config.tie_word_embeddings && config.head == HeadKind::LanguageModel && !unties;
+    let is_tied = config.ties_head() && !unties;
     for (&id, &slot) in &adapter.replaced {
         places.push((slot, place_of(config, id)));
         if id == WeightId::Embedding && is_tied {

@@ -16,10 +16,7 @@ use serde::Serialize;
 
 use super::estimate::{laid_out, work};
 use super::flops::{block_flops, head_flops};
-use super::memory::{
-    PROGRAM, activation_bytes, block_working_bytes, gradient_arenas, head_working_bytes,
-    replaces_all,
-};
+use super::memory::{RankPart, rank_memory};
 use super::{Memory, PlanOptions, Work};
 use crate::Error;
 use crate::model::{Adapter, Saving, Stage, split, stages_of_slots};
@@ -331,8 +328,7 @@ impl Step<'_> {
         }
     }
 
-    /// What a rank of a stage takes that has so many trained values. As many micro-batches are in flight as there are stages from it on;
-    /// moments are divided by the ranks of a stage.
+    /// What a rank of a stage takes that has so many trained values, and `above` stages from it on.
     fn memory(&self, stage: &Stage, trained: usize, above: usize, replicas: usize) -> Memory {
         let (config, adapter, work) = (self.options.model, self.adapter, self.work);
         let train = self.options.train;
@@ -340,28 +336,15 @@ impl Step<'_> {
             recompute: self.options.recompute,
             dtype: train.base_dtype.into(),
         };
-        let trained = 4 * trained as u64;
-        let weights = if replaces_all(config, adapter) {
-            0
-        } else {
-            stage.weight_bytes(config, train.base_dtype.into())
-        };
-        let in_flight = above.min(self.micro_batches) as u64;
-        let kept = activation_bytes(config, adapter, work, saving, stage.blocks.clone());
-        let head = if stage.is_last {
-            head_working_bytes(config, work)
-        } else {
-            0
-        };
-        Memory {
-            weights,
+        let part = RankPart {
+            stage,
             trained,
-            gradients: gradient_arenas(self.micro_batches) * trained,
-            optimizer: (2 * trained).div_ceil(replicas as u64),
-            activations: in_flight * kept,
-            working: block_working_bytes(config, adapter, work, saving) + head,
-            process: PROGRAM,
-        }
+            replicas,
+            stages_left: above,
+        };
+        let dtype = train.base_dtype.into();
+        let micro_batches = self.micro_batches;
+        rank_memory(config, adapter, part, dtype, 0, work, micro_batches, saving)
     }
 }
 

@@ -14,7 +14,7 @@ use super::Work;
 use super::flops::relative_rows;
 use crate::model::{
     Adapter, Batch, HeadKind, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part,
-    QkNorm, Recompute, Saving, Sublayer, WeightId,
+    QkNorm, Recompute, Saving, Stage, Sublayer, WeightId,
 };
 
 /// Bytes of a run, by what they are for.
@@ -50,7 +50,7 @@ impl Memory {
 }
 
 /// The program with its threads, their scratch memory and the rows, as measured.
-pub(super) const PROGRAM: u64 = 18 * 1024 * 1024;
+const PROGRAM: u64 = 18 * 1024 * 1024;
 
 /// What a step takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of it are not
 /// pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)). The step has so many micro-batches in
@@ -64,26 +64,90 @@ pub fn training_memory(
     micro_batches: usize,
     saving: Saving,
 ) -> Memory {
-    let trained = 4 * adapter.parameters() as u64;
+    let part = RankPart {
+        stage: &Stage::whole(config),
+        trained: adapter.parameters(),
+        replicas: 1,
+        stages_left: 1,
+    };
+    rank_memory(
+        config,
+        adapter,
+        part,
+        base_dtype,
+        converted,
+        work,
+        micro_batches,
+        saving,
+    )
+}
+
+/// The part of a run that one of its ranks has.
+#[derive(Clone, Copy, Debug)]
+pub struct RankPart<'a> {
+    /// The part of the model.
+    pub stage: &'a Stage,
+    /// Values that are trained in it.
+    pub trained: usize,
+    /// Ranks that have the same part, among which moments are divided.
+    pub replicas: usize,
+    /// Stages from this one on, itself among them: so many micro-batches are in flight at most.
+    pub stages_left: usize,
+}
+
+/// Bytes of gradients and trained values that are on their way to a rank at a time.
+pub(crate) const IN_EXCHANGE: u64 = 64 << 20;
+
+/// [`training_memory`] of one of several ranks; `converted` bytes and `micro_batches` are the rank's own.
+pub fn rank_memory(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    part: RankPart<'_>,
+    base_dtype: DType,
+    converted: u64,
+    work: Work,
+    micro_batches: usize,
+    saving: Saving,
+) -> Memory {
+    let RankPart {
+        stage,
+        trained,
+        replicas,
+        stages_left,
+    } = part;
+    let trained = 4 * trained as u64;
     let weights = if replaces_all(config, adapter) {
         converted
     } else {
-        config.weight_bytes(base_dtype)
+        stage.weight_bytes(config, base_dtype)
+    };
+    // A rank's share of the sums, and what is on its way to them.
+    let exchanged = if replicas > 1 {
+        let share = trained.div_ceil(replicas as u64);
+        share + share.min(IN_EXCHANGE)
+    } else {
+        0
+    };
+    let in_flight = stages_left.min(micro_batches.max(1)) as u64;
+    let kept = activation_bytes(config, adapter, work, saving, stage.blocks.clone());
+    let head = if stage.is_last {
+        head_working_bytes(config, work)
+    } else {
+        0
     };
     Memory {
         weights,
         trained,
-        gradients: gradient_arenas(micro_batches) * trained,
-        optimizer: 2 * trained,
-        activations: activation_bytes(config, adapter, work, saving, 0..config.num_hidden_layers),
-        working: block_working_bytes(config, adapter, work, saving)
-            + head_working_bytes(config, work),
+        gradients: gradient_arenas(micro_batches) * trained + exchanged,
+        optimizer: (2 * trained).div_ceil(replicas as u64),
+        activations: in_flight * kept,
+        working: block_working_bytes(config, adapter, work, saving) + head,
         process: PROGRAM,
     }
 }
 
 /// Whether trained values stand in for all weights. The base's own are then not touched, and their pages are given back.
-pub(super) fn replaces_all(config: &ModelConfig, adapter: &Adapter) -> bool {
+fn replaces_all(config: &ModelConfig, adapter: &Adapter) -> bool {
     let values = adapter.replaced.values().map(|&slot| {
         let (rows, cols) = adapter.params.shape(slot);
         rows * cols
@@ -93,12 +157,12 @@ pub(super) fn replaces_all(config: &ModelConfig, adapter: &Adapter) -> bool {
 
 /// How many sums of gradients there are at once, while a step's micro-batches are added along a binary tree: that of the newest
 /// micro-batch, and one a level of the tree that waits for its neighbour, 1 + ⌊log₂ n⌋.
-pub(super) fn gradient_arenas(micro_batches: usize) -> u64 {
+fn gradient_arenas(micro_batches: usize) -> u64 {
     1 + u64::from(micro_batches.max(1).ilog2())
 }
 
 /// What these blocks keep.
-pub(super) fn activation_bytes(
+fn activation_bytes(
     config: &ModelConfig,
     adapter: &Adapter,
     work: Work,
@@ -232,12 +296,7 @@ fn mlp_width(config: &ModelConfig) -> usize {
 }
 
 /// The temporaries of the moment that needs most in a block, which stay at hand while the head is computed.
-pub(super) fn block_working_bytes(
-    config: &ModelConfig,
-    adapter: &Adapter,
-    work: Work,
-    saving: Saving,
-) -> u64 {
+fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, saving: Saving) -> u64 {
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let (f, mlp) = (config.intermediate_size, mlp_width(config));
     // A block's own values in f32, while it is computed.
@@ -280,7 +339,7 @@ pub(super) fn block_working_bytes(
 }
 
 /// The temporaries of the head.
-pub(super) fn head_working_bytes(config: &ModelConfig, work: Work) -> u64 {
+fn head_working_bytes(config: &ModelConfig, work: Work) -> u64 {
     let c = config.hidden_size;
     let scored = work.supervised_tokens;
     let outputs = match config.head {

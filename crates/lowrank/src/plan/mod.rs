@@ -10,4 +10,5 @@ pub mod presets;
 pub use distributed::{Network, RankEstimate, RankPlan, Ranks, StepSize, plan_ranks};
 pub use estimate::{Estimate, Plan, PlanOptions, PrefixCounts, plan};
 pub use flops::{StepFlops, Work, step_flops};
-pub use memory::{Memory, training_memory};
+pub(crate) use memory::IN_EXCHANGE;
+pub use memory::{Memory, RankPart, rank_memory, training_memory};

@@ -253,6 +253,21 @@ impl<'a> Ranks<'a> {
         Err(error.agreed())
     }
 
+    /// Does something on the first rank alone, and lets the others know whether it went well; `None` on these.
+    ///
+    /// # Errors
+    /// As [`agree`](Self::agree).
+    pub(crate) fn on_first<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        self.agree(if self.is_first() {
+            work().map(Some)
+        } else {
+            Ok(None)
+        })
+    }
+
     /// Refuses ranks that are about to do different things. `what` names each mark; a rank whose marks differ from the first one's is
     /// named with its host and both values.
     ///

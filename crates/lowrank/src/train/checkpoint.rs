@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use lowrank_formats::atomic;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry, check_finite};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::DType;
+use lowrank_kernels::{DType, View};
 use serde::{Deserialize, Serialize};
 
 use super::values::{Kind, Values};
@@ -183,9 +183,9 @@ pub(super) fn write(
             &specs,
             &std::collections::BTreeMap::new(),
             |index, out| {
-                let tensor = values.slot(Kind::ALL[index / slots], index % slots);
-                let tensor = tensor.map_err(std::io::Error::other)?;
-                let bytes = tensor.to_le_bytes(DType::F32);
+                let values = values.slot(Kind::ALL[index / slots], index % slots);
+                let values = values.map_err(std::io::Error::other)?;
+                let bytes = View::of_row(&values).to_le_bytes(DType::F32);
                 hashes[index] = hash(&bytes);
                 out.write_all(&bytes)
             },

@@ -12,12 +12,11 @@ use rayon::prelude::*;
 use super::step::LeafOutcome;
 use crate::Error;
 use crate::objective::LossSum;
+use crate::plan::IN_EXCHANGE;
 use crate::ranks::tree::{LeafSums, add_up, nodes};
 use crate::ranks::{Ranks, Shares};
 
-/// Bytes that are on their way to a rank at a time.
-pub(super) const IN_EXCHANGE: u64 = 64 << 20;
-/// The same in values.
+/// Values that are on their way to a rank at a time.
 const AT_A_TIME: usize = IN_EXCHANGE as usize / size_of::<f32>();
 
 /// The ranks that hold the same values as this one: those of its stage, in the order of the replicas.

@@ -4,14 +4,13 @@ use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
 use super::events::{Event, Observer};
-use super::exchange::IN_EXCHANGE;
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::machine::{Bound, addresses_are_limited, available_memory, memory_room};
-use crate::model::{Adapter, ModelConfig, Recompute, Saving, VirtualTokens};
+use crate::model::{Adapter, ModelConfig, Recompute, Saving, Stage, VirtualTokens};
 use crate::names::{named, valued};
-use crate::plan::{Memory, Work, training_memory};
+use crate::plan::{Memory, RankPart, Work, rank_memory, training_memory};
 use crate::ranks::Ranks;
 use crate::settings::TrainConfig;
 use crate::units;
@@ -114,27 +113,30 @@ pub(super) fn choose_saving(
     let work = largest_batch(model, examples, size, virtual_tokens);
     let converted = base.decoder.weights().converted_bytes();
     let micro_batches = micro_batches(ranks, config);
+    let part = RankPart {
+        stage: base.decoder.weights().stage(),
+        trained: adapter.params.len(),
+        replicas: ranks.replicas(),
+        stages_left: ranks.stages() - ranks.stage(),
+    };
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
-        let memory = training_memory(
+        let memory = rank_memory(
             model,
             adapter,
+            part,
             base_dtype,
             converted,
             work,
             micro_batches,
             saving,
         );
-        (saving, of_rank(memory, ranks, config, base, adapter))
+        (saving, memory)
     };
-    let mapped = if ranks.stages() == 1 {
-        model.weight_bytes(base_dtype)
-    } else {
-        base.decoder.weights().bytes() as u64
-    };
+    let mapped = part.stage.weight_bytes(model, base_dtype);
     let mapped = mapped.saturating_sub(converted);
     let available = memory_room(mapped, 0);
     let budget = config.memory_budget.or(available.map(|(room, _)| room));
@@ -199,42 +201,6 @@ pub(super) fn choose_saving(
     Ok(saving)
 }
 
-/// What of a run's memory is a rank's: its stage of the model, with as many micro-batches in flight as there are stages from it on, and its share
-/// of the moments.
-fn of_rank(
-    memory: Memory,
-    ranks: &Ranks<'_>,
-    config: &TrainConfig,
-    base: &Network,
-    adapter: &Adapter,
-) -> Memory {
-    let mut memory = memory;
-    if ranks.stages() > 1 {
-        let weights = base.decoder.weights();
-        let share = |bytes: u64, own: usize, all: usize| {
-            (bytes as f64 * own as f64 / all.max(1) as f64) as u64
-        };
-        let (blocks, layers) = (
-            weights.stage().blocks.len(),
-            base.decoder.config().num_hidden_layers,
-        );
-        let in_flight = (ranks.stages() - ranks.stage()).min(micro_batches(ranks, config));
-        let (held, all) = (adapter.params.len(), adapter.parameters());
-        memory.weights = memory.weights.min(weights.bytes() as u64);
-        memory.trained = share(memory.trained, held, all);
-        memory.gradients = share(memory.gradients, held, all);
-        memory.optimizer = share(memory.optimizer, held, all);
-        memory.activations = share(memory.activations, blocks, layers) * in_flight as u64;
-    }
-    memory.optimizer /= ranks.replicas() as u64;
-    if ranks.replicas() > 1 {
-        // The sums of its share, and what is on its way to them.
-        let exchanged = memory.trained / ranks.replicas() as u64;
-        memory.gradients += exchanged + exchanged.min(IN_EXCHANGE);
-    }
-    memory
-}
-
 /// Micro-batches of a step that a rank computes at most.
 fn micro_batches(ranks: &Ranks<'_>, config: &TrainConfig) -> usize {
     config
@@ -273,16 +239,22 @@ pub(super) fn check_room(
     };
     let base_dtype = config.base_dtype.into();
     let micro_batches = micro_batches(ranks, config);
-    let mut least = training_memory(
+    let part = RankPart {
+        stage: &Stage::whole(model),
+        trained: adapter.parameters(),
+        replicas: ranks.replicas(),
+        stages_left: 1,
+    };
+    let least = rank_memory(
         model,
         &adapter,
+        part,
         base_dtype,
         0,
         Work::default(),
         micro_batches,
         saving,
     );
-    least.optimizer /= ranks.replicas() as u64;
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
         mends.push(format!(

@@ -145,12 +145,7 @@ impl Trainer<'_> {
     /// Takes the values of the step whose held-out loss was the lowest.
     fn take_best(&mut self, loss: f64, step: u64) -> Result<(), Error> {
         let best = checkpoint::step_folder(&self.config.output, step);
-        let opened = if self.ranks.is_first() {
-            Opened::open(&best, &self.adapter).map(Some)
-        } else {
-            Ok(None)
-        };
-        let opened = self.ranks.agree(opened)?;
+        let opened = self.ranks.on_first(|| Opened::open(&best, &self.adapter))?;
         let read = |kind, slot| match &opened {
             Some(opened) => opened.values(kind, slot),
             None => Ok(Vec::new()),

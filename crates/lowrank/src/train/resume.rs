@@ -207,18 +207,17 @@ pub(super) fn new_state(base: &Network, rows: Rows<'_>) -> TrainerState {
     }
 }
 
-/// The state that a run goes on with, or begins with where there is no checkpoint yet; rank 0 reads it for all.
+/// The state that a run goes on with, or `now` where there is no checkpoint yet; rank 0 reads it for all.
 pub(super) fn open_state(
     ranks: &Ranks<'_>,
     config: &TrainConfig,
-    base: &Network,
+    now: TrainerState,
     rows: Rows<'_>,
     (adapter, optimizer): (&mut Adapter, &mut OptimizerState),
     observer: &mut dyn Observer,
 ) -> Result<TrainerState, Error> {
-    let now = new_state(base, rows);
     let total_steps = config.total_steps(rows.train.len());
-    let opened = if ranks.is_first() {
+    let opened = ranks.on_first(|| {
         checkpoint::sweep(&config.output);
         checkpoint::open_newest(
             &config.output,
@@ -227,10 +226,8 @@ pub(super) fn open_state(
             |earlier| check_same(config, earlier, &now),
             |text| observer.event(&Event::Note(text)),
         )
-    } else {
-        Ok(None)
-    };
-    let opened: Option<Opened> = ranks.agree(opened)?;
+    })?;
+    let opened: Option<Opened> = opened.flatten();
     let state = opened.as_ref().map(|opened| opened.state.clone());
     let Some(mut earlier) = ranks.from_first(ranks.is_first().then_some(state))? else {
         observer.event(&Event::Note(

@@ -116,13 +116,10 @@ impl<'a> Trainer<'a> {
         let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
         state.recompute = Some(saving.recompute);
         observer.event(&Event::Begin);
-        let begun = if ranks.is_first() {
-            folder::begin(config, overwrite)
-                .and_then(|()| base.source.write_added_tokens(&config.output))
-        } else {
-            Ok(())
-        };
-        ranks.agree(begun)?;
+        ranks.on_first(|| {
+            folder::begin(config, overwrite)?;
+            base.source.write_added_tokens(&config.output)
+        })?;
         let parts = (trained, optimizer);
         Self::start(ranks, config, base, parts, rows, (state, saving), observer)
     }
@@ -157,17 +154,12 @@ impl<'a> Trainer<'a> {
         observer.event(&Event::Begin);
         let (mut trained, mut optimizer) = own_part(&ranks, base, trained);
         let values = (&mut trained.adapter, &mut optimizer);
-        let mut state = resume::open_state(&ranks, config, base, rows, values, observer)?;
+        let mut state = resume::open_state(&ranks, config, now, rows, values, observer)?;
         let (adapter, kept) = (&trained.adapter, state.recompute);
         let saving = choose_saving(&ranks, config, base, adapter, rows.train, kept, observer);
         let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
         state.recompute = Some(saving.recompute);
-        let recorded = if ranks.is_first() {
-            folder::record_changes(config)
-        } else {
-            Ok(())
-        };
-        ranks.agree(recorded)?;
+        ranks.on_first(|| folder::record_changes(config))?;
         let parts = (trained, optimizer);
         Self::start(ranks, config, base, parts, rows, (state, saving), observer)
     }
@@ -185,19 +177,17 @@ impl<'a> Trainer<'a> {
             adapter,
             config: adapter_config,
         } = trained;
-        let opened = if ranks.is_first() {
+        let opened = ranks.on_first(|| {
+            let metrics = resume::open_metrics(config, &state, observer)?;
             let path = folder::metrics_path(&config.output);
-            resume::open_metrics(config, &state, observer)
-                .and_then(|metrics| Ok((Some(metrics), resume::last_losses(&path)?)))
-        } else {
-            Ok((None, Vec::new()))
-        };
-        let (metrics, last_losses) = ranks.agree(opened)?;
+            Ok((metrics, resume::last_losses(&path)?))
+        })?;
+        let (metrics, last_losses) = opened.unzip();
         let total_steps = config.total_steps(rows.train.len());
         let mut trainer = Self {
             order: StepRows::new(config, rows.train),
             schedule: Schedule::of(config, total_steps),
-            last_losses,
+            last_losses: last_losses.unwrap_or_default(),
             outcome: Outcome {
                 steps: state.step,
                 first_eval_loss: state.first_eval_loss,

@@ -3,11 +3,12 @@
 //! Rank 0 alone reads and writes files. While it writes, the other ranks give it what it asks for, a slot at a time, so that it never holds
 //! what all of them hold together. What it reads it sends to whoever holds it.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use lowrank_kernels::{Arena, Tensor};
+use lowrank_kernels::Arena;
 
 use super::step::OptimizerState;
 use crate::Error;
@@ -96,7 +97,7 @@ impl Values<'_> {
             }
             let kind = Kind::ALL[kind as usize];
             let own = self.own(kind, slot as usize);
-            self.ranks.comm().send(0, cast_slice(&own).to_vec())?;
+            self.ranks.comm().send(0, cast_slice(own).to_vec())?;
         }
     }
 
@@ -104,17 +105,22 @@ impl Values<'_> {
     ///
     /// # Errors
     /// Ranks that do not answer.
-    pub(super) fn slot(&self, kind: Kind, slot: usize) -> Result<Tensor, Error> {
-        let (rows, cols) = self.adapter.params.shape(slot);
-        if kind == Kind::Param && self.adapter.params.is_held(slot) {
-            let values = self.adapter.params.view(slot).to_vec();
-            return Ok(Tensor::from_f32(rows, cols, values));
+    pub(super) fn slot(&self, kind: Kind, slot: usize) -> Result<Cow<'_, [f32]>, Error> {
+        let params = &self.adapter.params;
+        if kind == Kind::Param && params.is_held(slot) {
+            return Ok(Cow::Borrowed(&params.as_slice()[params.range(slot)]));
         }
+        let owners = owners(self.optimizer, slot);
+        let rank = self.ranks.rank();
+        if owners.iter().all(|(owner, _)| *owner == rank) {
+            return Ok(Cow::Borrowed(self.own(kind, slot)));
+        }
+        let (rows, cols) = params.shape(slot);
         let mut values = vec![0.0_f32; rows * cols];
-        for (owner, range) in self.owners(slot) {
+        for (owner, range) in owners {
             let into = &mut values[range];
-            if owner == self.ranks.rank() {
-                into.copy_from_slice(&self.own(kind, slot));
+            if owner == rank {
+                into.copy_from_slice(self.own(kind, slot));
             } else {
                 let request: Request = [kind as u64, slot as u64];
                 let comm = self.ranks.comm();
@@ -122,7 +128,7 @@ impl Values<'_> {
                 comm.receive(owner, cast_slice_mut(into))?;
             }
         }
-        Ok(Tensor::from_f32(rows, cols, values))
+        Ok(Cow::Owned(values))
     }
 
     /// A copy of the adapter with all of its values, on rank 0 within [`on_first`](Self::on_first).
@@ -137,22 +143,17 @@ impl Values<'_> {
         let mut params = Arena::new(&shapes);
         for slot in 0..slots {
             let values = self.slot(Kind::Param, slot)?;
-            params.view_mut(slot).copy_from(values.view());
+            params.view_mut(slot).copy_from_f32(&values);
         }
         Ok(self.adapter.with_params(params))
     }
 
-    /// The ranks that own values of a slot, and which of them; what belongs to a rank lies together.
-    fn owners(&self, slot: usize) -> Vec<(usize, Range<usize>)> {
-        owners(self.optimizer, slot)
-    }
-
     /// This rank's own values of a slot.
-    fn own(&self, kind: Kind, slot: usize) -> Vec<f32> {
+    fn own(&self, kind: Kind, slot: usize) -> &[f32] {
         let rank = self.ranks.rank();
-        let owners = self.owners(slot);
+        let owners = owners(self.optimizer, slot);
         let Some((_, range)) = owners.into_iter().find(|(owner, _)| *owner == rank) else {
-            return Vec::new();
+            return &[];
         };
         let place = match kind {
             Kind::Param => {
@@ -166,10 +167,11 @@ impl Values<'_> {
             Kind::M => &self.optimizer.m,
             Kind::V => &self.optimizer.v,
         };
-        arena.as_slice()[place].to_vec()
+        &arena.as_slice()[place]
     }
 }
 
+/// The ranks that own values of a slot, and which of them; what belongs to a rank lies together.
 fn owners(optimizer: &OptimizerState, slot: usize) -> Vec<(usize, Range<usize>)> {
     let mut owners: Vec<(usize, Range<usize>)> = Vec::new();
     for piece in optimizer.shares.of_slot(slot) {

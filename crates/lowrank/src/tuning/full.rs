@@ -1,11 +1,12 @@
 //! Full fine-tuning: every weight of the base is trained; also the random start of a model that is pretrained.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::Path;
 
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::{DType, Tensor, fill_normal};
+use lowrank_kernels::{DType, Tensor, View, fill_normal};
 use serde_json::Value;
 
 use super::{BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Started, Starting};
@@ -154,8 +155,9 @@ pub fn save_weights(
     folder: &Path,
     dtype: DType,
 ) -> Result<(), Error> {
-    write_model(config, folder, dtype, |index, _, out| {
-        out.write_all(&adapter.params.view(index).to_le_bytes(dtype))
+    let params = &adapter.params;
+    save_values(config, folder, dtype, |slot| {
+        Ok(Cow::Borrowed(&params.as_slice()[params.range(slot)]))
     })
 }
 
@@ -163,14 +165,14 @@ pub fn save_weights(
 ///
 /// # Errors
 /// The file can't be written; what `values` says.
-pub(crate) fn save_values(
+pub(crate) fn save_values<'a>(
     config: &ModelConfig,
     folder: &Path,
     dtype: DType,
-    values: impl Fn(usize) -> Result<Tensor, Error>,
+    values: impl Fn(usize) -> Result<Cow<'a, [f32]>, Error>,
 ) -> Result<(), Error> {
     write_model(config, folder, dtype, |slot, _, out| {
         let values = values(slot).map_err(std::io::Error::other)?;
-        out.write_all(&values.to_le_bytes(dtype))
+        out.write_all(&View::of_row(&values).to_le_bytes(dtype))
     })
 }

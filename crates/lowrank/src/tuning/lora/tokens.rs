@@ -56,7 +56,7 @@ pub(super) fn add(
     }
     // The embedding first; a tied head with the same rows has none of its own.
     named.sort_by_key(|(id, _)| *id != WeightId::Embedding);
-    let tied = model.tie_word_embeddings && model.head == HeadKind::LanguageModel;
+    let tied = model.ties_head();
     let of = |wanted: WeightId| named.iter().find(|(id, _)| *id == wanted);
     let of = |wanted: WeightId| of(wanted).map(|(_, ids)| *ids);
     let (embedding, head) = (of(WeightId::Embedding), of(WeightId::Head));
