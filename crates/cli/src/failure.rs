@@ -136,15 +136,10 @@ pub fn conclude(result: anyhow::Result<()>) -> u8 {
         return interrupt::exit_code();
     }
     print_error(&paragraph(&error));
-    code_of(&error)
-}
-
-/// The exit code of an error that is no signal.
-pub fn code_of(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref() {
-        Some(lowrank::Error::Diverged(_)) => DIVERGED,
-        Some(cause) if cause.is_misuse() => 2,
-        _ if error.is::<Misuse>() => 2,
+    let diverged = matches!(error.downcast_ref(), Some(lowrank::Error::Diverged(_)));
+    match (error.is::<Misuse>(), diverged) {
+        (true, _) => 2,
+        (_, true) => DIVERGED,
         _ => 1,
     }
 }

@@ -152,13 +152,11 @@ pub struct Job {
 
 impl Job {
     /// Joins the ranks that a launcher started, or is alone. With `--ranks-per-node` and no launcher the process becomes `mpirun`, which starts it
-    /// again.
+    /// again. `command` is what this rank is about to do, which must be the same on all ranks.
     ///
     /// # Errors
-    /// No MPI library, or one that is not the launcher's; other ranks on a machine than asked for.
-    ///
-    /// `doing` says what this rank is about to do, which must be the same on all ranks.
-    pub fn join(args: &RanksArgs, doing: &str) -> anyhow::Result<Self> {
+    /// No MPI library, or one that is not the launcher's; another command on a rank; other ranks on a machine than asked for.
+    pub fn join(args: &RanksArgs, command: &str) -> anyhow::Result<Self> {
         let wanted = args.ranks_per_node;
         if let Some(wanted) = wanted
             && Launcher::from_environment().is_none()
@@ -167,8 +165,9 @@ impl Job {
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
             if wanted.count() > MOST_A_PROCESSOR * processors {
                 return Err(Misuse::new(format!(
-                    "--ranks-per-node {} is far more than the {processors} processors of this machine; give that many at most",
-                    wanted.count()
+                    "--ranks-per-node {} is far more than the {processors} processors of this machine can serve; give {} at most",
+                    wanted.count(),
+                    MOST_A_PROCESSOR * processors
                 ))
                 .into());
             }
@@ -191,7 +190,7 @@ impl Job {
             comm,
             stages: args.pipeline_stages as usize,
         };
-        let mut words = vec![doing.to_owned()];
+        let mut words = vec![command.to_owned()];
         if args.pipeline_stages > 1 {
             words.push(format!("--pipeline-stages {}", args.pipeline_stages));
         }
@@ -200,27 +199,18 @@ impl Job {
             Some(RanksPerNode::Count(count)) => words.push(format!("--ranks-per-node {count}")),
             None => {}
         }
-        job.check_same(&words.join(" "))?;
+        // Before they speak of anything else, of which others may not know.
+        let command = [("command".to_owned(), words.join(" "))];
+        job.everybody().same(&command).map_err(quietly)?;
         if let Some(wanted) = wanted {
             job.check_ranks_per_node(wanted)?;
         }
         Ok(job)
     }
 
-    /// Refuses ranks that are about to do different things, before they speak of anything else.
-    fn check_same(&self, doing: &str) -> anyhow::Result<()> {
-        let all = self.gather(&(doing.to_owned(), self.comm.host().to_owned()))?;
-        let Some((rank, (other, host))) = all
-            .iter()
-            .enumerate()
-            .find(|(_, (other, _))| *other != all[0].0)
-        else {
-            return Ok(());
-        };
-        Err(self.said_by_first(Misuse::new(format!(
-            "rank {rank} on {host} was started otherwise than rank 0, as `{other}` and not as `{}`; give all ranks the same command",
-            all[0].0
-        ))))
+    /// The ranks, without the stages of a pipeline.
+    fn everybody(&self) -> Ranks<'_> {
+        Ranks::of(&*self.comm)
     }
 
     /// What the ranks say things through.
@@ -246,7 +236,7 @@ impl Job {
             return set_threads(asked);
         }
         let own = Processors::of_this_process(self.comm.host());
-        let all = self.gather(&own)?;
+        let all = self.everybody().gather_all(&own)?;
         if self.comm.rank() == 0
             && let Some(warning) = idle_processors(&all)
         {
@@ -269,7 +259,8 @@ impl Job {
         if self.comm.size() == 1 && wanted.count() == 1 {
             return Ok(());
         }
-        let all = self.gather(&(self.comm.host().to_owned(), wanted.count()))?;
+        let own = (self.comm.host().to_owned(), wanted.count());
+        let all = self.everybody().gather_all(&own)?;
         let hosts: BTreeSet<&(String, usize)> = all.iter().collect();
         for (host, wanted) in hosts {
             let found = all.iter().filter(|(other, _)| other == host).count();
@@ -303,14 +294,7 @@ impl Job {
             Err(error) if error.is::<Misuse>() => lowrank::Error::Settings(error.to_string()),
             Err(error) => lowrank::Error::Training(paragraph(&error)),
         });
-        self.ranks()?.agree(own).map_err(quietly)
-    }
-
-    /// What each rank has.
-    fn gather<T: Serialize + for<'de> Deserialize<'de>>(&self, own: &T) -> anyhow::Result<Vec<T>> {
-        let told = self.comm.all_gather(&serde_json::to_vec(own)?)?;
-        let all = told.iter().map(|bytes| Ok(serde_json::from_slice(bytes)?));
-        all.collect()
+        self.everybody().agree(own).map_err(quietly)
     }
 
     /// Lets every rank that was stopped end with the same signal's exit code.
@@ -319,9 +303,8 @@ impl Job {
     /// Ranks that do not answer.
     pub fn share_signal(&self) -> anyhow::Result<()> {
         if self.comm.size() > 1 {
-            let told = self.comm.all_gather(&[interrupt::signal()])?;
-            let most = told.concat().into_iter().max().unwrap_or(0);
-            interrupt::take_signal(most);
+            let told = self.everybody().gather_all(&interrupt::signal())?;
+            interrupt::take_signal(told.into_iter().max().unwrap_or(0));
         }
         Ok(())
     }

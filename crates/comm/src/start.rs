@@ -18,7 +18,8 @@ pub struct Options {
 /// What this process is: a rank under MPI where a launcher started several, and otherwise [`Alone`]. Nothing is loaded in the latter case: a
 /// shell that `srun` started is a job of one task, too, and whatever runs in it has nobody to speak to.
 ///
-/// Call it before the process starts other threads: MPI reads the environment, and Open MPI is told something there.
+/// Call it while no other thread reads or changes the environment: Open MPI is told something there. Where MPI has not started by the timeout, the process ends, since
+/// MPI cannot be called off.
 ///
 /// # Errors
 /// There is no MPI library, it does not start, or it is not that of the launcher.
@@ -84,7 +85,7 @@ mod unix {
         }
         let mend = match places.first() {
             Some(Place::Named(_)) => format!(
-                "name another one, or none (in {VARIABLE} or the settings), and the library that belongs to the launcher is searched for"
+                "name another one in {VARIABLE}, or none, and the library that belongs to the launcher is searched for"
             ),
             _ => format!(
                 "install the MPI whose launcher this is (on Debian: openmpi-bin or mpich), or name its library in {VARIABLE}"

@@ -10,7 +10,7 @@ use lowrank::base::{Source, purpose_for};
 use lowrank::data::TaskType;
 use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
-use lowrank::plan::{Estimate, Plan, PlanOptions, plan, presets};
+use lowrank::plan::{Estimate, Memory, Plan, PlanOptions, plan, presets};
 use lowrank::settings::{BaseDtype, TrainConfig};
 use lowrank::units::{decimal_bytes, grouped};
 
@@ -247,23 +247,25 @@ fn sides(plan: &Plan) -> Table {
         operations(side.flops_per_token)
     });
     row("peak memory", &|side| decimal_bytes(side.peak_memory));
-    row("  frozen weights", &|side| {
-        decimal_bytes(side.memory.weights)
-    });
-    row("  trained values", &|side| {
-        decimal_bytes(side.memory.trained)
-    });
-    row("  gradients", &|side| decimal_bytes(side.memory.gradients));
-    row("  optimizer", &|side| decimal_bytes(side.memory.optimizer));
-    row("  activations", &|side| {
-        decimal_bytes(side.memory.activations)
-    });
-    row("  working space", &|side| {
-        decimal_bytes(side.memory.working)
-    });
-    row("  program", &|side| decimal_bytes(side.memory.process));
+    for (name, bytes) in MEMORY {
+        row(name, &|side| decimal_bytes(bytes(&side.memory)));
+    }
     table
 }
+
+/// A line of a table of memory: its name, and the bytes that it tells.
+type MemoryLine = (&'static str, fn(&Memory) -> u64);
+
+/// What the peak of memory is made of, below it.
+const MEMORY: [MemoryLine; 7] = [
+    ("  frozen weights", |memory| memory.weights),
+    ("  trained values", |memory| memory.trained),
+    ("  gradients", |memory| memory.gradients),
+    ("  optimizer", |memory| memory.optimizer),
+    ("  activations", |memory| memory.activations),
+    ("  working space", |memory| memory.working),
+    ("  program", |memory| memory.process),
+];
 
 fn paper(plan: &Plan) -> Table {
     let mut table = Table::new([

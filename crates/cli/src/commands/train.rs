@@ -13,7 +13,7 @@ use lowrank::ranks::Ranks;
 use lowrank::settings::TrainConfig;
 use lowrank::train::{Event, Observer, Outcome, Start, checkpoint};
 use lowrank::units;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::failure::{DIVERGED, Interrupted, Misuse, SaidElsewhere};
 use crate::interrupt;
@@ -23,6 +23,9 @@ use crate::ranks::{Job, RanksArgs, is_other_rank, quietly};
 use crate::settings::train::{self as training, Resolved};
 use crate::settings::{self, File, paths, schema};
 use crate::table::Facts;
+
+/// A run's own settings file in its folder.
+const RUN_CONFIG: &str = "config.yaml";
 
 /// `lowrank train config.yaml --learning-rate 1e-4`: a flag wins over the file, and every key of the file is a flag.
 #[derive(Debug, Args)]
@@ -182,7 +185,7 @@ fn resolve_on(
     };
     let first = ranks.from_first(first)?;
     let own = match (own, first) {
-        (Err(_), Some(values)) if resumes => Ok(Resolved {
+        (Err(_), Some(values)) if resumes && !sees_run(&values) => Ok(Resolved {
             output: values["output"].as_str().unwrap_or_default().into(),
             values,
             given: BTreeSet::new(),
@@ -190,6 +193,12 @@ fn resolve_on(
         (own, _) => own.map_err(|misuse| lowrank::Error::Settings(misuse.to_string())),
     };
     ranks.agree(own).map_err(quietly)
+}
+
+/// Whether the folder of a run that goes on can be seen here.
+fn sees_run(values: &Map<String, Value>) -> bool {
+    let output = values.get("output").and_then(Value::as_str);
+    output.is_some_and(|output| Path::new(output).join(RUN_CONFIG).is_file())
 }
 
 /// A JSON schema of the settings file.
@@ -261,7 +270,7 @@ fn earlier_settings(
     folder: &Path,
     over: &dyn Fn(&str) -> bool,
 ) -> Result<(File, Option<Value>), Misuse> {
-    let path = folder.join("config.yaml");
+    let path = folder.join(RUN_CONFIG);
     if !path.is_file() {
         let shown = folder.display();
         return Err(Misuse::new(format!(

@@ -53,7 +53,7 @@ const ABORTING: Duration = Duration::from_secs(5);
 fn use_two_connections() {
     const LINKS: &str = "OMPI_MCA_btl_tcp_links";
     if std::env::var_os(LINKS).is_none() {
-        // SAFETY: `start` asks its caller to start no other thread before it, so nobody reads the environment meanwhile.
+        // SAFETY: whoever calls `start` answers for it that no other thread reads or changes the environment meanwhile.
         unsafe { std::env::set_var(LINKS, "2") };
     }
 }

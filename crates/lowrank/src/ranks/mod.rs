@@ -34,14 +34,16 @@ pub struct Ranks<'a> {
 impl Ranks<'static> {
     /// One rank, which has everything.
     pub fn alone() -> Self {
-        Self {
-            comm: &Alone,
-            stages: 1,
-        }
+        Self::of(&Alone)
     }
 }
 
 impl<'a> Ranks<'a> {
+    /// The ranks of a communicator, each with the whole model.
+    pub fn of(comm: &'a dyn Communicator) -> Self {
+        Self { comm, stages: 1 }
+    }
+
     /// The ranks of a communicator, with so many pipeline stages.
     ///
     /// # Errors
@@ -194,6 +196,21 @@ impl<'a> Ranks<'a> {
             .map_err(|error| Error::Training(format!("what rank 0 said cannot be read: {error}")))
     }
 
+    /// What each rank has, of any lengths.
+    ///
+    /// # Errors
+    /// Ranks that do not answer, or that tell something else.
+    pub fn gather_all<T: Serialize + DeserializeOwned>(&self, own: &T) -> Result<Vec<T>, Error> {
+        let own = serde_json::to_vec(own).unwrap_or_default();
+        let told = self.comm.all_gather(&own)?;
+        let all = told.iter().enumerate().map(|(rank, bytes)| {
+            serde_json::from_slice(bytes).map_err(|error| {
+                Error::Training(format!("what rank {rank} said cannot be read: {error}"))
+            })
+        });
+        all.collect()
+    }
+
     /// What came of something that every rank has done: an error where any of them failed, on all. The first rank's names those that failed,
     /// the others' is [`Error::OtherRank`].
     ///
@@ -273,7 +290,7 @@ impl<'a> Ranks<'a> {
     ///
     /// # Errors
     /// That, on all ranks; ranks that do not answer.
-    pub(crate) fn same(&self, marks: &[(String, String)]) -> Result<(), Error> {
+    pub fn same(&self, marks: &[(String, String)]) -> Result<(), Error> {
         if !self.are_several() {
             return Ok(());
         }

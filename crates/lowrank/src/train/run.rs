@@ -282,11 +282,7 @@ fn know_the_whole(ranks: &Ranks<'_>, network: &Network) -> Result<(), Error> {
 /// The marks of all tensors from those that each rank has; and whether this rank's are those of the first rank that has them.
 fn all_marks(ranks: &Ranks<'_>, own: &TensorMarks) -> Result<(TensorMarks, bool), Error> {
     let mut whole = TensorMarks::new();
-    for told in ranks
-        .comm()
-        .all_gather(&serde_json::to_vec(own).unwrap_or_default())?
-    {
-        let told: TensorMarks = serde_json::from_slice(&told).unwrap_or_default();
+    for told in ranks.gather_all(own)? {
         whole.resize(whole.len().max(told.len()), None);
         for (mark, told) in whole.iter_mut().zip(told) {
             if mark.is_none() {

@@ -142,6 +142,24 @@ fn assert_same(one: &Path, other: &Path, what: &str) {
     assert_eq!(timeless(one), timeless(other), "{what}");
 }
 
+/// Trains with the settings of each name on one rank and on each grid, and fails unless all come to the same bits. What one rank came to.
+fn assert_grids_agree(
+    path: impl Fn(&str) -> PathBuf,
+    grids: &[Grid],
+    what: &str,
+    settings: impl Fn(&str) -> TrainConfig,
+) -> Outcome {
+    let outcome = run(&settings("alone")).expect("the run");
+    for grid in grids {
+        let name = format!("grid-{}-{}", grid.replicas, grid.stages);
+        let shared = fresh(*grid, &settings(&name));
+        assert_same(&path("alone"), &path(&name), &format!("{what} on {grid:?}"));
+        assert_eq!(shared.eval_loss, outcome.eval_loss);
+        assert_eq!(shared.trainable_parameters, outcome.trainable_parameters);
+    }
+    outcome
+}
+
 /// The settings of a run with everything that could tell ranks apart: dropout, ragged last steps, evaluations, checkpoints, micro-batches that
 /// no number of ranks divides.
 fn config(place: &Place, method: Method, name: &str) -> TrainConfig {
@@ -169,20 +187,11 @@ fn any_grid_comes_to_the_bits_of_one_rank() {
         Method::Ia3,
     ] {
         let place = Place::new("llama");
-        let alone = config(&place, method, "alone");
-        let outcome = run(&alone).expect("the run");
+        let path = |name: &str| place.path(name);
+        let outcome = assert_grids_agree(path, &GRIDS, &format!("{method:?}"), |name| {
+            config(&place, method, name)
+        });
         assert_eq!(outcome.steps, 5);
-        for grid in GRIDS {
-            let name = format!("grid-{}-{}", grid.replicas, grid.stages);
-            let shared = fresh(grid, &config(&place, method, &name));
-            assert_same(
-                &alone.output,
-                &place.path(&name),
-                &format!("{method:?} on {grid:?}"),
-            );
-            assert_eq!(shared.eval_loss, outcome.eval_loss);
-            assert_eq!(shared.trainable_parameters, outcome.trainable_parameters);
-        }
     }
 }
 
@@ -191,14 +200,10 @@ fn families_with_tied_and_untied_heads_are_cut_alike() {
     for family in ["gpt2", "qwen2", "gemma2", "mistral"] {
         for method in [Method::Full, Method::Lora] {
             let place = Place::new(family);
-            let alone = config(&place, method, "alone");
-            run(&alone).expect("the run");
-            for grid in [grid(1, 2), grid(3, 2)] {
-                let name = format!("grid-{}-{}", grid.replicas, grid.stages);
-                fresh(grid, &config(&place, method, &name));
-                let what = format!("{family}, {method:?} on {grid:?}");
-                assert_same(&alone.output, &place.path(&name), &what);
-            }
+            let (path, grids) = (|name: &str| place.path(name), [grid(1, 2), grid(3, 2)]);
+            assert_grids_agree(path, &grids, &format!("{family}, {method:?}"), |name| {
+                config(&place, method, name)
+            });
         }
     }
 }
@@ -207,40 +212,25 @@ fn families_with_tied_and_untied_heads_are_cut_alike() {
 fn a_bf16_base_and_blocks_that_are_computed_again_are_cut_alike() {
     for recompute in [Recompute::Selective, Recompute::Full] {
         let place = Place::new("llama");
-        let set = |name: &str| TrainConfig {
+        let (path, grids) = (|name: &str| place.path(name), [grid(2, 1), grid(2, 2)]);
+        assert_grids_agree(path, &grids, &format!("{recompute}"), |name| TrainConfig {
             base_dtype: BaseDtype::Bf16,
             recompute: Some(recompute),
             ..config(&place, Method::Lora, name)
-        };
-        run(&set("alone")).expect("the run");
-        for grid in [grid(2, 1), grid(2, 2)] {
-            let name = format!("grid-{}-{}", grid.replicas, grid.stages);
-            fresh(grid, &set(&name));
-            assert_same(
-                &place.path("alone"),
-                &place.path(&name),
-                &format!("{recompute}"),
-            );
-        }
+        });
     }
 }
 
 #[test]
 fn stages_below_what_is_trained_run_no_backward() {
     let place = Place::new("llama");
-    let set = |name: &str| {
+    let path = |name: &str| place.path(name);
+    assert_grids_agree(path, &[grid(2, 2)], "the upper block alone", |name| {
         let mut config = config(&place, Method::Lora, name);
-        config.options.targets.target_modules =
-            Some(Targets::Pattern(r".*layers\.1\..*proj".to_owned()));
+        let upper = Targets::Pattern(r".*layers\.1\..*proj".to_owned());
+        config.options.targets.target_modules = Some(upper);
         config
-    };
-    run(&set("alone")).expect("the run");
-    fresh(grid(2, 2), &set("two"));
-    assert_same(
-        &place.path("alone"),
-        &place.path("two"),
-        "the upper block alone",
-    );
+    });
 }
 
 #[test]
@@ -248,21 +238,12 @@ fn tokens_that_are_added_are_rows_of_both_ends() {
     let place = Place::new("llama");
     let file = place.path("tokens.txt");
     fs::write(&file, "say\n and \n").expect("the tokens");
-    let set = |name: &str| {
+    let (path, grids) = (|name: &str| place.path(name), [grid(2, 1), grid(2, 2)]);
+    assert_grids_agree(path, &grids, "added tokens", |name| {
         let mut config = config(&place, Method::Lora, name);
         config.options.lora.add_tokens = Some(file.clone());
         config
-    };
-    run(&set("alone")).expect("the run");
-    for grid in [grid(2, 1), grid(2, 2)] {
-        let name = format!("grid-{}-{}", grid.replicas, grid.stages);
-        fresh(grid, &set(&name));
-        assert_same(
-            &place.path("alone"),
-            &place.path(&name),
-            &format!("{grid:?}"),
-        );
-    }
+    });
 }
 
 /// A classifier stands on the last stage, and what DeBERTa's scores know of distances is read by every block.
@@ -275,21 +256,18 @@ fn classifiers_and_tables_that_every_block_reads_are_cut_alike() {
     ] {
         for method in methods {
             let place = relative::Place::new(family);
-            let set = |name: &str| TrainConfig {
-                batch_size: 2,
-                gradient_accumulation_steps: 3,
-                save_steps: Some(2),
-                max_steps: Some(3),
-                recompute: Some(Recompute::None),
-                ..place.config(method, name)
-            };
-            run(&set("alone")).expect("the run");
-            for grid in [grid(2, 1), grid(1, 2), grid(3, 2)] {
-                let name = format!("grid-{}-{}", grid.replicas, grid.stages);
-                fresh(grid, &set(&name));
-                let what = format!("{family}, {method:?} on {grid:?}");
-                assert_same(&place.path("alone"), &place.path(&name), &what);
-            }
+            let path = |name: &str| place.path(name);
+            let grids = [grid(2, 1), grid(1, 2), grid(3, 2)];
+            assert_grids_agree(path, &grids, &format!("{family}, {method:?}"), |name| {
+                TrainConfig {
+                    batch_size: 2,
+                    gradient_accumulation_steps: 3,
+                    save_steps: Some(2),
+                    max_steps: Some(3),
+                    recompute: Some(Recompute::None),
+                    ..place.config(method, name)
+                }
+            });
         }
     }
 }
@@ -511,17 +489,11 @@ fn a_loss_that_is_not_finite_ends_all_ranks() {
 #[test]
 fn ranks_without_micro_batches_change_nothing() {
     let place = Place::new("llama");
-    let set = |name: &str| {
+    let path = |name: &str| place.path(name);
+    assert_grids_agree(path, &[grid(4, 1)], "two micro-batches", |name| {
         let mut config = config(&place, Method::Lora, name);
         config.batch_size = 3;
         config.gradient_accumulation_steps = 2;
         config
-    };
-    run(&set("alone")).expect("the run");
-    fresh(grid(4, 1), &set("four"));
-    assert_same(
-        &place.path("alone"),
-        &place.path("four"),
-        "two micro-batches on four ranks",
-    );
+    });
 }

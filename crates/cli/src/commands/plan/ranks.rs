@@ -8,6 +8,7 @@ use lowrank::plan::{Network, PlanOptions, RankEstimate, RankPlan, Ranks, StepSiz
 use lowrank::tuning::Method;
 use lowrank::units::{decimal_bytes, duration, grouped};
 
+use super::MEMORY;
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::at_most;
@@ -192,21 +193,9 @@ fn sides(plan: &RankPlan, method: Method) -> Table {
     row("peak memory of a rank", &|side| {
         decimal_bytes(side.peak_memory)
     });
-    row("  frozen weights", &|side| {
-        decimal_bytes(side.memory.weights)
-    });
-    row("  trained values", &|side| {
-        decimal_bytes(side.memory.trained)
-    });
-    row("  gradients", &|side| decimal_bytes(side.memory.gradients));
-    row("  optimizer", &|side| decimal_bytes(side.memory.optimizer));
-    row("  activations", &|side| {
-        decimal_bytes(side.memory.activations)
-    });
-    row("  working space", &|side| {
-        decimal_bytes(side.memory.working)
-    });
-    row("  program", &|side| decimal_bytes(side.memory.process));
+    for (name, bytes) in MEMORY {
+        row(name, &|side| decimal_bytes(bytes(&side.memory)));
+    }
     table
 }
 
@@ -269,10 +258,10 @@ mod tests {
           computing               2.4 s       3.5 s
           exchange              2.39 ms      646 ms
         efficiency               99.9 %      84.5 %
-        peak memory of a rank    2.0 GB      3.2 GB
+        peak memory of a rank    2.0 GB      3.4 GB
           frozen weights       269.1 MB     0 bytes
           trained values         1.8 MB    538.1 MB
-          gradients              1.8 MB    538.1 MB
+          gradients              2.8 MB    739.7 MB
           optimizer            921.6 kB    269.0 MB
           activations            1.5 GB      1.7 GB
           working space        191.8 MB    191.8 MB
@@ -301,10 +290,10 @@ mod tests {
         efficiency                  54.3 %       53.3 %
         blocks of the stages   8, 2 × 9, 6  8, 2 × 9, 6
         largest stage                    1            1
-        peak memory of a rank      18.6 GB      60.5 GB
+        peak memory of a rank      18.6 GB      65.1 GB
           frozen weights            4.5 GB      0 bytes
           trained values            3.4 MB       9.1 GB
-          gradients                10.2 MB      27.2 GB
+          gradients                13.6 MB      31.9 GB
           optimizer                 3.4 MB       9.1 GB
           activations              12.9 GB      14.0 GB
           working space             1.1 GB       1.1 GB
