@@ -360,6 +360,8 @@ impl Chunks {
                 Some(Ok(Err(error))) => error,
                 Some(Err(error)) => ApiError::internal(format!("a choice was lost: {error}")),
             };
+            // The other choices still send pieces until they are stopped.
+            choices.shutdown().await;
             self.events.send(&error.body());
             return;
         }
@@ -429,5 +431,53 @@ pub(crate) fn events() -> (Events, Response) {
 impl Server {
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.base.tokenizer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_is_the_last_event_beside_a_busy_choice() {
+        let frame = Frame {
+            kind: "text_completion",
+            id: "cmpl-0".to_owned(),
+            created: 0,
+            model: "tiny".to_owned(),
+            n: 2,
+            prompt_tokens: 1,
+        };
+        let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let chunks = Chunks {
+            frame: Arc::new(frame),
+            events: Events(sender),
+            include_usage: false,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            for _ in 0..50 {
+                let busy = chunks.clone();
+                let mut choices = JoinSet::new();
+                choices.spawn(async move {
+                    loop {
+                        busy.send(&Value::Null);
+                        tokio::task::yield_now().await;
+                    }
+                });
+                choices.spawn(async { Err(ApiError::internal("an error".to_owned())) });
+                chunks.finish(choices).await;
+                let mut last = Bytes::new();
+                while let Ok(event) = sent.try_recv() {
+                    last = event;
+                }
+                let last = String::from_utf8_lossy(&last);
+                assert!(last.contains("an error"), "{last}");
+            }
+        });
     }
 }
