@@ -265,9 +265,10 @@ fn jobs_are_cancelled_paused_and_resumed() {
     let client = &server.client;
     let file = client.file("rows.jsonl", &rows(40));
     let endless = client.job(&request(&file, 1_000_000));
+    // It has begun, or the other might be validated and trained before it.
+    client.wait_for_steps(&endless, 3);
     let waits = client.job(&request(&file, 20));
     client.wait(&waits, |job| status(job) == "queued");
-    client.wait_for_steps(&endless, 3);
     let path = |id: &str, what: &str| format!("/v1/fine_tuning/jobs/{id}/{what}");
     let act = |id: &str, what: &str| client.post(&path(id, what), &json!({}));
     // Its file is needed until it is over.
