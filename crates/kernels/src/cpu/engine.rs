@@ -13,11 +13,19 @@ pub enum Engine {
     Avx2,
     /// AVX-512, for what multiplies most.
     Avx512,
-    /// AVX-512 and tile registers.
+    /// AVX-512 and its dot products of bf16.
+    Avx512Bf16,
+    /// These and tile registers.
     Amx,
 }
 
-const ALL: [Engine; 4] = [Engine::Portable, Engine::Avx2, Engine::Avx512, Engine::Amx];
+const ALL: [Engine; 5] = [
+    Engine::Portable,
+    Engine::Avx2,
+    Engine::Avx512,
+    Engine::Avx512Bf16,
+    Engine::Amx,
+];
 
 /// Stands for a choice that was not made yet.
 const UNKNOWN: u8 = u8::MAX;
@@ -50,10 +58,12 @@ fn best() -> Engine {
         Engine::Portable
     } else if !has!("avx512f") {
         Engine::Avx2
+    } else if !(has!("avx512bw") && has!("avx512bf16")) {
+        Engine::Avx512
     } else if crate::cpu::processor::has_tiles() {
         Engine::Amx
     } else {
-        Engine::Avx512
+        Engine::Avx512Bf16
     }
 }
 

@@ -28,10 +28,7 @@ fn has_instructions() -> bool {
         }
         __cpuid_count(7, 0).edx
     };
-    features & BF16 != 0
-        && features & TILES != 0
-        && std::arch::is_x86_feature_detected!("avx512f")
-        && std::arch::is_x86_feature_detected!("avx512bw")
+    features & BF16 != 0 && features & TILES != 0
 }
 
 /// Asks Linux for the tile registers, whose contents it then keeps for each thread; it does not by itself.

@@ -1,14 +1,14 @@
 //! Matrix products.
 //!
-//! [`multiply`](mod@multiply) cuts outputs for threads and chooses by the engine and the terms who multiplies a piece: [`amx`], [`panels`] or
+//! [`multiply`](mod@multiply) cuts outputs for threads and chooses by the engine and the terms who multiplies a piece: [`bf16`], [`panels`] or
 //! [`fallback`]. [`few`] multiplies generated rows, and [`turned`] those of low-rank branches by their second factors.
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16;
 pub(crate) mod blocks;
 pub(crate) mod cut;
 pub(crate) mod fallback;

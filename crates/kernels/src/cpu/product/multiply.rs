@@ -2,7 +2,7 @@
 //!
 //! A bf16 weight is never widened as a whole. A task takes a strip of columns of the output, widens
 //! the part of the weight that it needs into scratch memory of its thread, and multiplies a block of
-//! tokens with it; for generated rows see [`few`](crate::cpu::product::few), and for processors that multiply bf16 itself `amx`.
+//! tokens with it; for generated rows see [`few`](crate::cpu::product::few), and for processors that multiply bf16 itself `bf16`.
 //!
 //! Several outputs can be computed at once, so that threads meet once and not after each of them, and
 //! an output can be a sum of products, so that it is written once.
@@ -18,7 +18,7 @@ use crate::cpu::product::fallback;
 use crate::cpu::product::mat::{Mat, MatMut, Shared};
 use crate::cpu::product::term::{Job, Start, Term};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::product::{amx, avx2, panels};
+use crate::cpu::product::{avx2, bf16, panels};
 
 /// Rows and columns of a piece for `gemm-f32`, which chooses the order of a sum by the size of a product: they are fixed.
 const FIXED_PIECE: (usize, usize) = (96, 192);
@@ -125,15 +125,15 @@ fn whole_terms(terms: &[Term<'_>], size: (usize, usize)) -> usize {
 fn multiply_group(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>], parts: &[Term<'_>]) {
     if is_tiled(terms) {
         #[cfg(target_arch = "x86_64")]
-        return amx::multiply(out, accumulate, parts);
+        return bf16::multiply(out, accumulate, parts);
     }
     multiply_terms(out, accumulate, parts);
 }
 
-/// Whether [`amx`] computes these terms.
+/// Whether [`bf16`] computes these terms.
 #[cfg(target_arch = "x86_64")]
 fn is_tiled(terms: &[Term<'_>]) -> bool {
-    amx::is_worthwhile(terms)
+    bf16::is_worthwhile(terms)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -147,9 +147,9 @@ fn costs(jobs: &[Job<'_>]) -> Costs {
     const CACHED_BYTES: usize = 8 * 1024 * 1024;
     let size = |job: &Job<'_>| (job.y.rows(), job.y.cols());
     #[cfg(target_arch = "x86_64")]
-    if (jobs.iter()).any(|job| amx::is_worthwhile(&job.terms[..whole_terms(job.terms, size(job))]))
+    if (jobs.iter()).any(|job| bf16::is_worthwhile(&job.terms[..whole_terms(job.terms, size(job))]))
     {
-        return amx::COSTS;
+        return bf16::costs();
     }
     let numbers = jobs.iter().map(|job| {
         let inner = job.terms.iter().map(|term| term.b.rows());

@@ -4,15 +4,11 @@
 //! the products to a tile of 16 × 16 f32 (Intel, "Architecture Instruction Set Extensions Programming Reference", chapter 3).
 //! Rust has no stable names for these instructions; they are written out.
 
-use crate::cpu::engine::{Engine, engine};
 use std::arch::asm;
 
-/// Rows and columns of a tile of sums.
-pub(crate) const SIDE: usize = 16;
-/// Inner indices of a step.
-pub(crate) const STEP: usize = 32;
-/// bf16 numbers of a tile.
-pub(crate) const TILE: usize = SIDE * STEP;
+use super::layout::Run;
+use crate::cpu::engine::{Engine, engine};
+
 /// Tiles of sums that are computed together.
 pub(crate) const TOGETHER: usize = 4;
 
@@ -64,51 +60,6 @@ pub(crate) fn with_tiles(work: impl FnOnce(&Tiles)) {
 /// Shows that this thread may use the tile registers; it stays on the thread.
 pub(crate) struct Tiles(std::marker::PhantomData<*const ()>);
 
-/// Products to sum over: steps of both factors, which lie one after the other.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Run {
-    /// [steps][parts of a] tiles.
-    pub(crate) a: *const u16,
-    /// [steps][columns][parts of b] tiles.
-    pub(crate) b: *const u16,
-    /// At least one.
-    pub(crate) steps: usize,
-    pub(crate) parts: Parts,
-}
-
-/// How many bf16 numbers a number of either factor is the sum of, as the kernels read it.
-#[repr(usize)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Parts {
-    /// Three products: nothing is lost.
-    ThreeByOne = 0,
-    /// Six of the nine products; the others are less than a rounding to f32.
-    ThreeByThree = 1,
-    TwoByOne = 2,
-    /// Three of the four products; the other is less than what two parts lose.
-    TwoByTwo = 3,
-}
-
-impl Parts {
-    /// Of a number of the left factor.
-    pub(crate) fn left(self) -> usize {
-        match self {
-            Self::ThreeByOne | Self::ThreeByThree => 3,
-            Self::TwoByOne | Self::TwoByTwo => 2,
-        }
-    }
-
-    /// Of a number of the right one.
-    pub(crate) fn right(self) -> usize {
-        match self {
-            Self::ThreeByOne | Self::TwoByOne => 1,
-            Self::TwoByTwo => 2,
-            Self::ThreeByThree => 3,
-        }
-    }
-}
-
 /// c (+)= Σ over the runs of a · b for 16 rows and up to 4 tiles of columns.
 ///
 /// # Safety
@@ -142,6 +93,7 @@ macro_rules! kernel {
         /// # Safety
         /// As [`multiply`]; the tile registers have the shapes of [`SHAPES`].
         #[expect(unsafe_code, reason = "instructions that Rust has no names for")]
+        #[expect(clippy::too_many_lines, reason = "one block of assembly")]
         unsafe fn $name(runs: &[Run], c: *mut f32, row_bytes: usize, add: bool) {
             // SAFETY: by the contract of this function it reads the tiles of the runs, and reads and writes 16 rows of c. What it
             // changes of the registers is named.
@@ -198,6 +150,7 @@ macro_rules! kernel {
                     "25:",
                     "cmp qword ptr [{run} + 24], 3",
                     "je 27f",
+                    "ja 28f",
                     "26:", // two by one
                     "tileloadd tmm4, [{a} + {line}*1]",
                     "tileloadd tmm5, [{a} + {line}*1 + 1024]",
@@ -225,8 +178,19 @@ macro_rules! kernel {
                     concat!("add {b}, 2048*", $columns),
                     "dec {n}",
                     "jnz 27b",
+                    "jmp 24f",
+                    "28:", // one by one
+                    "tileloadd tmm4, [{a} + {line}*1]",
+                    $(
+                        concat!("tileloadd tmm7, [{b} + {line}*1 + 1024*", $column, "]"),
+                        concat!("tdpbf16ps tmm", $column, ", tmm4, tmm7"),
+                    )*
+                    "add {a}, 1024",
+                    concat!("add {b}, 1024*", $columns),
+                    "dec {n}",
+                    "jnz 28b",
                     "24:",
-                    "add {run}, 32",
+                    "add {run}, 40",
                     "dec {count}",
                     "jnz 21b",
                     $(concat!("tilestored [{c} + {row}*1 + 64*", $column, "], tmm", $column),)*

@@ -1,23 +1,25 @@
 //! Factors in the order in which tiles are loaded.
 //!
 //! An f32 number is the sum of three bf16 numbers, exactly: each has 8 of its 24 bits. They are cut off, not rounded. Two, where
-//! they have to do, are rounded.
+//! they have to do, are rounded. One is the nearest bf16 number.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _CMP_ORD_Q, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_mask_add_epi32, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512bh, __m512i, _CMP_ORD_Q, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtne2ps_pbh,
+    _mm512_mask_add_epi32, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi32,
+    _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use half::bf16;
 
-use super::kernel::{SIDE, STEP, TILE, supported};
+use super::dots::supported;
+use super::layout::{SIDE, STEP, TILE};
 use crate::cpu::product::mat::Mat;
 
-/// Up to 16 rows of a left factor, in two or three parts: [steps][parts] tiles of 16 rows of 32 numbers. What there is not is zero.
+/// Up to 16 rows of a left factor, in one to three parts: [steps][parts] tiles of 16 rows of 32 numbers. What there is not is zero.
 ///
 /// # Panics
 /// If neither rows nor columns lie in one piece each, `to` has not the size of its steps, or there is another number of parts.
@@ -43,6 +45,8 @@ pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
     );
     assert!((lines - 1) * stride + width <= a.data().len());
     let split = match (turned, parts) {
+        (false, 1) => split_straight::<1>,
+        (true, 1) => split_turned::<1>,
         (false, 2) => split_straight::<2>,
         (false, 3) => split_straight::<3>,
         (true, 2) => split_turned::<2>,
@@ -56,10 +60,10 @@ pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
 /// Rows that lie in one piece each, `stride` apart.
 ///
 /// # Safety
-/// The processor has AVX-512 F and BW; `rows` rows of `cols` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
+/// The processor has AVX-512 F, BW and BF16; `rows` rows of `cols` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
 /// written.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn split_straight<const PARTS: usize>(
     to: *mut u16,
     from: *const f32,
@@ -92,10 +96,10 @@ unsafe fn split_straight<const PARTS: usize>(
 /// Rows whose numbers lie `stride` apart, side by side.
 ///
 /// # Safety
-/// The processor has AVX-512 F and BW; `cols` times `rows` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
+/// The processor has AVX-512 F, BW and BF16; `cols` times `rows` numbers can be read, `stride` apart, and the tiles of [`split_rows`]
 /// written.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn split_turned<const PARTS: usize>(
     to: *mut u16,
     from: *const f32,
@@ -188,9 +192,9 @@ pub(super) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>) {
 }
 
 /// # Safety
-/// The processor has AVX-512 F and BW; `from` is checked.
+/// The processor has AVX-512 F, BW and BF16; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn narrow_turned(to: *mut u16, from: Right<'_, bf16>) {
     let (stride, across) = (from.stride, from.across());
     for column in 0..across {
@@ -212,9 +216,9 @@ unsafe fn narrow_turned(to: *mut u16, from: Right<'_, bf16>) {
 }
 
 /// # Safety
-/// The processor has AVX-512 F and BW; `from` is checked.
+/// The processor has AVX-512 F, BW and BF16; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
     let (stride, across) = (from.stride, from.across());
     let (low, high) = (both_halves(0), both_halves(SIDE as u16));
@@ -247,7 +251,7 @@ unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
     }
 }
 
-/// A right factor in f32 times a number, in two or three parts: [steps][columns / 16][parts] tiles. What there is not is zero.
+/// A right factor in f32 times a number, in one to three parts: [steps][columns / 16][parts] tiles. What there is not is zero.
 ///
 /// # Panics
 /// If a size does not fit, or there is another number of parts.
@@ -255,6 +259,7 @@ unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
 pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, parts: usize) {
     from.check(to, parts);
     let wide = match parts {
+        1 => wide::<1>,
         2 => wide::<2>,
         3 => wide::<3>,
         _ => panic!("{parts} parts"),
@@ -264,9 +269,9 @@ pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, parts:
 }
 
 /// # Safety
-/// The processor has AVX-512 F and BW; `from` is checked.
+/// The processor has AVX-512 F, BW and BF16; `from` is checked.
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn wide<const PARTS: usize>(to: *mut u16, from: Right<'_, f32>, scale: f32) {
     let (stride, across) = (from.stride, from.across());
     let scale = _mm512_set1_ps(scale);
@@ -328,7 +333,7 @@ unsafe fn load(from: *const f32, count: usize) -> __m512 {
 /// The processor has AVX-512 BW; so many numbers can be read, 32 at most.
 #[expect(unsafe_code, reason = "vector loads take pointers")]
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn load_narrow(from: *const u16, count: usize) -> __m512i {
     let mask = if count >= STEP {
         u32::MAX
@@ -355,13 +360,29 @@ fn indices(index: impl Fn(u16) -> u16) -> __m512i {
     unsafe { std::mem::transmute::<[u16; STEP], __m512i>(indices) }
 }
 
+/// For a permutation of 32: the first number of either half, then the second, and so on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves_by_turns() -> __m512i {
+    indices(|i| i / 2 + i % 2 * SIDE as u16)
+}
+
+/// 32 numbers as the nearest bf16 ones.
+#[expect(unsafe_code, reason = "32 numbers as a vector of integers")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn rounded(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: both have 64 bytes, and any bits are a vector.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
 /// The parts of up to two rows of up to 16 numbers, `stride` apart, times a number: those of one column side by side.
 ///
 /// # Safety
 /// The processor has AVX-512 F; so many rows and numbers can be read.
 #[expect(unsafe_code, reason = "vector loads take pointers")]
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn pair_of_rows<const PARTS: usize>(
     from: *const f32,
     stride: usize,
@@ -370,6 +391,20 @@ unsafe fn pair_of_rows<const PARTS: usize>(
     scale: __m512,
 ) -> [__m512i; PARTS] {
     let mut both = [_mm512_setzero_si512(); PARTS];
+    if PARTS == 1 {
+        let zero = _mm512_set1_ps(0.0);
+        // SAFETY: by the contract of this function.
+        let [first, second] = std::array::from_fn(|i| unsafe {
+            if i < rows {
+                load(from.wrapping_add(i * stride), cols)
+            } else {
+                zero
+            }
+        });
+        let [first, second] = [first, second].map(|row| _mm512_mul_ps(row, scale));
+        both[0] = _mm512_permutexvar_epi16(halves_by_turns(), rounded(first, second));
+        return both;
+    }
     for i in 0..rows.min(2) {
         // SAFETY: by the contract of this function.
         let row = unsafe { load(from.wrapping_add(i * stride), cols) };
@@ -416,8 +451,11 @@ fn parts<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
 
 /// The parts of 32 numbers as 32 bf16 each.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn parts_of_row<const PARTS: usize>(first: __m512, second: __m512) -> [__m512i; PARTS] {
+    if PARTS == 1 {
+        return [rounded(first, second); PARTS];
+    }
     let odd = indices(|i| 2 * i + 1);
     let (first, second) = (parts::<PARTS>(first), parts::<PARTS>(second));
     let mut both = [_mm512_setzero_si512(); PARTS];
@@ -433,7 +471,7 @@ fn parts_of_row<const PARTS: usize>(first: __m512, second: __m512) -> [__m512i; 
 /// The processor has AVX-512 F; a tile can be written.
 #[expect(unsafe_code, reason = "vector stores take pointers")]
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn store_turned(to: *mut u16, rows: &[__m512i; SIDE]) {
     let zero = _mm512_setzero_si512();
     // Pairs of rows, then fours: fours[q][m] has in its lane l the words 4·l + m of rows 4·q to 4·q + 3.
