@@ -389,6 +389,7 @@ impl Sequence {
 }
 
 struct Caches {
+    compute: ComputeDType,
     shape: AttentionShape,
     k: Tensor,
     v: Tensor,
@@ -417,6 +418,7 @@ impl Caches {
         }
         let cols = kv_heads * head_size;
         Self {
+            compute: [ComputeDType::F32, ComputeDType::Bf16][draw(rng, 0..2)],
             shape: AttentionShape {
                 heads: kv_heads * group,
                 kv_heads,
@@ -443,6 +445,7 @@ impl Caches {
             segments,
             &self.shape,
             classes,
+            self.compute,
             &Workspace::new(),
         );
         [o, lse]

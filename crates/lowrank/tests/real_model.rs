@@ -10,7 +10,7 @@ use lowrank::train::{
 };
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
-use lowrank::{ActivationDType, DType, Workspace};
+use lowrank::{ActivationDType, ComputeDType, DType, Workspace};
 
 fn model() -> Option<Base> {
     let Some(folder) = std::env::var_os("LOWRANK_TEST_MODEL") else {
@@ -42,13 +42,23 @@ fn options(batch_size: usize, saving: Saving) -> StepOptions<'static> {
         batch_size,
         share_prompts: false,
         saving,
+        compute_dtype: ComputeDType::F32,
         seed: 1,
         pauses: lowrank::kernels::Pauses::NONE,
     }
 }
 
-fn gradients(base: &Base, adapter: &Adapter, rows: &[Example], saving: Saving) -> Vec<Vec<f32>> {
-    let options = options(rows.len(), saving);
+fn gradients(
+    base: &Base,
+    adapter: &Adapter,
+    rows: &[Example],
+    saving: Saving,
+    compute_dtype: ComputeDType,
+) -> Vec<Vec<f32>> {
+    let options = StepOptions {
+        compute_dtype,
+        ..options(rows.len(), saving)
+    };
     let mut state = OptimizerState::new(adapter);
     let rows: Vec<&Example> = rows.iter().collect();
     let ws = Workspace::new();
@@ -68,7 +78,7 @@ fn gradients(base: &Base, adapter: &Adapter, rows: &[Example], saving: Saving) -
 }
 
 #[test]
-fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
+fn what_is_rounded_changes_gradients_little() {
     let Some(base) = model() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let rows = rows(&base, folder.path());
@@ -89,21 +99,56 @@ fn activations_kept_as_bf16_change_no_gradient_by_a_hundredth() {
         optimizer_step(&base.decoder, &mut adapter, &mut state, &few, &options, &ws)
             .expect("a step");
     }
-    let with = |recompute, dtype| gradients(&base, &adapter, &rows, Saving { recompute, dtype });
-    let exact = with(Recompute::None, ActivationDType::F32);
+    let with = |recompute, dtype, compute| {
+        gradients(&base, &adapter, &rows, Saving { recompute, dtype }, compute)
+    };
+    let exact = with(Recompute::None, ActivationDType::F32, ComputeDType::F32);
     for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
-        let kept = with(recompute, ActivationDType::Bf16);
-        let mut worst = (0.0, "");
-        for ((kept, exact), name) in kept.iter().zip(&exact).zip(&adapter.names) {
-            let square = |x: f32| f64::from(x) * f64::from(x);
-            let norm = exact.iter().map(|&x| square(x)).sum::<f64>().sqrt();
-            let off = kept.iter().zip(exact).map(|(a, b)| square(a - b));
-            let off = off.sum::<f64>().sqrt() / norm;
-            if off > worst.0 {
-                worst = (off, name);
+        for compute in [ComputeDType::F32, ComputeDType::Bf16x2, ComputeDType::Bf16] {
+            let found = with(recompute, ActivationDType::Bf16, compute);
+            let off = Off::new(&found, &exact);
+            eprintln!("{recompute}, factors {compute:?}: {off:?}");
+            if compute == ComputeDType::Bf16 {
+                // PyTorch's autocast of this model: whole 3e-2, the tensor in the middle 3e-2, the worst 9e-2.
+                assert!(off.whole <= 2e-2 && off.median <= 2e-2 && off.most <= 0.2);
+            } else {
+                assert!(off.most <= 1e-2);
             }
         }
-        eprintln!("{recompute}: at most {:.2e}, {}", worst.0, worst.1);
-        assert!(worst.0 <= 1e-2, "{recompute}, {}: {:e}", worst.1, worst.0);
+    }
+}
+
+/// ‖found - exact‖ / ‖exact‖ of gradients.
+#[derive(Debug)]
+struct Off {
+    whole: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Off {
+    fn new(found: &[Vec<f32>], exact: &[Vec<f32>]) -> Self {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let squares = found.iter().zip(exact).map(|(found, exact)| {
+            let off = found.iter().zip(exact).map(|(a, b)| square(a - b));
+            (
+                off.sum::<f64>(),
+                exact.iter().map(|&x| square(x)).sum::<f64>(),
+            )
+        });
+        let squares: Vec<(f64, f64)> = squares.collect();
+        let mut each: Vec<f64> = squares
+            .iter()
+            .map(|(off, all)| (off / all).sqrt())
+            .collect();
+        each.sort_by(f64::total_cmp);
+        let (off, all) = squares
+            .iter()
+            .fold((0.0, 0.0), |sum, (off, all)| (sum.0 + off, sum.1 + all));
+        Self {
+            whole: (off / all).sqrt(),
+            median: each[each.len() / 2],
+            most: each[each.len() - 1],
+        }
     }
 }

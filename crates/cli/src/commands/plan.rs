@@ -11,7 +11,7 @@ use lowrank::data::TaskType;
 use lowrank::model::{ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Memory, Plan, PlanOptions, plan, presets};
-use lowrank::settings::{BaseDtype, TrainConfig};
+use lowrank::settings::{BaseDtype, ComputeFormat, TrainConfig};
 use lowrank::units::{decimal_bytes, grouped};
 
 use self::ranks::RanksArgs;
@@ -67,6 +67,10 @@ pub struct PlanArgs {
     /// How the weights are held
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
     pub base_dtype: BaseDtype,
+
+    /// How the factors of products are read [default: bf16 beside a base in bf16, else f32]
+    #[arg(long, value_name = "DTYPE", help_heading = RUN)]
+    pub compute_dtype: Option<ComputeFormat>,
 
     /// How a file would hold the trained values; the adapters that `lowrank train` writes are f32
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
@@ -144,6 +148,7 @@ fn train_config(
             .max_seq_length
             .unwrap_or_else(|| default_length(&args.trained, model)),
         base_dtype: args.base_dtype,
+        compute_dtype: args.compute_dtype,
         ..args.trained.train_config("", matches)?
     };
     let mut problems = Misuse::default();
@@ -172,8 +177,8 @@ fn text(plan: &Plan, output: &Output) -> String {
     facts.add(
         "batch",
         format!(
-            "{} rows of {} tokens, weights in {}, recompute {}",
-            plan.batch_size, plan.seq_length, plan.base_dtype, plan.recompute
+            "{} rows of {} tokens, weights in {}, factors read as {}, recompute {}",
+            plan.batch_size, plan.seq_length, plan.base_dtype, plan.compute_dtype, plan.recompute
         ),
     );
     if plan.micro_batches > 1 {

@@ -3,8 +3,8 @@
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use lowrank_kernels::{
-    AttentionShape, RowClasses, Segment, Tensor, Workspace, attention_backward, attention_forward,
-    reference,
+    AttentionShape, ComputeDType, RowClasses, Segment, Tensor, Workspace, attention_backward,
+    attention_forward, reference,
 };
 
 use crate::{flops, random, wide};
@@ -37,13 +37,24 @@ fn inputs(queries: usize, keys: usize) -> (Tensor, Tensor, Tensor, Vec<Segment>)
     )
 }
 
+const CASES: [(usize, ComputeDType); 8] = [
+    (64, ComputeDType::F32),
+    (256, ComputeDType::F32),
+    (512, ComputeDType::F32),
+    (1024, ComputeDType::F32),
+    (64, ComputeDType::Bf16),
+    (256, ComputeDType::Bf16),
+    (512, ComputeDType::Bf16),
+    (1024, ComputeDType::Bf16),
+];
+
 /// Of the half of the square that is needed.
 fn needed(tokens: usize, products: usize) -> ItemsCount {
     flops(products * tokens * tokens * SHAPE.heads * SHAPE.head_size)
 }
 
-#[divan::bench(args = [64, 256, 512, 1024])]
-fn forward(bencher: Bencher<'_, '_>, tokens: usize) {
+#[divan::bench(args = CASES)]
+fn forward(bencher: Bencher<'_, '_>, (tokens, compute): (usize, ComputeDType)) {
     let (q, k, v, segments) = inputs(tokens, tokens);
     let (mut o, mut lse) = (q.clone(), Tensor::zeros(tokens, SHAPE.heads));
     let ws = Workspace::new();
@@ -57,13 +68,14 @@ fn forward(bencher: Bencher<'_, '_>, tokens: usize) {
             &segments,
             &SHAPE,
             RowClasses::PROMPT,
+            compute,
             &ws,
         );
     });
 }
 
-#[divan::bench(args = [64, 256, 512, 1024])]
-fn backward(bencher: Bencher<'_, '_>, tokens: usize) {
+#[divan::bench(args = CASES)]
+fn backward(bencher: Bencher<'_, '_>, (tokens, compute): (usize, ComputeDType)) {
     let (q, k, v, segments) = inputs(tokens, tokens);
     let (mut o, mut lse) = (q.clone(), Tensor::zeros(tokens, SHAPE.heads));
     let ws = Workspace::new();
@@ -76,6 +88,7 @@ fn backward(bencher: Bencher<'_, '_>, tokens: usize) {
         &segments,
         &SHAPE,
         RowClasses::PROMPT,
+        compute,
         &ws,
     );
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
@@ -91,6 +104,7 @@ fn backward(bencher: Bencher<'_, '_>, tokens: usize) {
             lse.view(),
             &segments,
             &SHAPE,
+            compute,
             &ws,
         );
     });
@@ -111,6 +125,7 @@ fn one_query(bencher: Bencher<'_, '_>, keys: usize) {
             &segments,
             &SHAPE,
             RowClasses::GENERATED,
+            ComputeDType::F32,
             &ws,
         );
     });

@@ -11,6 +11,7 @@ use crate::cpu;
 use crate::profile::op;
 use crate::types::attention::{AttentionShape, Segment, Sight};
 use crate::types::classes::RowClasses;
+use crate::types::compute::ComputeDType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -20,6 +21,8 @@ use crate::workspace::Workspace;
 /// overwritten in the rows of the segments; other rows are left as they are. A query that sees no
 /// key gets zeros and an lse of -∞. The workspace is for devices that need temporaries here; this
 /// one does not.
+///
+/// Queries of prompts multiply factors that are read as `compute` says; generated ones read f32.
 ///
 /// A query's bits are those that it has alone, among queries of its class, as long as the keys that it sees come in the same
 /// list of ranges; the last of these may be longer than it sees.
@@ -36,6 +39,7 @@ pub fn attention_forward(
     segments: &[Segment],
     shape: &AttentionShape,
     classes: RowClasses,
+    compute: ComputeDType,
     _ws: &Workspace,
 ) {
     let _op = op("attention forward", || 4.0 * seen_pairs(segments, shape));
@@ -43,7 +47,7 @@ pub fn attention_forward(
     check_classes(segments, classes);
     o.assert_shape("the output of attention", q.rows(), q.cols());
     lse.assert_shape("lse", q.rows(), shape.heads);
-    cpu::attention::attention_forward(o, lse, q, k, v, segments, shape, classes);
+    cpu::attention::attention_forward(o, lse, q, k, v, segments, shape, classes, compute);
 }
 
 /// The gradients of [`attention_forward`]; all three are overwritten.
@@ -64,6 +68,7 @@ pub fn attention_backward(
     lse: View<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
+    compute: ComputeDType,
     ws: &Workspace,
 ) {
     let _op = op("attention backward", || 10.0 * seen_pairs(segments, shape));
@@ -74,7 +79,7 @@ pub fn attention_backward(
     dv.assert_shape("dv", k_rows, k_cols);
     do_.assert_shape("the output gradient of attention", q_rows, q_cols);
     lse.assert_shape("lse", q_rows, shape.heads);
-    cpu::attention::attention_backward(dq, dk, dv, do_, q, k, v, lse, segments, shape, ws);
+    cpu::attention::attention_backward(dq, dk, dv, do_, q, k, v, lse, segments, shape, compute, ws);
 }
 
 /// Multiplications of one product over everything that is seen: Σ keys seen, times heads, times D.

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    AttentionShape, RowClasses, Segment, Tensor, Workspace, attention_backward, attention_forward,
-    reference,
+    AttentionShape, ComputeDType, Engine, RowClasses, Segment, Tensor, Workspace,
+    attention_backward, attention_forward, engines, reference,
 };
 
 use proptest::collection::vec;
@@ -234,10 +234,15 @@ impl Values {
     }
 
     fn forward(&self, case: &Case) -> (Tensor, Tensor) {
-        self.forward_of(case, RowClasses::PROMPT)
+        self.forward_of(case, RowClasses::PROMPT, ComputeDType::F32)
     }
 
-    fn forward_of(&self, case: &Case, classes: RowClasses) -> (Tensor, Tensor) {
+    fn forward_of(
+        &self,
+        case: &Case,
+        classes: RowClasses,
+        compute: ComputeDType,
+    ) -> (Tensor, Tensor) {
         let mut o = zeros_like(&self.q);
         let rows = vec![f32::NEG_INFINITY; case.queries * case.shape.heads];
         let mut lse = Tensor::from_f32(case.queries, case.shape.heads, rows);
@@ -250,6 +255,7 @@ impl Values {
             &case.segments,
             &case.shape,
             classes,
+            compute,
             &Workspace::new(),
         );
         (o, lse)
@@ -257,6 +263,10 @@ impl Values {
 
     /// dq, dk and dv.
     fn backward(&self, case: &Case, lse: &Tensor) -> [Tensor; 3] {
+        self.backward_of(case, lse, ComputeDType::F32)
+    }
+
+    fn backward_of(&self, case: &Case, lse: &Tensor, compute: ComputeDType) -> [Tensor; 3] {
         let mut dq = random(self.q.rows(), self.q.cols(), 5);
         let mut dk = random(self.k.rows(), self.k.cols(), 6);
         let mut dv = random(self.v.rows(), self.v.cols(), 7);
@@ -271,6 +281,7 @@ impl Values {
             lse.view(),
             &case.segments,
             &case.shape,
+            compute,
             &Workspace::new(),
         );
         [dq, dk, dv]
@@ -290,10 +301,59 @@ fn forward_is_the_reference() {
         );
         let single = case.segments.iter().all(|s| s.queries.len() == 1);
         let mut found = vec![values.forward(&case)];
-        found.extend(single.then(|| values.forward_of(&case, RowClasses::GENERATED)));
+        found.extend(
+            single.then(|| values.forward_of(&case, RowClasses::GENERATED, ComputeDType::F32)),
+        );
         for (o, lse) in found {
             assert_close(case.name, &o, &expected, 3e-6);
             assert_close(case.name, &lse, &expected_lse, 3e-6);
+        }
+    }
+}
+
+/// ‖found - expected‖ / ‖expected‖.
+fn error(found: &Tensor, expected: &[f64]) -> f64 {
+    let (mut off, mut all) = (0.0, 0.0);
+    for (found, expected) in found.to_vec().iter().zip(expected) {
+        if expected.is_finite() {
+            off += (f64::from(*found) - expected).powi(2);
+            all += expected.powi(2);
+        }
+    }
+    (off / f64::max(all, 1e-30)).sqrt()
+}
+
+/// Numbers as nearest bf16 ones.
+fn rounded(tensor: &Tensor, scale: f32) -> Vec<f64> {
+    let round = |x: &f32| half::bf16::from_f32(x * scale).to_f64();
+    tensor.to_vec().iter().map(round).collect()
+}
+
+/// The log-sum-exp is that of the rounded factors; the rest has weights and score gradients that are rounded, too.
+#[test]
+fn rounded_factors_change_little() {
+    for case in cases() {
+        let values = Values::of(&case);
+        let (o, lse) = values.forward_of(&case, RowClasses::PROMPT, ComputeDType::Bf16);
+        let (mut q, mut k, mut v) = (wide(&values.q), wide(&values.k), wide(&values.v));
+        let mut shape = case.shape;
+        if engines().contains(&Engine::Avx512Bf16) {
+            q = rounded(&values.q, shape.scale);
+            (k, v) = (rounded(&values.k, 1.0), rounded(&values.v, 1.0));
+            shape.scale = 1.0;
+        }
+        let (expected, expected_lse) = reference::attention(&q, &k, &v, &case.segments, &shape);
+        assert_close(case.name, &lse, &expected_lse, 1e-5);
+        let off = error(&o, &expected);
+        assert!(off < 4e-3, "{}: {off:e}", case.name);
+        let (_, exact_lse) = values.forward(&case);
+        let exact = values.backward(&case, &exact_lse);
+        let found = values.backward_of(&case, &lse, ComputeDType::Bf16);
+        for (name, (found, exact)) in ["dq", "dk", "dv"].iter().zip(found.iter().zip(&exact)) {
+            let (size, off) = (wide(exact), error(found, &wide(exact)));
+            // With one key there is nothing to learn, and what is left is rounding.
+            let nothing = size.iter().all(|x| x.abs() < 1e-5);
+            assert!(nothing || off < 1.5e-2, "{}, {name}: {off:e}", case.name);
         }
     }
 }
@@ -406,11 +466,13 @@ proptest! {
 fn bits_do_not_depend_on_threads() {
     for case in cases() {
         let values = Values::of(&case);
-        same_bits_on_any_threads(|| {
-            let (o, lse) = values.forward(&case);
-            let [dq, dk, dv] = values.backward(&case, &lse);
-            vec![o, lse, dq, dk, dv]
-        });
+        for compute in [ComputeDType::F32, ComputeDType::Bf16] {
+            same_bits_on_any_threads(|| {
+                let (o, lse) = values.forward_of(&case, RowClasses::PROMPT, compute);
+                let [dq, dk, dv] = values.backward_of(&case, &lse, compute);
+                vec![o, lse, dq, dk, dv]
+            });
+        }
     }
 }
 
@@ -471,7 +533,7 @@ fn a_query_without_keys_gets_zeros() {
             shape: shape(1, 1, 4),
         };
         let values = Values::of(&case);
-        let (o, lse) = values.forward_of(&case, classes);
+        let (o, lse) = values.forward_of(&case, classes, ComputeDType::F32);
         assert!(o.to_vec().iter().all(|&x| x == 0.0));
         assert!(lse.to_vec().iter().all(|&x| x == f32::NEG_INFINITY));
         let gradients = values.backward(&case, &lse);
@@ -493,7 +555,7 @@ fn a_generated_query_is_alone_in_its_segment() {
         segments: vec![segment_of(0..3, vec![0..8], true)],
         shape: shape(1, 1, 4),
     };
-    Values::of(&case).forward_of(&case, RowClasses::generated_from(2));
+    Values::of(&case).forward_of(&case, RowClasses::generated_from(2), ComputeDType::F32);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    ComputeDType, DType, Layout, RowClasses, Tensor, Weight, fill_normal, head_chunk_rows,
-    linear_backward_input, linear_forward,
+    ComputeDType, DType, Layout, LinearOutput, RowClasses, Tensor, Weight, Workspace, fill_normal,
+    head_chunk_rows, linear_backward_input, linears_forward,
 };
 use serde::Serialize;
 
@@ -42,11 +42,11 @@ impl GemmFigures {
 }
 
 /// Measures the products of a step with `tokens` tokens, `supervised` of them with labels, each alone and best of
-/// `repeats`, with weights stored as `dtype`.
+/// `repeats`, with weights stored as `dtype` and factors read as `compute` says.
 pub fn gemm(
     config: &ModelConfig,
     (tokens, supervised): (usize, usize),
-    dtype: DType,
+    (dtype, compute): (DType, ComputeDType),
     repeats: usize,
 ) -> Vec<GemmFigures> {
     let mut all: Vec<GemmFigures> = Vec::new();
@@ -65,7 +65,7 @@ pub fn gemm(
             &name,
             (tokens, inputs, outputs),
             config.layout,
-            dtype,
+            (dtype, compute),
             repeats,
         );
         figures.count = config.num_hidden_layers;
@@ -75,7 +75,7 @@ pub fn gemm(
     let rows = supervised.min(head_chunk_rows(config.vocab_size));
     if rows > 0 {
         let shape = (rows, config.hidden_size, config.vocab_size);
-        let mut head = measure("head", shape, Layout::OutIn, dtype, repeats);
+        let mut head = measure("head", shape, Layout::OutIn, (dtype, compute), repeats);
         head.count = supervised.div_ceil(rows);
         all.push(head);
     }
@@ -86,7 +86,7 @@ fn measure(
     name: &str,
     (tokens, inputs, outputs): (usize, usize, usize),
     layout: Layout,
-    dtype: DType,
+    (dtype, compute): (DType, ComputeDType),
     repeats: usize,
 ) -> GemmFigures {
     let (rows, cols) = match layout {
@@ -107,6 +107,7 @@ fn measure(
     fill_normal(x.view_mut(), 1.0, 2);
     let mut y = Tensor::zeros(tokens, outputs);
     fill_normal(y.view_mut(), 1.0, 3);
+    let ws = Workspace::new();
     let flops = 2.0 * (tokens * inputs * outputs) as f64;
     let rate = |mut work: Box<dyn FnMut() + '_>| {
         work();
@@ -120,10 +121,16 @@ fn measure(
         flops / best / 1e9
     };
     let forward = rate(Box::new(|| {
-        linear_forward(y.view_mut(), x.view(), w, None, RowClasses::PROMPT);
+        let output = LinearOutput {
+            y: y.view_mut(),
+            w,
+            bias: None,
+            branches: Vec::new(),
+        };
+        linears_forward(x.view(), vec![output], RowClasses::PROMPT, compute, &ws);
     }));
     let backward = rate(Box::new(|| {
-        linear_backward_input(x.view_mut(), y.view(), w, false, ComputeDType::F32);
+        linear_backward_input(x.view_mut(), y.view(), w, false, compute);
     }));
     GemmFigures {
         name: name.to_owned(),

@@ -29,6 +29,8 @@ pub struct PassOptions<'a> {
     pub dropout_key: Option<u64>,
     /// What the blocks keep for the backward.
     pub saving: Saving,
+    /// How the factors of the blocks' products are read, and those of the head's gradients.
+    pub compute_dtype: ComputeDType,
     /// What is done between the parts of blocks, forward and backward, and between chunks of the head.
     pub pauses: Pauses<'a>,
 }
@@ -217,7 +219,7 @@ impl Decoder {
         check_virtual(batch, adapters);
         let pass = Pass {
             dropout_key: options.dropout_key,
-            compute_dtype: options.saving.compute_dtype(),
+            compute_dtype: options.compute_dtype,
             pauses: options.pauses,
             ..self.pass(batch, adapters, ws)
         };

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use lowrank_kernels::{ActivationDType, ComputeDType, DType, Tensor, View, convert};
+use lowrank_kernels::{ActivationDType, DType, Tensor, View, convert};
 use serde::{Deserialize, Serialize};
 
 use super::pass::Pass;
@@ -44,8 +44,7 @@ pub struct Saving {
     /// What is computed again.
     pub recompute: Recompute,
     /// How most of the rest is kept: bf16 halves it, and rounds what gradients are computed from. What attention reads,
-    /// and what is computed from again, stays f32. The blocks' linears then multiply with
-    /// [`ComputeDType::Bf16x2`] in both directions, and the head's gradients do, which loses less than a hundredth of that.
+    /// and what is computed from again, stays f32.
     pub dtype: ActivationDType,
 }
 
@@ -54,16 +53,6 @@ impl Default for Saving {
         Self {
             recompute: Recompute::None,
             dtype: ActivationDType::F32,
-        }
-    }
-}
-
-impl Saving {
-    /// How exactly products are computed that have a choice.
-    pub(super) fn compute_dtype(self) -> ComputeDType {
-        match self.dtype {
-            ActivationDType::F32 => ComputeDType::F32,
-            ActivationDType::Bf16 => ComputeDType::Bf16x2,
         }
     }
 }

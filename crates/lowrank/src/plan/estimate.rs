@@ -9,7 +9,7 @@ use crate::Error;
 use crate::machine::available_memory;
 use crate::model::{Adapter, ModelConfig, Recompute, Saving};
 use crate::names::named;
-use crate::settings::TrainConfig;
+use crate::settings::{ComputeFormat, TrainConfig};
 use crate::tuning::Method;
 
 /// What is planned.
@@ -63,6 +63,8 @@ pub struct Plan {
     pub work: Work,
     /// How the weights are held.
     pub base_dtype: String,
+    /// How the factors of products are read.
+    pub compute_dtype: ComputeFormat,
     /// How the trained values would be stored in a file.
     pub file_dtype: String,
     /// What the blocks compute again.
@@ -143,6 +145,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
         base_dtype: DType::from(train.base_dtype).to_string(),
+        compute_dtype: train.compute_format(),
         file_dtype: options.file_dtype.to_string(),
         recompute: options.recompute,
         method: estimate(options, train.method, &adapter),

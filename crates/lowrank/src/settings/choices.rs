@@ -37,6 +37,54 @@ impl From<BaseDtype> for lowrank_kernels::DType {
     }
 }
 
+/// How the factors of a training's products are read (`--compute-dtype`). Sums are f32 always, and evaluation, generation and the logits are
+/// as exact as f32 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum ComputeFormat {
+    /// Rounded to bfloat16, as PyTorch's autocast does, where the processor multiplies that faster.
+    ///
+    /// That is with AVX512-BF16 or AMX. Other processors read 32-bit floats.
+    Bf16,
+    /// As the sum of two bfloat16 numbers, where the processor is faster with these.
+    ///
+    /// That is with AMX. It rounds to 16 bits of the 24.
+    Bf16x2,
+    /// As 32-bit floats.
+    F32,
+}
+
+impl ComputeFormat {
+    /// The default beside a base that is stored so.
+    pub fn beside(base: BaseDtype) -> Self {
+        match base {
+            BaseDtype::F32 => Self::F32,
+            BaseDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for ComputeFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bf16 => "bf16",
+            Self::Bf16x2 => "bf16x2",
+            Self::F32 => "f32",
+        })
+    }
+}
+
+impl From<ComputeFormat> for lowrank_kernels::ComputeDType {
+    fn from(format: ComputeFormat) -> Self {
+        match format {
+            ComputeFormat::Bf16 => Self::Bf16,
+            ComputeFormat::Bf16x2 => Self::Bf16x2,
+            ComputeFormat::F32 => Self::F32,
+        }
+    }
+}
+
 /// What a classifier's loss is weighted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

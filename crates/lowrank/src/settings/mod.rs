@@ -10,7 +10,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use choices::{BaseDtype, Began, ClassWeights, SchedulerType};
+pub use choices::{BaseDtype, Began, ClassWeights, ComputeFormat, SchedulerType};
 
 use crate::Error;
 use crate::data::{Boundary, OnBadRow, TaskType};
@@ -221,6 +221,11 @@ fields! {
         #[arg(value_name = "DTYPE", value_enum, help_heading = MACHINE)]
         pub base_dtype: BaseDtype = BaseDtype::Bf16,
 
+        /// How the factors of training's products are read [default: bf16 beside a base in bf16, else f32]
+        #[arg(value_name = "DTYPE", value_enum, help_heading = MACHINE)]
+        #[absent(Some(ComputeFormat::Bf16x2))]
+        pub compute_dtype: Option<ComputeFormat>,
+
         /// Threads to compute with [default: one a core]
         #[arg(value_name = "N", help_heading = MACHINE)]
         #[range(COUNT)]
@@ -292,6 +297,12 @@ impl TrainConfig {
             learning_rate: method.learning_rate(),
             ..Self::default()
         }
+    }
+
+    /// How the factors of products are read.
+    pub fn compute_format(&self) -> ComputeFormat {
+        self.compute_dtype
+            .unwrap_or(ComputeFormat::beside(self.base_dtype))
     }
 
     /// The same with other options of its method: `config.with_options(|options| options.lora.r = 4)`.

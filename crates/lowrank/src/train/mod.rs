@@ -36,4 +36,4 @@ pub use step::{OptimizerState, StepOptions, StepOutcome, accumulate, optimizer_s
 pub use trainer::{Rows, Trainer, check_task};
 pub use values::Kind;
 
-pub use crate::settings::{BaseDtype, Began, SchedulerType, TrainConfig};
+pub use crate::settings::{BaseDtype, Began, ComputeFormat, SchedulerType, TrainConfig};

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{AdamW, Arena, Pauses, View, Workspace, adamw_step, all_finite};
+use lowrank_kernels::{
+    AdamW, Arena, ComputeDType, Pauses, View, Workspace, adamw_step, all_finite,
+};
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
 use super::exchange::{self, Reduced, Told};
@@ -55,6 +57,8 @@ pub struct StepOptions<'a> {
     pub share_prompts: bool,
     /// What the blocks keep for the backward.
     pub saving: Saving,
+    /// How the factors of products are read.
+    pub compute_dtype: ComputeDType,
     /// Seed of the dropout masks.
     pub seed: u64,
     /// What is done between the parts of a step.
@@ -154,6 +158,7 @@ impl<'r, 'e> Leaves<'r, 'e> {
         PassOptions {
             dropout_key: Some(mix(mix(options.seed, self.step), leaf as u64)),
             saving: options.saving,
+            compute_dtype: options.compute_dtype,
             pauses: options.pauses,
         }
     }

@@ -355,6 +355,7 @@ impl<'a> Trainer<'a> {
             batch_size: config.batch_size,
             share_prompts: config.share_prompts,
             saving: self.saving,
+            compute_dtype: self.config.compute_format().into(),
             seed: mix(config.seed, 2),
             pauses: self.pauses,
         }

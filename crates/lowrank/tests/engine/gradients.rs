@@ -23,6 +23,7 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
         batch_size,
         share_prompts: false,
         saving: Saving::default(),
+        compute_dtype: lowrank::ComputeDType::F32,
         seed: 7,
         pauses: lowrank::kernels::Pauses::NONE,
     }

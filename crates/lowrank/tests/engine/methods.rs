@@ -72,6 +72,7 @@ fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions<'static>
             recompute,
             dtype: ActivationDType::F32,
         },
+        compute_dtype: lowrank::ComputeDType::F32,
         seed: 7,
         pauses: lowrank::kernels::Pauses::NONE,
     }

@@ -120,6 +120,7 @@ fn options(batch_size: usize, saving: Saving) -> StepOptions<'static> {
         batch_size,
         share_prompts: false,
         saving,
+        compute_dtype: lowrank::ComputeDType::F32,
         seed: 7,
         pauses: lowrank::kernels::Pauses::NONE,
     }

@@ -157,6 +157,7 @@ fn options(learning_rate: f64, batch_size: usize, recompute: Recompute) -> StepO
             recompute,
             ..Saving::default()
         },
+        compute_dtype: lowrank::ComputeDType::F32,
         seed: 0,
         pauses: lowrank::kernels::Pauses::NONE,
     }

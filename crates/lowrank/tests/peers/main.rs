@@ -184,6 +184,7 @@ impl Case {
             batch_size,
             share_prompts: false,
             saving: lowrank::model::Saving::default(),
+            compute_dtype: lowrank::ComputeDType::F32,
             seed: 0,
             pauses: lowrank::kernels::Pauses::NONE,
         }

@@ -1,6 +1,9 @@
 //! `lowrank bench gemm`.
 
+use std::fmt::Write as _;
+
 use clap::Args;
+use lowrank::ComputeDType;
 use lowrank::bench::{self, GemmFigures};
 use serde::Serialize;
 
@@ -38,11 +41,20 @@ pub struct BenchGemmArgs {
 struct Report {
     base_dtype: String,
     threads: usize,
+    /// With factors read as f32.
+    f32: Products,
+    /// With factors rounded to bf16, where the processor multiplies that faster.
+    bf16: Products,
+    /// Bytes a second that all threads together read from memory.
+    read_bandwidth: f64,
+}
+
+/// All products of a step.
+#[derive(Serialize)]
+struct Products {
     shapes: Vec<GemmFigures>,
     peak_gflops: f64,
     mean_gflops: f64,
-    /// Bytes a second that all threads together read from memory.
-    read_bandwidth: f64,
 }
 
 /// Runs the command.
@@ -64,14 +76,20 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
     let base = args.base.load(&[])?;
     let work = (args.tokens, supervised);
     let dtype = lowrank::DType::from(args.base.base_dtype);
-    let shapes = bench::gemm(base.decoder.config(), work, dtype, args.repeats);
+    let products = |compute| {
+        let shapes = bench::gemm(base.decoder.config(), work, (dtype, compute), args.repeats);
+        Products {
+            peak_gflops: bench::peak_gflops(&shapes),
+            mean_gflops: bench::mean_gflops(&shapes),
+            shapes,
+        }
+    };
     let report = Report {
         base_dtype: dtype.to_string(),
         threads: bench::threads(),
-        peak_gflops: bench::peak_gflops(&shapes),
-        mean_gflops: bench::mean_gflops(&shapes),
+        f32: products(ComputeDType::F32),
+        bf16: products(ComputeDType::Bf16),
         read_bandwidth: bench::memory_bandwidth(),
-        shapes,
     };
     output.result(&report, |output| text(&report, output))
 }
@@ -82,21 +100,25 @@ fn text(report: &Report, output: &Output) -> String {
         ("tokens", Align::Right),
         ("in", Align::Right),
         ("out", Align::Right),
-        ("forward GFLOP/s", Align::Right),
-        ("backward GFLOP/s", Align::Right),
+        ("f32 forward", Align::Right),
+        ("backward", Align::Right),
+        ("bf16 forward", Align::Right),
+        ("backward", Align::Right),
     ]);
-    for shape in &report.shapes {
+    for (f32, bf16) in report.f32.shapes.iter().zip(&report.bf16.shapes) {
         table.row([
-            shape.name.clone(),
-            shape.tokens.to_string(),
-            shape.inputs.to_string(),
-            shape.outputs.to_string(),
-            format!("{:.1}", shape.forward_gflops),
-            format!("{:.1}", shape.backward_gflops),
+            f32.name.clone(),
+            f32.tokens.to_string(),
+            f32.inputs.to_string(),
+            f32.outputs.to_string(),
+            format!("{:.1}", f32.forward_gflops),
+            format!("{:.1}", f32.backward_gflops),
+            format!("{:.1}", bf16.forward_gflops),
+            format!("{:.1}", bf16.backward_gflops),
         ]);
     }
-    format!(
-        "{}\n{} weights, {} {}: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s; memory {:.1} GB/s",
+    let mut text = format!(
+        "{}\nGFLOP/s; {} weights, {} {}\n",
         table.render(output.width, output.color),
         report.base_dtype,
         report.threads,
@@ -104,9 +126,15 @@ fn text(report: &Report, output: &Output) -> String {
             "thread"
         } else {
             "threads"
-        },
-        report.peak_gflops,
-        report.mean_gflops,
-        report.read_bandwidth / 1e9
-    )
+        }
+    );
+    for (name, products) in [("f32", &report.f32), ("bf16", &report.bf16)] {
+        let _ = writeln!(
+            text,
+            "factors read as {name}: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s",
+            products.peak_gflops, products.mean_gflops
+        );
+    }
+    let _ = write!(text, "memory {:.1} GB/s", report.read_bandwidth / 1e9);
+    text
 }

@@ -9,8 +9,8 @@ use lowrank::data::{DataOptions, Dataset, Example, Label, Split, TaskType};
 use lowrank::model::{ModelConfig, Pooling, Purpose, Recompute, Saving};
 use lowrank::plan::{Memory, StepFlops, Work};
 use lowrank::train::{
-    BaseDtype, Scoring, Silent, StepOptions, TrainConfig, check_task, prepare, purpose_of,
-    split_columns,
+    BaseDtype, ComputeFormat, Scoring, Silent, StepOptions, TrainConfig, check_task, prepare,
+    purpose_of, split_columns,
 };
 use lowrank::tuning::Method;
 use lowrank::units;
@@ -89,6 +89,10 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "DTYPE", help_heading = "Work")]
     pub saved_dtype: Option<BaseDtype>,
 
+    /// How the factors of products are read [default: bf16 beside a base in bf16, else f32]
+    #[arg(long, value_name = "DTYPE", help_heading = "Work")]
+    pub compute_dtype: Option<ComputeFormat>,
+
     /// Say where the time went, operation by operation
     #[arg(long)]
     pub profile: bool,
@@ -103,6 +107,7 @@ pub struct BenchTrainArgs {
 struct Report {
     method: Method,
     base_dtype: String,
+    compute_dtype: ComputeFormat,
     threads: usize,
     share_prompts: bool,
     trainable_parameters: usize,
@@ -116,9 +121,9 @@ struct Report {
     /// What the steps needed.
     flops: StepFlops,
     gflops: f64,
-    /// The fastest of the step's own products alone, with f32 weights.
+    /// The fastest of the step's own products alone, with factors read as the step reads them.
     peak_gflops: f64,
-    /// All of a step's products alone, one after the other, with f32 weights.
+    /// All of a step's products alone, one after the other.
     products_gflops: f64,
     efficiency: f64,
     peak_rss: u64,
@@ -152,6 +157,8 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     let config = TrainConfig {
         batch_size: args.batch_size,
         share_prompts: args.share_prompts,
+        base_dtype: args.base.base_dtype,
+        compute_dtype: args.compute_dtype,
         ..args.trained.train_config(&args.base.model, matches)?
     };
     for problem in config.problems_as(&Flags) {
@@ -164,6 +171,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     let planned = config.lay_out(model)?;
     check_length((source, model), &[&planned], longest, "give shorter rows")?;
     let mut adapter = prepare(&config, &network, &examples, &mut Silent)?.adapter;
+    let compute_dtype = lowrank::ComputeDType::from(config.compute_format());
     let options = TrainOptions {
         steps: args.steps,
         warmup: args.warmup,
@@ -181,6 +189,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
                 recompute: args.recompute,
                 dtype: args.saved_dtype.unwrap_or(args.base.base_dtype).into(),
             },
+            compute_dtype,
             seed: config.seed,
             pauses: lowrank::kernels::Pauses::NONE,
         },
@@ -189,13 +198,15 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     let work = figures.work;
     let mean = |total: usize| (total as f64 / args.steps as f64).round() as usize;
     let step = (mean(work.tokens), mean(work.supervised_tokens));
-    let shapes = bench::gemm(network.decoder.config(), step, lowrank::DType::F32, 5);
+    let formats = (args.base.base_dtype.into(), compute_dtype);
+    let shapes = bench::gemm(network.decoder.config(), step, formats, 5);
     let seconds = figures.total_seconds();
     let gflops = figures.flops.total() / seconds / 1e9;
     let peak = bench::peak_gflops(&shapes);
     Ok(Report {
         method: args.trained.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
+        compute_dtype: config.compute_format(),
         threads: bench::threads(),
         share_prompts: args.share_prompts,
         trainable_parameters: adapter.parameters(),
@@ -322,8 +333,8 @@ fn text(report: &Report, output: &Output) -> String {
     facts.add(
         "the step's products alone",
         format!(
-            "{:.1} GFLOP/s, the fastest {:.1} (f32)",
-            report.products_gflops, report.peak_gflops
+            "{:.1} GFLOP/s, the fastest {:.1} (factors read as {})",
+            report.products_gflops, report.peak_gflops, report.compute_dtype
         ),
     );
     facts.add(

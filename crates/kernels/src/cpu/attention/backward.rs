@@ -12,15 +12,19 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::columns::{Columns, cap_scores_with_slopes, finite_or_zero};
+use super::is_rounded;
+#[cfg(target_arch = "x86_64")]
+use super::rounded;
 use super::sight::{KeyTile, PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
 use crate::cpu::elementwise::{add_assign, set_zero};
 use crate::cpu::parallel::ForEachPart;
 use crate::cpu::product::blocks::{add_pair, add_rows, pack_rows};
 use crate::cpu::product::layout::{Left, MR, NR};
-use crate::cpu::product::mat::{Mat, Shared};
+use crate::cpu::product::mat::{Mat, MatMut, Shared};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};
 use crate::types::attention::{AttentionShape, Segment};
+use crate::types::compute::ComputeDType;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
@@ -35,9 +39,11 @@ pub(crate) fn attention_backward(
     lse: View<'_>,
     segments: &[Segment],
     shape: &AttentionShape,
+    compute: ComputeDType,
     ws: &Workspace,
 ) {
     let (k_rows, k_cols) = (k.rows(), k.cols());
+    let rounds = is_rounded(compute);
     let groups = groups_that_share_keys(segments);
     let tiles: Vec<Vec<QueryTile<'_>>> = groups
         .iter()
@@ -81,7 +87,12 @@ pub(crate) fn attention_backward(
             .for_each_part(|i| {
                 let part = &parts[i / shape.kv_heads];
                 for tile in part.tiles {
-                    task.run(tile, i % shape.kv_heads, part.sum);
+                    if rounds {
+                        #[cfg(target_arch = "x86_64")]
+                        rounded::backward(&task, tile, i % shape.kv_heads, part.sum);
+                    } else {
+                        task.run(tile, i % shape.kv_heads, part.sum);
+                    }
                 }
             });
     }
@@ -102,7 +113,7 @@ const ENOUGH_TASKS: usize = 16;
 const PARTS: usize = 4;
 /// Tiles of keys whose scores a task keeps until δ is known: with a whole tile of queries 3 MiB. Computing them again takes several
 /// times as long as reading them, even from the L3 cache.
-const KEPT_TILES: usize = 16;
+pub(super) const KEPT_TILES: usize = 16;
 /// Tiles of queries of a part, at least.
 const PART_TILES: usize = 4;
 
@@ -170,16 +181,16 @@ fn root(parent: &[usize], mut i: usize) -> usize {
     i
 }
 
-struct Task<'a> {
-    dq: Shared<'a>,
+pub(super) struct Task<'a> {
+    pub(super) dq: Shared<'a>,
     /// Where dk and dv are summed.
-    sums: Vec<(Shared<'a>, Shared<'a>)>,
-    do_: View<'a>,
-    q: View<'a>,
-    k: View<'a>,
-    v: View<'a>,
-    lse: View<'a>,
-    shape: &'a AttentionShape,
+    pub(super) sums: Vec<(Shared<'a>, Shared<'a>)>,
+    pub(super) do_: View<'a>,
+    pub(super) q: View<'a>,
+    pub(super) k: View<'a>,
+    pub(super) v: View<'a>,
+    pub(super) lse: View<'a>,
+    pub(super) shape: &'a AttentionShape,
 }
 
 /// The packed inputs and the temporaries of a tile of queries and a key/value head.
@@ -254,6 +265,37 @@ impl<'a> Buffers<'a> {
 }
 
 impl Task<'_> {
+    /// The block of dq that belongs to the queries of a tile and a key/value head. A task calls this once.
+    #[expect(unsafe_code, reason = "tasks write disjoint blocks of dq")]
+    pub(super) fn query_output(&self, rows: Range<usize>, kv_head: usize) -> MatMut<'_> {
+        let (group, size) = (self.shape.group(), self.shape.head_size);
+        let first = kv_head * group;
+        // SAFETY: each task has other tiles of queries or another key/value head; tiles do not overlap because `check` found that
+        // segments share no queries.
+        unsafe { self.dq.block(rows, first * size..(first + group) * size) }
+    }
+
+    /// The blocks of dk and dv that a tile of keys adds to. A task has these of one tile at a time.
+    #[expect(unsafe_code, reason = "tasks write disjoint blocks of dk and dv")]
+    pub(super) fn key_outputs(
+        &self,
+        rows: Range<usize>,
+        kv_head: usize,
+        sum: usize,
+    ) -> (MatMut<'_>, MatMut<'_>) {
+        let size = self.shape.head_size;
+        let across = kv_head * size..(kv_head + 1) * size;
+        let (dk, dv) = &self.sums[sum];
+        // SAFETY: a task has its key/value head to itself; of the tasks with the same head, no two of one group have the same sum, and
+        // groups share no keys; a task's tiles come one after the other.
+        unsafe {
+            (
+                dk.block(rows.clone(), across.clone()),
+                dv.block(rows, across),
+            )
+        }
+    }
+
     fn run(&self, tile: &QueryTile<'_>, kv_head: usize, sum: usize) {
         let size = self.shape.head_size;
         let columns = Columns::new(tile, kv_head, self.shape);
@@ -276,14 +318,13 @@ impl Task<'_> {
         sum: usize,
         mut buffers: Buffers<'_>,
     ) {
-        let (group, size) = (self.shape.group(), self.shape.head_size);
         let (columns, rows, scale) = (buffers.columns, tile.rows(), self.shape.scale);
         columns.pack_turned(buffers.queries, self.q, &rows, scale);
         columns.pack_turned(buffers.grads, self.do_, &rows, 1.0);
         columns.pack_straight(buffers.query_rows, self.q, &rows, scale);
         columns.pack_straight(buffers.grad_rows, self.do_, &rows, 1.0);
         buffers.query_grads.fill(0.0);
-        self.pack_lse(tile, kv_head, &mut buffers);
+        self.pack_lse(&rows, kv_head, &columns, buffers.lse);
         buffers.delta.fill(0.0);
         // Where not all tiles can be kept until δ is known, they are computed once more.
         let all_kept = keys.len() <= KEPT_TILES;
@@ -309,27 +350,27 @@ impl Task<'_> {
             }
             self.run_keys(tile, key_tile, kv_head, sum, slot, &mut buffers);
         }
-        #[expect(unsafe_code, reason = "tasks write disjoint blocks of dq")]
-        // SAFETY: each task has other tiles of queries or another key/value head; tiles do not
-        // overlap because `check` found that segments share no queries.
-        let mut dq = unsafe {
-            let first = kv_head * group;
-            self.dq.block(rows, first * size..(first + group) * size)
-        };
+        let mut dq = self.query_output(rows, kv_head);
         // The scores were (scale·q)·kᵀ, so dq = scale·ds·k
         buffers.delta.fill(scale);
         columns.unpack(&mut dq, buffers.query_grads, buffers.delta);
     }
 
-    /// lse of each column.
-    fn pack_lse(&self, tile: &QueryTile<'_>, kv_head: usize, buffers: &mut Buffers<'_>) {
+    /// lse of each column; zero past the last.
+    pub(super) fn pack_lse(
+        &self,
+        rows: &Range<usize>,
+        kv_head: usize,
+        columns: &Columns,
+        to: &mut [f32],
+    ) {
         let heads = self.shape.heads;
         let saved = self.lse.f32s();
         let first = kv_head * self.shape.group();
-        buffers.lse.fill(0.0);
-        for (column, lse) in buffers.lse[..buffers.columns.len()].iter_mut().enumerate() {
-            let (query, head) = buffers.columns.at(column);
-            *lse = finite_or_zero(saved[(tile.rows().start + query) * heads + first + head]);
+        to.fill(0.0);
+        for (column, lse) in to[..columns.len()].iter_mut().enumerate() {
+            let (query, head) = columns.at(column);
+            *lse = finite_or_zero(saved[(rows.start + query) * heads + first + head]);
         }
     }
 
@@ -399,17 +440,7 @@ impl Task<'_> {
         let across = kv_head * size..(kv_head + 1) * size;
         let rows = key_tile.rows.clone();
         let count = rows.len();
-        let (dk, dv) = &self.sums[sum];
-        #[expect(unsafe_code, reason = "tasks write disjoint blocks of dk and dv")]
-        // SAFETY: a task has its key/value head to itself; of the tasks with the same head, no two
-        // of one group have the same sum, and groups share no keys; a task's tiles come one after
-        // the other.
-        let (mut dk, mut dv) = unsafe {
-            (
-                dk.block(rows.clone(), across.clone()),
-                dv.block(rows.clone(), across.clone()),
-            )
-        };
+        let (mut dk, mut dv) = self.key_outputs(rows.clone(), kv_head, sum);
         let columns = buffers.columns;
         let panels = columns.panels();
         let seen: Vec<Range<usize>> = (0..columns.pairs())

@@ -111,7 +111,12 @@ impl Columns {
     }
 
     /// The D numbers of a column; none past the last.
-    fn source<'a>(&self, from: View<'a>, rows: &Range<usize>, column: usize) -> &'a [f32] {
+    pub(super) fn source<'a>(
+        &self,
+        from: View<'a>,
+        rows: &Range<usize>,
+        column: usize,
+    ) -> &'a [f32] {
         if column >= self.len() {
             return &[];
         }
@@ -136,18 +141,25 @@ impl Columns {
         }
     }
 
+    /// From where to where a column sees a tile of keys; columns past the last see what it does.
+    pub(super) fn sees_keys(
+        &self,
+        column: usize,
+        tile: &QueryTile<'_>,
+        keys: &KeyTile,
+    ) -> (usize, usize) {
+        let end = keys.position + keys.rows.len();
+        let query = (column / self.group).min(self.count - 1);
+        let seen = tile.sight.keys(tile.queries.start + query);
+        let from = seen.start.clamp(keys.position, end) - keys.position;
+        let to = seen.end.clamp(keys.position, end) - keys.position;
+        (from, to)
+    }
+
     /// What the queries of a pair of panels see of a tile of keys.
     pub(super) fn sees(&self, pair: usize, tile: &QueryTile<'_>, keys: &KeyTile) -> Seen {
-        let end = keys.position + keys.rows.len();
-        let last = self.count - 1;
         let first = pair * PAIR * NR;
-        let of = |column: usize| {
-            let query = ((first + column) / self.group).min(last);
-            let seen = tile.sight.keys(tile.queries.start + query);
-            let from = seen.start.clamp(keys.position, end) - keys.position;
-            let to = seen.end.clamp(keys.position, end) - keys.position;
-            (from, to)
-        };
+        let of = |column: usize| self.sees_keys(first + column, tile, keys);
         // Both ends move on with the query.
         let (first, last) = (of(0), of(PAIR * NR - 1));
         let all = first.0..last.1.max(first.0);

@@ -1,8 +1,10 @@
 //! The forward pass, a task for each tile of queries and key/value head.
 
 use super::columns::{Columns, cap_scores, finite_or_zero};
+#[cfg(target_arch = "x86_64")]
+use super::rounded;
 use super::sight::{PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
-use super::single;
+use super::{is_rounded, single};
 use crate::cpu::parallel::for_runs;
 use crate::cpu::product::blocks::pack_rows;
 use crate::cpu::product::layout::{Left, MR, NR};
@@ -11,6 +13,7 @@ use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{exp, vectorize};
 use crate::types::attention::{AttentionShape, Segment};
 use crate::types::classes::RowClasses;
+use crate::types::compute::ComputeDType;
 use crate::view::{View, ViewMut};
 
 /// Products of numbers below which handing work to another thread costs more than it saves.
@@ -25,6 +28,7 @@ pub(crate) fn attention_forward(
     segments: &[Segment],
     shape: &AttentionShape,
     classes: RowClasses,
+    compute: ComputeDType,
 ) {
     let task = Task {
         o: Shared::from(o),
@@ -34,6 +38,7 @@ pub(crate) fn attention_forward(
         v,
         shape,
     };
+    let rounds = is_rounded(compute);
     let tiles = query_tiles(segments, shape);
     let tasks = tiles.len() * shape.kv_heads;
     let run = |i: usize| {
@@ -41,6 +46,9 @@ pub(crate) fn attention_forward(
         let kv_head = i % shape.kv_heads;
         if tile.is_generated(classes) {
             task.run_single(tile, kv_head);
+        } else if rounds {
+            #[cfg(target_arch = "x86_64")]
+            rounded::forward(&task, tile, kv_head);
         } else {
             task.run(tile, kv_head);
         }
@@ -54,19 +62,19 @@ pub(crate) fn attention_forward(
     }
 }
 
-struct Task<'a> {
-    o: Shared<'a>,
-    lse: Shared<'a>,
-    q: View<'a>,
-    k: View<'a>,
-    v: View<'a>,
-    shape: &'a AttentionShape,
+pub(super) struct Task<'a> {
+    pub(super) o: Shared<'a>,
+    pub(super) lse: Shared<'a>,
+    pub(super) q: View<'a>,
+    pub(super) k: View<'a>,
+    pub(super) v: View<'a>,
+    pub(super) shape: &'a AttentionShape,
 }
 
 impl Task<'_> {
     /// The blocks of o and lse that belong to a tile of queries and a key/value head.
     #[expect(unsafe_code, reason = "tasks write disjoint blocks of the outputs")]
-    fn outputs(&self, tile: &QueryTile<'_>, kv_head: usize) -> (MatMut<'_>, MatMut<'_>) {
+    pub(super) fn outputs(&self, tile: &QueryTile<'_>, kv_head: usize) -> (MatMut<'_>, MatMut<'_>) {
         let (group, size) = (self.shape.group(), self.shape.head_size);
         let heads = kv_head * group..(kv_head + 1) * group;
         // SAFETY: each task has another tile of queries or another key/value head; tiles do not

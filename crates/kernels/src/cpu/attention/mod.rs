@@ -9,14 +9,31 @@
 //! its scores are [keys, 16], so the maximum and the sum over the keys are plain vector operations, and
 //! products read them where they lie.
 //!
+//! Where factors may be rounded to bf16 and the processor multiplies these faster, [`rounded`] has both passes.
+//!
 //! Where scores have terms of relative positions, [`relative`] computes them, in rows.
 
 mod backward;
 mod columns;
 mod forward;
 mod relative;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
 mod sight;
 mod single;
+
+use crate::types::compute::ComputeDType;
+
+/// Whether factors are rounded to bf16.
+#[cfg(target_arch = "x86_64")]
+fn is_rounded(compute: ComputeDType) -> bool {
+    compute == ComputeDType::Bf16 && crate::cpu::product::bf16::supported()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_rounded(_: ComputeDType) -> bool {
+    false
+}
 
 pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention_forward;

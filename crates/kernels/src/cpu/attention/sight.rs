@@ -18,13 +18,23 @@ impl Sight<'_> {
     ///
     /// A tile begins at a multiple of its size from the start of its range, or where the span does. So the sums over what a
     /// query sees are cut in the same places whichever queries are beside it, and however long the last range has grown.
-    pub(super) fn for_key_tiles(&self, span: Range<usize>, mut work: impl FnMut(KeyTile)) {
+    pub(super) fn for_key_tiles(&self, span: Range<usize>, work: impl FnMut(KeyTile)) {
+        self.for_key_steps(span, 1, work);
+    }
+
+    /// The same, where a tile may begin up to a step before the span, so that it begins at a multiple of one, too.
+    pub(super) fn for_key_steps(
+        &self,
+        span: Range<usize>,
+        step: usize,
+        mut work: impl FnMut(KeyTile),
+    ) {
         let mut at = 0;
         for range in &self.segment.keys {
             let first = span.start.clamp(at, at + range.len());
             let last = span.end.clamp(at, at + range.len());
-            let mut start = first;
-            while start < last {
+            let mut start = first - (first - at) % step;
+            while first < last && start < last {
                 let end = (start + TILE_KEYS - (start - at) % TILE_KEYS).min(last);
                 work(KeyTile {
                     rows: range.start + start - at..range.start + end - at,

@@ -100,6 +100,7 @@ impl AttentionHalf<'_> {
                 &self.batch.segments,
                 &self.shape(),
                 pass.classes,
+                pass.compute_dtype,
                 pass.ws,
             );
         }
@@ -278,6 +279,7 @@ impl AttentionHalf<'_> {
                 saved.lse.view(),
                 &self.batch.segments,
                 &self.shape(),
+                pass.compute_dtype,
                 pass.ws,
             );
         }

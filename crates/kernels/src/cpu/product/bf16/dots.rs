@@ -83,7 +83,7 @@ unsafe fn block<const N: usize>(
                 for pair in 0..SIDE {
                     add_pair(&mut sums, a.add(2 * pair), b.add(pair * STEP));
                 }
-                (a, b) = (a.add(TILE), b.add(N * TILE));
+                (a, b) = (a.add(TILE), b.byte_add(run.b_step));
                 left -= SIDE;
             }
             for pair in 0..left {

@@ -17,13 +17,15 @@ pub(crate) const TILE: usize = SIDE * STEP;
 pub(crate) struct Run {
     /// [steps][parts of a] tiles.
     pub(crate) a: *const u16,
-    /// [steps][columns][parts of b] tiles.
+    /// [steps][columns][parts of b] tiles; with one part, a step's may lie further apart than it has columns.
     pub(crate) b: *const u16,
     /// At least one.
     pub(crate) steps: usize,
     pub(crate) parts: Parts,
     /// Pairs of inner indices that there are; what the last step has beyond them is zero.
     pub(crate) pairs: usize,
+    /// Bytes from a step's tiles of b to the next one's.
+    pub(crate) b_step: usize,
 }
 
 /// How many bf16 numbers a number of either factor is read as.

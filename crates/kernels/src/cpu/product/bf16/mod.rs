@@ -11,8 +11,8 @@
 //! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
 
 mod dots;
-mod layout;
-mod pack;
+pub(crate) mod layout;
+pub(crate) mod pack;
 mod tiles;
 
 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
@@ -127,8 +127,10 @@ fn parts(term: &Term<'_>) -> Parts {
 
 /// What multiplies.
 #[derive(Clone, Copy)]
-enum Unit<'a> {
+pub(crate) enum Unit<'a> {
+    /// Tile registers.
     Tiles(&'a Tiles),
+    /// Dot products.
     Dots,
 }
 
@@ -153,10 +155,73 @@ pub(crate) fn multiply(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
         assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
         assert!(is_wide(term) || term.scale == 1.0, "a scaled bf16 product");
     }
+    with_unit(|unit| multiply_with(unit, out, accumulate, terms));
+}
+
+/// Whether factors that are rounded to bf16 are multiplied faster here.
+pub(crate) fn supported() -> bool {
+    dots::supported()
+}
+
+/// Calls `work` with this processor's unit, on this thread.
+///
+/// # Panics
+/// If there is none.
+pub(crate) fn with_unit(work: impl FnOnce(Unit<'_>)) {
     if tiles::supported() {
-        with_tiles(|tiles| multiply_with(Unit::Tiles(tiles), out, accumulate, terms));
+        with_tiles(|tiles| work(Unit::Tiles(tiles)));
     } else {
-        multiply_with(Unit::Dots, out, accumulate, terms);
+        work(Unit::Dots);
+    }
+}
+
+/// A left factor that is rounded: for each 16 rows `steps` tiles one after the other, which begin `apart` tiles from the next ones.
+#[derive(Clone, Copy)]
+pub(crate) struct LeftTiles<'a> {
+    pub(crate) tiles: &'a [u16],
+    pub(crate) apart: usize,
+    pub(crate) steps: usize,
+}
+
+/// A right factor that is rounded: for each step its tiles of columns one after the other, which begin `apart` tiles from the next ones.
+#[derive(Clone, Copy)]
+pub(crate) struct RightTiles<'a> {
+    pub(crate) tiles: &'a [u16],
+    pub(crate) apart: usize,
+}
+
+/// out (+)= left · right.
+///
+/// # Panics
+/// If the tiles do not suffice.
+pub(crate) fn multiply_rounded(
+    unit: Unit<'_>,
+    out: &mut MatMut<'_>,
+    add: bool,
+    left: LeftTiles<'_>,
+    right: RightTiles<'_>,
+) {
+    let (rows, cols, steps) = (out.rows(), out.cols(), left.steps);
+    let (down, across) = (rows.div_ceil(SIDE), cols.div_ceil(SIDE));
+    assert!(down > 0 && across > 0 && steps > 0 && right.apart >= across);
+    assert!(((down - 1) * left.apart + steps) * TILE <= left.tiles.len());
+    assert!(((steps - 1) * right.apart + across) * TILE <= right.tiles.len());
+    for panel in panels(across, unit.limits().together) {
+        let columns = panel.start * SIDE..(panel.end * SIDE).min(cols);
+        let b = right.tiles[panel.start * TILE..].as_ptr();
+        for row in 0..down {
+            let run = Run {
+                a: left.tiles[row * left.apart * TILE..].as_ptr(),
+                b,
+                steps,
+                parts: Parts::OneByOne,
+                pairs: steps * SIDE,
+                b_step: right.apart * TILE * size_of::<u16>(),
+            };
+            let rows = row * SIDE..((row + 1) * SIDE).min(rows);
+            let mut window = out.window(rows, columns.clone());
+            sum_window(unit, &mut window, add, &[run], panel.len());
+        }
     }
 }
 
@@ -367,6 +432,7 @@ fn multiply_panel(
                 steps: part.steps(),
                 parts: part.parts(),
                 pairs: part.inner.len().div_ceil(2),
+                b_step: across * part.right_step() * size_of::<u16>(),
             });
         }
         let next = (i + 1) * SIDE..((i + 2) * SIDE).min(out.rows());
@@ -391,7 +457,7 @@ fn fetch_to_write(numbers: &[f32]) {
 #[expect(unsafe_code, reason = "kernels take pointers")]
 fn sum_window(unit: Unit<'_>, window: &mut MatMut<'_>, add: bool, runs: &[Run], across: usize) {
     let (height, width) = (window.rows(), window.cols());
-    // SAFETY: `multiply_panel` made the runs of slices of their sizes; below, c has 16 rows of `across` times 16 numbers.
+    // SAFETY: whoever calls this made the runs of slices of their sizes; below, c has 16 rows of `across` times 16 numbers.
     let multiply = |c: *mut f32, stride: usize| unsafe {
         match unit {
             Unit::Tiles(shown) => {

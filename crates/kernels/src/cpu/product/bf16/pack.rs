@@ -24,7 +24,7 @@ use crate::cpu::product::mat::Mat;
 /// # Panics
 /// If neither rows nor columns lie in one piece each, `to` has not the size of its steps, or there is another number of parts.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
+pub(crate) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
     let (rows, cols) = (a.rows(), a.cols());
     assert!(supported() && (1..=SIDE).contains(&rows) && cols > 0);
     assert_eq!(
@@ -129,14 +129,14 @@ unsafe fn split_turned<const PARTS: usize>(
 
 /// A right factor in bf16 or f32, some steps and up to 64 columns of it.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a, N> {
+pub(crate) struct Right<'a, N> {
     /// From the first number that is meant.
-    pub(super) data: &'a [N],
-    pub(super) stride: usize,
+    pub(crate) data: &'a [N],
+    pub(crate) stride: usize,
     /// Whether a column of the factor lies in one piece, and not a row.
-    pub(super) turned: bool,
-    pub(super) inner: usize,
-    pub(super) cols: usize,
+    pub(crate) turned: bool,
+    pub(crate) inner: usize,
+    pub(crate) cols: usize,
 }
 
 impl<N> Right<'_, N> {
@@ -174,12 +174,126 @@ impl<N> Right<'_, N> {
     }
 }
 
+/// A right factor of up to 16 columns in f32 times a number, rounded; each column lies in one piece, and an empty one is zero. A step's
+/// tile is `apart` tiles from the next one's.
+///
+/// # Panics
+/// If the columns differ in length, or the tiles do not suffice.
+#[expect(unsafe_code, reason = "vector code")]
+pub(crate) fn round_columns(to: &mut [u16], apart: usize, columns: &[&[f32]; SIDE], scale: f32) {
+    let inner = columns[0].len();
+    let steps = inner.div_ceil(STEP);
+    assert!(supported() && steps > 0 && ((steps - 1) * apart + 1) * TILE <= to.len());
+    assert!(columns.iter().all(|c| c.is_empty() || c.len() == inner));
+    // SAFETY: the processor is `supported`; the assertions show that the columns have `inner` numbers, and that `to` has room.
+    unsafe { columns_rounded(to.as_mut_ptr(), apart, columns, inner, scale) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and BF16; each column has `inner` numbers or none, and the tiles can be written.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn columns_rounded(
+    to: *mut u16,
+    apart: usize,
+    columns: &[&[f32]; SIDE],
+    inner: usize,
+    scale: f32,
+) {
+    let scale = _mm512_set1_ps(scale);
+    for step in 0..inner.div_ceil(STEP) {
+        let mut rows = [_mm512_setzero_si512(); SIDE];
+        let left = inner - step * STEP;
+        for (row, column) in rows.iter_mut().zip(columns) {
+            if column.is_empty() {
+                continue;
+            }
+            let from = column.as_ptr().wrapping_add(step * STEP);
+            // SAFETY: by the contract of this function.
+            let (low, high) = unsafe {
+                (
+                    load(from, left),
+                    load(from.wrapping_add(SIDE), left.saturating_sub(SIDE)),
+                )
+            };
+            *row = rounded(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale));
+        }
+        // SAFETY: by the contract of this function.
+        unsafe { store_turned(to.add(step * apart * TILE), &rows) };
+    }
+}
+
+/// A step of a right factor of 32 rows in f32 times a number, rounded: [columns / 16] tiles. Each row lies in one piece, and an empty one
+/// is zero.
+///
+/// # Panics
+/// If a row has not `cols` numbers, or the tiles do not suffice.
+#[expect(unsafe_code, reason = "vector code")]
+pub(crate) fn round_rows(to: &mut [u16], rows: &[&[f32]; STEP], cols: usize, scale: f32) {
+    assert!(supported() && cols.div_ceil(SIDE) * TILE <= to.len());
+    assert!(rows.iter().all(|row| row.is_empty() || row.len() == cols));
+    // SAFETY: the processor is `supported`; the assertions show that the rows have `cols` numbers, and that `to` has room.
+    unsafe { rows_rounded(to.as_mut_ptr(), rows, cols, scale) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and BF16; each row has `cols` numbers or none, and the tiles can be written.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn rows_rounded(to: *mut u16, rows: &[&[f32]; STEP], cols: usize, scale: f32) {
+    let scale = _mm512_set1_ps(scale);
+    for (pair, rows) in rows.as_chunks::<2>().0.iter().enumerate() {
+        for column in 0..cols.div_ceil(SIDE) {
+            let mut numbers = [_mm512_set1_ps(0.0); 2];
+            for (numbers, row) in numbers.iter_mut().zip(rows) {
+                if row.is_empty() {
+                    continue;
+                }
+                let from = row.as_ptr().wrapping_add(column * SIDE);
+                // SAFETY: by the contract of this function.
+                *numbers = _mm512_mul_ps(unsafe { load(from, cols - column * SIDE) }, scale);
+            }
+            let [low, high] = numbers;
+            let both = _mm512_permutexvar_epi16(halves_by_turns(), rounded(low, high));
+            // SAFETY: by the contract of this function.
+            unsafe { _mm512_storeu_si512(to.add(column * TILE + pair * STEP).cast(), both) };
+        }
+    }
+}
+
+/// A matrix of 16 × 16 numbers turned round: its rows are `stride` apart.
+///
+/// # Panics
+/// If the numbers do not suffice.
+#[expect(unsafe_code, reason = "vector code")]
+pub(crate) fn turn_square(to: &mut [f32; SIDE * SIDE], from: &[f32], stride: usize) {
+    assert!(supported() && (SIDE - 1) * stride + SIDE <= from.len());
+    // SAFETY: the processor is `supported`; the assertion shows that 16 rows of 16 numbers lie within the data, and `to` has the size of
+    // a tile.
+    unsafe { square_turned(to.as_mut_ptr(), from.as_ptr(), stride) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and BF16; 16 rows of 16 numbers can be read and 256 numbers written.
+#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn square_turned(to: *mut f32, from: *const f32, stride: usize) {
+    let mut rows = [_mm512_setzero_si512(); SIDE];
+    // SAFETY: by the contract of this function.
+    unsafe {
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm512_castps_si512(load(from.add(i * stride), SIDE));
+        }
+        store_turned(to.cast(), &rows);
+    }
+}
+
 /// A right factor in bf16: [steps][columns / 16] tiles. What there is not is zero.
 ///
 /// # Panics
 /// If a size does not fit.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>) {
+pub(crate) fn pack_narrow(to: &mut [u16], from: Right<'_, bf16>) {
     from.check(to, 1);
     // SAFETY: the processor is `supported`; `check` has shown that all numbers lie within their data, and that `to` has room.
     unsafe {
@@ -256,7 +370,7 @@ unsafe fn narrow_straight(to: *mut u16, from: Right<'_, bf16>) {
 /// # Panics
 /// If a size does not fit, or there is another number of parts.
 #[expect(unsafe_code, reason = "vector code")]
-pub(super) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, parts: usize) {
+pub(crate) fn pack_wide(to: &mut [u16], from: Right<'_, f32>, scale: f32, parts: usize) {
     from.check(to, parts);
     let wide = match parts {
         1 => wide::<1>,
@@ -363,7 +477,7 @@ fn indices(index: impl Fn(u16) -> u16) -> __m512i {
 /// For a permutation of 32: the first number of either half, then the second, and so on.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn halves_by_turns() -> __m512i {
+pub(crate) fn halves_by_turns() -> __m512i {
     indices(|i| i / 2 + i % 2 * SIDE as u16)
 }
 
@@ -371,7 +485,7 @@ fn halves_by_turns() -> __m512i {
 #[expect(unsafe_code, reason = "32 numbers as a vector of integers")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn rounded(first: __m512, second: __m512) -> __m512i {
+pub(crate) fn rounded(first: __m512, second: __m512) -> __m512i {
     // SAFETY: both have 64 bytes, and any bits are a vector.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }

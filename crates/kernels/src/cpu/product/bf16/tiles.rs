@@ -186,11 +186,11 @@ macro_rules! kernel {
                         concat!("tdpbf16ps tmm", $column, ", tmm4, tmm7"),
                     )*
                     "add {a}, 1024",
-                    concat!("add {b}, 1024*", $columns),
+                    "add {b}, [{run} + 40]",
                     "dec {n}",
                     "jnz 28b",
                     "24:",
-                    "add {run}, 40",
+                    "add {run}, 48",
                     "dec {count}",
                     "jnz 21b",
                     $(concat!("tilestored [{c} + {row}*1 + 64*", $column, "], tmm", $column),)*
