@@ -15,7 +15,7 @@ pub(crate) mod layout;
 pub(crate) mod pack;
 mod tiles;
 
-use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
 use self::layout::{Parts, Run, SIDE, STEP, TILE};
@@ -56,7 +56,7 @@ const TILES: Limits = Limits {
 
 /// A panel of 3 tiles of columns stays in the L1 cache.
 const DOTS: Limits = Limits {
-    rows: 256,
+    rows: 1024,
     depth: 12,
     slack: 2,
     together: dots::TOGETHER,
@@ -232,12 +232,20 @@ fn multiply_with(unit: Unit<'_>, mut out: MatMut<'_>, accumulate: bool, terms: &
     if groups.is_empty() && !accumulate {
         out.fill_zero();
     }
-    for first in (0..rows).step_by(limits.rows) {
-        let rows = first..(first + limits.rows).min(rows);
-        for (i, group) in groups.iter().enumerate() {
-            let window = out.window(rows.clone(), 0..cols);
-            multiply_group(unit, window, accumulate || i > 0, group, &rows);
-        }
+    let blocks = (0..rows).step_by(limits.rows);
+    let blocks = blocks.map(|first| first..(first + limits.rows).min(rows));
+    let blocks: Vec<Block<'_>> = blocks
+        .flat_map(|rows| {
+            groups.iter().map(move |group| Block {
+                rows: rows.clone(),
+                group,
+            })
+        })
+        .collect();
+    for (i, block) in blocks.iter().enumerate() {
+        let window = out.window(block.rows.clone(), 0..cols);
+        let add = accumulate || !i.is_multiple_of(groups.len());
+        multiply_group(unit, window, add, block, blocks.get(i + 1));
     }
 }
 
@@ -268,6 +276,33 @@ impl Part<'_> {
     }
 }
 
+/// A group, of which some rows of the left factors are multiplied.
+struct Block<'a> {
+    rows: Range<usize>,
+    group: &'a [Part<'a>],
+}
+
+impl Block<'_> {
+    /// Asks for a share of the left factors, which are taken apart next: they come from memory while others are multiplied.
+    #[expect(unsafe_code, reason = "a hint to the processor")]
+    fn fetch(&self, (share, shares): (usize, usize)) {
+        let bound = |share: usize| self.rows.start + self.rows.len() * share / shares;
+        for part in self.group {
+            let a = part.term.a;
+            if a.col_stride() != 1 {
+                continue;
+            }
+            for row in bound(share)..bound(share + 1) {
+                let numbers = &a.data()[row * a.row_stride()..][part.inner.clone()];
+                for line in numbers.chunks(64 / size_of::<f32>()) {
+                    // SAFETY: a prefetch reads nothing, and has no effect on memory.
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+                }
+            }
+        }
+    }
+}
+
 /// Cuts terms into groups that are multiplied at once.
 fn groups<'a>(terms: &[Term<'a>], limits: &Limits) -> Vec<Vec<Part<'a>>> {
     let (mut groups, mut room) = (Vec::<Vec<_>>::new(), 0);
@@ -291,14 +326,15 @@ fn groups<'a>(terms: &[Term<'a>], limits: &Limits) -> Vec<Vec<Part<'a>>> {
     groups
 }
 
-/// out (+)= Σ over a group; `rows` are those of the left factors.
+/// out (+)= Σ over the block's group; the block `next` follows.
 fn multiply_group(
     unit: Unit<'_>,
     mut out: MatMut<'_>,
     add: bool,
-    group: &[Part<'_>],
-    rows: &Range<usize>,
+    block: &Block<'_>,
+    next: Option<&Block<'_>>,
 ) {
+    let (rows, group) = (&block.rows, block.group);
     let left_len: usize = group.iter().map(Part::left_len).sum();
     let down = rows.len().div_ceil(SIDE);
     with_u16s(down * left_len, |lefts| {
@@ -320,7 +356,8 @@ fn multiply_group(
         with_u16s(together * column, |right| {
             let cols = out.cols();
             let mut runs = Vec::with_capacity(group.len());
-            for panel in panels(cols.div_ceil(SIDE), together) {
+            let count = cols.div_ceil(SIDE).div_ceil(together);
+            for (i, panel) in panels(cols.div_ceil(SIDE), together).enumerate() {
                 let cols = panel.start * SIDE..(panel.end * SIDE).min(cols);
                 pack_panel(right, group, cols.clone());
                 multiply_panel(
@@ -329,6 +366,7 @@ fn multiply_group(
                     add,
                     group,
                     (&*lefts, &*right, cols),
+                    (next, i, count),
                     &mut runs,
                 );
             }
@@ -408,18 +446,24 @@ fn right<'a, N>(window: &Window, turned: bool, data: &'a [N], stride: usize) -> 
     }
 }
 
-/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones. `runs` is room.
+/// All rows of an output in some columns, from the rows of a group's left factors and the columns of its right ones. It is panel `panel` of
+/// `count`, while which the block `next` is fetched. `runs` is room.
 fn multiply_panel(
     unit: Unit<'_>,
     out: &mut MatMut<'_>,
     add: bool,
     group: &[Part<'_>],
     (lefts, right, cols): (&[u16], &[u16], Range<usize>),
+    (next, panel, count): (Option<&Block<'_>>, usize, usize),
     runs: &mut Vec<Run>,
 ) {
     let across = cols.len().div_ceil(SIDE);
     let left_len: usize = group.iter().map(Part::left_len).sum();
+    let strips = lefts.len() / left_len;
     for (i, mut left) in lefts.chunks_exact(left_len).enumerate() {
+        if let Some(next) = next {
+            next.fetch((panel * strips + i, count * strips));
+        }
         let mut right = right;
         runs.clear();
         for part in group {
