@@ -48,7 +48,6 @@ impl Number for bf16 {
         ]
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn wide(self) -> f32 {
         simd::wide(self)

@@ -164,7 +164,6 @@ pub(crate) trait Number: Pod + Send + Sync {
     fn widened<S: Simd>(simd: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2];
 
     /// The number in f32.
-    #[cfg(target_arch = "x86_64")]
     fn wide(self) -> f32;
 
     /// Eight numbers, widened.

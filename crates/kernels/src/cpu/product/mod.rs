@@ -16,10 +16,9 @@ pub(crate) mod few;
 pub(crate) mod layout;
 pub(crate) mod mat;
 pub(crate) mod multiply;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod pack;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod panels;
 pub(crate) mod rows;
 pub(crate) mod term;
 pub(crate) mod turned;
+pub(crate) mod vectors;

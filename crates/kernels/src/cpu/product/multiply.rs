@@ -13,12 +13,12 @@ use std::ops::Range;
 
 use crate::cpu::engine::{Engine, engine};
 use crate::cpu::parallel::for_each_piece;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::product::amx;
 use crate::cpu::product::cut::{Costs, Piece, cut, pieces_of};
-use crate::cpu::product::fallback;
 use crate::cpu::product::mat::{Mat, MatMut, Shared};
 use crate::cpu::product::term::{Job, Start, Term};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::product::{amx, avx2, panels};
+use crate::cpu::product::{fallback, panels};
 
 /// Rows and columns of a piece for `gemm-f32`, which chooses the order of a sum by the size of a product: they are fixed.
 const FIXED_PIECE: (usize, usize) = (96, 192);
@@ -165,8 +165,7 @@ fn costs(jobs: &[Job<'_>]) -> Costs {
 
 /// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n], on one thread.
 pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply_mats(out, accumulate, alpha, a, b);
     }
     fallback::product(out, accumulate, alpha, a, b);
@@ -174,8 +173,7 @@ pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>,
 
 /// out (+)= Σ terms, each of the size of `out`, on one thread.
 fn multiply_terms(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply(out, accumulate, terms);
     }
     for (i, term) in terms.iter().enumerate() {
@@ -185,8 +183,7 @@ fn multiply_terms(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
 
 /// out (+)= a·b on one thread, where `a` has few rows and `b` is read once, where it lies.
 pub(crate) fn thin_product(out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply_thin(out, accumulate, a, b);
     }
     product(out, accumulate, 1.0, a, b);
