@@ -146,7 +146,7 @@ pub(crate) trait Storage: Pod + Send + Sync {
     }
 
     /// The units as bf16, if they are.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn as_bf16s(_units: &[Self]) -> Option<&[half::bf16]> {
         None
     }

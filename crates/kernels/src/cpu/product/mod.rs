@@ -16,6 +16,12 @@ pub(crate) mod few;
 pub(crate) mod layout;
 pub(crate) mod mat;
 pub(crate) mod multiply;
+#[cfg(target_arch = "aarch64")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "no operation asks for products in bf16 yet")
+)]
+pub(crate) mod neon_bf16;
 pub(crate) mod pack;
 pub(crate) mod panels;
 pub(crate) mod rows;

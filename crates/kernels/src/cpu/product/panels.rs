@@ -27,7 +27,7 @@ use crate::cpu::scratch::with_scratch;
 /// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
 const DEPTH: usize = 576;
 /// Rows of `a` that pass by a panel before the next panel's turn, so that they stay in the L2 cache.
-const ROWS: usize = 8 * MR;
+pub(crate) const ROWS: usize = 8 * MR;
 
 /// Rows of `a` that are a multiple of so many numbers apart would all lie in the same few places of the
 /// caches; they are copied.
@@ -95,13 +95,13 @@ pub(crate) fn multiply_mats(
 }
 
 /// Some inner indices of a term that share panels with others.
-struct Part {
-    term: usize,
-    range: Range<usize>,
+pub(crate) struct Part {
+    pub(crate) term: usize,
+    pub(crate) range: Range<usize>,
 }
 
 /// Cuts the inner indices of terms of these sizes into runs, whose panels exist at the same time.
-fn runs(sizes: &[usize]) -> Vec<Vec<Part>> {
+pub(crate) fn runs(sizes: &[usize]) -> Vec<Vec<Part>> {
     let mut runs: Vec<Vec<Part>> = Vec::new();
     let mut room = 0;
     for (term, &inner) in sizes.iter().enumerate() {
