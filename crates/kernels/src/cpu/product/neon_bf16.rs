@@ -308,13 +308,12 @@ unsafe fn pack_along<N: Narrow, const LINES: usize>(
     lines: &Lines<'_, N>,
     scale: f32,
 ) {
-    for i in 0..LINES {
-        if i >= lines.count {
-            for to in &mut *to {
-                to[i] = [0; STEP];
-            }
-            continue;
+    for i in lines.count..LINES {
+        for to in &mut *to {
+            to[i] = [0; STEP];
         }
+    }
+    for i in 0..lines.count {
         let (whole, rest) = lines.data[i * lines.stride..][..lines.inner].as_chunks::<STEP>();
         let (to, last) = to.split_at_mut(whole.len());
         for (to, from) in to.iter_mut().zip(whole) {
