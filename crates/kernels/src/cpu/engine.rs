@@ -10,21 +10,39 @@ pub enum Engine {
     /// For any processor: `gemm-f32`, and loops that the compiler turns into what vectors there are.
     Portable,
     /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512, for what multiplies most.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// AVX-512 and its dot products of bf16.
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// These and tile registers.
+    #[cfg(target_arch = "x86_64")]
     Amx,
+    /// NEON, which every 64-bit Arm processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON and products of bf16 matrices (FEAT_BF16).
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16,
 }
 
-const ALL: [Engine; 5] = [
+const ALL: &[Engine] = &[
     Engine::Portable,
+    #[cfg(target_arch = "x86_64")]
     Engine::Avx2,
+    #[cfg(target_arch = "x86_64")]
     Engine::Avx512,
+    #[cfg(target_arch = "x86_64")]
     Engine::Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
     Engine::Amx,
+    #[cfg(target_arch = "aarch64")]
+    Engine::Neon,
+    #[cfg(target_arch = "aarch64")]
+    Engine::NeonBf16,
 ];
 
 /// Stands for a choice that was not made yet.
@@ -67,7 +85,16 @@ fn best() -> Engine {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn best() -> Engine {
+    if std::arch::is_aarch64_feature_detected!("bf16") {
+        Engine::NeonBf16
+    } else {
+        Engine::Neon
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn best() -> Engine {
     Engine::Portable
 }
@@ -76,7 +103,10 @@ fn best() -> Engine {
 #[doc(hidden)]
 pub fn engines() -> Vec<Engine> {
     let best = best();
-    ALL.into_iter().filter(|engine| *engine <= best).collect()
+    ALL.iter()
+        .copied()
+        .filter(|engine| *engine <= best)
+        .collect()
 }
 
 /// Calls `work` while every thread of the process computes with this engine, for tests; one call at a time.

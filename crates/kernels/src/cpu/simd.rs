@@ -10,13 +10,17 @@
 use std::ops::Range;
 
 use half::bf16;
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 use pulp::Arch;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use pulp::Scalar;
+#[cfg(target_arch = "aarch64")]
+use pulp::aarch64::Neon as Vectors;
 #[cfg(target_arch = "x86_64")]
-use pulp::{Scalar, x86::V3};
+use pulp::x86::V3 as Vectors;
 use pulp::{Simd, WithSimd};
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::cpu::engine::{Engine, engine};
 
 /// Runs a closure compiled for this processor's vectors.
@@ -25,16 +29,16 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
     dispatch(work)
 }
 
-/// Runs an operation compiled for this processor's vectors, those of AVX2 at most: wider ones are
+/// Runs an operation compiled for this processor's vectors: those of NEON, or of AVX2 at most, since wider ones are
 /// only worth being compiled for where [`rows`](crate::cpu::product::rows) multiplies.
 #[inline(always)]
 pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
-    #[cfg(target_arch = "x86_64")]
-    match V3::try_new().filter(|_| engine() != Engine::Portable) {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    match Vectors::try_new().filter(|_| engine() != Engine::Portable) {
         Some(simd) => Simd::vectorize(simd, op),
         None => op.with_simd(Scalar),
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Arch::new().dispatch(op)
 }
 

@@ -24,7 +24,7 @@ impl Storage for bf16 {
         Some(units)
     }
 
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline]
     fn as_bf16s(units: &[Self]) -> Option<&[bf16]> {
         Some(units)
@@ -48,7 +48,6 @@ impl Number for bf16 {
         ]
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn wide(self) -> f32 {
         simd::wide(self)

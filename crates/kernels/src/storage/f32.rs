@@ -37,7 +37,6 @@ impl Number for f32 {
         [vectors[i], vectors[i + vectors.len() / 2]]
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn wide(self) -> f32 {
         self

@@ -146,7 +146,7 @@ pub(crate) trait Storage: Pod + Send + Sync {
     }
 
     /// The units as bf16, if they are.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn as_bf16s(_units: &[Self]) -> Option<&[half::bf16]> {
         None
     }
@@ -164,7 +164,6 @@ pub(crate) trait Number: Pod + Send + Sync {
     fn widened<S: Simd>(simd: S, from: &[Self; CHUNK], i: usize) -> [S::f32s; 2];
 
     /// The number in f32.
-    #[cfg(target_arch = "x86_64")]
     fn wide(self) -> f32;
 
     /// Eight numbers, widened.

@@ -1,14 +1,14 @@
 //! Sums of products a block of 6 × 16 at a time, from factors that lie as the block reads them.
 //!
 //! The right factor is a panel: for each inner index the 16 numbers of its columns, one after the other. What makes panels, for
-//! a linear or for attention, calls [`add_panels`] or [`add_rows`]; on processors with AVX2 and FMA the block stays in registers,
+//! a linear or for attention, calls [`add_panels`] or [`add_rows`]; on processors with NEON, or AVX2 and FMA, the block stays in registers,
 //! and with AVX-512 a larger one, of 12 × 32 or 12 × 16.
 
 use crate::cpu::product::layout::{Block, Left, MR, NR, TALLEST};
 use crate::cpu::product::mat::{Mat, MatMut};
+use crate::cpu::product::vectors;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::product::{avx2, avx512};
-use crate::cpu::simd::vectorize;
 
 /// Some rows of out, in all columns, (+)= Σ lefts · panels, which lie one after the other.
 ///
@@ -173,47 +173,7 @@ fn whole_block<const COL: usize>(
         // SAFETY: it is supported.
         return unsafe { avx2::block::<COL>(out, block, lefts, b) };
     }
-    block_anywhere::<COL>(out, block, lefts, b);
-}
-
-/// [`avx2::block`] for processors that it has no code for.
-fn block_anywhere<const COL: usize>(
-    out: &mut MatMut<'_>,
-    block: Block,
-    lefts: &[Left<'_>],
-    b: &[f32],
-) {
-    let Block { height, first, .. } = block;
-    let mut sums = [[0.0_f32; NR]; TALLEST];
-    let mut panel = b.as_chunks::<NR>().0;
-    for left in lefts {
-        let (own, rest) = panel.split_at(left.inner);
-        panel = rest;
-        for (i, sums) in sums.iter_mut().enumerate().take(height) {
-            let start = if COL == 1 {
-                (first + i) * left.row_stride
-            } else {
-                (first + i / MR * MR) * left.row_stride + i % MR
-            };
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (p, b) in own.iter().enumerate() {
-                        let a = left.data[start + p * COL];
-                        for (sum, b) in sums.iter_mut().zip(b) {
-                            *sum = a.mul_add(*b, *sum);
-                        }
-                    }
-                },
-            );
-        }
-    }
-    for (i, sums) in sums.iter().enumerate().take(height) {
-        let out = &mut out.row(block.row + i)[block.col..][..NR];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if block.add { *out + sum } else { *sum };
-        }
-    }
+    vectors::block::<COL>(out, block, lefts, b);
 }
 
 /// Rows of left factors, their inner indices one after the other, 6 rows side by side: [rows / 6][inner][6]; rows past the last
@@ -254,7 +214,25 @@ mod tests {
         (0..len).map(|i| (i * seed % 17) as f32 - 8.0).collect()
     }
 
-    /// What other processors run must be right, too.
+    /// A block of any height, 6 rows at a time.
+    fn any_vectors<const COL: usize>(
+        out: &mut MatMut<'_>,
+        block: Block,
+        lefts: &[Left<'_>],
+        b: &[f32],
+    ) {
+        for start in (0..block.height).step_by(MR) {
+            let part = Block {
+                row: block.row + start,
+                height: MR.min(block.height - start),
+                first: block.first + start,
+                ..block
+            };
+            vectors::block::<COL>(out, part, lefts, b);
+        }
+    }
+
+    /// The processor's own code sums in the order of the one for any vectors.
     #[test]
     fn a_block_is_the_same_on_any_processor() {
         let a = numbers(TALLEST * 40, 5);
@@ -287,12 +265,12 @@ mod tests {
                 let lefts = parts(20, 11, 1);
                 add_block::<1>(&mut MatMut::new(&mut here, TALLEST, NR), block, &lefts, &b);
                 let mut out = MatMut::new(&mut anywhere, TALLEST, NR);
-                block_anywhere::<1>(&mut out, block, &lefts, &b);
+                any_vectors::<1>(&mut out, block, &lefts, &b);
                 assert_eq!(here, anywhere);
                 let lefts = parts(20, 11, MR);
                 add_block::<MR>(&mut MatMut::new(&mut here, TALLEST, NR), block, &lefts, &b);
                 let mut out = MatMut::new(&mut anywhere, TALLEST, NR);
-                block_anywhere::<MR>(&mut out, block, &lefts, &b);
+                any_vectors::<MR>(&mut out, block, &lefts, &b);
                 assert_eq!(here, anywhere);
             }
         }
@@ -313,7 +291,7 @@ mod tests {
         unsafe {
             avx2::block::<COL>(&mut MatMut::new(&mut here, MR, NR), block, &lefts, &b);
         }
-        block_anywhere::<COL>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
+        any_vectors::<COL>(&mut MatMut::new(&mut anywhere, MR, NR), block, &lefts, &b);
         assert_eq!(here, anywhere);
     }
 

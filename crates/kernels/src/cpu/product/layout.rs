@@ -7,7 +7,7 @@ use crate::cpu::product::mat::Mat;
 
 /// Rows of a block of sums.
 pub(crate) const MR: usize = 6;
-/// Columns of a panel: two vectors of AVX2.
+/// Columns of a panel: two vectors of AVX2, or four of NEON.
 pub(crate) const NR: usize = 16;
 /// Rows of the tallest block.
 pub(crate) const TALLEST: usize = 2 * MR;

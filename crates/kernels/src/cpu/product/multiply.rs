@@ -13,12 +13,14 @@ use std::ops::Range;
 
 use crate::cpu::engine::{Engine, engine};
 use crate::cpu::parallel::for_each_piece;
-use crate::cpu::product::cut::{Costs, Piece, cut, pieces_of};
-use crate::cpu::product::fallback;
-use crate::cpu::product::mat::{Mat, MatMut, Shared};
-use crate::cpu::product::term::{Job, Start, Term};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::product::{avx2, bf16, panels};
+use crate::cpu::product::bf16;
+use crate::cpu::product::cut::{Costs, Piece, cut, pieces_of};
+use crate::cpu::product::mat::{Mat, MatMut, Shared};
+#[cfg(target_arch = "aarch64")]
+use crate::cpu::product::neon_bf16;
+use crate::cpu::product::term::{Job, Start, Term};
+use crate::cpu::product::{fallback, panels};
 
 /// Rows and columns of a piece for `gemm-f32`, which chooses the order of a sum by the size of a product: they are fixed.
 const FIXED_PIECE: (usize, usize) = (96, 192);
@@ -123,22 +125,17 @@ fn whole_terms(terms: &[Term<'_>], size: (usize, usize)) -> usize {
 
 /// out (+)= Σ parts, which are of the size of `out` and cut from `terms`. What computes them depends on the terms alone.
 fn multiply_group(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>], parts: &[Term<'_>]) {
-    if is_tiled(terms) {
-        #[cfg(target_arch = "x86_64")]
+    #[cfg(target_arch = "x86_64")]
+    if bf16::is_worthwhile(terms) {
         return bf16::multiply(out, accumulate, parts);
     }
+    #[cfg(target_arch = "aarch64")]
+    if neon_bf16::is_worthwhile(terms) {
+        return neon_bf16::multiply(out, accumulate, parts);
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = terms;
     multiply_terms(out, accumulate, parts);
-}
-
-/// Whether [`bf16`] computes these terms.
-#[cfg(target_arch = "x86_64")]
-fn is_tiled(terms: &[Term<'_>]) -> bool {
-    bf16::is_worthwhile(terms)
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_tiled(_: &[Term<'_>]) -> bool {
-    false
 }
 
 /// Those of whatever computes these jobs, roughly.
@@ -165,8 +162,7 @@ fn costs(jobs: &[Job<'_>]) -> Costs {
 
 /// `out = alpha·a·b`, or `out += alpha·a·b` if `accumulate`; out [m, n], a [m, k], b [k, n], on one thread.
 pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>, b: Mat<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply_mats(out, accumulate, alpha, a, b);
     }
     fallback::product(out, accumulate, alpha, a, b);
@@ -174,8 +170,7 @@ pub(crate) fn product(out: MatMut<'_>, accumulate: bool, alpha: f32, a: Mat<'_>,
 
 /// out (+)= Σ terms, each of the size of `out`, on one thread.
 fn multiply_terms(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply(out, accumulate, terms);
     }
     for (i, term) in terms.iter().enumerate() {
@@ -185,8 +180,7 @@ fn multiply_terms(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
 
 /// out (+)= a·b on one thread, where `a` has few rows and `b` is read once, where it lies.
 pub(crate) fn thin_product(out: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
-    #[cfg(target_arch = "x86_64")]
-    if avx2::supported() {
+    if panels::supported() {
         return panels::multiply_thin(out, accumulate, a, b);
     }
     product(out, accumulate, 1.0, a, b);

@@ -1,9 +1,9 @@
-//! The product under every linear and under attention: a tile of y (+)= Σ a·b on one thread, for processors with AVX2 and FMA.
+//! The product under every linear and under attention: a tile of y (+)= Σ a·b on one thread, for processors with NEON, or AVX2 and FMA.
 //!
 //! `gemm-f32` reads two f32 matrices and packs both for every call. Here one factor is a frozen
 //! weight, often bf16, and the other is read where it lies: a strip of b is widened once into panels of
 //! 16 columns, blocks of rows of a pass by one panel before the next one's turn, and a block of
-//! 6 × 16 sums stays in registers ([`avx2`]), or a larger one where there are wider registers ([`avx512`]; Goto and van de Geijn,
+//! 6 × 16 sums stays in registers, or a larger one where there are wider registers ([`blocks`](crate::cpu::product::blocks); Goto and van de Geijn,
 //! "Anatomy of High-Performance Matrix Multiplication", 2008).
 //!
 //! Every element of y is summed over the terms, and within a term over the inner index, in order,
@@ -11,19 +11,23 @@
 
 use std::ops::Range;
 
+use crate::cpu::engine::{Engine, engine};
 use crate::cpu::product::blocks::{add_panels, pack_rows};
 use crate::cpu::product::layout::{Left, MR, NR};
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::cpu::product::pack::{Panels, pack, pack_straight, pack_turned};
 use crate::cpu::product::term::Term;
-use crate::cpu::product::{avx2, avx512};
+#[cfg(not(target_arch = "x86_64"))]
+use crate::cpu::product::vectors::thin as narrow;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::product::{avx2 as narrow, avx512};
 use crate::cpu::scratch::with_scratch;
 
 /// Inner indices of a panel, at most: with 16 columns 36 KiB. More than the L1 cache holds, but it is read in
 /// order, and fewer parts mean fewer passes over the output; measured, 320 was about 1 % slower.
 const DEPTH: usize = 576;
 /// Rows of `a` that pass by a panel before the next panel's turn, so that they stay in the L2 cache.
-const ROWS: usize = 8 * MR;
+pub(crate) const ROWS: usize = 8 * MR;
 
 /// Rows of `a` that are a multiple of so many numbers apart would all lie in the same few places of the
 /// caches; they are copied.
@@ -32,12 +36,18 @@ const CONFLICT: usize = 1024;
 /// Inner indices that panels may hold on top of [`DEPTH`], so that a low-rank branch goes with its linear.
 const SLACK: usize = 64;
 
+/// Whether this processor has code for it.
+#[inline]
+pub(crate) fn supported() -> bool {
+    engine() != Engine::Portable
+}
+
 /// out (+)= Σ terms, each of the size of `out`, on one thread. With `accumulate` they are added to what is there.
 ///
 /// # Panics
-/// If the shapes do not match, or the processor is not [supported](avx2::supported).
+/// If the shapes do not match, or the processor is not [`supported`].
 pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]) {
-    assert!(avx2::supported(), "a processor without AVX2 and FMA");
+    assert!(supported(), "a processor without code for panels");
     let cols = out.cols();
     for term in terms {
         assert_eq!(term.a.rows(), out.rows(), "rows of a product");
@@ -55,7 +65,7 @@ pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]
 /// out (+)= alpha·a·b on one thread, for two matrices in f32.
 ///
 /// # Panics
-/// If the shapes do not match, or the processor is not [supported](avx2::supported).
+/// If the shapes do not match, or the processor is not [`supported`].
 pub(crate) fn multiply_mats(
     mut out: MatMut<'_>,
     accumulate: bool,
@@ -63,7 +73,7 @@ pub(crate) fn multiply_mats(
     a: Mat<'_>,
     b: Mat<'_>,
 ) {
-    assert!(avx2::supported(), "a processor without AVX2 and FMA");
+    assert!(supported(), "a processor without code for panels");
     let (cols, inner) = (out.cols(), a.cols());
     assert_eq!(a.rows(), out.rows(), "rows of a product");
     assert_eq!(b.cols(), cols, "columns of a product");
@@ -85,13 +95,13 @@ pub(crate) fn multiply_mats(
 }
 
 /// Some inner indices of a term that share panels with others.
-struct Part {
-    term: usize,
-    range: Range<usize>,
+pub(crate) struct Part {
+    pub(crate) term: usize,
+    pub(crate) range: Range<usize>,
 }
 
 /// Cuts the inner indices of terms of these sizes into runs, whose panels exist at the same time.
-fn runs(sizes: &[usize]) -> Vec<Vec<Part>> {
+pub(crate) fn runs(sizes: &[usize]) -> Vec<Vec<Part>> {
     let mut runs: Vec<Vec<Part>> = Vec::new();
     let mut room = 0;
     for (term, &inner) in sizes.iter().enumerate() {
@@ -203,9 +213,9 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, lefts: &[Mat<'_>], inner: usize
 /// packed.
 ///
 /// # Panics
-/// If the shapes do not match, or the processor is not [supported](avx2::supported).
+/// If the shapes do not match, or the processor is not [`supported`].
 pub(crate) fn multiply_thin(mut out: MatMut<'_>, accumulate: bool, a: Mat<'_>, b: Mat<'_>) {
-    assert!(avx2::supported(), "a processor without AVX2 and FMA");
+    assert!(supported(), "a processor without code for panels");
     let (rows, cols, inner) = (out.rows(), out.cols(), a.cols());
     assert_eq!(a.rows(), rows, "rows of a product");
     assert_eq!(b.cols(), cols, "columns of a product");
@@ -222,31 +232,7 @@ pub(crate) fn multiply_thin(mut out: MatMut<'_>, accumulate: bool, a: Mat<'_>, b
         return;
     }
     let whole = cols / NR * NR;
-    if avx512::supported() {
-        for col in (0..whole).step_by(2 * NR) {
-            let across = col..(col + 2 * NR).min(whole);
-            for row in (0..rows).step_by(avx512::THIN) {
-                let down = row..(row + avx512::THIN).min(rows);
-                let (a, b) = (
-                    a.block(down.clone(), 0..inner),
-                    b.block(0..inner, across.clone()),
-                );
-                let out = out.window(down, across.clone());
-                if across.len() == NR {
-                    avx512::thin::<1>(out, accumulate, a, b);
-                } else {
-                    avx512::thin::<2>(out, accumulate, a, b);
-                }
-            }
-        }
-    } else {
-        for col in (0..whole).step_by(NR) {
-            for row in (0..rows).step_by(avx2::THIN) {
-                let height = avx2::THIN.min(rows - row);
-                avx2::thin(&mut out, (row, height), col, accumulate, a, b);
-            }
-        }
-    }
+    thin_columns(&mut out, whole, accumulate, a, b);
     for row in 0..rows {
         let out = out.row(row);
         for col in whole..cols {
@@ -257,6 +243,37 @@ pub(crate) fn multiply_thin(mut out: MatMut<'_>, accumulate: bool, a: Mat<'_>, b
                 })
                 .sum();
             out[col] = if accumulate { out[col] + sum } else { sum };
+        }
+    }
+}
+
+/// The first `whole` columns, a multiple of 16.
+fn thin_columns(out: &mut MatMut<'_>, whole: usize, accumulate: bool, a: Mat<'_>, b: Mat<'_>) {
+    let rows = out.rows();
+    #[cfg(target_arch = "x86_64")]
+    if avx512::supported() {
+        for col in (0..whole).step_by(2 * NR) {
+            let across = col..(col + 2 * NR).min(whole);
+            for row in (0..rows).step_by(avx512::THIN) {
+                let down = row..(row + avx512::THIN).min(rows);
+                let (a, b) = (
+                    a.block(down.clone(), 0..a.cols()),
+                    b.block(0..a.cols(), across.clone()),
+                );
+                let out = out.window(down, across.clone());
+                if across.len() == NR {
+                    avx512::thin::<1>(out, accumulate, a, b);
+                } else {
+                    avx512::thin::<2>(out, accumulate, a, b);
+                }
+            }
+        }
+        return;
+    }
+    for col in (0..whole).step_by(NR) {
+        for row in (0..rows).step_by(narrow::THIN) {
+            let height = narrow::THIN.min(rows - row);
+            narrow::thin(out, (row, height), col, accumulate, a, b);
         }
     }
 }

@@ -90,8 +90,8 @@ pub(crate) struct Term<'a> {
     pub(crate) b: Factor<'a>,
     pub(crate) scale: f32,
     #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "only tiles have a choice")
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "only products of bf16 have a choice")
     )]
     pub(crate) compute: ComputeDType,
     /// Row and column of the output where the window begins.
