@@ -11,7 +11,10 @@
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use pulp::x86::V4;
+use std::arch::x86_64::{__m256, __m512};
+
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::{V3, V4};
 use pulp::{Simd, WithSimd};
 
 #[cfg(target_arch = "x86_64")]
@@ -29,8 +32,8 @@ const NEAR: usize = 6 * 1024;
 const DEPTH: usize = NEAR / TOGETHER;
 /// Bytes that come from memory at once.
 const CACHE_LINE: usize = 64;
-/// How many bytes ahead of what is read memory is asked for. Measured: with less than 3 KiB numbers
-/// come too late, for one token as for eight.
+/// How many bytes ahead of what is read memory is asked for, for each of the rows that are read side by side. Measured: with less than
+/// 3 KiB numbers come too late, and farther ahead lies too often in another page.
 const AHEAD: usize = 4096;
 
 /// Rows side by side: in groups of [`TOGETHER`], a chunk of each row of the group, then the next
@@ -160,6 +163,7 @@ fn products_at<E: Number>(
                 depth,
                 first,
                 count,
+                groups: rows.div_ceil(TOGETHER),
                 write: &mut write,
             };
             level.run(span);
@@ -173,6 +177,9 @@ enum Level {
     /// AVX-512: twice as many products at once, and they are what eight tokens take their time for.
     #[cfg(target_arch = "x86_64")]
     Avx512(V4),
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(V3),
     /// What all other loops use.
     Usual,
 }
@@ -183,17 +190,44 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = V4::try_new().filter(|_| engine() >= Engine::Avx512) {
             return Self::Avx512(simd);
+        } else if let Some(simd) = V3::try_new().filter(|_| engine() >= Engine::Avx2) {
+            return Self::Avx2(simd);
         }
         Self::Usual
     }
 
     #[inline(always)]
-    fn run<Op: WithSimd>(self, op: Op) -> Op::Output {
+    fn run<E: Number, F: FnMut(usize, usize, &[f32], bool)>(self, span: Span<'_, E, F>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => Simd::vectorize(simd, op),
-            Self::Usual => dispatch(op),
+            Self::Avx512(simd) => Simd::vectorize(simd, Known { simd, span }),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => Simd::vectorize(simd, Known { simd, span }),
+            Self::Usual => dispatch(span),
         }
+    }
+}
+
+/// A span for vectors whose lanes are added up for many of them together.
+#[cfg(target_arch = "x86_64")]
+struct Known<'a, V, E, F> {
+    simd: V,
+    span: Span<'a, E, F>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<V, E, F> WithSimd for Known<'_, V, E, F>
+where
+    V: Simd,
+    Together: LaneSums<V>,
+    E: Number,
+    F: FnMut(usize, usize, &[f32], bool),
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.span.run::<V, Together>(self.simd);
     }
 }
 
@@ -207,6 +241,8 @@ struct Span<'a, E, F> {
     depth: usize,
     first: usize,
     count: usize,
+    /// Of how many groups this is one.
+    groups: usize,
     write: &'a mut F,
 }
 
@@ -215,30 +251,35 @@ impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> WithSimd for Span<'_, E, F
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let many_registers = S::REGISTER_COUNT >= 32;
-        // Up to four tokens, memory sets the pace, and a row at a time is what processors fetch ahead best. More take their time in
-        // products; where there are many registers, two rows at a time read what is packed half as often.
-        match (self.count, many_registers) {
-            (1, _) => self.with::<S, 1, 1>(simd),
-            (2, _) => self.with::<S, 1, 2>(simd),
-            (3, _) => self.with::<S, 1, 3>(simd),
-            (4, _) => self.with::<S, 1, 4>(simd),
-            (5, false) => self.with::<S, 1, 5>(simd),
-            (5, true) => self.with::<S, 2, 5>(simd),
-            (6, false) => self.with::<S, 1, 6>(simd),
-            (6, true) => self.with::<S, 2, 6>(simd),
-            (7, false) => self.with::<S, 1, 7>(simd),
-            (7, true) => self.with::<S, 2, 7>(simd),
-            (_, false) => self.with::<S, 1, 8>(simd),
-            (_, true) => self.with::<S, 2, 8>(simd),
-        }
+        self.run::<S, Each>(simd);
     }
 }
 
 impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
+    #[inline(always)]
+    fn run<S: Simd, L: LaneSums<S>>(self, simd: S) {
+        let many_registers = S::REGISTER_COUNT >= 32;
+        // Up to four tokens, memory sets the pace, and a row at a time is what processors fetch ahead best. More take their time in
+        // products; where there are many registers, two rows at a time read what is packed half as often.
+        match (self.count, many_registers) {
+            (1, _) => self.with::<S, L, 1, 1>(simd),
+            (2, _) => self.with::<S, L, 1, 2>(simd),
+            (3, _) => self.with::<S, L, 1, 3>(simd),
+            (4, _) => self.with::<S, L, 1, 4>(simd),
+            (5, false) => self.with::<S, L, 1, 5>(simd),
+            (5, true) => self.with::<S, L, 2, 5>(simd),
+            (6, false) => self.with::<S, L, 1, 6>(simd),
+            (6, true) => self.with::<S, L, 2, 6>(simd),
+            (7, false) => self.with::<S, L, 1, 7>(simd),
+            (7, true) => self.with::<S, L, 2, 7>(simd),
+            (_, false) => self.with::<S, L, 1, 8>(simd),
+            (_, true) => self.with::<S, L, 2, 8>(simd),
+        }
+    }
+
     /// For a group of `I` rows and `R` rows of w at a time.
     #[inline(always)]
-    fn with<S: Simd, const R: usize, const I: usize>(self, simd: S) {
+    fn with<S: Simd, L: LaneSums<S>, const R: usize, const I: usize>(self, simd: S) {
         let Span {
             x,
             w,
@@ -246,6 +287,7 @@ impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
             columns,
             depth,
             first,
+            groups,
             write,
             ..
         } = self;
@@ -254,63 +296,49 @@ impl<E: Number, F: FnMut(usize, usize, &[f32], bool)> Span<'_, E, F> {
         let rows = w.len().div_ceil(stride);
         let row = |j: usize| &w[j * stride..][columns.clone()];
         let together = rows - rows % R;
-        let ahead = Ahead::new::<E>(columns.len(), stride, R);
+        let near = ahead::<E>(columns.len(), stride, R);
+        let turn = first / TOGETHER;
         for j in (0..together).step_by(R) {
-            let w: [&[E]; R] = std::array::from_fn(
+            let rows: [&[E]; R] = std::array::from_fn(
                 #[inline(always)]
                 |r| row(j + r),
             );
+            // While several groups go over these rows, each asks for its share of those that come after them.
+            let ahead = if groups > 1 && j / R % groups == turn {
+                w.len()
+            } else {
+                near
+            };
             for (part, x) in x.chunks(depth / CHUNK).enumerate() {
-                let sums = sums::<S, E, R, I>(simd, x, w, part * depth, ahead);
+                let sums = sums::<S, E, R, I>(simd, x, rows, part * depth, ahead);
+                let sums = L::lane_sums(simd, sums);
                 for (r, sums) in sums.iter().enumerate() {
                     write(first, j + r, sums, columns.start + part * depth > 0);
                 }
             }
         }
         // A row's sums are the same, alone or not.
-        let ahead = Ahead::new::<E>(columns.len(), stride, 1);
         for j in together..rows {
             for (part, x) in x.chunks(depth / CHUNK).enumerate() {
-                let [sums] = sums::<S, E, 1, I>(simd, x, [row(j)], part * depth, ahead);
+                let sums = sums::<S, E, 1, I>(simd, x, [row(j)], part * depth, near);
+                let [sums] = L::lane_sums(simd, sums);
                 write(first, j, &sums, columns.start + part * depth > 0);
             }
         }
     }
 }
 
-/// Where what will be read some time after a chunk lies, as seen from that chunk.
-#[derive(Clone, Copy)]
-struct Ahead {
-    /// Further on in the same row, for the columns before `turn`.
-    within: usize,
-    /// At the beginning of rows that come later, for the others.
-    beyond: usize,
-    turn: usize,
-}
-
-impl Ahead {
-    /// For `together` rows of `columns` numbers, `stride` apart, that are read side by side.
-    #[inline(always)]
-    fn new<E>(columns: usize, stride: usize, together: usize) -> Self {
-        let within = AHEAD / size_of::<E>() / together;
-        let turn = columns.saturating_sub(within);
-        // Short rows: several of them lie between.
-        let groups = within.div_ceil(columns.max(1)).max(1);
-        Self {
-            within,
-            beyond: (groups * together * stride).wrapping_sub(turn),
-            turn,
-        }
+/// How far behind a number of w lies what will be read some time after it, for `together` rows of `columns` numbers, `stride` apart, that
+/// are read side by side. While several groups go over the same rows, these are near.
+#[inline(always)]
+fn ahead<E>(columns: usize, stride: usize, together: usize) -> usize {
+    let ahead = together * AHEAD / size_of::<E>();
+    if columns >= stride.min(ahead) {
+        // What comes after a row, or after most of its numbers, is what comes after it in memory.
+        return ahead;
     }
-
-    #[inline(always)]
-    fn of(self, column: usize) -> usize {
-        if column < self.turn {
-            self.within
-        } else {
-            self.beyond
-        }
-    }
+    // The same columns of a later row.
+    ahead.div_ceil(columns * together) * together * stride
 }
 
 /// Products of `R` rows with `I` others, in a part of their columns that begins at `start`.
@@ -320,8 +348,8 @@ fn sums<S: Simd, E: Number, const R: usize, const I: usize>(
     x: &[[[f32; CHUNK]; I]],
     w: [&[E]; R],
     start: usize,
-    ahead: Ahead,
-) -> [[f32; I]; R] {
+    ahead: usize,
+) -> [[S::f32s; I]; R] {
     let w = w.map(
         #[inline(always)]
         |row| {
@@ -341,7 +369,6 @@ fn sums<S: Simd, E: Number, const R: usize, const I: usize>(
             #[inline(always)]
             |r| &w_whole[r][k],
         );
-        let ahead = ahead.of(start + k * CHUNK);
         for w in w {
             for line in w.chunks(CACHE_LINE / size_of::<E>()) {
                 fetch(line.as_ptr().wrapping_add(ahead));
@@ -356,14 +383,7 @@ fn sums<S: Simd, E: Number, const R: usize, const I: usize>(
         }
         add_chunk(simd, &mut sums, x, last.each_ref());
     }
-    // By value, or the sums would lie in memory all the time.
-    let mut out = [[0.0; I]; R];
-    for (out, sums) in out.iter_mut().zip(sums) {
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = simd.reduce_sum_f32s(sum);
-        }
-    }
-    out
+    sums
 }
 
 /// Adds the products of one chunk of each row.
@@ -391,6 +411,147 @@ fn add_chunk<S: Simd, E: Number, const R: usize, const I: usize>(
     }
 }
 
+/// How the lanes of vectors are added up.
+trait LaneSums<S: Simd> {
+    /// The sum of each vector's lanes, in the order of [`Simd::reduce_sum_f32s`].
+    fn lane_sums<const R: usize, const I: usize>(
+        simd: S,
+        vectors: [[S::f32s; I]; R],
+    ) -> [[f32; I]; R];
+}
+
+/// One vector after the other.
+struct Each;
+
+impl<S: Simd> LaneSums<S> for Each {
+    #[inline(always)]
+    fn lane_sums<const R: usize, const I: usize>(
+        simd: S,
+        vectors: [[S::f32s; I]; R],
+    ) -> [[f32; I]; R] {
+        // By value, or the sums would lie in memory all the time.
+        let mut out = [[0.0; I]; R];
+        for (out, vectors) in out.iter_mut().zip(vectors) {
+            for (out, vector) in out.iter_mut().zip(vectors) {
+                *out = simd.reduce_sum_f32s(vector);
+            }
+        }
+        out
+    }
+}
+
+/// As many vectors together as each has lanes, with a third of the operations.
+#[cfg(target_arch = "x86_64")]
+struct Together;
+
+/// Vectors from which this pays.
+#[cfg(target_arch = "x86_64")]
+const WORTHWHILE: usize = 5;
+
+#[cfg(target_arch = "x86_64")]
+impl LaneSums<V4> for Together {
+    #[inline(always)]
+    fn lane_sums<const R: usize, const I: usize>(
+        simd: V4,
+        vectors: [[<V4 as Simd>::f32s; I]; R],
+    ) -> [[f32; I]; R] {
+        if R * I < WORTHWHILE || R * I > 16 {
+            return Each::lane_sums(simd, vectors);
+        }
+        let mut all = [pulp::cast(simd.splat_f32s(0.0)); 16];
+        for (r, vectors) in vectors.into_iter().enumerate() {
+            for (i, vector) in vectors.into_iter().enumerate() {
+                all[r * I + i] = pulp::cast(vector);
+            }
+        }
+        let sums = avx512_lane_sums(simd, all);
+        let mut out = [[0.0; I]; R];
+        for (r, out) in out.iter_mut().enumerate() {
+            out.copy_from_slice(&sums[r * I..(r + 1) * I]);
+        }
+        out
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl LaneSums<V3> for Together {
+    #[inline(always)]
+    fn lane_sums<const R: usize, const I: usize>(
+        simd: V3,
+        vectors: [[<V3 as Simd>::f32s; I]; R],
+    ) -> [[f32; I]; R] {
+        if R * I < WORTHWHILE || R * I > 8 {
+            return Each::lane_sums(simd, vectors);
+        }
+        let mut all = [pulp::cast(simd.splat_f32s(0.0)); 8];
+        for (r, vectors) in vectors.into_iter().enumerate() {
+            for (i, vector) in vectors.into_iter().enumerate() {
+                all[r * I + i] = pulp::cast(vector);
+            }
+        }
+        let sums = avx2_lane_sums(simd, all);
+        let mut out = [[0.0; I]; R];
+        for (r, out) in out.iter_mut().enumerate() {
+            out.copy_from_slice(&sums[r * I..(r + 1) * I]);
+        }
+        out
+    }
+}
+
+/// The sums of the lanes of 16 vectors: halves of two vectors side by side are added, then quarters of four, and so on.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn avx512_lane_sums(simd: V4, vectors: [__m512; 16]) -> [f32; 16] {
+    let (add, f) = (|a, b| simd.avx512f._mm512_add_ps(a, b), simd.avx512f);
+    let halves = |a, b| {
+        let low = f._mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        add(low, f._mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+    };
+    let quarters = |a, b| {
+        let low = f._mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        add(low, f._mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    let pairs = |a, b| add(f._mm512_unpacklo_ps(a, b), f._mm512_unpackhi_ps(a, b));
+    let singles = |a, b| {
+        let (a, b) = (f._mm512_castps_pd(a), f._mm512_castps_pd(b));
+        let first = f._mm512_castpd_ps(f._mm512_unpacklo_pd(a, b));
+        add(first, f._mm512_castpd_ps(f._mm512_unpackhi_pd(a, b)))
+    };
+    // The sums of four neighbours come out in one quarter.
+    let quarter = |i: usize| {
+        let [a, b] = [i, i + 8].map(|i| halves(vectors[i], vectors[i + 4]));
+        // Vectors i, i + 4, i + 8 and i + 12, one a quarter.
+        quarters(a, b)
+    };
+    pulp::cast(singles(
+        pairs(quarter(0), quarter(1)),
+        pairs(quarter(2), quarter(3)),
+    ))
+}
+
+/// The same of 8 vectors.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn avx2_lane_sums(simd: V3, vectors: [__m256; 8]) -> [f32; 8] {
+    let (add, f) = (|a, b| simd.avx._mm256_add_ps(a, b), simd.avx);
+    let pairs = |a, b| add(f._mm256_unpacklo_ps(a, b), f._mm256_unpackhi_ps(a, b));
+    let singles = |a, b| {
+        let (a, b) = (f._mm256_castps_pd(a), f._mm256_castps_pd(b));
+        let first = f._mm256_castpd_ps(f._mm256_unpacklo_pd(a, b));
+        add(first, f._mm256_castpd_ps(f._mm256_unpackhi_pd(a, b)))
+    };
+    // Vectors i and i + 4, one a half.
+    let halves = |i: usize| {
+        let (a, b) = (vectors[i], vectors[i + 4]);
+        let low = f._mm256_permute2f128_ps::<0x20>(a, b);
+        add(low, f._mm256_permute2f128_ps::<0x31>(a, b))
+    };
+    pulp::cast(singles(
+        pairs(halves(0), halves(1)),
+        pairs(halves(2), halves(3)),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -401,12 +562,19 @@ mod tests {
         (0..len).map(|i| (i * seed % 13) as f32 - 6.0).collect()
     }
 
+    /// What this processor can run: what other ones run must be right, too.
+    fn levels() -> Vec<Level> {
+        let mut levels = vec![Level::best(), Level::Usual];
+        #[cfg(target_arch = "x86_64")]
+        levels.extend(V3::try_new().map(Level::Avx2));
+        levels
+    }
+
     /// Sums of small integers are exact, whatever their order.
     fn check<E: Number>(rows: usize, outs: usize, cols: usize, narrow: impl Fn(f32) -> E) {
         let (x, w) = (numbers(rows * cols, 5), numbers(outs * cols, 7));
         let narrow: Vec<E> = w.iter().map(|&w| narrow(w)).collect();
-        // What other processors run must be right, too.
-        for level in [Level::best(), Level::Usual] {
+        for level in levels() {
             let mut found = vec![if cols == 0 { 0.0 } else { f32::NAN }; rows * outs];
             with_packed::<E, _>(&x, cols, |packed| {
                 products_at(level, packed, &narrow, cols, |first, j, sums, more| {
@@ -426,6 +594,52 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    /// Bit for bit, in their order, and of any number of vectors.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn lanes_are_added_up_together_as_one_by_one() {
+        struct Compare<V>(V);
+        impl<V: Simd> WithSimd for Compare<V>
+        where
+            Together: LaneSums<V>,
+        {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) {
+                fn compare<V: Simd, const R: usize, const I: usize>(simd: V)
+                where
+                    Together: LaneSums<V>,
+                {
+                    let vectors: [[V::f32s; I]; R] = std::array::from_fn(|r| {
+                        std::array::from_fn(|i| {
+                            let number = |lane: usize| (((r * I + i) * 64 + lane) as f32).sin();
+                            let lanes: Vec<f32> = (0..V::F32_LANES).map(number).collect();
+                            V::as_simd_f32s(&lanes).0[0]
+                        })
+                    });
+                    let bits = |sums: [[f32; I]; R]| sums.map(|sums| sums.map(f32::to_bits));
+                    let together = Together::lane_sums(simd, vectors);
+                    assert_eq!(bits(together), bits(Each::lane_sums(simd, vectors)));
+                }
+                let simd = self.0;
+                compare::<V, 1, 1>(simd);
+                compare::<V, 1, 5>(simd);
+                compare::<V, 2, 3>(simd);
+                compare::<V, 1, 8>(simd);
+                if V::F32_LANES == 16 {
+                    compare::<V, 4, 3>(simd);
+                    compare::<V, 2, 8>(simd);
+                }
+            }
+        }
+        if let Some(simd) = V3::try_new() {
+            Simd::vectorize(simd, Compare(simd));
+        }
+        if let Some(simd) = V4::try_new() {
+            Simd::vectorize(simd, Compare(simd));
         }
     }
 
@@ -479,7 +693,7 @@ mod tests {
                 let number = |i: usize| ((i * 7919) as f32).sin();
                 let x: Vec<f32> = (0..19 * cols).map(number).collect();
                 let w: Vec<E> = (0..11 * cols).map(|i| narrow(number(i + 5))).collect();
-                for level in [Level::best(), Level::Usual] {
+                for level in levels() {
                     let all = run(level, &x, &w, cols);
                     for (i, row) in x.chunks(cols).enumerate() {
                         let [alone] = &run(level, row, &w, cols)[..] else {
