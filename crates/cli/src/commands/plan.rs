@@ -386,7 +386,7 @@ mod tests {
         insta::assert_snapshot!(text, @r#"
         gpt3-175b
         parameters    174,604,259,328
-        batch         8 rows of 2048 tokens, weights in bf16, recompute none
+        batch         8 rows of 2048 tokens, weights in bf16, factors read as bf16, recompute none
         this machine  16.0 GB free
 
                                     LoRA       full, Adam
@@ -426,7 +426,7 @@ mod tests {
         insta::assert_snapshot!(text, @r#"
         smollm2-135m
         parameters    134,515,008
-        batch         8 rows of 512 tokens, weights in bf16, recompute none
+        batch         8 rows of 512 tokens, weights in bf16, factors read as bf16, recompute none
         this machine  16.0 GB free
 
         trained parameters

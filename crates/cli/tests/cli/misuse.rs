@@ -152,14 +152,16 @@ fn help_of_train() {
               Stop after so many evaluations without a new lowest loss
 
     Machine:
-          --recompute <WHAT>      What a block computes again in the backward instead of keeping it
-                                  [default: as little as the memory allows] [possible values: none,
-                                  selective, full]
-          --memory-budget <SIZE>  Memory that the run may take, such as 2GiB [default: what the machine
-                                  has free]
-          --base-dtype <DTYPE>    How the frozen weights are stored [default: bf16] [possible values:
-                                  f32, bf16]
-          --threads <N>           Threads to compute with [default: one a core]
+          --recompute <WHAT>       What a block computes again in the backward instead of keeping it
+                                   [default: as little as the memory allows] [possible values: none,
+                                   selective, full]
+          --memory-budget <SIZE>   Memory that the run may take, such as 2GiB [default: what the machine
+                                   has free]
+          --base-dtype <DTYPE>     How the frozen weights are stored [default: bf16] [possible values:
+                                   f32, bf16]
+          --compute-dtype <DTYPE>  How the factors of training's products are read [default: bf16 beside
+                                   a base in bf16, else f32] [possible values: bf16, bf16x2, f32]
+          --threads <N>            Threads to compute with [default: one a core]
 
     Several machines:
           --pipeline-stages <N>        Share the model's blocks out among so many ranks, for models that

@@ -5,6 +5,7 @@ mod added_tokens;
 mod bad_input;
 mod beams;
 mod common;
+mod compute;
 mod configs;
 #[cfg(feature = "compare")]
 mod diff;

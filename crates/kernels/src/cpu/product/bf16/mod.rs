@@ -12,16 +12,19 @@
 
 mod dots;
 pub(crate) mod layout;
+mod limits;
 pub(crate) mod pack;
+pub(crate) mod rounded;
 mod tiles;
 
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
 use self::layout::{Parts, Run, SIDE, STEP, TILE};
+pub(crate) use self::limits::costs;
+use self::limits::{DOTS, Limits, MOST_TOGETHER, TILES};
 use self::pack::{Right, pack_narrow, pack_wide, split_rows};
 use self::tiles::{Tiles, with_tiles};
-use crate::cpu::product::cut::Costs;
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::term::Term;
 use crate::cpu::scratch::with_scratch;
@@ -34,63 +37,6 @@ const INNER: usize = 128;
 /// With tiles: of the inner indices, how many times as many must take up to three products as take six. With six alone vectors are
 /// faster.
 const NARROW: usize = 3;
-
-/// What suits a kind of unit.
-struct Limits {
-    /// Rows whose left factors are taken apart at once, and steps of them: they stay in the L2 cache.
-    rows: usize,
-    depth: usize,
-    /// Steps more that there may be, so that a low-rank branch goes with its linear.
-    slack: usize,
-    /// Tiles of columns that are multiplied at once.
-    together: usize,
-}
-
-/// 1.2 MB of left factors of three parts.
-const TILES: Limits = Limits {
-    rows: 256,
-    depth: 24,
-    slack: 4,
-    together: tiles::TOGETHER,
-};
-
-/// A panel of 3 tiles of columns stays in the L1 cache.
-const DOTS: Limits = Limits {
-    rows: 1024,
-    depth: 12,
-    slack: 2,
-    together: dots::TOGETHER,
-};
-
-/// Of both.
-const MOST_TOGETHER: usize = 4;
-
-/// What a piece costs with tiles, roughly.
-const TILES_COSTS: Costs = Costs {
-    pack: 2.4,
-    read: 3.3,
-    strips: &[
-        4096, 3072, 2048, 1536, 1152, 1024, 768, 576, 512, 384, 320, 288, 256, 192, 144, 128, 64,
-    ],
-};
-
-/// And with dot products.
-const DOTS_COSTS: Costs = Costs {
-    pack: 1.0,
-    read: 1.0,
-    strips: &[
-        4608, 3072, 2304, 1536, 1152, 1008, 768, 576, 480, 384, 336, 288, 240, 192, 144, 96, 48,
-    ],
-};
-
-/// What a piece costs here.
-pub(crate) fn costs() -> Costs {
-    if tiles::supported() {
-        TILES_COSTS
-    } else {
-        DOTS_COSTS
-    }
-}
 
 /// Whether these terms, which are as wide as their output, are computed here: their columns, inner sizes and formats say so, and
 /// not their rows.
@@ -172,56 +118,6 @@ pub(crate) fn with_unit(work: impl FnOnce(Unit<'_>)) {
         with_tiles(|tiles| work(Unit::Tiles(tiles)));
     } else {
         work(Unit::Dots);
-    }
-}
-
-/// A left factor that is rounded: for each 16 rows `steps` tiles one after the other, which begin `apart` tiles from the next ones.
-#[derive(Clone, Copy)]
-pub(crate) struct LeftTiles<'a> {
-    pub(crate) tiles: &'a [u16],
-    pub(crate) apart: usize,
-    pub(crate) steps: usize,
-}
-
-/// A right factor that is rounded: for each step its tiles of columns one after the other, which begin `apart` tiles from the next ones.
-#[derive(Clone, Copy)]
-pub(crate) struct RightTiles<'a> {
-    pub(crate) tiles: &'a [u16],
-    pub(crate) apart: usize,
-}
-
-/// out (+)= left · right.
-///
-/// # Panics
-/// If the tiles do not suffice.
-pub(crate) fn multiply_rounded(
-    unit: Unit<'_>,
-    out: &mut MatMut<'_>,
-    add: bool,
-    left: LeftTiles<'_>,
-    right: RightTiles<'_>,
-) {
-    let (rows, cols, steps) = (out.rows(), out.cols(), left.steps);
-    let (down, across) = (rows.div_ceil(SIDE), cols.div_ceil(SIDE));
-    assert!(down > 0 && across > 0 && steps > 0 && right.apart >= across);
-    assert!(((down - 1) * left.apart + steps) * TILE <= left.tiles.len());
-    assert!(((steps - 1) * right.apart + across) * TILE <= right.tiles.len());
-    for panel in panels(across, unit.limits().together) {
-        let columns = panel.start * SIDE..(panel.end * SIDE).min(cols);
-        let b = right.tiles[panel.start * TILE..].as_ptr();
-        for row in 0..down {
-            let run = Run {
-                a: left.tiles[row * left.apart * TILE..].as_ptr(),
-                b,
-                steps,
-                parts: Parts::OneByOne,
-                pairs: steps * SIDE,
-                b_step: right.apart * TILE * size_of::<u16>(),
-            };
-            let rows = row * SIDE..((row + 1) * SIDE).min(rows);
-            let mut window = out.window(rows, columns.clone());
-            sum_window(unit, &mut window, add, &[run], panel.len());
-        }
     }
 }
 
