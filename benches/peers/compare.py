@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Compares training by lowrank with training by PyTorch + PEFT on this machine, and prints a table of ratios.
 
-For each setting the two run in turn, `--pairs` times. A pair gives one ratio of speed and one of peak memory, ours over
-theirs; the table has the smallest, the median and the largest of them beside the target. Only ratios are printed: what
-a machine does in a second says nothing about another one.
+For each setting the peer's configurations are tried first, in a short run each, and the fastest is compared with. Then the two
+run in turn, `--pairs` times. A pair gives one ratio of speed and one of peak memory, ours over theirs; the table has the
+smallest, the median and the largest of them beside the target. Only ratios are printed: what a machine does in a second
+says nothing about another one.
 
     python3 compare.py --lowrank ../../target/release/lowrank --peer-python VENV/bin/python \\
         --model-bf16 DIR --model-f32 DIR --data rows.jsonl --encoder DIR --labelled rows.tsv
@@ -14,27 +15,120 @@ reaches its target, 1 if one does not or a command fails, 2 for misuse.
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PEER_SCRIPT = Path(__file__).resolve().parent / "peft_train.py"
 PEER_PACKAGES = ("torch", "transformers", "peft")
 
+CPU_INFO = Path("/proc/cpuinfo")
+# Flags of a processor that multiplies bf16, and all those that --json keeps.
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+KEPT_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_int8", *BF16_FLAGS)
+
 
 @dataclass(frozen=True)
-class Setting:
-    """One job for both sides, and what the ratios of speed (at least) and memory (at most) should be."""
+class Machine:
+    """The processor, as far as it decides what is compared."""
+
+    name: str
+    cores: int
+    flags: tuple[str, ...]
+
+    @classmethod
+    def this(cls):
+        """This machine; without flags where the system does not have /proc/cpuinfo."""
+        text = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.is_file() else ""
+        return cls.read(text, os.cpu_count() or 1)
+
+    @classmethod
+    def read(cls, cpu_info, cores):
+        """The first processor that /proc/cpuinfo lists."""
+        fields = {}
+        for line in cpu_info.splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+        found = fields.get("flags", "").split()
+        name = fields.get("model name") or platform.processor() or platform.machine()
+        return cls(name, cores, tuple(flag for flag in KEPT_FLAGS if flag in found))
+
+    @property
+    def has_bf16(self):
+        return any(flag in self.flags for flag in BF16_FLAGS)
+
+    @property
+    def column(self):
+        """The name of the column of targets."""
+        return "with bf16 units" if self.has_bf16 else "without bf16 units"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the ways in which the peer's users would run a setting."""
 
     name: str
     title: str
-    speed_target: float
-    memory_target: float
+    options: tuple[str, ...] = ()
+    # Tried with --try-compile alone: compiling takes minutes.
+    compiles: bool = False
+
+    @property
+    def in_bf16(self):
+        return "bf16" in self.options
+
+
+GROUP, AUTOCAST, COMPILE = ("--group-by-length",), ("--autocast",), ("--compile",)
+BF16 = ("--weights", "bf16", *AUTOCAST)
+F32 = Configuration("f32", "f32")
+GROUPED = Configuration("grouped", "f32, grouped by length", GROUP)
+FOR_ROWS = (
+    F32,
+    GROUPED,
+    Configuration("bf16", "bf16, grouped by length", (*GROUP, *BF16)),
+    Configuration("bf16-compiled", "bf16, grouped by length, compiled", (*GROUP, *BF16, *COMPILE), compiles=True),
+)
+# Rows of one length need no grouping.
+FOR_RANDOM = (
+    F32,
+    Configuration("bf16", "bf16", BF16),
+    Configuration("bf16-compiled", "bf16, compiled", (*BF16, *COMPILE), compiles=True),
+)
+# AdamW on weights in bf16 loses small updates and is another training than lowrank's, so the weights that are trained stay in f32.
+FOR_FULL = (
+    F32,
+    GROUPED,
+    Configuration("autocast", "f32 weights, autocast to bf16, grouped by length", (*GROUP, *AUTOCAST)),
+    Configuration("autocast-compiled", "f32 weights, autocast to bf16, grouped by length, compiled", (*GROUP, *AUTOCAST, *COMPILE),
+                  compiles=True),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the ratios of speed (at least) and memory (at most) should be."""
+
+    speed: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One job for both sides."""
+
+    name: str
+    title: str
+    # Targets with bf16 units, and without.
+    targets: tuple[Target, Target]
     batch_size: int
+    # What is tried of the peer.
+    configurations: tuple[Configuration, ...] = FOR_ROWS
     # Tokens of a random row; None: rows of --data.
     seq_length: int | None = None
     method: tuple[str, ...] = ("--method", "lora", "--r", "4", "--target-modules", "q_proj,v_proj")
@@ -49,6 +143,10 @@ class Setting:
     def unit(self):
         return "examples_per_second" if self.share_prompts or self.classifies else "tokens_per_second"
 
+    def target(self, machine):
+        with_bf16, without = self.targets
+        return with_bf16 if machine.has_bf16 else without
+
     def work(self, rows, steps, method):
         """The arguments that both sides understand."""
         source = ["--data", str(rows)] if self.seq_length is None else ["--seq-length", str(self.seq_length)]
@@ -58,17 +156,21 @@ class Setting:
 QUERY_VALUE = ("--method", "lora", "--r", "8", "--target-modules", "query,value")
 ALL_LINEAR = ("--method", "lora", "--r", "8", "--target-modules", "all-linear")
 SETTINGS = (
-    Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", 2.3, 1 / 6, 8),
-    Setting("e2e-all", "E2E rows, LoRA all-linear, r 8, batch 8", 2.5, 1 / 6, 8, method=ALL_LINEAR),
-    Setting("random-256", "random tokens, LoRA q and v, r 4, batch 4 x 256", 1.5, 1 / 5, 4, seq_length=256),
-    Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", 1.4, 1 / 5, 2, seq_length=1024),
-    Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", 1.8, 0.6, 8, method=("--method", "full")),
-    Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", 4.0, 0.5, 16, share_prompts=True),
-    Setting("sst2-lora", "SST-2 rows by length, classifier, LoRA query and value, r 8, batch 32", 2.5, 1 / 3, 32,
+    Setting("e2e-qv", "E2E rows, LoRA q and v, r 4, batch 8", (Target(2.0, 1 / 5), Target(1.6, 1 / 6)), 8),
+    Setting("e2e-all", "E2E rows, LoRA all-linear, r 8, batch 8", (Target(2.2, 1 / 5), Target(1.7, 1 / 6)), 8, method=ALL_LINEAR),
+    Setting("random-256", "random tokens, LoRA q and v, r 4, batch 4 x 256", (Target(1.7, 1 / 5), Target(1.3, 1 / 6)), 4, FOR_RANDOM,
+            seq_length=256),
+    Setting("random-1024", "random tokens, LoRA q and v, r 4, batch 2 x 1024", (Target(1.6, 1 / 5), Target(1.3, 1 / 6)), 2, FOR_RANDOM,
+            seq_length=1024),
+    Setting("e2e-full", "E2E rows, full fine-tuning, batch 8", (Target(1.7, 0.6), Target(1.5, 0.6)), 8, FOR_FULL, method=("--method", "full")),
+    Setting("e2e-shared", "E2E rows by prompt, LoRA q and v, r 4, batch 16, --share-prompts", (Target(3.5, 1 / 5), Target(3.0, 1 / 6)), 16,
+            share_prompts=True),
+    Setting("sst2-lora", "SST-2 rows by length, classifier, LoRA query and value, r 8, batch 32", (Target(2.5, 1 / 3),) * 2, 32, (F32,),
             classifies=True, method=QUERY_VALUE),
-    Setting("sst2-head", "SST-2 rows by length, classifier alone, batch 32", 2.5, 1 / 3, 32, classifies=True,
+    Setting("sst2-head", "SST-2 rows by length, classifier alone, batch 32", (Target(2.5, 1 / 3),) * 2, 32, (F32,), classifies=True,
             method=("--method", "top", "--head-only"), peer_method=("--method", "head")),
 )
+CONFIGURATIONS = sorted({configuration.name for setting in SETTINGS for configuration in setting.configurations})
 
 
 class Failure(Exception):
@@ -79,13 +181,17 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lowrank", required=True, type=Path, help="the binary, built with --release")
     parser.add_argument("--peer-python", required=True, type=Path, help="a Python that has torch, transformers and peft")
-    parser.add_argument("--model-bf16", type=Path, help="the model for lowrank, stored in bf16")
-    parser.add_argument("--model-f32", type=Path, help="the same model for the peer, stored in f32")
+    parser.add_argument("--model-bf16", type=Path, help="the model for lowrank, stored in bf16, and for the peer where it has bf16 weights")
+    parser.add_argument("--model-f32", type=Path, help="the same model, stored in f32, for the peer where it has f32 weights")
     parser.add_argument("--data", type=Path, help="JSONL of {prompt, completion}, or lines of meaning||text")
     parser.add_argument("--encoder", type=Path, help="an encoder for both, such as MiniLM")
     parser.add_argument("--labelled", type=Path, help="lines of text, tab, label")
     parser.add_argument("--only", action="append", choices=[setting.name for setting in SETTINGS], metavar="SETTING",
                         help="one of " + ", ".join(setting.name for setting in SETTINGS) + "; may be repeated")
+    parser.add_argument("--peer-config", choices=CONFIGURATIONS, metavar="NAME",
+                        help="compare with this configuration of the peer, and try none: one of " + ", ".join(CONFIGURATIONS))
+    parser.add_argument("--try-compile", action="store_true", help="also try the peer with torch.compile, which takes minutes")
+    parser.add_argument("--try-steps", type=positive, default=5, help="steps of a try that are counted [5]")
     parser.add_argument("--pairs", type=positive, default=5, help="how often the two take turns [5]")
     parser.add_argument("--steps", type=positive, default=10, help="steps of a run that are counted [10]")
     parser.add_argument("--pause", type=float, default=10, help="seconds of rest before each run [10]")
@@ -168,17 +274,53 @@ def run(command):
     return json.loads(done.stdout[done.stdout.index("{"):])
 
 
-def measure(setting, arguments, rows):
+def peer_command(setting, configuration, arguments, rows, steps):
+    work = setting.work(rows, steps, setting.peer_method or setting.method)
+    of_text = arguments.model_bf16 if configuration.in_bf16 else arguments.model_f32
+    model = arguments.encoder if setting.classifies else of_text
+    return [arguments.peer_python, PEER_SCRIPT, "--model", model, *work, *configuration.options, *threads_of(arguments)]
+
+
+def threads_of(arguments):
+    return ["--threads", str(arguments.threads)] if arguments.threads else []
+
+
+def pinned(setting, name):
+    """The configuration of that name; None where the setting has no such configuration."""
+    return next((found for found in setting.configurations if found.name == name), None)
+
+
+def choose(setting, arguments, rows):
+    """The configuration of the peer to compare with, and what each did that was tried for it."""
+    if arguments.peer_config:
+        return pinned(setting, arguments.peer_config), []
+    wanted = [found for found in setting.configurations if arguments.try_compile or not found.compiles]
+    if len(wanted) == 1:
+        return wanted[0], []
+    tried = []
+    for configuration in wanted:
+        time.sleep(arguments.pause)
+        figures = run(peer_command(setting, configuration, arguments, rows, arguments.try_steps))
+        say(f"{setting.name}, the peer with {configuration.title}: {figures['tokens_per_second']:.0f} tokens/s")
+        tried.append((configuration, figures))
+    if len({figures["tokens"] for _, figures in tried}) > 1:
+        raise Failure(f"{setting.name}: the peer's configurations did not train on the same tokens")
+    return fastest(tried), tried
+
+
+def fastest(tried):
+    return max(tried, key=lambda pair: pair[1]["tokens_per_second"])[0]
+
+
+def measure(setting, configuration, arguments, rows):
     """One dict a pair: what ours and the peer printed, and the ratios."""
     work = setting.work(rows, arguments.steps, setting.method)
-    threads = ["--threads", str(arguments.threads)] if arguments.threads else []
-    our_model, their_model = (arguments.encoder, arguments.encoder) if setting.classifies else (arguments.model_bf16, arguments.model_f32)
+    model = arguments.encoder if setting.classifies else arguments.model_bf16
     # Resolved: ./lowrank would lose its ./ as a Path, and then be looked for on PATH.
-    ours = [arguments.lowrank.resolve(), "bench", "train", "--model", our_model, *work, "--warmup", "1", *threads, "--json"]
+    ours = [arguments.lowrank.resolve(), "bench", "train", "--model", model, *work, "--warmup", "1", *threads_of(arguments), "--json"]
     if setting.share_prompts:
         ours.append("--share-prompts")
-    work = setting.work(rows, arguments.steps, setting.peer_method or setting.method)
-    theirs = [arguments.peer_python, PEER_SCRIPT, "--model", their_model, *work, *threads]
+    theirs = peer_command(setting, configuration, arguments, rows, arguments.steps)
     pairs = []
     for number in range(1, arguments.pairs + 1):
         pair = {}
@@ -190,19 +332,28 @@ def measure(setting, arguments, rows):
         pair["memory"] = pair["ours"]["peak_rss"] / pair["theirs"]["peak_rss"]
         say(f"{setting.name}, pair {number} of {arguments.pairs}: speed {pair['speed']:.2f}, memory {pair['memory']:.2f}")
         pairs.append(pair)
-    check_same_work(setting, pairs[0])
+    for warning in differences(setting, pairs[0], arguments.steps):
+        say(f"warning: {setting.name}: {warning}; the ratios compare different work")
     return pairs
 
 
-def check_same_work(setting, pair):
-    """Says so where the two did not train on as many tokens, or not on as many parameters."""
+def differences(setting, pair, steps):
+    """In what the two did not do the same work: they train as many parameters, and on the same rows.
+
+    lowrank takes the counted rows in file order, the first batch left out. The peer may put them into batches in another order, but they
+    must be these, and then both count the same tokens but for the few that a joint text of prompt and completion saves.
+    """
     ours, theirs = pair["ours"], pair["theirs"]
     figures = {"trainable parameters": (ours["trainable_parameters"], theirs["trainable_parameters"])}
     if not setting.share_prompts:
         figures["tokens"] = (ours["work"]["tokens"], theirs["tokens"])
-    for what, (our, their) in figures.items():
-        if abs(our - their) > 0.01 * their:
-            say(f"warning: {setting.name}: lowrank had {our} {what}, the peer {their}; the ratios compare different work")
+    if setting.seq_length is None and not setting.classifies and not setting.share_prompts:
+        figures["tokens with loss"] = (ours["work"]["supervised_tokens"], theirs["supervised_tokens"])
+    found = [f"lowrank had {our} {what}, the peer {their}" for what, (our, their) in figures.items() if abs(our - their) > 0.01 * their]
+    size, known = setting.batch_size, theirs["rows_of_file"]
+    if theirs["rows"] != sorted(i % known for i in range(size, (steps + 1) * size)):
+        found.append(f"the peer did not train on the {steps * size} rows after the first {size}")
+    return found
 
 
 def say(text):
@@ -214,21 +365,41 @@ def spread(values):
     return min(values), statistics.median(values), max(values)
 
 
-def table(results):
+@dataclass(frozen=True)
+class Result:
+    """What a setting came to."""
+
+    setting: Setting
+    configuration: Configuration
+    # Configurations with the figures of their tries; none where there was no choice.
+    tried: list
+    pairs: list
+
+    def values(self, what):
+        return [pair[what] for pair in self.pairs]
+
+    def reached(self, machine):
+        """Whether the median of speed and that of memory reach their targets."""
+        target = self.setting.target(machine)
+        return (statistics.median(self.values("speed")) >= target.speed, statistics.median(self.values("memory")) <= target.memory)
+
+
+def table(results, machine):
     """The Markdown table."""
     lines = [
-        "| Setting | Speed, ours / theirs: min, median, max | target | Peak memory, ours / theirs: min, median, max | target |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| Setting | Peer | Speed, ours / theirs: min, median, max | target | Peak memory, ours / theirs: min, median, max | target |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for setting, pairs in results:
-        speed = spread([pair["speed"] for pair in pairs])
-        memory = spread([pair["memory"] for pair in pairs])
+    for result in results:
+        target = result.setting.target(machine)
+        fast, small = result.reached(machine)
         cells = [
-            setting.title,
-            " / ".join(f"{value:.2f}" for value in speed),
-            f"≥ {setting.speed_target:.2f}{mark(speed[1] >= setting.speed_target)}",
-            " / ".join(f"{value:.2f}" for value in memory),
-            f"≤ {setting.memory_target:.2f}{mark(memory[1] <= setting.memory_target)}",
+            result.setting.title,
+            result.configuration.title,
+            " / ".join(f"{value:.2f}" for value in spread(result.values("speed"))),
+            f"≥ {target.speed:.2f}{mark(fast)}",
+            " / ".join(f"{value:.2f}" for value in spread(result.values("memory"))),
+            f"≤ {target.memory:.2f}{mark(small)}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -238,36 +409,53 @@ def mark(reached):
     return "" if reached else " (missed)"
 
 
-def reached(setting, pairs):
-    speed = statistics.median(pair["speed"] for pair in pairs)
-    memory = statistics.median(pair["memory"] for pair in pairs)
-    return speed >= setting.speed_target and memory <= setting.memory_target
-
-
-def as_json(results, arguments):
+def as_json(results, arguments, machine):
     return {
+        "machine": {**asdict(machine), "targets": machine.column},
         "pairs": arguments.pairs,
         "steps": arguments.steps,
-        "settings": [
-            {
-                "name": setting.name,
-                "title": setting.title,
-                "unit": setting.unit,
-                "speed": dict(zip(("min", "median", "max"), spread([pair["speed"] for pair in pairs]))),
-                "speed_target": setting.speed_target,
-                "memory": dict(zip(("min", "median", "max"), spread([pair["memory"] for pair in pairs]))),
-                "memory_target": setting.memory_target,
-                "runs": pairs,
-            }
-            for setting, pairs in results
-        ],
+        "try_steps": arguments.try_steps,
+        "settings": [setting_as_json(result, machine) for result in results],
     }
+
+
+def setting_as_json(result, machine):
+    setting, target = result.setting, result.setting.target(machine)
+    tried = [
+        {**configuration_as_json(configuration), "tokens_per_second": figures["tokens_per_second"], "run": figures}
+        for configuration, figures in result.tried
+    ]
+    return {
+        "name": setting.name,
+        "title": setting.title,
+        "unit": setting.unit,
+        "peer_config": configuration_as_json(result.configuration),
+        "tried": tried,
+        "speed": dict(zip(("min", "median", "max"), spread(result.values("speed")))),
+        "speed_target": target.speed,
+        "memory": dict(zip(("min", "median", "max"), spread(result.values("memory")))),
+        "memory_target": target.memory,
+        "runs": result.pairs,
+    }
+
+
+def configuration_as_json(configuration):
+    return {"name": configuration.name, "title": configuration.title, "options": list(configuration.options)}
 
 
 def main():
     arguments = parse_arguments()
     settings = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
+    machine = Machine.this()
+    say(f"{machine.name}, {machine.cores} cores, {' '.join(machine.flags) or 'flags unknown'}: targets {machine.column}")
     try:
+        if arguments.peer_config:
+            lacking = [setting.name for setting in settings if not pinned(setting, arguments.peer_config)]
+            if lacking:
+                say(f"{', '.join(lacking)}: the peer has no configuration {arguments.peer_config} there; choose settings with --only, or another:")
+                for setting in settings:
+                    say(f"  {setting.name}: {', '.join(found.name for found in setting.configurations)}")
+                return 2
         classify = [setting.name for setting in settings if setting.classifies]
         others = [setting.name for setting in settings if not setting.classifies]
         needs_data = [setting.name for setting in settings if setting.seq_length is None and not setting.classifies]
@@ -289,15 +477,19 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             for setting in settings:
                 own = labelled if setting.classifies else rows
-                path = write_rows(own, setting, arguments.steps, Path(folder)) if setting.seq_length is None else None
-                results.append((setting, measure(setting, arguments, path)))
+                steps = max(arguments.steps, arguments.try_steps if len(setting.configurations) > 1 else 0)
+                path = write_rows(own, setting, steps, Path(folder)) if setting.seq_length is None else None
+                configuration, tried = choose(setting, arguments, path)
+                pairs = measure(setting, configuration, arguments, path)
+                results.append(Result(setting, configuration, tried, pairs))
     except (Failure, OSError, ValueError, KeyError) as error:
         say(str(error) if isinstance(error, (Failure, OSError)) else f"unexpected output: {error!r}")
         return 1
-    print(table(results))
+    print(f"Targets {machine.column}.\n")
+    print(table(results, machine))
     if arguments.json:
-        arguments.json.write_text(json.dumps(as_json(results, arguments), indent=2) + "\n", encoding="utf-8")
-    return 0 if all(reached(setting, pairs) for setting, pairs in results) else 1
+        arguments.json.write_text(json.dumps(as_json(results, arguments, machine), indent=2) + "\n", encoding="utf-8")
+    return 0 if all(all(result.reached(machine)) for result in results) else 1
 
 
 if __name__ == "__main__":
