@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares training by lowrank with training by PyTorch + PEFT on this machine, and prints a table of ratios.
 
-For each setting the peer's configurations are tried first, in a short run each, and the fastest is compared with. Then the two
+For each setting the peer's configurations are tried first, in short runs, and the fastest is compared with. Then the two
 run in turn, `--pairs` times. A pair gives one ratio of speed and one of peak memory, ours over theirs; the table has the
 smallest, the median and the largest of them beside the target. Only ratios are printed: what a machine does in a second
 says nothing about another one.
@@ -191,6 +191,7 @@ def parse_arguments():
     parser.add_argument("--peer-config", choices=CONFIGURATIONS, metavar="NAME",
                         help="compare with this configuration of the peer, and try none: one of " + ", ".join(CONFIGURATIONS))
     parser.add_argument("--try-compile", action="store_true", help="also try the peer with torch.compile, which takes minutes")
+    parser.add_argument("--tries", type=positive, default=2, help="how often each configuration of the peer is tried [2]")
     parser.add_argument("--try-steps", type=positive, default=5, help="steps of a try that are counted [5]")
     parser.add_argument("--pairs", type=positive, default=5, help="how often the two take turns [5]")
     parser.add_argument("--steps", type=positive, default=10, help="steps of a run that are counted [10]")
@@ -298,17 +299,20 @@ def choose(setting, arguments, rows):
     if len(wanted) == 1:
         return wanted[0], []
     tried = []
-    for configuration in wanted:
-        time.sleep(arguments.pause)
-        figures = run(peer_command(setting, configuration, arguments, rows, arguments.try_steps))
-        say(f"{setting.name}, the peer with {configuration.title}: {figures['tokens_per_second']:.0f} tokens/s")
-        tried.append((configuration, figures))
+    # In turn, so that a disturbance of the machine does not hit all runs of one configuration.
+    for _ in range(arguments.tries):
+        for configuration in wanted:
+            time.sleep(arguments.pause)
+            figures = run(peer_command(setting, configuration, arguments, rows, arguments.try_steps))
+            say(f"{setting.name}, the peer with {configuration.title}: {figures['tokens_per_second']:.0f} tokens/s")
+            tried.append((configuration, figures))
     if len({figures["tokens"] for _, figures in tried}) > 1:
         raise Failure(f"{setting.name}: the peer's configurations did not train on the same tokens")
     return fastest(tried), tried
 
 
 def fastest(tried):
+    """The configuration of the fastest run: other work on the machine slows a run down, and nothing makes it faster than it is."""
     return max(tried, key=lambda pair: pair[1]["tokens_per_second"])[0]
 
 
@@ -371,7 +375,7 @@ class Result:
 
     setting: Setting
     configuration: Configuration
-    # Configurations with the figures of their tries; none where there was no choice.
+    # Configurations with the figures of each try, in the order of the runs; none where there was no choice.
     tried: list
     pairs: list
 
@@ -414,6 +418,7 @@ def as_json(results, arguments, machine):
         "machine": {**asdict(machine), "targets": machine.column},
         "pairs": arguments.pairs,
         "steps": arguments.steps,
+        "tries": arguments.tries,
         "try_steps": arguments.try_steps,
         "settings": [setting_as_json(result, machine) for result in results],
     }

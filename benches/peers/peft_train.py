@@ -174,18 +174,19 @@ def main():
     # The first time that the length of a batch changes, it is compiled again.
     uncounted = [warmup, batches[0]] if arguments.compile else [warmup]
     losses = [take_step([examples[i] for i in chosen])[0] for chosen in uncounted]
-    tokens, padded, supervised, seconds = 0, 0, 0, 0.0
+    tokens, padded, supervised, times = 0, 0, 0, []
     for chosen in batches:
         rows = [examples[i] for i in chosen]
         begun = time.perf_counter()
         loss, size = take_step(rows)
-        seconds += time.perf_counter() - begun
+        times.append(time.perf_counter() - begun)
         losses.append(loss)
         padded += size
         tokens += sum(len(ids) for ids, _ in rows)
         # The first token of a row has nothing before it that could predict it.
         supervised += sum(len(labels[1:]) - labels[1:].count(NO_LOSS) if isinstance(labels, list) else 1 for _, labels in rows)
 
+    seconds = sum(times)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
@@ -201,6 +202,7 @@ def main():
         "tokens_per_second": tokens / seconds,
         "examples_per_second": arguments.steps * arguments.batch_size / seconds,
         "seconds_per_step": seconds / arguments.steps,
+        "seconds": times,
         # Linux counts in KiB, macOS in bytes.
         "peak_rss": peak if sys.platform == "darwin" else peak * 1024,
         "losses": losses,
