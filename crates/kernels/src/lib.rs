@@ -117,6 +117,7 @@ pub use buffer::release_freed_memory;
 #[doc(hidden)]
 pub use cpu::engine::{Engine, engines, with_engine};
 pub use cpu::parallel::in_pool;
+pub use cpu::teams::{Teams, team_count};
 pub use ops::*;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::CounterRng;
@@ -135,5 +136,5 @@ pub use types::optimizer::AdamW;
 pub use types::pauses::Pauses;
 pub use types::relative::{RelativeGradients, RelativePositions, RelativeSegment, RelativeShape};
 pub use types::rope::{RopeOrder, RopeTable};
-pub use view::{View, ViewMut};
+pub use view::{OutputMut, View, ViewMut};
 pub use workspace::Workspace;

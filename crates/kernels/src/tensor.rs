@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::storage::{DType, Numbers, encode};
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, ViewMut};
 
 /// Why bytes do not make a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -286,6 +286,16 @@ impl Tensor {
 impl<'a> From<&'a Tensor> for View<'a> {
     fn from(tensor: &'a Tensor) -> Self {
         tensor.view()
+    }
+}
+
+impl<'a> From<&'a mut Tensor> for OutputMut<'a> {
+    fn from(tensor: &'a mut Tensor) -> Self {
+        let (rows, cols) = (tensor.rows, tensor.cols);
+        match tensor.dtype {
+            DType::F32 => tensor.view_mut().into(),
+            DType::Bf16 => Self::rounded(bytemuck::cast_slice_mut(tensor.bytes_mut()), rows, cols),
+        }
     }
 }
 

@@ -4,7 +4,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use half::bf16;
+use rayon::iter::Either;
+use rayon::prelude::*;
+
 use crate::cpu::product::mat::{Mat, Shared};
+use crate::cpu::product::term::Left;
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd;
 use crate::storage::{DType, Numbers, encoded};
 
 /// A contiguous row-major matrix to read, in any number format.
@@ -136,6 +143,17 @@ impl<'a> View<'a> {
     /// The elements of an f32 matrix, to multiply.
     pub(crate) fn as_mat(&self) -> Mat<'a> {
         Mat::new(self.f32s(), self.rows, self.cols)
+    }
+
+    /// The elements of an f32 or bf16 matrix as a left factor.
+    ///
+    /// # Panics
+    /// If the matrix is of another format.
+    pub(crate) fn as_left(&self) -> Left<'a> {
+        match self.numbers.bf16s() {
+            Some(numbers) => Left::Narrow(Mat::new(numbers, self.rows, self.cols)),
+            None => Left::Wide(self.as_mat()),
+        }
     }
 
     /// Calls `work` with the elements in f32, widened into scratch memory if they are not: for
@@ -299,6 +317,77 @@ impl fmt::Debug for ViewMut<'_> {
 impl<'a> From<ViewMut<'a>> for Shared<'a> {
     fn from(matrix: ViewMut<'a>) -> Self {
         Self::new(matrix.data, matrix.rows, matrix.cols)
+    }
+}
+
+/// A contiguous row-major matrix to write, in f32 or in bf16: what products read next, which may read it rounded.
+pub struct OutputMut<'a> {
+    numbers: Written<'a>,
+    rows: usize,
+    cols: usize,
+}
+
+/// Numbers to write.
+pub(crate) enum Written<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+impl<'a> OutputMut<'a> {
+    pub(crate) fn rounded(data: &'a mut [bf16], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "numbers of {rows}x{cols}");
+        Self {
+            numbers: Written::Bf16(data),
+            rows,
+            cols,
+        }
+    }
+
+    /// Pieces of so many numbers in row order, for threads.
+    pub(crate) fn par_chunks_mut(
+        self,
+        size: usize,
+    ) -> impl IndexedParallelIterator<Item = Written<'a>> {
+        match self.numbers {
+            Written::F32(data) => Either::Left(data.par_chunks_mut(size).map(Written::F32)),
+            Written::Bf16(data) => Either::Right(data.par_chunks_mut(size).map(Written::Bf16)),
+        }
+    }
+
+    pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
+        assert_shape(name, (self.rows, self.cols), (rows, cols));
+    }
+}
+
+impl Written<'_> {
+    /// How many numbers there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Lets `work` write all numbers in f32, which are then rounded where they are bf16. What it finds there is unspecified.
+    pub(crate) fn write<R>(self, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        match self {
+            Self::F32(data) => work(data),
+            Self::Bf16(data) => with_scratch(data.len(), |wide| {
+                let result = work(wide);
+                simd::narrow(data, wide);
+                result
+            }),
+        }
+    }
+}
+
+impl<'a> From<ViewMut<'a>> for OutputMut<'a> {
+    fn from(ViewMut { data, rows, cols }: ViewMut<'a>) -> Self {
+        Self {
+            numbers: Written::F32(data),
+            rows,
+            cols,
+        }
     }
 }
 

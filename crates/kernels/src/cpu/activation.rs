@@ -5,26 +5,26 @@ use rayon::prelude::*;
 use crate::cpu::parallel::ForEachPart;
 use crate::cpu::simd::{exp, tanh, vectorize};
 use crate::types::activation::Activation;
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, Written};
 
 /// Numbers that a task takes; each costs an exponential.
 const BLOCK: usize = 2 * 1024;
 
-pub(crate) fn activation_forward(h: ViewMut<'_>, x: View<'_>, act: Activation) {
+pub(crate) fn activation_forward(h: OutputMut<'_>, x: View<'_>, act: Activation) {
     with_function(act, Forward { h, x });
 }
 
-pub(crate) fn activation_backward(dx: ViewMut<'_>, dh: View<'_>, x: View<'_>, act: Activation) {
+pub(crate) fn activation_backward(dx: OutputMut<'_>, dh: View<'_>, x: View<'_>, act: Activation) {
     with_function(act, Backward { dx, dh, x });
 }
 
-pub(crate) fn gated_forward(h: ViewMut<'_>, gate: View<'_>, up: View<'_>, act: Activation) {
+pub(crate) fn gated_forward(h: OutputMut<'_>, gate: View<'_>, up: View<'_>, act: Activation) {
     with_function(act, GatedForward { h, gate, up });
 }
 
 pub(crate) fn gated_backward(
-    dgate: ViewMut<'_>,
-    dup: ViewMut<'_>,
+    dgate: OutputMut<'_>,
+    dup: OutputMut<'_>,
     dh: View<'_>,
     gate: View<'_>,
     up: View<'_>,
@@ -65,74 +65,22 @@ fn with_function(act: Activation, work: impl Loop) {
 }
 
 struct Forward<'a> {
-    h: ViewMut<'a>,
+    h: OutputMut<'a>,
     x: View<'a>,
 }
 
 impl Loop for Forward<'_> {
     fn run<F: Function>(self) {
-        let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
+        let chunks = self.h.par_chunks_mut(BLOCK).enumerate();
         chunks.for_each_part(|(i, h)| {
             let part = i * BLOCK..i * BLOCK + h.len();
             self.x.with_part(part, |x| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for (h, &x) in h.iter_mut().zip(x) {
-                            *h = F::value(x);
-                        }
-                    },
-                );
-            });
-        });
-    }
-}
-
-struct Backward<'a> {
-    dx: ViewMut<'a>,
-    dh: View<'a>,
-    x: View<'a>,
-}
-
-impl Loop for Backward<'_> {
-    fn run<F: Function>(self) {
-        // h = act(x)
-        let chunks = self.dx.into_f32s().par_chunks_mut(BLOCK);
-        let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
-        chunks.for_each_part(|(i, (dx, dh))| {
-            let part = i * BLOCK..i * BLOCK + dx.len();
-            self.x.with_part(part, |x| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((dx, dh), &x) in dx.iter_mut().zip(dh).zip(x) {
-                            *dx = dh * F::both(x).1;
-                        }
-                    },
-                );
-            });
-        });
-    }
-}
-
-struct GatedForward<'a> {
-    h: ViewMut<'a>,
-    gate: View<'a>,
-    up: View<'a>,
-}
-
-impl Loop for GatedForward<'_> {
-    fn run<F: Function>(self) {
-        let chunks = self.h.into_f32s().par_chunks_mut(BLOCK).enumerate();
-        chunks.for_each_part(|(i, h)| {
-            let part = i * BLOCK..i * BLOCK + h.len();
-            self.gate.with_part(part.clone(), |gate| {
-                self.up.with_part(part, |up| {
+                h.write(|h| {
                     vectorize(
                         #[inline(always)]
                         || {
-                            for ((h, &gate), up) in h.iter_mut().zip(gate).zip(up) {
-                                *h = F::value(gate) * up;
+                            for (h, &x) in h.iter_mut().zip(x) {
+                                *h = F::value(x);
                             }
                         },
                     );
@@ -142,9 +90,67 @@ impl Loop for GatedForward<'_> {
     }
 }
 
+struct Backward<'a> {
+    dx: OutputMut<'a>,
+    dh: View<'a>,
+    x: View<'a>,
+}
+
+impl Loop for Backward<'_> {
+    fn run<F: Function>(self) {
+        // h = act(x)
+        let chunks = self.dx.par_chunks_mut(BLOCK);
+        let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
+        chunks.for_each_part(|(i, (dx, dh))| {
+            let part = i * BLOCK..i * BLOCK + dx.len();
+            self.x.with_part(part, |x| {
+                dx.write(|dx| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            for ((dx, dh), &x) in dx.iter_mut().zip(dh).zip(x) {
+                                *dx = dh * F::both(x).1;
+                            }
+                        },
+                    );
+                });
+            });
+        });
+    }
+}
+
+struct GatedForward<'a> {
+    h: OutputMut<'a>,
+    gate: View<'a>,
+    up: View<'a>,
+}
+
+impl Loop for GatedForward<'_> {
+    fn run<F: Function>(self) {
+        let chunks = self.h.par_chunks_mut(BLOCK).enumerate();
+        chunks.for_each_part(|(i, h)| {
+            let part = i * BLOCK..i * BLOCK + h.len();
+            self.gate.with_part(part.clone(), |gate| {
+                self.up.with_part(part, |up| {
+                    h.write(|h| {
+                        vectorize(
+                            #[inline(always)]
+                            || {
+                                for ((h, &gate), up) in h.iter_mut().zip(gate).zip(up) {
+                                    *h = F::value(gate) * up;
+                                }
+                            },
+                        );
+                    });
+                });
+            });
+        });
+    }
+}
+
 struct GatedBackward<'a> {
-    dgate: ViewMut<'a>,
-    dup: ViewMut<'a>,
+    dgate: OutputMut<'a>,
+    dup: OutputMut<'a>,
     dh: View<'a>,
     gate: View<'a>,
     up: View<'a>,
@@ -153,30 +159,39 @@ struct GatedBackward<'a> {
 impl Loop for GatedBackward<'_> {
     fn run<F: Function>(self) {
         // h = act(gate) · up
-        let chunks = self.dgate.into_f32s().par_chunks_mut(BLOCK);
-        let chunks = chunks.zip(self.dup.into_f32s().par_chunks_mut(BLOCK));
+        let chunks = self.dgate.par_chunks_mut(BLOCK);
+        let chunks = chunks.zip(self.dup.par_chunks_mut(BLOCK));
         let chunks = chunks.zip(self.dh.f32s().par_chunks(BLOCK)).enumerate();
         chunks.for_each_part(|(i, ((dgate, dup), dh))| {
             let part = i * BLOCK..i * BLOCK + dh.len();
             self.gate.with_part(part.clone(), |gate| {
                 self.up.with_part(part, |up| {
-                    vectorize(
-                        #[inline(always)]
-                        || {
-                            let grads = dgate.iter_mut().zip(dup);
-                            for (((dgate, dup), dh), (&gate, up)) in
-                                grads.zip(dh).zip(gate.iter().zip(up))
-                            {
-                                let (value, slope) = F::both(gate);
-                                *dgate = dh * up * slope;
-                                *dup = dh * value;
-                            }
-                        },
-                    );
+                    write_both(dgate, dup, |dgate, dup| {
+                        let grads = dgate.iter_mut().zip(dup);
+                        for (((dgate, dup), dh), (&gate, up)) in
+                            grads.zip(dh).zip(gate.iter().zip(up))
+                        {
+                            let (value, slope) = F::both(gate);
+                            *dgate = dh * up * slope;
+                            *dup = dh * value;
+                        }
+                    });
                 });
             });
         });
     }
+}
+
+/// Lets a vector loop write two pieces of outputs in f32.
+fn write_both(first: Written<'_>, second: Written<'_>, work: impl FnOnce(&mut [f32], &mut [f32])) {
+    first.write(|first| {
+        second.write(|second| {
+            vectorize(
+                #[inline(always)]
+                || work(first, second),
+            );
+        });
+    });
 }
 
 #[derive(Clone, Copy)]

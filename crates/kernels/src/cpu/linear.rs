@@ -89,7 +89,7 @@ pub(crate) fn in_panels(
                 Layout::InOut => Factor::straight(output.w.view),
             };
             let rows = output.rows_in_panels(x.rows(), classes);
-            let product = Term::new(x.slice_rows(rows).as_mat(), w).with(compute);
+            let product = Term::new(x.slice_rows(rows).as_left(), w).with(compute);
             let branches =
                 (output.prompt.iter()).map(|b| up(&b.branch, b.u.as_view(), b.rows.start));
             let branches = branches.map(|term| term.with(compute));
@@ -170,7 +170,7 @@ pub(crate) fn linears_backward_input(
             Layout::OutIn => Factor::straight(w.view),
             Layout::InOut => Factor::turned(w.view),
         };
-        terms.push(Term::new(dy.as_mat(), w).with(compute));
+        terms.push(Term::new(dy.as_left(), w).with(compute));
         for BranchGradient { du, rows, a } in branches {
             // u = x·Aᵀ, so dx += du·A
             terms.push(Term {
@@ -199,7 +199,7 @@ pub(crate) fn linear_backward_input(
         Layout::OutIn => Factor::straight(w.view),
         Layout::InOut => Factor::turned(w.view),
     };
-    let terms = &[Term::new(dy.as_mat(), w).with(compute)];
+    let terms = &[Term::new(dy.as_left(), w).with(compute)];
     multiply(vec![Job {
         y: dx,
         start,

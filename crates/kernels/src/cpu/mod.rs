@@ -23,3 +23,4 @@ pub(crate) mod product;
 pub(crate) mod rope;
 pub(crate) mod scratch;
 pub(crate) mod simd;
+pub(crate) mod teams;

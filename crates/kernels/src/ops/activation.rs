@@ -1,18 +1,19 @@
 //! Element-wise activations, plain and gated.
 //!
 //! Everything here overwrites. What the forward of a linear saved, the inputs of these functions, may
-//! be bf16.
+//! be bf16; so may what the next products read, their outputs.
 
 use crate::cpu;
 use crate::profile::op;
 use crate::types::activation::Activation;
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View};
 
 /// h = act(x); both [T, C].
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn activation_forward(h: ViewMut<'_>, x: View<'_>, act: Activation) {
+pub fn activation_forward<'h>(h: impl Into<OutputMut<'h>>, x: View<'_>, act: Activation) {
+    let h = h.into();
     let _op = op("activation forward", || 0.0);
     h.assert_shape("the output of an activation", x.rows(), x.cols());
     cpu::activation::activation_forward(h, x, act);
@@ -22,7 +23,13 @@ pub fn activation_forward(h: ViewMut<'_>, x: View<'_>, act: Activation) {
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn activation_backward(dx: ViewMut<'_>, dh: View<'_>, x: View<'_>, act: Activation) {
+pub fn activation_backward<'d>(
+    dx: impl Into<OutputMut<'d>>,
+    dh: View<'_>,
+    x: View<'_>,
+    act: Activation,
+) {
+    let dx = dx.into();
     let _op = op("activation backward", || 0.0);
     dx.assert_shape("the input gradient of an activation", x.rows(), x.cols());
     dh.assert_shape("the output gradient of an activation", x.rows(), x.cols());
@@ -33,7 +40,13 @@ pub fn activation_backward(dx: ViewMut<'_>, dh: View<'_>, x: View<'_>, act: Acti
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn gated_forward(h: ViewMut<'_>, gate: View<'_>, up: View<'_>, act: Activation) {
+pub fn gated_forward<'h>(
+    h: impl Into<OutputMut<'h>>,
+    gate: View<'_>,
+    up: View<'_>,
+    act: Activation,
+) {
+    let h = h.into();
     let _op = op("gated forward", || 0.0);
     h.assert_shape("the output of a gate", gate.rows(), gate.cols());
     up.assert_shape("the gated input", gate.rows(), gate.cols());
@@ -44,15 +57,16 @@ pub fn gated_forward(h: ViewMut<'_>, gate: View<'_>, up: View<'_>, act: Activati
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn gated_backward(
-    dgate: ViewMut<'_>,
-    dup: ViewMut<'_>,
+pub fn gated_backward<'d>(
+    dgate: impl Into<OutputMut<'d>>,
+    dup: impl Into<OutputMut<'d>>,
     dh: View<'_>,
     gate: View<'_>,
     up: View<'_>,
     act: Activation,
 ) {
     let _op = op("gated backward", || 0.0);
+    let (dgate, dup) = (dgate.into(), dup.into());
     let (rows, cols) = (gate.rows(), gate.cols());
     dgate.assert_shape("the gradient of a gate", rows, cols);
     dup.assert_shape("the gradient of the gated input", rows, cols);

@@ -225,6 +225,11 @@ impl<'a> Numbers<'a> {
         (self.dtype == DType::F32).then(|| bytemuck::cast_slice(self.bytes))
     }
 
+    /// The numbers, if they are bf16.
+    pub(crate) fn bf16s(self) -> Option<&'a [half::bf16]> {
+        (self.dtype == DType::Bf16).then(|| bytemuck::cast_slice(self.bytes))
+    }
+
     /// Does something with the units.
     #[inline]
     pub(crate) fn visit<V: UnitVisitor>(self, visitor: V) -> V::Output {

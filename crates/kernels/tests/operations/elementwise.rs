@@ -1,8 +1,9 @@
 use lowrank_kernels::{
     Activation, DType, RopeOrder, RopeTable, Tensor, activation_backward, activation_forward,
     add_assign, add_cols, copy_cols, embedding_backward, embedding_forward, gated_backward,
-    gated_forward, pool_backward, pool_forward, reference, rope_backward, rope_forward, scale,
-    scale_columns, scale_columns_backward,
+    gated_forward, layer_norm_apply, layer_norm_forward, pool_backward, pool_forward, reference,
+    rms_norm_apply, rms_norm_forward, rope_backward, rope_forward, scale, scale_columns,
+    scale_columns_backward,
 };
 
 use crate::common::{
@@ -35,6 +36,57 @@ fn activations_are_the_reference_from_end_to_end() {
             );
         }
     }
+}
+
+/// What a product reads next may be written as bf16, which is the rounding of what is written otherwise.
+#[test]
+fn outputs_may_be_rounded() {
+    let (rows, cols) = (70, 130);
+    let (x, up, dh) = (
+        random(rows, cols, 1),
+        random(rows, cols, 2),
+        random(rows, cols, 3),
+    );
+    let (weight, bias) = (random(1, cols, 4), random(1, cols, 5));
+    let check = |name: &str, write: &dyn Fn([&mut Tensor; 2])| {
+        let of = |dtype| [6, 7].map(|key| random_as(rows, cols, key, dtype));
+        let (mut wide, mut narrow) = (of(DType::F32), of(DType::Bf16));
+        write(wide.each_mut());
+        write(narrow.each_mut());
+        for (wide, narrow) in wide.iter().zip(&narrow) {
+            let expected = Tensor::from_f32_as(rows, cols, &wide.to_vec(), DType::Bf16);
+            assert_eq!(narrow.to_vec(), expected.to_vec(), "{name}");
+        }
+    };
+    let act = Activation::Silu;
+    let (x, up, dh) = (x.view(), up.view(), dh.view());
+    check("activation forward", &|[h, g]| {
+        activation_forward(h, x, act);
+        activation_forward(g, up, act);
+    });
+    check("activation backward", &|[dx, du]| {
+        activation_backward(dx, dh, x, act);
+        activation_backward(du, dh, up, act);
+    });
+    check("gated forward", &|[h, g]| {
+        gated_forward(h, x, up, act);
+        gated_forward(g, up, x, act);
+    });
+    check("gated backward", &|[dgate, dup]| {
+        gated_backward(dgate, dup, dh, x, up, act);
+    });
+    let (weight, bias) = (weight.view(), bias.view());
+    check("rms norm", &|[y, z]| {
+        let mut rstd = Tensor::zeros(rows, 1);
+        rms_norm_forward(y, rstd.view_mut(), x, weight, 0.0, 1e-5, 1);
+        rms_norm_apply(z, x, rstd.view(), weight, 1.0, 1);
+    });
+    check("layer norm", &|[y, z]| {
+        let (mut mean, mut rstd) = (Tensor::zeros(rows, 1), Tensor::zeros(rows, 1));
+        let (m, r) = (mean.view_mut(), rstd.view_mut());
+        layer_norm_forward(y, m, r, x, weight, Some(bias), 1e-5);
+        layer_norm_apply(z, x, mean.view(), rstd.view(), weight, None);
+    });
 }
 
 #[test]

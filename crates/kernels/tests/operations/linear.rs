@@ -402,3 +402,46 @@ fn merging_is_the_branch_as_a_matrix() {
         }
     }
 }
+
+#[test]
+fn factors_that_are_rounded_before_give_the_same_bits() {
+    let narrow = |x: &Tensor| Tensor::from_f32_as(x.rows(), x.cols(), &x.to_vec(), DType::Bf16);
+    for (tokens, inputs, outputs) in [(40, 520, 98), (33, 100, 5), (64, 256, 96)] {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            let w = weight(layout, inputs, outputs, DType::Bf16);
+            let w = Weight {
+                view: w.view(),
+                layout,
+            };
+            let ws = Workspace::new();
+            let forward = |x: &Tensor| {
+                let mut y = random(tokens, outputs, 4);
+                let output = LinearOutput {
+                    y: y.view_mut(),
+                    w,
+                    bias: None,
+                    branches: Vec::new(),
+                };
+                let compute = ComputeDType::Bf16;
+                linears_forward(x.view(), vec![output], RowClasses::PROMPT, compute, &ws);
+                y.to_vec()
+            };
+            let backward = |dy: &Tensor| {
+                let mut dx = random(tokens, inputs, 5);
+                let back = LinearGradient {
+                    dy: dy.view(),
+                    w,
+                    branches: Vec::new(),
+                };
+                linears_backward_input(dx.view_mut(), &[back], ComputeDType::Bf16);
+                dx.to_vec()
+            };
+            let (x, dy) = (random(tokens, inputs, 1), random(tokens, outputs, 2));
+            let (x, dy) = (narrow(&x), narrow(&dy));
+            // In f32 they are rounded again, which changes nothing, or read as they are.
+            let same = |x: &Tensor| Tensor::from_f32(x.rows(), x.cols(), x.to_vec());
+            assert_eq!(forward(&x), forward(&same(&x)), "{layout:?}");
+            assert_eq!(backward(&dy), backward(&same(&dy)), "{layout:?}");
+        }
+    }
+}

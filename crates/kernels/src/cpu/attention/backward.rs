@@ -12,7 +12,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::columns::{Columns, cap_scores_with_slopes, finite_or_zero};
-use super::is_rounded;
 #[cfg(target_arch = "x86_64")]
 use super::rounded;
 use super::sight::{KeyTile, PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
@@ -43,7 +42,7 @@ pub(crate) fn attention_backward(
     ws: &Workspace,
 ) {
     let (k_rows, k_cols) = (k.rows(), k.cols());
-    let rounds = is_rounded(compute);
+    let rounds = compute.rounds_here();
     let groups = groups_that_share_keys(segments);
     let tiles: Vec<Vec<QueryTile<'_>>> = groups
         .iter()

@@ -4,7 +4,7 @@ use super::columns::{Columns, cap_scores, finite_or_zero};
 #[cfg(target_arch = "x86_64")]
 use super::rounded;
 use super::sight::{PAIR, Panels, QueryTile, TILE_KEYS, multiply_pair, query_tiles};
-use super::{is_rounded, single};
+use super::single;
 use crate::cpu::parallel::for_runs;
 use crate::cpu::product::blocks::pack_rows;
 use crate::cpu::product::layout::{Left, MR, NR};
@@ -38,7 +38,7 @@ pub(crate) fn attention_forward(
         v,
         shape,
     };
-    let rounds = is_rounded(compute);
+    let rounds = compute.rounds_here();
     let tiles = query_tiles(segments, shape);
     let tasks = tiles.len() * shape.kv_heads;
     let run = |i: usize| {

@@ -22,19 +22,6 @@ mod rounded;
 mod sight;
 mod single;
 
-use crate::types::compute::ComputeDType;
-
-/// Whether factors are rounded to bf16.
-#[cfg(target_arch = "x86_64")]
-fn is_rounded(compute: ComputeDType) -> bool {
-    compute == ComputeDType::Bf16 && crate::cpu::product::bf16::supported()
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_rounded(_: ComputeDType) -> bool {
-    false
-}
-
 pub(crate) use backward::attention_backward;
 pub(crate) use forward::attention_forward;
 pub(crate) use relative::{relative_attention_backward, relative_attention_forward};

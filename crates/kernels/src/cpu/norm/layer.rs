@@ -6,10 +6,10 @@ use super::COLUMNS;
 use crate::cpu::parallel::{ForEachPart, rows_per_task};
 use crate::cpu::product::mat::for_tiles;
 use crate::cpu::simd::{lane_sum, vectorize};
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, ViewMut};
 
 pub(crate) fn layer_norm_forward(
-    y: ViewMut<'_>,
+    y: OutputMut<'_>,
     mean: ViewMut<'_>,
     rstd: ViewMut<'_>,
     x: View<'_>,
@@ -20,31 +20,32 @@ pub(crate) fn layer_norm_forward(
     let cols = x.cols();
     let block = rows_per_task(cols);
     with_affine(weight, bias, |weight, bias| {
-        y.into_f32s()
-            .par_chunks_mut(block * cols)
+        y.par_chunks_mut(block * cols)
             .zip(mean.into_f32s().par_chunks_mut(block))
             .zip(rstd.into_f32s().par_chunks_mut(block))
             .zip(x.f32s().par_chunks(block * cols))
             .for_each_part(|(((y, mean), rstd), x)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
-                        for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                            let m = lane_sum([x], |[x]| x) / cols as f32;
-                            let squares = lane_sum([x], |[x]| (x - m) * (x - m));
-                            *mean = m;
-                            *rstd = 1.0 / (squares / cols as f32 + eps).sqrt();
-                            apply_row(y, x, m, *rstd, weight, bias);
-                        }
-                    },
-                );
+                y.write(|y| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+                            for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+                                let m = lane_sum([x], |[x]| x) / cols as f32;
+                                let squares = lane_sum([x], |[x]| (x - m) * (x - m));
+                                *mean = m;
+                                *rstd = 1.0 / (squares / cols as f32 + eps).sqrt();
+                                apply_row(y, x, m, *rstd, weight, bias);
+                            }
+                        },
+                    );
+                });
             });
     });
 }
 
 pub(crate) fn layer_norm_apply(
-    y: ViewMut<'_>,
+    y: OutputMut<'_>,
     x: View<'_>,
     mean: View<'_>,
     rstd: View<'_>,
@@ -54,21 +55,22 @@ pub(crate) fn layer_norm_apply(
     let cols = x.cols();
     let block = rows_per_task(cols);
     with_affine(weight, bias, |weight, bias| {
-        y.into_f32s()
-            .par_chunks_mut(block * cols)
+        y.par_chunks_mut(block * cols)
             .zip(mean.f32s().par_chunks(block))
             .zip(rstd.f32s().par_chunks(block))
             .zip(x.f32s().par_chunks(block * cols))
             .for_each_part(|(((y, mean), rstd), x)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
-                        for ((y, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
-                            apply_row(y, x, mean, rstd, weight, bias);
-                        }
-                    },
-                );
+                y.write(|y| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+                            for ((y, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
+                                apply_row(y, x, mean, rstd, weight, bias);
+                            }
+                        },
+                    );
+                });
             });
     });
 }

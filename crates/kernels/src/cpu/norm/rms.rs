@@ -7,10 +7,10 @@ use crate::cpu::parallel::{ForEachPart, rows_per_task};
 use crate::cpu::product::mat::for_tiles;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{lane_sum, vectorize};
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, ViewMut};
 
 pub(crate) fn rms_norm_forward(
-    y: ViewMut<'_>,
+    y: OutputMut<'_>,
     rstd: ViewMut<'_>,
     x: View<'_>,
     weight: View<'_>,
@@ -22,28 +22,29 @@ pub(crate) fn rms_norm_forward(
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
     with_factors(weight, offset, |weight| {
-        y.into_f32s()
-            .par_chunks_mut(width)
+        y.par_chunks_mut(width)
             .zip(rstd.into_f32s().par_chunks_mut(block * groups))
             .zip(x.f32s().par_chunks(width))
             .for_each_part(|((y, rstd), x)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
-                        for ((y, x), rstd) in pieces.zip(rstd) {
-                            let squares = lane_sum([x], |[x]| x * x);
-                            *rstd = 1.0 / (squares / size as f32 + eps).sqrt();
-                            scale_piece(y, x, *rstd, weight);
-                        }
-                    },
-                );
+                y.write(|y| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
+                            for ((y, x), rstd) in pieces.zip(rstd) {
+                                let squares = lane_sum([x], |[x]| x * x);
+                                *rstd = 1.0 / (squares / size as f32 + eps).sqrt();
+                                scale_piece(y, x, *rstd, weight);
+                            }
+                        },
+                    );
+                });
             });
     });
 }
 
 pub(crate) fn rms_norm_apply(
-    y: ViewMut<'_>,
+    y: OutputMut<'_>,
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
@@ -54,20 +55,21 @@ pub(crate) fn rms_norm_apply(
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
     with_factors(weight, offset, |weight| {
-        y.into_f32s()
-            .par_chunks_mut(width)
+        y.par_chunks_mut(width)
             .zip(rstd.f32s().par_chunks(block * groups))
             .zip(x.f32s().par_chunks(width))
             .for_each_part(|((y, rstd), x)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
-                        for ((y, x), rstd) in pieces.zip(rstd) {
-                            scale_piece(y, x, *rstd, weight);
-                        }
-                    },
-                );
+                y.write(|y| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
+                            for ((y, x), rstd) in pieces.zip(rstd) {
+                                scale_piece(y, x, *rstd, weight);
+                            }
+                        },
+                    );
+                });
             });
     });
 }

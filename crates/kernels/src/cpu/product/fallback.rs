@@ -15,6 +15,7 @@ const DEPTH: usize = 512;
 /// out (+)= a term of the size of `out`, in an order that does not depend on its rows.
 pub(crate) fn multiply_term(mut out: MatMut<'_>, accumulate: bool, term: &Term<'_>) {
     let Term { a, b, scale, .. } = *term;
+    let a = a.wide();
     let rows = out.rows();
     if b.rows() == 0 && !accumulate {
         out.fill_zero();

@@ -7,22 +7,22 @@ use crate::cpu::parallel::for_each_task;
 
 /// A matrix to read, with any strides.
 #[derive(Clone, Copy)]
-pub(crate) struct Mat<'a> {
-    data: &'a [f32],
+pub(crate) struct Mat<'a, N = f32> {
+    data: &'a [N],
     rows: usize,
     cols: usize,
     row_stride: usize,
     col_stride: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, N: Copy> Mat<'a, N> {
     /// A row-major matrix without gaps.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(data: &'a [N], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// A row-major matrix whose rows start `row_stride` apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [N], rows: usize, cols: usize, row_stride: usize) -> Self {
         let mat = Self {
             data,
             rows,
@@ -63,7 +63,7 @@ impl<'a> Mat<'a> {
     }
 
     /// The numbers from the first element on.
-    pub(crate) fn data(&self) -> &'a [f32] {
+    pub(crate) fn data(&self) -> &'a [N] {
         self.data
     }
 

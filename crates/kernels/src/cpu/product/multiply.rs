@@ -19,8 +19,10 @@ use crate::cpu::product::cut::{Costs, Piece, cut, pieces_of};
 use crate::cpu::product::mat::{Mat, MatMut, Shared};
 #[cfg(target_arch = "aarch64")]
 use crate::cpu::product::neon_bf16;
-use crate::cpu::product::term::{Job, Start, Term};
+use crate::cpu::product::term::{Job, Left, Start, Term};
 use crate::cpu::product::{fallback, panels};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd;
 
 /// Rows and columns of a piece for `gemm-f32`, which chooses the order of a sum by the size of a product: they are fixed.
 const FIXED_PIECE: (usize, usize) = (96, 192);
@@ -135,7 +137,44 @@ fn multiply_group(out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>], parts: 
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = terms;
-    multiply_terms(out, accumulate, parts);
+    with_wide(parts, |parts| multiply_terms(out, accumulate, parts));
+}
+
+/// Calls `work` with terms whose left factors are f32.
+fn with_wide(terms: &[Term<'_>], work: impl FnOnce(&[Term<'_>])) {
+    let numbers = |mat: Mat<'_, half::bf16>| mat.rows() * mat.cols();
+    let narrow = terms.iter().filter_map(|term| term.a.narrow());
+    let len: usize = narrow.map(numbers).sum();
+    if len == 0 {
+        return work(terms);
+    }
+    with_scratch(len, |mut scratch| {
+        let terms = terms.iter().map(|term| {
+            let Some(mat) = term.a.narrow() else {
+                return *term;
+            };
+            let (wide, rest) = std::mem::take(&mut scratch).split_at_mut(numbers(mat));
+            scratch = rest;
+            let (rows, cols) = (mat.rows(), mat.cols());
+            for (row, wide) in wide.chunks_exact_mut(cols.max(1)).enumerate() {
+                let from = &mat.data()[row * mat.row_stride()..];
+                if mat.col_stride() == 1 {
+                    simd::widen(wide, &from[..cols]);
+                } else {
+                    let from = from.iter().step_by(mat.col_stride());
+                    for (wide, from) in wide.iter_mut().zip(from) {
+                        *wide = from.to_f32();
+                    }
+                }
+            }
+            Term {
+                a: Left::Wide(Mat::new(wide, rows, cols)),
+                ..*term
+            }
+        });
+        let terms: Vec<Term<'_>> = terms.collect();
+        work(&terms);
+    });
 }
 
 /// Those of whatever computes these jobs, roughly.

@@ -24,7 +24,7 @@ use crate::cpu::engine::{Engine, engine};
 use crate::cpu::product::layout::{MR, NR};
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::cpu::product::panels::{Part, ROWS, runs};
-use crate::cpu::product::term::Term;
+use crate::cpu::product::term::{Left, Term};
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
 use crate::types::compute::ComputeDType;
@@ -55,7 +55,8 @@ pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
         && terms.iter().all(|term| {
             term.compute == ComputeDType::Bf16
                 && term.b.cols() >= COLUMNS
-                && (term.a.col_stride() == 1 || term.a.row_stride() == 1)
+                && matches!(term.a, Left::Wide(_))
+                && term.a.lies_in_lines()
         })
 }
 
@@ -112,7 +113,10 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, terms: &[Term<'_>], run: &[Part
                         let (own, rest) = to.split_at_mut(steps(part));
                         to = rest;
                         let rows = first..(first + MR).min(start + count);
-                        pack_left(own, terms[part.term].a.block(rows, part.range.clone()));
+                        pack_left(
+                            own,
+                            terms[part.term].a.wide().block(rows, part.range.clone()),
+                        );
                     }
                 }
                 let out = out.window(start..start + count, 0..cols);

@@ -54,7 +54,7 @@ pub(crate) fn multiply(mut out: MatMut<'_>, accumulate: bool, terms: &[Term<'_>]
         assert_eq!(term.b.cols(), cols, "columns of a product");
         assert_eq!(term.a.cols(), term.b.rows(), "inner size of a product");
     }
-    let lefts: Vec<Mat<'_>> = terms.iter().map(|term| term.a).collect();
+    let lefts: Vec<Mat<'_>> = terms.iter().map(|term| term.a.wide()).collect();
     for_runs(&mut out, accumulate, &lefts, |panels, i, part| {
         let Term { b, scale, .. } = terms[i];
         pack(panels, b, part.start, cols);

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::storage::Window;
 use crate::types::compute::ComputeDType;
@@ -83,10 +85,79 @@ impl<'a> Factor<'a> {
     }
 }
 
+/// The left factor of a product, [T, K].
+#[derive(Clone, Copy)]
+pub(crate) enum Left<'a> {
+    Wide(Mat<'a>),
+    /// Numbers that are rounded already.
+    Narrow(Mat<'a, bf16>),
+}
+
+impl<'a> Left<'a> {
+    /// T.
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Self::Wide(mat) => mat.rows(),
+            Self::Narrow(mat) => mat.rows(),
+        }
+    }
+
+    /// K.
+    pub(crate) fn cols(&self) -> usize {
+        match self {
+            Self::Wide(mat) => mat.cols(),
+            Self::Narrow(mat) => mat.cols(),
+        }
+    }
+
+    /// Whether its rows or its columns lie in one piece each.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(crate) fn lies_in_lines(&self) -> bool {
+        let (row, col) = match self {
+            Self::Wide(mat) => (mat.row_stride(), mat.col_stride()),
+            Self::Narrow(mat) => (mat.row_stride(), mat.col_stride()),
+        };
+        row == 1 || col == 1
+    }
+
+    /// Some rows and columns.
+    pub(crate) fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        match self {
+            Self::Wide(mat) => Self::Wide(mat.block(rows, cols)),
+            Self::Narrow(mat) => Self::Narrow(mat.block(rows, cols)),
+        }
+    }
+
+    /// The matrix, if its numbers are rounded.
+    pub(crate) fn narrow(&self) -> Option<Mat<'a, bf16>> {
+        match self {
+            Self::Wide(_) => None,
+            Self::Narrow(mat) => Some(*mat),
+        }
+    }
+
+    /// The matrix in f32.
+    ///
+    /// # Panics
+    /// If it is not: whoever multiplies f32 numbers alone gets no others.
+    pub(crate) fn wide(&self) -> Mat<'a> {
+        match self {
+            Self::Wide(mat) => *mat,
+            Self::Narrow(_) => panic!("a left factor in bf16 was to be widened"),
+        }
+    }
+}
+
+impl<'a> From<Mat<'a>> for Left<'a> {
+    fn from(mat: Mat<'a>) -> Self {
+        Self::Wide(mat)
+    }
+}
+
 /// A product of a sum: scale times a [T, K] times b [K, N], added to a window of the output.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
-    pub(crate) a: Mat<'a>,
+    pub(crate) a: Left<'a>,
     pub(crate) b: Factor<'a>,
     pub(crate) scale: f32,
     #[cfg_attr(
@@ -103,9 +174,9 @@ pub(crate) struct Term<'a> {
 
 impl<'a> Term<'a> {
     /// The product itself, of the whole output.
-    pub(crate) fn new(a: Mat<'a>, b: Factor<'a>) -> Self {
+    pub(crate) fn new(a: impl Into<Left<'a>>, b: Factor<'a>) -> Self {
         Self {
-            a,
+            a: a.into(),
             b,
             scale: 1.0,
             compute: ComputeDType::F32,

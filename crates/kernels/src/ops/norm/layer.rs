@@ -7,14 +7,14 @@
 use crate::cpu;
 use crate::ops::linear::bias_backward;
 use crate::profile::op;
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, ViewMut};
 
 /// y = (x - mean) · rstd · w + b; y, x [T, C], mean and rstd [T, 1] saved, weight and bias [1, C].
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn layer_norm_forward(
-    y: ViewMut<'_>,
+pub fn layer_norm_forward<'y>(
+    y: impl Into<OutputMut<'y>>,
     mean: ViewMut<'_>,
     rstd: ViewMut<'_>,
     x: View<'_>,
@@ -23,6 +23,7 @@ pub fn layer_norm_forward(
     eps: f32,
 ) {
     let _op = op("norm forward", || 0.0);
+    let y = y.into();
     let cols = check(x, weight, bias);
     y.assert_shape("the output of a norm", x.rows(), cols);
     mean.assert_shape("mean", x.rows(), 1);
@@ -34,8 +35,8 @@ pub fn layer_norm_forward(
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn layer_norm_apply(
-    y: ViewMut<'_>,
+pub fn layer_norm_apply<'y>(
+    y: impl Into<OutputMut<'y>>,
     x: View<'_>,
     mean: View<'_>,
     rstd: View<'_>,
@@ -43,6 +44,7 @@ pub fn layer_norm_apply(
     bias: Option<View<'_>>,
 ) {
     let _op = op("norm again", || 0.0);
+    let y = y.into();
     let cols = check(x, weight, bias);
     y.assert_shape("the output of a norm", x.rows(), cols);
     mean.assert_shape("mean", x.rows(), 1);

@@ -7,14 +7,14 @@
 
 use crate::cpu;
 use crate::profile::op;
-use crate::view::{View, ViewMut};
+use crate::view::{OutputMut, View, ViewMut};
 
 /// y = x · rstd · (offset + w); y, x [T, C], rstd [T, groups] saved for the backward, weight [1, C / groups].
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn rms_norm_forward(
-    y: ViewMut<'_>,
+pub fn rms_norm_forward<'y>(
+    y: impl Into<OutputMut<'y>>,
     rstd: ViewMut<'_>,
     x: View<'_>,
     weight: View<'_>,
@@ -23,6 +23,7 @@ pub fn rms_norm_forward(
     groups: usize,
 ) {
     let _op = op("norm forward", || 0.0);
+    let y = y.into();
     check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);
@@ -33,8 +34,8 @@ pub fn rms_norm_forward(
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn rms_norm_apply(
-    y: ViewMut<'_>,
+pub fn rms_norm_apply<'y>(
+    y: impl Into<OutputMut<'y>>,
     x: View<'_>,
     rstd: View<'_>,
     weight: View<'_>,
@@ -42,6 +43,7 @@ pub fn rms_norm_apply(
     groups: usize,
 ) {
     let _op = op("norm again", || 0.0);
+    let y = y.into();
     check(x, weight, groups);
     y.assert_shape("the output of a norm", x.rows(), x.cols());
     rstd.assert_shape("rstd", x.rows(), groups);

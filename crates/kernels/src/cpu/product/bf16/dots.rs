@@ -9,13 +9,14 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::ahead::Ahead;
 use super::layout::{Parts, Run, SIDE, STEP, TILE};
 use crate::cpu::engine::{Engine, engine};
 
 /// Tiles of columns whose sums are in registers together.
 pub(crate) const TOGETHER: usize = 3;
 /// Rows of a block of sums: with three registers of columns 24 of the 32 there are.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 
 /// Whether this processor can.
 #[inline]
@@ -23,7 +24,8 @@ pub(crate) fn supported() -> bool {
     engine() >= Engine::Avx512Bf16
 }
 
-/// c (+)= Σ over the runs of a · b for some of 16 rows and up to 3 tiles of columns; both factors have one part.
+/// c (+)= Σ over the runs of a · b for some of 16 rows and up to 3 tiles of columns; both factors have one part. Meanwhile what comes next
+/// is asked for, a step's share at each step.
 ///
 /// # Safety
 /// The runs are as [`Run`] says for `columns` tiles. `c` has `rows` rows, rounded up to a multiple of 8, of 16 · `columns` numbers, `row_stride` numbers apart.
@@ -38,6 +40,7 @@ pub(crate) unsafe fn multiply(
     c: *mut f32,
     row_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     assert!(supported(), "a processor without products of bf16");
     assert!(runs.iter().all(|run| run.parts == Parts::OneByOne));
@@ -49,7 +52,16 @@ pub(crate) unsafe fn multiply(
     };
     for first in (0..rows.min(SIDE)).step_by(ROWS) {
         // SAFETY: the processor is `supported`; the rest is by the contract of this function.
-        unsafe { kernel(runs, first, c.add(first * row_stride), row_stride, add) }
+        unsafe {
+            kernel(
+                runs,
+                first,
+                c.add(first * row_stride),
+                row_stride,
+                add,
+                ahead,
+            );
+        }
     }
 }
 
@@ -65,6 +77,7 @@ unsafe fn block<const N: usize>(
     c: *mut f32,
     row_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     let mut sums = [[_mm512_setzero_ps(); N]; ROWS];
     // SAFETY: by the contract of this function.
@@ -77,17 +90,20 @@ unsafe fn block<const N: usize>(
             }
         }
         for run in runs {
-            let (mut a, mut b) = (run.a.add(first * STEP), run.b);
+            let (mut a, mut b) = (run.a.byte_add(first * run.a_row), run.b);
             let mut left = run.pairs;
             while left >= SIDE {
+                ahead.fetch();
                 for pair in 0..SIDE {
-                    add_pair(&mut sums, a.add(2 * pair), b.add(pair * STEP));
+                    let (a, b) = (a.add(2 * pair), b.add(pair * STEP));
+                    add_pair(&mut sums, (a, run.a_row), b);
                 }
-                (a, b) = (a.add(TILE), b.byte_add(run.b_step));
+                (a, b) = (a.byte_add(run.a_step), b.byte_add(run.b_step));
                 left -= SIDE;
             }
             for pair in 0..left {
-                add_pair(&mut sums, a.add(2 * pair), b.add(pair * STEP));
+                let (a, b) = (a.add(2 * pair), b.add(pair * STEP));
+                add_pair(&mut sums, (a, run.a_row), b);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
@@ -101,17 +117,21 @@ unsafe fn block<const N: usize>(
 /// The products of a pair of inner indices.
 ///
 /// # Safety
-/// The processor has AVX512-BF16; `a` has the pair of 8 rows of a tile, and `b` that of `N` tiles of columns.
+/// The processor has AVX512-BF16; `a` has the pair of 8 rows, which begin `a_row` bytes apart, and `b` that of `N` tiles of columns.
 #[expect(unsafe_code, reason = "vector loads take pointers")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn add_pair<const N: usize>(sums: &mut [[__m512; N]; ROWS], a: *const u16, b: *const u16) {
+unsafe fn add_pair<const N: usize>(
+    sums: &mut [[__m512; N]; ROWS],
+    (a, a_row): (*const u16, usize),
+    b: *const u16,
+) {
     // SAFETY: by the contract of this function; a `__m512bh` has any bits.
     unsafe {
         let columns: [__m512bh; N] =
             std::array::from_fn(|j| b.add(j * TILE).cast::<__m512bh>().read_unaligned());
         for (i, sums) in sums.iter_mut().enumerate() {
-            let pair = a.add(i * STEP).cast::<i32>().read_unaligned();
+            let pair = a.byte_add(i * a_row).cast::<i32>().read_unaligned();
             let pair = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
             for (sum, column) in sums.iter_mut().zip(columns) {
                 *sum = _mm512_dpbf16_ps(*sum, pair, column);

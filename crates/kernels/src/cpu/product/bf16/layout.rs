@@ -26,7 +26,13 @@ pub(crate) struct Run {
     pub(crate) pairs: usize,
     /// Bytes from a step's tiles of b to the next one's.
     pub(crate) b_step: usize,
+    /// Bytes from a row of a to the next, and from a step to the next: those of tiles, or, for dot products of rounded factors, of a matrix.
+    pub(crate) a_row: usize,
+    pub(crate) a_step: usize,
 }
+
+/// Bytes from a row of a tile of a left factor to the next one.
+pub(crate) const TILE_ROW: usize = STEP * size_of::<u16>();
 
 /// How many bf16 numbers a number of either factor is read as.
 #[repr(usize)]

@@ -10,6 +10,7 @@
 //!
 //! Every element is summed over the terms, and within a term over the inner index, in order, whatever piece it lies in.
 
+mod ahead;
 mod dots;
 pub(crate) mod layout;
 mod limits;
@@ -20,13 +21,16 @@ mod tiles;
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use self::layout::{Parts, Run, SIDE, STEP, TILE};
+use half::bf16;
+
+use self::ahead::Ahead;
+use self::layout::{Parts, Run, SIDE, STEP, TILE, TILE_ROW};
 pub(crate) use self::limits::costs;
 use self::limits::{DOTS, Limits, MOST_TOGETHER, TILES};
-use self::pack::{Right, pack_narrow, pack_wide, split_rows};
+use self::pack::{Right, copy_rows, pack_narrow, pack_wide, split_rows};
 use self::tiles::{Tiles, with_tiles};
-use crate::cpu::product::mat::MatMut;
-use crate::cpu::product::term::Term;
+use crate::cpu::product::mat::{Mat, MatMut};
+use crate::cpu::product::term::{Left, Term};
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
 use crate::types::compute::ComputeDType;
@@ -51,9 +55,17 @@ pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
     };
     (terms.iter()).all(|term| term.b.cols() >= COLUMNS)
         && inner(false) >= INNER.max(NARROW * inner(true))
-        && (terms.iter()).all(|term| term.a.col_stride() == 1 || term.a.row_stride() == 1)
+        && terms.iter().all(is_readable)
         && terms.iter().all(|term| is_wide(term) || term.scale == 1.0)
         && is_fast()
+}
+
+/// Whether the left factor lies as these products read it; one that is rounded already must not be read otherwise.
+fn is_readable(term: &Term<'_>) -> bool {
+    match term.a {
+        Left::Wide(_) => term.a.lies_in_lines(),
+        Left::Narrow(mat) => mat.col_stride() == 1 && parts(term) == Parts::OneByOne,
+    }
 }
 
 /// Whether the right factor is rounded or taken apart, too.
@@ -161,6 +173,18 @@ impl Part<'_> {
         parts(&self.term)
     }
 
+    /// Some rows of the left factor, up to 16, if they are multiplied where they lie.
+    fn rows_in_place(&self, unit: Unit<'_>, rows: &Range<usize>) -> Option<Mat<'_, bf16>> {
+        match (unit, self.term.a) {
+            (Unit::Dots, Left::Narrow(a))
+                if rows.len().is_multiple_of(dots::ROWS) && self.inner.len().is_multiple_of(2) =>
+            {
+                Some(a.block(rows.clone(), self.inner.clone()))
+            }
+            _ => None,
+        }
+    }
+
     /// Numbers of the left factor in tiles, for 16 rows.
     fn left_len(&self) -> usize {
         self.steps() * self.parts().left() * TILE
@@ -179,23 +203,34 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Asks for a share of the left factors, which are taken apart next: they come from memory while others are multiplied.
-    #[expect(unsafe_code, reason = "a hint to the processor")]
+    /// Asks for a share of the left factors, which are read next: they come from memory while others are multiplied.
     fn fetch(&self, (share, shares): (usize, usize)) {
         let bound = |share: usize| self.rows.start + self.rows.len() * share / shares;
         for part in self.group {
-            let a = part.term.a;
-            if a.col_stride() != 1 {
-                continue;
-            }
-            for row in bound(share)..bound(share + 1) {
-                let numbers = &a.data()[row * a.row_stride()..][part.inner.clone()];
-                for line in numbers.chunks(64 / size_of::<f32>()) {
-                    // SAFETY: a prefetch reads nothing, and has no effect on memory.
-                    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-                }
+            let rows = bound(share)..bound(share + 1);
+            match part.term.a {
+                Left::Wide(a) => fetch_rows(a, rows, &part.inner),
+                Left::Narrow(a) => fetch_rows(a, rows, &part.inner),
             }
         }
+    }
+}
+
+/// Asks for some numbers of rows that lie in one piece each.
+fn fetch_rows<N: Copy>(a: Mat<'_, N>, rows: Range<usize>, inner: &Range<usize>) {
+    if a.col_stride() == 1 {
+        for row in rows {
+            fetch(&a.data()[row * a.row_stride()..][inner.clone()]);
+        }
+    }
+}
+
+/// Asks for numbers, which go to the L2 cache.
+#[expect(unsafe_code, reason = "a hint to the processor")]
+fn fetch<N>(numbers: &[N]) {
+    for line in numbers.chunks(64 / size_of::<N>()) {
+        // SAFETY: a prefetch reads nothing, and has no effect on memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }
 
@@ -240,8 +275,13 @@ fn multiply_group(
                 let (own, rest) = to.split_at_mut(part.left_len());
                 to = rest;
                 let rows = start..(start + SIDE).min(rows.end);
-                let a = part.term.a.block(rows, part.inner.clone());
-                split_rows(own, a, part.parts().left());
+                if part.rows_in_place(unit, &rows).is_some() {
+                    continue;
+                }
+                match part.term.a.block(rows, part.inner.clone()) {
+                    Left::Wide(a) => split_rows(own, a, part.parts().left()),
+                    Left::Narrow(a) => copy_rows(own, a),
+                }
             }
         }
         let column: usize = group
@@ -252,17 +292,26 @@ fn multiply_group(
         with_u16s(together * column, |right| {
             let cols = out.cols();
             let mut runs = Vec::with_capacity(group.len());
-            let count = cols.div_ceil(SIDE).div_ceil(together);
-            for (i, panel) in panels(cols.div_ceil(SIDE), together).enumerate() {
-                let cols = panel.start * SIDE..(panel.end * SIDE).min(cols);
+            let panels = panels(cols.div_ceil(SIDE), together);
+            let panels: Vec<Range<usize>> = panels
+                .map(|panel| panel.start * SIDE..(panel.end * SIDE).min(cols))
+                .collect();
+            for (i, cols) in panels.iter().enumerate() {
                 pack_panel(right, group, cols.clone());
+                // What is packed after this panel.
+                let mut ahead = match (panels.get(i + 1), next) {
+                    (Some(cols), _) => Ahead::of(group, cols),
+                    (None, Some(next)) => Ahead::of(next.group, &panels[0]),
+                    (None, None) => Ahead::default(),
+                };
                 multiply_panel(
                     unit,
                     &mut out,
                     add,
-                    group,
-                    (&*lefts, &*right, cols),
-                    (next, i, count),
+                    block,
+                    (&*lefts, &*right, cols.clone()),
+                    (next, i, panels.len()),
+                    &mut ahead,
                     &mut runs,
                 );
             }
@@ -348,31 +397,47 @@ fn multiply_panel(
     unit: Unit<'_>,
     out: &mut MatMut<'_>,
     add: bool,
-    group: &[Part<'_>],
+    block: &Block<'_>,
     (lefts, right, cols): (&[u16], &[u16], Range<usize>),
     (next, panel, count): (Option<&Block<'_>>, usize, usize),
+    ahead: &mut Ahead,
     runs: &mut Vec<Run>,
 ) {
     let across = cols.len().div_ceil(SIDE);
+    let group = block.group;
     let left_len: usize = group.iter().map(Part::left_len).sum();
     let strips = lefts.len() / left_len;
+    let steps: usize = group.iter().map(Part::steps).sum();
+    ahead.share(2 * strips * steps);
     for (i, mut left) in lefts.chunks_exact(left_len).enumerate() {
         if let Some(next) = next {
             next.fetch((panel * strips + i, count * strips));
         }
         let mut right = right;
+        let start = block.rows.start + i * SIDE;
+        let rows = start..(start + SIDE).min(block.rows.end);
         runs.clear();
         for part in group {
             let (a, b);
             (a, left) = left.split_at(part.left_len());
             (b, right) = right.split_at(part.steps() * across * part.right_step());
+            let (a, a_row, a_step) = match part.rows_in_place(unit, &rows) {
+                Some(mat) => (
+                    mat.data().as_ptr().cast(),
+                    mat.row_stride() * size_of::<u16>(),
+                    TILE_ROW,
+                ),
+                None => (a.as_ptr(), TILE_ROW, TILE * size_of::<u16>()),
+            };
             runs.push(Run {
-                a: a.as_ptr(),
+                a,
                 b: b.as_ptr(),
                 steps: part.steps(),
                 parts: part.parts(),
                 pairs: part.inner.len().div_ceil(2),
                 b_step: across * part.right_step() * size_of::<u16>(),
+                a_row,
+                a_step,
             });
         }
         let next = (i + 1) * SIDE..((i + 2) * SIDE).min(out.rows());
@@ -380,7 +445,8 @@ fn multiply_panel(
             fetch_to_write(&out.row(row)[cols.clone()]);
         }
         let rows = i * SIDE..((i + 1) * SIDE).min(out.rows());
-        sum_window(unit, &mut out.window(rows, cols.clone()), add, runs, across);
+        let mut window = out.window(rows, cols.clone());
+        sum_window(unit, &mut window, add, runs, across, ahead);
     }
 }
 
@@ -395,15 +461,24 @@ fn fetch_to_write(numbers: &[f32]) {
 
 /// A window of up to 16 rows and 64 columns; `runs` are for `across` tiles of columns.
 #[expect(unsafe_code, reason = "kernels take pointers")]
-fn sum_window(unit: Unit<'_>, window: &mut MatMut<'_>, add: bool, runs: &[Run], across: usize) {
+fn sum_window(
+    unit: Unit<'_>,
+    window: &mut MatMut<'_>,
+    add: bool,
+    runs: &[Run],
+    across: usize,
+    ahead: &mut Ahead,
+) {
     let (height, width) = (window.rows(), window.cols());
     // SAFETY: whoever calls this made the runs of slices of their sizes; below, c has 16 rows of `across` times 16 numbers.
-    let multiply = |c: *mut f32, stride: usize| unsafe {
+    let mut multiply = |c: *mut f32, stride: usize| unsafe {
         match unit {
             Unit::Tiles(shown) => {
+                let steps: usize = runs.iter().map(|run| run.steps).sum();
+                (0..2 * steps).for_each(|_| ahead.fetch());
                 tiles::multiply(shown, runs, across, c, stride * size_of::<f32>(), add);
             }
-            Unit::Dots => dots::multiply(runs, across, height, c, stride, add),
+            Unit::Dots => dots::multiply(runs, across, height, c, stride, add, ahead),
         }
     };
     if height == SIDE && width == across * SIDE {
@@ -450,6 +525,7 @@ mod tests {
             compute,
             ..
         } = *term;
+        let a = a.wide();
         let read = |x: f32| match compute {
             ComputeDType::Bf16 => bf16::from_f32(x).to_f64(),
             ComputeDType::F32 | ComputeDType::Bf16x2 => f64::from(x),
@@ -530,6 +606,42 @@ mod tests {
         } else {
             Factor::straight(b.view())
         }
+    }
+
+    #[test]
+    fn a_left_factor_may_be_rounded_before() {
+        for_units(|compute| {
+            if compute != ComputeDType::Bf16 {
+                return;
+            }
+            // In place, with rows or inner indices left over, and in several blocks.
+            for (rows, inner, cols) in
+                [(32, 128, 48), (21, 160, 32), (24, 131, 83), (1040, 900, 64)]
+            {
+                let (a, c) = (
+                    random(rows, inner, DType::F32, 1),
+                    random(rows, 64, DType::F32, 2),
+                );
+                let (b, d) = (
+                    random(cols, inner, DType::Bf16, 3),
+                    random(64, cols, DType::F32, 4),
+                );
+                let sum = |a: &Tensor, c: &Tensor| {
+                    let terms = [
+                        Term::new(a.view().as_left(), factor(&b, true)).with(compute),
+                        Term::new(c.view().as_left(), factor(&d, false)).with(compute),
+                    ];
+                    let mut y = random(rows, cols, DType::F32, 5);
+                    compute_pieces(&mut y, Start::Sum, &terms);
+                    y.to_vec()
+                };
+                let narrow =
+                    |x: &Tensor| Tensor::from_f32_as(x.rows(), x.cols(), &x.to_vec(), DType::Bf16);
+                let expected = sum(&a, &c);
+                assert_eq!(sum(&narrow(&a), &c), expected, "{rows}x{inner}x{cols}");
+                assert_eq!(sum(&narrow(&a), &narrow(&c)), expected);
+            }
+        });
     }
 
     /// All orders, formats, precisions and edges, both formats in one sum.

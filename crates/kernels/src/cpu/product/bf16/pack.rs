@@ -57,6 +57,27 @@ pub(crate) fn split_rows(to: &mut [u16], a: Mat<'_>, parts: usize) {
     unsafe { split(to.as_mut_ptr(), a.data().as_ptr(), stride, rows, cols) }
 }
 
+/// Up to 16 rows of a left factor that is rounded already: [steps] tiles. What there is not is zero.
+///
+/// # Panics
+/// If a row does not lie in one piece, or the tiles do not suffice.
+pub(crate) fn copy_rows(to: &mut [u16], a: Mat<'_, bf16>) {
+    let (rows, cols) = (a.rows(), a.cols());
+    assert!(a.col_stride() == 1 && rows <= SIDE);
+    let tiles = to.as_chunks_mut::<TILE>().0;
+    for (step, tile) in tiles[..cols.div_ceil(STEP)].iter_mut().enumerate() {
+        let across = step * STEP..((step + 1) * STEP).min(cols);
+        for (row, to) in tile.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
+            let (numbers, rest) = to.split_at_mut(if row < rows { across.len() } else { 0 });
+            if row < rows {
+                let from = &a.data()[row * a.row_stride()..][across.clone()];
+                numbers.copy_from_slice(bytemuck::cast_slice(from));
+            }
+            rest.fill(0);
+        }
+    }
+}
+
 /// Rows that lie in one piece each, `stride` apart.
 ///
 /// # Safety

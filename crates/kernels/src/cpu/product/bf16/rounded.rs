@@ -1,6 +1,7 @@
 //! Products of factors that lie in tiles already.
 
-use super::layout::{Parts, Run, SIDE, TILE};
+use super::ahead::Ahead;
+use super::layout::{Parts, Run, SIDE, TILE, TILE_ROW};
 use super::{Unit, panels, sum_window};
 use crate::cpu::product::mat::MatMut;
 
@@ -46,10 +47,13 @@ pub(crate) fn multiply_rounded(
                 parts: Parts::OneByOne,
                 pairs: steps * SIDE,
                 b_step: right.apart * TILE * size_of::<u16>(),
+                a_row: TILE_ROW,
+                a_step: TILE * size_of::<u16>(),
             };
             let rows = row * SIDE..((row + 1) * SIDE).min(rows);
             let mut window = out.window(rows, columns.clone());
-            sum_window(unit, &mut window, add, &[run], panel.len());
+            let nothing = &mut Ahead::default();
+            sum_window(unit, &mut window, add, &[run], panel.len(), nothing);
         }
     }
 }
