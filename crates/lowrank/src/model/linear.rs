@@ -13,9 +13,10 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    Arena, BranchGradient, BranchOutput, Dropout, LinearGradient, LinearOutput, LowRank, Tensor,
-    View, ViewMut, Weight, bias_backward, linear_backward_weight, linears_backward_input,
-    linears_forward, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
+    ActivationDType, Arena, BranchGradient, BranchOutput, Dropout, LinearGradient, LinearOutput,
+    LowRank, Tensor, View, ViewMut, Weight, bias_backward, linear_backward_weight,
+    linears_backward_input, linears_forward, low_rank_backward_hidden, low_rank_backward_input,
+    low_rank_backward_weights,
 };
 
 use super::adapter::{Adapter, LowRankSite};
@@ -217,6 +218,24 @@ impl Pass<'_> {
                 .rows_of_adapters
                 .iter()
                 .any(|(_, index)| reads(self.adapters.get(*index)))
+    }
+
+    /// A matrix that nothing but these linears reads, forward or backward; bf16 where they round it anyway.
+    pub(crate) fn take_for(&self, readers: &[LinearId], rows: usize, cols: usize) -> Tensor {
+        let alone = |&id: &LinearId| {
+            let bias = WeightId::Linear(id, Part::Bias);
+            !self.reads_input(id) && self.trained(bias).is_none()
+        };
+        let rounds = self.compute_dtype.rounds_here()
+            && !readers.is_empty()
+            && readers.iter().all(alone)
+            && !self.are_scaled(readers);
+        let dtype = if rounds {
+            ActivationDType::Bf16
+        } else {
+            ActivationDType::F32
+        };
+        self.ws.take_as(rows, cols, dtype)
     }
 
     fn branches_at(&self, id: LinearId) -> Vec<BranchAt<'_>> {

@@ -7,26 +7,36 @@ use lowrank_kernels::{
     rms_norm_apply, rms_norm_backward, rms_norm_forward,
 };
 
-use super::config::{NormKind, Part, WeightId};
+use super::config::{LinearId, NormKind, Part, WeightId};
 use super::pass::{NormSaved, Pass};
 
 impl Pass<'_> {
     /// Normalised rows [T, C] and the statistics that recompute them. `id` names the norm's tensors.
     pub(crate) fn norm(&self, id: impl Fn(Part) -> WeightId, x: View) -> (Tensor, NormSaved) {
-        let mut y = self.take(x.rows(), x.cols());
+        self.norm_for(&[], id, x)
+    }
+
+    /// The same for these linears alone, where there are some.
+    pub(crate) fn norm_for(
+        &self,
+        readers: &[LinearId],
+        id: impl Fn(Part) -> WeightId,
+        x: View,
+    ) -> (Tensor, NormSaved) {
+        let mut y = self.take_for(readers, x.rows(), x.cols());
         let mut rstd = self.take(x.rows(), 1);
         let (weight, eps) = (self.weight(id(Part::Weight)), self.config().norm_eps);
         match self.config().norm {
             NormKind::Rms | NormKind::RmsOnePlus => {
-                let (y_out, rstd_out) = (y.view_mut(), rstd.view_mut());
-                rms_norm_forward(y_out, rstd_out, x, weight, self.norm_offset(), eps, 1);
+                let rstd_out = rstd.view_mut();
+                rms_norm_forward(&mut y, rstd_out, x, weight, self.norm_offset(), eps, 1);
                 (y, NormSaved { mean: None, rstd })
             }
             NormKind::Layer | NormKind::LayerWithoutBias => {
                 let mut mean = self.take(x.rows(), 1);
                 let bias = self.norm_bias(&id);
                 layer_norm_forward(
-                    y.view_mut(),
+                    &mut y,
                     mean.view_mut(),
                     rstd.view_mut(),
                     x,
@@ -45,23 +55,24 @@ impl Pass<'_> {
         }
     }
 
-    /// The normalised rows again, from the saved statistics.
+    /// The normalised rows again, from the saved statistics, for these linears.
     pub(crate) fn norm_again(
         &self,
+        readers: &[LinearId],
         id: impl Fn(Part) -> WeightId,
         x: View,
         saved: &NormSaved,
     ) -> Tensor {
-        let mut y = self.take(x.rows(), x.cols());
+        let mut y = self.take_for(readers, x.rows(), x.cols());
         let weight = self.weight(id(Part::Weight));
         match &saved.mean {
             None => {
                 let rstd = saved.rstd.view();
-                rms_norm_apply(y.view_mut(), x, rstd, weight, self.norm_offset(), 1);
+                rms_norm_apply(&mut y, x, rstd, weight, self.norm_offset(), 1);
             }
             Some(mean) => {
                 layer_norm_apply(
-                    y.view_mut(),
+                    &mut y,
                     x,
                     mean.view(),
                     saved.rstd.view(),

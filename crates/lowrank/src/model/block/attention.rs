@@ -72,7 +72,7 @@ impl AttentionHalf<'_> {
         let config = pass.config();
         let (normed, norm) = self
             .has_norm()
-            .then(|| pass.norm(self.norm(), x.view()))
+            .then(|| pass.norm_for(&self.linear_ids(), self.norm(), x.view()))
             .unzip();
         let (heads, linears) = self.heads(normed.as_ref().unwrap_or(&x).view());
         pass.give(normed);
@@ -140,7 +140,7 @@ impl AttentionHalf<'_> {
         let read = x.as_ref().filter(|_| reads);
         let normed = read
             .zip(saved.norm.as_ref())
-            .map(|(x, norm)| pass.norm_again(&id, x.view(), norm));
+            .map(|(x, norm)| pass.norm_again(&ids, &id, x.view(), norm));
         let n = normed
             .as_ref()
             .or(read.map(AsRef::as_ref))
@@ -259,11 +259,13 @@ impl AttentionHalf<'_> {
         let pass = &self.pass;
         let config = pass.config();
         let HeadsSaved { q, k, v, raw } = &saved.heads;
+        let [q, k, v] = [q, k, v].map(|head| pass.widened(head));
         let mut dq = pass.take(d_o.rows(), config.q_size());
         let mut dk = pass.take(k.rows(), config.kv_size());
         let mut dv = pass.take(v.rows(), config.kv_size());
         if let Some((relative, saved_of)) = self.places.relative.zip(saved.relative.as_ref()) {
-            let (inputs, lse) = (saved.heads.all(), saved.lse.view());
+            let inputs = [q.view(), k.view(), v.view()];
+            let lse = saved.lse.view();
             let outputs = [&mut dq, &mut dk, &mut dv];
             relative
                 .attention_backward(pass, self.layer, outputs, d_o, inputs, lse, saved_of, grads);
@@ -282,6 +284,9 @@ impl AttentionHalf<'_> {
                 pass.compute_dtype,
                 pass.ws,
             );
+        }
+        for head in [q, k, v] {
+            pass.give_widened(head);
         }
         let (mut dk, dv) = pass.trained_keys_backward(self.batch, self.layer, dk, dv, grads);
         if let Some(tables) = self.places.rope {

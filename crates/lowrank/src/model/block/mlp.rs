@@ -77,7 +77,10 @@ impl MlpHalf<'_> {
         };
 
         pass.pauses.pause();
-        let normed = self.norm().map(|id| pass.norm(id, x_mid.view()));
+        let readers = self.readers_of_norm();
+        let normed = self
+            .norm()
+            .map(|id| pass.norm_for(&readers, id, x_mid.view()));
         let (normed, norm) = normed.unzip();
         let (inputs, input_linears) = self.inputs(normed.as_ref().unwrap_or(&x_mid).view());
         pass.give(normed);
@@ -390,7 +393,18 @@ impl MlpHalf<'_> {
     /// What the norm between the sublayers gives, again, where there is one.
     fn norm_again(&self, x_mid: View, values: &MlpValues) -> Option<Tensor> {
         let (id, saved) = self.norm().zip(values.norm.as_ref())?;
-        Some(self.pass.norm_again(id, x_mid, saved))
+        Some(
+            self.pass
+                .norm_again(&self.readers_of_norm(), id, x_mid, saved),
+        )
+    }
+
+    /// The linears that read what the norm between the sublayers gives, where nothing else does.
+    fn readers_of_norm(&self) -> Vec<LinearId> {
+        if self.norms_sums() {
+            return Vec::new();
+        }
+        self.input_ids()
     }
 
     /// The norm between the two sublayers.
@@ -462,10 +476,11 @@ impl MlpHalf<'_> {
     /// What the last linear reads.
     fn activation(&self, MlpInputs { gate, up }: &MlpInputs) -> Tensor {
         let activation = self.pass.config().activation;
-        let mut h = self.pass.take(up.rows(), up.cols());
+        let readers = [self.linear_id(LinearKind::Down)];
+        let mut h = self.pass.take_for(&readers, up.rows(), up.cols());
         match gate {
-            Some(gate) => gated_forward(h.view_mut(), gate.view(), up.view(), activation),
-            None => activation_forward(h.view_mut(), up.view(), activation),
+            Some(gate) => gated_forward(&mut h, gate.view(), up.view(), activation),
+            None => activation_forward(&mut h, up.view(), activation),
         }
         h
     }
@@ -474,16 +489,22 @@ impl MlpHalf<'_> {
     fn activation_backward(&self, dh: &Tensor, MlpInputs { gate, up }: &MlpInputs) -> MlpInputs {
         let pass = &self.pass;
         let activation = pass.config().activation;
-        let mut d_up = pass.take(dh.rows(), dh.cols());
+        // One linear of both reads a copy.
+        let readers = if pass.config().mlp == MlpKind::GatedFused {
+            Vec::new()
+        } else {
+            self.input_ids()
+        };
+        let take = || pass.take_for(&readers, dh.rows(), dh.cols());
+        let mut d_up = take();
         let d_gate = gate.as_ref().map(|gate| {
-            let mut d_gate = pass.take(dh.rows(), dh.cols());
+            let mut d_gate = take();
             let (gate, up) = (gate.view(), up.view());
-            let (d_gate_out, d_up_out) = (d_gate.view_mut(), d_up.view_mut());
-            gated_backward(d_gate_out, d_up_out, dh.view(), gate, up, activation);
+            gated_backward(&mut d_gate, &mut d_up, dh.view(), gate, up, activation);
             d_gate
         });
         if d_gate.is_none() {
-            activation_backward(d_up.view_mut(), dh.view(), up.view(), activation);
+            activation_backward(&mut d_up, dh.view(), up.view(), activation);
         }
         MlpInputs {
             gate: d_gate,

@@ -1,8 +1,10 @@
 //! What a block keeps from its forward for its backward.
 //!
 //! The norms' outputs and the MLP's hidden activation are computed again, and more where [`Recompute`] says so. Matrices may be
-//! kept as bf16; q, k and v never are: the gradients of scores are small differences of large numbers, and rounding what they are
-//! computed from again costs several times as much precision as rounding everything else.
+//! kept as bf16. q, k and v are where attention reads them so anyway
+//! ([`ComputeDType::rounds_here`](lowrank_kernels::ComputeDType::rounds_here)), and only there: the gradients of scores are
+//! small differences of large numbers, and rounding what they are computed from costs several times as much precision as rounding
+//! everything else.
 
 use lowrank_kernels::{ActivationDType, Tensor};
 
@@ -42,6 +44,8 @@ impl AttentionValues {
             k: keep(raw.k),
             ..raw
         });
+        let rounds = self.relative.is_none() && pass.compute_dtype.rounds_here();
+        let [q, k, v] = [q, k, v].map(|head| if rounds { keep(head) } else { head });
         Self {
             x: keep(self.x),
             heads: HeadsSaved { q, k, v, raw },
