@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    OpCost, RegionCost, Workspace, profiled_regions, start_profile, stop_profile,
+    OpCost, RegionCost, Workspace, profiled_regions, start_profile, stop_profile, team_count,
 };
 
 use crate::Error;
@@ -98,22 +98,36 @@ pub fn train(
         let seconds = begun.elapsed().as_secs_f64();
         figures.losses.push(done.loss);
         let config = model.config();
-        let work = Work::of(
-            &options
+        let pieces = options.step.pieces(config, adapter, &rows);
+        let works = pieces.iter().map(|rows| {
+            let batch = options
                 .step
-                .batch_of(config, &rows, adapter.virtual_tokens()),
-            &config.windows(),
-        );
+                .batch_of(config, rows, adapter.virtual_tokens());
+            Work::of(&batch, &config.windows())
+        });
+        let works: Vec<Work> = works.collect();
+        let largest = works.iter().copied().max_by_key(|work| work.tokens);
         let (dtype, saving) = (model.weights().dtype(), options.step.saving);
-        let converted = model.weights().converted_bytes();
-        let memory = training_memory(config, adapter, dtype, converted, work, 1, saving);
+        let memory = training_memory(
+            config,
+            adapter,
+            dtype,
+            model.weights().converted_bytes(),
+            largest.unwrap_or_default(),
+            pieces.len(),
+            team_count(pieces.len()),
+            saving,
+            options.step.compute_dtype,
+        );
         if memory.total() > figures.predicted.total() {
             figures.predicted = memory;
         }
         if step >= options.warmup {
             figures.seconds.push(seconds);
             figures.rows += rows.len();
-            figures.work.add(work);
+            for work in works {
+                figures.work.add(work);
+            }
         }
     }
     if options.profile {

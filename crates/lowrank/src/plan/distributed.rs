@@ -12,9 +12,10 @@
 
 use std::str::FromStr;
 
+use lowrank_kernels::ComputeDType;
 use serde::Serialize;
 
-use super::estimate::{laid_out, work};
+use super::estimate::{laid_out, piece, work};
 use super::flops::{block_flops, head_flops};
 use super::memory::{RankPart, rank_memory};
 use super::{Memory, PlanOptions, Work};
@@ -245,7 +246,7 @@ impl Step<'_> {
         // Seconds of a token, and of the micro-batches as they would be were they all equal.
         let a_token = all / self.work.tokens as f64 / self.ranks.flops_per_second;
         let compute_seconds = self.tokens_per_rank * a_token;
-        let turns = (self.micro_batches + stages - 1) as f64;
+        let turns = (self.pieces() + stages - 1) as f64;
         let tokens = self.tokens_of_a_turn();
         let turn = tokens * a_token * dearest / all;
         let idle_seconds = (turns * turn - compute_seconds).max(0.0);
@@ -321,16 +322,31 @@ impl Step<'_> {
     /// Tokens of a micro-batch, of which a pipeline has so many.
     fn tokens_of_a_turn(&self) -> f64 {
         match self.ranks.step {
-            StepSize::MicroBatches(_) => self.work.tokens as f64,
-            StepSize::TokensPerRank(tokens) => {
-                (tokens * self.ranks.pipeline_stages) as f64 / self.micro_batches as f64
+            StepSize::MicroBatches(_) => {
+                self.work.tokens as f64 / piece(self.options, self.adapter).1 as f64
             }
+            StepSize::TokensPerRank(tokens) => {
+                (tokens * self.ranks.pipeline_stages) as f64 / self.pieces() as f64
+            }
+        }
+    }
+
+    /// Pieces of micro-batches that a pipeline computes, or a rank where there are no stages; the busiest one.
+    fn pieces(&self) -> usize {
+        let (_, of_batch) = piece(self.options, self.adapter);
+        match self.ranks.step {
+            StepSize::MicroBatches(all) => {
+                let replicas = self.ranks.ranks / self.ranks.pipeline_stages;
+                (all.max(1) * of_batch).div_ceil(replicas)
+            }
+            StepSize::TokensPerRank(_) => self.micro_batches * of_batch,
         }
     }
 
     /// What a rank of a stage takes that has so many trained values, and `above` stages from it on.
     fn memory(&self, stage: &Stage, trained: usize, above: usize, replicas: usize) -> Memory {
-        let (config, adapter, work) = (self.options.model, self.adapter, self.work);
+        let (config, adapter) = (self.options.model, self.adapter);
+        let (work, _) = piece(self.options, adapter);
         let train = self.options.train;
         let saving = Saving {
             recompute: self.options.recompute,
@@ -341,10 +357,14 @@ impl Step<'_> {
             trained,
             replicas,
             stages_left: above,
+            teams: 1,
         };
         let dtype = train.base_dtype.into();
-        let micro_batches = self.micro_batches;
-        rank_memory(config, adapter, part, dtype, 0, work, micro_batches, saving)
+        let pieces = self.pieces();
+        let compute = ComputeDType::F32;
+        rank_memory(
+            config, adapter, part, dtype, 0, work, pieces, saving, compute,
+        )
     }
 }
 
@@ -444,10 +464,10 @@ mod tests {
         let step = StepSize::MicroBatches(6);
         let plan = planned("smollm2-135m", 8, &ranks(4, 1, step)).unwrap();
         assert_eq!(plan.micro_batches, 2);
-        // 1.5 micro-batches a rank on average, and two on the busiest.
-        let lora = plan.method;
-        assert_near(lora.idle_seconds, lora.compute_seconds / 3.0);
-        assert!(lora.efficiency < 0.75);
+        // 1.5 micro-batches a rank on average, and two on the busiest; those of LoRA are cut into pieces.
+        assert_near(plan.full.idle_seconds, plan.full.compute_seconds / 3.0);
+        assert!(plan.full.efficiency < 0.75);
+        assert_near(plan.method.idle_seconds, 0.0);
     }
 
     #[test]

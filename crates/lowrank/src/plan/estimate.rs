@@ -1,13 +1,13 @@
 //! A method beside full fine-tuning: values, files, operations and memory.
 
-use lowrank_kernels::DType;
+use lowrank_kernels::{ComputeDType, DType};
 use serde::Serialize;
 
 use super::paper::{Claim, claims};
 use super::{Memory, RankPlan, StepFlops, Work, step_flops, training_memory};
 use crate::Error;
 use crate::machine::available_memory;
-use crate::model::{Adapter, ModelConfig, Recompute, Saving};
+use crate::model::{Adapter, Batch, ModelConfig, Recompute, Saving};
 use crate::names::named;
 use crate::settings::{ComputeFormat, TrainConfig};
 use crate::tuning::Method;
@@ -180,6 +180,16 @@ pub(super) fn laid_out(options: &PlanOptions, train: &TrainConfig) -> Result<Ada
     Ok(adapter)
 }
 
+/// The work of the largest piece that a batch is computed in, and how many pieces there are.
+pub(super) fn piece(options: &PlanOptions, adapter: &Adapter) -> (Work, usize) {
+    let (model, rows) = (options.model, options.train.batch_size);
+    let (length, tokens) = (options.train.max_seq_length, adapter.virtual_tokens());
+    let all = rows * (length + tokens.prefix + tokens.infix);
+    let of_piece = rows.div_ceil(Batch::pieces(model, adapter.parameters(), all));
+    let work = Work::planned(model, of_piece, length, tokens);
+    (work, rows.div_ceil(of_piece.max(1)))
+}
+
 /// The work of a batch.
 pub(super) fn work(options: &PlanOptions, adapter: &Adapter) -> Work {
     let (rows, length) = (options.train.batch_size, options.train.max_seq_length);
@@ -194,9 +204,14 @@ fn estimate(options: &PlanOptions, method: Method, adapter: &Adapter) -> Estimat
         recompute: options.recompute,
         dtype: train.base_dtype.into(),
     };
-    let micro_batches = train.gradient_accumulation_steps;
+    let (of_piece, pieces) = piece(options, adapter);
+    let pieces = pieces * train.gradient_accumulation_steps;
     let base_dtype = train.base_dtype.into();
-    let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
+    // Plans are the same on every machine: for threads that make one team, and attention in f32.
+    let compute = ComputeDType::F32;
+    let memory = training_memory(
+        model, adapter, base_dtype, 0, of_piece, pieces, 1, saving, compute,
+    );
     let flops = step_flops(model, adapter, work);
     Estimate {
         method,

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{ActivationDType, DType};
+use lowrank_kernels::{ActivationDType, ComputeDType, DType};
 use serde::Serialize;
 
 use super::Work;
@@ -53,32 +53,28 @@ impl Memory {
 const PROGRAM: u64 = 18 * 1024 * 1024;
 
 /// What a step takes at its peak, when `adapter` is trained on a base stored as `base_dtype`. `converted` bytes of it are not
-/// pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)). The step has so many micro-batches in
-/// this process, and `work` is that of the largest.
+/// pages of its file ([`Weights::converted_bytes`](crate::model::Weights::converted_bytes)). Its micro-batches are computed in so many
+/// pieces, `teams` of them at a time, and `work` is that of the largest.
 pub fn training_memory(
     config: &ModelConfig,
     adapter: &Adapter,
     base_dtype: DType,
     converted: u64,
     work: Work,
-    micro_batches: usize,
+    pieces: usize,
+    teams: usize,
     saving: Saving,
+    compute: ComputeDType,
 ) -> Memory {
     let part = RankPart {
         stage: &Stage::whole(config),
         trained: adapter.parameters(),
         replicas: 1,
         stages_left: 1,
+        teams,
     };
     rank_memory(
-        config,
-        adapter,
-        part,
-        base_dtype,
-        converted,
-        work,
-        micro_batches,
-        saving,
+        config, adapter, part, base_dtype, converted, work, pieces, saving, compute,
     )
 }
 
@@ -91,14 +87,16 @@ pub struct RankPart<'a> {
     pub trained: usize,
     /// Ranks that have the same part, among which moments are divided.
     pub replicas: usize,
-    /// Stages from this one on, itself among them: so many micro-batches are in flight at most.
+    /// Stages from this one on, itself among them: so many pieces are in flight at most.
     pub stages_left: usize,
+    /// Teams of threads, each of which computes a piece of its own where there are no stages.
+    pub teams: usize,
 }
 
 /// Bytes of gradients and trained values that are on their way to a rank at a time.
 pub(crate) const IN_EXCHANGE: u64 = 64 << 20;
 
-/// [`training_memory`] of one of several ranks; `converted` bytes and `micro_batches` are the rank's own.
+/// [`training_memory`] of one of several ranks; `converted` bytes and `pieces` are the rank's own.
 pub fn rank_memory(
     config: &ModelConfig,
     adapter: &Adapter,
@@ -106,14 +104,16 @@ pub fn rank_memory(
     base_dtype: DType,
     converted: u64,
     work: Work,
-    micro_batches: usize,
+    pieces: usize,
     saving: Saving,
+    compute: ComputeDType,
 ) -> Memory {
     let RankPart {
         stage,
         trained,
         replicas,
         stages_left,
+        teams,
     } = part;
     let trained = 4 * trained as u64;
     let weights = if replaces_all(config, adapter) {
@@ -128,8 +128,15 @@ pub fn rank_memory(
     } else {
         0
     };
-    let in_flight = stages_left.min(micro_batches.max(1)) as u64;
-    let kept = activation_bytes(config, adapter, work, saving, stage.blocks.clone());
+    let at_once = teams.clamp(1, pieces.max(1)) as u64;
+    let in_flight = stages_left.min(pieces.max(1)) as u64;
+    let kept = activation_bytes(
+        config,
+        adapter,
+        work,
+        (saving, compute),
+        stage.blocks.clone(),
+    );
     let head = if stage.is_last {
         head_working_bytes(config, work)
     } else {
@@ -138,10 +145,10 @@ pub fn rank_memory(
     Memory {
         weights,
         trained,
-        gradients: gradient_arenas(micro_batches) * trained + exchanged,
+        gradients: gradient_arenas(pieces, at_once) * trained + exchanged,
         optimizer: (2 * trained).div_ceil(replicas as u64),
-        activations: in_flight * kept,
-        working: block_working_bytes(config, adapter, work, saving) + head,
+        activations: in_flight.max(at_once) * kept,
+        working: at_once * (block_working_bytes(config, adapter, work, saving) + head),
         process: PROGRAM,
     }
 }
@@ -155,10 +162,10 @@ fn replaces_all(config: &ModelConfig, adapter: &Adapter) -> bool {
     values.sum::<usize>() == config.parameters()
 }
 
-/// How many sums of gradients there are at once, while a step's micro-batches are added along a binary tree: that of the newest
-/// micro-batch, and one a level of the tree that waits for its neighbour, 1 + ⌊log₂ n⌋.
-fn gradient_arenas(micro_batches: usize) -> u64 {
-    1 + u64::from(micro_batches.max(1).ilog2())
+/// How many sums of gradients there are at once, while a step's pieces are added along a binary tree: those of the pieces that are being
+/// computed, and one a level of the tree that waits for its neighbour, 1 + ⌊log₂ n⌋ for one piece at a time.
+fn gradient_arenas(pieces: usize, at_once: u64) -> u64 {
+    at_once + u64::from(pieces.max(1).ilog2())
 }
 
 /// What these blocks keep.
@@ -166,7 +173,7 @@ fn activation_bytes(
     config: &ModelConfig,
     adapter: &Adapter,
     work: Work,
-    saving: Saving,
+    (saving, compute): (Saving, ComputeDType),
     blocks: Range<usize>,
 ) -> u64 {
     let layers = config.num_hidden_layers;
@@ -176,6 +183,11 @@ fn activation_bytes(
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
     let size = DType::from(saving.dtype).bytes_for(1);
     let statistics = config.norm.statistics();
+    let heads_size = if config.relative.is_none() && compute.rounds_here() {
+        size
+    } else {
+        4
+    };
     (lowest.max(blocks.start)..blocks.end)
         .map(|layer| {
             let tokens = work.tokens as u64;
@@ -197,8 +209,9 @@ fn activation_bytes(
                 || adapter.low_rank.contains_key(&id)
                 || adapter.replaced.contains_key(&weight);
             let o = if reads_o { q } else { 0 };
-            let before =
-                size * (c + o + heads) + 4 * (q + 2 * kv + config.num_attention_heads + statistics);
+            let before = size * (c + o + heads)
+                + heads_size * (q + 2 * kv)
+                + 4 * (config.num_attention_heads + statistics);
             let behind = if saving.recompute == Recompute::Selective {
                 4 * c
             } else {
@@ -332,7 +345,8 @@ fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, savi
         2 * c
     };
     let mlp_backward = c + widened + hidden + f + mlp + again + layers;
-    let attention_backward = c + 2 * q + 2 * kv + 2 * c + widened;
+    // The gradients of q, k and v, and these in f32 where they are kept otherwise.
+    let attention_backward = c + 3 * q + 4 * kv + 2 * c + widened;
     let tokens = work.tokens as u64;
     let most = forward.max(mlp_backward).max(attention_backward);
     4 * tokens * most as u64 + relative_working_bytes(config, work)
@@ -375,26 +389,29 @@ mod tests {
                 waiting.pop();
                 *waiting.last_mut().unwrap() *= 2;
             }
-            assert_eq!(gradient_arenas(leaf), most as u64, "{leaf}");
+            assert_eq!(gradient_arenas(leaf, 1), most as u64, "{leaf}");
         }
-        assert_eq!(gradient_arenas(0), 1);
+        assert_eq!(gradient_arenas(0, 1), 1);
     }
 
     #[test]
-    fn micro_batches_take_gradients_and_nothing_else() {
+    fn pieces_take_gradients_and_nothing_else() {
         let model = presets::config("smollm2-135m").unwrap();
         let train = TrainConfig::new(Method::Full, "m", "", "");
         let adapter = train.lay_out(&model).unwrap();
-        let memory = |micro_batches| {
+        let memory = |pieces| {
             let (work, saving) = (Work::default(), Saving::default());
+            let compute = ComputeDType::F32;
             training_memory(
                 &model,
                 &adapter,
                 DType::Bf16,
                 0,
                 work,
-                micro_batches,
+                pieces,
+                1,
                 saving,
+                compute,
             )
         };
         let (one, eight) = (memory(1), memory(8));

@@ -1,10 +1,10 @@
 //! The ranks of a run: who they are, what each of them computes, and what they exchange in a step.
 //!
 //! The ranks are a grid of replicas and pipeline stages. A replica has the whole model, over one rank or, in a pipeline, over one rank a
-//! stage; the ranks of a replica are neighbours. Replicas share out the micro-batches of a step.
+//! stage; the ranks of a replica are neighbours. Replicas share out the pieces of a step's micro-batches.
 //!
-//! Whatever the grid is, the run comes to the same bits: gradients are added along a tree that is fixed by the number of micro-batches
-//! (`tree`), sums of losses in the order of the micro-batches, and the norm of the gradients over pieces whose bounds depend on the
+//! Whatever the grid is, the run comes to the same bits: gradients are added along a tree that is fixed by the number of pieces
+//! (`tree`), sums of losses in the order of the pieces, and the norm of the gradients over pieces whose bounds depend on the
 //! trained values alone (`shares`).
 
 mod shares;

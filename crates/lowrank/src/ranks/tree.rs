@@ -1,6 +1,6 @@
-//! The order in which the gradients of a step's micro-batches are added: a binary tree over their numbers.
+//! The order in which the gradients of a step's pieces are added: a binary tree over their numbers.
 //!
-//! The tree is fixed by the number of micro-batches alone, so the sum has the same bits however its leaves are shared out. Leaves are
+//! The tree is fixed by the number of pieces alone, so the sum has the same bits however its leaves are shared out. Leaves are
 //! `0..count`. A node of several leaves has the largest power of two of them that leaves some over as its left child, and
 //! the rest as its right one.
 
@@ -36,22 +36,29 @@ pub(crate) fn nodes(count: usize, leaves: &Range<usize>) -> Vec<Range<usize>> {
     found
 }
 
-/// How many nodes within `leaves` are complete with leaf `last`, beside the leaf itself.
-fn completed(count: usize, leaves: &Range<usize>, last: usize) -> usize {
-    let mut node = 0..count;
-    let mut completed = 0;
-    while node.len() > 1 {
-        completed += usize::from(node.end == last + 1 && leaves.start <= node.start);
-        let (left, right) = children(&node);
-        node = if left.contains(&last) { left } else { right };
+/// The node that has this one as a child, and the other child; `None` for the root.
+fn above(count: usize, node: &Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
+    let mut parent = 0..count;
+    loop {
+        let (left, right) = children(&parent);
+        if parent.len() < 2 || parent == *node {
+            return None;
+        }
+        if left == *node {
+            return Some((parent, right));
+        }
+        if right == *node {
+            return Some((parent, left));
+        }
+        parent = if node.end <= left.end { left } else { right };
     }
-    completed
 }
 
-/// Sums of gradients of a range of leaves, which are added in their order. At the end there is one for each of its [`nodes`].
+/// Sums of gradients of a range of leaves, which come in any order. At the end there is one for each of its [`nodes`].
 #[derive(Default)]
 pub(crate) struct LeafSums {
-    sums: Vec<Arena>,
+    /// By their nodes, from left to right.
+    sums: Vec<(Range<usize>, Arena)>,
     spare: Vec<Arena>,
 }
 
@@ -59,17 +66,17 @@ impl LeafSums {
     /// Forgets all sums, and takes the memory of `grads` for the new ones.
     pub(crate) fn begin(&mut self, grads: &mut Arena) {
         // The first one is what `end` has put in the place of `grads`, and has no memory of its own.
-        self.spare.extend(self.sums.drain(..).skip(1));
+        let others = self.sums.drain(..).skip(1);
+        self.spare.extend(others.map(|(_, sum)| sum));
         let empty = grads.zeros_like();
         self.spare.push(std::mem::replace(grads, empty));
     }
 
     /// Gives `grads` the first sum, which is all of it where all leaves were pushed; zeros where there is none.
     pub(crate) fn end(&mut self, grads: &mut Arena) {
-        if self.sums.is_empty() {
-            *grads = self.leaf(grads);
-        } else {
-            std::mem::swap(&mut self.sums[0], grads);
+        match self.sums.first_mut() {
+            Some((_, sum)) => std::mem::swap(sum, grads),
+            None => *grads = self.leaf(grads),
         }
     }
 
@@ -84,27 +91,39 @@ impl LeafSums {
         }
     }
 
-    /// Takes the gradient of leaf `last`, of those in `leaves`; the one before it was taken before.
+    /// Takes the gradient of a leaf, of those in `leaves`, and adds up the nodes that are complete with it.
     pub(crate) fn push(
         &mut self,
         gradient: Arena,
         count: usize,
         leaves: &Range<usize>,
-        last: usize,
+        leaf: usize,
     ) {
-        self.sums.push(gradient);
-        for _ in 0..completed(count, leaves, last) {
-            let (Some(right), Some(left)) = (self.sums.pop(), self.sums.last_mut()) else {
-                break;
+        let (mut node, mut sum) = (leaf..leaf + 1, gradient);
+        while let Some((parent, other)) = above(count, &node)
+            && leaves.start <= parent.start
+            && parent.end <= leaves.end
+            && let Some(at) = self.sums.iter().position(|(known, _)| *known == other)
+        {
+            let (_, other_sum) = self.sums.remove(at);
+            let (mut left, right) = if other.start < node.start {
+                (other_sum, sum)
+            } else {
+                (sum, other_sum)
             };
             add_assign(left.flat_mut(), right.flat());
             self.spare.push(right);
+            (node, sum) = (parent, left);
         }
+        let at = self
+            .sums
+            .partition_point(|(known, _)| known.start < node.start);
+        self.sums.insert(at, (node, sum));
     }
 
     /// One sum for each node; the first one is in `grads` since the [`end`](Self::end).
     pub(crate) fn sums<'a>(&'a self, grads: &'a Arena) -> impl Iterator<Item = &'a Arena> + Clone {
-        let others = self.sums.iter().skip(1);
+        let others = self.sums.iter().skip(1).map(|(_, sum)| sum);
         self.sums.first().map(|_| grads).into_iter().chain(others)
     }
 }
@@ -162,7 +181,13 @@ mod tests {
                     let leaves = count * rank / ranks..count * (rank + 1) / ranks;
                     let mut own = LeafSums::default();
                     let like = Arena::new(&[(1, 1)]);
-                    for leaf in leaves.clone() {
+                    let mut order: Vec<usize> = leaves.clone().collect();
+                    if ranks % 2 == 0 {
+                        order.reverse();
+                    } else {
+                        order.sort_by_key(|leaf| (leaf * 7) % 5);
+                    }
+                    for leaf in order {
                         let mut gradient = own.leaf(&like);
                         gradient.view_mut(0).fill(values[leaf]);
                         own.push(gradient, count, &leaves, leaf);

@@ -36,7 +36,7 @@ pub(super) struct Reduced {
     received: Vec<Vec<f32>>,
 }
 
-/// The sums over all micro-batches of a rank's own share of the gradients, where other replicas have computed some of them.
+/// The sums over all pieces of a rank's own share of the gradients, where other replicas have computed some of them.
 pub(super) fn reduce(
     ranks: &Ranks<'_>,
     shares: &Shares,
@@ -137,7 +137,7 @@ fn parts<'a>(
 
 /// What the ranks tell each other of a step.
 pub(super) struct Told {
-    /// What came of each micro-batch, in their order.
+    /// What came of each piece, in their order.
     pub(super) leaves: Vec<LeafOutcome>,
     /// Σ of the squares of all gradients.
     pub(super) squares: f64,
@@ -147,7 +147,7 @@ pub(super) struct Told {
     pub(super) stops: bool,
 }
 
-/// Numbers of a micro-batch in a message.
+/// Numbers of a piece in a message.
 const OF_LEAF: usize = 5;
 
 fn to_numbers(leaf: &LeafOutcome) -> [u64; OF_LEAF] {
@@ -179,7 +179,7 @@ fn from_numbers(numbers: &[u64]) -> LeafOutcome {
     }
 }
 
-/// Tells all ranks what came of this rank's micro-batches and how large its share of the gradients is.
+/// Tells all ranks what came of this rank's pieces and how large its share of the gradients is.
 pub(super) fn tell(
     ranks: &Ranks<'_>,
     shares: &Shares,
@@ -212,7 +212,7 @@ pub(super) fn tell(
     })
 }
 
-/// How many of `count` micro-batches or passes a rank has the outcome of: those of its replica, where it scores.
+/// How many of `count` pieces or passes a rank has the outcome of: those of its replica, where it scores.
 fn leaves_of(ranks: &Ranks<'_>, count: usize, rank: usize) -> usize {
     let scores = rank % ranks.stages() + 1 == ranks.stages();
     if scores {
@@ -239,14 +239,14 @@ pub(super) fn tell_outcomes(
 struct Heard {
     /// The numbers of each rank.
     numbers: Vec<Vec<f64>>,
-    /// What came of each micro-batch or pass, in their order.
+    /// What came of each piece or pass, in their order.
     leaves: Vec<LeafOutcome>,
     /// Whether any rank is asked to stop.
     stops: bool,
 }
 
 /// Tells all ranks, in one message, whether this one is asked to stop, some numbers, of which `numbers_of` says how many each rank has, and what
-/// came of its share of `count` micro-batches or passes.
+/// came of its share of `count` pieces or passes.
 fn tell_all(
     ranks: &Ranks<'_>,
     (numbers, numbers_of): (&[f64], &[usize]),

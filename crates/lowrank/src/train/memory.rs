@@ -1,14 +1,15 @@
 //! The process's memory as the system counts it, and what a run keeps so that it fits.
 
-use lowrank_kernels::ActivationDType;
+use lowrank_kernels::{ActivationDType, team_count};
 
 use super::batch::batch_for;
 use super::events::{Event, Observer};
+use super::pieces::pieces;
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
 use crate::machine::{Bound, addresses_are_limited, available_memory, memory_room};
-use crate::model::{Adapter, ModelConfig, Recompute, Saving, Stage, VirtualTokens};
+use crate::model::{Adapter, ModelConfig, Recompute, Saving, Stage};
 use crate::names::{named, valued};
 use crate::plan::{Memory, RankPart, Work, rank_memory, training_memory};
 use crate::ranks::Ranks;
@@ -38,17 +39,25 @@ fn status_field(name: &str) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// The work of the largest micro-batch that these rows can make.
+/// The tokens of the largest micro-batch that these rows can make, the work of its largest piece, and how many pieces it has.
 fn largest_batch(
     model: &ModelConfig,
+    adapter: &Adapter,
     examples: &[Example],
     batch_size: usize,
-    virtual_tokens: VirtualTokens,
-) -> Work {
+) -> (usize, Work, usize) {
     let mut rows: Vec<&Example> = examples.iter().collect();
     rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.ids.len()));
     rows.truncate(batch_size);
-    Work::of(&batch_for(model, rows, virtual_tokens), &model.windows())
+    let pieces = pieces(model, adapter, &rows, false);
+    let works = pieces.iter().map(|rows| {
+        let batch = batch_for(model, rows.iter().copied(), adapter.virtual_tokens());
+        Work::of(&batch, &model.windows())
+    });
+    let works: Vec<Work> = works.collect();
+    let tokens = works.iter().map(|work| work.tokens).sum();
+    let largest = works.iter().copied().max_by_key(|work| work.tokens);
+    (tokens, largest.unwrap_or_default(), pieces.len())
 }
 
 /// What the blocks keep of a run beside other work on a base that is in memory: what the settings ask for, or as much as the free memory
@@ -63,15 +72,19 @@ pub fn saving_beside(
     examples: &[Example],
 ) -> Result<Saving, Error> {
     let model = base.decoder.config();
-    let work = largest_batch(model, examples, config.batch_size, adapter.virtual_tokens());
-    let micro_batches = config.gradient_accumulation_steps;
+    let (tokens, work, pieces) = largest_batch(model, adapter, examples, config.batch_size);
+    let pieces = pieces * config.gradient_accumulation_steps;
+    let compute = config.compute_format().into();
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
         let base_dtype = config.base_dtype.into();
-        let memory = training_memory(model, adapter, base_dtype, 0, work, micro_batches, saving);
+        // Beside other work, threads are not parted.
+        let memory = training_memory(
+            model, adapter, base_dtype, 0, work, pieces, 1, saving, compute,
+        );
         (saving, memory)
     };
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
@@ -86,7 +99,7 @@ pub fn saving_beside(
             "training takes about {} for rows of up to {} tokens a batch, the base among them, and there are {}; lower batch_size or \
              max_seq_length, or train fewer values",
             units::bytes(memory.total()),
-            work.tokens,
+            tokens,
             units::bytes(room)
         ))),
         _ => Ok(saving),
@@ -109,15 +122,20 @@ pub(super) fn choose_saving(
 ) -> Result<Saving, Error> {
     let base_dtype = config.base_dtype.into();
     let model = base.decoder.config();
-    let (size, virtual_tokens) = (config.batch_size, adapter.virtual_tokens());
-    let work = largest_batch(model, examples, size, virtual_tokens);
+    let (tokens, work, pieces) = largest_batch(model, adapter, examples, config.batch_size);
     let converted = base.decoder.weights().converted_bytes();
-    let micro_batches = micro_batches(ranks, config);
+    let pieces = pieces_of_rank(ranks, config, pieces);
+    let compute = config.compute_format().into();
     let part = RankPart {
         stage: base.decoder.weights().stage(),
         trained: adapter.params.len(),
         replicas: ranks.replicas(),
         stages_left: ranks.stages() - ranks.stage(),
+        teams: if ranks.stages() == 1 {
+            team_count(pieces)
+        } else {
+            1
+        },
     };
     let needs = |recompute| {
         let saving = Saving {
@@ -125,14 +143,7 @@ pub(super) fn choose_saving(
             dtype: config.base_dtype.into(),
         };
         let memory = rank_memory(
-            model,
-            adapter,
-            part,
-            base_dtype,
-            converted,
-            work,
-            micro_batches,
-            saving,
+            model, adapter, part, base_dtype, converted, work, pieces, saving, compute,
         );
         (saving, memory)
     };
@@ -144,8 +155,8 @@ pub(super) fn choose_saving(
     let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
     let Memory { activations, .. } = memory;
     let rows = format!(
-        "rows of up to {} tokens a batch (recompute {})",
-        work.tokens, saving.recompute
+        "rows of up to {tokens} tokens a batch (recompute {})",
+        saving.recompute
     );
     let mut mends = Vec::new();
     let is_least = saving.recompute == Recompute::Full;
@@ -201,11 +212,10 @@ pub(super) fn choose_saving(
     Ok(saving)
 }
 
-/// Micro-batches of a step that a rank computes at most.
-fn micro_batches(ranks: &Ranks<'_>, config: &TrainConfig) -> usize {
-    config
-        .gradient_accumulation_steps
-        .div_ceil(ranks.replicas())
+/// Pieces of a step that a rank computes at most.
+fn pieces_of_rank(ranks: &Ranks<'_>, config: &TrainConfig, of_batch: usize) -> usize {
+    let all = config.gradient_accumulation_steps * of_batch;
+    all.div_ceil(ranks.replicas())
 }
 
 /// The saving of the rank that keeps the least, which all ranks then have: another one rounds otherwise.
@@ -238,12 +248,13 @@ pub(super) fn check_room(
         dtype: config.base_dtype.into(),
     };
     let base_dtype = config.base_dtype.into();
-    let micro_batches = micro_batches(ranks, config);
+    let pieces = pieces_of_rank(ranks, config, 1);
     let part = RankPart {
         stage: &Stage::whole(model),
         trained: adapter.parameters(),
         replicas: ranks.replicas(),
         stages_left: 1,
+        teams: 1,
     };
     let least = rank_memory(
         model,
@@ -252,8 +263,9 @@ pub(super) fn check_room(
         base_dtype,
         0,
         Work::default(),
-        micro_batches,
+        pieces,
         saving,
+        config.compute_format().into(),
     );
     let mut mends = Vec::new();
     if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {

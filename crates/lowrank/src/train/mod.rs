@@ -12,6 +12,7 @@ mod folder;
 mod memory;
 mod order;
 mod outcome;
+mod pieces;
 mod pipeline;
 mod prepare;
 mod purpose;

@@ -1,8 +1,8 @@
-//! A step's micro-batches through the stages of a pipeline, one forward and one backward in turn (1F1B, as PipeDream-Flush).
+//! The pieces of a step's micro-batches through the stages of a pipeline, one forward and one backward in turn (1F1B, as PipeDream-Flush).
 //!
 //! Each stage gets the rows of the one below, and gives back the gradient of these. It begins with as many forwards as there are stages above
-//! it, so no more micro-batches are in flight than stages. A value that acts in several stages, such as a tied embedding, has its
-//! gradient added to on the way down: a stage that has added its part sends it with the micro-batch to the next one below where it acts. That
+//! it, so no more pieces are in flight than stages. A value that acts in several stages, such as a tied embedding, has its
+//! gradient added to on the way down: a stage that has added its part sends it with the piece to the next one below where it acts. That
 //! is the order in which one process adds, so the bits are the same.
 
 use std::collections::VecDeque;
@@ -27,14 +27,14 @@ struct Pipeline<'a> {
     feeds_below: bool,
 }
 
-/// Computes the micro-batches of this rank's replica, as far as its stage goes. The gradients of the stage's values are then in `sums`.
+/// Computes the pieces of this rank's replica, as far as its stage goes. The gradients of the stage's values are then in `sums`.
 pub(super) fn compute(
     ranks: &Ranks<'_>,
     model: &Decoder,
     adapter: &Adapter,
     (sums, grads): (&mut LeafSums, &mut Arena),
     shares: &Shares,
-    leaves: &Leaves<'_, '_>,
+    leaves: &Leaves<'_>,
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<Vec<LeafOutcome>, Error> {
@@ -117,7 +117,7 @@ pub(super) fn compute(
 }
 
 impl Pipeline<'_> {
-    /// The rows of a micro-batch behind the blocks of the stage below, where there is one.
+    /// The rows of a piece behind the blocks of the stage below, where there is one.
     fn rows_from_below(&self, batch: &Batch) -> Result<Option<Tensor>, Error> {
         let stage = self.ranks.stage();
         if stage == 0 {

@@ -1,13 +1,15 @@
-//! One optimizer step: micro-batches summed, divided once by the step's supervised tokens, clipped, applied.
+//! One optimizer step: micro-batches summed piece by piece, divided once by the step's supervised tokens, clipped, applied.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use lowrank_kernels::{
-    AdamW, Arena, ComputeDType, Pauses, View, Workspace, adamw_step, all_finite,
+    AdamW, Arena, ComputeDType, Pauses, Teams, View, Workspace, adamw_step, all_finite,
 };
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
 use super::exchange::{self, Reduced, Told};
+use super::pieces::pieces;
 use super::pipeline;
 use crate::Error;
 use crate::data::Example;
@@ -32,6 +34,7 @@ pub struct OptimizerState {
     pub step: u64,
     pub(super) shares: Shares,
     sums: LeafSums,
+    teams: Teams,
     /// Gradients of this rank's share, where other replicas have parts of them.
     reduced: Reduced,
 }
@@ -66,7 +69,20 @@ pub struct StepOptions<'a> {
 }
 
 impl StepOptions<'_> {
-    /// The batch of a micro-batch's rows.
+    /// The rows of the pieces that micro-batches of these rows are computed in.
+    pub fn pieces<'e>(
+        &self,
+        model: &ModelConfig,
+        adapter: &Adapter,
+        rows: &[&'e Example],
+    ) -> Vec<Vec<&'e Example>> {
+        let batches = rows.chunks(self.batch_size.max(1));
+        batches
+            .flat_map(|batch| pieces(model, adapter, batch, self.share_prompts))
+            .collect()
+    }
+
+    /// The batch of a piece's rows.
     pub fn batch_of(
         &self,
         model: &ModelConfig,
@@ -116,41 +132,43 @@ impl OptimizerState {
             step: 0,
             shares,
             sums: LeafSums::default(),
+            teams: Teams::default(),
             reduced: Reduced::default(),
         }
     }
 }
 
-/// The micro-batches of a step, and which of them are computed here. Each is a leaf of the tree along which gradients are added.
-pub(super) struct Leaves<'r, 'e> {
-    rows: &'r [&'e Example],
-    size: usize,
+/// The pieces of a step's micro-batches, and which of them are computed here. Each is a leaf of the tree along which gradients are added.
+pub(super) struct Leaves<'e> {
+    pieces: Vec<Vec<&'e Example>>,
     /// Those that are computed here.
     pub(super) own: Range<usize>,
     /// Optimizer steps taken before.
     step: u64,
 }
 
-impl<'r, 'e> Leaves<'r, 'e> {
-    fn new(ranks: &Ranks<'_>, rows: &'r [&'e Example], size: usize, step: u64) -> Self {
-        let own = ranks.own_share(rows.len().div_ceil(size));
-        Self {
-            rows,
-            size,
-            own,
-            step,
-        }
+impl<'e> Leaves<'e> {
+    fn new(
+        ranks: &Ranks<'_>,
+        model: &Decoder,
+        adapter: &Adapter,
+        rows: &[&'e Example],
+        options: &StepOptions,
+        step: u64,
+    ) -> Self {
+        let pieces = options.pieces(model.config(), adapter, rows);
+        let own = ranks.own_share(pieces.len());
+        Self { pieces, own, step }
     }
 
     /// How many there are, also of other replicas.
     pub(super) fn count(&self) -> usize {
-        self.rows.len().div_ceil(self.size)
+        self.pieces.len()
     }
 
     /// The rows of one.
-    pub(super) fn rows(&self, leaf: usize) -> &'r [&'e Example] {
-        let rows = self.rows;
-        &rows[leaf * self.size..rows.len().min((leaf + 1) * self.size)]
+    pub(super) fn rows(&self, leaf: usize) -> &[&'e Example] {
+        &self.pieces[leaf]
     }
 
     /// What its pass is to do.
@@ -164,14 +182,14 @@ impl<'r, 'e> Leaves<'r, 'e> {
     }
 }
 
-/// What came of one micro-batch.
+/// What came of one piece.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LeafOutcome {
     pub(super) sums: LossSum,
     pub(super) tokens: usize,
 }
 
-/// Adds up the gradients of `rows`, a micro-batch at a time and along a [tree](crate::ranks), into `grads`; nothing is divided.
+/// Adds up the gradients of `rows`, a piece of a micro-batch at a time and along a [tree](crate::ranks), into `grads`; nothing is divided.
 ///
 /// # Errors
 /// As [`loss_and_gradients`].
@@ -184,29 +202,36 @@ pub fn accumulate(
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<(LossSum, usize), Error> {
-    let leaves = Leaves::new(&Ranks::alone(), rows, options.batch_size, step);
-    let mut sums = LeafSums::default();
-    let all = compute(model, adapter, (&mut sums, grads), &leaves, options, ws)?;
+    let leaves = Leaves::new(&Ranks::alone(), model, adapter, rows, options, step);
+    let (mut sums, mut teams) = (LeafSums::default(), Teams::default());
+    let into = (&mut sums, grads);
+    let all = compute(model, adapter, into, &mut teams, &leaves, options, ws)?;
     Ok(total(&all))
 }
 
-/// Computes a rank's micro-batches, whose gradients are then in `sums`; where that is one sum, it goes to `grads`.
+/// Computes a rank's pieces, whose gradients are then in `sums`; where that is one sum, it goes to `grads`. Teams of threads take a piece
+/// each, unless something is done in pauses, which is for one thread.
 fn compute(
     model: &Decoder,
     adapter: &Adapter,
     (sums, grads): (&mut LeafSums, &mut Arena),
-    leaves: &Leaves<'_, '_>,
+    teams: &mut Teams,
+    leaves: &Leaves<'_>,
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<Vec<LeafOutcome>, Error> {
     sums.begin(grads);
-    let mut all = Vec::new();
-    for leaf in leaves.own.clone() {
+    let own = leaves.own.clone();
+    let done: Vec<Mutex<Option<Result<LeafOutcome, Error>>>> =
+        own.clone().map(|_| Mutex::new(None)).collect();
+    let shared = Mutex::new(&mut *sums);
+    let compute_piece = |task: usize, ws: &Workspace| {
+        let leaf = own.start + task;
         let rows = leaves.rows(leaf);
         let batch = options.batch_of(model.config(), rows, adapter.virtual_tokens());
         let set = [adapter];
         let objective = options.scoring.objective(&batch, rows);
-        let mut gradient = sums.leaf(&adapter.params);
+        let mut gradient = locked(&shared).leaf(&adapter.params);
         let found = loss_and_gradients(
             model,
             &batch,
@@ -215,18 +240,34 @@ fn compute(
             &mut gradient,
             &leaves.pass(leaf, options),
             ws,
-        )?;
-        sums.push(gradient, leaves.count(), &leaves.own, leaf);
-        all.push(LeafOutcome {
-            sums: found,
-            tokens: batch.real_tokens(),
+        );
+        let found = found.map(|sums| {
+            locked(&shared).push(gradient, leaves.count(), &leaves.own, leaf);
+            let tokens = batch.real_tokens();
+            LeafOutcome { sums, tokens }
         });
+        *locked(&done[task]) = Some(found.map_err(Error::from));
+    };
+    if options.pauses.are_used() {
+        (0..own.len()).for_each(|task| compute_piece(task, ws));
+    } else {
+        teams.for_each_task(own.len(), ws, compute_piece);
     }
+    let all = done.into_iter().filter_map(|outcome| {
+        let outcome = outcome.into_inner();
+        outcome.unwrap_or_else(PoisonError::into_inner)
+    });
+    let all = all.collect::<Result<Vec<LeafOutcome>, Error>>()?;
     sums.end(grads);
     Ok(all)
 }
 
-/// Sums over micro-batches, in their order.
+/// What a mutex guards. Another thread's panic ends the step, whatever it left there.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sums over pieces, in their order.
 fn total(all: &[LeafOutcome]) -> (LossSum, usize) {
     let (mut sums, mut tokens) = (LossSum::default(), 0);
     for leaf in all {
@@ -268,10 +309,11 @@ pub(super) fn shared_step(
     ws: &Workspace,
     stops: impl Fn() -> bool,
 ) -> Result<(StepOutcome, bool), Error> {
-    let leaves = Leaves::new(ranks, rows, options.batch_size, state.step);
+    let leaves = Leaves::new(ranks, model, adapter, rows, options, state.step);
     let into = (&mut state.sums, &mut state.grads);
     let own = if ranks.stages() == 1 {
-        compute(model, adapter, into, &leaves, options, ws)?
+        let teams = &mut state.teams;
+        compute(model, adapter, into, teams, &leaves, options, ws)?
     } else {
         pipeline::compute(
             ranks,

@@ -12,12 +12,12 @@ use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
 use lowrank::{ActivationDType, ComputeDType, DType, Workspace};
 
-fn base() -> Base {
+pub(crate) fn base() -> Base {
     let source = Source::find("builtin:tiny").expect("the built-in model");
     source.load(DType::Bf16).expect("a model that loads")
 }
 
-fn rows(base: &Base, folder: &Path) -> Vec<Example> {
+pub(crate) fn rows(base: &Base, folder: &Path) -> Vec<Example> {
     let (_, files) = lowrank::base::BUILTIN_TASKS[0];
     let path = folder.join("train.jsonl");
     std::fs::write(&path, files[0].1).expect("a file");
@@ -26,7 +26,7 @@ fn rows(base: &Base, folder: &Path) -> Vec<Example> {
     data.examples
 }
 
-fn options(compute_dtype: ComputeDType) -> StepOptions<'static> {
+pub(crate) fn options(compute_dtype: ComputeDType) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 1e-3,
         betas: (0.9, 0.999),

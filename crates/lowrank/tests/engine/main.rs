@@ -17,6 +17,7 @@ mod merging;
 mod methods;
 mod objectives;
 mod output;
+mod pieces;
 mod ranks;
 mod relative;
 mod resume;

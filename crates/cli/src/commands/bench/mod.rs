@@ -79,7 +79,7 @@ struct Sharing {
     /// Share of the time outside of them.
     serial_share: f64,
     /// How many times as fast more threads would be if waiting for each other took no time, and memory were as fast for
-    /// all: told only where one thread was measured.
+    /// all: told only where one thread was measured. From four on they are teams of two, each with rows of its own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     speedups: Vec<Speedup>,
 }
@@ -87,6 +87,8 @@ struct Sharing {
 #[derive(Debug, Serialize)]
 struct Speedup {
     threads: usize,
+    /// How many times as many rows a step has.
+    rows: usize,
     times: f64,
 }
 
@@ -98,11 +100,14 @@ impl Sharing {
         }
         let within: f64 = costs.iter().map(|region| region.time.as_secs_f64()).sum();
         let serial = (seconds - within).max(0.0);
-        let speedup = |threads| {
-            let shared: f64 = costs.iter().map(|r| r.seconds_on(threads)).sum();
+        let speedup = |threads: usize| {
+            let team = threads.min(2);
+            let shared: f64 = costs.iter().map(|r| r.seconds_on(team)).sum();
+            let teams = threads / team;
             Speedup {
                 threads,
-                times: seconds / (serial + shared),
+                rows: teams,
+                times: teams as f64 * seconds / (serial + shared),
             }
         };
         let alone = lowrank::bench::threads() == 1;
@@ -110,7 +115,7 @@ impl Sharing {
             regions: costs.iter().map(|region| region.count).sum::<u64>() as f64 / rounds as f64,
             serial_share: serial / seconds,
             speedups: if alone {
-                [2, 16, 64].map(speedup).into()
+                [2, 16, 64, 128].map(speedup).into()
             } else {
                 Vec::new()
             },
@@ -126,10 +131,19 @@ impl Sharing {
                 100.0 * self.serial_share
             ),
         );
-        for Speedup { threads, times } in &self.speedups {
+        for Speedup {
+            threads,
+            rows,
+            times,
+        } in &self.speedups
+        {
+            let of_rows = match rows {
+                1 => String::new(),
+                _ => format!(", with {rows} times the rows"),
+            };
             facts.add(
                 &format!("{threads} threads, at most"),
-                format!("{times:.1} times as fast"),
+                format!("{times:.1} times as fast{of_rows}"),
             );
         }
     }

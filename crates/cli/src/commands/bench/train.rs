@@ -257,6 +257,8 @@ fn load(args: &BenchTrainArgs, config: &TrainConfig) -> anyhow::Result<(Network,
     };
     let tokenizer = source.tokenizer()?;
     let rows = Dataset::load(data, split, &tokenizer, &options)?;
+    drop(tokenizer);
+    lowrank::kernels::release_freed_memory();
     check_task(config, rows.labels.as_ref())?;
     let purpose = purpose_of(rows.kind.task(), rows.labels.as_ref());
     let network = source.load_for(dtype, purpose, rows.labels, config.seed)?;
