@@ -121,8 +121,8 @@ impl State {
 
     fn count_new(&mut self, capacity: usize) {
         self.hold(capacity);
-        // A quarter more than the peak leaves room for sizes that alternate within a step.
-        let limit = self.peak_bytes + self.peak_bytes / 4;
+        // An eighth more than the peak leaves room for sizes that alternate within a step.
+        let limit = self.peak_bytes + self.peak_bytes / 8;
         while self.held_bytes + self.idle_bytes > limit && !self.idle.is_empty() {
             self.remove(0);
         }
@@ -181,7 +181,7 @@ mod tests {
         for tokens in [100, 700, 1300, 300, 2000, 50, 900] {
             step(&ws, tokens);
         }
-        assert!(ws.allocated_bytes() <= largest + largest / 4);
+        assert!(ws.allocated_bytes() <= largest + largest / 8);
     }
 
     #[test]

@@ -394,13 +394,13 @@ mod tests {
         times fewer                9,251              1.0
         file (bf16)              37.7 MB         349.2 GB
         operations a token  711.96 GFLOP       1.06 TFLOP
-        peak memory             829.4 GB           3.3 TB
+        peak memory             409.8 GB           3.3 TB
           frozen weights        349.2 GB          0 bytes
           trained values         75.5 MB         698.4 GB
-          gradients              75.5 MB         698.4 GB
+          gradients             302.0 MB         698.4 GB
           optimizer             151.0 MB           1.4 TB
-          activations           464.5 GB         503.1 GB
-          working space          15.3 GB          15.3 GB
+          activations            58.1 GB         503.1 GB
+          working space           2.0 GB          15.3 GB
           program                18.9 MB          18.9 MB
 
         What the LoRA paper says of this model
@@ -446,7 +446,7 @@ mod tests {
         full, Adam: 859.70 MFLOP
 
         peak memory
-        prefix tuning: 2.0 GB
+        prefix tuning: 539.2 MB
         full, Adam: 4.0 GB
 
           frozen weights
@@ -458,7 +458,7 @@ mod tests {
         full, Adam: 538.1 MB
 
           gradients
-        prefix tuning: 921.6 kB
+        prefix tuning: 3.7 MB
         full, Adam: 538.1 MB
 
           optimizer
@@ -466,12 +466,12 @@ mod tests {
         full, Adam: 1.1 GB
 
           activations
-        prefix tuning: 1.5 GB
+        prefix tuning: 190.3 MB
         full, Adam: 1.7 GB
 
           working space
-        prefix tuning: 191.8 MB
-        full, Adam: 191.8 MB
+        prefix tuning: 54.5 MB
+        full, Adam: 207.0 MB
 
           program
         prefix tuning: 18.9 MB

@@ -23,8 +23,8 @@ use crate::types::pauses::Pauses;
 use crate::view::{View, ViewMut};
 use crate::workspace::Workspace;
 
-/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 24 MiB.
-const CHUNK: usize = 6 * 1024 * 1024;
+/// Numbers of a chunk of logits, at most, unless that is less than a few rows: 40 MiB. Each chunk reads the whole table twice.
+const CHUNK: usize = 10 * 1024 * 1024;
 /// Rows of a chunk, at least and at most. Fewer would widen a bf16 table too often; more gain
 /// nothing.
 const CHUNK_ROWS: Range<usize> = 32..256;
@@ -131,7 +131,7 @@ pub fn head_log_probs<'a>(
     assert_eq!(lse.len(), n, "log-sum-exps and rows");
     assert_eq!(mean_logit.len(), n, "mean logits and rows");
     assert_eq!(correct.len(), n, "correct flags and rows");
-    let step = head_chunk_rows(w.weight.outputs());
+    let step = head_chunk_rows(w.weight.outputs(), h.rows());
     for_chunks(h, w, scaling, false, step, ws, |rows, logits, _| {
         cpu::head::log_probs(
             logits.as_view(),
@@ -178,7 +178,7 @@ pub fn head_backward<'a>(
         ws,
     };
     grads.check();
-    let step = head_chunk_rows(w.weight.outputs());
+    let step = head_chunk_rows(w.weight.outputs(), h.rows());
     for_chunks(h, w, scaling, true, step, ws, |rows, mut logits, kept| {
         let (targets, lse, coef) = (
             &targets[rows.clone()],
@@ -226,7 +226,7 @@ pub fn cross_entropy_forward_backward<'a>(
         loss_sum: 0.0,
         correct: 0,
     };
-    let mut step = head_chunk_rows(w.weight.outputs());
+    let mut step = head_chunk_rows(w.weight.outputs(), h.rows());
     // A row's loss and the gradient of a hidden row have the same bits in any chunk. dW is a sum over rows, and has not.
     if pauses.are_used() && grads.dw.is_none() {
         step = step.min(ROWS_BETWEEN_PAUSES);
@@ -261,9 +261,10 @@ fn check(h: View<'_>, w: HeadWeight<'_>, targets: &[u32]) {
     }
 }
 
-/// Rows whose logits exist at the same time, at most.
-pub fn head_chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+/// Rows of `rows` whose logits exist at the same time, at most: chunks are about equally large.
+pub fn head_chunk_rows(vocabulary: usize, rows: usize) -> usize {
+    let most = (CHUNK / vocabulary.max(1)).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end);
+    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
 /// Calls `work` with the logits of each chunk of `step` rows, one chunk after the other, and where their gradients go back through a cap

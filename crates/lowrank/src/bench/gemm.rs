@@ -72,7 +72,7 @@ pub fn gemm(
         all.push(figures);
     }
     // The head goes over its rows in chunks.
-    let rows = supervised.min(head_chunk_rows(config.vocab_size));
+    let rows = head_chunk_rows(config.vocab_size, supervised);
     if rows > 0 {
         let shape = (rows, config.hidden_size, config.vocab_size);
         let mut head = measure("head", shape, Layout::OutIn, (dtype, compute), repeats);

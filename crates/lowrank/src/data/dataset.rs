@@ -122,6 +122,7 @@ impl Dataset {
             count += batch.len();
             loader.add(&batch, &mut examples, &mut skipped)?;
         }
+        examples.shrink_to_fit();
         let labels = loader.label(&mut examples, &mut skipped)?;
         let Loader {
             kind,

@@ -231,6 +231,8 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
 
 fn end(tokenizer: &Tokenizer, ids: &mut Vec<u32>) {
     if ids.last() != Some(&tokenizer.eos_id()) {
+        // All rows of a file are in memory, and a vector that grows by itself doubles.
+        ids.reserve_exact(1);
         ids.push(tokenizer.eos_id());
     }
 }

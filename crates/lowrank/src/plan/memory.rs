@@ -358,7 +358,7 @@ fn head_working_bytes(config: &ModelConfig, work: Work) -> u64 {
     let scored = work.supervised_tokens;
     let outputs = match config.head {
         HeadKind::LanguageModel => {
-            let rows = lowrank_kernels::head_chunk_rows(config.vocab_size).min(scored);
+            let rows = lowrank_kernels::head_chunk_rows(config.vocab_size, scored);
             // Gradients go back through a cap with the logits beside them.
             let logits = 1 + usize::from(config.logit_scaling.softcap.is_some());
             logits * rows * config.vocab_size

@@ -26,7 +26,7 @@ use crate::Error;
 use crate::base::Network;
 use crate::data::{Example, Labels, ProblemType};
 use crate::lock::check_held;
-use crate::model::{Adapter, AdapterSet, Saving, split, stages_of_slots};
+use crate::model::{Adapter, AdapterSet, Batch, Saving, split, stages_of_slots};
 use crate::names::{named, valued};
 use crate::objective::LossSum;
 use crate::random::{hash, mix};
@@ -226,19 +226,29 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Says where a step has too few micro-batches for all replicas.
+    /// Says where a step has too few pieces for all replicas.
     fn warn_of_idle_ranks(&mut self) {
         let (replicas, batches) = (
             self.ranks.replicas(),
             self.config.gradient_accumulation_steps,
         );
-        if batches >= replicas {
+        let rows = self.rows.train;
+        let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
+        let of_batch = self.config.batch_size.min(rows.len()) * tokens / rows.len().max(1);
+        let model = self.base.decoder.config();
+        let pieces = batches * Batch::pieces(model, self.adapter.parameters(), of_batch);
+        if pieces >= replicas {
             return;
         }
         let each = self.ranks.stages();
+        let of = if pieces > batches {
+            format!(" of about {pieces} pieces")
+        } else {
+            String::new()
+        };
         self.observer.event(&Event::Note(format!(
-            "warning: {} of {} ranks have nothing to do: a step has {batches} micro-batch{}, and a rank takes whole ones; set {accumulation} (and a smaller {batch_size}, so that a step has as many rows as before)",
-            (replicas - batches) * each,
+            "warning: {} of {} ranks have nothing to do: a step has {batches} micro-batch{}{of}, and a rank takes whole ones; set {accumulation} (and a smaller {batch_size}, so that a step has as many rows as before)",
+            (replicas - pieces) * each,
             replicas * each,
             if batches == 1 { "" } else { "es" },
             accumulation = valued("gradient_accumulation_steps", replicas),

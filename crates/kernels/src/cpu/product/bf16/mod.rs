@@ -15,21 +15,21 @@ mod dots;
 pub(crate) mod layout;
 mod limits;
 pub(crate) mod pack;
+mod parts;
 pub(crate) mod rounded;
 mod tiles;
 
-use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::ops::Range;
 
-use half::bf16;
-
 use self::ahead::Ahead;
-use self::layout::{Parts, Run, SIDE, STEP, TILE, TILE_ROW};
+use self::layout::{Parts, Run, SIDE, TILE, TILE_ROW};
 pub(crate) use self::limits::costs;
 use self::limits::{DOTS, Limits, MOST_TOGETHER, TILES};
 use self::pack::{Right, copy_rows, pack_narrow, pack_wide, split_rows};
+use self::parts::{Block, Part, groups};
 use self::tiles::{Tiles, with_tiles};
-use crate::cpu::product::mat::{Mat, MatMut};
+use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::term::{Left, Term};
 use crate::cpu::scratch::with_scratch;
 use crate::storage::{Storage, UnitVisitor, Window};
@@ -155,106 +155,6 @@ fn multiply_with(unit: Unit<'_>, mut out: MatMut<'_>, accumulate: bool, terms: &
         let add = accumulate || !i.is_multiple_of(groups.len());
         multiply_group(unit, window, add, block, blocks.get(i + 1));
     }
-}
-
-/// Some inner indices of a term.
-#[derive(Clone)]
-struct Part<'a> {
-    term: Term<'a>,
-    inner: Range<usize>,
-}
-
-impl Part<'_> {
-    fn steps(&self) -> usize {
-        self.inner.len().div_ceil(STEP)
-    }
-
-    fn parts(&self) -> Parts {
-        parts(&self.term)
-    }
-
-    /// Some rows of the left factor, up to 16, if they are multiplied where they lie.
-    fn rows_in_place(&self, unit: Unit<'_>, rows: &Range<usize>) -> Option<Mat<'_, bf16>> {
-        match (unit, self.term.a) {
-            (Unit::Dots, Left::Narrow(a))
-                if rows.len().is_multiple_of(dots::ROWS) && self.inner.len().is_multiple_of(2) =>
-            {
-                Some(a.block(rows.clone(), self.inner.clone()))
-            }
-            _ => None,
-        }
-    }
-
-    /// Numbers of the left factor in tiles, for 16 rows.
-    fn left_len(&self) -> usize {
-        self.steps() * self.parts().left() * TILE
-    }
-
-    /// Numbers of the right factor in tiles, for 16 columns and a step.
-    fn right_step(&self) -> usize {
-        self.parts().right() * TILE
-    }
-}
-
-/// A group, of which some rows of the left factors are multiplied.
-struct Block<'a> {
-    rows: Range<usize>,
-    group: &'a [Part<'a>],
-}
-
-impl Block<'_> {
-    /// Asks for a share of the left factors, which are read next: they come from memory while others are multiplied.
-    fn fetch(&self, (share, shares): (usize, usize)) {
-        let bound = |share: usize| self.rows.start + self.rows.len() * share / shares;
-        for part in self.group {
-            let rows = bound(share)..bound(share + 1);
-            match part.term.a {
-                Left::Wide(a) => fetch_rows(a, rows, &part.inner),
-                Left::Narrow(a) => fetch_rows(a, rows, &part.inner),
-            }
-        }
-    }
-}
-
-/// Asks for some numbers of rows that lie in one piece each.
-fn fetch_rows<N: Copy>(a: Mat<'_, N>, rows: Range<usize>, inner: &Range<usize>) {
-    if a.col_stride() == 1 {
-        for row in rows {
-            fetch(&a.data()[row * a.row_stride()..][inner.clone()]);
-        }
-    }
-}
-
-/// Asks for numbers, which go to the L2 cache.
-#[expect(unsafe_code, reason = "a hint to the processor")]
-fn fetch<N>(numbers: &[N]) {
-    for line in numbers.chunks(64 / size_of::<N>()) {
-        // SAFETY: a prefetch reads nothing, and has no effect on memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-}
-
-/// Cuts terms into groups that are multiplied at once.
-fn groups<'a>(terms: &[Term<'a>], limits: &Limits) -> Vec<Vec<Part<'a>>> {
-    let (mut groups, mut room) = (Vec::<Vec<_>>::new(), 0);
-    for &term in terms {
-        let steps = term.a.cols().div_ceil(STEP);
-        // Parts of about one size.
-        let each = steps.div_ceil(steps.div_ceil(limits.depth).max(1)) * STEP;
-        for start in (0..term.a.cols()).step_by(each.max(1)) {
-            let inner = start..(start + each).min(term.a.cols());
-            let part = Part { term, inner };
-            if part.steps() > room {
-                groups.push(Vec::new());
-                room = limits.depth + limits.slack;
-            }
-            room -= part.steps();
-            if let Some(group) = groups.last_mut() {
-                group.push(part);
-            }
-        }
-    }
-    groups
 }
 
 /// out (+)= Σ over the block's group; the block `next` follows.
@@ -502,6 +402,7 @@ fn sum_window(
 mod tests {
     use half::bf16;
 
+    use super::layout::STEP;
     use super::*;
     use crate::cpu::engine::{Engine, engines, with_engine};
     use crate::cpu::product::multiply as strips;
