@@ -31,6 +31,9 @@ PEER_PACKAGES = ("torch", "transformers", "peft")
 CPU_INFO = Path("/proc/cpuinfo")
 # Flags of a processor that multiplies bf16, and all those that --json keeps.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+# What keeps both sides to AVX2: lowrank, then PyTorch's own kernels and the libraries that multiply for it.
+AVX2_ALONE = {"LOWRANK_CPU": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+AVX2_FLAGS = ("avx2", "fma")
 KEPT_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_int8", *BF16_FLAGS)
 
 
@@ -58,6 +61,10 @@ class Machine:
         found = fields.get("flags", "").split()
         name = fields.get("model name") or platform.processor() or platform.machine()
         return cls(name, cores, tuple(flag for flag in KEPT_FLAGS if flag in found))
+
+    def with_avx2_alone(self):
+        """What the machine is while AVX2_ALONE is in the environment."""
+        return Machine(self.name, self.cores, tuple(flag for flag in self.flags if flag in AVX2_FLAGS))
 
     @property
     def has_bf16(self):
@@ -197,6 +204,7 @@ def parse_arguments():
     parser.add_argument("--steps", type=positive, default=10, help="steps of a run that are counted [10]")
     parser.add_argument("--pause", type=float, default=10, help="seconds of rest before each run [10]")
     parser.add_argument("--threads", type=positive, help="of both sides [each side's own choice]")
+    parser.add_argument("--avx2", action="store_true", help="keep both sides to AVX2, as on a processor that has no more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every run here")
     return parser.parse_args()
 
@@ -452,6 +460,9 @@ def main():
     arguments = parse_arguments()
     settings = [setting for setting in SETTINGS if not arguments.only or setting.name in arguments.only]
     machine = Machine.this()
+    if arguments.avx2:
+        machine = machine.with_avx2_alone()
+        os.environ.update(AVX2_ALONE)
     say(f"{machine.name}, {machine.cores} cores, {' '.join(machine.flags) or 'flags unknown'}: targets {machine.column}")
     try:
         if arguments.peer_config:

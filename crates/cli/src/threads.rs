@@ -16,19 +16,28 @@ use crate::failure::Misuse;
 /// Threads that are left to others where the system does not give as many as are wanted: for signals, and to spare.
 const RESERVE: usize = 2;
 
+/// Names the processor as which this one computes, for measurements: one that has no more than that.
+const PROCESSOR: &str = "LOWRANK_CPU";
+
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts the threads, once in a process: `threads` of them where a number is given, but never more than there are
 /// processors for this process. More would only wait for each other, and results have the same bits with any number.
 ///
 /// # Errors
-/// When the number is zero, or so many cannot be started.
+/// When the number is zero, so many cannot be started, or the environment names a processor that this one cannot stand for.
 pub fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if threads == Some(0) {
         return Err(Misuse::new("--threads must be 1 or greater").into());
     }
     if STARTED.swap(true, Ordering::SeqCst) {
         return Ok(());
+    }
+    if let Some(name) = env::var_os(PROCESSOR).filter(|name| !name.is_empty()) {
+        let name = name.to_string_lossy();
+        if let Err(message) = lowrank::kernels::limit_engine(&name) {
+            return Err(Misuse::new(format!("{PROCESSOR}={name}: {message}")).into());
+        }
     }
     let processors = thread::available_parallelism().ok().map(usize::from);
     let asked = threads.or_else(|| from_environment(|name| env::var(name).ok()));

@@ -291,6 +291,25 @@ fn more_threads_than_processors_are_not_started() {
 }
 
 #[test]
+fn the_environment_may_name_a_lesser_processor() {
+    let lab = Lab::new();
+    let args = ["--model", &lab.arg("model"), "--data", &lab.arg("data")];
+    let eval = |name: &str| {
+        let mut eval = lowrank();
+        eval.env("LOWRANK_CPU", name).arg("eval").args(args);
+        eval.assert()
+    };
+    // Unset, or any processor's least.
+    for name in ["", "portable"] {
+        eval(name).success();
+    }
+    let refused = eval("z80").code(2);
+    let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    let expected = "LOWRANK_CPU=z80: this processor can be portable";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
 fn ctrl_c_ends_a_chat_that_waits_for_a_message() {
     use std::io::{BufRead, BufReader, Write};
     let lab = Lab::new();

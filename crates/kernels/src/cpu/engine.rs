@@ -99,6 +99,41 @@ fn best() -> Engine {
     Engine::Portable
 }
 
+impl Engine {
+    /// As [`limit_engine`] is told it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => "amx",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => "neon-bf16",
+        }
+    }
+}
+
+/// Computes as on a processor that has no more than this, for the rest of the process; before anything is computed.
+///
+/// # Errors
+/// A name that is not one of an engine that this processor can run; the message says which there are.
+pub fn limit_engine(name: &str) -> Result<(), String> {
+    let engines = engines();
+    let Some(engine) = engines.iter().find(|engine| engine.name() == name) else {
+        let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
+        return Err(format!("this processor can be {}", names.join(", ")));
+    };
+    CURRENT.store(*engine as u8, Ordering::Relaxed);
+    Ok(())
+}
+
 /// The engines that this processor can run, for tests of all of them.
 #[doc(hidden)]
 pub fn engines() -> Vec<Engine> {
@@ -138,5 +173,14 @@ mod tests {
     fn every_processor_runs_what_is_for_any() {
         assert_eq!(engines().first(), Some(&Engine::Portable));
         assert_eq!(engines().last(), Some(&best()));
+    }
+
+    #[test]
+    fn what_a_processor_has_not_is_refused() {
+        let message = limit_engine("z80").unwrap_err();
+        assert!(
+            message.starts_with("this processor can be portable"),
+            "{message}"
+        );
     }
 }

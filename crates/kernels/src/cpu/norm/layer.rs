@@ -58,18 +58,21 @@ pub(crate) fn layer_norm_apply(
         y.par_chunks_mut(block * cols)
             .zip(mean.f32s().par_chunks(block))
             .zip(rstd.f32s().par_chunks(block))
-            .zip(x.f32s().par_chunks(block * cols))
-            .for_each_part(|(((y, mean), rstd), x)| {
-                y.write(|y| {
-                    vectorize(
-                        #[inline(always)]
-                        || {
-                            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
-                            for ((y, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
-                                apply_row(y, x, mean, rstd, weight, bias);
-                            }
-                        },
-                    );
+            .enumerate()
+            .for_each_part(|(i, ((y, mean), rstd))| {
+                let part = i * block * cols..i * block * cols + y.len();
+                x.with_part(part, |x| {
+                    y.write(|y| {
+                        vectorize(
+                            #[inline(always)]
+                            || {
+                                let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+                                for ((y, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
+                                    apply_row(y, x, mean, rstd, weight, bias);
+                                }
+                            },
+                        );
+                    });
                 });
             });
     });
@@ -86,23 +89,25 @@ pub(crate) fn layer_norm_backward(
     accumulate: bool,
 ) {
     let cols = x.cols();
-    let (dy, x, mean, rstd) = (dy.f32s(), x.f32s(), mean.f32s(), rstd.f32s());
+    let (dy, mean, rstd) = (dy.f32s(), mean.f32s(), rstd.f32s());
     if let Some(dweight) = dweight {
         // y = (x - mean) · rstd · w + b, so dw += Σ over tokens of dy · (x - mean) · rstd
-        for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
-            let sums = sums.row(0);
-            vectorize(
-                #[inline(always)]
-                || {
-                    let rows = dy.chunks_exact(cols).zip(x.chunks_exact(cols));
-                    for ((dy, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
-                        let (dy, x) = (&dy[columns.clone()], &x[columns.clone()]);
-                        for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
-                            *sum += dy * (x - mean) * rstd;
+        x.with_f32s(|x| {
+            for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
+                let sums = sums.row(0);
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let rows = dy.chunks_exact(cols).zip(x.chunks_exact(cols));
+                        for ((dy, x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
+                            let (dy, x) = (&dy[columns.clone()], &x[columns.clone()]);
+                            for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                                *sum += dy * (x - mean) * rstd;
+                            }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
     }
     // y = n·w + b with n = (x - mean) · rstd, so with g = dy · w:
@@ -112,30 +117,34 @@ pub(crate) fn layer_norm_backward(
         dx.into_f32s()
             .par_chunks_mut(block * cols)
             .zip(dy.par_chunks(block * cols))
-            .zip(x.par_chunks(block * cols))
             .zip(mean.par_chunks(block).zip(rstd.par_chunks(block)))
-            .for_each_part(|(((dx, dy), x), (mean, rstd))| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols));
-                        let stats = mean.iter().zip(rstd);
-                        for (((dx, dy), x), (&m, &rstd)) in
-                            rows.zip(x.chunks_exact(cols)).zip(stats)
-                        {
-                            let n = cols as f32;
-                            let sum = lane_sum([dy, weight], |[dy, w]| dy * w) / n;
-                            let along =
-                                lane_sum([dy, weight, x], |[dy, w, x]| dy * w * (x - m) * rstd) / n;
-                            let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
-                            for (((dx, dy), x), w) in values {
-                                let before = if accumulate { *dx } else { 0.0 };
-                                let normed = (x - m) * rstd;
-                                *dx = before + rstd * (dy * w - sum - normed * along);
+            .enumerate()
+            .for_each_part(|(i, ((dx, dy), (mean, rstd)))| {
+                let part = i * block * cols..i * block * cols + dx.len();
+                x.with_part(part, |x| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols));
+                            let stats = mean.iter().zip(rstd);
+                            for (((dx, dy), x), (&m, &rstd)) in
+                                rows.zip(x.chunks_exact(cols)).zip(stats)
+                            {
+                                let n = cols as f32;
+                                let sum = lane_sum([dy, weight], |[dy, w]| dy * w) / n;
+                                let along =
+                                    lane_sum([dy, weight, x], |[dy, w, x]| dy * w * (x - m) * rstd)
+                                        / n;
+                                let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
+                                for (((dx, dy), x), w) in values {
+                                    let before = if accumulate { *dx } else { 0.0 };
+                                    let normed = (x - m) * rstd;
+                                    *dx = before + rstd * (dy * w - sum - normed * along);
+                                }
                             }
-                        }
-                    },
-                );
+                        },
+                    );
+                });
             });
     });
 }

@@ -57,18 +57,21 @@ pub(crate) fn rms_norm_apply(
     with_factors(weight, offset, |weight| {
         y.par_chunks_mut(width)
             .zip(rstd.f32s().par_chunks(block * groups))
-            .zip(x.f32s().par_chunks(width))
-            .for_each_part(|((y, rstd), x)| {
-                y.write(|y| {
-                    vectorize(
-                        #[inline(always)]
-                        || {
-                            let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
-                            for ((y, x), rstd) in pieces.zip(rstd) {
-                                scale_piece(y, x, *rstd, weight);
-                            }
-                        },
-                    );
+            .enumerate()
+            .for_each_part(|(i, (y, rstd))| {
+                let part = i * width..i * width + y.len();
+                x.with_part(part, |x| {
+                    y.write(|y| {
+                        vectorize(
+                            #[inline(always)]
+                            || {
+                                let pieces = y.chunks_exact_mut(size).zip(x.chunks_exact(size));
+                                for ((y, x), rstd) in pieces.zip(rstd) {
+                                    scale_piece(y, x, *rstd, weight);
+                                }
+                            },
+                        );
+                    });
                 });
             });
     });
@@ -88,23 +91,25 @@ pub(crate) fn rms_norm_backward(
     let size = x.cols() / groups;
     let block = rows_per_task(x.cols());
     let width = block * x.cols();
-    let (dy, x, rstd) = (dy.f32s(), x.f32s(), rstd.f32s());
+    let (dy, rstd) = (dy.f32s(), rstd.f32s());
     if let Some(dweight) = dweight {
         // y = x · rstd · w, so dw += Σ over tokens and groups of dy · x · rstd
-        for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
-            let sums = sums.row(0);
-            vectorize(
-                #[inline(always)]
-                || {
-                    let pieces = dy.chunks_exact(size).zip(x.chunks_exact(size));
-                    for ((dy, x), &rstd) in pieces.zip(rstd) {
-                        let (dy, x) = (&dy[columns.clone()], &x[columns.clone()]);
-                        for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
-                            *sum += dy * x * rstd;
+        x.with_f32s(|x| {
+            for_tiles(dweight, (1, COLUMNS), |mut sums, _, columns| {
+                let sums = sums.row(0);
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let pieces = dy.chunks_exact(size).zip(x.chunks_exact(size));
+                        for ((dy, x), &rstd) in pieces.zip(rstd) {
+                            let (dy, x) = (&dy[columns.clone()], &x[columns.clone()]);
+                            for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                                *sum += dy * x * rstd;
+                            }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
     }
     // y = x · rstd · w and rstd = (Σx²/n + ε)^-½, so with g = dy · w:
@@ -113,24 +118,28 @@ pub(crate) fn rms_norm_backward(
         dx.into_f32s()
             .par_chunks_mut(width)
             .zip(dy.par_chunks(width))
-            .zip(x.par_chunks(width))
             .zip(rstd.par_chunks(block * groups))
-            .for_each_part(|(((dx, dy), x), rstd)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let pieces = dx.chunks_exact_mut(size).zip(dy.chunks_exact(size));
-                        for (((dx, dy), x), &rstd) in pieces.zip(x.chunks_exact(size)).zip(rstd) {
-                            let sum = lane_sum([dy, weight, x], |[dy, w, x]| dy * w * x);
-                            let mean = sum / size as f32 * rstd * rstd;
-                            let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
-                            for (((dx, dy), x), w) in values {
-                                let before = if accumulate { *dx } else { 0.0 };
-                                *dx = before + rstd * (dy * w - x * mean);
+            .enumerate()
+            .for_each_part(|(i, ((dx, dy), rstd))| {
+                let part = i * width..i * width + dx.len();
+                x.with_part(part, |x| {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            let pieces = dx.chunks_exact_mut(size).zip(dy.chunks_exact(size));
+                            let pieces = pieces.zip(x.chunks_exact(size));
+                            for (((dx, dy), x), &rstd) in pieces.zip(rstd) {
+                                let sum = lane_sum([dy, weight, x], |[dy, w, x]| dy * w * x);
+                                let mean = sum / size as f32 * rstd * rstd;
+                                let values = dx.iter_mut().zip(dy).zip(x).zip(weight);
+                                for (((dx, dy), x), w) in values {
+                                    let before = if accumulate { *dx } else { 0.0 };
+                                    *dx = before + rstd * (dy * w - x * mean);
+                                }
                             }
-                        }
-                    },
-                );
+                        },
+                    );
+                });
             });
     });
 }

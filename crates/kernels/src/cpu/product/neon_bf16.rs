@@ -456,6 +456,7 @@ mod tests {
     /// out + the product of the rounded factors, in f64.
     fn add_reference(out: &mut [f64], term: &Term<'_>) {
         let Term { a, b, scale, .. } = *term;
+        let a = a.wide();
         let numbers = b.view.to_vec();
         for (i, out) in out.chunks_exact_mut(b.cols()).enumerate() {
             for p in 0..b.rows() {

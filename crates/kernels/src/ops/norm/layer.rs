@@ -2,7 +2,7 @@
 //! rstd = 1 / √(var(x) + ε).
 //!
 //! mean and rstd are [T, 1]. The forward overwrites; dx overwrites or accumulates as asked; the
-//! gradients of weight and bias accumulate.
+//! gradients of weight and bias accumulate. What the forward read may be bf16 once it is kept.
 
 use crate::cpu;
 use crate::ops::linear::bias_backward;

@@ -3,7 +3,7 @@
 //!
 //! A row of C numbers is normalised in `groups` pieces of n = C / groups, each with the same weight
 //! [1, n]; that is the norm of each head's query or key. rstd is [T, groups]. The forward
-//! overwrites; dx overwrites or accumulates as asked; the weight's gradient accumulates.
+//! overwrites; dx overwrites or accumulates as asked; the weight's gradient accumulates. What the forward read may be bf16 once it is kept.
 
 use crate::cpu;
 use crate::profile::op;

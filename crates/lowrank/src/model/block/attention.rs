@@ -1,5 +1,7 @@
 //! The first half of a block: o = attention(rope(q), rope(k), v), with q, k and v of norm(x), over all rows.
 
+use std::borrow::Cow;
+
 use lowrank_kernels::{
     Arena, AttentionShape, Tensor, View, ViewMut, add_assign, attention_backward,
     attention_forward, copy_cols, rope_backward, rope_forward,
@@ -136,7 +138,14 @@ impl AttentionHalf<'_> {
                 .into_iter()
                 .any(|part| pass.trained(id(part)).is_some());
         let finish = reach == Reach::Input || trains_norm;
-        let x = (reads || (finish && self.has_norm())).then(|| pass.widened(&saved.x));
+        // A norm reads it as it is kept.
+        let x = (reads || (finish && self.has_norm())).then(|| {
+            if self.has_norm() {
+                Cow::Borrowed(&saved.x)
+            } else {
+                pass.widened(&saved.x)
+            }
+        });
         let read = x.as_ref().filter(|_| reads);
         let normed = read
             .zip(saved.norm.as_ref())

@@ -156,9 +156,7 @@ impl MlpHalf<'_> {
     fn mlp_backward(&self, dx: &mut Tensor, saved: &MlpValues, reach: Reach, grads: &mut Arena) {
         let pass = &self.pass;
         if let Some((sum, norm)) = &saved.last_sum {
-            let sum = pass.widened(sum);
             self.norm_of_sum_backward(self.last_norm(), dx, sum.view(), norm, grads);
-            pass.give_widened(sum);
         }
         let finish = reach > Reach::MlpBottleneck;
         let bottlenecks = &saved.mlp_bottlenecks;
@@ -174,7 +172,11 @@ impl MlpHalf<'_> {
             saved.mlp_output.as_ref(),
             grads,
         );
-        let x_mid = pass.widened(&saved.x_mid);
+        // A norm reads it as it is kept.
+        let x_mid = match self.norm() {
+            Some(_) => Cow::Borrowed(&saved.x_mid),
+            None => pass.widened(&saved.x_mid),
+        };
         let reads = self.input_ids().into_iter().any(|id| pass.reads_input(id));
         let mut normed = None;
         let again = saved.inputs.is_none().then(|| {
@@ -376,7 +378,6 @@ impl MlpHalf<'_> {
         };
         let mut d_output = pass.take(dx.rows(), dx.cols());
         d_output.view_mut().fill(0.0);
-        let output = pass.widened(output);
         pass.norm_backward(
             self.norm_id(norm),
             d_output.view_mut(),
@@ -385,7 +386,6 @@ impl MlpHalf<'_> {
             statistics,
             grads,
         );
-        pass.give_widened(output);
         pass.give(d_out);
         Some(d_output)
     }
