@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::Range;
 
 use half::bf16;
-use rayon::iter::Either;
 use rayon::prelude::*;
 
 use crate::cpu::product::mat::{Mat, Shared};
@@ -343,15 +342,13 @@ impl<'a> OutputMut<'a> {
         }
     }
 
-    /// Pieces of so many numbers in row order, for threads.
-    pub(crate) fn par_chunks_mut(
-        self,
-        size: usize,
-    ) -> impl IndexedParallelIterator<Item = Written<'a>> {
-        match self.numbers {
-            Written::F32(data) => Either::Left(data.par_chunks_mut(size).map(Written::F32)),
-            Written::Bf16(data) => Either::Right(data.par_chunks_mut(size).map(Written::Bf16)),
-        }
+    /// Pieces of so many numbers in row order, for threads. They are of one type, so that what writes them is compiled once.
+    pub(crate) fn par_chunks_mut(self, size: usize) -> rayon::vec::IntoIter<Written<'a>> {
+        let pieces: Vec<Written<'a>> = match self.numbers {
+            Written::F32(data) => data.chunks_mut(size).map(Written::F32).collect(),
+            Written::Bf16(data) => data.chunks_mut(size).map(Written::Bf16).collect(),
+        };
+        pieces.into_par_iter()
     }
 
     pub(crate) fn assert_shape(&self, name: &str, rows: usize, cols: usize) {
@@ -370,14 +367,22 @@ impl Written<'_> {
 
     /// Lets `work` write all numbers in f32, which are then rounded where they are bf16. What it finds there is unspecified.
     pub(crate) fn write<R>(self, work: impl FnOnce(&mut [f32]) -> R) -> R {
-        match self {
-            Self::F32(data) => work(data),
-            Self::Bf16(data) => with_scratch(data.len(), |wide| {
-                let result = work(wide);
-                simd::narrow(data, wide);
-                result
-            }),
-        }
+        let len = match &self {
+            Self::F32(_) => 0,
+            Self::Bf16(data) => data.len(),
+        };
+        with_scratch(len, |scratch| {
+            let (wide, rounded) = match self {
+                Self::F32(data) => (data, None),
+                Self::Bf16(data) => (scratch, Some(data)),
+            };
+            // In one place: what is compiled for vectors is large.
+            let result = work(wide);
+            if let Some(rounded) = rounded {
+                simd::narrow(rounded, wide);
+            }
+            result
+        })
     }
 }
 

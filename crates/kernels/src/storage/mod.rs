@@ -258,12 +258,14 @@ impl<'a> Numbers<'a> {
 
     /// Calls `work` with some of the numbers in f32: in place if they are, else widened into scratch memory.
     pub(crate) fn with_f32s<R>(self, part: Range<usize>, work: impl FnOnce(&[f32]) -> R) -> R {
-        if let Some(numbers) = self.f32s() {
-            return work(&numbers[part]);
-        }
-        with_scratch(part.len(), |scratch| {
-            self.widen(scratch, part.start);
-            work(scratch)
+        let stored = self.f32s().map(|numbers| &numbers[part.clone()]);
+        let len = stored.map_or(part.len(), |_| 0);
+        with_scratch(len, |scratch| {
+            // In one place: what is compiled for vectors is large.
+            work(stored.unwrap_or_else(|| {
+                self.widen(scratch, part.start);
+                scratch
+            }))
         })
     }
 }
