@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lowrank_kernels::{
-    OpCost, RegionCost, Workspace, profiled_regions, start_profile, stop_profile, team_count,
+    OpCost, RegionCost, Workspace, profiled_regions, start_profile, stop_profile,
 };
 
 use crate::Error;
@@ -11,6 +11,7 @@ use crate::data::Example;
 use crate::data::batches::prompt_groups;
 use crate::model::{Adapter, Decoder};
 use crate::plan::{Memory, StepFlops, Work, step_flops, training_memory};
+use crate::train::pieces::teams;
 use crate::train::{OptimizerState, StepOptions, optimizer_step, peak_rss};
 
 /// What to measure.
@@ -115,7 +116,7 @@ pub fn train(
             model.weights().converted_bytes(),
             largest.unwrap_or_default(),
             pieces.len(),
-            team_count(pieces.len()),
+            teams(config, adapter, pieces.len()),
             saving,
             options.step.compute_dtype,
         );

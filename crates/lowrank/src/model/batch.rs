@@ -272,19 +272,29 @@ impl Batch {
     /// What the blocks keep is kept of a piece and not of the whole micro-batch. Products are a few percent slower on half as many rows, and
     /// each piece has a gradient of its own: it must be small beside what is kept.
     pub(crate) fn pieces(config: &ModelConfig, trained: usize, tokens: usize) -> usize {
-        const MOST_TOKENS: usize = 512;
         const UNCUT: usize = 256;
-        let wanted = if tokens > UNCUT {
-            tokens.div_ceil(MOST_TOKENS).max(2).next_power_of_two()
+        let mut pieces = if tokens > UNCUT {
+            (tokens.div_ceil(Self::PIECE_TOKENS).max(2)).next_power_of_two()
         } else {
             1
         };
-        let of_token = config.hidden_size * config.num_hidden_layers;
-        let mut pieces = wanted;
-        while pieces > 1 && tokens / pieces * of_token < trained {
+        while pieces > 1 && !Self::has_small_gradient(config, trained, tokens / pieces) {
             pieces /= 2;
         }
         pieces
+    }
+
+    /// Tokens of a piece of several rows, at most, unless more than that are trained.
+    const PIECE_TOKENS: usize = 512;
+
+    /// Whether a gradient of so many values is small beside what the blocks keep of so many tokens.
+    fn has_small_gradient(config: &ModelConfig, trained: usize, tokens: usize) -> bool {
+        trained <= tokens * config.hidden_size * config.num_hidden_layers
+    }
+
+    /// Whether several passes at a time, each of which has a gradient, are worth their memory.
+    pub(crate) fn go_side_by_side(config: &ModelConfig, trained: usize) -> bool {
+        Self::has_small_gradient(config, trained, Self::PIECE_TOKENS)
     }
 
     /// Which adapter a range of these ascending rows uses, counted among them.

@@ -4,7 +4,7 @@
 //! stage; the ranks of a replica are neighbours. Replicas share out the pieces of a step's micro-batches.
 //!
 //! Whatever the grid is, the run comes to the same bits: gradients are added along a tree that is fixed by the number of pieces
-//! (`tree`), sums of losses in the order of the pieces, and the norm of the gradients over pieces whose bounds depend on the
+//! (`tree`), sums of losses in the order of the pieces, and the norm of the gradients over parts whose bounds depend on the
 //! trained values alone (`shares`).
 
 mod shares;

@@ -1,10 +1,10 @@
 //! The process's memory as the system counts it, and what a run keeps so that it fits.
 
-use lowrank_kernels::{ActivationDType, team_count};
+use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
 use super::events::{Event, Observer};
-use super::pieces::pieces;
+use super::pieces::{pieces, teams};
 use crate::Error;
 use crate::base::{LoadingBytes, Network};
 use crate::data::Example;
@@ -107,7 +107,8 @@ pub fn saving_beside(
 }
 
 /// What the blocks keep: what the settings ask for; else what an earlier part of the run `kept`, since another choice rounds
-/// otherwise; else as much as the memory allows, which is the fastest.
+/// otherwise; else as much as the memory allows, which is the fastest. And how many teams of threads there is memory for then; fewer change
+/// nothing of the result, so that they come before computing again.
 ///
 /// # Errors
 /// A memory budget, or a machine without `force`, that it does not fit in.
@@ -119,7 +120,7 @@ pub(super) fn choose_saving(
     examples: &[Example],
     kept: Option<Recompute>,
     observer: &mut dyn Observer,
-) -> Result<Saving, Error> {
+) -> Result<(Saving, usize), Error> {
     let base_dtype = config.base_dtype.into();
     let model = base.decoder.config();
     let (tokens, work, pieces) = largest_batch(model, adapter, examples, config.batch_size);
@@ -132,25 +133,35 @@ pub(super) fn choose_saving(
         replicas: ranks.replicas(),
         stages_left: ranks.stages() - ranks.stage(),
         teams: if ranks.stages() == 1 {
-            team_count(pieces)
+            teams(model, adapter, pieces)
         } else {
             1
         },
+    };
+    let mapped = part.stage.weight_bytes(model, base_dtype);
+    let mapped = mapped.saturating_sub(converted);
+    let available = memory_room(mapped, 0);
+    let budget = config.memory_budget.or(available.map(|(room, _)| room));
+    let with_teams = |saving, teams| {
+        let part = RankPart { teams, ..part };
+        rank_memory(
+            model, adapter, part, base_dtype, converted, work, pieces, saving, compute,
+        )
+    };
+    // As many teams as there is memory for, and one where it is too little even so.
+    let teams_of = |saving| {
+        let fits = |teams: &usize| {
+            budget.is_none_or(|budget| with_teams(saving, *teams).total() <= budget)
+        };
+        (2..=part.teams).rev().find(fits).unwrap_or(1)
     };
     let needs = |recompute| {
         let saving = Saving {
             recompute,
             dtype: config.base_dtype.into(),
         };
-        let memory = rank_memory(
-            model, adapter, part, base_dtype, converted, work, pieces, saving, compute,
-        );
-        (saving, memory)
+        (saving, with_teams(saving, teams_of(saving)))
     };
-    let mapped = part.stage.weight_bytes(model, base_dtype);
-    let mapped = mapped.saturating_sub(converted);
-    let available = memory_room(mapped, 0);
-    let budget = config.memory_budget.or(available.map(|(room, _)| room));
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
     let Memory { activations, .. } = memory;
@@ -209,7 +220,7 @@ pub(super) fn choose_saving(
         saving.dtype,
         saving.recompute,
     )));
-    Ok(saving)
+    Ok((saving, teams_of(saving)))
 }
 
 /// Pieces of a step that a rank computes at most.

@@ -12,7 +12,7 @@ mod folder;
 mod memory;
 mod order;
 mod outcome;
-mod pieces;
+pub(crate) mod pieces;
 mod pipeline;
 mod prepare;
 mod purpose;

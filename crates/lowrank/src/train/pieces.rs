@@ -1,8 +1,10 @@
 //! The pieces that a micro-batch is computed in.
 //!
 //! The gradients of a micro-batch are sums over its rows, so it may be cut between rows: a piece goes forward and back before the next one
-//! begins, and what blocks keep is kept of one piece. Where there are threads for several ([`team_count`](lowrank_kernels::team_count)),
-//! pieces are computed beside each other. How a micro-batch is cut depends on its rows and on what is trained alone.
+//! begins, and what blocks keep is kept of one piece. Where there are threads and memory for several, teams of threads compute them beside
+//! each other. How a micro-batch is cut depends on its rows and on what is trained alone.
+
+use lowrank_kernels::team_count;
 
 use crate::data::Example;
 use crate::data::batches::prompt_groups;
@@ -45,6 +47,15 @@ pub(super) fn pieces<'e>(
     pieces
 }
 
+/// Teams of threads that compute so many pieces, where memory allows it: one where a gradient is large.
+pub(crate) fn teams(model: &ModelConfig, adapter: &Adapter, pieces: usize) -> usize {
+    if Batch::go_side_by_side(model, adapter.parameters()) {
+        team_count(pieces)
+    } else {
+        1
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +96,20 @@ mod tests {
         assert!(lora(&[55; 128]).iter().all(|piece| piece.len() == 8));
         // Another gradient of every weight would take more than what the blocks keep.
         assert_eq!(cut(Method::Full, &rows(&[256; 4]), false).len(), 1);
+    }
+
+    #[test]
+    fn full_training_has_one_gradient_at_a_time() {
+        let model = presets::config("smollm2-135m").unwrap();
+        let laid_out = |method| {
+            let train = TrainConfig::new(method, "m", "", "");
+            train.lay_out(&model).unwrap()
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build();
+        pool.unwrap().install(|| {
+            assert_eq!(teams(&model, &laid_out(Method::Lora), 16), 4);
+            assert_eq!(teams(&model, &laid_out(Method::Full), 16), 1);
+        });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One optimizer step: micro-batches summed piece by piece, divided once by the step's supervised tokens, clipped, applied.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lowrank_kernels::{
     AdamW, Arena, ComputeDType, Pauses, Teams, View, Workspace, adamw_step, all_finite,
@@ -9,7 +9,7 @@ use lowrank_kernels::{
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
 use super::exchange::{self, Reduced, Told};
-use super::pieces::pieces;
+use super::pieces::{pieces, teams};
 use super::pipeline;
 use crate::Error;
 use crate::data::Example;
@@ -35,6 +35,8 @@ pub struct OptimizerState {
     pub(super) shares: Shares,
     sums: LeafSums,
     teams: Teams,
+    /// How many teams there is memory for.
+    pub(super) most_teams: usize,
     /// Gradients of this rank's share, where other replicas have parts of them.
     reduced: Reduced,
 }
@@ -133,6 +135,7 @@ impl OptimizerState {
             shares,
             sums: LeafSums::default(),
             teams: Teams::default(),
+            most_teams: usize::MAX,
             reduced: Reduced::default(),
         }
     }
@@ -203,9 +206,9 @@ pub fn accumulate(
     ws: &Workspace,
 ) -> Result<(LossSum, usize), Error> {
     let leaves = Leaves::new(&Ranks::alone(), model, adapter, rows, options, step);
-    let (mut sums, mut teams) = (LeafSums::default(), Teams::default());
-    let into = (&mut sums, grads);
-    let all = compute(model, adapter, into, &mut teams, &leaves, options, ws)?;
+    let (mut sums, mut threads) = (LeafSums::default(), Teams::default());
+    let (into, teams) = ((&mut sums, grads), (&mut threads, usize::MAX));
+    let all = compute(model, adapter, into, teams, &leaves, options, ws)?;
     Ok(total(&all))
 }
 
@@ -215,15 +218,13 @@ fn compute(
     model: &Decoder,
     adapter: &Adapter,
     (sums, grads): (&mut LeafSums, &mut Arena),
-    teams: &mut Teams,
+    (threads, most_teams): (&mut Teams, usize),
     leaves: &Leaves<'_>,
     options: &StepOptions,
     ws: &Workspace,
 ) -> Result<Vec<LeafOutcome>, Error> {
     sums.begin(grads);
     let own = leaves.own.clone();
-    let done: Vec<Mutex<Option<Result<LeafOutcome, Error>>>> =
-        own.clone().map(|_| Mutex::new(None)).collect();
     let shared = Mutex::new(&mut *sums);
     let compute_piece = |task: usize, ws: &Workspace| {
         let leaf = own.start + task;
@@ -240,30 +241,29 @@ fn compute(
             &mut gradient,
             &leaves.pass(leaf, options),
             ws,
-        );
-        let found = found.map(|sums| {
-            locked(&shared).push(gradient, leaves.count(), &leaves.own, leaf);
-            let tokens = batch.real_tokens();
-            LeafOutcome { sums, tokens }
-        });
-        *locked(&done[task]) = Some(found.map_err(Error::from));
+        )?;
+        locked(&shared).push(gradient, leaves.count(), &leaves.own, leaf);
+        Ok(LeafOutcome {
+            sums: found,
+            tokens: batch.real_tokens(),
+        })
     };
-    if options.pauses.are_used() {
-        (0..own.len()).for_each(|task| compute_piece(task, ws));
+    let teams = if options.pauses.are_used() {
+        1
     } else {
-        teams.for_each_task(own.len(), ws, compute_piece);
-    }
-    let all = done.into_iter().filter_map(|outcome| {
-        let outcome = outcome.into_inner();
-        outcome.unwrap_or_else(PoisonError::into_inner)
-    });
-    let all = all.collect::<Result<Vec<LeafOutcome>, Error>>()?;
+        teams(model.config(), adapter, own.len()).min(most_teams)
+    };
+    let all: Result<Vec<LeafOutcome>, Error> = threads
+        .map(teams, own.len(), ws, compute_piece)
+        .into_iter()
+        .collect();
+    let all = all?;
     sums.end(grads);
     Ok(all)
 }
 
 /// What a mutex guards. Another thread's panic ends the step, whatever it left there.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -312,7 +312,7 @@ pub(super) fn shared_step(
     let leaves = Leaves::new(ranks, model, adapter, rows, options, state.step);
     let into = (&mut state.sums, &mut state.grads);
     let own = if ranks.stages() == 1 {
-        let teams = &mut state.teams;
+        let teams = (&mut state.teams, state.most_teams);
         compute(model, adapter, into, teams, &leaves, options, ws)?
     } else {
         pipeline::compute(

@@ -110,10 +110,12 @@ impl<'a> Trainer<'a> {
         ranks.agree(check(config, rows, base, &trained.adapter))?;
         let mut state = resume::new_state(base, rows);
         agree_on(&ranks, config, &state, &trained.adapter)?;
-        let (trained, optimizer) = own_part(&ranks, base, trained);
+        let (trained, mut optimizer) = own_part(&ranks, base, trained);
         let adapter = &trained.adapter;
-        let saving = choose_saving(&ranks, config, base, adapter, rows.train, None, observer);
-        let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
+        let chosen = choose_saving(&ranks, config, base, adapter, rows.train, None, observer);
+        let (saving, teams) = ranks.agree(chosen)?;
+        let saving = most_frugal(&ranks, saving)?;
+        optimizer.most_teams = teams;
         state.recompute = Some(saving.recompute);
         observer.event(&Event::Begin);
         ranks.on_first(|| {
@@ -156,8 +158,10 @@ impl<'a> Trainer<'a> {
         let values = (&mut trained.adapter, &mut optimizer);
         let mut state = resume::open_state(&ranks, config, now, rows, values, observer)?;
         let (adapter, kept) = (&trained.adapter, state.recompute);
-        let saving = choose_saving(&ranks, config, base, adapter, rows.train, kept, observer);
-        let saving = most_frugal(&ranks, ranks.agree(saving)?)?;
+        let chosen = choose_saving(&ranks, config, base, adapter, rows.train, kept, observer);
+        let (saving, teams) = ranks.agree(chosen)?;
+        let saving = most_frugal(&ranks, saving)?;
+        optimizer.most_teams = teams;
         state.recompute = Some(saving.recompute);
         ranks.on_first(|| folder::record_changes(config))?;
         let parts = (trained, optimizer);
@@ -236,7 +240,8 @@ impl<'a> Trainer<'a> {
         let tokens: usize = rows.iter().map(|row| row.ids.len()).sum();
         let of_batch = self.config.batch_size.min(rows.len()) * tokens / rows.len().max(1);
         let model = self.base.decoder.config();
-        let pieces = batches * Batch::pieces(model, self.adapter.parameters(), of_batch);
+        let of_batch = Batch::pieces(model, self.adapter.parameters(), of_batch);
+        let pieces = batches * of_batch.min(self.config.batch_size);
         if pieces >= replicas {
             return;
         }
