@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::cpu::parallel::ForEachPart;
 use crate::cpu::simd::{exp, tanh, vectorize};
 use crate::types::activation::Activation;
-use crate::view::{OutputMut, View, Written};
+use crate::view::{OutputMut, View};
 
 /// Numbers that a task takes; each costs an exponential.
 const BLOCK: usize = 2 * 1024;
@@ -166,32 +166,27 @@ impl Loop for GatedBackward<'_> {
             let part = i * BLOCK..i * BLOCK + dh.len();
             self.gate.with_part(part.clone(), |gate| {
                 self.up.with_part(part, |up| {
-                    write_both(dgate, dup, |dgate, dup| {
-                        let grads = dgate.iter_mut().zip(dup);
-                        for (((dgate, dup), dh), (&gate, up)) in
-                            grads.zip(dh).zip(gate.iter().zip(up))
-                        {
-                            let (value, slope) = F::both(gate);
-                            *dgate = dh * up * slope;
-                            *dup = dh * value;
-                        }
+                    dgate.write(|dgate| {
+                        dup.write(|dup| {
+                            vectorize(
+                                #[inline(always)]
+                                || {
+                                    let grads = dgate.iter_mut().zip(dup);
+                                    for (((dgate, dup), dh), (&gate, up)) in
+                                        grads.zip(dh).zip(gate.iter().zip(up))
+                                    {
+                                        let (value, slope) = F::both(gate);
+                                        *dgate = dh * up * slope;
+                                        *dup = dh * value;
+                                    }
+                                },
+                            );
+                        });
                     });
                 });
             });
         });
     }
-}
-
-/// Lets a vector loop write two pieces of outputs in f32.
-fn write_both(first: Written<'_>, second: Written<'_>, work: impl FnOnce(&mut [f32], &mut [f32])) {
-    first.write(|first| {
-        second.write(|second| {
-            vectorize(
-                #[inline(always)]
-                || work(first, second),
-            );
-        });
-    });
 }
 
 #[derive(Clone, Copy)]

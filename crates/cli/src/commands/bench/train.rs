@@ -335,7 +335,7 @@ fn text(report: &Report, output: &Output) -> String {
     facts.add(
         "the step's products alone",
         format!(
-            "{:.1} GFLOP/s, the fastest {:.1} (factors read as {})",
+            "{:.1} GFLOP/s, the fastest {:.1} (--compute-dtype {})",
             report.products_gflops, report.peak_gflops, report.compute_dtype
         ),
     );

@@ -62,6 +62,12 @@ impl<'a, N: Copy> Mat<'a, N> {
         self.col_stride
     }
 
+    /// Whether its rows or its columns lie in one piece each.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(crate) fn lies_in_lines(&self) -> bool {
+        self.row_stride == 1 || self.col_stride == 1
+    }
+
     /// The numbers from the first element on.
     pub(crate) fn data(&self) -> &'a [N] {
         self.data

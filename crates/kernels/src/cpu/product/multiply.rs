@@ -157,15 +157,7 @@ fn with_wide(terms: &[Term<'_>], work: impl FnOnce(&[Term<'_>])) {
             scratch = rest;
             let (rows, cols) = (mat.rows(), mat.cols());
             for (row, wide) in wide.chunks_exact_mut(cols.max(1)).enumerate() {
-                let from = &mat.data()[row * mat.row_stride()..];
-                if mat.col_stride() == 1 {
-                    simd::widen(wide, &from[..cols]);
-                } else {
-                    let from = from.iter().step_by(mat.col_stride());
-                    for (wide, from) in wide.iter_mut().zip(from) {
-                        *wide = from.to_f32();
-                    }
-                }
+                simd::widen(wide, &mat.data()[row * mat.row_stride()..][..cols]);
             }
             Term {
                 a: Left::Wide(Mat::new(wide, rows, cols)),

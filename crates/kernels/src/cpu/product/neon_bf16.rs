@@ -55,8 +55,7 @@ pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
         && terms.iter().all(|term| {
             term.compute == ComputeDType::Bf16
                 && term.b.cols() >= COLUMNS
-                && matches!(term.a, Left::Wide(_))
-                && term.a.lies_in_lines()
+                && matches!(term.a, Left::Wide(a) if a.lies_in_lines())
         })
 }
 

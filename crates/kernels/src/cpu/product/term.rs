@@ -89,7 +89,7 @@ impl<'a> Factor<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Left<'a> {
     Wide(Mat<'a>),
-    /// Numbers that are rounded already.
+    /// Numbers that are rounded already; each row lies in one piece.
     Narrow(Mat<'a, bf16>),
 }
 
@@ -108,16 +108,6 @@ impl<'a> Left<'a> {
             Self::Wide(mat) => mat.cols(),
             Self::Narrow(mat) => mat.cols(),
         }
-    }
-
-    /// Whether its rows or its columns lie in one piece each.
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    pub(crate) fn lies_in_lines(&self) -> bool {
-        let (row, col) = match self {
-            Self::Wide(mat) => (mat.row_stride(), mat.col_stride()),
-            Self::Narrow(mat) => (mat.row_stride(), mat.col_stride()),
-        };
-        row == 1 || col == 1
     }
 
     /// Some rows and columns.

@@ -24,16 +24,16 @@ struct Rows {
     /// The next line, and the end of its row.
     at: *const u8,
     end: *const u8,
-    /// How many lines a row has at most, and what follows it by how many bytes.
+    /// Bytes of a row, and from a row to the next one.
     bytes: usize,
     stride: usize,
-    /// With the one that `at` is in.
+    /// Rows that are left, with the one that `at` is in.
     left: usize,
 }
 
 impl Ahead {
-    /// The right factors of a group in some columns.
-    pub(super) fn of(group: &[Part<'_>], cols: &Range<usize>) -> Self {
+    /// Goes on with the right factors of a group in some columns, in place of what is left.
+    pub(super) fn set(&mut self, group: &[Part<'_>], cols: &Range<usize>) {
         let rows = group.iter().rev().map(|part| {
             let b = part.term.b;
             let unit = b.view.dtype().unit();
@@ -52,10 +52,8 @@ impl Ahead {
                 rows.len(),
             )
         });
-        Self {
-            rest: rows.collect(),
-            lines: 0,
-        }
+        self.rest.clear();
+        self.rest.extend(rows);
     }
 
     /// Shares all lines out over so many calls of [`fetch`](Self::fetch).

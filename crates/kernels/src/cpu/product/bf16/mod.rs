@@ -63,8 +63,8 @@ pub(crate) fn is_worthwhile(terms: &[Term<'_>]) -> bool {
 /// Whether the left factor lies as these products read it; one that is rounded already must not be read otherwise.
 fn is_readable(term: &Term<'_>) -> bool {
     match term.a {
-        Left::Wide(_) => term.a.lies_in_lines(),
-        Left::Narrow(mat) => mat.col_stride() == 1 && parts(term) == Parts::OneByOne,
+        Left::Wide(a) => a.lies_in_lines(),
+        Left::Narrow(_) => parts(term) == Parts::OneByOne,
     }
 }
 
@@ -191,7 +191,7 @@ fn multiply_group(
         let together = unit.limits().together;
         with_u16s(together * column, |right| {
             let cols = out.cols();
-            let mut runs = Vec::with_capacity(group.len());
+            let (mut runs, mut ahead) = (Vec::with_capacity(group.len()), Ahead::default());
             let panels = panels(cols.div_ceil(SIDE), together);
             let panels: Vec<Range<usize>> = panels
                 .map(|panel| panel.start * SIDE..(panel.end * SIDE).min(cols))
@@ -199,11 +199,11 @@ fn multiply_group(
             for (i, cols) in panels.iter().enumerate() {
                 pack_panel(right, group, cols.clone());
                 // What is packed after this panel.
-                let mut ahead = match (panels.get(i + 1), next) {
-                    (Some(cols), _) => Ahead::of(group, cols),
-                    (None, Some(next)) => Ahead::of(next.group, &panels[0]),
-                    (None, None) => Ahead::default(),
-                };
+                match (panels.get(i + 1), next) {
+                    (Some(cols), _) => ahead.set(group, cols),
+                    (None, Some(next)) => ahead.set(next.group, &panels[0]),
+                    (None, None) => ahead = Ahead::default(),
+                }
                 multiply_panel(
                     unit,
                     &mut out,
@@ -374,8 +374,6 @@ fn sum_window(
     let mut multiply = |c: *mut f32, stride: usize| unsafe {
         match unit {
             Unit::Tiles(shown) => {
-                let steps: usize = runs.iter().map(|run| run.steps).sum();
-                (0..2 * steps).for_each(|_| ahead.fetch());
                 tiles::multiply(shown, runs, across, c, stride * size_of::<f32>(), add);
             }
             Unit::Dots => dots::multiply(runs, across, height, c, stride, add, ahead),
