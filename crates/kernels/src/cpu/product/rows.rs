@@ -11,7 +11,12 @@
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::{
+    __m256, __m512, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_permute2f128_ps,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_shuffle_f32x4, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+};
 
 #[cfg(target_arch = "x86_64")]
 use pulp::x86::{V3, V4};
@@ -464,7 +469,9 @@ impl LaneSums<V4> for Together {
                 all[r * I + i] = pulp::cast(vector);
             }
         }
-        let sums = avx512_lane_sums(simd, all);
+        #[expect(unsafe_code, reason = "code for one kind of processor")]
+        // SAFETY: only processors with AVX-512 have a `V4`.
+        let sums = unsafe { avx512_lane_sums(&all) };
         let mut out = [[0.0; I]; R];
         for (r, out) in out.iter_mut().enumerate() {
             out.copy_from_slice(&sums[r * I..(r + 1) * I]);
@@ -489,7 +496,9 @@ impl LaneSums<V3> for Together {
                 all[r * I + i] = pulp::cast(vector);
             }
         }
-        let sums = avx2_lane_sums(simd, all);
+        #[expect(unsafe_code, reason = "code for one kind of processor")]
+        // SAFETY: only processors with AVX2 have a `V3`.
+        let sums = unsafe { avx2_lane_sums(&all) };
         let mut out = [[0.0; I]; R];
         for (r, out) in out.iter_mut().enumerate() {
             out.copy_from_slice(&sums[r * I..(r + 1) * I]);
@@ -498,24 +507,27 @@ impl LaneSums<V3> for Together {
     }
 }
 
+// Closures have the target features of the function that they are in; pulp's functions for single instructions were called, not inlined,
+// from closures of other functions.
+
 /// The sums of the lanes of 16 vectors: halves of two vectors side by side are added, then quarters of four, and so on.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn avx512_lane_sums(simd: V4, vectors: [__m512; 16]) -> [f32; 16] {
-    let (add, f) = (|a, b| simd.avx512f._mm512_add_ps(a, b), simd.avx512f);
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn avx512_lane_sums(vectors: &[__m512; 16]) -> [f32; 16] {
     let halves = |a, b| {
-        let low = f._mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-        add(low, f._mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
     };
     let quarters = |a, b| {
-        let low = f._mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        add(low, f._mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
     };
-    let pairs = |a, b| add(f._mm512_unpacklo_ps(a, b), f._mm512_unpackhi_ps(a, b));
+    let pairs = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let singles = |a, b| {
-        let (a, b) = (f._mm512_castps_pd(a), f._mm512_castps_pd(b));
-        let first = f._mm512_castpd_ps(f._mm512_unpacklo_pd(a, b));
-        add(first, f._mm512_castpd_ps(f._mm512_unpackhi_pd(a, b)))
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let first = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        _mm512_add_ps(first, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
     };
     // The sums of four neighbours come out in one quarter.
     let quarter = |i: usize| {
@@ -531,20 +543,20 @@ fn avx512_lane_sums(simd: V4, vectors: [__m512; 16]) -> [f32; 16] {
 
 /// The same of 8 vectors.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn avx2_lane_sums(simd: V3, vectors: [__m256; 8]) -> [f32; 8] {
-    let (add, f) = (|a, b| simd.avx._mm256_add_ps(a, b), simd.avx);
-    let pairs = |a, b| add(f._mm256_unpacklo_ps(a, b), f._mm256_unpackhi_ps(a, b));
+#[inline]
+#[target_feature(enable = "avx")]
+fn avx2_lane_sums(vectors: &[__m256; 8]) -> [f32; 8] {
+    let pairs = |a, b| _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     let singles = |a, b| {
-        let (a, b) = (f._mm256_castps_pd(a), f._mm256_castps_pd(b));
-        let first = f._mm256_castpd_ps(f._mm256_unpacklo_pd(a, b));
-        add(first, f._mm256_castpd_ps(f._mm256_unpackhi_pd(a, b)))
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        let first = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+        _mm256_add_ps(first, _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)))
     };
     // Vectors i and i + 4, one a half.
     let halves = |i: usize| {
         let (a, b) = (vectors[i], vectors[i + 4]);
-        let low = f._mm256_permute2f128_ps::<0x20>(a, b);
-        add(low, f._mm256_permute2f128_ps::<0x31>(a, b))
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
     };
     pulp::cast(singles(
         pairs(halves(0), halves(1)),
