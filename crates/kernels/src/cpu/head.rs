@@ -1,10 +1,12 @@
 //! Softmax and its losses over rows of logits.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::cpu::measure::argmax;
 use crate::cpu::parallel::ForEachPart;
-use crate::cpu::simd::{exp, lane_max, lane_sum, tanh, vectorize};
+use crate::cpu::product::mat::Mat;
+use crate::cpu::simd::{exp, lane_max, lane_sum, narrow, tanh, vectorize};
 use crate::types::head::LogitScaling;
 use crate::view::{View, ViewMut};
 
@@ -140,13 +142,29 @@ pub(crate) fn loss_gradients(
         });
 }
 
-/// The loss of each row and whether its target has the largest logit. Replaces the logits by something: their gradients, if `gradients`
-/// are asked for.
+/// What logits are replaced by, once their losses are known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replacement {
+    /// Anything.
+    Anything,
+    /// Their gradients.
+    Gradients,
+    /// Their gradients in bf16, which [`rounded_gradients`] finds: a row begins where it did, and takes half of its place.
+    RoundedGradients,
+}
+
+/// The gradients that [`losses`] wrote in bf16.
+pub(crate) fn rounded_gradients(logits: View<'_>) -> Mat<'_, bf16> {
+    let (rows, cols) = (logits.rows(), logits.cols());
+    Mat::strided(bytemuck::cast_slice(logits.f32s()), rows, cols, 2 * cols)
+}
+
+/// The loss of each row and whether its target has the largest logit. Replaces the logits.
 pub(crate) fn losses(
     logits: ViewMut<'_>,
     targets: &[u32],
     label_smoothing: f32,
-    gradients: bool,
+    by: Replacement,
 ) -> Vec<(f64, bool)> {
     let vocabulary = logits.cols();
     let smoothing = f64::from(label_smoothing);
@@ -159,8 +177,11 @@ pub(crate) fn losses(
             let exps = exponentiate(row, stats.max);
             let lse = stats.lse(exps);
             let loss = (1.0 - smoothing) * (lse - stats.target) + smoothing * (lse - stats.mean);
-            if gradients {
+            if by != Replacement::Anything {
                 loss_gradient_of_exps(row, target, exps, label_smoothing);
+            }
+            if by == Replacement::RoundedGradients {
+                round_in_place(row);
             }
             (loss, stats.correct)
         })
@@ -244,6 +265,18 @@ fn loss_gradient_of_exps(row: &mut [f32], target: u32, exps: f64, label_smoothin
         },
     );
     row[target as usize] -= 1.0 - label_smoothing;
+}
+
+/// Replaces numbers by themselves in bf16, in the first half of their memory.
+fn round_in_place(numbers: &mut [f32]) {
+    let mut part = [0.0; SUM];
+    for start in (0..numbers.len()).step_by(SUM) {
+        let end = numbers.len().min(start + SUM);
+        let part = &mut part[..end - start];
+        part.copy_from_slice(&numbers[start..end]);
+        // What this overwrites has been rounded before, or is the part.
+        narrow(&mut bytemuck::cast_slice_mut(numbers)[start..end], part);
+    }
 }
 
 /// Replaces the logits of a row by the gradient of coef · loss.

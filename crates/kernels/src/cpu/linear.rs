@@ -7,7 +7,7 @@ use crate::cpu::low_rank::{GeneratedBranch, add_generated, down_job, up};
 use crate::cpu::product::few::{FewJob, few_times_rows};
 use crate::cpu::product::mat::for_tiles;
 use crate::cpu::product::multiply::multiply;
-use crate::cpu::product::term::{Factor, Job, Start, Term};
+use crate::cpu::product::term::{Factor, Job, Left, Start, Term};
 use crate::cpu::simd;
 use crate::types::classes::RowClasses;
 use crate::types::compute::ComputeDType;
@@ -188,7 +188,7 @@ pub(crate) fn linears_backward_input(
 
 pub(crate) fn linear_backward_input(
     dx: ViewMut<'_>,
-    dy: View<'_>,
+    dy: Left<'_>,
     w: Weight<'_>,
     accumulate: bool,
     compute: ComputeDType,
@@ -199,7 +199,7 @@ pub(crate) fn linear_backward_input(
         Layout::OutIn => Factor::straight(w.view),
         Layout::InOut => Factor::turned(w.view),
     };
-    let terms = &[Term::new(dy.as_left(), w).with(compute)];
+    let terms = &[Term::new(dy, w).with(compute)];
     multiply(vec![Job {
         y: dx,
         start,

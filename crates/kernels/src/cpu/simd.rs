@@ -17,7 +17,7 @@ use pulp::Scalar;
 #[cfg(target_arch = "aarch64")]
 use pulp::aarch64::Neon as Vectors;
 #[cfg(target_arch = "x86_64")]
-use pulp::x86::V3 as Vectors;
+use pulp::x86::{V3 as Vectors, V4};
 use pulp::{Simd, WithSimd};
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -26,11 +26,15 @@ use crate::cpu::engine::{Engine, engine};
 /// Runs a closure compiled for this processor's vectors.
 #[inline(always)]
 pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = V4::try_new().filter(|_| engine() >= Engine::Avx512) {
+        return Simd::vectorize(simd, work);
+    }
     dispatch(work)
 }
 
-/// Runs an operation compiled for this processor's vectors: those of NEON, or of AVX2 at most, since wider ones are
-/// only worth being compiled for where [`rows`](crate::cpu::product::rows) multiplies.
+/// Runs an operation compiled for this processor's vectors: those of NEON, or of AVX2 at most. What is generic in its vectors is large, and
+/// only [`rows`](crate::cpu::product::rows) gains by being compiled for AVX-512, too.
 #[inline(always)]
 pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

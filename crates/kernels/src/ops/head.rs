@@ -13,7 +13,11 @@
 use std::ops::Range;
 
 use crate::cpu;
-use crate::ops::linear::{linear_backward_input, linear_backward_weight, linear_forward};
+use crate::cpu::head::Replacement;
+use crate::cpu::product::term::Left;
+use crate::ops::linear::{
+    linear_backward_input, linear_backward_left, linear_backward_weight, linear_forward_as,
+};
 use crate::profile::op;
 use crate::types::classes::RowClasses;
 use crate::types::compute::ComputeDType;
@@ -36,13 +40,24 @@ const ROWS_BETWEEN_PAUSES: usize = 8;
 /// # Panics
 /// If the shapes do not match.
 pub fn head_logits(
-    mut logits: ViewMut<'_>,
+    logits: ViewMut<'_>,
     h: View<'_>,
     w: Weight<'_>,
     scaling: LogitScaling,
     classes: RowClasses,
 ) {
-    linear_forward(logits.reborrow(), h, w, None, classes);
+    logits_of(logits, h, w, scaling, classes, ComputeDType::F32);
+}
+
+fn logits_of(
+    mut logits: ViewMut<'_>,
+    h: View<'_>,
+    w: Weight<'_>,
+    scaling: LogitScaling,
+    classes: RowClasses,
+    compute: ComputeDType,
+) {
+    linear_forward_as(logits.reborrow(), h, w, None, classes, compute);
     if scaling != LogitScaling::NONE {
         cpu::head::scale_logits(logits, scaling);
     }
@@ -132,7 +147,15 @@ pub fn head_log_probs<'a>(
     assert_eq!(mean_logit.len(), n, "mean logits and rows");
     assert_eq!(correct.len(), n, "correct flags and rows");
     let step = head_chunk_rows(w.weight.outputs(), h.rows());
-    for_chunks(h, w, scaling, false, step, ws, |rows, logits, _| {
+    let chunks = Chunks {
+        h,
+        w,
+        scaling,
+        compute: ComputeDType::F32,
+        gradients: false,
+        step,
+    };
+    chunks.for_each(ws, |rows, logits, _| {
         cpu::head::log_probs(
             logits.as_view(),
             &targets[rows.clone()],
@@ -179,7 +202,15 @@ pub fn head_backward<'a>(
     };
     grads.check();
     let step = head_chunk_rows(w.weight.outputs(), h.rows());
-    for_chunks(h, w, scaling, true, step, ws, |rows, mut logits, kept| {
+    let chunks = Chunks {
+        h,
+        w,
+        scaling,
+        compute: ComputeDType::F32,
+        gradients: true,
+        step,
+    };
+    chunks.for_each(ws, |rows, mut logits, kept| {
         let (targets, lse, coef) = (
             &targets[rows.clone()],
             &lse[rows.clone()],
@@ -193,7 +224,8 @@ pub fn head_backward<'a>(
 /// The sum of the losses of all rows and its gradient in one pass.
 ///
 /// dh [n, C] is overwritten, dw (in w's layout) added to; h [n, C]. Where the head has rows of its own, dw is of these. `compute` is that
-/// of the gradients, not of the logits. There are `pauses` before and behind each product; chunks are smaller then.
+/// of the products, but [`ComputeDType::Bf16x2`] that of the gradients alone. There are `pauses` before and behind each product; chunks are
+/// smaller then.
 ///
 /// # Panics
 /// If the shapes do not match or a target is not below V.
@@ -221,7 +253,7 @@ pub fn cross_entropy_forward_backward<'a>(
         ws,
     };
     grads.check();
-    let wanted = grads.dh.is_some() || grads.dw.is_some();
+    let by = grads.replacement();
     let mut total = CrossEntropy {
         loss_sum: 0.0,
         correct: 0,
@@ -232,16 +264,31 @@ pub fn cross_entropy_forward_backward<'a>(
         step = step.min(ROWS_BETWEEN_PAUSES);
     }
     pauses.pause();
-    for_chunks(h, w, scaling, wanted, step, ws, |rows, mut logits, kept| {
+    let chunks = Chunks {
+        h,
+        w,
+        scaling,
+        compute: match compute {
+            ComputeDType::Bf16 => compute,
+            ComputeDType::Bf16x2 | ComputeDType::F32 => ComputeDType::F32,
+        },
+        gradients: by != Replacement::Anything,
+        step,
+    };
+    chunks.for_each(ws, |rows, mut logits, kept| {
         pauses.pause();
         let targets = &targets[rows.clone()];
-        let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, wanted);
+        let results = cpu::head::losses(logits.reborrow(), targets, label_smoothing, by);
         // In the order of the rows, whatever thread computed them.
         for (loss, correct) in results {
             total.loss_sum += loss;
             total.correct += usize::from(correct);
         }
-        grads.add(rows, logits, kept);
+        if by == Replacement::RoundedGradients {
+            grads.set_rounded(rows, logits.as_view());
+        } else {
+            grads.add(rows, logits, kept);
+        }
         pauses.pause();
     });
     total
@@ -267,42 +314,61 @@ pub fn head_chunk_rows(vocabulary: usize, rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
-/// Calls `work` with the logits of each chunk of `step` rows, one chunk after the other, and where their gradients go back through a cap
-/// with a second copy of them.
-fn for_chunks(
-    h: View<'_>,
-    w: HeadWeight<'_>,
+/// Logits of hidden rows, some rows at a time.
+struct Chunks<'a> {
+    h: View<'a>,
+    w: HeadWeight<'a>,
     scaling: LogitScaling,
+    /// How the factors of the logits are read.
+    compute: ComputeDType,
+    /// Whether their gradients are wanted.
     gradients: bool,
+    /// Rows of a chunk.
     step: usize,
-    ws: &Workspace,
-    mut work: impl FnMut(Range<usize>, ViewMut<'_>, Option<View<'_>>),
-) {
-    let vocabulary = w.weight.outputs();
-    let step = step.min(h.rows());
-    if step == 0 {
-        return;
-    }
-    let mut buffer = ws.take(step, vocabulary);
-    let mut kept = (gradients && scaling.softcap.is_some()).then(|| ws.take(step, vocabulary));
-    for start in (0..h.rows()).step_by(step) {
-        let rows = start..(start + step).min(h.rows());
-        let mut logits = buffer.view_mut().slice_rows(0..rows.len());
-        let h = h.slice_rows(rows.clone());
-        let classes = RowClasses::PROMPT;
-        head_logits(logits.reborrow(), h, w.weight, scaling, classes);
-        let own: Vec<_> = w.own.iter().filter_map(|own| own.within(&rows)).collect();
-        head_own_logits(logits.reborrow(), h, &own, scaling, classes, ws);
-        let copy = kept.as_mut().map(|kept| {
-            let mut copy = kept.view_mut().slice_rows(0..rows.len());
-            copy.copy_from(logits.as_view());
-            kept.view().slice_rows(0..rows.len())
-        });
-        work(rows, logits, copy);
-    }
-    ws.give(buffer);
-    if let Some(kept) = kept {
-        ws.give(kept);
+}
+
+impl Chunks<'_> {
+    /// Calls `work` with the logits of one chunk after the other, and where their gradients go back through a cap with a second copy of them.
+    fn for_each(
+        self,
+        ws: &Workspace,
+        mut work: impl FnMut(Range<usize>, ViewMut<'_>, Option<View<'_>>),
+    ) {
+        let Self { h, w, scaling, .. } = self;
+        let vocabulary = w.weight.outputs();
+        let step = self.step.min(h.rows());
+        if step == 0 {
+            return;
+        }
+        let mut buffer = ws.take(step, vocabulary);
+        let mut kept =
+            (self.gradients && scaling.softcap.is_some()).then(|| ws.take(step, vocabulary));
+        for start in (0..h.rows()).step_by(step) {
+            let rows = start..(start + step).min(h.rows());
+            let mut logits = buffer.view_mut().slice_rows(0..rows.len());
+            let h = h.slice_rows(rows.clone());
+            let classes = RowClasses::PROMPT;
+            logits_of(
+                logits.reborrow(),
+                h,
+                w.weight,
+                scaling,
+                classes,
+                self.compute,
+            );
+            let own: Vec<_> = w.own.iter().filter_map(|own| own.within(&rows)).collect();
+            head_own_logits(logits.reborrow(), h, &own, scaling, classes, ws);
+            let copy = kept.as_mut().map(|kept| {
+                let mut copy = kept.view_mut().slice_rows(0..rows.len());
+                copy.copy_from(logits.as_view());
+                kept.view().slice_rows(0..rows.len())
+            });
+            work(rows, logits, copy);
+        }
+        ws.give(buffer);
+        if let Some(kept) = kept {
+            ws.give(kept);
+        }
     }
 }
 
@@ -338,6 +404,31 @@ impl Gradients<'_> {
         match self.w.own {
             [] => vec![self.w.weight.view],
             own => own.iter().map(|own| own.values).collect(),
+        }
+    }
+
+    /// What logits are replaced by.
+    fn replacement(&self) -> Replacement {
+        match (&self.dh, &self.dw) {
+            (None, None) => Replacement::Anything,
+            // A product rounds them anyway, and nothing else reads them.
+            (Some(_), None)
+                if self.compute.rounds_here()
+                    && self.scaling == LogitScaling::NONE
+                    && self.w.own.is_empty() =>
+            {
+                Replacement::RoundedGradients
+            }
+            _ => Replacement::Gradients,
+        }
+    }
+
+    /// The gradient of some hidden rows from those of their logits in bf16.
+    fn set_rounded(&mut self, rows: Range<usize>, dlogits: View<'_>) {
+        if let Some(dh) = &mut self.dh {
+            let dh = dh.reborrow().slice_rows(rows);
+            let dlogits = Left::Narrow(cpu::head::rounded_gradients(dlogits));
+            linear_backward_left(dh, dlogits, self.w.weight, false, self.compute);
         }
     }
 

@@ -4,6 +4,7 @@
 //! `linear_backward_weight` and `bias_backward` accumulate.
 
 use crate::cpu;
+use crate::cpu::product::term::Left;
 use crate::ops::low_rank;
 use crate::profile::op;
 use crate::types::classes::RowClasses;
@@ -42,13 +43,25 @@ pub fn linear_forward(
     bias: Option<View<'_>>,
     classes: RowClasses,
 ) {
+    linear_forward_as(y, x, w, bias, classes, ComputeDType::F32);
+}
+
+/// [`linear_forward`] whose factors are read as `compute` says.
+pub(crate) fn linear_forward_as(
+    y: ViewMut<'_>,
+    x: View<'_>,
+    w: Weight<'_>,
+    bias: Option<View<'_>>,
+    classes: RowClasses,
+    compute: ComputeDType,
+) {
     let output = LinearOutput {
         y,
         w,
         bias,
         branches: Vec::new(),
     };
-    forward(x, vec![output], classes, ComputeDType::F32);
+    forward(x, vec![output], classes, compute);
 }
 
 fn forward(
@@ -145,11 +158,22 @@ pub fn linear_backward_input(
     accumulate: bool,
     compute: ComputeDType,
 ) {
+    linear_backward_left(dx, dy.as_left(), w, accumulate, compute);
+}
+
+/// [`linear_backward_input`] of a gradient that lies as products read it.
+pub(crate) fn linear_backward_left(
+    dx: ViewMut<'_>,
+    dy: Left<'_>,
+    w: Weight<'_>,
+    accumulate: bool,
+    compute: ComputeDType,
+) {
     let _op = op("linear backward, input", || {
         2.0 * (dy.rows() * w.view.len()) as f64
     });
     dx.assert_shape("the input gradient of a linear", dy.rows(), w.inputs());
-    dy.assert_shape("the output gradient of a linear", dx.rows(), w.outputs());
+    assert_eq!(dy.cols(), w.outputs(), "the output gradient of a linear");
     cpu::linear::linear_backward_input(dx, dy, w, accumulate, compute);
 }
 

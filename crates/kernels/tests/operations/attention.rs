@@ -14,7 +14,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::common::{
-    assert_close, check_gradient, dot, random, same_bits_on_any_threads, wide, zeros_like,
+    assert_close, check_gradient, dot, random, rounded, same_bits_on_any_threads, wide, zeros_like,
 };
 
 #[derive(Debug)]
@@ -321,12 +321,6 @@ fn error(found: &Tensor, expected: &[f64]) -> f64 {
         }
     }
     (off / f64::max(all, 1e-30)).sqrt()
-}
-
-/// Numbers as nearest bf16 ones.
-fn rounded(tensor: &Tensor, scale: f32) -> Vec<f64> {
-    let round = |x: &f32| half::bf16::from_f32(x * scale).to_f64();
-    tensor.to_vec().iter().map(round).collect()
 }
 
 /// Whether this processor rounds the factors of attention where it may.

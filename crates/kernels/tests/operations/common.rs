@@ -20,6 +20,12 @@ pub(crate) fn wide(tensor: &Tensor) -> Vec<f64> {
     tensor.to_vec().into_iter().map(f64::from).collect()
 }
 
+/// Numbers times a scale, as the nearest bf16 ones.
+pub(crate) fn rounded(tensor: &Tensor, scale: f32) -> Vec<f64> {
+    let round = |x: &f32| half::bf16::from_f32(x * scale).to_f64();
+    tensor.to_vec().iter().map(round).collect()
+}
+
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a * b).sum()

@@ -1,11 +1,11 @@
 use lowrank_kernels::{
-    ComputeDType, DType, HeadWeight, Layout, LogitScaling, OwnRows, Pauses, RowClasses, Tensor,
-    Weight, Workspace, cross_entropy_forward_backward, head_backward, head_log_probs, head_logits,
-    head_own_logits, reference,
+    ComputeDType, DType, Engine, HeadWeight, Layout, LogitScaling, OwnRows, Pauses, RowClasses,
+    Tensor, Weight, Workspace, cross_entropy_forward_backward, engines, head_backward,
+    head_log_probs, head_logits, head_own_logits, reference,
 };
 
 use crate::common::{
-    assert_close, check_gradient, dot, random, random_as, same_bits_on_any_threads, wide,
+    assert_close, check_gradient, dot, random, random_as, rounded, same_bits_on_any_threads, wide,
     zeros_like,
 };
 
@@ -215,6 +215,67 @@ fn cross_entropy_is_the_reference_with_its_gradients() {
     }
 }
 
+/// Whether this processor rounds the factors of products where it may.
+fn rounds() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let engine = Engine::Avx512Bf16;
+    #[cfg(target_arch = "aarch64")]
+    let engine = Engine::NeonBf16;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    engines().contains(&engine)
+}
+
+/// The loss is that of the rounded hidden rows; the gradient is that of a product with rounded factors, too.
+#[test]
+fn rounded_factors_have_the_loss_of_what_they_are_rounded_to() {
+    for (rows, hidden, vocabulary) in [(3, 128, 257), (37, 160, 1100), (260, 136, 2050)] {
+        for smoothing in [0.0_f32, 0.125] {
+            let h = random(rows, hidden, 1);
+            let w = random_as(vocabulary, hidden, 2, DType::Bf16);
+            let targets = targets(rows, vocabulary);
+            let run = |compute, trained: bool| {
+                let (mut dh, mut dw) = (random(rows, hidden, 3), zeros_like(&w));
+                let result = cross_entropy_forward_backward(
+                    Some(dh.view_mut()),
+                    trained.then(|| dw.view_mut()),
+                    h.view(),
+                    weight(&w),
+                    LogitScaling::NONE,
+                    &targets,
+                    smoothing,
+                    compute,
+                    Pauses::NONE,
+                    &Workspace::new(),
+                );
+                (result, wide(&dh))
+            };
+            let (result, dh) = run(ComputeDType::Bf16, false);
+            let read = if rounds() { rounded(&h, 1.0) } else { wide(&h) };
+            let smooth = f64::from(smoothing);
+            let expected = loss(
+                &read,
+                &wide(&w),
+                LogitScaling::NONE,
+                hidden,
+                &targets,
+                smooth,
+            );
+            let expected = expected.iter().sum::<f64>();
+            assert!((result.loss_sum - expected).abs() < 1e-5 * expected);
+            let (_, exact) = run(ComputeDType::F32, false);
+            let difference: Vec<f64> = dh.iter().zip(&exact).map(|(a, b)| a - b).collect();
+            let off = (dot(&difference, &difference) / dot(&exact, &exact)).sqrt();
+            assert!(off < 2e-2, "{off:e}");
+            // With the gradient of the weight, gradients of logits stay f32 until a product reads them.
+            let (trained, of_trained) = run(ComputeDType::Bf16, true);
+            assert_eq!(trained, result);
+            assert_eq!(of_trained, dh);
+        }
+    }
+}
+
 #[test]
 fn backward_with_coefficients_is_finite_differences() {
     for scaling in SCALINGS {
@@ -419,11 +480,12 @@ fn a_target_past_the_vocabulary_is_refused() {
 
 #[test]
 fn pauses_change_no_bit() {
-    let (rows, hidden, vocabulary) = (75, 64, 70_000);
+    let (rows, hidden, vocabulary) = (75, 128, 70_000);
     for (dtype, compute) in [
         (DType::F32, ComputeDType::F32),
         (DType::Bf16, ComputeDType::F32),
         (DType::Bf16, ComputeDType::Bf16x2),
+        (DType::Bf16, ComputeDType::Bf16),
     ] {
         let h = random(rows, hidden, 1);
         let w = random_as(vocabulary, hidden, 2, dtype);

@@ -37,8 +37,8 @@ impl From<BaseDtype> for lowrank_kernels::DType {
     }
 }
 
-/// How the factors of a training's products are read (`--compute-dtype`). Sums are f32 always, and evaluation, generation and the logits are
-/// as exact as f32 is.
+/// How the factors of a training's products are read (`--compute-dtype`). Sums are f32 always, and evaluation and generation are as exact as
+/// f32 is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
