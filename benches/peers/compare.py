@@ -27,6 +27,8 @@ from pathlib import Path
 
 PEER_SCRIPT = Path(__file__).resolve().parent / "peft_train.py"
 PEER_PACKAGES = ("torch", "transformers", "peft")
+# A configuration whose try takes so many times as long as the shortest is given up: bf16 on a processor without units for it can take hours.
+GIVE_UP = 3
 
 CPU_INFO = Path("/proc/cpuinfo")
 # Flags of a processor that multiplies bf16, and all those that --json keeps.
@@ -271,10 +273,12 @@ def write_rows(rows, setting, steps, folder):
     return path
 
 
-def run(command):
-    """The JSON object that a command prints."""
+def run(command, seconds=None):
+    """The JSON object that a command prints; None if it takes longer than so many seconds."""
     try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
     except OSError as error:
         raise Failure(f"{command[0]} does not run: {error}") from None
     if done.returncode != 0:
@@ -306,12 +310,21 @@ def choose(setting, arguments, rows):
     wanted = [found for found in setting.configurations if arguments.try_compile or not found.compiles]
     if len(wanted) == 1:
         return wanted[0], []
-    tried = []
+    tried, slow, least = [], [], None
     # In turn, so that a disturbance of the machine does not hit all runs of one configuration.
     for _ in range(arguments.tries):
         for configuration in wanted:
+            if configuration in slow:
+                continue
             time.sleep(arguments.pause)
-            figures = run(peer_command(setting, configuration, arguments, rows, arguments.try_steps))
+            begun, limit = time.monotonic(), None if least is None else GIVE_UP * least
+            figures = run(peer_command(setting, configuration, arguments, rows, arguments.try_steps), limit)
+            if figures is None:
+                say(f"{setting.name}, the peer with {configuration.title}: given up after {limit:.0f} s, since another one took {least:.0f}")
+                slow.append(configuration)
+                continue
+            took = time.monotonic() - begun
+            least = min(took, least or took)
             say(f"{setting.name}, the peer with {configuration.title}: {figures['tokens_per_second']:.0f} tokens/s")
             tried.append((configuration, figures))
     if len({figures["tokens"] for _, figures in tried}) > 1:
