@@ -27,7 +27,7 @@ from pathlib import Path
 
 PEER_SCRIPT = Path(__file__).resolve().parent / "peft_train.py"
 PEER_PACKAGES = ("torch", "transformers", "peft")
-# A configuration whose try takes so many times as long as the shortest is given up: bf16 on a processor without units for it can take hours.
+# A configuration whose try takes so many times as long as the shortest is given up, as bf16 is on a processor without units for it.
 GIVE_UP = 3
 
 CPU_INFO = Path("/proc/cpuinfo")

@@ -33,8 +33,8 @@ pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
     dispatch(work)
 }
 
-/// Runs an operation compiled for this processor's vectors: those of NEON, or of AVX2 at most. What is generic in its vectors is large, and
-/// only [`rows`](crate::cpu::product::rows) gains by being compiled for AVX-512, too.
+/// Runs an operation compiled for this processor's vectors: those of NEON, or of AVX2 at most. What is generic in its vectors is large; of
+/// that only [`rows`](crate::cpu::product::rows) is compiled for AVX-512, too.
 #[inline(always)]
 pub(crate) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
