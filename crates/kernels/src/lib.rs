@@ -114,9 +114,9 @@ mod workspace;
 
 pub use arena::Arena;
 pub use buffer::release_freed_memory;
-pub use cpu::engine::limit_engine;
 #[doc(hidden)]
 pub use cpu::engine::{Engine, engines, with_engine};
+pub use cpu::engine::{engine_name, limit_engine};
 pub use cpu::parallel::in_pool;
 pub use cpu::teams::{Teams, team_count};
 pub use ops::*;

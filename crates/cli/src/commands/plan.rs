@@ -363,7 +363,9 @@ mod tests {
             file_dtype: DType::Bf16,
         };
         let mut plan = plan(&options).unwrap();
+        // What this machine is like is not in the snapshots.
         plan.available_memory = Some(16_000_000_000);
+        plan.compute_dtype = ComputeFormat::Bf16;
         let output = Output {
             json: false,
             color: false,

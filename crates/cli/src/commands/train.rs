@@ -286,6 +286,9 @@ fn earlier_settings(
         )));
     }
     let mut file = File::read(&path)?;
+    for (key, value) in TrainConfig::values_of_older_files() {
+        file.values.entry(key).or_insert(value);
+    }
     let mut lost = paths::find(&mut file, over);
     let has_checkpoint = !checkpoint::steps(folder).is_empty();
     let mut first_adapter = None;

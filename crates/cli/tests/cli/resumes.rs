@@ -119,6 +119,38 @@ fn a_run_is_found_from_another_folder_and_with_moved_files() {
 }
 
 #[test]
+fn settings_that_are_younger_than_a_run_are_what_they_were() {
+    let lab = Lab::new();
+    killed_run(&lab, "run", &[]);
+    let config = lab.path("run/config.yaml");
+    let yaml = fs::read_to_string(&config).expect("config.yaml");
+    assert!(yaml.contains("compute_dtype: null"), "{yaml}");
+    fs::write(&config, yaml.replace("compute_dtype: null\n", "")).expect("config.yaml");
+    let text = resume(&lab, "run", &lab.path(""), &[], 0);
+    assert!(text.contains("resuming after step 4"), "{text}");
+}
+
+#[test]
+fn another_kind_of_processor_is_told() {
+    let lab = Lab::new();
+    killed_run(&lab, "run", &[]);
+    let state = lab.path("run/checkpoints/step-4/trainer_state.json");
+    let json = fs::read_to_string(&state).expect("a state");
+    let mut json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    json["computed"] = serde_json::json!({"processor": "z80", "compute_dtype": "bf16"});
+    fs::write(&state, json.to_string()).expect("a state");
+    let text = resume(&lab, "run", &lab.path(""), &[], 0);
+    let warning = "until now factors were read as bf16 on z80, and from here on as";
+    assert!(text.contains(warning), "{text}");
+    // The last checkpoint was written by this one.
+    let last = lab.path("run/checkpoints/step-6/trainer_state.json");
+    let last = fs::read_to_string(last).expect("a state");
+    assert!(!last.contains("z80"), "{last}");
+    let card = fs::read_to_string(lab.path("run/README.md")).expect("a card");
+    assert!(card.contains("| computed | "), "{card}");
+}
+
+#[test]
 fn an_adapter_to_start_from_is_not_needed_again() {
     let lab = Lab::new();
     lowrank().args(lab.train("first", &[])).assert().success();

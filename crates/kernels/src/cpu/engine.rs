@@ -120,6 +120,11 @@ impl Engine {
     }
 }
 
+/// What computes: the name of this processor's kind, or of the one that [`limit_engine`] was told.
+pub fn engine_name() -> &'static str {
+    engine().name()
+}
+
 /// Computes as on a processor that has no more than this, for the rest of the process; before anything is computed.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! What the factors of a product are read as.
 
+use crate::cpu::engine::{Engine, engine};
+
 /// The number format that the factors of a product are read in, which is not the one that they are stored in; sums are in f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ComputeDType {
@@ -14,13 +16,26 @@ pub enum ComputeDType {
 }
 
 impl ComputeDType {
+    /// How this processor reads factors when it is told so: as f32 numbers unless it is faster otherwise.
+    #[must_use]
+    pub fn here(self) -> Self {
+        let is_faster = match self {
+            Self::F32 => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16x2 => engine() >= Engine::Amx,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 => engine() >= Engine::Avx512Bf16,
+            #[cfg(target_arch = "aarch64")]
+            Self::Bf16 => engine() >= Engine::NeonBf16,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        };
+        if is_faster { self } else { Self::F32 }
+    }
+
     /// Whether this processor rounds the factors of the larger products to bf16, those of attention's among them. It rounds a number once
     /// only, so whatever is a factor and nothing else may be written, or kept, as bf16.
     pub fn rounds_here(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let is_faster = crate::cpu::product::bf16::supported();
-        #[cfg(not(target_arch = "x86_64"))]
-        let is_faster = false;
-        self == Self::Bf16 && is_faster
+        cfg!(target_arch = "x86_64") && self.here() == Self::Bf16
     }
 }

@@ -63,7 +63,7 @@ pub struct Plan {
     pub work: Work,
     /// How the weights are held.
     pub base_dtype: String,
-    /// How the factors of products are read.
+    /// How this processor reads the factors of products.
     pub compute_dtype: ComputeFormat,
     /// How the trained values would be stored in a file.
     pub file_dtype: String,
@@ -145,7 +145,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
         base_dtype: DType::from(train.base_dtype).to_string(),
-        compute_dtype: train.compute_format(),
+        compute_dtype: train.compute_format().here(),
         file_dtype: options.file_dtype.to_string(),
         recompute: options.recompute,
         method: estimate(options, train.method, &adapter),

@@ -63,6 +63,16 @@ impl ComputeFormat {
             BaseDtype::Bf16 => Self::Bf16,
         }
     }
+
+    /// What it comes to on this processor.
+    #[must_use]
+    pub fn here(self) -> Self {
+        match lowrank_kernels::ComputeDType::from(self).here() {
+            lowrank_kernels::ComputeDType::F32 => Self::F32,
+            lowrank_kernels::ComputeDType::Bf16x2 => Self::Bf16x2,
+            lowrank_kernels::ComputeDType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl std::fmt::Display for ComputeFormat {

@@ -299,7 +299,20 @@ impl TrainConfig {
         }
     }
 
-    /// How the factors of products are read.
+    /// Values of keys that a settings file lacks because it is older than they are.
+    pub fn values_of_older_files() -> serde_json::Map<String, serde_json::Value> {
+        let values = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let mut older = Self::default();
+        older.set_absent();
+        let (now, mut older) = (values(&Self::default()), values(&older));
+        older.retain(|key, value| now.get(key) != Some(value));
+        older
+    }
+
+    /// How the factors of products may be read; [`ComputeFormat::here`] says how this processor reads them.
     pub fn compute_format(&self) -> ComputeFormat {
         self.compute_dtype
             .unwrap_or(ComputeFormat::beside(self.base_dtype))

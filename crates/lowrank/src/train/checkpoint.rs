@@ -4,12 +4,13 @@
 //! moments of AdamW in f32, and `trainer_state.json`. The order of rows, the dropout masks and the learning rate are
 //! functions of the seed and the step, so no generator state has to be kept.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::atomic;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, TensorEntry, check_finite};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{DType, View};
+use lowrank_kernels::{DType, View, engine_name};
 use serde::{Deserialize, Serialize};
 
 use super::values::{Kind, Values};
@@ -17,6 +18,7 @@ use crate::Error;
 use crate::data::Example;
 use crate::model::{Adapter, Decoder, Recompute};
 use crate::random::{hash, mix};
+use crate::settings::{ComputeFormat, TrainConfig};
 
 const STATE: &str = "training_state.safetensors";
 const TRAINER: &str = "trainer_state.json";
@@ -42,12 +44,40 @@ pub struct TrainerState {
     /// another choice rounds otherwise. Checkpoints of older versions have none.
     #[serde(default)]
     pub recompute: Option<Recompute>,
+    /// What computed the last steps. Checkpoints of older versions have none.
+    #[serde(default)]
+    pub computed: Option<Computed>,
     /// The base in full. Checkpoints of older versions have none.
     #[serde(default)]
     pub base_mark: Option<ModelMark>,
     /// A hash of every tensor of the state, which shows damage. Checkpoints of older versions have none.
     #[serde(default)]
     pub state_hash: Option<String>,
+}
+
+/// What decides how sums and factors are rounded, beside the settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Computed {
+    /// The processor's kind, as `LOWRANK_CPU` names it.
+    pub processor: String,
+    /// How it reads the factors of products.
+    pub compute_dtype: ComputeFormat,
+}
+
+impl Computed {
+    /// By this process.
+    pub fn here(config: &TrainConfig) -> Self {
+        Self {
+            processor: engine_name().to_owned(),
+            compute_dtype: config.compute_format().here(),
+        }
+    }
+}
+
+impl fmt::Display for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.compute_dtype, self.processor)
+    }
 }
 
 /// Enough about a base to notice any other in its place, such as one that was trained on.

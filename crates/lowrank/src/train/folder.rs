@@ -268,7 +268,7 @@ pub(super) fn metrics_path(folder: &Path) -> std::path::PathBuf {
     folder.join(METRICS)
 }
 
-/// Settings as (key, value), those that are unset left out.
+/// Settings as (key, value), those that are unset left out, and what computed.
 fn settings(config: &TrainConfig) -> Vec<(String, String)> {
     let Ok(serde_json::Value::Object(map)) = serde_json::to_value(config) else {
         return Vec::new();
@@ -296,6 +296,10 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
                     .map_or_else(|| value.to_string(), str::to_owned),
             )
         })
+        .chain([(
+            "computed".to_owned(),
+            checkpoint::Computed::here(config).to_string(),
+        )])
         .collect()
 }
 

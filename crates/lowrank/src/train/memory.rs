@@ -3,6 +3,7 @@
 use lowrank_kernels::ActivationDType;
 
 use super::batch::batch_for;
+use super::checkpoint::Computed;
 use super::events::{Event, Observer};
 use super::pieces::{pieces, teams};
 use crate::Error;
@@ -209,7 +210,7 @@ pub(super) fn choose_saving(
     }
     refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
-        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {})",
+        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {}), factors read as {}",
         units::grouped(adapter.parameters() as u64),
         units::grouped(model.parameters() as u64),
         units::bytes(memory.total()),
@@ -219,6 +220,7 @@ pub(super) fn choose_saving(
         units::bytes(activations),
         saving.dtype,
         saving.recompute,
+        Computed::here(config),
     )));
     Ok((saving, teams_of(saving)))
 }

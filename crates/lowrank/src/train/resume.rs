@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
 
-use super::checkpoint::{self, DataMark, ModelMark, Opened, TrainerState};
+use super::checkpoint::{self, Computed, DataMark, ModelMark, Opened, TrainerState};
 use super::events::{Event, Observer};
 use super::folder;
 use super::outcome::{Outcome, mean};
@@ -196,11 +196,12 @@ fn check_same(
 }
 
 /// The state that a run begins with.
-pub(super) fn new_state(base: &Network, rows: Rows<'_>) -> TrainerState {
+pub(super) fn new_state(config: &TrainConfig, base: &Network, rows: Rows<'_>) -> TrainerState {
     let decoder = &base.decoder;
     TrainerState {
         base: decoder.weights().fingerprint(),
         base_mark: Some(ModelMark::of(decoder)),
+        computed: Some(Computed::here(config)),
         data: DataMark::of(rows.train),
         valid: DataMark::of(rows.valid),
         ..TrainerState::default()
@@ -245,6 +246,14 @@ pub(super) fn open_state(
         "resuming after step {} of {total_steps}",
         earlier.step
     )));
+    if let (Some(then), Some(now)) = (&earlier.computed, &now.computed)
+        && then != now
+    {
+        observer.event(&Event::Note(format!(
+            "warning: until now factors were read as {then}, and from here on as {now}, which rounds otherwise; the result is not quite that of a run on one kind of processor"
+        )));
+    }
+    earlier.computed = now.computed;
     // From now on also where the checkpoint is of an older version.
     earlier.base_mark = now.base_mark;
     Ok(earlier)

@@ -108,7 +108,7 @@ impl<'a> Trainer<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
         ranks.agree(check(config, rows, base, &trained.adapter))?;
-        let mut state = resume::new_state(base, rows);
+        let mut state = resume::new_state(config, base, rows);
         agree_on(&ranks, config, &state, &trained.adapter)?;
         let (trained, mut optimizer) = own_part(&ranks, base, trained);
         let adapter = &trained.adapter;
@@ -151,7 +151,7 @@ impl<'a> Trainer<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
         ranks.agree(check(config, rows, base, &trained.adapter))?;
-        let now = resume::new_state(base, rows);
+        let now = resume::new_state(config, base, rows);
         agree_on(&ranks, config, &now, &trained.adapter)?;
         observer.event(&Event::Begin);
         let (mut trained, mut optimizer) = own_part(&ranks, base, trained);

@@ -43,8 +43,10 @@ struct Report {
     threads: usize,
     /// With factors read as f32.
     f32: Products,
-    /// With factors rounded to bf16, where the processor multiplies that faster.
-    bf16: Products,
+    /// With factors rounded to bf16, if this processor multiplies that faster.
+    bf16: Option<Products>,
+    /// The kind of processor that was computed for, as `LOWRANK_CPU` names it.
+    processor: &'static str,
     /// Bytes a second that all threads together read from memory.
     read_bandwidth: f64,
 }
@@ -66,12 +68,18 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
     let supervised = args.supervised_tokens.unwrap_or(args.tokens);
     let mut problems = Misuse::default();
     for (flag, count) in [
-        ("--tokens", args.tokens),
-        ("--supervised-tokens", supervised),
-        ("--repeats", args.repeats),
+        ("--tokens", Some(args.tokens)),
+        ("--supervised-tokens", args.supervised_tokens),
+        ("--repeats", Some(args.repeats)),
     ] {
-        problems.require(count > 0, || format!("{flag} must be 1 or greater"));
+        problems.require(count != Some(0), || format!("{flag} must be 1 or greater"));
     }
+    problems.require(supervised <= args.tokens, || {
+        format!(
+            "--supervised-tokens are some of --tokens, so {} at most",
+            args.tokens
+        )
+    });
     problems.or(())?;
     let base = args.base.load(&[])?;
     let work = (args.tokens, supervised);
@@ -88,38 +96,45 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
         base_dtype: dtype.to_string(),
         threads: bench::threads(),
         f32: products(ComputeDType::F32),
-        bf16: products(ComputeDType::Bf16),
+        bf16: (ComputeDType::Bf16.here() == ComputeDType::Bf16)
+            .then(|| products(ComputeDType::Bf16)),
+        processor: lowrank::kernels::engine_name(),
         read_bandwidth: bench::memory_bandwidth(),
     };
     output.result(&report, |output| text(&report, output))
 }
 
 fn text(report: &Report, output: &Output) -> String {
-    let mut table = Table::new([
+    let mut columns = vec![
         ("product", Align::Left),
         ("tokens", Align::Right),
         ("in", Align::Right),
         ("out", Align::Right),
         ("f32 forward", Align::Right),
         ("backward", Align::Right),
-        ("bf16 forward", Align::Right),
-        ("backward", Align::Right),
-    ]);
-    for (f32, bf16) in report.f32.shapes.iter().zip(&report.bf16.shapes) {
-        table.row([
-            f32.name.clone(),
-            f32.tokens.to_string(),
-            f32.inputs.to_string(),
-            f32.outputs.to_string(),
-            format!("{:.1}", f32.forward_gflops),
-            format!("{:.1}", f32.backward_gflops),
-            format!("{:.1}", bf16.forward_gflops),
-            format!("{:.1}", bf16.backward_gflops),
-        ]);
+    ];
+    if report.bf16.is_some() {
+        columns.extend([("bf16 forward", Align::Right), ("backward", Align::Right)]);
+    }
+    let mut table = Table::new(columns);
+    for (i, shape) in report.f32.shapes.iter().enumerate() {
+        let mut row = vec![
+            shape.name.clone(),
+            shape.tokens.to_string(),
+            shape.inputs.to_string(),
+            shape.outputs.to_string(),
+        ];
+        let rounded = report.bf16.as_ref().map(|products| &products.shapes[i]);
+        for shape in std::iter::once(shape).chain(rounded) {
+            row.push(format!("{:.1}", shape.forward_gflops));
+            row.push(format!("{:.1}", shape.backward_gflops));
+        }
+        table.row(row);
     }
     let mut text = format!(
-        "{}\nGFLOP/s; {} weights, {} {}\n",
+        "{}\nGFLOP/s on {}; {} weights, {} {}\n",
         table.render(output.width, output.color),
+        report.processor,
         report.base_dtype,
         report.threads,
         if report.threads == 1 {
@@ -128,11 +143,17 @@ fn text(report: &Report, output: &Output) -> String {
             "threads"
         }
     );
-    for (name, products) in [("f32", &report.f32), ("bf16", &report.bf16)] {
+    let rounded = report.bf16.as_ref().map(|products| ("bf16", products));
+    for (name, products) in std::iter::once(("f32", &report.f32)).chain(rounded) {
         let _ = writeln!(
             text,
             "factors read as {name}: best {:.1} GFLOP/s, all of a step's {:.1} GFLOP/s",
             products.peak_gflops, products.mean_gflops
+        );
+    }
+    if report.bf16.is_none() {
+        text.push_str(
+            "this processor does not multiply bf16 faster, so training reads factors as f32\n",
         );
     }
     let _ = write!(text, "memory {:.1} GB/s", report.read_bandwidth / 1e9);

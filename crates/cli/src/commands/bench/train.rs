@@ -107,7 +107,10 @@ pub struct BenchTrainArgs {
 struct Report {
     method: Method,
     base_dtype: String,
+    /// How factors were read, which is not what was asked for where this processor does not gain by it.
     compute_dtype: ComputeFormat,
+    /// The kind of processor that was computed for, as `LOWRANK_CPU` names it.
+    processor: &'static str,
     threads: usize,
     share_prompts: bool,
     trainable_parameters: usize,
@@ -206,7 +209,8 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     Ok(Report {
         method: args.trained.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
-        compute_dtype: config.compute_format(),
+        compute_dtype: config.compute_format().here(),
+        processor: lowrank::kernels::engine_name(),
         threads: bench::threads(),
         share_prompts: args.share_prompts,
         trainable_parameters: adapter.parameters(),
@@ -335,8 +339,8 @@ fn text(report: &Report, output: &Output) -> String {
     facts.add(
         "the step's products alone",
         format!(
-            "{:.1} GFLOP/s, the fastest {:.1} (--compute-dtype {})",
-            report.products_gflops, report.peak_gflops, report.compute_dtype
+            "{:.1} GFLOP/s, the fastest {:.1} (factors read as {} on {})",
+            report.products_gflops, report.peak_gflops, report.compute_dtype, report.processor
         ),
     );
     facts.add(

@@ -7,7 +7,7 @@ mod store;
 mod work;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
@@ -133,8 +133,25 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
     } else {
         work_off(&worker, args, progress)?
     };
-    let comparison = collect(&worker)?;
-    let root = &args.output;
+    let told = tell(&worker, &args.output, &output);
+    if failures.is_empty() {
+        return told;
+    }
+    let untold = match told {
+        Ok(()) => String::new(),
+        // A full disk, as a rule, which the runs have met, too.
+        Err(error) => format!("\nnor could the report be written: {error:#}"),
+    };
+    anyhow::bail!(
+        "{} of the runs failed:\n  - {}{untold}\nwhat is finished is kept; mend the cause and run the same command again",
+        failures.len(),
+        failures.join("\n  - ")
+    )
+}
+
+/// Writes the report of what is there, and prints it.
+fn tell(worker: &Worker<'_>, root: &Path, output: &Output) -> anyhow::Result<()> {
+    let comparison = collect(worker)?;
     fs::create_dir_all(root)
         .with_context(|| format!("cannot make the folder {}", root.display()))?;
     for (name, text) in [
@@ -151,15 +168,7 @@ pub fn run(args: &CompareArgs, progress: Mode) -> anyhow::Result<()> {
         let shown = root.join("comparison.html");
         let tables = show::tables(&comparison, output);
         format!("{tables}\nwritten to {}\n", shown.display())
-    })?;
-    if failures.is_empty() {
-        return Ok(());
-    }
-    anyhow::bail!(
-        "{} of the runs failed:\n  - {}\nwhat is finished is kept; mend the cause and run the same command again",
-        failures.len(),
-        failures.join("\n  - ")
-    )
+    })
 }
 
 /// A piece of a method; no method: the base.
