@@ -6,35 +6,35 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::buffer::Buffer;
-use crate::storage::{DType, Numbers, encode};
+use crate::storage::{DType, NumberFormat, Numbers, encode};
 use crate::view::{OutputMut, View, ViewMut};
 
 /// Why bytes do not make a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {
     /// The number of bytes is not what the shape asks for.
-    #[error("{rows}x{cols} in {dtype} needs {expected} bytes, but {found} were given")]
+    #[error("{rows}x{cols} in {format} needs {expected} bytes, but {found} were given")]
     Length {
         /// Rows of the matrix.
         rows: usize,
         /// Columns of the matrix.
         cols: usize,
         /// Number format of the matrix.
-        dtype: DType,
+        format: NumberFormat,
         /// Bytes that the shape asks for.
         expected: usize,
         /// Bytes that were given.
         found: usize,
     },
     /// The shape is so large that its size in bytes does not fit in a `usize`.
-    #[error("{rows}x{cols} in {dtype} is larger than the address space")]
+    #[error("{rows}x{cols} in {format} is larger than the address space")]
     TooLarge {
         /// Rows of the matrix.
         rows: usize,
         /// Columns of the matrix.
         cols: usize,
         /// Number format of the matrix.
-        dtype: DType,
+        format: NumberFormat,
     },
     /// The range reaches past the end of the shared bytes.
     #[error("bytes {start}..{end} do not lie within {available} shared bytes")]
@@ -47,10 +47,10 @@ pub enum TensorError {
         available: usize,
     },
     /// The numbers do not start at a multiple of their size; copy them instead of sharing.
-    #[error("{dtype} numbers start at byte {offset}, which is not a multiple of their size")]
+    #[error("{format} numbers start at byte {offset}, which is not a multiple of their size")]
     Alignment {
         /// Number format of the matrix.
-        dtype: DType,
+        format: NumberFormat,
         /// Position of the first byte within the shared bytes.
         offset: usize,
     },
@@ -68,14 +68,14 @@ enum Storage {
     },
 }
 
-/// A row-major matrix on the CPU, `rows` × `cols`, in f32 or bf16.
+/// A row-major matrix on the CPU, `rows` × `cols`, in any number format.
 ///
 /// Owned memory starts at a cache line. Shared memory is read-only; cloning such a tensor does not
 /// copy it.
 #[derive(Clone)]
 pub struct Tensor {
     storage: Storage,
-    dtype: DType,
+    format: NumberFormat,
     rows: usize,
     cols: usize,
 }
@@ -84,7 +84,7 @@ impl Tensor {
     /// An f32 matrix of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
         let buffer = Buffer::zeroed(rows * cols * size_of::<f32>());
-        Self::owned(buffer, DType::F32, rows, cols)
+        Self::owned(buffer, NumberFormat::F32, rows, cols)
     }
 
     /// An f32 matrix with these numbers.
@@ -111,7 +111,7 @@ impl Tensor {
         let bytes = dtype.bytes_for(values.len());
         let mut buffer = Buffer::zeroed(bytes);
         encode(dtype, &mut buffer.as_mut_slice()[..bytes], values);
-        Self::owned(buffer, dtype, rows, cols)
+        Self::owned(buffer, dtype.into(), rows, cols)
     }
 
     /// A matrix that lies in `bytes[range]`, without copying it.
@@ -123,10 +123,11 @@ impl Tensor {
     pub fn from_shared(
         bytes: SharedBytes,
         range: Range<usize>,
-        dtype: DType,
+        format: impl Into<NumberFormat>,
         rows: usize,
         cols: usize,
     ) -> Result<Self, TensorError> {
+        let format = format.into();
         let available = (*bytes).as_ref().len();
         let Some(slice) = (*bytes).as_ref().get(range.clone()) else {
             return Err(TensorError::Range {
@@ -135,16 +136,16 @@ impl Tensor {
                 available,
             });
         };
-        check_length(slice.len(), dtype, rows, cols)?;
-        if slice.as_ptr().align_offset(dtype.unit().align) != 0 {
+        check_length(slice.len(), format, rows, cols)?;
+        if slice.as_ptr().align_offset(format.unit().align) != 0 {
             return Err(TensorError::Alignment {
-                dtype,
+                format,
                 offset: range.start,
             });
         }
         Ok(Self {
             storage: Storage::Shared { bytes, range },
-            dtype,
+            format,
             rows,
             cols,
         })
@@ -156,14 +157,15 @@ impl Tensor {
     /// If `bytes` has not the length that the shape asks for.
     pub fn from_le_bytes(
         bytes: &[u8],
-        dtype: DType,
+        format: impl Into<NumberFormat>,
         rows: usize,
         cols: usize,
     ) -> Result<Self, TensorError> {
-        check_length(bytes.len(), dtype, rows, cols)?;
+        let format = format.into();
+        check_length(bytes.len(), format, rows, cols)?;
         let mut buffer = Buffer::zeroed(bytes.len());
         buffer.as_mut_slice::<u8>()[..bytes.len()].copy_from_slice(bytes);
-        Ok(Self::owned(buffer, dtype, rows, cols))
+        Ok(Self::owned(buffer, format, rows, cols))
     }
 
     /// The memory of an owned matrix, to write.
@@ -176,11 +178,11 @@ impl Tensor {
     }
 
     /// A matrix in the first bytes of a buffer that may be larger.
-    pub(crate) fn owned(buffer: Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
-        debug_assert!(buffer.capacity() >= dtype.bytes_for(rows * cols));
+    pub(crate) fn owned(buffer: Buffer, format: NumberFormat, rows: usize, cols: usize) -> Self {
+        debug_assert!(buffer.capacity() >= format.bytes_for(rows * cols));
         Self {
             storage: Storage::Owned(buffer),
-            dtype,
+            format,
             rows,
             cols,
         }
@@ -215,13 +217,22 @@ impl Tensor {
     }
 
     /// The number format.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    pub fn format(&self) -> NumberFormat {
+        self.format
+    }
+
+    /// The type in which numbers are written to the matrix.
+    ///
+    /// # Panics
+    /// If it is of another format: such matrices are only read.
+    pub(crate) fn written_dtype(&self) -> DType {
+        let dtype = self.format.as_dtype();
+        dtype.unwrap_or_else(|| panic!("a {self:?} is never written to"))
     }
 
     /// Bytes of the elements.
     pub fn nbytes(&self) -> usize {
-        self.dtype.bytes_for(self.len())
+        self.format.bytes_for(self.len())
     }
 
     /// Whether the memory is shared with other tensors, such as a mapped file.
@@ -231,7 +242,11 @@ impl Tensor {
 
     /// The matrix to read.
     pub fn view(&self) -> View<'_> {
-        View::new(Numbers::new(self.dtype, self.bytes()), self.rows, self.cols)
+        View::new(
+            Numbers::new(self.format, self.bytes()),
+            self.rows,
+            self.cols,
+        )
     }
 
     /// The matrix to write.
@@ -239,7 +254,11 @@ impl Tensor {
     /// # Panics
     /// If the matrix is bf16 or its memory is shared: only owned f32 matrices are written to.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        assert_eq!(self.dtype, DType::F32, "only f32 matrices are written to");
+        assert_eq!(
+            self.format,
+            NumberFormat::F32,
+            "only f32 matrices are written to"
+        );
         let len = self.len();
         match &mut self.storage {
             Storage::Owned(buffer) => {
@@ -292,7 +311,7 @@ impl<'a> From<&'a Tensor> for View<'a> {
 impl<'a> From<&'a mut Tensor> for OutputMut<'a> {
     fn from(tensor: &'a mut Tensor) -> Self {
         let (rows, cols) = (tensor.rows, tensor.cols);
-        match tensor.dtype {
+        match tensor.written_dtype() {
             DType::F32 => tensor.view_mut().into(),
             DType::Bf16 => Self::rounded(bytemuck::cast_slice_mut(tensor.bytes_mut()), rows, cols),
         }
@@ -311,24 +330,29 @@ impl fmt::Debug for Tensor {
         write!(
             f,
             "Tensor({}x{}, {}{shared})",
-            self.rows, self.cols, self.dtype
+            self.rows, self.cols, self.format
         )
     }
 }
 
-fn check_length(found: usize, dtype: DType, rows: usize, cols: usize) -> Result<(), TensorError> {
+fn check_length(
+    found: usize,
+    format: NumberFormat,
+    rows: usize,
+    cols: usize,
+) -> Result<(), TensorError> {
     let expected = rows
         .checked_mul(cols)
-        .filter(|n| n.checked_mul(dtype.unit().bytes).is_some())
-        .map(|n| dtype.bytes_for(n))
-        .ok_or(TensorError::TooLarge { rows, cols, dtype })?;
+        .filter(|n| n.checked_mul(format.unit().bytes).is_some())
+        .map(|n| format.bytes_for(n))
+        .ok_or(TensorError::TooLarge { rows, cols, format })?;
     if expected == found {
         Ok(())
     } else {
         Err(TensorError::Length {
             rows,
             cols,
-            dtype,
+            format,
             expected,
             found,
         })

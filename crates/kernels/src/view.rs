@@ -11,7 +11,7 @@ use crate::cpu::product::mat::{Mat, Shared};
 use crate::cpu::product::term::Left;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
-use crate::storage::{DType, Numbers, encoded};
+use crate::storage::{DType, NumberFormat, Numbers, encoded};
 
 /// A contiguous row-major matrix to read, in any number format.
 #[derive(Clone, Copy)]
@@ -63,8 +63,8 @@ impl<'a> View<'a> {
     }
 
     /// The number format.
-    pub fn dtype(&self) -> DType {
-        self.numbers.dtype()
+    pub fn format(&self) -> NumberFormat {
+        self.numbers.format()
     }
 
     /// One element, widened; for the host's own small questions, not for loops over a matrix.
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
     pub fn to_le_bytes(self, dtype: DType) -> Cow<'a, [u8]> {
         // So many elements are widened at a time.
         const PART: usize = 1 << 16;
-        if dtype == self.dtype() {
+        if self.format() == dtype.into() {
             return Cow::Borrowed(self.numbers.bytes());
         }
         let mut bytes = Vec::with_capacity(dtype.bytes_for(self.rows * self.cols));
@@ -98,6 +98,11 @@ impl<'a> View<'a> {
             bytes.extend(encoded(dtype, &part.to_vec()));
         }
         Cow::Owned(bytes)
+    }
+
+    /// The elements as they are stored.
+    pub fn stored_bytes(self) -> &'a [u8] {
+        self.numbers.bytes()
     }
 
     /// Some of the rows.
@@ -174,7 +179,7 @@ impl<'a> View<'a> {
 
 impl fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "View({}x{}, {})", self.rows, self.cols, self.dtype())
+        write!(f, "View({}x{}, {})", self.rows, self.cols, self.format())
     }
 }
 

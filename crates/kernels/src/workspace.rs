@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::buffer::Buffer;
-use crate::storage::{ActivationDType, DType};
+use crate::storage::{DType, NumberFormat};
 use crate::tensor::Tensor;
 
 /// A request this small may take any buffer up to this size.
@@ -24,7 +24,7 @@ pub struct Workspace {
 #[derive(Default)]
 struct State {
     /// Buffers that nobody holds, the longest unused first, with the number format they were used for.
-    idle: Vec<(DType, Buffer)>,
+    idle: Vec<(NumberFormat, Buffer)>,
     /// Bytes of idle buffers.
     idle_bytes: usize,
     /// Bytes of buffers that are handed out.
@@ -43,18 +43,18 @@ impl Workspace {
     ///
     /// It reuses the smallest idle buffer that fits, and allocates if there is none.
     pub fn take(&self, rows: usize, cols: usize) -> Tensor {
-        self.take_as(rows, cols, ActivationDType::F32)
+        self.take_as(rows, cols, DType::F32)
     }
 
     /// A matrix of `dtype` with unspecified contents; see [`convert`](crate::convert) for what writes a bf16 one.
-    pub fn take_as(&self, rows: usize, cols: usize, dtype: ActivationDType) -> Tensor {
-        let dtype = DType::from(dtype);
-        let bytes = dtype.bytes_for(rows * cols);
+    pub fn take_as(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+        let format = NumberFormat::from(dtype);
+        let bytes = format.bytes_for(rows * cols);
         let (reused, outgrown) = {
             let mut state = self.lock();
-            match state.reuse(dtype, bytes) {
+            match state.reuse(format, bytes) {
                 Some(buffer) => (Some(buffer), None),
-                None => (None, state.outgrown(dtype, bytes)),
+                None => (None, state.outgrown(format, bytes)),
             }
         };
         drop(outgrown);
@@ -64,14 +64,14 @@ impl Workspace {
             self.lock().count_new(buffer.capacity());
             buffer
         });
-        Tensor::owned(buffer, dtype, rows, cols)
+        Tensor::owned(buffer, format, rows, cols)
     }
 
     /// Takes a matrix back. Any owned matrix will do; a shared one is dropped.
     pub fn give(&self, tensor: Tensor) {
-        let dtype = tensor.dtype();
+        let format = tensor.format();
         if let Some(buffer) = tensor.into_buffer() {
-            self.lock().give(dtype, buffer);
+            self.lock().give(format, buffer);
         }
     }
 
@@ -90,24 +90,28 @@ impl Workspace {
 impl State {
     /// The smallest idle buffer that fits, of the same number format: a matrix that is kept as bf16 must not sit in the memory of one
     /// in f32.
-    fn reuse(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
+    fn reuse(&mut self, format: NumberFormat, bytes: usize) -> Option<Buffer> {
         let limit = (2 * bytes).max(SMALL_BYTES);
-        let (_, best) = self.sizes(dtype, bytes..limit + 1).min()?;
+        let (_, best) = self.sizes(format, bytes..limit + 1).min()?;
         let buffer = self.remove(best);
         self.hold(buffer.capacity());
         Some(buffer)
     }
 
     /// Gives up the largest idle buffer that is too small, but not by much: whatever it served can be served by the new one.
-    fn outgrown(&mut self, dtype: DType, bytes: usize) -> Option<Buffer> {
-        let (_, largest) = self.sizes(dtype, bytes * 2 / 3..bytes).max()?;
+    fn outgrown(&mut self, format: NumberFormat, bytes: usize) -> Option<Buffer> {
+        let (_, largest) = self.sizes(format, bytes * 2 / 3..bytes).max()?;
         Some(self.remove(largest))
     }
 
     /// Capacities within a range, and places, of idle buffers of a number format.
-    fn sizes(&self, dtype: DType, range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    fn sizes(
+        &self,
+        format: NumberFormat,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = (usize, usize)> {
         (self.idle.iter().enumerate())
-            .filter(move |(_, (idle, _))| *idle == dtype)
+            .filter(move |(_, (idle, _))| *idle == format)
             .map(|(i, (_, buffer))| (buffer.capacity(), i))
             .filter(move |(capacity, _)| range.contains(capacity))
     }
@@ -133,11 +137,11 @@ impl State {
         self.peak_bytes = self.peak_bytes.max(self.held_bytes);
     }
 
-    fn give(&mut self, dtype: DType, buffer: Buffer) {
+    fn give(&mut self, format: NumberFormat, buffer: Buffer) {
         // A tensor that was made elsewhere was never counted as held.
         self.held_bytes = self.held_bytes.saturating_sub(buffer.capacity());
         self.idle_bytes += buffer.capacity();
-        self.idle.push((dtype, buffer));
+        self.idle.push((format, buffer));
     }
 }
 

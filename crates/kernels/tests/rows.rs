@@ -237,7 +237,7 @@ fn check_linears(rng: &mut CounterRng) {
                 "linear {linear} of {} inputs, {:?} {}, rows {rows:?} of {prompt} and {generated}",
                 linears.inputs,
                 linears.layout,
-                linears.weights[linear].dtype(),
+                linears.weights[linear].format(),
             );
         }
     };

@@ -102,7 +102,7 @@ pub mod units;
 
 pub use error::Error;
 pub use formats::FormatError;
-pub use kernels::{ActivationDType, ComputeDType, DType, Tensor, TensorError, Workspace};
+pub use kernels::{ComputeDType, DType, NumberFormat, Tensor, TensorError, Workspace};
 pub use output::{Unfinished, discard_unfinished, write_text};
 
 /// Compiles what README.md shows.

@@ -10,7 +10,7 @@ use lowrank::train::{
 };
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
-use lowrank::{ActivationDType, ComputeDType, DType, Workspace};
+use lowrank::{ComputeDType, DType, Workspace};
 
 fn model() -> Option<Base> {
     let Some(folder) = std::env::var_os("LOWRANK_TEST_MODEL") else {
@@ -102,10 +102,10 @@ fn what_is_rounded_changes_gradients_little() {
     let with = |recompute, dtype, compute| {
         gradients(&base, &adapter, &rows, Saving { recompute, dtype }, compute)
     };
-    let exact = with(Recompute::None, ActivationDType::F32, ComputeDType::F32);
+    let exact = with(Recompute::None, DType::F32, ComputeDType::F32);
     for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
         for compute in [ComputeDType::F32, ComputeDType::Bf16x2, ComputeDType::Bf16] {
-            let found = with(recompute, ActivationDType::Bf16, compute);
+            let found = with(recompute, DType::Bf16, compute);
             let off = Off::new(&found, &exact);
             eprintln!("{recompute}, factors {compute:?}: {off:?}");
             if compute == ComputeDType::Bf16 {

@@ -21,7 +21,7 @@ pub(crate) fn add_assign(y: ViewMut<'_>, x: View<'_>) {
 }
 
 pub(crate) fn convert(to: &mut Tensor, from: View<'_>) {
-    let dtype = to.dtype();
+    let dtype = to.written_dtype();
     let bytes = dtype.bytes_for(BLOCK);
     let chunks = to.bytes_mut().par_chunks_mut(bytes).enumerate();
     chunks.for_each_part(|(i, to)| {

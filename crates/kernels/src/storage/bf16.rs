@@ -3,33 +3,8 @@
 use half::bf16;
 use pulp::Simd;
 
-use super::{CHUNK, Number, Storage};
+use super::{CHUNK, Number};
 use crate::cpu::simd;
-
-impl Storage for bf16 {
-    const NAME: &'static str = "bf16";
-    const UNIT: usize = 1;
-    type Read = Self;
-
-    fn widen(to: &mut [f32], from: &[Self], first: usize) {
-        simd::widen(to, &from[first..first + to.len()]);
-    }
-
-    fn narrow(to: &mut [Self], from: &[f32]) {
-        simd::narrow(to, from);
-    }
-
-    #[inline]
-    fn in_place(units: &[Self]) -> Option<&[Self]> {
-        Some(units)
-    }
-
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    #[inline]
-    fn as_bf16s(units: &[Self]) -> Option<&[bf16]> {
-        Some(units)
-    }
-}
 
 impl Number for bf16 {
     const EVEN_FIRST: bool = true;

@@ -2,31 +2,7 @@
 
 use pulp::Simd;
 
-use super::{CHUNK, Number, Storage};
-
-impl Storage for f32 {
-    const NAME: &'static str = "f32";
-    const UNIT: usize = 1;
-    type Read = Self;
-
-    fn widen(to: &mut [f32], from: &[Self], first: usize) {
-        to.copy_from_slice(&from[first..first + to.len()]);
-    }
-
-    fn narrow(to: &mut [Self], from: &[f32]) {
-        to.copy_from_slice(from);
-    }
-
-    #[inline]
-    fn in_place(units: &[Self]) -> Option<&[Self]> {
-        Some(units)
-    }
-
-    #[inline]
-    fn as_f32s(units: &[Self]) -> Option<&[f32]> {
-        Some(units)
-    }
-}
+use super::{CHUNK, Number};
 
 impl Number for f32 {
     const EVEN_FIRST: bool = false;

@@ -118,7 +118,7 @@ fn pass_bytes(model: &Decoder, adapters: &[&Adapter], cached: usize) -> f64 {
         .weights()
         .iter()
         .filter(|(id, _)| whole(id) && !replaced(id))
-        .map(|(id, (rows, cols))| model.weights().view(*id).dtype().bytes_for(rows * cols))
+        .map(|(id, (rows, cols))| model.weights().view(*id).format().bytes_for(rows * cols))
         .sum();
     let own: usize = adapters.iter().map(|adapter| adapter.params.len()).sum();
     let row = 2 * config.num_hidden_layers * config.kv_size() * size_of::<f32>();

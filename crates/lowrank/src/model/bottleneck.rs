@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    ActivationDType, Arena, Layout, Tensor, View, Weight, activation_backward, activation_forward,
+    Arena, DType, Layout, Tensor, View, Weight, activation_backward, activation_forward,
     add_assign, bias_backward, layer_norm_apply, layer_norm_backward, layer_norm_forward,
     linear_backward_input, linear_backward_weight, linear_forward,
 };
@@ -248,7 +248,7 @@ impl Pass<'_> {
     pub(super) fn keep_bottlenecks(
         &self,
         saved: Vec<BottleneckSaved>,
-        dtype: ActivationDType,
+        dtype: DType,
     ) -> Vec<BottleneckSaved> {
         let saved = saved.into_iter();
         let saved = saved.map(|one| BottleneckSaved {

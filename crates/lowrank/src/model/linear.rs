@@ -13,10 +13,9 @@
 use std::ops::Range;
 
 use lowrank_kernels::{
-    ActivationDType, Arena, BranchGradient, BranchOutput, Dropout, LinearGradient, LinearOutput,
-    LowRank, Tensor, View, ViewMut, Weight, bias_backward, linear_backward_weight,
-    linears_backward_input, linears_forward, low_rank_backward_hidden, low_rank_backward_input,
-    low_rank_backward_weights,
+    Arena, BranchGradient, BranchOutput, DType, Dropout, LinearGradient, LinearOutput, LowRank,
+    Tensor, View, ViewMut, Weight, bias_backward, linear_backward_weight, linears_backward_input,
+    linears_forward, low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights,
 };
 
 use super::adapter::{Adapter, LowRankSite};
@@ -230,11 +229,7 @@ impl Pass<'_> {
             && !readers.is_empty()
             && readers.iter().all(alone)
             && !self.are_scaled(readers);
-        let dtype = if rounds {
-            ActivationDType::Bf16
-        } else {
-            ActivationDType::F32
-        };
+        let dtype = if rounds { DType::Bf16 } else { DType::F32 };
         self.ws.take_as(rows, cols, dtype)
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use lowrank_kernels::{ActivationDType, DType, Tensor, View, convert};
+use lowrank_kernels::{DType, NumberFormat, Tensor, View, convert};
 use serde::{Deserialize, Serialize};
 
 use super::pass::Pass;
@@ -45,22 +45,22 @@ pub struct Saving {
     pub recompute: Recompute,
     /// How most of the rest is kept: bf16 halves it, and rounds what gradients are computed from. What attention reads,
     /// and what is computed from again, stays f32.
-    pub dtype: ActivationDType,
+    pub dtype: DType,
 }
 
 impl Default for Saving {
     fn default() -> Self {
         Self {
             recompute: Recompute::None,
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
         }
     }
 }
 
 impl Pass<'_> {
     /// A matrix as it is kept.
-    pub(super) fn keep(&self, tensor: Tensor, dtype: ActivationDType) -> Tensor {
-        if tensor.dtype() == dtype.into() {
+    pub(super) fn keep(&self, tensor: Tensor, dtype: DType) -> Tensor {
+        if tensor.format() == dtype.into() {
             return tensor;
         }
         let mut kept = self.ws.take_as(tensor.rows(), tensor.cols(), dtype);
@@ -71,7 +71,7 @@ impl Pass<'_> {
 
     /// A kept matrix in f32.
     pub(super) fn widened<'t>(&self, kept: &'t Tensor) -> Cow<'t, Tensor> {
-        if kept.dtype() == DType::F32 {
+        if kept.format() == NumberFormat::F32 {
             return Cow::Borrowed(kept);
         }
         let mut wide = self.take(kept.rows(), kept.cols());

@@ -203,7 +203,9 @@ impl Weights {
             let Some(table) = self.tensors.get(&id) else {
                 continue;
             };
-            let (dtype, width) = (table.dtype(), table.cols());
+            // Rows of blocks cannot be written one by one.
+            let dtype = table.format().as_dtype().unwrap_or(self.dtype);
+            let width = table.cols();
             let mut sums = vec![0.0_f64; width];
             for row in 0..old {
                 let row = table.view().slice_rows(row..row + 1).to_vec();
@@ -414,7 +416,7 @@ impl Weights {
             .collect();
         let hashes: Vec<(usize, u64)> = parts
             .into_par_iter()
-            .map(|(index, part)| (index, hash(&part.to_le_bytes(part.dtype()))))
+            .map(|(index, part)| (index, hash(part.stored_bytes())))
             .collect();
         let mut marks: TensorMarks = marked
             .iter()

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use lowrank_kernels::{ActivationDType, ComputeDType, DType};
+use lowrank_kernels::{ComputeDType, DType};
 use serde::Serialize;
 
 use super::Work;
@@ -181,7 +181,7 @@ fn activation_bytes(
         return 0;
     };
     let (c, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
-    let size = DType::from(saving.dtype).bytes_for(1);
+    let size = saving.dtype.bytes_for(1);
     let statistics = config.norm.statistics();
     let heads_size = if config.relative.is_none() && compute.rounds_here() {
         size
@@ -325,11 +325,7 @@ fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, savi
         Recompute::Selective => mlp + c,
         Recompute::Full => values,
     };
-    let widened = if saving.dtype == ActivationDType::F32 {
-        0
-    } else {
-        c
-    };
+    let widened = if saving.dtype == DType::F32 { 0 } else { c };
     let is_down = |id: &LinearId| id.kind == LinearKind::Down;
     let trains_down = adapter.low_rank.keys().any(is_down)
         || adapter.scaled.keys().any(is_down)

@@ -18,16 +18,6 @@ pub enum BaseDtype {
     Bf16,
 }
 
-/// What the blocks keep beside a base that is stored so.
-impl From<BaseDtype> for lowrank_kernels::ActivationDType {
-    fn from(dtype: BaseDtype) -> Self {
-        match dtype {
-            BaseDtype::F32 => Self::F32,
-            BaseDtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 impl From<BaseDtype> for lowrank_kernels::DType {
     fn from(dtype: BaseDtype) -> Self {
         match dtype {

@@ -1,6 +1,6 @@
 //! The process's memory as the system counts it, and what a run keeps so that it fits.
 
-use lowrank_kernels::ActivationDType;
+use lowrank_kernels::DType;
 
 use super::batch::batch_for;
 use super::checkpoint::Computed;
@@ -172,7 +172,7 @@ pub(super) fn choose_saving(
     );
     let mut mends = Vec::new();
     let is_least = saving.recompute == Recompute::Full;
-    let rounds = saving.dtype != ActivationDType::F32;
+    let rounds = saving.dtype != DType::F32;
     match kept {
         None if is_least => {}
         None => mends.push(format!(
@@ -281,7 +281,7 @@ pub(super) fn check_room(
         config.compute_format().into(),
     );
     let mut mends = Vec::new();
-    if saving.dtype == ActivationDType::F32 && !config.method.writes_model() {
+    if saving.dtype == DType::F32 && !config.method.writes_model() {
         mends.push(format!(
             "set {base_dtype}",
             base_dtype = valued("base_dtype", "bf16")

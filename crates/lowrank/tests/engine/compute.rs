@@ -10,7 +10,7 @@ use lowrank::train::{
 };
 use lowrank::tuning::Method;
 use lowrank::tuning::targets::Targets;
-use lowrank::{ActivationDType, ComputeDType, DType, Workspace};
+use lowrank::{ComputeDType, DType, Workspace};
 
 pub(crate) fn base() -> Base {
     let source = Source::find("builtin:tiny").expect("the built-in model");
@@ -37,7 +37,7 @@ pub(crate) fn options(compute_dtype: ComputeDType) -> StepOptions<'static> {
         batch_size: 4,
         share_prompts: false,
         saving: Saving {
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
             ..Saving::default()
         },
         compute_dtype,

@@ -5,7 +5,7 @@ use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Recompute, Saving, Vir
 use lowrank::objective::{self, LossSum, NextToken};
 use lowrank::train::{OptimizerState, StepOptions, accumulate, batch_of, evaluate};
 use lowrank::tuning::full;
-use lowrank::{ActivationDType, Workspace};
+use lowrank::{DType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
 
@@ -81,7 +81,7 @@ fn gradients_saving(
     model: &Decoder,
     adapter: &Adapter,
     recompute: Recompute,
-    dtype: ActivationDType,
+    dtype: DType,
 ) -> Vec<Vec<f32>> {
     let mut options = options(5, 0.0);
     options.saving = Saving { recompute, dtype };
@@ -99,9 +99,9 @@ fn what_is_computed_again_is_what_was_kept() {
             adapter(&model, &dropping, 2),
             full::inject(model.weights()),
         ] {
-            let kept = gradients_saving(&model, &trained, Recompute::None, ActivationDType::F32);
+            let kept = gradients_saving(&model, &trained, Recompute::None, DType::F32);
             for recompute in [Recompute::Selective, Recompute::Full] {
-                let again = gradients_saving(&model, &trained, recompute, ActivationDType::F32);
+                let again = gradients_saving(&model, &trained, recompute, DType::F32);
                 assert!(again == kept, "{family}, {recompute}");
             }
         }
@@ -116,9 +116,9 @@ fn activations_kept_as_bf16_change_gradients_little() {
             adapter(&model, &all_linear(), 1),
             full::inject(model.weights()),
         ] {
-            let exact = gradients_saving(&model, &trained, Recompute::None, ActivationDType::F32);
+            let exact = gradients_saving(&model, &trained, Recompute::None, DType::F32);
             for recompute in [Recompute::None, Recompute::Selective] {
-                let kept = gradients_saving(&model, &trained, recompute, ActivationDType::Bf16);
+                let kept = gradients_saving(&model, &trained, recompute, DType::Bf16);
                 assert!(kept != exact, "nothing was rounded");
                 for ((kept, exact), name) in kept.iter().zip(&exact).zip(&trained.names) {
                     let square = |x: f32| f64::from(x) * f64::from(x);

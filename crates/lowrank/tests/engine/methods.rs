@@ -8,7 +8,7 @@ use lowrank::base::Source;
 use lowrank::model::{Adapter, AdapterSet, Batch, Decoder, Recompute, Saving, Sublayer};
 use lowrank::train::{OptimizerState, StepOptions, TrainConfig, accumulate};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method, adapter, bitfit, top};
-use lowrank::{ActivationDType, Workspace};
+use lowrank::{DType, Workspace};
 use lowrank_kernels::{Tensor, add_assign, fill_normal};
 use serde_json::Value;
 
@@ -70,7 +70,7 @@ fn step_options(batch_size: usize, recompute: Recompute) -> StepOptions<'static>
         share_prompts: false,
         saving: Saving {
             recompute,
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
         },
         compute_dtype: lowrank::ComputeDType::F32,
         seed: 7,

@@ -18,7 +18,7 @@ use lowrank::train::{
 };
 use lowrank::tuning::prefix::{self, Init, Kind, Options};
 use lowrank::tuning::{self, Method, bitfit, full};
-use lowrank::{ActivationDType, DType, Workspace};
+use lowrank::{DType, Workspace};
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
@@ -150,7 +150,7 @@ fn gradients_under_dropout_are_finite_differences() {
     for recompute in [Recompute::Selective, Recompute::Full] {
         let saving = Saving {
             recompute,
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
         };
         assert!(gradients(&model, &made, saving).1 == kept, "{recompute}");
     }
@@ -231,8 +231,8 @@ fn numbers_in_bf16_change_little() {
         recompute: Recompute::None,
         dtype,
     };
-    let (_, kept) = gradients(&rounded, &made, saving(ActivationDType::Bf16));
-    let (_, wide) = gradients(&rounded, &made, saving(ActivationDType::F32));
+    let (_, kept) = gradients(&rounded, &made, saving(DType::Bf16));
+    let (_, wide) = gradients(&rounded, &made, saving(DType::F32));
     let kept: Vec<f32> = kept.into_iter().flatten().collect();
     let wide: Vec<f32> = wide.into_iter().flatten().collect();
     let off = difference(&kept, &wide);

@@ -10,7 +10,7 @@ use lowrank::model::{
 };
 use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, batch_of};
-use lowrank::{ActivationDType, Workspace};
+use lowrank::{DType, Workspace};
 use lowrank_kernels::{Layout, Tensor, fill_uniform};
 
 use super::common::{
@@ -63,7 +63,7 @@ fn gradients(
     let options = PassOptions {
         saving: Saving {
             recompute,
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
         },
         ..PassOptions::default()
     };

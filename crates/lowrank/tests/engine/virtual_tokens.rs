@@ -9,7 +9,7 @@ use lowrank::objective::{self, NextToken, loss_and_gradients};
 use lowrank::train::{OptimizerState, Start, TrainConfig, batch_of, evaluate, shared_batch_of};
 use lowrank::tuning::prefix::{self, Init, Kind, Options};
 use lowrank::tuning::{self, AdapterConfig, BaseMark, Method};
-use lowrank::{ActivationDType, Workspace};
+use lowrank::{DType, Workspace};
 
 use super::common::{
     FAMILIES, Place, Watch, adapter, all_linear, assert_says, decoder, difference, failure, golden,
@@ -96,7 +96,7 @@ fn gradients(model: &Decoder, made: &Adapter, batch: &Batch, recompute: Recomput
     let options = PassOptions {
         saving: Saving {
             recompute,
-            dtype: ActivationDType::F32,
+            dtype: DType::F32,
         },
         ..PassOptions::default()
     };

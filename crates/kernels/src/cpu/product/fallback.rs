@@ -7,7 +7,6 @@ use gemm_common::Parallelism;
 use crate::cpu::product::mat::{Mat, MatMut};
 use crate::cpu::product::term::{Factor, Term};
 use crate::cpu::scratch::with_scratch;
-use crate::storage::{Storage, UnitVisitor, Window};
 
 /// Terms of a sum that `gemm-f32` gets widened at once.
 const DEPTH: usize = 512;
@@ -32,19 +31,14 @@ pub(crate) fn multiply_term(mut out: MatMut<'_>, accumulate: bool, term: &Term<'
 
 /// Calls `work` with a factor in f32: in place if it is f32, else widened into scratch.
 fn with_widened(b: Factor<'_>, work: impl FnOnce(Mat<'_>)) {
-    struct Widened<W>(Window, bool, W);
-    impl<W: FnOnce(Mat<'_>)> UnitVisitor for Widened<W> {
-        type Output = ();
-        fn visit<S: Storage>(self, units: &[S]) {
-            let Self(window, turned, work) = self;
-            window.read_f32s(units, |numbers, stride| {
-                let (rows, cols) = (window.rows.len(), window.cols.len());
-                work(turned_if(Mat::strided(numbers, rows, cols, stride), turned));
-            });
-        }
-    }
     let window = b.window(0..b.rows(), 0..b.cols());
-    b.view.numbers().visit(Widened(window, b.transposed, work));
+    window.read_f32s(b.view.numbers(), |numbers, stride| {
+        let (rows, cols) = (window.rows.len(), window.cols.len());
+        work(turned_if(
+            Mat::strided(numbers, rows, cols, stride),
+            b.transposed,
+        ));
+    });
 }
 
 fn turned_if(mat: Mat<'_>, turned: bool) -> Mat<'_> {

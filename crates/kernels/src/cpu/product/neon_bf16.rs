@@ -26,7 +26,7 @@ use crate::cpu::product::mat::{Mat, MatMut};
 use crate::cpu::product::panels::{Part, ROWS, runs};
 use crate::cpu::product::term::{Left, Term};
 use crate::cpu::scratch::with_scratch;
-use crate::storage::{Storage, UnitVisitor, Window};
+use crate::storage::{Numbers, Window};
 use crate::types::compute::ComputeDType;
 
 /// Inner indices that an instruction sums over.
@@ -93,14 +93,15 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, terms: &[Term<'_>], run: &[Part
         let mut first = 0;
         for part in run {
             let Term { b, scale, .. } = terms[part.term];
-            b.view.numbers().visit(PackRight {
+            let pack = PackRight {
                 to: &mut *right,
                 inner,
                 part: first..first + steps(part),
                 window: b.window(part.range.clone(), 0..cols),
                 turned: b.transposed,
                 scale,
-            });
+            };
+            pack.from_numbers(b.view.numbers());
             first += steps(part);
         }
         for start in (0..rows).step_by(ROWS) {
@@ -258,21 +259,17 @@ struct PackRight<'a> {
     scale: f32,
 }
 
-impl UnitVisitor for PackRight<'_> {
-    type Output = ();
-
-    fn visit<S: Storage>(self, units: &[S]) {
+impl PackRight<'_> {
+    fn from_numbers(self, numbers: Numbers<'_>) {
         let window = self.window.clone();
-        match S::as_bf16s(units) {
+        match numbers.bf16s() {
             Some(numbers) if self.scale == 1.0 => {
                 self.pack_panels(&numbers[window.first()..], window.stride);
             }
-            _ => window.read_f32s(units, |numbers, stride| self.pack_panels(numbers, stride)),
+            _ => window.read_f32s(numbers, |numbers, stride| self.pack_panels(numbers, stride)),
         }
     }
-}
 
-impl PackRight<'_> {
     fn pack_panels<N: Narrow>(self, numbers: &[N], stride: usize) {
         let (down, across) = (self.window.rows.len(), self.window.cols.len());
         let (inner, cols) = if self.turned {
@@ -432,7 +429,7 @@ mod tests {
     use crate::cpu::product::term::Factor;
     use crate::random::fill_normal;
     use crate::storage::DType;
-    use crate::storage::blocks_for_tests::Block;
+    use crate::storage::{NumberFormat, matrix_of};
     use crate::tensor::Tensor;
 
     fn random(rows: usize, cols: usize, dtype: DType, key: u64) -> Tensor {
@@ -608,7 +605,7 @@ mod tests {
         if skipped() {
             return;
         }
-        let (units, wide) = Block::numbers(48 * 40);
+        let [stored, wide] = matrix_of(NumberFormat::Q8_0, 48, 64);
         for turned in [false, true] {
             let mut found = [vec![[[7; STEP]; NR]; 12], vec![[[8; STEP]; NR]; 12]];
             for (which, to) in found.iter_mut().enumerate() {
@@ -622,18 +619,15 @@ mod tests {
                     inner: 6, // 21 inner indices
                     part: 0..6,
                     window: Window {
-                        stride: 40,
+                        stride: 64,
                         rows,
                         cols,
                     },
                     turned,
                     scale: 0.5,
                 };
-                if which == 0 {
-                    pack.visit(&units);
-                } else {
-                    pack.visit(&wide);
-                }
+                let matrix = if which == 0 { &stored } else { &wide };
+                pack.from_numbers(matrix.view().numbers());
             }
             assert_eq!(found[0], found[1]);
             for (p, j) in [(0, 0), (20, 19), (13, 4), (21, 0), (3, 20)] {
@@ -644,7 +638,7 @@ mod tests {
                 };
                 let there = p < 21 && j < 20;
                 let expected = if there {
-                    0.5 * wide[row * 40 + col]
+                    0.5 * wide.view().get(row, col)
                 } else {
                     0.0
                 };

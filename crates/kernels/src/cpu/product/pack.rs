@@ -15,7 +15,7 @@ pub(crate) use self::avx2::transpose;
 use self::vectors as own;
 use crate::cpu::product::layout::NR;
 use crate::cpu::product::term::Factor;
-use crate::storage::{Number, Storage, UnitVisitor, Window};
+use crate::storage::{Number, NumberVisitor};
 
 /// Panels that are being filled: [cols / 16][inner][16], of which a part of the inner indices is meant.
 pub(crate) struct Panels<'a> {
@@ -46,32 +46,31 @@ impl Panels<'_> {
 /// Rows of b from `first` on in panels of 16 columns; columns past the last are zero.
 pub(crate) fn pack(to: &mut Panels<'_>, b: Factor<'_>, first: usize, cols: usize) {
     let window = b.window(first..first + to.part.len(), 0..cols);
-    b.view.numbers().visit(Pack {
-        to,
-        window,
-        transposed: b.transposed,
-        cols,
-    });
+    window.read(
+        b.view.numbers(),
+        Pack {
+            to,
+            transposed: b.transposed,
+            cols,
+        },
+    );
 }
 
 struct Pack<'a, 'p> {
     to: &'a mut Panels<'p>,
-    window: Window,
     transposed: bool,
     cols: usize,
 }
 
-impl UnitVisitor for Pack<'_, '_> {
+impl NumberVisitor for Pack<'_, '_> {
     type Output = ();
 
-    fn visit<S: Storage>(self, units: &[S]) {
-        self.window.read(units, |numbers, stride| {
-            if self.transposed {
-                pack_turned(self.to, numbers, stride, self.cols);
-            } else {
-                pack_straight(self.to, numbers, stride, self.cols);
-            }
-        });
+    fn visit<N: Number>(self, numbers: &[N], stride: usize) {
+        if self.transposed {
+            pack_turned(self.to, numbers, stride, self.cols);
+        } else {
+            pack_straight(self.to, numbers, stride, self.cols);
+        }
     }
 }
 
@@ -129,7 +128,8 @@ pub(crate) fn pack_turned<N: Number>(to: &mut Panels<'_>, from: &[N], stride: us
 mod tests {
     use super::*;
     use crate::cpu::product::panels::supported;
-    use crate::storage::blocks_for_tests::Block;
+    use crate::storage::{NumberFormat, matrix_of};
+    use crate::tensor::Tensor;
 
     /// Formats that are widened first come out like those that are read where they lie.
     #[test]
@@ -138,47 +138,39 @@ mod tests {
             eprintln!("skipped: this processor has no code for panels");
             return;
         }
-        let (units, wide) = Block::numbers(48 * 40);
-        for transposed in [false, true] {
-            // 21 inner indices of 37 columns.
-            let (rows, cols) = if transposed {
-                (3..40, 5..26)
-            } else {
-                (5..26, 2..39)
-            };
-            let (inner, columns) = (21, 37);
-            let mut found = [vec![7.0; 3 * NR * inner], vec![8.0; 3 * NR * inner]];
-            for (which, numbers) in found.iter_mut().enumerate() {
-                let mut panels = Panels {
-                    numbers,
-                    inner,
-                    part: 0..inner,
+        for format in NumberFormat::ALL {
+            let [stored, wide] = matrix_of(format, 48, 256);
+            for transposed in [false, true] {
+                // 21 inner indices, from the seventh of 24 on, of 37 columns.
+                let (inner, columns) = (24, 37);
+                let packed = |matrix: &Tensor| {
+                    let factor = if transposed {
+                        Factor::turned(matrix.view())
+                    } else {
+                        Factor::straight(matrix.view())
+                    };
+                    let factor = factor.block(5..5 + inner, 3..3 + columns);
+                    let mut numbers = vec![7.0; 3 * NR * inner];
+                    let mut panels = Panels {
+                        numbers: &mut numbers,
+                        inner,
+                        part: 3..inner,
+                    };
+                    pack(&mut panels, factor, 2, columns);
+                    numbers
                 };
-                let pack = Pack {
-                    to: &mut panels,
-                    window: Window {
-                        stride: 40,
-                        rows: rows.clone(),
-                        cols: cols.clone(),
-                    },
-                    transposed,
-                    cols: columns,
-                };
-                if which == 0 {
-                    pack.visit(&units);
+                let found = packed(&stored);
+                assert_eq!(found, packed(&wide), "{format}");
+                let (p, j) = (20, 36);
+                let (inner_index, column) = (5 + 2 + p, 3 + j);
+                let at = (j / NR * inner + 3 + p) * NR + j % NR;
+                let expected = if transposed {
+                    wide.view().get(column, inner_index)
                 } else {
-                    pack.visit(&wide);
-                }
+                    wide.view().get(inner_index, column)
+                };
+                assert_eq!(found[at], expected, "{format}");
             }
-            assert_eq!(found[0], found[1]);
-            let (p, j) = (20, 36);
-            let (row, col) = if transposed {
-                (3 + j, 5 + p)
-            } else {
-                (5 + p, 2 + j)
-            };
-            let at = (j / NR * inner + p) * NR + j % NR;
-            assert_eq!(found[0][at], wide[row * 40 + col]);
         }
     }
 }

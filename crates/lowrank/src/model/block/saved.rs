@@ -6,7 +6,7 @@
 //! small differences of large numbers, and rounding what they are computed from costs several times as much precision as rounding
 //! everything else.
 
-use lowrank_kernels::{ActivationDType, Tensor};
+use lowrank_kernels::{DType, Tensor};
 
 use super::attention::{AttentionValues, HeadsSaved, RawHeads};
 use super::mlp::{MlpInputs, MlpValues};
@@ -36,7 +36,7 @@ impl BlockSaved {
 
 impl AttentionValues {
     /// What is kept of them.
-    pub(super) fn keep(self, pass: &Pass, dtype: ActivationDType) -> Self {
+    pub(super) fn keep(self, pass: &Pass, dtype: DType) -> Self {
         let keep = |tensor| pass.keep(tensor, dtype);
         let HeadsSaved { q, k, v, raw } = self.heads;
         let raw = raw.map(|raw| RawHeads {

@@ -36,7 +36,7 @@ impl Ahead {
     pub(super) fn set(&mut self, group: &[Part<'_>], cols: &Range<usize>) {
         let rows = group.iter().rev().map(|part| {
             let b = part.term.b;
-            let unit = b.view.dtype().unit();
+            let unit = b.view.format().unit();
             let Window {
                 stride,
                 rows,

@@ -32,7 +32,7 @@ use self::tiles::{Tiles, with_tiles};
 use crate::cpu::product::mat::MatMut;
 use crate::cpu::product::term::{Left, Term};
 use crate::cpu::scratch::with_scratch;
-use crate::storage::{Storage, UnitVisitor, Window};
+use crate::storage::{NumberFormat, Window};
 use crate::types::compute::ComputeDType;
 
 /// Narrower outputs and shorter sums stay with vectors; from where on these products pay was not measured closely.
@@ -70,7 +70,7 @@ fn is_readable(term: &Term<'_>) -> bool {
 
 /// Whether the right factor is rounded or taken apart, too.
 fn is_wide(term: &Term<'_>) -> bool {
-    !term.b.view.dtype().unit().is_bf16
+    term.b.view.format() != NumberFormat::Bf16
 }
 
 fn parts(term: &Term<'_>) -> Parts {
@@ -238,42 +238,15 @@ fn pack_panel(mut to: &mut [u16], group: &[Part<'_>], cols: Range<usize>) {
         to = rest;
         let b = part.term.b;
         let window = b.window(part.inner.clone(), cols.clone());
-        b.view.numbers().visit(Pack {
-            to: own,
-            window,
-            turned: b.transposed,
-            scale: part.term.scale,
-            parts: part.parts().right(),
-        });
-    }
-}
-
-/// A part of a right factor, once its format is known.
-struct Pack<'a> {
-    to: &'a mut [u16],
-    window: Window,
-    turned: bool,
-    scale: f32,
-    parts: usize,
-}
-
-impl UnitVisitor for Pack<'_> {
-    type Output = ();
-
-    fn visit<S: Storage>(self, units: &[S]) {
-        let Self {
-            to,
-            window,
-            turned,
-            scale,
-            parts,
-        } = self;
-        if let Some(numbers) = S::as_bf16s(units) {
+        let numbers = b.view.numbers();
+        if let Some(numbers) = numbers.bf16s() {
             let numbers = &numbers[window.first()..];
-            return pack_narrow(to, right(&window, turned, numbers, window.stride));
+            pack_narrow(own, right(&window, b.transposed, numbers, window.stride));
+            continue;
         }
-        window.read_f32s(units, |numbers, stride| {
-            pack_wide(to, right(&window, turned, numbers, stride), scale, parts);
+        window.read_f32s(numbers, |numbers, stride| {
+            let right = right(&window, b.transposed, numbers, stride);
+            pack_wide(own, right, part.term.scale, part.parts().right());
         });
     }
 }

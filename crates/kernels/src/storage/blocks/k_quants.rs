@@ -1,0 +1,206 @@
+//! Blocks of 256 numbers in runs with scales of their own, which the block's scale multiplies.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::lookup::Lookup;
+use super::plain::{IQ4_VALUES, each, nibbles};
+use super::{Block, RUN, half, sixteen};
+
+/// Two bits of each byte.
+#[inline(always)]
+fn two_bits(bytes: &[u8; RUN], shift: usize) -> [u8; RUN] {
+    bytes.map(
+        #[inline(always)]
+        |byte| byte >> shift & 3,
+    )
+}
+
+/// Where run `run` of 16 lies among 64 bytes of numbers with two bits: 128 numbers take 32 bytes, whose pairs of bits are 32 numbers each.
+#[inline(always)]
+fn place_of_two_bits(run: usize) -> (usize, usize) {
+    (run / 8 * 2 + run % 2, run % 8 / 2 * 2)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q2K {
+    scales: [u8; 16],
+    qs: [u8; 64],
+    d: [u8; 2],
+    dmin: [u8; 2],
+}
+
+impl Block for Q2K {
+    const NAME: &'static str = "Q2_K";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let scale = self.scales[run];
+        let d = half(self.d) * f32::from(scale & 15);
+        let min = half(self.dmin) * f32::from(scale >> 4);
+        let (place, shift) = place_of_two_bits(run);
+        each(two_bits(sixteen(&self.qs, place), shift), |q| d * q - min)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q3K {
+    hmask: [u8; 32],
+    qs: [u8; 64],
+    scales: [u8; 12],
+    d: [u8; 2],
+}
+
+impl Block for Q3K {
+    const NAME: &'static str = "Q3_K";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        // Four low bits of 16 scales are in eight bytes, and two high ones in the four behind them.
+        let low = self.scales[run % 8] >> (run / 8 * 4) & 15;
+        let high = self.scales[8 + run % 4] >> (run / 4 * 2) & 3;
+        let d = half(self.d) * (f32::from(low | high << 4) - 32.0);
+        let (place, shift) = place_of_two_bits(run);
+        let low = two_bits(sixteen(&self.qs, place), shift);
+        let masks = sixteen(&self.hmask, run % 2);
+        let bit = run / 2;
+        // A bit that is not set takes four away.
+        let numbers: [u8; RUN] = std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | (masks[i] >> bit & 1) << 2,
+        );
+        each(numbers, |q| d * (q - 4.0))
+    }
+}
+
+/// Scale and minimum of sub-block `j` of eight, six bits each in twelve bytes: four low parts of scales, four of minima, whose top two bits
+/// complete the last four pairs.
+#[inline(always)]
+fn scale_and_min(scales: &[u8; 12], j: usize) -> (f32, f32) {
+    let (scale, min) = if j < 4 {
+        (scales[j] & 63, scales[j + 4] & 63)
+    } else {
+        let (low, high) = (j - 4, scales[j + 4]);
+        (
+            high & 15 | scales[low] >> 6 << 4,
+            high >> 4 | scales[low + 4] >> 6 << 4,
+        )
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// Where run `run` of 16 lies among 128 bytes of numbers with four bits: 64 numbers take 32 bytes, first their low halves.
+#[inline(always)]
+fn place_of_four_bits(run: usize) -> (usize, usize) {
+    (run / 4 * 2 + run % 2, run / 2 % 2)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q4K {
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: [u8; 12],
+    qs: [u8; 128],
+}
+
+impl Block for Q4K {
+    const NAME: &'static str = "Q4_K";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let (scale, min) = scale_and_min(&self.scales, run / 2);
+        let (d, min) = (half(self.d) * scale, half(self.dmin) * min);
+        let (place, part) = place_of_four_bits(run);
+        each(nibbles(sixteen(&self.qs, place), part), |q| d * q - min)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q5K {
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: [u8; 12],
+    qh: [u8; 32],
+    qs: [u8; 128],
+}
+
+impl Block for Q5K {
+    const NAME: &'static str = "Q5_K";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let (scale, min) = scale_and_min(&self.scales, run / 2);
+        let (d, min) = (half(self.d) * scale, half(self.dmin) * min);
+        let (place, part) = place_of_four_bits(run);
+        let low = nibbles(sixteen(&self.qs, place), part);
+        let (high, bit) = (sixteen(&self.qh, run % 2), run / 2);
+        let numbers: [u8; RUN] = std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | (high[i] >> bit & 1) << 4,
+        );
+        each(numbers, |q| d * q - min)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q6K {
+    ql: [u8; 128],
+    qh: [u8; 64],
+    scales: [u8; 16],
+    d: [u8; 2],
+}
+
+impl Block for Q6K {
+    const NAME: &'static str = "Q6_K";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let d = half(self.d) * f32::from(self.scales[run].cast_signed());
+        // Of 128 numbers, 64 bytes have the low halves: of numbers 0 to 63 in their low bits, of the others in their high ones.
+        let low = nibbles(sixteen(&self.ql, run / 8 * 4 + run % 4), run % 8 / 4);
+        let (place, shift) = place_of_two_bits(run);
+        let high = two_bits(sixteen(&self.qh, place), shift);
+        let numbers: [u8; RUN] = std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | high[i] << 4,
+        );
+        each(numbers, |q| d * (q - 32.0))
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Iq4Xs {
+    d: [u8; 2],
+    scales_h: [u8; 2],
+    scales_l: [u8; 4],
+    qs: [u8; 128],
+}
+
+impl Block for Iq4Xs {
+    const NAME: &'static str = "IQ4_XS";
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN] {
+        let j = run / 2;
+        let low = self.scales_l[j / 2] >> (j % 2 * 4) & 15;
+        let high = (u16::from_le_bytes(self.scales_h) >> (2 * j) & 3) as u8;
+        let d = half(self.d) * (f32::from(low | high << 4) - 32.0);
+        lookup
+            .at(&IQ4_VALUES, nibbles(sixteen(&self.qs, j), run % 2))
+            .map(
+                #[inline(always)]
+                |value| d * value,
+            )
+    }
+}

@@ -1,0 +1,213 @@
+//! Formats whose numbers share scales: blocks as llama.cpp lays them out.
+//!
+//! A block is widened in runs of 16 numbers, since strips of a matrix begin and end anywhere, and every format's smallest part with a scale of
+//! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, so that it has its bits.
+
+mod k_quants;
+mod lookup;
+mod plain;
+
+use bytemuck::Pod;
+
+use self::k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
+use self::lookup::{Lookup, with_lookup};
+use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::{NumberFormat, Unit, f16};
+
+/// Numbers that are widened at once.
+const RUN: usize = 16;
+
+/// A block of numbers.
+trait Block: Pod + Sync {
+    /// As messages and files write it.
+    const NAME: &'static str;
+    /// Numbers of a block, a multiple of [`RUN`].
+    const LEN: usize;
+
+    /// Some of the numbers: run `run` of the block.
+    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN];
+}
+
+/// What the rest of the program knows of a format.
+#[derive(Clone, Copy)]
+pub(super) struct BlockFormat {
+    unit: Unit,
+    widen: fn(&mut [f32], &[u8], usize),
+}
+
+impl BlockFormat {
+    /// Of a format.
+    ///
+    /// # Panics
+    /// If it is one of single numbers.
+    pub(super) fn of(format: NumberFormat) -> Self {
+        match format {
+            NumberFormat::F32 | NumberFormat::Bf16 | NumberFormat::F16 => {
+                panic!("{format} has no blocks")
+            }
+            NumberFormat::Q4_0 => Self::with::<Q4_0>(),
+            NumberFormat::Q4_1 => Self::with::<Q4_1>(),
+            NumberFormat::Q5_0 => Self::with::<Q5_0>(),
+            NumberFormat::Q5_1 => Self::with::<Q5_1>(),
+            NumberFormat::Q8_0 => Self::with::<Q8_0>(),
+            NumberFormat::Q2K => Self::with::<Q2K>(),
+            NumberFormat::Q3K => Self::with::<Q3K>(),
+            NumberFormat::Q4K => Self::with::<Q4K>(),
+            NumberFormat::Q5K => Self::with::<Q5K>(),
+            NumberFormat::Q6K => Self::with::<Q6K>(),
+            NumberFormat::Iq4Nl => Self::with::<Iq4Nl>(),
+            NumberFormat::Iq4Xs => Self::with::<Iq4Xs>(),
+        }
+    }
+
+    fn with<B: Block>() -> Self {
+        const {
+            assert!(align_of::<B>() == 1 && B::LEN.is_multiple_of(RUN));
+        }
+        Self {
+            unit: Unit {
+                name: B::NAME,
+                numbers: B::LEN,
+                bytes: size_of::<B>(),
+                align: 1,
+            },
+            widen: widen::<B>,
+        }
+    }
+
+    pub(super) fn unit(self) -> Unit {
+        self.unit
+    }
+
+    /// Widens numbers from number `first` on.
+    pub(super) fn widen(self, to: &mut [f32], from: &[u8], first: usize) {
+        (self.widen)(to, from, first);
+    }
+}
+
+fn widen<B: Block>(to: &mut [f32], from: &[u8], first: usize) {
+    let blocks: &[B] = bytemuck::cast_slice(from);
+    struct Widen<'a, B> {
+        to: &'a mut [f32],
+        blocks: &'a [B],
+        first: usize,
+    }
+    impl<B: Block> lookup::Work for Widen<'_, B> {
+        #[inline(always)]
+        fn with(self, lookup: impl Lookup) {
+            let Self {
+                mut to,
+                blocks,
+                mut first,
+            } = self;
+            while !to.is_empty() {
+                let (block, within) = (&blocks[first / B::LEN], first % B::LEN);
+                let numbers = block.run(within / RUN, lookup);
+                let begun = within % RUN;
+                let count = (RUN - begun).min(to.len());
+                let (now, rest) = to.split_at_mut(count);
+                if let Ok(now) = <&mut [f32; RUN]>::try_from(&mut *now) {
+                    *now = numbers;
+                } else {
+                    now.copy_from_slice(&numbers[begun..begun + count]);
+                }
+                (to, first) = (rest, first + count);
+            }
+        }
+    }
+    with_lookup(Widen { to, blocks, first });
+}
+
+/// A number in half precision.
+#[inline(always)]
+fn half(bytes: [u8; 2]) -> f32 {
+    f16::wide(u16::from_le_bytes(bytes))
+}
+
+/// 16 neighbouring bytes.
+#[inline(always)]
+fn sixteen(bytes: &[u8], run: usize) -> &[u8; RUN] {
+    &bytes.as_chunks::<RUN>().0[run]
+}
+
+#[cfg(test)]
+pub(crate) mod for_tests {
+    use crate::storage::NumberFormat;
+    use crate::tensor::Tensor;
+
+    /// A matrix of any format with numbers that look random, and the same matrix in f32.
+    pub(crate) fn matrix_of(format: NumberFormat, rows: usize, cols: usize) -> [Tensor; 2] {
+        let mut state = 12345_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        let mut bytes: Vec<u8> = (0..format.bytes_for(rows * cols)).map(|_| next()).collect();
+        if format.as_dtype().is_some() {
+            let size = format.bytes_for(1);
+            // Exponents of numbers that are neither tiny nor huge.
+            bytes
+                .chunks_exact_mut(size)
+                .for_each(|number| number[size - 1] = 0x3f | number[size - 1] & 0x80);
+        }
+        // Wherever a scale in half precision lies, it is not infinite.
+        for byte in &mut bytes {
+            if *byte & 0x7c == 0x7c {
+                *byte &= 0xbf;
+            }
+        }
+        let stored = Tensor::from_le_bytes(&bytes, format, rows, cols).unwrap();
+        let wide = Tensor::from_f32(rows, cols, stored.to_vec());
+        assert!(wide.to_vec().iter().all(|x| x.is_finite()), "{format}");
+        [stored, wide]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_tests::matrix_of;
+    use crate::storage::{NumberFormat, Window};
+
+    #[test]
+    fn parts_of_blocks_are_those_of_the_whole() {
+        for format in NumberFormat::ALL {
+            let [stored, wide] = matrix_of(format, 2, 512);
+            let (numbers, all) = (stored.view().numbers(), wide.to_vec());
+            for (first, count) in [
+                (0, 1),
+                (5, 7),
+                (15, 2),
+                (16, 16),
+                (17, 40),
+                (31, 993),
+                (1023, 1),
+            ] {
+                let mut part = vec![0.0; count];
+                numbers.widen(&mut part, first);
+                assert_eq!(part, all[first..first + count], "{format} {first} {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn windows_are_widened() {
+        for format in NumberFormat::ALL {
+            let [stored, wide] = matrix_of(format, 4, 256);
+            let window = Window {
+                stride: 256,
+                rows: 1..3,
+                cols: 3..92,
+            };
+            let all = wide.to_vec();
+            window.read_f32s(stored.view().numbers(), |found, stride| {
+                for (i, row) in (1..3).enumerate() {
+                    assert_eq!(
+                        found[i * stride..][..89],
+                        all[row * 256 + 3..][..89],
+                        "{format}"
+                    );
+                }
+            });
+        }
+    }
+}

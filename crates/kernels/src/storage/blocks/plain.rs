@@ -1,0 +1,160 @@
+//! Blocks of 32 numbers with one scale, or a scale and an offset, in half precision.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::lookup::Lookup;
+use super::{Block, RUN, half, sixteen};
+
+/// The values of IQ4_NL and IQ4_XS.
+pub(super) const IQ4_VALUES: [f32; 16] = [
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
+    89.0, 113.0,
+];
+
+/// The four low bits of each byte for the first run, the four high ones for the second.
+#[inline(always)]
+pub(super) fn nibbles(bytes: &[u8; RUN], run: usize) -> [u8; RUN] {
+    let shift = 4 * run as u32;
+    bytes.map(
+        #[inline(always)]
+        |byte| byte >> shift & 15,
+    )
+}
+
+/// As [`nibbles`], with a fifth bit for each number.
+#[inline(always)]
+fn fives(fifth: [u8; 4], bytes: &[u8; RUN], run: usize) -> [u8; RUN] {
+    let fifth = u32::from_le_bytes(fifth) >> (RUN * run);
+    let low = nibbles(bytes, run);
+    std::array::from_fn(
+        #[inline(always)]
+        |i| low[i] | (fifth >> i << 4 & 16) as u8,
+    )
+}
+
+/// Each number as an f32.
+#[inline(always)]
+pub(super) fn each(numbers: [u8; RUN], value: impl Fn(f32) -> f32) -> [f32; RUN] {
+    numbers.map(
+        #[inline(always)]
+        |q| value(f32::from(q)),
+    )
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q4_0 {
+    d: [u8; 2],
+    qs: [u8; 16],
+}
+
+impl Block for Q4_0 {
+    const NAME: &'static str = "Q4_0";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let d = half(self.d);
+        each(nibbles(&self.qs, run), |q| d * (q - 8.0))
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q4_1 {
+    d: [u8; 2],
+    m: [u8; 2],
+    qs: [u8; 16],
+}
+
+impl Block for Q4_1 {
+    const NAME: &'static str = "Q4_1";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let (d, m) = (half(self.d), half(self.m));
+        each(nibbles(&self.qs, run), |q| d * q + m)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q5_0 {
+    d: [u8; 2],
+    qh: [u8; 4],
+    qs: [u8; 16],
+}
+
+impl Block for Q5_0 {
+    const NAME: &'static str = "Q5_0";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let d = half(self.d);
+        each(fives(self.qh, &self.qs, run), |q| d * (q - 16.0))
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q5_1 {
+    d: [u8; 2],
+    m: [u8; 2],
+    qh: [u8; 4],
+    qs: [u8; 16],
+}
+
+impl Block for Q5_1 {
+    const NAME: &'static str = "Q5_1";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let (d, m) = (half(self.d), half(self.m));
+        each(fives(self.qh, &self.qs, run), |q| d * q + m)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Q8_0 {
+    d: [u8; 2],
+    qs: [u8; 32],
+}
+
+impl Block for Q8_0 {
+    const NAME: &'static str = "Q8_0";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+        let d = half(self.d);
+        sixteen(&self.qs, run).map(
+            #[inline(always)]
+            |q| f32::from(q.cast_signed()) * d,
+        )
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Iq4Nl {
+    d: [u8; 2],
+    qs: [u8; 16],
+}
+
+impl Block for Iq4Nl {
+    const NAME: &'static str = "IQ4_NL";
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN] {
+        let d = half(self.d);
+        lookup.at(&IQ4_VALUES, nibbles(&self.qs, run)).map(
+            #[inline(always)]
+            |value| d * value,
+        )
+    }
+}
