@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        command = ["cargo", "run", "--quiet", "--package", "lowrank-formats", "--example", "write_samples", "--"]
+        command = ["cargo", "run", "--quiet", "--package", "lowrank", "--example", "write_samples", "--"]
         subprocess.run([*command, str(folder), *sys.argv[1:]], check=True)
         # What PEFT says about a file it reads. Deprecations between PEFT and transformers are theirs.
         warnings.simplefilter("error", UserWarning)

@@ -1,10 +1,12 @@
 //! The commands of `cargo dev`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use lowrank::bench::{q4_k_m, write_random_gguf};
+use lowrank::plan::presets;
 use lowrank_dev::{builtin, corpus, edges, pretrain, tidy};
 
 /// Regenerates what the repository holds, and checks that it is in order.
@@ -47,12 +49,29 @@ enum Command {
         #[arg(long)]
         stories: bool,
     },
+    /// Writes a GGUF file of random blocks with the shapes of a preset, to measure with
+    RandomGguf {
+        /// A preset of `lowrank plan`, of the family llama
+        #[arg(long)]
+        preset: String,
+        /// How matrices are stored: a type of ggml, or its mix Q4_K_M
+        #[arg(long = "type", default_value = "Q4_K_M")]
+        kind: String,
+        /// The file
+        #[arg(long)]
+        output: PathBuf,
+    },
     /// Checks tracked files for machine paths, unfinished work, length, and dependencies without a reason
     Tidy,
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
+        Command::RandomGguf {
+            preset,
+            kind,
+            output,
+        } => random_gguf(&preset, &kind, &output),
         Command::BuiltinData { check } => builtin::update(&root()?, check),
         Command::BuiltinModel {
             output,
@@ -107,4 +126,14 @@ fn root() -> Result<PathBuf> {
         .find(|folder| folder.join("crates/dev/Cargo.toml").is_file());
     root.map(PathBuf::from)
         .context("this is not the repository of lowrank; change into it and try again")
+}
+
+fn random_gguf(preset: &str, kind: &str, output: &Path) -> Result<()> {
+    let config = presets::config(preset)?;
+    let layers = config.num_hidden_layers;
+    write_random_gguf(output, &config, &|layer, name| match kind {
+        "Q4_K_M" => q4_k_m(layers, layer, name),
+        kind => kind,
+    })?;
+    Ok(())
 }

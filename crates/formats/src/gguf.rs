@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,9 +16,12 @@ use crate::recognise::{Format, HEAD};
 mod metadata;
 mod quant;
 mod reader;
+mod split;
+mod writer;
 
 pub use metadata::{GgufArray, GgufMetadata, GgufValue};
-pub use quant::GgmlType;
+pub use quant::{GgmlType, READABLE};
+pub use writer::{GgufSpec, KeyValue, write_gguf};
 
 use reader::Reader;
 
@@ -41,6 +43,8 @@ pub struct GgufTensor {
     pub shape: Vec<usize>,
     /// Its values as stored.
     pub bytes: SharedBytes,
+    /// The file that they are in, for messages.
+    pub file: Arc<Path>,
 }
 
 impl GgufTensor {
@@ -77,12 +81,21 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens and checks a file; tensors stay in the mapping until they are asked for.
+    /// Opens and checks a file, or all files of a model that was split; tensors stay in the mapping until they are asked for.
     ///
     /// # Errors
-    /// The file is not GGUF version 2 or 3, is truncated, or contradicts itself. The message names the section, key or
-    /// tensor.
+    /// The file is not GGUF version 2 or 3, is truncated, or contradicts itself, or another part is missing or of another model. The
+    /// message names the section, key or tensor.
     pub fn open(path: &Path) -> Result<Gguf, FormatError> {
+        let first = Self::open_one(path)?;
+        match first.metadata.get_u64(split::COUNT) {
+            Some(count) if count > 1 => split::join(first, count),
+            _ => Ok(first),
+        }
+    }
+
+    /// One file.
+    fn open_one(path: &Path) -> Result<Gguf, FormatError> {
         let mapping = Mapping::open(path)?;
         let bytes = mapping.as_ref().as_ref();
         match Format::of(&bytes[..bytes.len().min(HEAD)]) {
@@ -103,18 +116,22 @@ impl Gguf {
         let infos = read_infos(&mut reader, tensor_count)?;
         let alignment = alignment(path, &metadata)?;
         let tensors = place(path, &mapping, &infos, reader.position(), alignment)?;
+        Ok(Self::new(path, version, metadata, tensors))
+    }
+
+    fn new(path: &Path, version: u32, metadata: GgufMetadata, tensors: Vec<GgufTensor>) -> Self {
         let by_name = tensors
             .iter()
             .enumerate()
             .map(|(i, t)| (t.name.clone(), i))
             .collect();
-        Ok(Gguf {
+        Self {
             path: path.to_path_buf(),
             version,
             metadata,
             tensors,
             by_name,
-        })
+        }
     }
 
     /// The path that was opened.
@@ -142,53 +159,23 @@ impl Gguf {
         self.by_name.get(name).map(|&index| &self.tensors[index])
     }
 
-    /// The values of a tensor as f32, row-major.
+    /// The values of a tensor of singles.
     ///
     /// # Errors
-    /// There is no such tensor, or its type cannot be read; the message names it.
-    pub fn dequantize(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+    /// There is no such tensor, or it is of another type; the message names it.
+    pub fn f32s(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        let wrong = |problem: String| FormatError::tensor(&self.path, name, problem);
         let tensor = self
             .tensor(name)
-            .ok_or_else(|| FormatError::tensor(&self.path, name, "is not in this file"))?;
-        let mut values = vec![0.0; tensor.len()];
-        self.dequantize_rows(tensor, 0..tensor.rows(), &mut values)?;
-        Ok(values)
-    }
-
-    /// The values of some rows of a tensor as f32, written over `values`, which holds `rows.len() * columns` of them.
-    ///
-    /// # Errors
-    /// The type cannot be read, the rows are not in the tensor, or `values` is of another length.
-    pub fn dequantize_rows(
-        &self,
-        tensor: &GgufTensor,
-        rows: Range<usize>,
-        values: &mut [f32],
-    ) -> Result<(), FormatError> {
-        let wrong = |problem: String| Err(FormatError::tensor(&self.path, &tensor.name, problem));
-        let Some(decode) = tensor.kind.decoder() else {
-            return wrong(format!(
-                "is stored as {}; types that can be read: {}",
-                tensor.kind,
-                GgmlType::readable()
-            ));
-        };
-        let columns = tensor.columns();
-        if rows.start > rows.end
-            || rows.end > tensor.rows()
-            || values.len() != rows.len().saturating_mul(columns)
-        {
-            return wrong(format!(
-                "rows {rows:?} into {} values were asked of shape {:?}",
-                values.len(),
-                tensor.shape
-            ));
+            .ok_or_else(|| wrong("is not in this file".to_owned()))?;
+        if tensor.kind.name() != "F32" {
+            return Err(wrong(format!(
+                "is stored as {}; accepted: F32",
+                tensor.kind
+            )));
         }
-        // Checked when the file was opened: a row is a whole number of blocks.
-        let row_bytes = columns / tensor.kind.block_len() * tensor.kind.block_bytes();
-        let bytes = &tensor.bytes.as_ref()[rows.start * row_bytes..rows.end * row_bytes];
-        decode(bytes, values);
-        Ok(())
+        let values = tensor.bytes.as_ref().as_chunks().0.iter();
+        Ok(values.map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 }
 
@@ -295,6 +282,7 @@ fn place(
     let mut tensors = Vec::with_capacity(infos.len());
     let mut taken: BTreeMap<u64, (u64, &str)> = BTreeMap::new();
     let mut names = HashSet::new();
+    let file: Arc<Path> = Arc::from(path);
     for info in infos {
         let wrong = |problem: String| Err(FormatError::tensor(path, &info.name, problem));
         if !names.insert(info.name.as_str()) {
@@ -340,6 +328,7 @@ fn place(
             kind: info.kind,
             shape: info.shape.clone(),
             bytes: SharedBytes::new(mapping, start as usize..end as usize),
+            file: Arc::clone(&file),
         });
     }
     Ok(tensors)

@@ -1,19 +1,16 @@
-//! From a GGUF file to a Hugging Face model folder: `config.json`, `generation_config.json` and `model.safetensors`.
+//! A GGUF file as a Hugging Face model folder would have it: `config.json`, `generation_config.json` and the tensors.
 //!
 //! llama.cpp renames tensors, and of some architectures it also rearranges or shifts them; `architecture` is the table of what it does
-//! to each, after its `convert_hf_to_gguf.py`. Here names, rows and values are put back. Quantized tensors become the values they stand
-//! for.
+//! to each, after its `convert_hf_to_gguf.py`. Here names are put back, and it is said which rows and values are to be.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::FormatError;
 use crate::checkpoint::StoredDType;
 use crate::gguf::{Gguf, GgufArray, GgufValue};
-use crate::safetensors_writer::{TensorSpec, write_safetensors};
-use crate::{FormatError, atomic, hf_config};
 
 mod architecture;
 mod layers;
@@ -21,9 +18,7 @@ mod rope;
 mod tensors;
 
 use architecture::{Architecture, AttentionBias, Rotary};
-
-/// The name of the weights in a model's folder.
-pub const MODEL_WEIGHTS: &str = "model.safetensors";
+pub use tensors::{Change, GgufWeight};
 
 /// What `import` reads from the metadata.
 struct Model<'a> {
@@ -93,33 +88,12 @@ pub fn generation_config_json(gguf: &Gguf) -> Value {
     Value::Object(config)
 }
 
-/// Writes `config.json`, `generation_config.json` and `model.safetensors` into `folder`, which exists. The weights are
-/// F32, BF16 or F16, as `dtype` says, and stream through a buffer: memory does not grow with the model.
+/// The tensors that a Hugging Face folder of the model would have, in a fixed order.
 ///
 /// # Errors
-/// As of [`hf_config_json`]; or a tensor is missing, unexpected, of the wrong shape or of a type that cannot be read; or a
-/// file cannot be written.
-pub fn import_weights(gguf: &Gguf, folder: &Path, dtype: StoredDType) -> Result<(), FormatError> {
-    let config = hf_config_json(gguf, dtype)?;
-    let sources = Model::read(gguf)?.plan(dtype)?;
-    let specs: Vec<TensorSpec> = sources.iter().map(|source| source.spec.clone()).collect();
-    // The configuration last: a folder without one is not taken for a model.
-    let weights = folder.join(MODEL_WEIGHTS);
-    write_safetensors(&weights, &specs, &[].into(), |i, out| {
-        tensors::copy(gguf, &sources[i], out)
-    })?;
-    write_json(
-        &folder.join(hf_config::GENERATION_CONFIG),
-        &generation_config_json(gguf),
-    )?;
-    write_json(&folder.join(hf_config::MODEL_CONFIG), &config)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
-    atomic::write_file(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, value)?;
-        out.write_all(b"\n")
-    })
+/// An architecture that is not known, sizes that are missing or impossible; a tensor is missing, unexpected, of the wrong shape or of a type that cannot be read.
+pub fn weights(gguf: &Gguf) -> Result<Vec<GgufWeight>, FormatError> {
+    Model::read(gguf)?.weights()
 }
 
 impl<'a> Model<'a> {
@@ -138,13 +112,6 @@ impl<'a> Model<'a> {
             .is_some_and(|kind| kind != "model")
         {
             return Err(field(gguf, "general.type", "\"model\""));
-        }
-        if metadata
-            .get_u64("split.count")
-            .is_some_and(|parts| parts > 1)
-        {
-            let mend = "1: join the parts first, with `llama-gguf-split --merge`";
-            return Err(field(gguf, "split.count", mend));
         }
         let mut model = Model {
             gguf,

@@ -22,6 +22,7 @@
 pub mod atomic;
 pub mod checkpoint;
 mod error;
+mod exactly;
 mod folders;
 pub mod gguf;
 pub mod gguf_model;

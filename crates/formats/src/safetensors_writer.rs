@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::checkpoint::StoredDType;
+use crate::exactly::Exactly;
 use crate::{FormatError, atomic};
 
 /// Name, type and shape of a tensor to be written.
@@ -54,11 +55,7 @@ pub fn write_safetensors(
         out.write_all(&(layout.header.len() as u64).to_le_bytes())?;
         out.write_all(&layout.header)?;
         for &(index, length) in &layout.order {
-            let mut counted = Exactly {
-                out,
-                left: length,
-                name: &specs[index].name,
-            };
+            let mut counted = Exactly::new(out, length, &specs[index].name);
             fill(index, &mut counted)?;
             counted.finish()?;
         }
@@ -128,43 +125,6 @@ fn lay_out(
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(Layout { header, order })
-}
-
-/// A writer that lets through one tensor's bytes, no more and no fewer.
-struct Exactly<'a> {
-    out: &'a mut dyn Write,
-    left: usize,
-    name: &'a str,
-}
-
-impl Exactly<'_> {
-    fn finish(&self) -> io::Result<()> {
-        if self.left == 0 {
-            return Ok(());
-        }
-        Err(io::Error::other(format!(
-            "tensor `{}`: {} bytes were not given",
-            self.name, self.left
-        )))
-    }
-}
-
-impl Write for Exactly<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > self.left {
-            return Err(io::Error::other(format!(
-                "tensor `{}`: more bytes were given than its shape holds",
-                self.name
-            )));
-        }
-        let written = self.out.write(bytes)?;
-        self.left -= written;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }
 
 #[cfg(test)]

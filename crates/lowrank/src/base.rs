@@ -1,7 +1,9 @@
-//! A base model as a user names it: a folder, a Hub id that was pulled, or `builtin:tiny`.
+//! A base model as a user names it: a folder, a GGUF file, a Hub id that was pulled, or `builtin:tiny`.
 
+pub(crate) mod gguf;
 mod grown;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +13,12 @@ use lowrank_kernels::release_freed_memory;
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
+use crate::model::stored::StoredTensors;
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, ModelConfig, Purpose, Stage, Weights, families};
 use crate::units;
 
+pub use gguf::GgufFile;
 pub use grown::Grown;
 pub use lowrank_formats::{Checkpoint, HfConfig, SharedBytes, StoredDType, TensorEntry};
 pub use lowrank_kernels::DType;
@@ -157,6 +161,8 @@ pub(crate) struct LoadingBytes {
 pub enum Source {
     /// A Hugging Face folder.
     Folder(PathBuf),
+    /// A GGUF file, which is used as it is.
+    Gguf(Box<GgufFile>),
     /// Inside the binary; nothing of it can be read without the feature `builtin-model`.
     Builtin,
     /// Another one, with tokens that an adapter brings.
@@ -167,6 +173,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
+            Self::Gguf(file) => write!(f, "{}", file.path().display()),
             Self::Builtin => f.write_str(BUILTIN),
             Self::Grown(grown) => grown.base.fmt(f),
         }
@@ -196,7 +203,7 @@ pub struct Network {
 }
 
 impl Base {
-    /// Loads a language model by its name: a folder in the Hugging Face layout, an id of the Hub that was pulled, or
+    /// Loads a language model by its name: a folder in the Hugging Face layout, a GGUF file, an id of the Hub that was pulled, or
     /// [`BUILTIN`]. Its weights are held as `dtype`.
     ///
     /// # Errors
@@ -230,7 +237,7 @@ impl Source {
     /// Finds the files that a `--model` value means.
     ///
     /// # Errors
-    /// A name that is neither a folder, nor built in, nor a pulled Hub id.
+    /// A name that is neither a folder, nor a GGUF file, nor built in, nor a pulled Hub id; a GGUF file of an architecture that is not known.
     pub fn find(model: &str) -> Result<Self, Error> {
         if let Some(other) = model.strip_prefix("builtin:") {
             check_builtin()?;
@@ -247,19 +254,21 @@ impl Source {
             let snapshot = snapshots(path).and_then(|found| found.into_iter().next());
             return Ok(Self::Folder(snapshot.unwrap_or_else(|| path.to_path_buf())));
         }
+        if path.is_file() && Format::of_file(path) == Some(Format::Gguf) {
+            return Ok(Self::Gguf(Box::new(GgufFile::open(path)?)));
+        }
         if path.is_file() {
             let folder = path
                 .parent()
                 .filter(|folder| folder.join("config.json").is_file());
-            let mend = if Format::of_file(path) == Some(Format::Gguf) {
-                format!("import it first: lowrank model import {model} --output DIR")
-            } else if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+            let mend = if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty())
+            {
                 format!("give the folder that holds it, {}", folder.display())
             } else {
                 "give the folder that holds config.json and model.safetensors".to_owned()
             };
             return Err(Error::Settings(format!(
-                "{model} is a file, and a model is a folder; {mend}"
+                "{model} is a file, and a model is a folder or a GGUF file; {mend}"
             )));
         }
         crate::hub::cached(model).map(Self::Folder).ok_or_else(|| {
@@ -279,6 +288,7 @@ impl Source {
     pub fn config(&self) -> Result<HfConfig, Error> {
         Ok(match self {
             Self::Folder(folder) => HfConfig::read(folder)?,
+            Self::Gguf(file) => file.config(),
             Self::Builtin => {
                 check_builtin()?;
                 HfConfig::from_map(Path::new(BUILTIN), builtin_config())
@@ -325,8 +335,8 @@ impl Source {
         stage_of: StageOf<'_>,
     ) -> Result<Weights, Error> {
         let config = families::read_config_for(&self.files().config()?, purpose)?;
-        let checkpoint = self.checkpoint()?;
-        let mut weights = Weights::stage_from_checkpoint(config, &checkpoint, dtype, stage_of)?;
+        let stored = self.tensors()?;
+        let mut weights = Weights::stage_from_stored(config, &stored, dtype, stage_of)?;
         if let Self::Grown(grown) = self {
             weights.grow(grown.rows(weights.config().vocab_size))?;
         }
@@ -338,7 +348,7 @@ impl Source {
     /// # Errors
     /// Files that are missing or damaged, and what is not supported, by name.
     pub fn model_config(&self) -> Result<ModelConfig, Error> {
-        with_head_of(families::read_config(&self.config()?)?, &self.checkpoint()?)
+        with_head_of(families::read_config(&self.config()?)?, &self.tensors()?)
     }
 
     /// The same for a purpose.
@@ -347,7 +357,7 @@ impl Source {
     /// As [`model_config`](Self::model_config); a purpose that the architecture does not have.
     pub fn model_config_for(&self, purpose: Purpose) -> Result<ModelConfig, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
-        with_head_of(config, &self.checkpoint()?)
+        with_head_of(config, &self.tensors()?)
     }
 
     /// The same for who loads no weights: where they cannot be read, what config.json says.
@@ -356,7 +366,7 @@ impl Source {
     /// A config.json that cannot be used; a purpose that the architecture does not have.
     pub fn shapes_for(&self, purpose: Purpose) -> Result<ModelConfig, Error> {
         let config = families::read_config_for(&self.config()?, purpose)?;
-        let of_weights = self.checkpoint().ok();
+        let of_weights = self.tensors().ok();
         let found = of_weights.and_then(|weights| with_head_of(config.clone(), &weights).ok());
         Ok(found.unwrap_or(config))
     }
@@ -365,19 +375,24 @@ impl Source {
     ///
     /// # Errors
     /// Files that are missing or damaged.
-    pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
-        if let Some(folder) = self.folder() {
-            return Ok(Checkpoint::open(folder)?);
+    pub fn tensors(&self) -> Result<StoredTensors, Error> {
+        match self.files() {
+            Self::Folder(folder) => Ok(Checkpoint::open(folder)?.into()),
+            Self::Gguf(file) => file.tensors(),
+            Self::Builtin | Self::Grown(_) => {
+                check_builtin()?;
+                let file = builtin("model.safetensors");
+                Ok(Checkpoint::from_static(file, Path::new(BUILTIN))?.into())
+            }
         }
-        check_builtin()?;
-        let file = builtin("model.safetensors");
-        Ok(Checkpoint::from_static(file, Path::new(BUILTIN))?)
     }
 
     /// Bytes of the files of weights, as far as they can be looked at.
     fn weight_file_bytes(&self) -> u64 {
-        let Some(folder) = self.folder() else {
-            return builtin("model.safetensors").len() as u64;
+        let folder = match self.files() {
+            Self::Folder(folder) => folder,
+            Self::Gguf(file) => return file.bytes(),
+            Self::Builtin | Self::Grown(_) => return builtin("model.safetensors").len() as u64,
         };
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let weights = entries.map(|entry| entry.path()).filter(|path| {
@@ -401,6 +416,7 @@ impl Source {
                 }
                 Tokenizer::from_folder(folder)?
             }
+            Self::Gguf(file) => file.tokenizer()?,
             Self::Builtin => {
                 check_builtin()?;
                 let template = String::from_utf8_lossy(builtin("chat_template.jinja"));
@@ -559,12 +575,20 @@ impl Source {
         dtype: DType,
         changes: &[(&str, serde_json::Value)],
     ) -> Result<(), Error> {
+        let mut of_gguf = match self.files() {
+            Self::Gguf(file) => file.side_files()?,
+            _ => BTreeMap::new(),
+        };
         for name in SIDE_FILES {
             let bytes = match self.files() {
                 Self::Folder(from) => match std::fs::read(from.join(name)) {
                     Ok(bytes) => bytes,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(Error::io(from.join(name))(error)),
+                },
+                Self::Gguf(_) => match of_gguf.remove(*name) {
+                    Some(bytes) => bytes,
+                    None => continue,
                 },
                 _ => match BUILTIN_FILES.iter().find(|(known, _)| known == name) {
                     Some((_, bytes)) => bytes.to_vec(),
@@ -613,6 +637,7 @@ impl Source {
                 || "model".into(),
                 |name| name.to_string_lossy().into_owned(),
             ),
+            Self::Gguf(file) => file.name(),
             Self::Builtin => BUILTIN.to_owned(),
             Self::Grown(grown) => grown.base.short_name(),
         }

@@ -1,16 +1,20 @@
 //! `model import`: a GGUF file as a Hugging Face folder that transformers loads.
 
 use std::path::Path;
+use std::{fs, io};
 
+use half::bf16;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::gguf::Gguf;
-use lowrank_formats::{atomic, gguf_model};
-use lowrank_kernels::DType;
+use lowrank_formats::gguf_model::{self, GgufWeight};
+use lowrank_formats::{TensorSpec, atomic, write_safetensors};
+use lowrank_kernels::{DType, View};
 use serde::Serialize;
 
 use crate::Error;
+use crate::base::gguf::{pretty, side_files};
 use crate::base::{MODEL_FILES, SIDE_FILES};
-use crate::data::gguf_tokenizer::GgufTokenizerParts;
+use crate::model::stored::for_rows;
 
 /// What an import wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -38,45 +42,71 @@ pub fn import_gguf(
     overwrite: bool,
 ) -> Result<ImportReport, Error> {
     let gguf = Gguf::open(file)?;
-    let stored = match dtype {
-        DType::F32 => StoredDType::F32,
-        DType::Bf16 => StoredDType::BF16,
-    };
     if overwrite && crate::output::is_taken(output)? {
         crate::output::check_apart(output, file)?;
         crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES])?;
     }
     atomic::write_folder(output, overwrite, |folder| {
-        let tokenizer = tokenizer_parts(&gguf).to_files()?;
-        write_json(&folder.join("tokenizer.json"), &tokenizer.tokenizer_json)?;
-        write_json(
-            &folder.join("tokenizer_config.json"),
-            &tokenizer.tokenizer_config,
-        )?;
-        if let Some(template) = &tokenizer.chat_template {
-            atomic::write_file(&folder.join("chat_template.jinja"), |out| {
-                out.write_all(template.as_bytes())
-            })?;
+        let files = side_files(&gguf)?;
+        for (name, bytes) in &files {
+            atomic::write_file(&folder.join(name), |out| out.write_all(bytes))?;
         }
-        gguf_model::import_weights(&gguf, folder, stored)?;
-        let weights = folder.join("model.safetensors");
-        let bytes = std::fs::metadata(&weights)
-            .map_err(Error::io(&weights))?
-            .len();
+        let bytes = import_weights(&gguf, folder, dtype)?;
         Ok(ImportReport {
             tensors: gguf.tensors().len(),
             types: types(&gguf),
             bytes,
-            chat_template: tokenizer.chat_template.is_some(),
+            chat_template: files.contains_key("chat_template.jinja"),
         })
     })
 }
 
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
-    Ok(atomic::write_file(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, value)?;
-        out.write_all(b"\n")
-    })?)
+/// Writes config.json and model.safetensors into a folder, which exists, with weights in f32 or bf16. They stream through a buffer of a
+/// row. What comes of it are the bytes of the weights.
+///
+/// # Errors
+/// As of [`import_gguf`].
+pub fn import_weights(gguf: &Gguf, folder: &Path, dtype: DType) -> Result<u64, Error> {
+    let stored = match dtype {
+        DType::F32 => StoredDType::F32,
+        DType::Bf16 => StoredDType::BF16,
+    };
+    let config = gguf_model::hf_config_json(gguf, stored)?;
+    let weights = gguf_model::weights(gguf)?;
+    let specs: Vec<TensorSpec> = weights
+        .iter()
+        .map(|weight| TensorSpec {
+            name: weight.name.clone(),
+            dtype: stored,
+            shape: weight.tensor.shape.clone(),
+        })
+        .collect();
+    let path = folder.join("model.safetensors");
+    write_safetensors(&path, &specs, &[].into(), |i, out| {
+        for_rows(&weights[i], |row| {
+            let bytes = View::of_row(row).to_le_bytes(dtype);
+            check_rounded(&weights[i], row, dtype)?;
+            out.write_all(&bytes).map_err(Error::io(&path))
+        })
+        .map_err(io::Error::other)
+    })?;
+    // The configuration last: a folder without one is not taken for a model.
+    atomic::write_file(&folder.join("config.json"), |out| {
+        out.write_all(&pretty(&config))
+    })?;
+    Ok(fs::metadata(&path).map_err(Error::io(&path))?.len())
+}
+
+/// Refuses numbers that bf16 cannot hold.
+fn check_rounded(weight: &GgufWeight, row: &[f32], dtype: DType) -> Result<(), Error> {
+    let is_lost = |value: &&f32| dtype == DType::Bf16 && !bf16::from_f32(**value).is_finite();
+    match row.iter().find(is_lost) {
+        None => Ok(()),
+        Some(value) => Err(Error::Training(format!(
+            "tensor `{}`: {value} does not fit in bfloat16; import as float32",
+            weight.name
+        ))),
+    }
 }
 
 fn types(gguf: &Gguf) -> Vec<String> {
@@ -92,56 +122,4 @@ fn types(gguf: &Gguf) -> Vec<String> {
         .into_iter()
         .map(|(name, count)| format!("{name} ×{count}"))
         .collect()
-}
-
-fn tokenizer_parts(gguf: &Gguf) -> GgufTokenizerParts {
-    let metadata = gguf.metadata();
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let strings = |name: &str| {
-        metadata
-            .get_str_array(&key(name))
-            .unwrap_or_default()
-            .to_vec()
-    };
-    GgufTokenizerParts {
-        architecture: metadata
-            .get_str("general.architecture")
-            .unwrap_or_default()
-            .to_owned(),
-        model: metadata
-            .get_str(&key("model"))
-            .unwrap_or_default()
-            .to_owned(),
-        pre: metadata.get_str(&key("pre")).map(str::to_owned),
-        tokens: strings("tokens"),
-        token_types: metadata
-            .get_i64_array(&key("token_type"))
-            .unwrap_or_default()
-            .into_iter()
-            .map(|kind| kind.try_into().unwrap_or_default())
-            .collect(),
-        scores: metadata
-            .get_f64_array(&key("scores"))
-            .unwrap_or_default()
-            .to_vec(),
-        merges: strings("merges"),
-        bos_id: metadata.get_u32(&key("bos_token_id")),
-        eos_id: metadata.get_u32(&key("eos_token_id")),
-        unk_id: metadata.get_u32(&key("unknown_token_id")),
-        pad_id: metadata.get_u32(&key("padding_token_id")),
-        add_bos: metadata.get_bool(&key("add_bos_token")),
-        add_eos: metadata.get_bool(&key("add_eos_token")),
-        add_space_prefix: metadata.get_bool(&key("add_space_prefix")),
-        remove_extra_whitespaces: metadata.get_bool(&key("remove_extra_whitespaces")),
-        charsmap: metadata
-            .get_i64_array(&key("precompiled_charsmap"))
-            .unwrap_or_default()
-            .into_iter()
-            // A byte, which some writers give a sign.
-            .map(|byte| byte as u8)
-            .collect(),
-        chat_template: metadata
-            .get_str("tokenizer.chat_template")
-            .map(str::to_owned),
-    }
 }

@@ -8,7 +8,7 @@ use lowrank::base::Base;
 use lowrank::data::{Message, Prompt};
 use lowrank::generate::{Finish, GenerateOptions};
 
-use super::common::{AdapterArg, Adapters, BaseArgs};
+use super::common::{AdapterArg, Adapters, BaseArgs, ExactArgs};
 use super::generate::{SamplingArgs, continue_on_screen};
 use crate::failure::Misuse;
 use crate::interrupt;
@@ -21,6 +21,10 @@ pub struct ChatArgs {
     /// The model
     #[command(flatten)]
     pub base: BaseArgs,
+
+    /// How exactly tokens are generated
+    #[command(flatten)]
+    pub exact: ExactArgs,
 
     /// An adapter's folder, with a name if wanted; may be repeated, and the first is in use at the start
     #[arg(long, value_name = "[NAME=]DIR")]
@@ -109,6 +113,7 @@ trait Answer {
 pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.sampling.resolve(&[])?;
     let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
+    args.exact.apply(&base);
     if !base.tokenizer.has_chat_template() {
         return Err(Misuse::new(format!(
             "{} has no chat template, so it cannot hold a conversation; use lowrank generate --prompt",

@@ -52,6 +52,24 @@ impl BaseArgs {
     }
 }
 
+/// How exactly tokens are generated.
+#[derive(Debug, Clone, Args)]
+pub struct ExactArgs {
+    /// Multiply with f32 numbers beside quantized weights, too
+    ///
+    /// By default what is multiplied with a quantized weight while tokens are generated is rounded to 8 bits, 32 numbers with a scale of their
+    /// own, as llama.cpp does. It is several times as fast. Prompts, training and evaluation are never rounded so.
+    #[arg(long, help_heading = "Machine")]
+    pub exact: bool,
+}
+
+impl ExactArgs {
+    /// Lets a model generate so.
+    pub fn apply(&self, base: &Base) {
+        base.decoder.set_exact(self.exact);
+    }
+}
+
 /// Which rows, and how they become tokens.
 #[derive(Debug, Clone, Args)]
 pub struct RowsArgs {

@@ -195,7 +195,7 @@ fn make(
     Ok(Demo {
         model: BUILTIN,
         base_parameters: base.decoder.config().parameters(),
-        base_bytes: base.source.checkpoint()?.total_bytes(),
+        base_bytes: base.source.tensors()?.total_bytes(),
         tasks,
         seconds: begun.elapsed().as_secs_f64(),
         kept_in: args.output.clone(),

@@ -18,7 +18,7 @@ use lowrank::model::AdapterSet;
 use serde::Serialize;
 
 use super::common::{
-    AdapterArg, Adapters, BaseArgs, adapter_set, check_length, choose_split, not_finite,
+    AdapterArg, Adapters, BaseArgs, ExactArgs, adapter_set, check_length, choose_split, not_finite,
 };
 use crate::failure::Misuse;
 use crate::output::Output;
@@ -38,6 +38,10 @@ pub struct GenerateArgs {
     /// The model
     #[command(flatten)]
     pub base: BaseArgs,
+
+    /// How exactly tokens are generated
+    #[command(flatten)]
+    pub exact: ExactArgs,
 
     /// An adapter's folder, with a name if wanted; may be repeated, and every prompt is continued with each
     #[arg(long, value_name = "[NAME=]DIR")]
@@ -318,6 +322,7 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
     args.beams.resolve(&args.sampling.resolve(&[])?)?;
     let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
+    args.exact.apply(&base);
     let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
     let beams = args.beams.resolve(&options)?;
     let adapters = Adapters::load(&args.adapter, &base)?;

@@ -127,11 +127,15 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
 
 /// f32 where any weight of the model is; f16 goes to bf16, the 16-bit type that is written here.
 fn stored_dtype(source: &Source) -> anyhow::Result<BaseDtype> {
-    let checkpoint = source.checkpoint()?;
-    let wide = checkpoint
-        .names()
-        .filter_map(|name| checkpoint.get(name))
-        .any(|entry| entry.dtype.name() == "F32");
+    let stored = source.tensors()?;
+    let is_wide = |name: &str| {
+        let tensor = stored.find(name).ok().flatten();
+        // Vectors of a GGUF file are f32 always.
+        tensor.is_some_and(|tensor| {
+            tensor.type_name() == "F32" && (tensor.shape().len() > 1 || !tensor.is_of_gguf())
+        })
+    };
+    let wide = stored.names().into_iter().any(is_wide);
     Ok(if wide {
         BaseDtype::F32
     } else {

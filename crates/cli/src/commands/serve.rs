@@ -13,7 +13,7 @@ use lowrank::fields::finite;
 use lowrank::model::Purpose;
 use lowrank_serve::{Caps, Options, serve};
 
-use super::common::{AdapterArg, BaseArgs, check_is_adapter};
+use super::common::{AdapterArg, BaseArgs, ExactArgs, check_is_adapter};
 use super::with_adapter;
 use crate::failure::Misuse;
 use crate::interrupt;
@@ -25,6 +25,10 @@ pub struct ServeArgs {
     /// The model
     #[command(flatten)]
     pub base: BaseArgs,
+
+    /// How exactly tokens are generated
+    #[command(flatten)]
+    pub exact: ExactArgs,
 
     /// The base's name in requests [default: the model's last part]
     #[arg(long, value_name = "NAME")]
@@ -158,6 +162,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let keys = keys(&args)?;
     let stop = interrupt::install_all("letting the requests under way end; again: end at once")?;
     let (base, labels) = load(&args)?;
+    args.exact.apply(&base);
     let name = match &args.served_model_name {
         Some(name) => name.clone(),
         None => default_name(&args.base.model),

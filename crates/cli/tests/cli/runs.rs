@@ -265,6 +265,14 @@ fn every_bench_measures_something() {
         "1",
     ]);
     for compute in ["f32", "bf16"] {
+        // A processor that does not multiply bf16 faster has no second rate.
+        let rounds = !["portable", "avx2", "avx512", "neon"]
+            .map(Value::from)
+            .contains(&gemm["processor"]);
+        assert_eq!(gemm[compute].is_null(), compute == "bf16" && !rounds);
+        if gemm[compute].is_null() {
+            continue;
+        }
         let (peak, mean) = (&gemm[compute]["peak_gflops"], &gemm[compute]["mean_gflops"]);
         assert!(number(peak) >= number(mean) && number(mean) > 0.0);
     }

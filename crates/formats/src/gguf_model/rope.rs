@@ -193,7 +193,7 @@ fn longrope(
         if tensor.shape != [half] {
             return wrong(format!("has shape {:?}; accepted: [{half}]", tensor.shape));
         }
-        let factors = model.gguf.dequantize(name)?;
+        let factors = model.gguf.f32s(name)?;
         if let Some(bad) = factors.iter().find(|&&x| !(x.is_finite() && x > 0.0)) {
             return wrong(format!("holds {bad}; accepted: finite numbers above zero"));
         }
@@ -218,7 +218,7 @@ fn llama3(
     if shape != [half] {
         return wrong(format!("has shape {shape:?}; accepted: [{half}]"));
     }
-    let factors = model.gguf.dequantize(FACTORS)?;
+    let factors = model.gguf.f32s(FACTORS)?;
     if factors.iter().all(|&factor| factor == 1.0) {
         return Ok(None);
     }

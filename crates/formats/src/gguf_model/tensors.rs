@@ -1,73 +1,51 @@
-//! The tensors of a model: where each comes from, and its values.
+//! The tensors of a model: where each comes from, and what llama.cpp's converter did to it.
 
 use std::collections::HashSet;
-use std::io::{self, Write};
-
-use half::{bf16, f16};
 
 use super::architecture::{AttentionBias, Fused, HeadNorms, Rotary};
 use super::{Model, rope};
 use crate::FormatError;
-use crate::checkpoint::StoredDType;
-use crate::gguf::{GgmlType, Gguf, GgufTensor};
-use crate::safetensors_writer::TensorSpec;
+use crate::gguf::{GgmlType, GgufTensor};
 
 /// Where one Hugging Face tensor comes from.
-pub(super) struct Source<'a> {
-    pub(super) spec: TensorSpec,
-    tensor: &'a GgufTensor,
-    change: Change,
+#[derive(Clone, Debug)]
+pub struct GgufWeight {
+    /// Its name in a Hugging Face folder.
+    pub name: String,
+    /// What the file has, of the same shape.
+    pub tensor: GgufTensor,
+    /// What is to be undone.
+    pub change: Change,
 }
 
 /// What llama.cpp's converter did to a tensor.
-#[derive(Clone, Copy)]
-enum Change {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
     None,
     /// Interleaved the two halves of each of so many heads, for its own rotary embedding: its row `2j + i` of a head of D rows is
-    /// Hugging Face's row `i·D/2 + j`.
+    /// Hugging Face's row `i·D/2 + j`. A bias, which is one row, is interleaved value by value.
     Interleaved(usize),
     /// Added one: the norm multiplies with 1 + w.
     PlusOne,
 }
 
-/// Row by row from blocks to the target's type. A bias, which is one row, is put in order value by value.
-pub(super) fn copy(gguf: &Gguf, source: &Source<'_>, out: &mut dyn Write) -> io::Result<()> {
-    let tensor = source.tensor;
-    let is_matrix = tensor.shape.len() > 1;
-    let mut values = vec![0.0f32; tensor.columns()];
-    let mut bytes: Vec<u8> = Vec::with_capacity(values.len() * 4);
-    for row in 0..tensor.rows() {
-        let from = match source.change {
-            Change::Interleaved(heads) if is_matrix => interleaved(row, tensor.rows() / heads),
-            _ => row,
-        };
-        gguf.dequantize_rows(tensor, from..from + 1, &mut values)
-            .map_err(io::Error::other)?;
-        match source.change {
-            Change::Interleaved(heads) if !is_matrix => {
-                let d = values.len() / heads;
-                values = (0..values.len())
-                    .map(|i| values[interleaved(i, d)])
-                    .collect();
-            }
-            Change::PlusOne => values.iter_mut().for_each(|value| *value -= 1.0),
-            _ => {}
+impl Change {
+    /// The row, or of a bias the value, of the file that is Hugging Face's number `index` of `count`.
+    pub fn source(self, index: usize, count: usize) -> usize {
+        match self {
+            Self::Interleaved(heads) => interleaved(index, count / heads),
+            Self::None | Self::PlusOne => index,
         }
-        bytes.clear();
-        encode(&values, &source.spec, &mut bytes)?;
-        out.write_all(&bytes)?;
     }
-    tensor.bytes.release();
-    Ok(())
 }
 
-impl<'a> Model<'a> {
+impl Model<'_> {
     /// Every tensor of the model, with its source; every problem at once.
-    pub(super) fn plan(&self, dtype: StoredDType) -> Result<Vec<Source<'a>>, FormatError> {
+    pub(super) fn weights(&self) -> Result<Vec<GgufWeight>, FormatError> {
         let mut planner = Planner {
             model: self,
-            dtype,
-            sources: Vec::new(),
+            weights: Vec::new(),
             problems: Vec::new(),
         };
         let table = [self.vocabulary, self.hidden];
@@ -90,10 +68,10 @@ impl<'a> Model<'a> {
         }
         planner.unused();
         let Planner {
-            sources, problems, ..
+            weights, problems, ..
         } = planner;
         if problems.is_empty() {
-            return Ok(sources);
+            return Ok(weights);
         }
         Err(FormatError::Problems {
             path: self.gguf.path().to_path_buf(),
@@ -104,8 +82,7 @@ impl<'a> Model<'a> {
 
 struct Planner<'p, 'a> {
     model: &'p Model<'a>,
-    dtype: StoredDType,
-    sources: Vec<Source<'a>>,
+    weights: Vec<GgufWeight>,
     problems: Vec<String>,
 }
 
@@ -230,14 +207,9 @@ impl Planner<'_, '_> {
                 GgmlType::readable()
             ));
         }
-        let spec = TensorSpec {
+        self.weights.push(GgufWeight {
             name: name.to_owned(),
-            dtype: self.dtype,
-            shape: shape.to_vec(),
-        };
-        self.sources.push(Source {
-            spec,
-            tensor,
+            tensor: tensor.clone(),
             change,
         });
     }
@@ -246,9 +218,9 @@ impl Planner<'_, '_> {
     fn unused(&mut self) {
         let architecture = self.model.architecture;
         let used: HashSet<&str> = self
-            .sources
+            .weights
             .iter()
-            .map(|source| source.tensor.name.as_str())
+            .map(|weight| weight.tensor.name.as_str())
             .collect();
         for tensor in self.model.gguf.tensors() {
             let name = tensor.name.as_str();
@@ -264,42 +236,6 @@ impl Planner<'_, '_> {
             }
         }
     }
-}
-
-fn encode(values: &[f32], spec: &TensorSpec, bytes: &mut Vec<u8>) -> io::Result<()> {
-    // Half precision ends at 65504; infinity is not the weight that was asked for.
-    let (fits, mend): (fn(f32) -> bool, _) = match spec.dtype {
-        StoredDType::F16 => (
-            |value| f16::from_f32(value).is_finite(),
-            "float16; import as bfloat16 or float32",
-        ),
-        StoredDType::BF16 => (
-            |value| bf16::from_f32(value).is_finite(),
-            "bfloat16; import as float32",
-        ),
-        _ => (f32::is_finite, "float32"),
-    };
-    if let Some(value) = values.iter().copied().find(|value| !fits(*value)) {
-        let why = if value.is_finite() {
-            format!("{value} does not fit in {mend}")
-        } else {
-            format!(
-                "holds {value}; the file is damaged, or was made of damaged weights, so take another"
-            )
-        };
-        return Err(io::Error::other(format!("tensor `{}`: {why}", spec.name)));
-    }
-    match spec.dtype {
-        StoredDType::F16 => {
-            bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
-        }
-        StoredDType::BF16 => {
-            bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
-        }
-        // Others have no size, and the writer has refused them.
-        _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-    }
-    Ok(())
 }
 
 /// The row of llama.cpp's q or k that holds Hugging Face's row `row`, for heads of `d` rows.
@@ -319,40 +255,5 @@ mod tests {
         let stored = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
         let restored: Vec<_> = (0..12).map(|row| stored[interleaved(row, 6)]).collect();
         assert_eq!(restored, (0..12).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn values_that_cannot_be_stored_are_refused() {
-        for (dtype, value, expected) in [
-            (
-                StoredDType::F32,
-                f32::NAN,
-                "tensor `w`: holds NaN; the file is damaged",
-            ),
-            (
-                StoredDType::BF16,
-                f32::INFINITY,
-                "tensor `w`: holds inf; the file is damaged",
-            ),
-            (
-                StoredDType::BF16,
-                f32::MAX,
-                "does not fit in bfloat16; import as float32",
-            ),
-            (
-                StoredDType::F16,
-                70_000.0,
-                "tensor `w`: 70000 does not fit in float16",
-            ),
-        ] {
-            let spec = TensorSpec {
-                name: "w".into(),
-                dtype,
-                shape: vec![2],
-            };
-            assert!(encode(&[1.0, -2.0], &spec, &mut Vec::new()).is_ok());
-            let error = encode(&[1.0, value], &spec, &mut Vec::new()).unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
-        }
     }
 }

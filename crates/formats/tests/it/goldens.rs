@@ -1,58 +1,33 @@
-//! Every readable storage type and every kind of key, against the `gguf` package.
+//! Every kind of key and every storage type that is read, as the `gguf` package writes them.
 
-use lowrank_formats::gguf::{Gguf, GgufArray, GgufValue};
-use lowrank_formats::{Checkpoint, FormatError};
+use lowrank_formats::Checkpoint;
+use lowrank_formats::gguf::{Gguf, GgufArray, GgufValue, READABLE};
 
 use crate::golden;
 
 #[test]
-fn every_readable_type_dequantizes_bit_for_bit() {
+fn every_readable_type_is_known() {
     let gguf = Gguf::open(&golden("quants.gguf")).unwrap();
-    let expected = Checkpoint::open(&golden("quants.safetensors")).unwrap();
-    assert_eq!(gguf.tensors().len(), 11);
+    let values = Checkpoint::open(&golden("quants.safetensors")).unwrap();
+    assert_eq!(gguf.tensors().len(), READABLE.len());
     for tensor in gguf.tensors() {
-        let values = gguf.dequantize(&tensor.name).unwrap();
-        let expected = expected.get(&tensor.name).unwrap();
-        assert_eq!(tensor.shape, expected.shape);
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(
-            bits(&values),
-            bits(&expected.to_f32().unwrap()),
-            "{}",
-            tensor.name
-        );
-
-        // One row alone is that row of the whole.
-        let mut row = vec![0.0; tensor.columns()];
-        gguf.dequantize_rows(tensor, 1..2, &mut row).unwrap();
-        assert_eq!(
-            bits(&row),
-            bits(&values[tensor.columns()..2 * tensor.columns()])
-        );
+        assert!(READABLE.contains(&tensor.kind.name()) && tensor.kind.is_readable());
+        assert_eq!(tensor.name, tensor.kind.name());
+        assert_eq!(tensor.shape, values.get(&tensor.name).unwrap().shape);
+        let blocks = tensor.bytes.as_ref().len() / tensor.kind.block_bytes();
+        assert_eq!(blocks * tensor.kind.block_len(), tensor.len());
     }
-}
-
-#[test]
-fn rows_outside_a_tensor_are_refused() {
-    let gguf = Gguf::open(&golden("quants.gguf")).unwrap();
-    let tensor = gguf.tensor("Q4_K").unwrap();
-    for (rows, length) in [
-        (2..4, 1024),
-        (0..1, 511),
-        (0..1, 1024),
-        (3..3, 1),
-        (usize::MAX - 1..usize::MAX, 512),
+    assert_eq!(gguf.f32s("F32").unwrap().len(), 3 * 512);
+    for (name, words) in [
+        ("Q4_K", "is stored as Q4_K"),
+        ("nothing", "is not in this file"),
     ] {
-        let error = gguf
-            .dequantize_rows(tensor, rows, &mut vec![0.0; length])
-            .unwrap_err();
-        assert!(matches!(error, FormatError::Tensor { tensor, .. } if tensor == "Q4_K"));
+        let error = gguf.f32s(name).unwrap_err().to_string();
+        assert!(
+            error.contains(words) && error.contains("quants.gguf"),
+            "{error}"
+        );
     }
-    let error = gguf.dequantize("nothing").unwrap_err().to_string();
-    assert!(
-        error.contains("`nothing`") && error.contains("quants.gguf"),
-        "{error}"
-    );
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod adapter_config;
 mod goldens;
 mod hostile_gguf;
 mod hostile_safetensors;
-mod import;
 
 use std::path::PathBuf;
 

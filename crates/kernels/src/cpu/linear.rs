@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::cpu::low_rank::{GeneratedBranch, add_generated, down_job, up};
 use crate::cpu::product::few::{FewJob, few_times_rows};
+use crate::cpu::product::integers::{self, IntegerJob};
 use crate::cpu::product::mat::for_tiles;
 use crate::cpu::product::multiply::multiply;
 use crate::cpu::product::term::{Factor, Job, Left, Start, Term};
@@ -122,19 +123,29 @@ pub(crate) fn generated(
     if rows.is_empty() {
         return;
     }
-    let mut jobs = Vec::new();
+    let (mut jobs, mut of_integers) = (Vec::new(), Vec::new());
     for (y, output) in ys.iter_mut().zip(rest) {
+        let start = output.bias.as_deref().map_or(Start::Zero, Start::Row);
+        let (w, y) = (output.w.view, y.reborrow());
         if output.w.layout == Layout::OutIn {
-            jobs.push(FewJob {
-                y: y.reborrow().slice_rows(rows.clone()),
-                rows: rows.clone(),
-                w: output.w.view,
-                start: output.bias.as_deref().map_or(Start::Zero, Start::Row),
-            });
+            let y = y.slice_rows(rows.clone());
+            if classes.rounds() && w.format().block_len() > 1 {
+                of_integers.push(IntegerJob { y, w, start });
+            } else {
+                jobs.push(FewJob {
+                    y,
+                    rows: rows.clone(),
+                    w,
+                    start,
+                });
+            }
         }
         for BranchOutput { u, rows, branch } in &mut output.generated {
             jobs.push(down_job(branch, u.reborrow(), rows.clone()));
         }
+    }
+    if !of_integers.is_empty() {
+        integers::multiply(x.slice_rows(rows), of_integers);
     }
     few_times_rows(x, jobs);
 }

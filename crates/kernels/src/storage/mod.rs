@@ -18,6 +18,7 @@ use bytemuck::Pod;
 use pulp::Simd;
 
 use self::blocks::BlockFormat;
+pub(crate) use self::blocks::{Block, GROUP, Group, OneByOne, Quants};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 
@@ -260,6 +261,21 @@ impl<'a> Numbers<'a> {
         }
     }
 
+    /// Lets a visitor have the blocks.
+    ///
+    /// # Panics
+    /// If the format is one of single numbers.
+    pub(crate) fn visit_blocks(self, visitor: impl BlockVisitor) {
+        struct With<'a, V>(V, &'a [u8]);
+        impl<V: BlockVisitor> blocks::TypeVisitor for With<'_, V> {
+            type Output = ();
+            fn visit<B: Block>(self) {
+                self.0.visit::<B>(bytemuck::cast_slice(self.1));
+            }
+        }
+        blocks::visit(self.format, With(visitor, self.bytes));
+    }
+
     /// Calls `work` with some of the numbers in f32: in place if they are, else widened into scratch memory.
     pub(crate) fn with_f32s<R>(self, part: Range<usize>, work: impl FnOnce(&[f32]) -> R) -> R {
         let stored = self.f32s().map(|numbers| &numbers[part.clone()]);
@@ -272,6 +288,12 @@ impl<'a> Numbers<'a> {
             }))
         })
     }
+}
+
+/// Something to be done with the blocks of a matrix.
+pub(crate) trait BlockVisitor {
+    /// Does it.
+    fn visit<B: Block>(self, blocks: &[B]);
 }
 
 /// Something to be done with numbers that engines read: those of a window from its first on, whose rows start `stride` apart.

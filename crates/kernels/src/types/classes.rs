@@ -13,22 +13,38 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowClasses {
     first_generated: usize,
+    /// Whether generated rows may be rounded beside weights in blocks.
+    rounds: bool,
 }
 
 impl RowClasses {
     /// No row is generated.
     pub const PROMPT: Self = Self {
         first_generated: usize::MAX,
+        rounds: false,
     };
 
     /// Every row is generated.
-    pub const GENERATED: Self = Self { first_generated: 0 };
+    pub const GENERATED: Self = Self::generated_from(0);
 
     /// The rows from this one on are generated.
     pub const fn generated_from(row: usize) -> Self {
         Self {
             first_generated: row,
+            rounds: false,
         }
+    }
+
+    /// The same, with leave to round a generated row to 8 bits where it is multiplied with a weight in blocks. Such products are integers
+    /// then, and several times as fast.
+    #[must_use]
+    pub const fn rounding(self, rounds: bool) -> Self {
+        Self { rounds, ..self }
+    }
+
+    /// Whether there is leave to.
+    pub(crate) const fn rounds(self) -> bool {
+        self.rounds
     }
 
     /// Whether a row is generated.
@@ -39,7 +55,7 @@ impl RowClasses {
     /// The classes of the rows behind so many, counted from the first of them.
     #[must_use]
     pub const fn skip(self, rows: usize) -> Self {
-        Self::generated_from(self.first_generated.saturating_sub(rows))
+        Self::generated_from(self.first_generated.saturating_sub(rows)).rounding(self.rounds)
     }
 
     /// Of some rows, those of prompts and the generated ones.

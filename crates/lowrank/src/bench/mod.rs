@@ -7,11 +7,13 @@ use lowrank_kernels::CounterRng;
 
 mod gemm;
 mod generate;
+mod random_gguf;
 mod train;
 
 pub use gemm::{GemmFigures, gemm, mean_gflops, peak_gflops};
 pub use generate::{GenerateFigures, generate, memory_bandwidth};
 pub use lowrank_kernels::{OpCost, RegionCost};
+pub use random_gguf::{q4_k_m, write_random_gguf};
 pub use train::{TrainFigures, TrainOptions, train};
 
 /// Threads that everything computes with.

@@ -4,15 +4,11 @@
 //! `config.json`. Where two architectures differ, the difference is an enum here and a `match` in the
 //! block, never a second block.
 
-use lowrank_kernels::{Activation, DType, Layout, LogitScaling};
+use std::collections::BTreeMap;
+
+use lowrank_kernels::{Activation, DType, Layout, LogitScaling, NumberFormat};
 
 pub use super::rope::{QueryScale, Rope, RopeScaling};
-
-/// Bytes of a tensor of the base: a matrix as `dtype`, a vector as f32.
-pub(super) fn tensor_bytes((rows, cols): (usize, usize), dtype: DType) -> u64 {
-    let dtype = if rows == 1 { DType::F32 } else { dtype };
-    dtype.bytes_for(rows * cols) as u64
-}
 
 /// A supported architecture, as named by `model_type` in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,6 +377,8 @@ pub struct ModelConfig {
     pub head: HeadKind,
     /// The spread of new values (`initializer_range`).
     pub initializer_range: f32,
+    /// Matrices that the files have in a format of 16 bits or fewer that is not bf16. They stay in it beside a base in bf16.
+    pub formats: BTreeMap<WeightId, NumberFormat>,
 }
 
 /// A linear of a block.
@@ -766,10 +764,26 @@ impl ModelConfig {
             .sum()
     }
 
-    /// Bytes of the weights: matrices as `dtype`, vectors as f32.
+    /// Bytes of the weights: matrices as `dtype` or in fewer bits, as the files have them, vectors as f32.
     pub fn weight_bytes(&self, dtype: DType) -> u64 {
-        let shapes = self.weights().into_iter().map(|(_, shape)| shape);
-        shapes.map(|shape| tensor_bytes(shape, dtype)).sum()
+        let all = self.weights().into_iter();
+        all.map(|(id, shape)| self.tensor_bytes(id, shape, dtype))
+            .sum()
+    }
+
+    /// Bytes of one of them.
+    pub(super) fn tensor_bytes(
+        &self,
+        id: WeightId,
+        (rows, cols): (usize, usize),
+        dtype: DType,
+    ) -> u64 {
+        let format = match self.formats.get(&id) {
+            _ if rows == 1 => NumberFormat::F32,
+            Some(format) if dtype == DType::Bf16 => *format,
+            _ => dtype.into(),
+        };
+        format.bytes_for(rows * cols) as u64
     }
 
     /// Whether the output projection is the embedding.

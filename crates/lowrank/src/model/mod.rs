@@ -19,6 +19,7 @@ mod rope;
 mod saving;
 mod scales;
 mod stage;
+pub mod stored;
 mod token_rows;
 mod top;
 pub(crate) mod weights;

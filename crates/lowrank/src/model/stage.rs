@@ -5,7 +5,7 @@ use std::ops::Range;
 use lowrank_kernels::DType;
 
 use super::adapter::Adapter;
-use super::config::{LinearId, ModelConfig, WeightId, tensor_bytes};
+use super::config::{LinearId, ModelConfig, WeightId};
 
 /// The part of a model that a process holds: some of the blocks, one after the other. The first stage has the embeddings, and the
 /// last one the final norm and the head or classifier.
@@ -49,11 +49,12 @@ impl Stage {
         self.has(place_of(config, id)) || (is_head && self.is_last)
     }
 
-    /// Bytes of its tensors, matrices as `dtype` and vectors as f32.
+    /// Bytes of its tensors, as of [`ModelConfig::weight_bytes`].
     pub fn weight_bytes(&self, config: &ModelConfig, dtype: DType) -> u64 {
         let own = config.weights().into_iter();
         let own = own.filter(|(id, _)| self.reads(config, *id));
-        own.map(|(_, shape)| tensor_bytes(shape, dtype)).sum()
+        own.map(|(id, shape)| config.tensor_bytes(id, shape, dtype))
+            .sum()
     }
 
     /// Which share of the model's bytes that is.

@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use lowrank_formats::SharedBytes;
-use lowrank_formats::checkpoint::{
-    Checkpoint, StoredDType, TensorEntry, check_finite, check_finite_as_bf16,
-};
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View, fill_normal};
@@ -18,6 +16,7 @@ use super::adapter::Adapter;
 use super::config::{Family, LinearKind, ModelConfig, Part, Purpose, WeightId};
 use super::families;
 use super::stage::Stage;
+use super::stored::{StoredTensor, StoredTensors, check_all_finite};
 use crate::Error;
 use crate::random::{hash, mix};
 
@@ -51,8 +50,8 @@ impl Weights {
     /// An unsupported config, a missing or damaged file, tensors that are missing or of another shape (all of them named).
     pub fn load(folder: &Path, dtype: DType) -> Result<Self, Error> {
         let config = families::read_config(&HfConfig::read(folder)?)?;
-        let checkpoint = Checkpoint::open(folder)?;
-        Self::from_checkpoint(config, &checkpoint, dtype)
+        let stored = Checkpoint::open(folder)?.into();
+        Self::from_stored(config, &stored, dtype)
     }
 
     /// The same for a purpose.
@@ -61,36 +60,36 @@ impl Weights {
     /// As [`load`](Self::load); a purpose that the architecture does not have.
     pub fn load_for(folder: &Path, dtype: DType, purpose: Purpose) -> Result<Self, Error> {
         let config = families::read_config_for(&HfConfig::read(folder)?, purpose)?;
-        let checkpoint = Checkpoint::open(folder)?;
-        Self::from_checkpoint(config, &checkpoint, dtype)
+        let stored = Checkpoint::open(folder)?.into();
+        Self::from_stored(config, &stored, dtype)
     }
 
-    /// Takes what the config asks for from an opened checkpoint. What it lacks of a classifier begins as zeros, until
+    /// Takes what the config asks for from opened files. What it lacks of a classifier begins as zeros, until
     /// [`begin_classifier`](Self::begin_classifier), and so does a last linear for another number of labels.
     ///
     /// # Errors
     /// Tensors that are missing, of another shape, or unknown; all are named, with both shapes. Values that are not finite, or
     /// would not be as `dtype`.
-    pub fn from_checkpoint(
+    pub fn from_stored(
         config: ModelConfig,
-        checkpoint: &Checkpoint,
+        stored: &StoredTensors,
         dtype: DType,
     ) -> Result<Self, Error> {
-        Self::stage_from_checkpoint(config, checkpoint, dtype, &|_| Ok(None))
+        Self::stage_from_stored(config, stored, dtype, &|_| Ok(None))
     }
 
     /// The same of one stage of a pipeline, which `stage_of` chooses for the config as the tensors have it; `None`: all of it. The tensors of
     /// others are looked for, but not read.
     ///
     /// # Errors
-    /// As [`from_checkpoint`](Self::from_checkpoint); what `stage_of` says.
-    pub fn stage_from_checkpoint(
+    /// As [`from_stored`](Self::from_stored); what `stage_of` says.
+    pub fn stage_from_stored(
         config: ModelConfig,
-        checkpoint: &Checkpoint,
+        stored: &StoredTensors,
         dtype: DType,
         stage_of: &dyn Fn(&ModelConfig) -> Result<Option<Stage>, Error>,
     ) -> Result<Self, Error> {
-        let config = with_head_of(config, checkpoint)?;
+        let config = with_head_of(config, stored)?;
         let stage = stage_of(&config)?.unwrap_or_else(|| Stage::whole(&config));
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
@@ -99,7 +98,7 @@ impl Weights {
         let (mut new, mut other_labels) = (Vec::new(), None);
         for (id, shape) in config.weights() {
             let name = families::tensor_name(&config, id);
-            let Some(entry) = find(&config, checkpoint, id)? else {
+            let Some(entry) = find(&config, stored, id)? else {
                 if config.is_of_classifier(id) {
                     new.push(id);
                     if stage.reads(&config, id) {
@@ -115,8 +114,8 @@ impl Weights {
                 }
                 continue;
             };
-            used.insert(entry.name.clone());
-            if let Some(labels) = other_label_count(&config, id, &entry.shape) {
+            used.insert(entry.name().to_owned());
+            if let Some(labels) = other_label_count(&config, id, entry.shape()) {
                 other_labels = Some(labels);
                 new.push(id);
                 if stage.reads(&config, id) {
@@ -124,31 +123,32 @@ impl Weights {
                 }
                 continue;
             }
-            if !has_shape(&entry.shape, shape) {
+            if !has_shape(entry.shape(), shape) {
                 problems.push(format!(
                     "{name}: shape {:?}, expected {}",
-                    entry.shape,
+                    entry.shape(),
                     shape_text(shape)
                 ));
                 continue;
             }
             if !stage.reads(&config, id) {
                 // Enough of it is read to know whether another rank has the same model.
-                let values = samples_of(shape, |index| entry.value(index).unwrap_or(f32::NAN));
+                let values = samples_of(shape, |index| entry.value(index));
                 others.insert(id, values);
                 continue;
             }
             let exact = shape.0 == 1 || config.is_of_classifier(id);
             let stored_as = if exact { DType::F32 } else { dtype };
-            let tensor = to_tensor(&entry, shape, stored_as)?;
+            let tensor = entry.to_tensor(shape, stored_as)?;
             if tensor.is_shared() {
                 mapped.push(entry);
             }
             tensors.insert(id, tensor);
         }
         problems.extend(
-            checkpoint
+            stored
                 .names()
+                .into_iter()
                 .filter(|name| !used.contains(*name) && !families::is_derived(name))
                 .filter(|name| !families::is_of_other_head(&config, name))
                 .filter(|name| !families::is_of_other_positions(&config, name))
@@ -156,24 +156,21 @@ impl Weights {
                 .filter(|name| !(config.tie_word_embeddings && is_head(name)))
                 .map(|name| format!("{name}: no part of this architecture reads it")),
         );
-        problems.extend(reasons_for_leftovers(&config, checkpoint));
+        problems.extend(reasons_for_leftovers(&config, stored));
         if !problems.is_empty() {
             return Err(Error::Tensors {
-                path: checkpoint.path().to_path_buf(),
+                path: stored.path().to_path_buf(),
                 problems,
             });
         }
         // The first pass reads every one of these pages anyway, so looking at them now costs little more than the time to do so.
-        let bad = mapped
-            .par_iter()
-            .filter(|entry| check_finite([*entry]).is_err());
-        check_finite(bad.collect::<Vec<_>>())?;
+        check_all_finite(&mapped)?;
         let read = Self {
             config,
             stage,
             tensors,
             dtype,
-            mapped: mapped.into_iter().map(|entry| entry.bytes).collect(),
+            mapped: (mapped.iter().map(|entry| entry.bytes().clone())).collect(),
             new,
             other_labels,
             checkpoint_fingerprint: None,
@@ -582,38 +579,43 @@ fn is_head(name: &str) -> bool {
 /// Tensors of a type that is not read.
 pub(crate) fn with_head_of(
     mut config: ModelConfig,
-    checkpoint: &Checkpoint,
+    stored: &StoredTensors,
 ) -> Result<ModelConfig, Error> {
-    let own = |id| get(&config, checkpoint, id);
+    let own = |id| get(&config, stored, id);
     if config.tie_word_embeddings
         && let (Some(head), Some(embedding)) = (own(WeightId::Head)?, own(WeightId::Embedding)?)
     {
         config.tie_word_embeddings =
-            head.shape == embedding.shape && same_values(&head, &embedding)?;
+            head.shape() == embedding.shape() && head.has_values_of(&embedding)?;
+    }
+    if matches!(stored, StoredTensors::Gguf { .. }) {
+        for (id, _) in config
+            .weights()
+            .into_iter()
+            .filter(|(id, _)| !id.is_vector())
+        {
+            if let Some(format) = find(&config, stored, id)?.and_then(|tensor| tensor.own_format())
+            {
+                config.formats.insert(id, format);
+            }
+        }
     }
     let dense = WeightId::Linear(config.classifier_linear(LinearKind::Dense), Part::Weight);
     let names = families::stored_names(&config, dense);
-    if names.iter().any(|name| checkpoint.shape(name).is_some()) {
+    if names.iter().any(|name| stored.shape(name).is_some()) {
         return Ok(config);
     }
     Ok(config.with_saved_dense())
 }
 
-fn same_values(one: &TensorEntry, other: &TensorEntry) -> Result<bool, Error> {
-    if one.dtype == other.dtype {
-        return Ok(one.bytes.as_ref() == other.bytes.as_ref());
-    }
-    Ok(one.to_f32()? == other.to_f32()?)
-}
-
 /// A tensor by its name, or by its name in a checkpoint of a bare model.
 fn get(
     config: &ModelConfig,
-    checkpoint: &Checkpoint,
+    stored: &StoredTensors,
     id: WeightId,
-) -> Result<Option<TensorEntry>, Error> {
+) -> Result<Option<StoredTensor>, Error> {
     for name in families::stored_names(config, id) {
-        if let Some(entry) = checkpoint.find(&name)? {
+        if let Some(entry) = stored.find(&name)? {
             return Ok(Some(entry));
         }
     }
@@ -623,18 +625,18 @@ fn get(
 /// [`get`], or of a tied pair the one that is there.
 fn find(
     config: &ModelConfig,
-    checkpoint: &Checkpoint,
+    stored: &StoredTensors,
     id: WeightId,
-) -> Result<Option<TensorEntry>, Error> {
-    let found = get(config, checkpoint, id)?;
+) -> Result<Option<StoredTensor>, Error> {
+    let found = get(config, stored, id)?;
     if found.is_none() && id == WeightId::Embedding && config.tie_word_embeddings {
-        return get(config, checkpoint, WeightId::Head);
+        return get(config, stored, WeightId::Head);
     }
     Ok(found)
 }
 
 /// Keys of config.json that decide about tensors that nothing reads.
-fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<String> {
+fn reasons_for_leftovers(config: &ModelConfig, stored: &StoredTensors) -> Vec<String> {
     let mut reasons = Vec::new();
     let layers = config.num_hidden_layers;
     let blocks = families::blocks(config);
@@ -647,9 +649,10 @@ fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<S
             .or_else(|| name.strip_prefix(short))?;
         rest.strip_prefix('.')?.split('.').next()?.parse().ok()
     };
-    if let Some(last) = checkpoint
-        .names()
-        .filter_map(layer)
+    let names = stored.names();
+    if let Some(last) = names
+        .iter()
+        .filter_map(|name| layer(name))
         .max()
         .filter(|last| *last >= layers)
     {
@@ -658,7 +661,7 @@ fn reasons_for_leftovers(config: &ModelConfig, checkpoint: &Checkpoint) -> Vec<S
             last + 1
         ));
     }
-    let has = |name: &str| checkpoint.names().any(|known| known.ends_with(name));
+    let has = |name: &str| names.iter().any(|known| known.ends_with(name));
     let keys: Vec<&str> = [
         ("attention_bias", config.biases.o, "o_proj.bias"),
         ("mlp_bias", config.biases.mlp, "down_proj.bias"),
@@ -713,50 +716,3 @@ fn shape_text((rows, cols): (usize, usize)) -> String {
         format!("[{rows}, {cols}]")
     }
 }
-
-/// A stored tensor as f32 or bf16: in place where it is stored so and aligned, otherwise converted.
-pub(crate) fn to_tensor(
-    entry: &TensorEntry,
-    (rows, cols): (usize, usize),
-    dtype: DType,
-) -> Result<Tensor, Error> {
-    let stored = match entry.dtype {
-        StoredDType::F32 => Some(DType::F32),
-        StoredDType::BF16 => Some(DType::Bf16),
-        _ => None,
-    };
-    if stored == Some(dtype) {
-        let bytes = &entry.bytes;
-        if let Ok(tensor) = Tensor::from_shared(bytes.owner(), bytes.range(), dtype, rows, cols) {
-            return Ok(tensor);
-        }
-        check_finite([entry])?;
-        return Ok(Tensor::from_le_bytes(bytes.as_ref(), dtype, rows, cols)?);
-    }
-    let check = |entry: &TensorEntry| match dtype {
-        DType::F32 => check_finite([entry]),
-        DType::Bf16 => check_finite_as_bf16([entry]),
-    };
-    // A part at a time, whose pages are given back before those of the next are read: a table of tokens is large.
-    let mut bytes = Vec::with_capacity(dtype.bytes_for(entry.len()));
-    for part in entry.parts(CONVERTED_AT_ONCE) {
-        if check(&part).is_err() {
-            // The message counts from the tensor's start.
-            check(entry)?;
-        }
-        match dtype {
-            DType::F32 => bytes.extend(part.to_f32()?.into_iter().flat_map(f32::to_le_bytes)),
-            DType::Bf16 => bytes.extend(
-                part.to_bf16()?
-                    .into_iter()
-                    .flat_map(half::bf16::to_le_bytes),
-            ),
-        }
-        part.bytes.release();
-    }
-    entry.bytes.release();
-    Ok(Tensor::from_le_bytes(&bytes, dtype, rows, cols)?)
-}
-
-/// Elements of a tensor that are converted at a time.
-const CONVERTED_AT_ONCE: usize = 1 << 20;

@@ -57,16 +57,19 @@ pub struct TensorReport {
 /// Files that are missing or damaged, and an architecture that is not supported.
 pub fn model(source: &Source) -> Result<ModelReport, Error> {
     let config = source.model_config()?;
-    let checkpoint = source.checkpoint()?;
+    let stored = source.tensors()?;
     let mut dtypes = BTreeMap::new();
-    let mut tensors = Vec::with_capacity(checkpoint.len());
-    for entry in checkpoint.names().filter_map(|name| checkpoint.get(name)) {
-        *dtypes.entry(entry.dtype.name().to_owned()).or_insert(0) +=
-            entry.bytes.as_ref().len() as u64;
+    let mut tensors = Vec::new();
+    for name in stored.names() {
+        let Ok(Some(tensor)) = stored.find(name) else {
+            continue;
+        };
+        let dtype = tensor.type_name().to_owned();
+        *dtypes.entry(dtype.clone()).or_insert(0) += tensor.bytes().as_ref().len() as u64;
         tensors.push(TensorReport {
-            dtype: entry.dtype.name().to_owned(),
-            name: entry.name,
-            shape: entry.shape,
+            name: name.to_owned(),
+            shape: tensor.shape().to_vec(),
+            dtype,
         });
     }
     // An encoder is listed with whatever its files have on it: a pooler, a classifier, what it was pretrained with.
@@ -84,7 +87,7 @@ pub fn model(source: &Source) -> Result<ModelReport, Error> {
         model: source.to_string(),
         family: config.family.model_type(),
         parameters: parameters as u64,
-        bytes: checkpoint.total_bytes(),
+        bytes: stored.total_bytes(),
         dtypes,
         shapes: vec![
             ("num_hidden_layers", config.num_hidden_layers),

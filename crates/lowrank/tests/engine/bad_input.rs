@@ -216,7 +216,7 @@ fn a_name_that_is_no_model_is_explained() {
     fs::write(place.path("model.gguf"), "GGUF").expect("a file");
     assert_says(
         &load(&place.path("model.gguf")),
-        &["is a file", "lowrank model import"],
+        &["model.gguf", "is truncated"],
     );
     let weights = place.path("model").join("model.safetensors");
     assert_says(&load(&weights), &["is a file", "give the folder"]);

@@ -9,7 +9,7 @@ use lowrank::{DType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
 
-fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
+pub(crate) fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
     StepOptions {
         learning_rate: 0.0,
         betas: (0.9, 0.999),
@@ -29,7 +29,7 @@ fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
     }
 }
 
-fn gradients(
+pub(crate) fn gradients(
     model: &Decoder,
     adapter: &Adapter,
     rows: &[Example],

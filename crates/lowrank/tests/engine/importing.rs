@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank::DType;
+use lowrank::base::Source;
 use lowrank::data::Tokenizer;
 use lowrank::import::import_gguf;
 use lowrank::model::families::read_config;
@@ -57,6 +58,13 @@ fn every_architecture_is_the_model_it_was_made_of() {
         let found = logits(&open(&folder), None, &list::<u32>(&model["ids"]));
         let off = difference(&found[found.len() - expected.len()..], &expected);
         assert!(off < 1e-5, "{name}: {off}");
+
+        // The file itself is the same model.
+        let file = file.to_str().expect("a name");
+        let base = Source::find(file).and_then(|source| source.load(DType::F32));
+        let base = base.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let of_file = logits(&base.decoder, None, &list::<u32>(&model["ids"]));
+        assert!(of_file == found, "{name}");
     }
 }
 
@@ -76,6 +84,15 @@ fn every_kind_of_tokenizer_gives_the_same_ids() {
         )
         .unwrap_or_else(|error| panic!("{name}: {error}"));
         let tokenizer = Tokenizer::from_folder(&folder).expect("a tokenizer");
+        let file = goldens().join(format!("{name}.gguf"));
+        let source = Source::find(file.to_str().expect("a name")).expect("a model");
+        let of_file = source.tokenizer().expect("a tokenizer");
+        assert_eq!(of_file.stop_ids(), tokenizer.stop_ids(), "{name}");
+        assert_eq!(
+            of_file.has_chat_template(),
+            tokenizer.has_chat_template(),
+            "{name}"
+        );
         let expected = &goldens_of["ids"][model["tokenizer"].as_str().expect("a name")];
         let (plain, special) = (&expected["ids"], &expected["with_special"]);
         for (at, text) in texts
@@ -86,6 +103,7 @@ fn every_kind_of_tokenizer_gives_the_same_ids() {
             let ids = |add: bool| tokenizer.encode(text, add).expect("ids");
             assert_eq!(ids(false), list::<u32>(&plain[at]), "{name}: {text:?}");
             assert_eq!(ids(true), list::<u32>(&special[at]), "{name}: {text:?}");
+            assert_eq!(of_file.encode(text, true).expect("ids"), ids(true));
             checked += 1;
         }
     }

@@ -10,6 +10,7 @@ mod configs;
 #[cfg(feature = "compare")]
 mod diff;
 mod generation;
+mod gguf;
 mod gradients;
 mod ia3;
 mod importing;

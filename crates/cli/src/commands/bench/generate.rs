@@ -10,7 +10,7 @@ use lowrank::units;
 use serde::Serialize;
 
 use super::{OpShare, profile_table, shares};
-use crate::commands::common::{BaseArgs, check_length, load_adapter};
+use crate::commands::common::{BaseArgs, ExactArgs, check_length, load_adapter};
 use crate::failure::Misuse;
 use crate::output::Output;
 use crate::settings::values::at_most;
@@ -22,6 +22,10 @@ pub struct BenchGenerateArgs {
     /// The model
     #[command(flatten)]
     pub base: BaseArgs,
+
+    /// How exactly tokens are generated
+    #[command(flatten)]
+    pub exact: ExactArgs,
 
     /// An adapter in PEFT's layout that the prompts use; several are used in turn
     #[arg(long, value_name = "DIR")]
@@ -105,6 +109,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
     problems.or(())?;
     let folders: Vec<&Path> = args.adapter.iter().map(PathBuf::as_path).collect();
     let base = args.base.load(&folders)?;
+    args.exact.apply(&base);
     let loaded = folders.iter().map(|folder| load_adapter(folder, &base));
     let loaded = loaded.collect::<anyhow::Result<Vec<_>>>()?;
     let adapters: Vec<&Adapter> = loaded.iter().map(|loaded| &loaded.adapter).collect();

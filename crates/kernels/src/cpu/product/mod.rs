@@ -13,6 +13,7 @@ pub(crate) mod blocks;
 pub(crate) mod cut;
 pub(crate) mod fallback;
 pub(crate) mod few;
+pub(crate) mod integers;
 pub(crate) mod layout;
 pub(crate) mod mat;
 pub(crate) mod multiply;

@@ -36,10 +36,10 @@ const NEAR: usize = 6 * 1024;
 /// Columns of a part of a row, at most: those of as many rows as are taken together are near.
 const DEPTH: usize = NEAR / TOGETHER;
 /// Bytes that come from memory at once.
-const CACHE_LINE: usize = 64;
+pub(crate) const CACHE_LINE: usize = 64;
 /// How many bytes ahead of what is read memory is asked for, for each of the rows that are read side by side. Measured: with less than
 /// 3 KiB numbers come too late, and farther ahead lies too often in another page.
-const AHEAD: usize = 4096;
+pub(crate) const AHEAD: usize = 4096;
 
 /// Rows side by side: in groups of [`TOGETHER`], a chunk of each row of the group, then the next
 /// chunk of each. The last chunk is filled up with zeros.

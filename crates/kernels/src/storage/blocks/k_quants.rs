@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lookup::Lookup;
-use super::plain::{IQ4_VALUES, each, nibbles};
-use super::{Block, RUN, half, sixteen};
+use super::plain::{IQ4_BYTES, IQ4_VALUES, each, nibbles, signed, unsigned};
+use super::vectors::Vectors;
+use super::{Block, Group, RUN, sixteen};
 
 /// Two bits of each byte.
 #[inline(always)]
@@ -35,12 +35,28 @@ impl Block for Q2K {
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
         let scale = self.scales[run];
-        let d = half(self.d) * f32::from(scale & 15);
-        let min = half(self.dmin) * f32::from(scale >> 4);
+        let d = vectors.half(self.d) * f32::from(scale & 15);
+        let min = vectors.half(self.dmin) * f32::from(scale >> 4);
         let (place, shift) = place_of_two_bits(run);
         each(two_bits(sixteen(&self.qs, place), shift), |q| d * q - min)
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let runs = [2 * group, 2 * group + 1];
+        let q = runs.map(|run| {
+            let (place, shift) = place_of_two_bits(run);
+            two_bits(sixteen(&self.qs, place), shift)
+        });
+        let (d, min) = (vectors.half(self.d), vectors.half(self.dmin));
+        let scales = runs.map(|run| self.scales[run]);
+        unsigned(
+            q,
+            scales.map(|scale| d * f32::from(scale & 15)),
+            scales.map(|scale| -min * f32::from(scale >> 4)),
+        )
     }
 }
 
@@ -53,26 +69,47 @@ pub(super) struct Q3K {
     d: [u8; 2],
 }
 
+impl Q3K {
+    /// The scale of a run. Four low bits of 16 scales are in eight bytes, and two high ones in the four behind them.
+    #[inline(always)]
+    fn scale(&self, run: usize, vectors: impl Vectors) -> f32 {
+        let low = self.scales[run % 8] >> (run / 8 * 4) & 15;
+        let high = self.scales[8 + run % 4] >> (run / 4 * 2) & 3;
+        vectors.half(self.d) * (f32::from(low | high << 4) - 32.0)
+    }
+
+    /// The numbers of a run, four too large: a bit that is not set takes four away.
+    #[inline(always)]
+    fn numbers(&self, run: usize) -> [u8; RUN] {
+        let (place, shift) = place_of_two_bits(run);
+        let low = two_bits(sixteen(&self.qs, place), shift);
+        let (masks, bit) = (sixteen(&self.hmask, run % 2), run / 2);
+        std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | (masks[i] >> bit & 1) << 2,
+        )
+    }
+}
+
 impl Block for Q3K {
     const NAME: &'static str = "Q3_K";
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        // Four low bits of 16 scales are in eight bytes, and two high ones in the four behind them.
-        let low = self.scales[run % 8] >> (run / 8 * 4) & 15;
-        let high = self.scales[8 + run % 4] >> (run / 4 * 2) & 3;
-        let d = half(self.d) * (f32::from(low | high << 4) - 32.0);
-        let (place, shift) = place_of_two_bits(run);
-        let low = two_bits(sixteen(&self.qs, place), shift);
-        let masks = sixteen(&self.hmask, run % 2);
-        let bit = run / 2;
-        // A bit that is not set takes four away.
-        let numbers: [u8; RUN] = std::array::from_fn(
-            #[inline(always)]
-            |i| low[i] | (masks[i] >> bit & 1) << 2,
-        );
-        each(numbers, |q| d * (q - 4.0))
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = self.scale(run, vectors);
+        each(self.numbers(run), |q| d * (q - 4.0))
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let runs = [2 * group, 2 * group + 1];
+        let scale = runs.map(|run| self.scale(run, vectors));
+        unsigned(
+            runs.map(|run| self.numbers(run)),
+            scale,
+            scale.map(|scale| -4.0 * scale),
+        )
     }
 }
 
@@ -112,11 +149,22 @@ impl Block for Q4K {
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
         let (scale, min) = scale_and_min(&self.scales, run / 2);
-        let (d, min) = (half(self.d) * scale, half(self.dmin) * min);
+        let (d, min) = (vectors.half(self.d) * scale, vectors.half(self.dmin) * min);
         let (place, part) = place_of_four_bits(run);
         each(nibbles(sixteen(&self.qs, place), part), |q| d * q - min)
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let (scale, min) = scale_and_min(&self.scales, group);
+        let (d, min) = (vectors.half(self.d) * scale, vectors.half(self.dmin) * min);
+        let q = [2 * group, 2 * group + 1].map(|run| {
+            let (place, part) = place_of_four_bits(run);
+            nibbles(sixteen(&self.qs, place), part)
+        });
+        unsigned(q, [d; 2], [-min; 2])
     }
 }
 
@@ -130,22 +178,37 @@ pub(super) struct Q5K {
     qs: [u8; 128],
 }
 
+impl Q5K {
+    /// The numbers of a run.
+    #[inline(always)]
+    fn numbers(&self, run: usize) -> [u8; RUN] {
+        let (place, part) = place_of_four_bits(run);
+        let low = nibbles(sixteen(&self.qs, place), part);
+        let (high, bit) = (sixteen(&self.qh, run % 2), run / 2);
+        std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | (high[i] >> bit & 1) << 4,
+        )
+    }
+}
+
 impl Block for Q5K {
     const NAME: &'static str = "Q5_K";
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
         let (scale, min) = scale_and_min(&self.scales, run / 2);
-        let (d, min) = (half(self.d) * scale, half(self.dmin) * min);
-        let (place, part) = place_of_four_bits(run);
-        let low = nibbles(sixteen(&self.qs, place), part);
-        let (high, bit) = (sixteen(&self.qh, run % 2), run / 2);
-        let numbers: [u8; RUN] = std::array::from_fn(
-            #[inline(always)]
-            |i| low[i] | (high[i] >> bit & 1) << 4,
-        );
-        each(numbers, |q| d * q - min)
+        let (d, min) = (vectors.half(self.d) * scale, vectors.half(self.dmin) * min);
+        each(self.numbers(run), |q| d * q - min)
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let (scale, min) = scale_and_min(&self.scales, group);
+        let (d, min) = (vectors.half(self.d) * scale, vectors.half(self.dmin) * min);
+        let q = [2 * group, 2 * group + 1].map(|run| self.numbers(run));
+        unsigned(q, [d; 2], [-min; 2])
     }
 }
 
@@ -158,22 +221,41 @@ pub(super) struct Q6K {
     d: [u8; 2],
 }
 
+impl Q6K {
+    /// The numbers of a run, 32 too large. Of 128 numbers, 64 bytes have the low halves: of numbers 0 to 63 in their low bits, of the
+    /// others in their high ones.
+    #[inline(always)]
+    fn numbers(&self, run: usize) -> [u8; RUN] {
+        let low = nibbles(sixteen(&self.ql, run / 8 * 4 + run % 4), run % 8 / 4);
+        let (place, shift) = place_of_two_bits(run);
+        let high = two_bits(sixteen(&self.qh, place), shift);
+        std::array::from_fn(
+            #[inline(always)]
+            |i| low[i] | high[i] << 4,
+        )
+    }
+}
+
 impl Block for Q6K {
     const NAME: &'static str = "Q6_K";
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let d = half(self.d) * f32::from(self.scales[run].cast_signed());
-        // Of 128 numbers, 64 bytes have the low halves: of numbers 0 to 63 in their low bits, of the others in their high ones.
-        let low = nibbles(sixteen(&self.ql, run / 8 * 4 + run % 4), run % 8 / 4);
-        let (place, shift) = place_of_two_bits(run);
-        let high = two_bits(sixteen(&self.qh, place), shift);
-        let numbers: [u8; RUN] = std::array::from_fn(
-            #[inline(always)]
-            |i| low[i] | high[i] << 4,
-        );
-        each(numbers, |q| d * (q - 32.0))
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = vectors.half(self.d) * f32::from(self.scales[run].cast_signed());
+        each(self.numbers(run), |q| d * (q - 32.0))
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let runs = [2 * group, 2 * group + 1];
+        let d = vectors.half(self.d);
+        let scale = runs.map(|run| d * f32::from(self.scales[run].cast_signed()));
+        unsigned(
+            runs.map(|run| self.numbers(run)),
+            scale,
+            scale.map(|scale| -32.0 * scale),
+        )
     }
 }
 
@@ -186,21 +268,38 @@ pub(super) struct Iq4Xs {
     qs: [u8; 128],
 }
 
+impl Iq4Xs {
+    /// The scale of a group.
+    #[inline(always)]
+    fn scale(&self, group: usize, vectors: impl Vectors) -> f32 {
+        let low = self.scales_l[group / 2] >> (group % 2 * 4) & 15;
+        let high = (u16::from_le_bytes(self.scales_h) >> (2 * group) & 3) as u8;
+        vectors.half(self.d) * (f32::from(low | high << 4) - 32.0)
+    }
+}
+
 impl Block for Iq4Xs {
     const NAME: &'static str = "IQ4_XS";
     const LEN: usize = 256;
 
     #[inline(always)]
-    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN] {
-        let j = run / 2;
-        let low = self.scales_l[j / 2] >> (j % 2 * 4) & 15;
-        let high = (u16::from_le_bytes(self.scales_h) >> (2 * j) & 3) as u8;
-        let d = half(self.d) * (f32::from(low | high << 4) - 32.0);
-        lookup
-            .at(&IQ4_VALUES, nibbles(sixteen(&self.qs, j), run % 2))
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let (group, d) = (run / 2, self.scale(run / 2, vectors));
+        vectors
+            .at(&IQ4_VALUES, nibbles(sixteen(&self.qs, group), run % 2))
             .map(
                 #[inline(always)]
                 |value| d * value,
             )
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group {
+        let qs = sixteen(&self.qs, group);
+        let q = [0, 1].map(|run| nibbles(qs, run));
+        signed(
+            vectors.bytes_at(&IQ4_BYTES, bytemuck::cast(q)),
+            [self.scale(group, vectors); 2],
+        )
     }
 }

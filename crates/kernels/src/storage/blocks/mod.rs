@@ -4,28 +4,88 @@
 //! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, so that it has its bits.
 
 mod k_quants;
-mod lookup;
+
 mod plain;
+mod vectors;
 
 use bytemuck::Pod;
 
 use self::k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
-use self::lookup::{Lookup, with_lookup};
 use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::{NumberFormat, Unit, f16};
+use self::vectors::with_vectors;
+pub(crate) use self::vectors::{OneByOne, Vectors};
+use super::{NumberFormat, Unit};
 
 /// Numbers that are widened at once.
-const RUN: usize = 16;
+pub(crate) const RUN: usize = 16;
 
 /// A block of numbers.
-trait Block: Pod + Sync {
+pub(crate) trait Block: Pod + Sync {
     /// As messages and files write it.
     const NAME: &'static str;
     /// Numbers of a block, a multiple of [`RUN`].
     const LEN: usize;
 
     /// Some of the numbers: run `run` of the block.
-    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN];
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN];
+
+    /// Two neighbouring runs as integers: number `i` is `scale · q + offset` of its run.
+    fn group(&self, group: usize, vectors: impl Vectors) -> Group;
+}
+
+/// Numbers of a [`Group`].
+pub(crate) const GROUP: usize = 2 * RUN;
+
+/// 32 numbers as integers.
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub(crate) q: Quants,
+    /// Of the first run, and of the second.
+    pub(crate) scale: [f32; 2],
+    pub(crate) offset: [f32; 2],
+}
+
+/// The integers.
+#[derive(Clone, Copy)]
+pub(crate) enum Quants {
+    /// Below 128.
+    Unsigned([u8; GROUP]),
+    /// From -127 on.
+    Signed([i8; GROUP]),
+}
+
+/// Something to be done with the type of a format's blocks.
+pub(super) trait TypeVisitor {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn visit<B: Block>(self) -> Self::Output;
+}
+
+/// Calls a visitor with the type of a format's blocks: the one place where the name of a format becomes its type.
+///
+/// # Panics
+/// If it is a format of single numbers.
+#[inline]
+pub(super) fn visit<V: TypeVisitor>(format: NumberFormat, visitor: V) -> V::Output {
+    match format {
+        NumberFormat::F32 | NumberFormat::Bf16 | NumberFormat::F16 => {
+            panic!("{format} has no blocks")
+        }
+        NumberFormat::Q4_0 => visitor.visit::<Q4_0>(),
+        NumberFormat::Q4_1 => visitor.visit::<Q4_1>(),
+        NumberFormat::Q5_0 => visitor.visit::<Q5_0>(),
+        NumberFormat::Q5_1 => visitor.visit::<Q5_1>(),
+        NumberFormat::Q8_0 => visitor.visit::<Q8_0>(),
+        NumberFormat::Q2K => visitor.visit::<Q2K>(),
+        NumberFormat::Q3K => visitor.visit::<Q3K>(),
+        NumberFormat::Q4K => visitor.visit::<Q4K>(),
+        NumberFormat::Q5K => visitor.visit::<Q5K>(),
+        NumberFormat::Q6K => visitor.visit::<Q6K>(),
+        NumberFormat::Iq4Nl => visitor.visit::<Iq4Nl>(),
+        NumberFormat::Iq4Xs => visitor.visit::<Iq4Xs>(),
+    }
 }
 
 /// What the rest of the program knows of a format.
@@ -41,23 +101,14 @@ impl BlockFormat {
     /// # Panics
     /// If it is one of single numbers.
     pub(super) fn of(format: NumberFormat) -> Self {
-        match format {
-            NumberFormat::F32 | NumberFormat::Bf16 | NumberFormat::F16 => {
-                panic!("{format} has no blocks")
+        struct Of;
+        impl TypeVisitor for Of {
+            type Output = BlockFormat;
+            fn visit<B: Block>(self) -> BlockFormat {
+                BlockFormat::with::<B>()
             }
-            NumberFormat::Q4_0 => Self::with::<Q4_0>(),
-            NumberFormat::Q4_1 => Self::with::<Q4_1>(),
-            NumberFormat::Q5_0 => Self::with::<Q5_0>(),
-            NumberFormat::Q5_1 => Self::with::<Q5_1>(),
-            NumberFormat::Q8_0 => Self::with::<Q8_0>(),
-            NumberFormat::Q2K => Self::with::<Q2K>(),
-            NumberFormat::Q3K => Self::with::<Q3K>(),
-            NumberFormat::Q4K => Self::with::<Q4K>(),
-            NumberFormat::Q5K => Self::with::<Q5K>(),
-            NumberFormat::Q6K => Self::with::<Q6K>(),
-            NumberFormat::Iq4Nl => Self::with::<Iq4Nl>(),
-            NumberFormat::Iq4Xs => Self::with::<Iq4Xs>(),
         }
+        visit(format, Of)
     }
 
     fn with<B: Block>() -> Self {
@@ -85,43 +136,40 @@ impl BlockFormat {
     }
 }
 
+/// Widens numbers from number `first` on.
 fn widen<B: Block>(to: &mut [f32], from: &[u8], first: usize) {
     let blocks: &[B] = bytemuck::cast_slice(from);
-    struct Widen<'a, B> {
-        to: &'a mut [f32],
-        blocks: &'a [B],
-        first: usize,
-    }
-    impl<B: Block> lookup::Work for Widen<'_, B> {
-        #[inline(always)]
-        fn with(self, lookup: impl Lookup) {
-            let Self {
-                mut to,
-                blocks,
-                mut first,
-            } = self;
-            while !to.is_empty() {
-                let (block, within) = (&blocks[first / B::LEN], first % B::LEN);
-                let numbers = block.run(within / RUN, lookup);
-                let begun = within % RUN;
-                let count = (RUN - begun).min(to.len());
-                let (now, rest) = to.split_at_mut(count);
-                if let Ok(now) = <&mut [f32; RUN]>::try_from(&mut *now) {
-                    *now = numbers;
-                } else {
-                    now.copy_from_slice(&numbers[begun..begun + count]);
-                }
-                (to, first) = (rest, first + count);
-            }
-        }
-    }
-    with_lookup(Widen { to, blocks, first });
+    with_vectors(Widen { to, blocks, first });
 }
 
-/// A number in half precision.
-#[inline(always)]
-fn half(bytes: [u8; 2]) -> f32 {
-    f16::wide(u16::from_le_bytes(bytes))
+/// Numbers to be widened.
+struct Widen<'a, B> {
+    to: &'a mut [f32],
+    blocks: &'a [B],
+    first: usize,
+}
+impl<B: Block> vectors::Work for Widen<'_, B> {
+    #[inline(always)]
+    fn with(self, vectors: impl Vectors) {
+        let Self {
+            mut to,
+            blocks,
+            mut first,
+        } = self;
+        while !to.is_empty() {
+            let (block, within) = (&blocks[first / B::LEN], first % B::LEN);
+            let numbers = block.run(within / RUN, vectors);
+            let begun = within % RUN;
+            let count = (RUN - begun).min(to.len());
+            let (now, rest) = to.split_at_mut(count);
+            if let Ok(now) = <&mut [f32; RUN]>::try_from(&mut *now) {
+                *now = numbers;
+            } else {
+                now.copy_from_slice(&numbers[begun..begun + count]);
+            }
+            (to, first) = (rest, first + count);
+        }
+    }
 }
 
 /// 16 neighbouring bytes.

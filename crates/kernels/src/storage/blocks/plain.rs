@@ -2,13 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lookup::Lookup;
-use super::{Block, RUN, half, sixteen};
+use super::vectors::Vectors;
+use super::{Block, GROUP, Group, Quants, RUN, sixteen};
 
 /// The values of IQ4_NL and IQ4_XS.
 pub(super) const IQ4_VALUES: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
     89.0, 113.0,
+];
+
+/// The same as bytes.
+pub(super) const IQ4_BYTES: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 
 /// The four low bits of each byte for the first run, the four high ones for the second.
@@ -32,6 +37,26 @@ fn fives(fifth: [u8; 4], bytes: &[u8; RUN], run: usize) -> [u8; RUN] {
     )
 }
 
+/// Integers from 0 on of two runs.
+#[inline(always)]
+pub(super) fn unsigned(q: [[u8; RUN]; 2], scale: [f32; 2], offset: [f32; 2]) -> Group {
+    Group {
+        q: Quants::Unsigned(bytemuck::cast(q)),
+        scale,
+        offset,
+    }
+}
+
+/// Integers around 0.
+#[inline(always)]
+pub(super) fn signed(q: [i8; GROUP], scale: [f32; 2]) -> Group {
+    Group {
+        q: Quants::Signed(q),
+        scale,
+        offset: [0.0; 2],
+    }
+}
+
 /// Each number as an f32.
 #[inline(always)]
 pub(super) fn each(numbers: [u8; RUN], value: impl Fn(f32) -> f32) -> [f32; RUN] {
@@ -53,9 +78,19 @@ impl Block for Q4_0 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let d = half(self.d);
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = vectors.half(self.d);
         each(nibbles(&self.qs, run), |q| d * (q - 8.0))
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        let d = vectors.half(self.d);
+        unsigned(
+            [nibbles(&self.qs, 0), nibbles(&self.qs, 1)],
+            [d; 2],
+            [-8.0 * d; 2],
+        )
     }
 }
 
@@ -72,9 +107,15 @@ impl Block for Q4_1 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let (d, m) = (half(self.d), half(self.m));
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let (d, m) = (vectors.half(self.d), vectors.half(self.m));
         each(nibbles(&self.qs, run), |q| d * q + m)
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        let (d, m) = (vectors.half(self.d), vectors.half(self.m));
+        unsigned([nibbles(&self.qs, 0), nibbles(&self.qs, 1)], [d; 2], [m; 2])
     }
 }
 
@@ -91,9 +132,16 @@ impl Block for Q5_0 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let d = half(self.d);
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = vectors.half(self.d);
         each(fives(self.qh, &self.qs, run), |q| d * (q - 16.0))
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        let d = vectors.half(self.d);
+        let q = [0, 1].map(|run| fives(self.qh, &self.qs, run));
+        unsigned(q, [d; 2], [-16.0 * d; 2])
     }
 }
 
@@ -111,9 +159,16 @@ impl Block for Q5_1 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let (d, m) = (half(self.d), half(self.m));
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let (d, m) = (vectors.half(self.d), vectors.half(self.m));
         each(fives(self.qh, &self.qs, run), |q| d * q + m)
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        let (d, m) = (vectors.half(self.d), vectors.half(self.m));
+        let q = [0, 1].map(|run| fives(self.qh, &self.qs, run));
+        unsigned(q, [d; 2], [m; 2])
     }
 }
 
@@ -129,12 +184,17 @@ impl Block for Q8_0 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, _: impl Lookup) -> [f32; RUN] {
-        let d = half(self.d);
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = vectors.half(self.d);
         sixteen(&self.qs, run).map(
             #[inline(always)]
             |q| f32::from(q.cast_signed()) * d,
         )
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        signed(bytemuck::cast(self.qs), [vectors.half(self.d); 2])
     }
 }
 
@@ -150,11 +210,20 @@ impl Block for Iq4Nl {
     const LEN: usize = 32;
 
     #[inline(always)]
-    fn run(&self, run: usize, lookup: impl Lookup) -> [f32; RUN] {
-        let d = half(self.d);
-        lookup.at(&IQ4_VALUES, nibbles(&self.qs, run)).map(
+    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+        let d = vectors.half(self.d);
+        vectors.at(&IQ4_VALUES, nibbles(&self.qs, run)).map(
             #[inline(always)]
             |value| d * value,
+        )
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
+        let q = [0, 1].map(|run| nibbles(&self.qs, run));
+        signed(
+            vectors.bytes_at(&IQ4_BYTES, bytemuck::cast(q)),
+            [vectors.half(self.d); 2],
         )
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -27,6 +27,53 @@ const NAMES: [&str; 7] = [
     "cls_token",
     "mask_token",
 ];
+
+/// Where files are.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// In a folder.
+    Folder(&'a Path),
+    /// In memory, by name, and what they were made from.
+    Memory(&'a Path, &'a BTreeMap<String, Vec<u8>>),
+}
+
+impl Place<'_> {
+    /// A file's name in messages.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Folder(folder) => folder.join(name),
+            Self::Memory(origin, _) => origin.to_path_buf(),
+        }
+    }
+
+    /// A file, if it is there.
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DataError> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                match fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(DataError::io(&path, error)),
+                }
+            }
+            Self::Memory(_, files) => Ok(files.get(name).cloned()),
+        }
+    }
+
+    /// A JSON object, or nothing where there is no such file.
+    fn read_json(&self, name: &str) -> Result<Option<Map<String, Value>>, DataError> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        let path = self.path(name);
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(map)) => Ok(Some(map)),
+            Ok(_) => Err(wrong(&path, "must hold one JSON object")),
+            Err(error) => Err(wrong(&path, format!("invalid JSON: {error}"))),
+        }
+    }
+}
 
 /// What is known besides tokenizer.json.
 #[derive(Debug, Default)]
@@ -55,11 +102,12 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Reads all files of a folder but tokenizer.json, whose contents are `tokenizer_json`; nothing where there is none.
-    pub(super) fn read(folder: &Path, tokenizer_json: &[u8]) -> Result<Self, DataError> {
-        let config_path = folder.join("tokenizer_config.json");
-        let config = read_json(&config_path)?.unwrap_or_default();
-        let model = read_json(&folder.join("config.json"))?.unwrap_or_default();
+    /// Reads all files but tokenizer.json, whose contents are `tokenizer_json`; nothing where there is none.
+    pub(super) fn read(place: Place<'_>, tokenizer_json: &[u8]) -> Result<Self, DataError> {
+        const CONFIG: &str = "tokenizer_config.json";
+        let config_path = place.path(CONFIG);
+        let config = place.read_json(CONFIG)?.unwrap_or_default();
+        let model = place.read_json("config.json")?.unwrap_or_default();
         let mut special = Special::default();
         special.read_config(&config_path, &config)?;
         let mut files = Self::default();
@@ -68,13 +116,13 @@ impl Files {
             files.listed_in = "tokenizer_config.json";
             files.complete = true;
         } else {
-            let path = folder.join("special_tokens_map.json");
-            if let Some(map) = read_json(&path)? {
-                special.read_map(&path, &map)?;
+            let name = "special_tokens_map.json";
+            if let Some(map) = place.read_json(name)? {
+                special.read_map(&place.path(name), &map)?;
             }
-            let path = folder.join("added_tokens.json");
-            if let Some(list) = read_json(&path)? {
-                files.listed = read_added_tokens(&path, &list, &special)?;
+            let name = "added_tokens.json";
+            if let Some(list) = place.read_json(name)? {
+                files.listed = read_added_tokens(&place.path(name), &list, &special)?;
                 files.listed_in = "added_tokens.json";
             }
         }
@@ -86,7 +134,7 @@ impl Files {
             let token = Some(AddedToken::from(*text, true));
             special.named.insert((*name).to_owned(), token);
         }
-        special.named.sort_by(|a, _, b, _| place(a).cmp(&place(b)));
+        special.named.sort_by(|a, _, b, _| rank(a).cmp(&rank(b)));
         files.named = special
             .named
             .into_iter()
@@ -97,15 +145,15 @@ impl Files {
             .map(|name| config.get(name).and_then(Value::as_bool));
         files.split_special_tokens = config.get("split_special_tokens") == Some(&Value::Bool(true));
         files.cuts_from_left = config.get("truncation_side") == Some(&Value::from("left"));
-        files.templates = read_templates(folder, &config_path, &config)?;
+        files.templates = read_templates(place, &config_path, &config)?;
         for file in ["generation_config.json", "config.json"] {
-            files.read_ends(&folder.join(file))?;
+            files.read_ends(place, file)?;
         }
         Ok(files)
     }
 
-    fn read_ends(&mut self, path: &Path) -> Result<(), DataError> {
-        let config = read_json(path)?.unwrap_or_default();
+    fn read_ends(&mut self, place: Place<'_>, name: &str) -> Result<(), DataError> {
+        let config = place.read_json(name)?.unwrap_or_default();
         let value = match config.get("eos_token_id") {
             None | Some(Value::Null) => return Ok(()),
             Some(value) => value,
@@ -116,7 +164,7 @@ impl Files {
         };
         let Some(ids) = ids else {
             let reason = format!("\"eos_token_id\" must be an id or a list of ids, but is {value}");
-            return Err(wrong(path, reason));
+            return Err(wrong(&place.path(name), reason));
         };
         self.end_ids.extend(ids);
         Ok(())
@@ -124,7 +172,7 @@ impl Files {
 }
 
 /// Where a name stands among the special tokens; names of a model's own come last, in the order they were read.
-fn place(name: &str) -> usize {
+fn rank(name: &str) -> usize {
     NAMES
         .iter()
         .position(|known| *known == name)
@@ -274,18 +322,20 @@ fn read_added_tokens(
 /// The templates of chat_template.jinja and the folder additional_chat_templates, or, where there is none of these,
 /// those of tokenizer_config.json: a text, a list of named ones, or an object of them.
 fn read_templates(
-    folder: &Path,
+    place: Place<'_>,
     config_path: &Path,
     config: &Map<String, Value>,
 ) -> Result<Templates, DataError> {
     let mut templates = Templates::default();
     let text = |path: &Path| fs::read_to_string(path).map_err(|error| DataError::io(path, error));
-    let file = folder.join("chat_template.jinja");
-    if file.is_file() {
-        templates.add(DEFAULT, text(&file)?);
+    if let Some(bytes) = place.read("chat_template.jinja")? {
+        let template = String::from_utf8(bytes)
+            .map_err(|_| wrong(&place.path("chat_template.jinja"), "is not UTF-8 text"))?;
+        templates.add(DEFAULT, template);
     }
-    let more = folder.join("additional_chat_templates");
-    if let Ok(entries) = fs::read_dir(&more) {
+    if let Place::Folder(folder) = place
+        && let Ok(entries) = fs::read_dir(folder.join("additional_chat_templates"))
+    {
         let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths {
@@ -324,7 +374,7 @@ fn read_templates(
         }
         Some(_) => return Err(bad()),
     }
-    if templates.is_empty() && folder.join("chat_template.json").is_file() {
+    if templates.is_empty() && place.read("chat_template.json")?.is_some() {
         templates.only_of_a_processor = true;
     }
     Ok(templates)
@@ -351,18 +401,4 @@ fn token_of(value: &Value) -> Option<AddedToken> {
 
 pub(super) fn wrong(path: &Path, reason: impl Into<String>) -> DataError {
     DataError::tokenizer(path.display().to_string(), reason)
-}
-
-/// A JSON object, or nothing where there is no such file.
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, DataError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(DataError::io(path, error)),
-    };
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) => Ok(Some(map)),
-        Ok(_) => Err(wrong(path, "must hold one JSON object")),
-        Err(error) => Err(wrong(path, format!("invalid JSON: {error}"))),
-    }
 }

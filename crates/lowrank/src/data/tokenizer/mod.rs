@@ -13,7 +13,7 @@ mod encoders;
 mod folder;
 mod vocabulary;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -25,7 +25,7 @@ use tokenizers::{AddedToken, PostProcessorWrapper};
 use self::alphabet::ByteAlphabet;
 #[cfg(test)]
 pub(super) use self::alphabet::printable_bytes;
-use self::folder::Files;
+use self::folder::{Files, Place};
 use super::added_tokens::NewToken;
 use super::error::DataError;
 use super::message::Message;
@@ -92,10 +92,10 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         if path.is_file() {
             let json = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
-            let files = Files::read(folder, &json)?;
+            let files = Files::read(Place::Folder(folder), &json)?;
             return Self::read(&json, &path.display().to_string(), files);
         }
-        let files = Files::read(folder, &[])?;
+        let files = Files::read(Place::Folder(folder), &[])?;
         if let Some((json, path)) = vocabulary::tokenizer_json(folder, &files)? {
             return Self::read(&json, &path.display().to_string(), files);
         }
@@ -115,6 +115,16 @@ impl Tokenizer {
             None => "there is no tokenizer.json, nor a vocab.txt or vocab.json with merges.txt to build it from; copy it from the model's repository".to_owned(),
         };
         Err(DataError::layout(folder, hint))
+    }
+
+    /// The same from files in memory, by name, which were made from `origin`.
+    ///
+    /// # Errors
+    /// As [`from_folder`](Self::from_folder).
+    pub fn from_files(origin: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result<Self, DataError> {
+        let json = files.get("tokenizer.json").map_or(&[][..], Vec::as_slice);
+        let beside = Files::read(Place::Memory(origin, files), json)?;
+        Self::read(json, &origin.display().to_string(), beside)
     }
 
     fn read(json: &[u8], origin: &str, files: Files) -> Result<Self, DataError> {

@@ -15,6 +15,7 @@ mod qwen;
 mod rope;
 mod smollm3;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::FormatError;
@@ -106,6 +107,7 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         norm_eps: 0.0,
         position: Position::Learned { first: 0 },
         relative: None,
+        formats: BTreeMap::new(),
         token_types: 0,
         embedding_scale: None,
         embedding_norm: false,

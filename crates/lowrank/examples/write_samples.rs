@@ -1,27 +1,29 @@
 //! Writes an adapter and a model imported from GGUF, for `scripts/check_formats.py` to read with PEFT and transformers.
 //!
-//! Usage: `cargo run -p lowrank-formats --example write_samples -- FOLDER [FILE.gguf]`
+//! Usage: `cargo run -p lowrank --example write_samples -- FOLDER [FILE.gguf]`
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use lowrank::DType;
+use lowrank::import::import_weights;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key};
-use lowrank_formats::{Gguf, TensorSpec, gguf_model, hf_config, write_safetensors};
+use lowrank_formats::{Gguf, TensorSpec, hf_config, write_safetensors};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args_os().skip(1).map(PathBuf::from);
     let folder = arguments
         .next()
         .ok_or("the folder to write to is missing")?;
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama.gguf");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/goldens/llama.gguf");
     let gguf = Gguf::open(&arguments.next().unwrap_or(golden))?;
 
     let model = folder.join("model");
     fs::create_dir_all(&model)?;
-    gguf_model::import_weights(&gguf, &model, StoredDType::F32)?;
+    import_weights(&gguf, &model, DType::F32)?;
     write_adapter(&model, &folder.join("adapter"))?;
     Ok(())
 }
