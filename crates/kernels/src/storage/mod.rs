@@ -18,7 +18,9 @@ use bytemuck::Pod;
 use pulp::Simd;
 
 use self::blocks::BlockFormat;
-pub(crate) use self::blocks::{Block, GROUP, Group, OneByOne, Quants};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::blocks::Group;
+pub(crate) use self::blocks::{Block, GROUP, OneByOne, Quants};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 

@@ -101,7 +101,7 @@ fn multiply_run(out: &mut MatMut<'_>, add: bool, terms: &[Term<'_>], run: &[Part
                 turned: b.transposed,
                 scale,
             };
-            pack.from_numbers(b.view.numbers());
+            pack.pack_numbers(b.view.numbers());
             first += steps(part);
         }
         for start in (0..rows).step_by(ROWS) {
@@ -260,7 +260,7 @@ struct PackRight<'a> {
 }
 
 impl PackRight<'_> {
-    fn from_numbers(self, numbers: Numbers<'_>) {
+    fn pack_numbers(self, numbers: Numbers<'_>) {
         let window = self.window.clone();
         match numbers.bf16s() {
             Some(numbers) if self.scale == 1.0 => {
@@ -627,7 +627,7 @@ mod tests {
                     scale: 0.5,
                 };
                 let matrix = if which == 0 { &stored } else { &wide };
-                pack.from_numbers(matrix.view().numbers());
+                pack.pack_numbers(matrix.view().numbers());
             }
             assert_eq!(found[0], found[1]);
             for (p, j) in [(0, 0), (20, 19), (13, 4), (21, 0), (3, 20)] {
