@@ -1,6 +1,6 @@
 //! Writes an adapter and a model imported from GGUF, for `scripts/check_formats.py` to read with PEFT and transformers.
 //!
-//! Usage: `cargo run -p lowrank --example write_samples -- FOLDER [FILE.gguf]`
+//! Usage: `cargo run -p lowrank --example write_samples -- [FOLDER [FILE.gguf]]`
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,9 +15,8 @@ use lowrank_formats::{Gguf, TensorSpec, hf_config, write_safetensors};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args_os().skip(1).map(PathBuf::from);
-    let folder = arguments
-        .next()
-        .ok_or("the folder to write to is missing")?;
+    let samples = || env::temp_dir().join("lowrank-samples");
+    let folder = arguments.next().unwrap_or_else(samples);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/goldens/llama.gguf");
     let gguf = Gguf::open(&arguments.next().unwrap_or(golden))?;
 
