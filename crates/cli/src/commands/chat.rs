@@ -113,7 +113,7 @@ trait Answer {
 pub fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.sampling.resolve(&[])?;
     let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
-    args.exact.apply(&base);
+    args.exact.apply(&base)?;
     if !base.tokenizer.has_chat_template() {
         return Err(Misuse::new(format!(
             "{} has no chat template, so it cannot hold a conversation; use lowrank generate --prompt",

@@ -65,8 +65,18 @@ pub struct ExactArgs {
 
 impl ExactArgs {
     /// Lets a model generate so.
-    pub fn apply(&self, base: &Base) {
+    ///
+    /// # Errors
+    /// When it would generate so anyway.
+    pub fn apply(&self, base: &Base) -> Result<(), Misuse> {
+        if self.exact && !base.decoder.weights().has_blocks() {
+            return Err(Misuse::new(format!(
+                "--exact: {} has no quantized weights, so nothing is rounded beside them; leave it out",
+                base.source
+            )));
+        }
         base.decoder.set_exact(self.exact);
+        Ok(())
     }
 }
 

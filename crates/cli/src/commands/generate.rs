@@ -322,7 +322,7 @@ pub fn run(args: &GenerateArgs, progress: Mode) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
     args.beams.resolve(&args.sampling.resolve(&[])?)?;
     let base = args.base.load(&AdapterArg::paths(&args.adapter))?;
-    args.exact.apply(&base);
+    args.exact.apply(&base)?;
     let options = args.sampling.resolve(base.tokenizer.stop_ids())?;
     let beams = args.beams.resolve(&options)?;
     let adapters = Adapters::load(&args.adapter, &base)?;

@@ -162,7 +162,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let keys = keys(&args)?;
     let stop = interrupt::install_all("letting the requests under way end; again: end at once")?;
     let (base, labels) = load(&args)?;
-    args.exact.apply(&base);
+    args.exact.apply(&base)?;
     let name = match &args.served_model_name {
         Some(name) => name.clone(),
         None => default_name(&args.base.model),

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use predicates::prelude::*;
 use predicates::str::contains;
 
-use crate::support::{lowrank, stderr_of, write};
+use crate::support::{Lab, lowrank, stderr_of, write};
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "the help is as long as it is")]
@@ -552,4 +552,24 @@ fn a_server_that_cannot_be_measured_is_said_to_be_so() {
     );
     let asked = server.join().expect("it ends");
     assert!(asked.starts_with("POST /v1/completions "), "{asked}");
+}
+
+#[test]
+fn exactness_is_not_asked_of_what_is_exact() {
+    let lab = Lab::new();
+    let text = stderr_of(
+        &[
+            "generate",
+            "--model",
+            &lab.arg("model"),
+            "--prompt",
+            "a",
+            "--exact",
+        ],
+        2,
+    );
+    assert!(
+        text.contains("--exact") && text.contains("no quantized weights"),
+        "{text}"
+    );
 }

@@ -1,7 +1,6 @@
 //! A GGUF file as a base: its config, tensors and tokenizer as the folder would have them that it was made from.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_formats::checkpoint::StoredDType;
@@ -20,6 +19,8 @@ pub struct GgufFile {
     path: PathBuf,
     /// What config.json of its folder would say.
     config: Map<String, Value>,
+    /// Bytes of its tensors.
+    bytes: u64,
 }
 
 impl GgufFile {
@@ -33,6 +34,9 @@ impl GgufFile {
         Ok(Self {
             path: path.to_path_buf(),
             config: config.as_object().cloned().unwrap_or_default(),
+            bytes: (gguf.tensors().iter())
+                .map(|tensor| tensor.bytes.as_ref().len() as u64)
+                .sum(),
         })
     }
 
@@ -60,13 +64,7 @@ impl GgufFile {
 
     /// Bytes of its tensors.
     pub(super) fn bytes(&self) -> u64 {
-        match Gguf::open(&self.path) {
-            Ok(gguf) => {
-                let all = gguf.tensors().iter();
-                all.map(|tensor| tensor.bytes.as_ref().len() as u64).sum()
-            }
-            Err(_) => fs::metadata(&self.path).map_or(0, |data| data.len()),
-        }
+        self.bytes
     }
 
     pub(super) fn tokenizer(&self) -> Result<Tokenizer, Error> {

@@ -374,6 +374,12 @@ impl Weights {
         self.mapped.iter().for_each(SharedBytes::release);
     }
 
+    /// Whether a tensor's numbers share scales, as quantized ones do.
+    pub fn has_blocks(&self) -> bool {
+        let mut formats = self.tensors.values().map(Tensor::format);
+        formats.any(|format| format.block_len() > 1)
+    }
+
     /// Bytes that the tensors take.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(Tensor::nbytes).sum()

@@ -12,6 +12,7 @@ use lowrank::model::{Decoder, ModelConfig, Purpose};
 use lowrank::{DType, Tensor};
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
 use lowrank_formats::gguf::{Gguf, READABLE};
+use lowrank_formats::gguf_model::generation_config_json;
 use lowrank_formats::hf_config::HfConfig;
 use serde_json::json;
 
@@ -220,6 +221,10 @@ fn the_configuration_serves_both_generations_of_transformers() {
     assert_eq!(config.f64("rms_norm_eps").unwrap(), 1e-5);
     assert!(config.bool("attention_bias").unwrap());
     assert_eq!(config.str("dtype").unwrap(), "bfloat16");
+    // A turn ends with the end-of-turn token, a text with the end-of-text token.
+    let generation = generation_config_json(&gguf);
+    assert_eq!(generation["eos_token_id"], json!([2, 3]));
+
     let weights = Checkpoint::open(out.path()).unwrap();
     let expected = Checkpoint::open(&formats("llama")).unwrap();
     for name in weights.names() {
@@ -245,4 +250,69 @@ fn another_architecture_is_refused_by_name() {
         0,
         "nothing may be written"
     );
+}
+
+#[test]
+fn values_that_cannot_be_stored_are_refused_by_name() {
+    let place = tempfile::tempdir().unwrap();
+    let (path, out) = (place.path().join("model.gguf"), place.path().join("out"));
+    let gguf = Gguf::open(&formats("llama.gguf")).unwrap();
+    let norm = gguf.tensor("output_norm.weight").unwrap().bytes.range();
+    for (value, dtype, words) in [
+        (
+            f32::NAN,
+            DType::F32,
+            "holds NaN as its number 0; the file is damaged",
+        ),
+        (
+            f32::INFINITY,
+            DType::Bf16,
+            "holds inf as its number 0; the file is damaged",
+        ),
+        (
+            f32::MAX,
+            DType::Bf16,
+            "does not fit in bfloat16; import as float32",
+        ),
+    ] {
+        let mut bytes = std::fs::read(formats("llama.gguf")).unwrap();
+        bytes[norm.start..norm.start + 4].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        std::fs::create_dir(&out).unwrap();
+        let error = import_weights(&gguf, &out, dtype).unwrap_err().to_string();
+        assert!(
+            error.contains(words) && error.contains("norm.weight`"),
+            "{error}"
+        );
+        assert_eq!(
+            std::fs::read_dir(&out).unwrap().count(),
+            0,
+            "nothing may stay"
+        );
+        if value.is_finite() {
+            import_weights(&gguf, &out, DType::F32).unwrap();
+        }
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn a_type_that_cannot_be_read_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("model.gguf");
+    let mut bytes = std::fs::read(formats("llama.gguf")).unwrap();
+    let name = b"blk.0.ffn_up.weight";
+    let at = bytes
+        .windows(name.len())
+        .position(|part| part == name)
+        .unwrap()
+        + name.len();
+    // Behind the name are the number of dimensions, two of them, and the type, which becomes I8.
+    bytes[at + 20..at + 24].copy_from_slice(&24_u32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let error = network(&path, DType::Bf16).err().unwrap().to_string();
+    for words in ["`blk.0.ffn_up.weight`", "stored as I8", "Q4_K"] {
+        assert!(error.contains(words), "{error}");
+    }
 }

@@ -109,7 +109,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
     problems.or(())?;
     let folders: Vec<&Path> = args.adapter.iter().map(PathBuf::as_path).collect();
     let base = args.base.load(&folders)?;
-    args.exact.apply(&base);
+    args.exact.apply(&base)?;
     let loaded = folders.iter().map(|folder| load_adapter(folder, &base));
     let loaded = loaded.collect::<anyhow::Result<Vec<_>>>()?;
     let adapters: Vec<&Adapter> = loaded.iter().map(|loaded| &loaded.adapter).collect();

@@ -300,12 +300,19 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::engine::{engines, with_engine};
     use crate::storage::{NumberFormat, matrix_of};
     use crate::tensor::Tensor;
 
     /// Products are those of the weight's numbers and of x as it is rounded.
     #[test]
     fn products_are_those_of_what_is_rounded() {
+        for engine in engines() {
+            with_engine(engine, check_products);
+        }
+    }
+
+    fn check_products() {
         for format in NumberFormat::ALL
             .into_iter()
             .filter(|format| format.block_len() > 1)

@@ -4,7 +4,6 @@
 //! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, so that it has its bits.
 
 mod k_quants;
-
 mod plain;
 mod vectors;
 
@@ -214,7 +213,27 @@ pub(crate) mod for_tests {
 #[cfg(test)]
 mod tests {
     use super::for_tests::matrix_of;
+    use crate::cpu::engine::{Engine, engines, with_engine};
     use crate::storage::{NumberFormat, Window};
+
+    #[test]
+    fn every_engine_widens_to_the_same_bits() {
+        for format in NumberFormat::ALL {
+            let widened = |engine| {
+                with_engine(engine, || {
+                    let [_, wide] = matrix_of(format, 3, 512);
+                    wide.to_vec()
+                        .into_iter()
+                        .map(f32::to_bits)
+                        .collect::<Vec<_>>()
+                })
+            };
+            let expected = widened(Engine::Portable);
+            for engine in engines() {
+                assert!(widened(engine) == expected, "{format}, {engine:?}");
+            }
+        }
+    }
 
     #[test]
     fn parts_of_blocks_are_those_of_the_whole() {

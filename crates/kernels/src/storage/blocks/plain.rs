@@ -6,15 +6,19 @@ use super::vectors::Vectors;
 use super::{Block, GROUP, Group, Quants, RUN, sixteen};
 
 /// The values of IQ4_NL and IQ4_XS.
-pub(super) const IQ4_VALUES: [f32; 16] = [
-    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
-    89.0, 113.0,
-];
-
-/// The same as bytes.
 pub(super) const IQ4_BYTES: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
+
+/// The same as floats.
+pub(super) const IQ4_VALUES: [f32; 16] = {
+    let (mut values, mut i) = ([0.0; 16], 0);
+    while i < 16 {
+        values[i] = IQ4_BYTES[i] as f32;
+        i += 1;
+    }
+    values
+};
 
 /// The four low bits of each byte for the first run, the four high ones for the second.
 #[inline(always)]
