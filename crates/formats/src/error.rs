@@ -85,7 +85,8 @@ impl FormatError {
         }
     }
 
-    pub(crate) fn tensor(
+    /// One tensor of a file cannot be used.
+    pub fn tensor(
         path: &Path,
         tensor: impl Into<String>,
         problem: impl Into<String>,

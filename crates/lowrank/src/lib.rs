@@ -84,6 +84,7 @@ pub mod generate;
 pub mod hub;
 pub mod import;
 pub mod lock;
+pub mod lora_files;
 pub mod machine;
 pub mod merge;
 pub mod metrics;

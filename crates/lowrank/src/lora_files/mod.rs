@@ -1,0 +1,282 @@
+//! LoRA adapters as files, apart from any model: read from PEFT's folder, combined, pruned, and written for other programs.
+//!
+//! [`crate::tuning`] reads the same folder as an adapter of a model, to be computed with. Here no model is needed: a module is its name, A, B and a scale.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowrank_formats::FormatError;
+use lowrank_formats::checkpoint::{StoredDType, TensorEntry, check_finite};
+use lowrank_formats::peft::{
+    ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key, open_adapter_weights,
+    parse_lora_key,
+};
+use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
+use lowrank_kernels::{DType, Tensor};
+
+use crate::Error;
+
+/// The files of an adapter's folder that this program writes.
+pub const ADAPTER_FILES: &[&str] = &["adapter_config.json", ADAPTER_WEIGHTS, "README.md"];
+
+/// A LoRA adapter as its files have it.
+pub struct LoraFile {
+    /// `adapter_config.json`. Ranks, alphas and targets are those of [`modules`](Self::modules), which count.
+    pub config: LoraConfig,
+    /// The adapted linears, sorted by layer and name.
+    pub modules: Vec<LoraModule>,
+    /// Tensors that belong to no linear: rows of tokens, and modules that are saved whole (PEFT's `modules_to_save`).
+    pub others: Vec<TensorEntry>,
+    /// What adapter_model.safetensors says beside the tensors.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What an adapter adds to one linear: scale · B·A.
+#[derive(Clone, Debug)]
+pub struct LoraModule {
+    /// The dotted name without PEFT's prefix, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// `lora_A`, f32 [r, in].
+    pub a: Tensor,
+    /// `lora_B`, f32 [out, r].
+    pub b: Tensor,
+    /// What B·A is multiplied with: alpha/r, or alpha/√r with rank-stabilised LoRA.
+    pub scale: f64,
+}
+
+impl LoraModule {
+    /// The rank r.
+    pub fn rank(&self) -> usize {
+        self.a.rows()
+    }
+}
+
+impl LoraFile {
+    /// Reads a PEFT folder.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or of another method; a module with one matrix alone, or with matrices of other ranks than
+    /// adapter_config.json says.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let config = LoraConfig::read(folder)?;
+        let weights = open_adapter_weights(folder)?;
+        let mut pairs: BTreeMap<String, [Option<TensorEntry>; 2]> = BTreeMap::new();
+        let mut others = Vec::new();
+        for name in weights.names() {
+            let Some(entry) = weights.find(name)? else {
+                continue;
+            };
+            match parse_lora_key(name) {
+                Some((module, part)) => {
+                    pairs.entry(module.to_owned()).or_default()[usize::from(part == LoraPart::B)] =
+                        Some(entry);
+                }
+                None => others.push(entry),
+            }
+        }
+        check_finite(pairs.values().flatten().flatten().chain(&others))?;
+        let mut problems = Vec::new();
+        let mut modules = Vec::new();
+        for (name, pair) in pairs {
+            match module(&config, &name, pair) {
+                Ok(module) => modules.push(module),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if modules.is_empty() && problems.is_empty() {
+            problems.push("there is no tensor of a LoRA in it".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(Error::Tensors {
+                path: weights.path().to_path_buf(),
+                problems,
+            });
+        }
+        sort(&mut modules);
+        Ok(Self {
+            config,
+            modules,
+            others,
+            metadata: weights.metadata().clone(),
+        })
+    }
+
+    /// Writes PEFT's two files into a folder, which exists. The config says the modules' ranks and scales, with patterns where they
+    /// differ.
+    ///
+    /// # Errors
+    /// A file that cannot be written; with `dtype` of 16 bits, a value that it does not hold.
+    pub fn write(&self, folder: &Path, dtype: StoredDType) -> Result<(), Error> {
+        let path = folder.join(ADAPTER_WEIGHTS);
+        let mut specs = Vec::new();
+        for module in &self.modules {
+            for (part, tensor) in [(LoraPart::A, &module.a), (LoraPart::B, &module.b)] {
+                specs.push(TensorSpec {
+                    name: lora_key(&module.name, part),
+                    dtype,
+                    shape: vec![tensor.rows(), tensor.cols()],
+                });
+            }
+        }
+        specs.extend(self.others.iter().map(|entry| TensorSpec {
+            name: entry.name.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+        }));
+        for (spec, tensor) in specs.iter().zip(self.tensors()) {
+            check_fits(&path, &spec.name, tensor, dtype)?;
+        }
+        write_safetensors(&path, &specs, &self.metadata, |index, out| {
+            if index < 2 * self.modules.len() {
+                let module = &self.modules[index / 2];
+                let tensor = [&module.a, &module.b][index % 2];
+                out.write_all(&stored_bytes(tensor, dtype))
+            } else {
+                out.write_all(self.others[index - 2 * self.modules.len()].bytes.as_ref())
+            }
+        })?;
+        self.config_of_modules().write(folder)?;
+        Ok(())
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.modules
+            .iter()
+            .flat_map(|module| [&module.a, &module.b])
+    }
+
+    /// The config with the ranks, alphas and targets of the modules as they are now. What it said of targets is kept where it still
+    /// means these modules.
+    pub fn config_of_modules(&self) -> LoraConfig {
+        let alpha = |module: &LoraModule| {
+            let rank = module.rank() as f64;
+            module.scale
+                * if self.config.use_rslora {
+                    rank.sqrt()
+                } else {
+                    rank
+                }
+        };
+        let says = |config: &LoraConfig| {
+            self.modules.iter().all(|module| {
+                let name = &module.name;
+                config.rank_of(name) == module.rank() && close(config.alpha_of(name), alpha(module))
+            })
+        };
+        let mut config = self.config.clone();
+        if !says(&config) {
+            let (r, first) = most_common(self.modules.iter().map(|m| (m.rank(), alpha(m))));
+            config.rank_pattern.clear();
+            config.alpha_pattern.clear();
+            (config.r, config.lora_alpha) = (r, first);
+            for module in &self.modules {
+                let key = module.name.replace('.', "\\.");
+                if module.rank() != r {
+                    config.rank_pattern.push((key.clone(), module.rank()));
+                }
+                if !close(alpha(module), first) {
+                    config.alpha_pattern.push((key, alpha(module)));
+                }
+            }
+        }
+        if !self.modules.iter().all(|m| config.matches(&m.name)) {
+            let names = self.modules.iter().map(|m| m.name.clone()).collect();
+            config.target_modules = TargetModules::List(names);
+            config.exclude_modules = None;
+            config.layers_to_transform = None;
+            config.layers_pattern = Vec::new();
+        }
+        config
+    }
+}
+
+/// Alphas that were multiplied with a rank and divided by it again.
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
+}
+
+fn most_common(values: impl Iterator<Item = (usize, f64)>) -> (usize, f64) {
+    let mut counts: Vec<((usize, f64), usize)> = Vec::new();
+    for value in values {
+        match counts.iter_mut().find(|(known, _)| *known == value) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((value, 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max();
+    let first = counts.iter().find(|(_, count)| Some(*count) == most);
+    first.map_or((1, 1.0), |(value, _)| *value)
+}
+
+/// Layers by their number, then names.
+pub(crate) fn sort(modules: &mut [LoraModule]) {
+    let key = |name: &str| -> Vec<(u64, String)> {
+        let part = |part: &str| (part.parse().unwrap_or(u64::MAX), part.to_owned());
+        name.split('.').map(part).collect()
+    };
+    modules.sort_by_cached_key(|module| key(&module.name));
+}
+
+fn module(
+    config: &LoraConfig,
+    name: &str,
+    pair: [Option<TensorEntry>; 2],
+) -> Result<LoraModule, String> {
+    let [Some(a), Some(b)] = pair else {
+        return Err(format!("{name} has one of lora_A and lora_B alone"));
+    };
+    let r = config.rank_of(name);
+    let (&[a_rows, input], &[output, b_columns]) = (a.shape.as_slice(), b.shape.as_slice()) else {
+        return Err(format!(
+            "{name}: lora_A {:?} and lora_B {:?} are no matrices",
+            a.shape, b.shape
+        ));
+    };
+    if a_rows != r || b_columns != r {
+        return Err(format!(
+            "{name}: lora_A {:?} and lora_B {:?} are not of rank {r}, which adapter_config.json says",
+            a.shape, b.shape
+        ));
+    }
+    let values = |entry: &TensorEntry| entry.to_f32().map_err(|error| error.to_string());
+    Ok(LoraModule {
+        name: name.to_owned(),
+        a: Tensor::from_f32(r, input, values(&a)?),
+        b: Tensor::from_f32(output, r, values(&b)?),
+        scale: config.scale_of(name),
+    })
+}
+
+/// A tensor's values as a file has them.
+pub(crate) fn stored_bytes(tensor: &Tensor, dtype: StoredDType) -> Vec<u8> {
+    match dtype {
+        StoredDType::F16 => {
+            let halves = tensor.to_vec().into_iter().map(half::f16::from_f32);
+            halves.flat_map(half::f16::to_le_bytes).collect()
+        }
+        StoredDType::BF16 => tensor.to_le_bytes(DType::Bf16).into_owned(),
+        _ => tensor.to_le_bytes(DType::F32).into_owned(),
+    }
+}
+
+/// Refuses values that a type of 16 bits makes infinite.
+pub(crate) fn check_fits(
+    path: &Path,
+    name: &str,
+    tensor: &Tensor,
+    dtype: StoredDType,
+) -> Result<(), FormatError> {
+    let fits = |value: f32| match dtype {
+        StoredDType::F16 => half::f16::from_f32(value).is_finite(),
+        StoredDType::BF16 => half::bf16::from_f32(value).is_finite(),
+        _ => value.is_finite(),
+    };
+    match tensor.to_vec().into_iter().find(|value| !fits(*value)) {
+        None => Ok(()),
+        Some(value) => Err(FormatError::tensor(
+            path,
+            name,
+            format!("{value} does not fit in {}; write f32", dtype.name()),
+        )),
+    }
+}
