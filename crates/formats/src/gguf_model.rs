@@ -15,27 +15,19 @@ use crate::gguf::{Gguf, GgufArray, GgufValue};
 mod architecture;
 mod layers;
 mod rope;
+mod shapes;
 mod tensors;
 
-use architecture::{Architecture, AttentionBias, Rotary};
-pub use tensors::{Change, GgufWeight};
+use architecture::{AttentionBias, Rotary};
+pub use shapes::{Change, Place, Shapes};
+pub use tensors::GgufWeight;
 
 /// What `import` reads from the metadata.
 struct Model<'a> {
     gguf: &'a Gguf,
-    architecture: &'static Architecture,
-    layers: usize,
-    hidden: usize,
-    intermediate: usize,
-    heads: usize,
-    key_value_heads: usize,
-    head_dim: usize,
+    shapes: Shapes,
     /// How many numbers of a head are rotated.
     rotary_dim: usize,
-    vocabulary: usize,
-    tied: bool,
-    attention_bias: bool,
-    mlp_bias: bool,
     /// The keys of the architecture that were asked for. A key that nobody asked for is one that is not understood.
     asked: RefCell<BTreeSet<String>>,
 }
@@ -115,46 +107,52 @@ impl<'a> Model<'a> {
         }
         let mut model = Model {
             gguf,
-            architecture,
-            layers: 0,
-            hidden: 0,
-            intermediate: 0,
-            heads: 0,
-            key_value_heads: 0,
-            head_dim: 0,
+            shapes: Shapes {
+                architecture,
+                layers: 0,
+                hidden: 0,
+                intermediate: 0,
+                heads: 0,
+                key_value_heads: 0,
+                head_dim: 0,
+                vocabulary: 0,
+                tied: gguf.tensor("output.weight").is_none(),
+                attention_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
+                mlp_bias: gguf.tensor("blk.0.ffn_up.bias").is_some(),
+            },
             rotary_dim: 0,
-            vocabulary: 0,
-            tied: gguf.tensor("output.weight").is_none(),
-            attention_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
-            mlp_bias: gguf.tensor("blk.0.ffn_up.bias").is_some(),
             asked: RefCell::default(),
         };
-        model.layers = model.size("block_count")?;
-        model.hidden = model.size("embedding_length")?;
-        model.intermediate = model.size("feed_forward_length")?;
-        model.heads = model.size("attention.head_count")?;
-        model.key_value_heads = if model.has("attention.head_count_kv") {
+        model.shapes.layers = model.size("block_count")?;
+        model.shapes.hidden = model.size("embedding_length")?;
+        model.shapes.intermediate = model.size("feed_forward_length")?;
+        model.shapes.heads = model.size("attention.head_count")?;
+        model.shapes.key_value_heads = if model.has("attention.head_count_kv") {
             model.size("attention.head_count_kv")?
         } else {
-            model.heads
+            model.shapes.heads
         };
-        if !model.heads.is_multiple_of(model.key_value_heads) {
+        if !model
+            .shapes
+            .heads
+            .is_multiple_of(model.shapes.key_value_heads)
+        {
             return Err(model.refused(
                 "attention.head_count_kv",
                 "a divisor of attention.head_count",
             ));
         }
-        model.head_dim = model.read_head_dim()?;
+        model.shapes.head_dim = model.read_head_dim()?;
         model.rotary_dim = model.read_rotary_dim()?;
-        model.vocabulary = model.read_vocabulary()?;
+        model.shapes.vocabulary = model.read_vocabulary()?;
         Ok(model)
     }
 
     fn read_head_dim(&self) -> Result<usize, FormatError> {
         let head_dim = if self.has("attention.key_length") {
             self.size("attention.key_length")?
-        } else if self.hidden.is_multiple_of(self.heads) {
-            self.hidden / self.heads
+        } else if self.shapes.hidden.is_multiple_of(self.shapes.heads) {
+            self.shapes.hidden / self.shapes.heads
         } else {
             return Err(self.refused("attention.head_count", "a divisor of embedding_length"));
         };
@@ -171,17 +169,22 @@ impl<'a> Model<'a> {
     fn read_rotary_dim(&self) -> Result<usize, FormatError> {
         let name = "rope.dimension_count";
         if !self.has(name) {
-            return Ok(self.head_dim);
+            return Ok(self.shapes.head_dim);
         }
         let size = self.size(name)?;
-        if self.architecture.rotary != Rotary::Whole {
-            if size > self.head_dim || !size.is_multiple_of(2) {
-                let accepted =
-                    format!("an even number up to {}, the size of a head", self.head_dim);
+        if self.shapes.architecture.rotary != Rotary::Whole {
+            if size > self.shapes.head_dim || !size.is_multiple_of(2) {
+                let accepted = format!(
+                    "an even number up to {}, the size of a head",
+                    self.shapes.head_dim
+                );
                 return Err(self.refused(name, &accepted));
             }
-        } else if size != self.head_dim {
-            return Err(self.refused(name, &format!("{}, the size of a head", self.head_dim)));
+        } else if size != self.shapes.head_dim {
+            return Err(self.refused(
+                name,
+                &format!("{}, the size of a head", self.shapes.head_dim),
+            ));
         }
         Ok(size)
     }
@@ -190,10 +193,10 @@ impl<'a> Model<'a> {
         const NAME: &str = "token_embd.weight";
         let wrong = |problem: String| FormatError::tensor(self.gguf.path(), NAME, problem);
         match self.gguf.tensor(NAME).map(|t| t.shape.as_slice()) {
-            Some(&[rows, columns]) if columns == self.hidden => Ok(rows),
+            Some(&[rows, columns]) if columns == self.shapes.hidden => Ok(rows),
             Some(other) => Err(wrong(format!(
                 "has shape {other:?}; accepted: [vocabulary, {}]",
-                self.hidden
+                self.shapes.hidden
             ))),
             None => Err(wrong("is missing".into())),
         }
@@ -209,12 +212,12 @@ impl<'a> Model<'a> {
 
         let mut config = Map::new();
         let mut set = |key: &str, value: Value| config.insert(key.to_string(), value);
-        set("architectures", json!([self.architecture.class]));
+        set("architectures", json!([self.shapes.architecture.class]));
         if matches!(
-            self.architecture.attention_bias,
+            self.shapes.architecture.attention_bias,
             AttentionBias::Switch { .. }
         ) {
-            set("attention_bias", json!(self.attention_bias));
+            set("attention_bias", json!(self.shapes.attention_bias));
         }
         set("attention_dropout", json!(0.0));
         let token =
@@ -222,22 +225,22 @@ impl<'a> Model<'a> {
         set("bos_token_id", json!(token("bos")));
         set("dtype", json!(torch_name(dtype)));
         set("eos_token_id", json!(token("eos")));
-        set("head_dim", json!(self.head_dim));
+        set("head_dim", json!(self.shapes.head_dim));
         set(
-            self.architecture.activation.0,
-            json!(self.architecture.activation.1),
+            self.shapes.architecture.activation.0,
+            json!(self.shapes.architecture.activation.1),
         );
-        set("hidden_size", json!(self.hidden));
+        set("hidden_size", json!(self.shapes.hidden));
         set("initializer_range", json!(0.02));
-        set("intermediate_size", json!(self.intermediate));
+        set("intermediate_size", json!(self.shapes.intermediate));
         set("max_position_embeddings", json!(context));
-        if self.architecture.mlp_bias {
-            set("mlp_bias", json!(self.mlp_bias));
+        if self.shapes.architecture.mlp_bias {
+            set("mlp_bias", json!(self.shapes.mlp_bias));
         }
-        set("model_type", json!(self.architecture.model_type));
-        set("num_attention_heads", json!(self.heads));
-        set("num_hidden_layers", json!(self.layers));
-        set("num_key_value_heads", json!(self.key_value_heads));
+        set("model_type", json!(self.shapes.architecture.model_type));
+        set("num_attention_heads", json!(self.shapes.heads));
+        set("num_hidden_layers", json!(self.shapes.layers));
+        set("num_key_value_heads", json!(self.shapes.key_value_heads));
         set("pad_token_id", json!(token("padding")));
         set("rms_norm_eps", json!(eps));
         // transformers 5 reads `rope_parameters`; 4 reads `rope_theta` and `rope_scaling`. 5 takes the latter, too, and
@@ -248,18 +251,18 @@ impl<'a> Model<'a> {
         if let Some(partial) = rope.partial {
             set("partial_rotary_factor", json!(partial));
         }
-        set("tie_word_embeddings", json!(self.tied));
+        set("tie_word_embeddings", json!(self.shapes.tied));
         // What transformers called `dtype` before 4.56.
         set("torch_dtype", json!(torch_name(dtype)));
         set("use_cache", json!(true));
-        set("vocab_size", json!(self.vocabulary));
-        (self.architecture.own_keys)(self, &rope, &mut config)?;
+        set("vocab_size", json!(self.shapes.vocabulary));
+        (self.shapes.architecture.own_keys)(self, &rope, &mut config)?;
         Ok(config)
     }
 
     /// Every key of the architecture that was not asked for and is not off.
     fn refuse_unknown_keys(&self) -> Result<(), FormatError> {
-        let prefix = format!("{}.", self.architecture.name);
+        let prefix = format!("{}.", self.shapes.architecture.name);
         let asked = self.asked.borrow();
         let problems: Vec<String> = (self.gguf.metadata().iter())
             .filter_map(|(key, value)| {
@@ -267,10 +270,10 @@ impl<'a> Model<'a> {
                 // One that ends with a dot stands for all that begin so.
                 let is =
                     |idle: &&str| *idle == name || idle.ends_with('.') && name.starts_with(*idle);
-                let mut idle = IDLE_KEYS.iter().chain(self.architecture.idle_keys);
+                let mut idle = IDLE_KEYS.iter().chain(self.shapes.architecture.idle_keys);
                 let known = asked.contains(name) || idle.any(is) || is_off(value);
                 (!known).then(|| {
-                    let class = self.architecture.class;
+                    let class = self.shapes.architecture.class;
                     format!("`{key}` is {value}, and what that means for {class} is not known here")
                 })
             })
@@ -296,7 +299,7 @@ impl<'a> Model<'a> {
     }
 
     fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.architecture.name)
+        format!("{}.{name}", self.shapes.architecture.name)
     }
 
     fn refused(&self, name: &str, accepted: &str) -> FormatError {

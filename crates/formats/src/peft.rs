@@ -28,6 +28,8 @@ pub use tokens::{TOKEN_ROWS, TokenIndices};
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The name of the weights in an adapter's folder.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// A key of the metadata of an adapter's weights: JSON, the parts of fused linears that were trained apart (`q`, `k`, `v`) and their ranks, by module.
+pub const FUSED_PARTS: &str = "lowrank.fused_parts";
 
 /// A configuration is a few kilobytes; one that lists every module of a large model, a few hundred.
 const FILE_CAP: u64 = 16 << 20;

@@ -89,6 +89,7 @@ pub mod machine;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+pub mod modelfile;
 pub mod names;
 pub mod objective;
 mod output;

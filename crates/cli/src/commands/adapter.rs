@@ -1,8 +1,9 @@
-//! Commands about adapters: `lowrank adapter inspect`, and [`diff`].
+//! Commands about adapters: `lowrank adapter inspect`, [`diff`], and [`travel`].
 
 pub mod diff;
+pub mod travel;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -24,6 +25,10 @@ pub enum AdapterCommands {
     Inspect(InspectArgs),
     /// Compare two LoRA adapters of one model: overlap of their subspaces, size, effective rank, amplification
     Diff(diff::DiffArgs),
+    /// Write a LoRA adapter for another program: llama.cpp and Ollama, mlx-lm, loralib
+    Export(travel::ExportArgs),
+    /// Read a LoRA adapter of another program, and write it as PEFT's folder
+    Import(travel::ImportArgs),
 }
 
 /// Arguments of `lowrank adapter inspect`.
@@ -58,26 +63,41 @@ pub fn run(command: AdapterCommands) -> anyhow::Result<()> {
             output.result(&report, |output| text(&report, output))
         }
         AdapterCommands::Diff(args) => diff::run(&args),
+        AdapterCommands::Export(args) => travel::export(&args),
+        AdapterCommands::Import(args) => travel::import(&args),
     }
+}
+
+/// The name of an adapter's model: what was given, or what its config names.
+fn base_name(adapter: &Path, given: Option<&str>) -> anyhow::Result<String> {
+    if let Some(model) = given {
+        return Ok(model.to_owned());
+    }
+    let named = tuning::base_of(adapter)?;
+    Ok(named.ok_or_else(|| {
+        let shown = adapter.display();
+        Misuse::new(format!(
+            "{shown}/adapter_config.json names no base model; give it with --model"
+        ))
+    })?)
+}
+
+/// An adapter's model by its name, which `was_given` or stands in its config.
+fn find_base(name: &str, was_given: bool) -> Result<Source, lowrank::Error> {
+    Source::find(name).map_err(|error| {
+        if was_given {
+            return error;
+        }
+        lowrank::Error::Settings(format!(
+            "the base that adapter_config.json names cannot be used, so give it with --model ({error})"
+        ))
+    })
 }
 
 /// The call into the library.
 fn measure(args: &InspectArgs) -> anyhow::Result<AdapterReport> {
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => tuning::base_of(&args.adapter)?.ok_or_else(|| {
-            let shown = args.adapter.display();
-            Misuse::new(format!(
-                "{shown}/adapter_config.json names no base model; give it with --model"
-            ))
-        })?,
-    };
-    let source = Source::find(&model).map_err(|error| match &args.model {
-        Some(_) => error,
-        None => lowrank::Error::Settings(format!(
-            "the base that adapter_config.json names cannot be used, so give it with --model ({error})"
-        )),
-    })?;
+    let model = base_name(&args.adapter, args.model.as_deref())?;
+    let source = find_base(&model, args.model.is_some())?;
     let plan = with_adapter::plan_of(source, Some(&args.adapter))?;
     let loaded = plan.load(BaseDtype::Bf16, Some(&args.adapter))?;
     let adapter = loaded.adapter.context("the adapter was loaded")?;

@@ -11,6 +11,7 @@ use super::{Model, decimal};
 use crate::FormatError;
 
 /// One architecture of llama.cpp's.
+#[derive(Debug)]
 pub(super) struct Architecture {
     /// `general.architecture`, with which its keys begin.
     pub(super) name: &'static str,
@@ -42,6 +43,7 @@ pub(super) struct Architecture {
 type OwnKeys = fn(&Model<'_>, &Rope, &mut Map<String, Value>) -> Result<(), FormatError>;
 
 /// Norms of q and k.
+#[derive(Debug)]
 pub(super) enum HeadNorms {
     None,
     /// Over each head.
@@ -51,7 +53,7 @@ pub(super) enum HeadNorms {
 }
 
 /// Linears that are one.
-#[derive(PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Fused {
     Nothing,
     /// The two inputs of the MLP.
@@ -61,7 +63,7 @@ pub(super) enum Fused {
 }
 
 /// What rotary positions an architecture may have.
-#[derive(PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Rotary {
     /// On the whole of a head.
     Whole,
@@ -72,6 +74,7 @@ pub(super) enum Rotary {
 }
 
 /// Biases of attention's linears.
+#[derive(Debug)]
 pub(super) enum AttentionBias {
     Never,
     /// Always, on q, k and v.
@@ -229,6 +232,35 @@ pub(super) fn named(name: &str) -> Option<&'static Architecture> {
     TABLE.iter().find(|architecture| architecture.name == name)
 }
 
+/// The architecture that llama.cpp gives a model of a `model_type`.
+pub(super) fn of_model_type(kind: &str) -> Option<&'static Architecture> {
+    let other = OTHER_TYPES.iter().find(|(known, _)| *known == kind);
+    match other {
+        Some((_, name)) => named(name),
+        None => TABLE
+            .iter()
+            .find(|architecture| architecture.model_type == kind),
+    }
+}
+
+/// Model types that share another's architecture. An ordinary Mistral is a Llama to llama.cpp.
+const OTHER_TYPES: [(&str, &str); 4] = [
+    ("mistral", "llama"),
+    ("ministral3", "mistral3"),
+    ("gemma3", "gemma3"),
+    ("olmo3", "olmo2"),
+];
+
+/// The model types of all of them, for messages.
+pub(super) fn all_model_types() -> String {
+    let own = TABLE.iter().map(|architecture| architecture.model_type);
+    let other = OTHER_TYPES.iter().map(|(kind, _)| *kind);
+    let mut kinds: Vec<String> = own.chain(other).map(|kind| format!("{kind:?}")).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds.join(", ")
+}
+
 /// The names of all of them, for messages.
 pub(super) fn all_names() -> String {
     let names: Vec<String> = TABLE
@@ -272,10 +304,10 @@ fn gemma3(
 /// The scores' scale is not in the file. llama.cpp knows the largest model by its layers and takes hidden_size / heads for it, and the
 /// heads' size for all others.
 fn gemma_scale(model: &Model<'_>, largest: usize, config: &mut Map<String, Value>) {
-    let scalar = if model.layers == largest {
-        model.hidden as f64 / model.heads as f64
+    let scalar = if model.shapes.layers == largest {
+        model.shapes.hidden as f64 / model.shapes.heads as f64
     } else {
-        model.head_dim as f64
+        model.shapes.head_dim as f64
     };
     let scalar = if scalar.fract() == 0.0 {
         json!(scalar as u64)
@@ -308,7 +340,7 @@ fn phi3(
         json!(rope.original),
     );
     // Its heads are always hidden_size / num_attention_heads; transformers 4 has no such key for it.
-    if model.head_dim * model.heads != model.hidden {
+    if model.shapes.head_dim * model.shapes.heads != model.shapes.hidden {
         return Err(model.refused(
             "attention.key_length",
             "embedding_length / attention.head_count",
@@ -324,7 +356,7 @@ fn granite(
     _: &Rope,
     config: &mut Map<String, Value>,
 ) -> Result<(), FormatError> {
-    let usual = 1.0 / (model.head_dim as f64).sqrt();
+    let usual = 1.0 / (model.shapes.head_dim as f64).sqrt();
     for (key, name, absent) in [
         ("attention_multiplier", "attention.scale", decimal(usual)),
         ("embedding_multiplier", "embedding_scale", 1.0),
@@ -345,12 +377,12 @@ fn smollm3(
 ) -> Result<(), FormatError> {
     // Every fourth layer knows no positions; llama.cpp has no key for it.
     const STEP: usize = 4;
-    let has_rope: Vec<u8> = (1..=model.layers)
+    let has_rope: Vec<u8> = (1..=model.shapes.layers)
         .map(|layer| u8::from(!layer.is_multiple_of(STEP)))
         .collect();
     config.insert(
         "layer_types".into(),
-        json!(vec![layers::FULL; model.layers]),
+        json!(vec![layers::FULL; model.shapes.layers]),
     );
     config.insert("no_rope_layer_interval".into(), json!(STEP));
     config.insert("no_rope_layers".into(), json!(has_rope));

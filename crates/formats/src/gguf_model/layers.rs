@@ -39,7 +39,7 @@ pub(super) fn windows(
         Pattern::LastOf(step) => !(layer + 1).is_multiple_of(*step),
         Pattern::Each(slides) => slides[layer],
     };
-    let kinds: Vec<&str> = (0..model.layers)
+    let kinds: Vec<&str> = (0..model.shapes.layers)
         .map(|layer| {
             if window.is_some() && slides(layer) {
                 SLIDING
@@ -58,11 +58,11 @@ fn said(model: &Model<'_>) -> Result<Option<Pattern>, FormatError> {
     const PATTERN: &str = "attention.sliding_window_pattern";
     match model.value(PATTERN) {
         None => Ok(None),
-        Some(GgufValue::Array(GgufArray::Bool(slides))) if slides.len() == model.layers => {
+        Some(GgufValue::Array(GgufArray::Bool(slides))) if slides.len() == model.shapes.layers => {
             Ok(Some(Pattern::Each(slides.clone())))
         }
         Some(GgufValue::Array(_)) => {
-            let accepted = format!("a number, or {} times true or false", model.layers);
+            let accepted = format!("a number, or {} times true or false", model.shapes.layers);
             Err(model.refused(PATTERN, &accepted))
         }
         Some(_) => Ok(Some(Pattern::LastOf(model.size(PATTERN)?))),

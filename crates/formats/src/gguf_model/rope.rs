@@ -70,7 +70,7 @@ pub(super) fn parameters(model: &Model<'_>, context: usize) -> Result<Rope, Form
     };
     let scaling = if has(FACTORS) {
         llama3(model, theta, context)?
-    } else if model.architecture.rotary == Rotary::PartAndLong
+    } else if model.shapes.architecture.rotary == Rotary::PartAndLong
         && LONGROPE_FACTORS.into_iter().any(has)
     {
         longrope(model, context, original)?
@@ -87,12 +87,12 @@ pub(super) fn parameters(model: &Model<'_>, context: usize) -> Result<Rope, Form
 
 /// The part of a head that is rotated, as the number of which Python's `int(head_dim * partial)` is that many.
 fn partial(model: &Model<'_>) -> Option<f64> {
-    let (part, whole) = (model.rotary_dim, model.head_dim as f64);
+    let (part, whole) = (model.rotary_dim, model.shapes.head_dim as f64);
     let mut partial = part as f64 / whole;
     while (partial * whole) as usize != part && partial < 1.0 {
         partial = partial.next_up();
     }
-    (part != model.head_dim).then_some(partial)
+    (part != model.shapes.head_dim).then_some(partial)
 }
 
 /// `rope.scaling.*`, and the older `rope.scale_linear`.

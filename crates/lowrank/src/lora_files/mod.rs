@@ -2,6 +2,11 @@
 //!
 //! [`crate::tuning`] reads the same folder as an adapter of a model, to be computed with. Here no model is needed: a module is its name, A, B and a scale.
 
+pub mod gguf;
+pub mod loralib;
+pub mod mlx;
+mod travel;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -15,6 +20,9 @@ use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
 
 use crate::Error;
+
+pub use gguf::Written;
+pub use travel::{ExportOptions, Form, check_folder};
 
 /// The files of an adapter's folder that this program writes.
 pub const ADAPTER_FILES: &[&str] = &["adapter_config.json", ADAPTER_WEIGHTS, "README.md"];
@@ -165,7 +173,8 @@ impl LoraFile {
         };
         let mut config = self.config.clone();
         if !says(&config) {
-            let (r, first) = most_common(self.modules.iter().map(|m| (m.rank(), alpha(m))));
+            let r = most_common(self.modules.iter().map(LoraModule::rank));
+            let first = most_common(self.modules.iter().map(alpha));
             config.rank_pattern.clear();
             config.alpha_pattern.clear();
             (config.r, config.lora_alpha) = (r, first);
@@ -180,7 +189,7 @@ impl LoraFile {
             }
         }
         if !self.modules.iter().all(|m| config.matches(&m.name)) {
-            let names = self.modules.iter().map(|m| m.name.clone()).collect();
+            let names = self.names_of_modules(None);
             config.target_modules = TargetModules::List(names);
             config.exclude_modules = None;
             config.layers_to_transform = None;
@@ -190,13 +199,40 @@ impl LoraFile {
     }
 }
 
+impl LoraFile {
+    /// Names that mean these modules and no others: what stands behind the layer's number where each of the model's `layers` has the
+    /// same modules, else whole names.
+    fn names_of_modules(&self, layers: Option<usize>) -> Vec<String> {
+        let whole = || self.modules.iter().map(|m| m.name.clone()).collect();
+        let mut of_layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for module in &self.modules {
+            let parts: Vec<&str> = module.name.split('.').collect();
+            let Some(at) = parts.iter().position(|part| part.parse::<u64>().is_ok()) else {
+                return whole();
+            };
+            let layer = of_layers.entry(parts[..=at].join(".")).or_default();
+            layer.push(parts[at + 1..].join("."));
+        }
+        match of_layers.values().next() {
+            Some(first)
+                if Some(of_layers.len()) == layers
+                    && of_layers.values().all(|names| names == first) =>
+            {
+                first.clone()
+            }
+            _ => whole(),
+        }
+    }
+}
+
 /// Alphas that were multiplied with a rank and divided by it again.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
 }
 
-fn most_common(values: impl Iterator<Item = (usize, f64)>) -> (usize, f64) {
-    let mut counts: Vec<((usize, f64), usize)> = Vec::new();
+/// The value that occurs most often; of several, the first.
+fn most_common<T: Copy + PartialEq + From<u8>>(values: impl Iterator<Item = T>) -> T {
+    let mut counts: Vec<(T, usize)> = Vec::new();
     for value in values {
         match counts.iter_mut().find(|(known, _)| *known == value) {
             Some((_, count)) => *count += 1,
@@ -205,7 +241,7 @@ fn most_common(values: impl Iterator<Item = (usize, f64)>) -> (usize, f64) {
     }
     let most = counts.iter().map(|(_, count)| *count).max();
     let first = counts.iter().find(|(_, count)| Some(*count) == most);
-    first.map_or((1, 1.0), |(value, _)| *value)
+    first.map_or_else(|| T::from(1), |(value, _)| *value)
 }
 
 /// Layers by their number, then names.

@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
-use lowrank_formats::peft::{ADAPTER_CONFIG, LoraConfig, TargetModules, open_adapter_weights};
+use lowrank_formats::peft::{
+    ADAPTER_CONFIG, FUSED_PARTS, LoraConfig, TargetModules, open_adapter_weights,
+};
 
 use super::inject::{choose, coverage, lay_out};
 use super::method::SAVED_PREFIX;
-use super::save::FUSED_PARTS;
 use super::{Candidate, Coverage, candidates, tokens};
 use crate::Error;
 use crate::model::{Adapter, ModelConfig};

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_formats::checkpoint::StoredDType;
-use lowrank_formats::peft::{ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key};
+use lowrank_formats::peft::{
+    ADAPTER_WEIGHTS, FUSED_PARTS, LoraConfig, LoraPart, TargetModules, lora_key,
+};
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::DType;
 
@@ -16,9 +18,6 @@ use super::{Candidate, candidates};
 use crate::Error;
 use crate::model::{Adapter, LinearKind, LowRankSite, ModelConfig, families};
 use crate::tuning::files::{BaseMark, saved_specs, task_type};
-
-/// Metadata key: JSON, the parts of fused linears and their ranks by module.
-pub(super) const FUSED_PARTS: &str = "lowrank.fused_parts";
 
 /// One module as it is saved.
 struct SavedModule {
