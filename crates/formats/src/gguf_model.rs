@@ -13,12 +13,14 @@ use crate::checkpoint::StoredDType;
 use crate::gguf::{Gguf, GgufArray, GgufValue};
 
 mod architecture;
+mod keys;
 mod layers;
 mod rope;
 mod shapes;
 mod tensors;
 
 use architecture::{AttentionBias, Rotary};
+pub use keys::ModelKeys;
 pub use shapes::{Change, Place, Shapes};
 pub use tensors::GgufWeight;
 

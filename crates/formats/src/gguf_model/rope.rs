@@ -148,6 +148,16 @@ fn from_metadata(
     }
 }
 
+/// The factor of attention's scores, which transformers calculates in this way from the two lengths.
+pub(super) fn longrope_attention(context: usize, original: usize) -> f64 {
+    let ratio = context as f64 / original as f64;
+    if ratio > 1.0 {
+        (1.0 + ratio.ln() / (original as f64).ln()).sqrt()
+    } else {
+        1.0
+    }
+}
+
 /// Phi-3's.
 fn longrope(
     model: &Model<'_>,
@@ -164,13 +174,7 @@ fn longrope(
     if original < 2 {
         return Err(model.refused(ORIGINAL, "2 or more"));
     }
-    let ratio = context as f64 / original as f64;
-    let expected = if ratio > 1.0 {
-        (1.0 + ratio.ln() / (original as f64).ln()).sqrt()
-    } else {
-        1.0
-    };
-    // transformers calculates it in this way from the two lengths.
+    let expected = longrope_attention(context, original);
     if let Some(found) = model.optional(ATTENTION)?
         && (found - expected).abs() > 1e-4
     {
@@ -228,7 +232,14 @@ fn llama3(
         .get_u64(&model.key(ORIGINAL))
         .unwrap_or(ORIGINAL_CONTEXT);
     let factor = factors.iter().copied().fold(1.0f32, f32::max);
-    let expected = llama3_factors(theta, model.rotary_dim, f64::from(factor), original as f64);
+    let bounds = (LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR);
+    let expected = llama3_factors(
+        theta,
+        model.rotary_dim,
+        f64::from(factor),
+        original as f64,
+        bounds,
+    );
     let matches = factors
         .iter()
         .zip(&expected)
@@ -251,8 +262,14 @@ fn llama3(
 
 /// What each frequency is divided by: 1 for wavelengths below `original/high`, `factor` above `original/low`, and a
 /// blend between.
-fn llama3_factors(theta: f64, head_dim: usize, factor: f64, original: f64) -> Vec<f64> {
-    let (short, long) = (original / HIGH_FREQ_FACTOR, original / LOW_FREQ_FACTOR);
+pub(super) fn llama3_factors(
+    theta: f64,
+    head_dim: usize,
+    factor: f64,
+    original: f64,
+    (low, high): (f64, f64),
+) -> Vec<f64> {
+    let (short, long) = (original / high, original / low);
     (0..head_dim / 2)
         .map(|i| {
             let wavelength = TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
@@ -262,8 +279,7 @@ fn llama3_factors(theta: f64, head_dim: usize, factor: f64, original: f64) -> Ve
             if wavelength > long {
                 return factor;
             }
-            let smooth =
-                (original / wavelength - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR);
+            let smooth = (original / wavelength - low) / (high - low);
             1.0 / ((1.0 - smooth) / factor + smooth)
         })
         .collect()

@@ -83,6 +83,9 @@ pub enum DataError {
     /// A GGUF tokenizer that cannot be rewritten as tokenizer.json.
     #[error("the tokenizer of the GGUF file: {0}")]
     Gguf(String),
+    /// A tokenizer.json that cannot be written into a GGUF file.
+    #[error("the tokenizer cannot be written into a GGUF file: {0}")]
+    GgufExport(String),
 }
 
 impl DataError {

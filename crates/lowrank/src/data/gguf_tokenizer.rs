@@ -6,6 +6,7 @@
 
 mod byte_level;
 mod sentence_piece;
+mod written;
 
 use std::collections::HashMap;
 
@@ -69,7 +70,6 @@ const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 /// In tests: nothing else asks for it.
-#[cfg(test)]
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 

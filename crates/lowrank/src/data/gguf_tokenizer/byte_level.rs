@@ -69,7 +69,7 @@ impl Cut {
         }
     }
 
-    fn pre_tokenizer(self, space: bool) -> Value {
+    pub(super) fn pre_tokenizer(self, space: bool) -> Value {
         let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": regex});
         let sequence =
             |first: Value, then: Value| json!({"type": "Sequence", "pretokenizers": [first, then]});
@@ -105,11 +105,16 @@ impl Cut {
     }
 
     /// Whether the files of these models need not say that a text begins with a token.
-    fn begins(self) -> bool {
+    pub(super) fn begins(self) -> bool {
         matches!(self, Self::Llama3 | Self::Tekken)
     }
 
-    fn takes_whole_words(self) -> bool {
+    /// Whether letters and their accents are composed first.
+    pub(super) fn composes(self) -> bool {
+        self == Self::Qwen2
+    }
+
+    pub(super) fn takes_whole_words(self) -> bool {
         matches!(self, Self::Llama3 | Self::Llama3Plain | Self::Tekken)
     }
 }
@@ -125,7 +130,7 @@ impl GgufTokenizerParts {
             .unwrap_or(cut.begins() && self.bos_id.is_some());
         let vocab = self.numbered_tokens();
         Ok(Pipeline {
-            normalizer: json!((cut == Cut::Qwen2).then(|| json!({"type": "NFC"}))),
+            normalizer: json!(cut.composes().then(|| json!({"type": "NFC"}))),
             pre_tokenizer: cut.pre_tokenizer(self.add_space_prefix == Some(true)),
             decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
             model: json!({
