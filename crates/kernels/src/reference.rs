@@ -1,10 +1,13 @@
 //! Naive versions of the forward operations in f64, one loop after another, as the formulas are
-//! written.
+//! written; and of what the bytes of a number format say.
 //!
 //! They are what the fast operations are tested and timed against: values directly, gradients as
 //! finite differences of these functions. Matrices are row-major slices; nothing here is fast,
 //! parallel, or used at run time.
 
+mod blocks;
+
+pub use self::blocks::widened;
 use crate::types::activation::Activation;
 use crate::types::attention::{AttentionShape, Segment};
 use crate::types::head::LogitScaling;

@@ -9,8 +9,8 @@ use crate::buffer::Buffer;
 use crate::storage::{DType, NumberFormat, Numbers, encode};
 use crate::view::{OutputMut, View, ViewMut};
 
-/// Why bytes do not make a matrix.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why bytes, or numbers, do not make a matrix.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TensorError {
     /// The number of bytes is not what the shape asks for.
     #[error("{rows}x{cols} in {format} needs {expected} bytes, but {found} were given")]
@@ -54,6 +54,45 @@ pub enum TensorError {
         /// Position of the first byte within the shared bytes.
         offset: usize,
     },
+    /// Numbers cannot be rounded to this format.
+    #[error(
+        "numbers cannot be quantized to {format}; they can be to {}",
+        quantized_formats()
+    )]
+    NoQuantizer {
+        /// The format that was asked for.
+        format: NumberFormat,
+    },
+    /// A row is not made of whole blocks of the format.
+    #[error(
+        "a row of {found} numbers is not made of whole blocks of {format}, which have {} numbers each",
+        format.block_len()
+    )]
+    PartOfBlock {
+        /// The format.
+        format: NumberFormat,
+        /// Numbers of the row.
+        found: usize,
+    },
+    /// A number is not finite, or its block's scale would not be.
+    #[error("number {at} of the row is {value}, which cannot be stored as {format}")]
+    Number {
+        /// The format that was asked for.
+        format: NumberFormat,
+        /// Place of the number in the row, counted from 0.
+        at: usize,
+        /// The number.
+        value: f32,
+    },
+}
+
+fn quantized_formats() -> String {
+    let formats = NumberFormat::ALL.into_iter();
+    let names: Vec<String> = formats
+        .filter(|format| format.has_quantizer())
+        .map(|format| format.to_string())
+        .collect();
+    names.join(", ")
 }
 
 /// Bytes that several tensors share, such as a mapped file.
@@ -119,7 +158,7 @@ impl Tensor {
     /// # Errors
     /// If the range does not lie within the bytes, has not the length that the shape asks for, or
     /// does not start at a multiple of the number's size; the caller then copies with
-    /// [`Tensor::from_le_bytes`].
+    /// [`Tensor::from_le_bytes`]. If a row is not made of whole blocks.
     pub fn from_shared(
         bytes: SharedBytes,
         range: Range<usize>,
@@ -154,7 +193,7 @@ impl Tensor {
     /// An owned copy of a matrix stored as little-endian numbers.
     ///
     /// # Errors
-    /// If `bytes` has not the length that the shape asks for.
+    /// If `bytes` has not the length that the shape asks for, or a row is not made of whole blocks.
     pub fn from_le_bytes(
         bytes: &[u8],
         format: impl Into<NumberFormat>,
@@ -341,6 +380,10 @@ fn check_length(
     rows: usize,
     cols: usize,
 ) -> Result<(), TensorError> {
+    if !cols.is_multiple_of(format.block_len()) {
+        let found = cols;
+        return Err(TensorError::PartOfBlock { format, found });
+    }
     let expected = rows
         .checked_mul(cols)
         .filter(|n| n.checked_mul(format.unit().bytes).is_some())

@@ -1,4 +1,4 @@
-//! IEEE half precision, which is only read.
+//! IEEE half precision, which is read and stored, and never computed with.
 
 use half::f16;
 
@@ -14,6 +14,12 @@ pub(super) fn widen(to: &mut [f32], from: &[f16]) {
             }
         },
     );
+}
+
+/// The nearest number, ties to even, if it is finite.
+pub(super) fn rounded(x: f32) -> Option<[u8; 2]> {
+    let rounded = f16::from_f32(x);
+    rounded.is_finite().then(|| rounded.to_le_bytes())
 }
 
 /// The number of these bits: what `f16::to_f32` gives, in operations that loops of vectors have.

@@ -23,6 +23,7 @@ pub(crate) use self::blocks::Group;
 pub(crate) use self::blocks::{Block, GROUP, OneByOne, Quants};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
+use crate::tensor::TensorError;
 
 /// The format of numbers that are computed with or written one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,6 +124,70 @@ impl NumberFormat {
             Self::Bf16 => Some(DType::Bf16),
             _ => None,
         }
+    }
+
+    /// Whether [`quantize`](Self::quantize) makes numbers of this format.
+    pub fn has_quantizer(self) -> bool {
+        self.block_len() == 1 || blocks::quantizer(self).is_some()
+    }
+
+    /// Appends the bytes of a row of numbers in this format, each rounded to the nearest one, or its blocks.
+    ///
+    /// Blocks of Q4_0, Q8_0, Q4_K and Q6_K are to the bit those of llama.cpp's quantizer without an importance matrix
+    /// (`quantize_row_q4_K_ref` and its like) where its compiler does not fuse products and sums, which it does not on x86-64. The bits do
+    /// not depend on the processor.
+    ///
+    /// # Errors
+    /// If the format has no quantizer, the row is not made of whole blocks, or a number is not finite or so large that it or its block's
+    /// scale would be infinite. `to` is then as it was.
+    pub fn quantize(self, row: &[f32], to: &mut Vec<u8>) -> Result<(), TensorError> {
+        let format = self;
+        let begin = to.len();
+        if !row.len().is_multiple_of(self.block_len()) {
+            let found = row.len();
+            return Err(TensorError::PartOfBlock { format, found });
+        }
+        let number = |at: usize| TensorError::Number {
+            format,
+            at,
+            value: row[at],
+        };
+        if let Some(at) = row.iter().position(|x| !x.is_finite()) {
+            return Err(number(at));
+        }
+        to.reserve(self.bytes_for(row.len()));
+        let singles = |to: &mut Vec<u8>, rounded: fn(f32) -> Option<[u8; 2]>| {
+            for (at, x) in row.iter().enumerate() {
+                to.extend(rounded(*x).ok_or(at)?);
+            }
+            Ok(())
+        };
+        let result = match self {
+            Self::F32 => {
+                to.extend_from_slice(bytemuck::cast_slice(row));
+                Ok(())
+            }
+            Self::Bf16 => singles(to, |x| {
+                let rounded = half::bf16::from_f32(x);
+                rounded.is_finite().then(|| rounded.to_le_bytes())
+            }),
+            Self::F16 => singles(to, f16::rounded),
+            blocks => {
+                let quantizer = blocks::quantizer(blocks);
+                let quantizer = quantizer.ok_or(TensorError::NoQuantizer { format })?;
+                quantizer(row, to).map_err(|block| {
+                    // The largest number of the block is what its scale follows.
+                    let of_block = block * self.block_len()..(block + 1) * self.block_len();
+                    let size = |at: &usize| row[*at].abs();
+                    let largest = of_block.max_by(|a, b| size(a).total_cmp(&size(b)));
+                    largest.unwrap_or_default()
+                })
+            }
+        };
+        result.map_err(|at| {
+            to.truncate(begin);
+            number(at)
+        })
     }
 
     pub(crate) fn unit(self) -> Unit {

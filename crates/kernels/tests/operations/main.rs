@@ -9,4 +9,5 @@ mod linear;
 mod low_rank;
 mod norm;
 mod optimizer;
+mod quantize;
 mod relative;

@@ -138,10 +138,24 @@ fn place_of_four_bits(run: usize) -> (usize, usize) {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q4K {
-    d: [u8; 2],
-    dmin: [u8; 2],
+    pub(super) d: [u8; 2],
+    pub(super) dmin: [u8; 2],
     scales: [u8; 12],
-    qs: [u8; 128],
+    pub(super) qs: [u8; 128],
+}
+
+impl Q4K {
+    /// Puts scale and minimum of sub-block `j`, each below 64, where there are none yet; see [`scale_and_min`].
+    pub(super) fn set_scale_and_min(&mut self, j: usize, scale: u8, min: u8) {
+        if j < 4 {
+            self.scales[j] |= scale;
+            self.scales[j + 4] |= min;
+        } else {
+            self.scales[j + 4] |= scale & 15 | min << 4;
+            self.scales[j - 4] |= scale >> 4 << 6;
+            self.scales[j] |= min >> 4 << 6;
+        }
+    }
 }
 
 impl Block for Q4K {
@@ -217,11 +231,26 @@ impl Block for Q5K {
 pub(super) struct Q6K {
     ql: [u8; 128],
     qh: [u8; 64],
-    scales: [u8; 16],
-    d: [u8; 2],
+    pub(super) scales: [u8; 16],
+    pub(super) d: [u8; 2],
 }
 
 impl Q6K {
+    /// Puts the numbers, each below 64, where there are none yet; see [`Self::numbers`].
+    pub(super) fn set_numbers(&mut self, numbers: &[u8; 256]) {
+        for (run, numbers) in numbers.as_chunks::<RUN>().0.iter().enumerate() {
+            let low = self.ql.as_chunks_mut::<RUN>().0[run / 8 * 4 + run % 4].iter_mut();
+            for (low, number) in low.zip(numbers) {
+                *low |= (number & 15) << (run % 8 / 4 * 4);
+            }
+            let (place, shift) = place_of_two_bits(run);
+            let high = self.qh.as_chunks_mut::<RUN>().0[place].iter_mut();
+            for (high, number) in high.zip(numbers) {
+                *high |= number >> 4 << shift;
+            }
+        }
+    }
+
     /// The numbers of a run, 32 too large. Of 128 numbers, 64 bytes have the low halves: of numbers 0 to 63 in their low bits, of the
     /// others in their high ones.
     #[inline(always)]

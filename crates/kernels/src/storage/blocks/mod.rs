@@ -5,12 +5,14 @@
 
 mod k_quants;
 mod plain;
+mod quantize;
 mod vectors;
 
 use bytemuck::Pod;
 
 use self::k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use self::quantize::Quantize;
 use self::vectors::with_vectors;
 pub(crate) use self::vectors::{OneByOne, Vectors};
 use super::{NumberFormat, Unit};
@@ -85,6 +87,29 @@ pub(super) fn visit<V: TypeVisitor>(format: NumberFormat, visitor: V) -> V::Outp
         NumberFormat::Iq4Nl => visitor.visit::<Iq4Nl>(),
         NumberFormat::Iq4Xs => visitor.visit::<Iq4Xs>(),
     }
+}
+
+/// Appends blocks of a number format.
+pub(super) type Quantizer = fn(&[f32], &mut Vec<u8>) -> Result<(), usize>;
+
+/// What makes blocks of whole blocks of finite numbers, if there is such a thing for the format. It fails with the number of a block whose
+/// scale would not be finite.
+pub(super) fn quantizer(format: NumberFormat) -> Option<Quantizer> {
+    match format {
+        NumberFormat::Q4_0 => Some(quantize::<Q4_0>),
+        NumberFormat::Q8_0 => Some(quantize::<Q8_0>),
+        NumberFormat::Q4K => Some(quantize::<Q4K>),
+        NumberFormat::Q6K => Some(quantize::<Q6K>),
+        _ => None,
+    }
+}
+
+fn quantize<B: Quantize>(numbers: &[f32], to: &mut Vec<u8>) -> Result<(), usize> {
+    for (i, numbers) in numbers.chunks_exact(B::LEN).enumerate() {
+        let block = B::quantized(numbers).ok_or(i)?;
+        to.extend_from_slice(bytemuck::bytes_of(&block));
+    }
+    Ok(())
 }
 
 /// What the rest of the program knows of a format.

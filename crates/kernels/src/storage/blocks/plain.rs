@@ -73,8 +73,8 @@ pub(super) fn each(numbers: [u8; RUN], value: impl Fn(f32) -> f32) -> [f32; RUN]
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q4_0 {
-    d: [u8; 2],
-    qs: [u8; 16],
+    pub(super) d: [u8; 2],
+    pub(super) qs: [u8; 16],
 }
 
 impl Block for Q4_0 {
@@ -179,8 +179,8 @@ impl Block for Q5_1 {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q8_0 {
-    d: [u8; 2],
-    qs: [u8; 32],
+    pub(super) d: [u8; 2],
+    pub(super) qs: [u8; 32],
 }
 
 impl Block for Q8_0 {
