@@ -70,7 +70,7 @@ pub enum Commands {
     /// Look at training data as the model will see it
     #[command(subcommand)]
     Data(data::DataCommands),
-    /// Look at adapters, combine them, and carry them to other programs and back
+    /// Look at adapters, combine and prune them, and carry them to other programs and back
     #[command(subcommand)]
     Adapter(adapter::AdapterCommands),
     /// Measure speed and memory against what this machine can do

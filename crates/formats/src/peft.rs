@@ -28,7 +28,12 @@ pub use tokens::{TOKEN_ROWS, TokenIndices};
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The name of the weights in an adapter's folder.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-/// A key of the metadata of an adapter's weights: JSON, the parts of fused linears that were trained apart (`q`, `k`, `v`) and their ranks, by module.
+
+/// Metadata key of the weights that this program writes: a hash of the base that the adapter was trained on.
+pub const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
+/// Metadata key of the weights that this program writes: what the outputs of a classifier mean, as JSON.
+pub const LABELS: &str = "lowrank.labels";
+/// Metadata key of the weights that this program writes: JSON, the parts of fused linears and their ranks by module.
 pub const FUSED_PARTS: &str = "lowrank.fused_parts";
 
 /// A configuration is a few kilobytes; one that lists every module of a large model, a few hundred.

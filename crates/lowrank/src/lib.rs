@@ -44,7 +44,8 @@
 //!   takes its steps one by one. [`tuning`] has the methods, and reads and writes adapters.
 //! - [`base`]: what a model's name means, and loading it. [`model`] is the network itself.
 //! - [`data`]: rows, tokenizers, chat templates. [`metrics`] scores texts and classifiers.
-//! - [`generate`], [`classify`]: using a model with adapters. [`merge`] folds one into its base's weights.
+//! - [`generate`], [`classify`]: using a model with adapters. [`merge`] folds one into its base's weights; [`lora_files`] combines
+//!   and prunes adapters without their base.
 //! - [`plan`]: what a run would need, from shapes alone. [`mod@bench`] measures it.
 //!
 //! The crate's `examples` folder has a short program for each of the common tasks.
@@ -98,6 +99,7 @@ mod random;
 pub mod ranks;
 pub mod report;
 pub mod settings;
+mod svd;
 pub mod train;
 pub mod tuning;
 pub mod units;

@@ -1,6 +1,8 @@
-//! Commands about adapters: `lowrank adapter inspect`, [`diff`], and [`travel`].
+//! Commands about adapters: `lowrank adapter inspect`, [`diff`], [`merge`], [`prune`] and [`travel`].
 
 pub mod diff;
+pub mod merge;
+pub mod prune;
 pub mod travel;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +27,10 @@ pub enum AdapterCommands {
     Inspect(InspectArgs),
     /// Compare two LoRA adapters of one model: overlap of their subspaces, size, effective rank, amplification
     Diff(diff::DiffArgs),
+    /// Combine LoRA adapters of one model to one, with weights: their sum, or as TIES and DARE do
+    Merge(merge::CombineArgs),
+    /// Lower the ranks of a LoRA adapter by SVD, and report the error
+    Prune(prune::PruneArgs),
     /// Write a LoRA adapter for another program: llama.cpp and Ollama, mlx-lm, loralib
     Export(travel::ExportArgs),
     /// Read a LoRA adapter of another program, and write it as PEFT's folder
@@ -63,6 +69,8 @@ pub fn run(command: AdapterCommands) -> anyhow::Result<()> {
             output.result(&report, |output| text(&report, output))
         }
         AdapterCommands::Diff(args) => diff::run(&args),
+        AdapterCommands::Merge(args) => merge::run(&args),
+        AdapterCommands::Prune(args) => prune::run(&args),
         AdapterCommands::Export(args) => travel::export(&args),
         AdapterCommands::Import(args) => travel::import(&args),
     }

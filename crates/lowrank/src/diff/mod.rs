@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::base::Network;
 use crate::model::{Decoder, LinearId, Part, WeightId, families};
+use crate::svd::{Decomposition, Matrix, decompose_product};
 use crate::tuning::lora::{Branch, Branches, branches};
-use subspace::{Matrix, decompose_product, effective_rank, left_vectors, similarity};
+use subspace::{effective_rank, left_vectors, similarity};
 
 /// Whose singular vectors are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,7 +250,7 @@ struct Factors {
     a: Matrix,
     /// [out, r]
     b: Matrix,
-    delta: subspace::Decomposition,
+    delta: Decomposition,
 }
 
 impl Factors {

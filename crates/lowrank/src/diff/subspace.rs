@@ -1,24 +1,9 @@
-//! Singular vectors of A, B and ΔW = scale·B·A, without a matrix that is wide both ways.
-//!
-//! A tall [n, r] matrix is QR; the singular values of R [r, r] are its own, and Q times R's left vectors are its left
-//! vectors. With B = Q_b R_b and Aᵀ = Q_a R_a, ΔW = Q_b (scale·R_b R_aᵀ) Q_aᵀ, and only the r×r core is decomposed.
+//! What the subspaces of two adapters have in common, and what a weight has in them. Singular vectors are those of [`crate::svd`].
 
 use nalgebra::DMatrix;
 
 use crate::random::mix;
-
-pub(super) type Matrix = DMatrix<f64>;
-
-/// Singular values in descending order, with their vectors as columns. Values that are nought but for rounding are left
-/// out, since their directions mean nothing.
-pub(super) struct Decomposition {
-    /// [out, k]
-    pub(super) left: Matrix,
-    /// k values.
-    pub(super) values: Vec<f64>,
-    /// [in, k]
-    pub(super) right: Matrix,
-}
+use crate::svd::{Matrix, decompose};
 
 /// The left singular vectors of a tall matrix.
 pub(super) fn left_vectors(tall: &Matrix) -> Matrix {
@@ -26,37 +11,6 @@ pub(super) fn left_vectors(tall: &Matrix) -> Matrix {
     let (q, r) = tall.clone().qr().unpack();
     let decomposed = decompose(r, size);
     q * decomposed.left
-}
-
-/// The decomposition of scale·B·A, B [out, r] and A [r, in].
-pub(super) fn decompose_product(b: &Matrix, a: &Matrix, scale: f64) -> Decomposition {
-    let size = b.nrows().max(a.ncols());
-    let (q_b, r_b) = b.clone().qr().unpack();
-    let (q_a, r_a) = a.transpose().qr().unpack();
-    let core = decompose(r_b * r_a.transpose() * scale, size);
-    Decomposition {
-        left: q_b * core.left,
-        values: core.values,
-        right: q_a * core.right,
-    }
-}
-
-/// The decomposition of a small matrix that stands for one of `size` rows or columns.
-fn decompose(small: Matrix, size: usize) -> Decomposition {
-    let svd = small.svd(true, true);
-    let (Some(left), Some(right)) = (svd.u, svd.v_t) else {
-        unreachable!("both kinds of vectors were asked for")
-    };
-    let values: Vec<f64> = svd.singular_values.iter().copied().collect();
-    let largest = values.first().copied().unwrap_or(0.0);
-    // What is compared was stored in f32.
-    let least = largest * size as f64 * f64::from(f32::EPSILON);
-    let rank = values.iter().take_while(|value| **value > least).count();
-    Decomposition {
-        left: left.columns(0, rank).into_owned(),
-        right: right.rows(0, rank).transpose(),
-        values: values[..rank].to_vec(),
-    }
 }
 
 /// φ(i, j) = ‖U_iᵀ V_j‖²_F / min(i, j) for the first i columns of one orthonormal set and the first j of another
@@ -154,35 +108,17 @@ mod tests {
     }
 
     #[test]
-    fn a_product_decomposes_as_the_dense_matrix_does() {
-        let (b, a) = (random(9, 3, 1), random(3, 7, 2));
-        let dense = &b * &a * 2.5;
-        let ours = decompose_product(&b, &a, 2.5);
-        let theirs = dense.clone().svd(true, true);
-        for k in 0..3 {
-            close(ours.values[k], theirs.singular_values[k], 1e-12);
-        }
-        let diagonal = Matrix::from_diagonal(&ours.values.clone().into());
-        let again = &ours.left * diagonal * ours.right.transpose();
-        close((again - dense).norm(), 0.0, 1e-12);
-    }
-
-    #[test]
     fn directions_without_a_value_are_left_out() {
         let mut b = random(9, 3, 1);
         let twin = b.column(0).into_owned();
         b.set_column(2, &(twin * 3.0));
         assert_eq!(left_vectors(&b).ncols(), 2);
-        let nothing = decompose_product(&Matrix::zeros(9, 3), &random(3, 7, 2), 1.0);
-        assert_eq!((nothing.values.len(), nothing.left.ncols()), (0, 0));
     }
 
     #[test]
     fn a_rank_above_the_width_is_cut_to_it() {
         let a = random(5, 3, 4);
         assert_eq!(left_vectors(&a.transpose()).shape(), (3, 3));
-        let product = decompose_product(&random(4, 5, 5), &a, 1.0);
-        assert_eq!(product.right.shape(), (3, 3));
     }
 
     #[test]

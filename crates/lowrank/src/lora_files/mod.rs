@@ -2,9 +2,12 @@
 //!
 //! [`crate::tuning`] reads the same folder as an adapter of a model, to be computed with. Here no model is needed: a module is its name, A, B and a scale.
 
+mod combine;
+mod folder;
 pub mod gguf;
 pub mod loralib;
 pub mod mlx;
+mod prune;
 mod travel;
 
 use std::collections::BTreeMap;
@@ -21,7 +24,11 @@ use lowrank_kernels::{DType, Tensor};
 
 use crate::Error;
 
+pub use combine::{
+    AdapterShare, Combination, CombineOptions, CombineReport, CombinedModule, MajoritySign, combine,
+};
 pub use gguf::Written;
+pub use prune::{Keep, PruneOptions, PruneReport, PrunedModule, prune};
 pub use travel::{ExportOptions, Form, check_folder};
 
 /// The files of an adapter's folder that this program writes.
@@ -57,6 +64,35 @@ impl LoraModule {
     pub fn rank(&self) -> usize {
         self.a.rows()
     }
+
+    /// Numbers in A and B.
+    pub fn parameters(&self) -> u64 {
+        (self.a.len() + self.b.len()) as u64
+    }
+}
+
+/// How A and B are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum FileDtype {
+    /// 32 bits, which is exact.
+    #[default]
+    F32,
+    /// 16 bits with f32's range.
+    Bf16,
+    /// 16 bits with more digits, and a largest number of 65504.
+    F16,
+}
+
+impl From<FileDtype> for StoredDType {
+    fn from(dtype: FileDtype) -> Self {
+        match dtype {
+            FileDtype::F32 => Self::F32,
+            FileDtype::Bf16 => Self::BF16,
+            FileDtype::F16 => Self::F16,
+        }
+    }
 }
 
 impl LoraFile {
@@ -64,12 +100,12 @@ impl LoraFile {
     ///
     /// # Errors
     /// Files that are missing, damaged or of another method; a module with one matrix alone, or with matrices of other ranks than
-    /// adapter_config.json says.
+    /// adapter_config.json says; LoRA's tensors of something that is no linear, such as an embedding.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let config = LoraConfig::read(folder)?;
         let weights = open_adapter_weights(folder)?;
         let mut pairs: BTreeMap<String, [Option<TensorEntry>; 2]> = BTreeMap::new();
-        let mut others = Vec::new();
+        let (mut others, mut foreign) = (Vec::new(), Vec::new());
         for name in weights.names() {
             let Some(entry) = weights.find(name)? else {
                 continue;
@@ -79,11 +115,16 @@ impl LoraFile {
                     pairs.entry(module.to_owned()).or_default()[usize::from(part == LoraPart::B)] =
                         Some(entry);
                 }
+                None if name.contains(".lora_") => {
+                    foreign.push(format!(
+                        "{name}: only lora_A and lora_B of linears are supported"
+                    ));
+                }
                 None => others.push(entry),
             }
         }
         check_finite(pairs.values().flatten().flatten().chain(&others))?;
-        let mut problems = Vec::new();
+        let mut problems = foreign;
         let mut modules = Vec::new();
         for (name, pair) in pairs {
             match module(&config, &name, pair) {
@@ -246,11 +287,13 @@ fn most_common<T: Copy + PartialEq + From<u8>>(values: impl Iterator<Item = T>) 
 
 /// Layers by their number, then names.
 pub(crate) fn sort(modules: &mut [LoraModule]) {
-    let key = |name: &str| -> Vec<(u64, String)> {
-        let part = |part: &str| (part.parse().unwrap_or(u64::MAX), part.to_owned());
-        name.split('.').map(part).collect()
-    };
-    modules.sort_by_cached_key(|module| key(&module.name));
+    modules.sort_by_cached_key(|module| order(&module.name));
+}
+
+/// What modules are sorted by.
+fn order(name: &str) -> Vec<(u64, String)> {
+    let part = |part: &str| (part.parse().unwrap_or(u64::MAX), part.to_owned());
+    name.split('.').map(part).collect()
 }
 
 fn module(

@@ -12,7 +12,8 @@ use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::{Checkpoint, StoredDType, check_finite};
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, is_inactive, open_adapter_weights, read_adapter_config, write_adapter_config,
+    ADAPTER_WEIGHTS, BASE_FINGERPRINT, LABELS, is_inactive, open_adapter_weights,
+    read_adapter_config, write_adapter_config,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
@@ -22,12 +23,6 @@ use super::saved::{self, add_of_folder};
 use super::{AdapterConfig, Method};
 use crate::Error;
 use crate::model::{Adapter, HeadKind, ModelConfig, Pooling};
-
-/// Metadata key: [`Weights::fingerprint`](crate::model::Weights::fingerprint) of the base.
-pub(super) const BASE_FINGERPRINT: &str = "lowrank.base_fingerprint";
-
-/// Metadata key: what the outputs of a classifier mean.
-const LABELS: &str = "lowrank.labels";
 
 /// Keys of every method's config that say nothing about the values.
 const COMMON_KEYS: &[&str] = &[

@@ -4,6 +4,7 @@ mod adapters;
 mod added_tokens;
 mod bad_input;
 mod beams;
+mod combining;
 mod common;
 mod compute;
 mod configs;

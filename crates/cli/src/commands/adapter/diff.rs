@@ -145,7 +145,7 @@ fn text(report: &DiffReport, output: &Output) -> String {
 }
 
 /// The first few names, and how many more there are.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().saturating_sub(SHOWN) {
@@ -220,7 +220,7 @@ fn decimals(value: Option<f64>) -> String {
 }
 
 /// Three significant digits.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }

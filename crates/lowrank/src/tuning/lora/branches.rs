@@ -6,13 +6,12 @@ use std::path::Path;
 
 use lowrank_formats::checkpoint::{Checkpoint, check_finite};
 use lowrank_formats::peft::{
-    LoraConfig, LoraPart, TOKEN_ROWS, lora_key, open_adapter_weights, parse_lora_key,
-    read_adapter_config,
+    BASE_FINGERPRINT, LoraConfig, LoraPart, TOKEN_ROWS, lora_key, open_adapter_weights,
+    parse_lora_key, read_adapter_config,
 };
 
 use super::load::{Stacked, WHOLE, fused_parts};
 use crate::Error;
-use crate::tuning::files::BASE_FINGERPRINT;
 
 /// The most values of A or B of one module; an untrusted file cannot ask for more.
 const MOST_VALUES: usize = 1 << 31;

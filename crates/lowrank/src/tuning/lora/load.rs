@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lowrank_formats::checkpoint::Checkpoint;
 use lowrank_formats::peft::{
-    ADAPTER_CONFIG, FUSED_PARTS, LoraConfig, TargetModules, open_adapter_weights,
+    ADAPTER_CONFIG, BASE_FINGERPRINT, FUSED_PARTS, LoraConfig, TargetModules, open_adapter_weights,
 };
 
 use super::inject::{choose, coverage, lay_out};
@@ -14,7 +14,7 @@ use super::method::SAVED_PREFIX;
 use super::{Candidate, Coverage, candidates, tokens};
 use crate::Error;
 use crate::model::{Adapter, ModelConfig};
-use crate::tuning::files::{BASE_FINGERPRINT, read_values};
+use crate::tuning::files::read_values;
 use crate::tuning::saved::add_of_folder;
 
 /// A loaded adapter and what its files say.

@@ -1,0 +1,290 @@
+//! Singular value decompositions of ΔW = scale·B·A and of dense matrices, without more work than the wanted values need.
+//!
+//! A tall [n, r] matrix is QR; the singular values of R [r, r] are its own, and Q times R's left vectors are its left
+//! vectors. With B = Q_b R_b and Aᵀ = Q_a R_a, ΔW = Q_b (scale·R_b R_aᵀ) Q_aᵀ, and only the r×r core is decomposed.
+//!
+//! The largest values of a dense matrix M come from block Krylov iteration (Musco and Musco, 2015): the span of X, MᵀM·X,
+//! (MᵀM)²·X, … holds M's strongest directions, and the small matrix M·basis is decomposed.
+
+use lowrank_kernels::{
+    ComputeDType, Layout, RowClasses, Tensor, Weight, linear_backward_input, linear_forward,
+};
+use nalgebra::DMatrix;
+
+use crate::random::mix;
+
+pub(crate) type Matrix = DMatrix<f64>;
+
+/// Singular values in descending order, with their vectors as columns. Values that are nought but for rounding are left
+/// out, since their directions mean nothing.
+pub(crate) struct Decomposition {
+    /// [out, k]
+    pub(crate) left: Matrix,
+    /// k values.
+    pub(crate) values: Vec<f64>,
+    /// [in, k]
+    pub(crate) right: Matrix,
+}
+
+/// A tensor as a matrix of f64.
+pub(crate) fn matrix(tensor: &Tensor) -> Matrix {
+    let values = tensor.to_vec().into_iter().map(f64::from);
+    Matrix::from_row_iterator(tensor.rows(), tensor.cols(), values)
+}
+
+/// The decomposition of scale·B·A, B [out, r] and A [r, in].
+pub(crate) fn decompose_product(b: &Matrix, a: &Matrix, scale: f64) -> Decomposition {
+    let size = b.nrows().max(a.ncols());
+    let (q_b, r_b) = b.clone().qr().unpack();
+    let (q_a, r_a) = a.transpose().qr().unpack();
+    let core = decompose(r_b * r_a.transpose() * scale, size);
+    Decomposition {
+        left: q_b * core.left,
+        values: core.values,
+        right: q_a * core.right,
+    }
+}
+
+/// ‖B·A‖_F, B [out, r] and A [r, in].
+pub(crate) fn product_norm(b: &Matrix, a: &Matrix) -> f64 {
+    (b.clone().qr().r() * a.transpose().qr().r().transpose()).norm()
+}
+
+/// The decomposition of a small matrix that stands for one of `size` rows or columns.
+pub(crate) fn decompose(small: Matrix, size: usize) -> Decomposition {
+    let svd = small.svd(true, true);
+    let (Some(left), Some(right)) = (svd.u, svd.v_t) else {
+        unreachable!("both kinds of vectors were asked for")
+    };
+    let values: Vec<f64> = svd.singular_values.iter().copied().collect();
+    let largest = values.first().copied().unwrap_or(0.0);
+    // What is decomposed was stored in f32.
+    let least = largest * size as f64 * f64::from(f32::EPSILON);
+    let rank = values.iter().take_while(|value| **value > least).count();
+    Decomposition {
+        left: left.columns(0, rank).into_owned(),
+        right: right.rows(0, rank).transpose(),
+        values: values[..rank].to_vec(),
+    }
+}
+
+/// A matrix whose smaller side is not longer is decomposed as a whole.
+const WHOLE: usize = 192;
+/// Columns beyond the wanted ones that every block of the iteration has, so that it settles fast.
+const SPARE: usize = 8;
+/// The iteration ends where ‖Mᵀu − σv‖ of every wanted triple is below this share of the largest value, or after so many blocks.
+const SETTLED: f64 = 1e-5;
+const MOST_BLOCKS: usize = 32;
+
+/// The `count` largest singular values of a dense f32 matrix [out, in], with their vectors; fewer where there are fewer.
+///
+/// Products are computed in f32, so values below about 1e-6 of the largest one are noise.
+pub(crate) fn largest(dense: &Tensor, count: usize) -> Decomposition {
+    let (outputs, inputs) = (dense.rows(), dense.cols());
+    let (shorter, width) = (outputs.min(inputs), count + SPARE);
+    if shorter <= WHOLE || 3 * width >= shorter {
+        return whole(&matrix(dense)).cut_to(count);
+    }
+    let start = |i: usize, j: usize| {
+        (mix(mix(17, i as u64), j as u64) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    };
+    let mut basis = Matrix::zeros(inputs, 0);
+    let mut image = Matrix::zeros(outputs, 0);
+    let mut block = Matrix::from_fn(inputs, width, start).qr().q();
+    let mut next_look = 3;
+    for blocks in 1.. {
+        let product = times(dense, &block);
+        let columns = basis.ncols();
+        basis = basis.resize_horizontally(columns + width, 0.0);
+        basis.columns_mut(columns, width).copy_from(&block);
+        image = image.resize_horizontally(columns + width, 0.0);
+        image.columns_mut(columns, width).copy_from(&product);
+        let is_last = blocks == MOST_BLOCKS || columns + 2 * width > shorter;
+        if blocks == next_look || is_last {
+            let found = of_image(&basis, &image).cut_to(count);
+            if is_last || is_settled(dense, &found) {
+                return found;
+            }
+            // Looking costs more the more there is, so it is done less and less often.
+            next_look += 1 + blocks / 2;
+        }
+        let mut next = times_transposed(dense, &product);
+        // Once leaves the rounding of the first time behind.
+        for _ in 0..2 {
+            next -= &basis * basis.tr_mul(&next);
+            next = next.qr().q();
+        }
+        block = next;
+    }
+    unreachable!("the last block returns")
+}
+
+impl Decomposition {
+    fn cut_to(self, count: usize) -> Self {
+        let count = count.min(self.values.len());
+        Self {
+            left: self.left.columns(0, count).into_owned(),
+            values: self.values[..count].to_vec(),
+            right: self.right.columns(0, count).into_owned(),
+        }
+    }
+}
+
+/// The decomposition of a matrix as a whole, by way of the square one of its shorter side.
+fn whole(dense: &Matrix) -> Decomposition {
+    let size = dense.nrows().max(dense.ncols());
+    if dense.nrows() >= dense.ncols() {
+        let (q, r) = dense.clone().qr().unpack();
+        let core = decompose(r, size);
+        return Decomposition {
+            left: q * core.left,
+            ..core
+        };
+    }
+    let turned = whole(&dense.transpose());
+    Decomposition {
+        left: turned.right,
+        values: turned.values,
+        right: turned.left,
+    }
+}
+
+/// What M = image·basisᵀ, restricted to an orthonormal basis [in, n], decomposes to; image [out, n] is M·basis.
+fn of_image(basis: &Matrix, image: &Matrix) -> Decomposition {
+    let found = whole(image);
+    Decomposition {
+        right: basis * found.right,
+        ..found
+    }
+}
+
+fn is_settled(dense: &Tensor, found: &Decomposition) -> bool {
+    let Some(largest) = found.values.first() else {
+        return true;
+    };
+    let back = times_transposed(dense, &found.left);
+    let distance = |k: usize| (back.column(k) - found.right.column(k) * found.values[k]).norm();
+    (0..found.values.len()).all(|k| distance(k) <= SETTLED * largest)
+}
+
+/// M·X, M [out, in], X [in, n].
+fn times(dense: &Tensor, x: &Matrix) -> Matrix {
+    let mut y = Tensor::zeros(x.ncols(), dense.rows());
+    let (x, weight) = (rows_of(x), weight(dense));
+    linear_forward(y.view_mut(), x.view(), weight, None, RowClasses::PROMPT);
+    columns_of(&y)
+}
+
+/// Mᵀ·Y, M [out, in], Y [out, n].
+fn times_transposed(dense: &Tensor, y: &Matrix) -> Matrix {
+    let mut x = Tensor::zeros(y.ncols(), dense.cols());
+    let (y, weight) = (rows_of(y), weight(dense));
+    linear_backward_input(x.view_mut(), y.view(), weight, false, ComputeDType::F32);
+    columns_of(&x)
+}
+
+fn weight(dense: &Tensor) -> Weight<'_> {
+    Weight {
+        view: dense.view(),
+        layout: Layout::OutIn,
+    }
+}
+
+/// The columns of a matrix as rows of a tensor; nalgebra's matrices lie column by column.
+fn rows_of(matrix: &Matrix) -> Tensor {
+    let values = matrix.iter().map(|value| *value as f32).collect();
+    Tensor::from_f32(matrix.ncols(), matrix.nrows(), values)
+}
+
+fn columns_of(tensor: &Tensor) -> Matrix {
+    let values = tensor.to_vec().into_iter().map(f64::from);
+    Matrix::from_iterator(tensor.cols(), tensor.rows(), values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(rows: usize, cols: usize, key: u64) -> Matrix {
+        Matrix::from_fn(rows, cols, |i, j| {
+            (mix(mix(key, i as u64), j as u64) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+        })
+    }
+
+    fn close(one: f64, other: f64, tolerance: f64) {
+        assert!((one - other).abs() < tolerance, "{one} {other}");
+    }
+
+    fn product(of: &Decomposition) -> Matrix {
+        let diagonal = Matrix::from_diagonal(&of.values.clone().into());
+        &of.left * diagonal * of.right.transpose()
+    }
+
+    #[test]
+    fn a_product_decomposes_as_the_dense_matrix_does() {
+        let (b, a) = (random(9, 3, 1), random(3, 7, 2));
+        let dense = &b * &a * 2.5;
+        let ours = decompose_product(&b, &a, 2.5);
+        let theirs = dense.clone().svd(true, true);
+        for k in 0..3 {
+            close(ours.values[k], theirs.singular_values[k], 1e-12);
+        }
+        close((product(&ours) - &dense).norm(), 0.0, 1e-12);
+        close(product_norm(&b, &a) * 2.5, dense.norm(), 1e-12);
+    }
+
+    #[test]
+    fn nothing_has_no_directions_and_a_rank_above_the_width_is_cut_to_it() {
+        let nothing = decompose_product(&Matrix::zeros(9, 3), &random(3, 7, 2), 1.0);
+        assert_eq!((nothing.values.len(), nothing.left.ncols()), (0, 0));
+        let wide = decompose_product(&random(4, 5, 5), &random(5, 3, 4), 1.0);
+        assert_eq!(wide.right.shape(), (3, 3));
+    }
+
+    #[test]
+    fn a_matrix_is_decomposed_whichever_side_is_longer() {
+        for (rows, cols) in [(9, 5), (5, 9)] {
+            let dense = random(rows, cols, 3);
+            close((product(&whole(&dense)) - dense).norm(), 0.0, 1e-12);
+        }
+    }
+
+    /// Values that fall off slowly, with more of them than one block holds.
+    #[test]
+    fn the_largest_values_are_found_without_the_others() {
+        for (rows, cols) in [(300, 220), (220, 300)] {
+            let (left, right) = (random(rows, 200, 4).qr().q(), random(cols, 200, 5).qr().q());
+            let values: Vec<f64> = (0..200).map(|k| 3.0 * 0.97_f64.powi(k)).collect();
+            let dense = left * Matrix::from_diagonal(&values.clone().into()) * right.transpose();
+            let count = 6;
+            let kept = dense.map(|value| value as f32).transpose();
+            let tensor = Tensor::from_f32(rows, cols, kept.iter().copied().collect());
+            assert!(rows.min(cols) > WHOLE && 3 * (count + SPARE) < rows.min(cols));
+            let found = largest(&tensor, count);
+            let best = whole(&dense).cut_to(count);
+            for k in 0..count {
+                close(found.values[k], values[k], 1e-5);
+            }
+            let distance = (product(&found) - product(&best)).norm();
+            close(distance / product(&best).norm(), 0.0, 1e-4);
+            let orthonormal = found.left.tr_mul(&found.left) - Matrix::identity(count, count);
+            close(orthonormal.norm(), 0.0, 1e-9);
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_low_rank_has_as_many_values_as_that() {
+        let dense = (random(210, 2, 6) * random(2, 230, 7)).map(|value| value as f32);
+        let tensor = Tensor::from_f32(210, 230, dense.transpose().iter().copied().collect());
+        let found = largest(&tensor, 4);
+        close(
+            (product(&found) - dense.map(f64::from)).norm() / f64::from(dense.norm()),
+            0.0,
+            1e-6,
+        );
+        assert!(
+            found.values.len() <= 4
+                && found.values[1] > 1e4 * found.values.get(2).copied().unwrap_or(0.0)
+        );
+    }
+}
