@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod classify;
+mod combining;
 mod compare;
 mod demo;
 mod ends;

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank::Error;
 use lowrank::lora_files::{
     Combination, CombineOptions, FileDtype, Keep, LoraFile, LoraModule, MajoritySign, PruneOptions,
     combine, prune,
 };
+use lowrank::model::Adapter;
+use lowrank::tuning::lora::{self, InitLoraWeights};
+use lowrank::tuning::{self, BaseMark};
+use lowrank::{Error, merge};
 use lowrank_formats::peft::ADAPTER_CONFIG;
 use lowrank_formats::{Checkpoint, StoredDType, TensorEntry, TensorSpec, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::common::{assert_says, failure};
+use super::common::{assert_says, decoder, failure, golden, lora_config};
 
 fn folder(name: &str) -> PathBuf {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens_combine");
@@ -606,4 +609,124 @@ fn pruning_that_would_do_nothing_is_refused() {
         let text = failure(pruned("plain", keep, FileDtype::F32));
         assert_says(&text, words);
     }
+}
+
+/// What a model gets of a combination is the sum, with parts of fused linears and rows of tokens, too.
+#[test]
+fn a_model_reads_what_was_combined() {
+    let place = tempfile::tempdir().expect("a folder");
+    let parts = |name: &str, targets: &[&str], seed| {
+        let (path, model) = (place.path().join(name), decoder("gpt2"));
+        fs::create_dir(&path).expect("a folder");
+        let config = lora_config(targets);
+        let random = InitLoraWeights::Random;
+        let (adapter, _) = lora::inject(model.config(), &config, random, seed).expect("injected");
+        lora::save(
+            &path,
+            model.config(),
+            &config,
+            &adapter,
+            BaseMark::default(),
+        )
+        .expect("saved");
+        path
+    };
+    let gpt2 = [
+        parts("parts", &["c_attn.q", "c_attn.v"], 1),
+        parts("whole", &["c_attn", "c_proj"], 2),
+    ];
+    let llama = [
+        golden("llama").join("tokens"),
+        golden("llama").join("patterns"),
+    ];
+    for (family, adapters) in [("gpt2", gpt2), ("llama", llama)] {
+        let output = place.path().join(family);
+        let weights = [1.0, -0.5];
+        let options = CombineOptions {
+            weights: &weights,
+            ..CombineOptions::new(&adapters, &output)
+        };
+        let report = combine(&options).expect("it can be combined");
+        assert_eq!(report.taken_over.len(), usize::from(family == "llama"));
+        let model = decoder(family);
+        let load = |folder: &Path| {
+            tuning::load(folder, model.config())
+                .expect("it is loaded")
+                .adapter
+        };
+        let (one, two, made) = (load(&adapters[0]), load(&adapters[1]), load(&output));
+        let mut changed = 0;
+        for id in model.config().linears() {
+            let of = |adapter: &Adapter| -> Vec<f64> {
+                let delta = merge::delta(&model, adapter, id).to_vec();
+                delta.into_iter().map(f64::from).collect()
+            };
+            let sum = of(&one).into_iter().zip(of(&two));
+            let sum: Vec<f64> = sum.map(|(a, b)| a - 0.5 * b).collect();
+            if norm(&sum) > 0.0 {
+                changed += 1;
+                assert!(distance(&of(&made), &sum) < 1e-6, "{family}: {id:?}");
+            } else {
+                assert_eq!(norm(&of(&made)), 0.0, "{family}: {id:?}");
+            }
+        }
+        assert_eq!(changed, report.modules.len());
+        let rows = |adapter: &Adapter| adapter.token_rows.tables().count();
+        assert_eq!(
+            (rows(&made), rows(&one)),
+            (report.taken_over.len(), report.taken_over.len())
+        );
+    }
+}
+
+#[test]
+fn added_tokens_go_along() {
+    let place = tempfile::tempdir().expect("a folder");
+    let with_tokenizer = |name: &str, text: &str| {
+        let path = place.path().join(name);
+        fs::create_dir(&path).expect("a folder");
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(golden("llama").join("tokens").join(file), path.join(file)).expect("copied");
+        }
+        fs::write(path.join("tokenizer.json"), text).expect("written");
+        path
+    };
+    let (one, same, other) = (
+        with_tokenizer("one", "{}"),
+        with_tokenizer("same", "{}"),
+        with_tokenizer("other", "[]"),
+    );
+    let output = place.path().join("out");
+    let run = |adapters: &[PathBuf]| {
+        combine(&CombineOptions {
+            overwrite: true,
+            ..CombineOptions::new(adapters, &output)
+        })
+    };
+    let tokenizer = || fs::read_to_string(output.join("tokenizer.json")).ok();
+    run(&[golden("llama").join("patterns"), one.clone()]).expect("one has it");
+    assert_eq!(tokenizer().as_deref(), Some("{}"));
+    run(&[one.clone(), same]).expect("both have the same");
+    assert_eq!(tokenizer().as_deref(), Some("{}"));
+    let text = failure(run(&[one.clone(), other]));
+    assert_says(&text, &["tokenizer.json", "not the same"]);
+    let small = place.path().join("small");
+    prune(&PruneOptions {
+        adapter: &one,
+        keep: Keep::Rank(1),
+        output: &small,
+        dtype: FileDtype::F32,
+        overwrite: false,
+    })
+    .expect("it is pruned");
+    assert!(small.join("tokenizer.json").exists());
+    let (before, after) = (
+        LoraFile::read(&one).unwrap(),
+        LoraFile::read(&small).unwrap(),
+    );
+    assert_eq!(
+        after.config.trainable_token_indices,
+        before.config.trainable_token_indices
+    );
+    assert_eq!(after.others.len(), before.others.len());
 }
