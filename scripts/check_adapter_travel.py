@@ -85,15 +85,16 @@ def rows_of(args):
     return rows, path
 
 
-def ours(args, rows, adapter, exact, model=None):
-    """Our greedy texts and losses."""
+def ours(args, rows, adapter, exact, model=None, wide=False):
+    """Our greedy texts and losses; `wide` keeps f32 weights as they are."""
+    dtype = ["--base-dtype", "f32"] if wide else []
     words = ["generate", "--model", model or args.model, "--data", rows, "--temperature", 0, "--max-new-tokens", args.tokens, "--json"]
     words += ["--adapter", adapter] if adapter else []
-    words += ["--exact"] if exact else []
+    words += (["--exact"] if exact else []) + dtype
     out = json.loads(lowrank(args, *words))
     texts = [made["text"] for made in out["generations"]]
     words = ["eval", "--model", model or args.model, "--data", rows, "--json"]
-    words += ["--adapter", adapter] if adapter else []
+    words += (["--adapter", adapter] if adapter else []) + dtype
     return texts, json.loads(lowrank(args, *words))["loss"]
 
 

@@ -64,7 +64,7 @@ pub enum Commands {
     Serve(Box<serve::ServeArgs>),
     /// Fold an adapter into its model, and report how far the result's logits are
     Merge(merge::MergeArgs),
-    /// Import or fetch a model, or look at one
+    /// Import, export or fetch a model, or look at one
     #[command(subcommand)]
     Model(model::ModelCommands),
     /// Look at training data as the model will see it

@@ -76,6 +76,8 @@ pub struct Gguf {
     path: PathBuf,
     version: u32,
     metadata: GgufMetadata,
+    /// The file that the metadata are of.
+    mapping: Arc<Mapping>,
     tensors: Vec<GgufTensor>,
     by_name: HashMap<String, usize>,
 }
@@ -116,10 +118,16 @@ impl Gguf {
         let infos = read_infos(&mut reader, tensor_count)?;
         let alignment = alignment(path, &metadata)?;
         let tensors = place(path, &mapping, &infos, reader.position(), alignment)?;
-        Ok(Self::new(path, version, metadata, tensors))
+        Ok(Self::new(path, version, metadata, mapping, tensors))
     }
 
-    fn new(path: &Path, version: u32, metadata: GgufMetadata, tensors: Vec<GgufTensor>) -> Self {
+    fn new(
+        path: &Path,
+        version: u32,
+        metadata: GgufMetadata,
+        mapping: Arc<Mapping>,
+        tensors: Vec<GgufTensor>,
+    ) -> Self {
         let by_name = tensors
             .iter()
             .enumerate()
@@ -129,6 +137,7 @@ impl Gguf {
             path: path.to_path_buf(),
             version,
             metadata,
+            mapping,
             tensors,
             by_name,
         }
@@ -147,6 +156,13 @@ impl Gguf {
     /// The key/value section.
     pub fn metadata(&self) -> &GgufMetadata {
         &self.metadata
+    }
+
+    /// The keys in the file's order, each with its type and value as the file has them.
+    pub fn raw_keys(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let bytes = self.mapping.as_ref().as_ref();
+        let places = self.metadata.places.iter();
+        places.map(|(key, place)| (key.as_str(), &bytes[place.clone()]))
     }
 
     /// All tensors, in the file's order.

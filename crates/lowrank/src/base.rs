@@ -345,6 +345,49 @@ impl Source {
         Ok(tokenizer)
     }
 
+    /// The type in which weights lose nothing but f16's last digits: f32 where a matrix is stored so.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn stored_dtype(&self) -> Result<DType, Error> {
+        self.held(&["F32"])
+    }
+
+    /// The type in which weights lose nothing at all.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn exact_dtype(&self) -> Result<DType, Error> {
+        // A GGUF file's f16 stays as it is.
+        self.held(if self.gguf().is_some() {
+            &["F32"]
+        } else {
+            &["F32", "F16"]
+        })
+    }
+
+    fn held(&self, wide: &[&str]) -> Result<DType, Error> {
+        let stored = self.tensors()?;
+        let is_wide = |name: &str| {
+            let tensor = stored.find(name).ok().flatten();
+            // Vectors of a GGUF file are f32 always.
+            tensor.is_some_and(|tensor| {
+                wide.contains(&tensor.type_name())
+                    && (tensor.shape().len() > 1 || !tensor.is_of_gguf())
+            })
+        };
+        let wide = stored.names().into_iter().any(is_wide);
+        Ok(if wide { DType::F32 } else { DType::Bf16 })
+    }
+
+    /// The GGUF file, if it is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match self.files() {
+            Self::Gguf(file) => Some(file),
+            _ => None,
+        }
+    }
+
     /// What its config.json says that it is for: a classifier that was trained, or what its architecture is made for.
     ///
     /// # Errors

@@ -80,6 +80,7 @@ pub mod data;
 #[cfg(feature = "compare")]
 pub mod diff;
 mod error;
+pub mod export;
 pub mod fields;
 pub mod generate;
 pub mod hub;

@@ -1,14 +1,16 @@
-//! `lowrank merge`.
+//! `lowrank merge`, into a folder, and into a GGUF file in [`gguf`].
+
+pub mod gguf;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use lowrank::DType;
-use lowrank::base::Source;
 use lowrank::data::{
     BadRow, DataOptions, Dataset, Split, TaskType, Tokenizer, Unlabelled, UnlabelledOptions,
     UnlabelledRow, split_file,
 };
+use lowrank::export::FileType;
 use lowrank::merge::{MergeOptions, MergeReport, PASSAGES};
 use lowrank::model::Purpose;
 use lowrank::train::{BaseDtype, split_columns};
@@ -17,7 +19,9 @@ use lowrank::units;
 use serde::Serialize;
 
 use super::common::{choose_split, warn_of_other_base};
+use super::modelfile::ModelfileArgs;
 use super::with_adapter::{self, Plan};
+use crate::failure::Misuse;
 use crate::output::Output;
 use crate::table::Facts;
 
@@ -26,6 +30,15 @@ const PROOF_ROWS: usize = 8;
 const PROOF_TOKENS: usize = 256;
 /// Where in a folder those rows are looked for.
 const PROOF_SPLITS: [Split; 3] = [Split::Test, Split::Valid, Split::Train];
+
+/// What a merge is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum To {
+    /// A folder in the Hugging Face layout
+    Folder,
+    /// A GGUF file of llama.cpp, which may be quantized
+    Gguf,
+}
 
 /// Arguments of `lowrank merge`.
 #[derive(Debug, Args)]
@@ -38,15 +51,32 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
 
-    /// The folder for the merged model, which must not exist yet
-    #[arg(long, value_name = "DIR")]
+    /// The folder or file for the merged model, which must not exist yet
+    #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
+
+    /// What is written
+    #[arg(long, value_name = "FORM", default_value = "folder")]
+    pub to: To,
+
+    /// How the weights of a GGUF file are stored, as llama-quantize names it
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        default_value = "BF16",
+        ignore_case = true
+    )]
+    pub file_type: FileType,
+
+    /// Ollama's file.
+    #[command(flatten)]
+    pub modelfile: ModelfileArgs,
 
     /// How the merged weights are stored [default: as the model's are]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<BaseDtype>,
 
-    /// Compare logits on these rows instead of on built-in passages
+    /// Compare logits on these rows instead of on built-in passages; judge a GGUF file on them instead of on the adapter's own
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
 
@@ -88,6 +118,12 @@ pub struct Merged {
 /// # Errors
 /// A model or adapter that cannot be used, or a result that is too far off.
 pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    if args.to == To::Gguf {
+        if args.dtype.is_some() {
+            return Err(Misuse::new("--dtype is of a folder; give --type for a GGUF file").into());
+        }
+        return gguf::run(args);
+    }
     let output = Output::detect(args.json);
     let merged = merge(args)?;
     output.result(&merged, |output| text(&merged, output))
@@ -101,7 +137,8 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
     let loaded = tuning::load(&args.adapter, &config)?;
     tracing::info!("{}: {}", args.adapter.display(), loaded.coverage);
     let passages = passages(args, &plan)?;
-    let stored = stored_dtype(source)?;
+    // f16 goes to bf16, the 16-bit type that is written here.
+    let stored = BaseDtype::from(source.stored_dtype()?);
     if loaded.base_fingerprint.is_some() {
         let weights = source.weights_for(stored.into(), plan.purpose)?;
         warn_of_other_base(&args.adapter, &loaded, &weights, source);
@@ -122,24 +159,6 @@ fn merge(args: &MergeArgs) -> anyhow::Result<Merged> {
         output: args.output.clone(),
         dtype,
         report,
-    })
-}
-
-/// f32 where any weight of the model is; f16 goes to bf16, the 16-bit type that is written here.
-fn stored_dtype(source: &Source) -> anyhow::Result<BaseDtype> {
-    let stored = source.tensors()?;
-    let is_wide = |name: &str| {
-        let tensor = stored.find(name).ok().flatten();
-        // Vectors of a GGUF file are f32 always.
-        tensor.is_some_and(|tensor| {
-            tensor.type_name() == "F32" && (tensor.shape().len() > 1 || !tensor.is_of_gguf())
-        })
-    };
-    let wide = stored.names().into_iter().any(is_wide);
-    Ok(if wide {
-        BaseDtype::F32
-    } else {
-        BaseDtype::Bf16
     })
 }
 

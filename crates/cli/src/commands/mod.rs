@@ -15,6 +15,7 @@ pub mod eval_text;
 pub mod generate;
 pub mod merge;
 pub mod model;
+pub mod modelfile;
 pub mod plan;
 pub mod serve;
 pub mod shell;

@@ -1,4 +1,6 @@
-//! `lowrank model import`, `lowrank model pull` and `lowrank model inspect`.
+//! `lowrank model import`, `lowrank model pull` and `lowrank model inspect`; [`export`].
+
+pub mod export;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,9 @@ use crate::table::{Align, Facts, Table};
 pub enum ModelCommands {
     /// Write a GGUF file as a folder in the Hugging Face layout
     Import(ImportArgs),
+    /// Write a model as a GGUF file for llama.cpp and Ollama, quantized if wanted
+    #[command(visible_alias = "quantize")]
+    Export(export::ExportArgs),
     /// Fetch a model from the Hugging Face Hub into its cache
     Pull(PullArgs),
     /// Show a model's family, shapes, element types and parameters
@@ -91,6 +96,7 @@ pub struct InspectArgs {
 pub fn run(command: ModelCommands, progress: Mode) -> anyhow::Result<()> {
     match command {
         ModelCommands::Import(args) => import(&args),
+        ModelCommands::Export(args) => export::run(&args),
         ModelCommands::Pull(args) => pull(&args, progress),
         ModelCommands::Inspect(args) => {
             let output = Output::detect(args.json);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use super::reader::Reader;
 use crate::FormatError;
@@ -80,6 +81,8 @@ impl fmt::Display for GgufValue {
 #[derive(Clone, Debug, Default)]
 pub struct GgufMetadata {
     values: BTreeMap<String, GgufValue>,
+    /// The keys in the file's order, and where the file has the type and the value of each.
+    pub(super) places: Vec<(String, Range<usize>)>,
 }
 
 impl GgufMetadata {
@@ -178,15 +181,18 @@ impl GgufMetadata {
 
     pub(super) fn read(reader: &mut Reader<'_>, count: u64) -> Result<GgufMetadata, FormatError> {
         let mut values = BTreeMap::new();
+        let mut places = Vec::new();
         let mut budget = MOST_ELEMENTS;
         for _ in 0..count {
             let key = reader.string("a key")?;
+            let start = reader.position();
             let value = read_value(reader, &key, &mut budget)?;
+            places.push((key.clone(), start..reader.position()));
             if values.insert(key.clone(), value).is_some() {
                 return Err(reader.error(format!("key `{key}` occurs twice")));
             }
         }
-        Ok(GgufMetadata { values })
+        Ok(GgufMetadata { values, places })
     }
 }
 

@@ -30,12 +30,16 @@ pub enum KeyValue {
     F32s(Vec<f32>),
     /// Tokens and merges.
     Strings(Vec<String>),
+    /// Type and value as another file has them, [`Gguf::raw_keys`](super::Gguf::raw_keys).
+    Raw(Vec<u8>),
 }
 
 impl KeyValue {
     /// The number of its type, and of an array that of its elements.
     fn ids(&self) -> (u32, Option<u32>) {
         match self {
+            // These bytes say it themselves.
+            Self::Raw(_) => (0, None),
             Self::U32(_) => (4, None),
             Self::I32(_) => (5, None),
             Self::F32(_) => (6, None),
@@ -48,11 +52,16 @@ impl KeyValue {
     }
 
     fn write(&self, to: &mut Vec<u8>) {
+        if let Self::Raw(bytes) = self {
+            to.extend_from_slice(bytes);
+            return;
+        }
         let (id, element) = self.ids();
         to.extend(id.to_le_bytes());
         to.extend(element.into_iter().flat_map(u32::to_le_bytes));
         let count = |n: usize, to: &mut Vec<u8>| to.extend((n as u64).to_le_bytes());
         match self {
+            Self::Raw(_) => {}
             Self::U32(n) => to.extend(n.to_le_bytes()),
             Self::I32(n) => to.extend(n.to_le_bytes()),
             Self::F32(x) => to.extend(x.to_le_bytes()),
@@ -220,6 +229,14 @@ mod tests {
             assert_eq!((&tensor.name, &tensor.shape), (&spec.name, &spec.shape));
         }
         assert_eq!(gguf.tensors()[1].bytes.as_ref(), [2; 68]);
+
+        let copied: Vec<(String, KeyValue)> = (gguf.raw_keys())
+            .map(|(key, bytes)| (key.to_owned(), KeyValue::Raw(bytes.to_vec())))
+            .collect();
+        let again = folder.path().join("again.gguf");
+        write_gguf(&again, &copied, &[], |_, _| Ok(())).unwrap();
+        let again = Gguf::open(&again).unwrap();
+        assert!(again.metadata().iter().eq(gguf.metadata().iter()));
 
         let refused = |specs: &[GgufSpec], words: &str| {
             let error = write_gguf(&path, &[], specs, |_, _| Ok(()))

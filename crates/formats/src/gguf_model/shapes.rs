@@ -1,8 +1,8 @@
 //! What a model of one of llama.cpp's architectures has: sizes, biases, and a name in both worlds for every tensor.
 
 use super::architecture::{self, Architecture, AttentionBias, Fused, HeadNorms};
+use crate::FormatError;
 use crate::hf_config::HfConfig;
-use crate::{Checkpoint, FormatError};
 
 /// Sizes of a model, and which tensors it has.
 #[derive(Clone, Debug)]
@@ -91,13 +91,19 @@ impl Shapes {
         })
     }
 
-    /// The same with head and vocabulary as the tensors have them, which count where config.json says otherwise.
-    pub fn with_tensors(mut self, tensors: &Checkpoint) -> Self {
-        if let Some(&[rows, _]) = tensors.shape("model.embed_tokens.weight") {
-            self.vocabulary = rows;
+    /// The same with a vocabulary and a head as the tensors have them, which count where config.json says otherwise.
+    #[must_use]
+    pub fn with_head(self, vocabulary: usize, tied: bool) -> Self {
+        Self {
+            vocabulary,
+            tied,
+            ..self
         }
-        self.tied = tensors.shape("lm_head.weight").is_none();
-        self
+    }
+
+    /// Whether the embedding is also the output projection.
+    pub fn is_tied(&self) -> bool {
+        self.tied
     }
 
     /// llama.cpp's name of the architecture, `general.architecture`.

@@ -7,9 +7,9 @@ use crate::Error;
 /// The name of the model inside the binary.
 pub const BUILTIN: &str = "builtin:tiny";
 
-/// The built-in model's files by name; none without the feature `builtin-model`. It was pretrained by this program (`cargo dev builtin-model`).
+/// The built-in model's files by name, a static since the linker keeps a copy of a constant for each unit of code; none without the feature `builtin-model`. It was pretrained by this program (`cargo dev builtin-model`).
 #[cfg(feature = "builtin-model")]
-pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
+pub static BUILTIN_FILES: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../../builtin/config.json")),
     (
         "generation_config.json",
@@ -35,7 +35,7 @@ pub const BUILTIN_FILES: &[(&str, &[u8])] = &[
 
 /// The built-in model's files, of which there are none without the feature `builtin-model`.
 #[cfg(not(feature = "builtin-model"))]
-pub const BUILTIN_FILES: &[(&str, &[u8])] = &[];
+pub static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 
 #[cfg(feature = "builtin-model")]
 macro_rules! task {
@@ -65,11 +65,11 @@ type TaskFiles = &'static [(&'static str, &'static str)];
 
 /// The built-in tasks with their rows (`cargo dev builtin-data`); none without the feature `builtin-model`.
 #[cfg(feature = "builtin-model")]
-pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
+pub static BUILTIN_TASKS: &[(&str, TaskFiles)] = &[task!("cards"), task!("report")];
 
 /// The built-in tasks, of which there are none without the feature `builtin-model`.
 #[cfg(not(feature = "builtin-model"))]
-pub const BUILTIN_TASKS: &[(&str, TaskFiles)] = &[];
+pub static BUILTIN_TASKS: &[(&str, TaskFiles)] = &[];
 
 /// The names, animals, things and places that the built-in tasks' rows are about, one a line: a row's completion takes those
 /// of its prompt.

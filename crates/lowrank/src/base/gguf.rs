@@ -54,7 +54,8 @@ impl GgufFile {
         )
     }
 
-    pub(super) fn config(&self) -> HfConfig {
+    /// What config.json of its folder would say.
+    pub fn config(&self) -> HfConfig {
         HfConfig::from_map(&self.path, self.config.clone())
     }
 
@@ -67,7 +68,7 @@ impl GgufFile {
         self.bytes
     }
 
-    pub(super) fn tokenizer(&self) -> Result<Tokenizer, Error> {
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, Error> {
         Ok(Tokenizer::from_files(&self.path, &self.side_files()?)?)
     }
 

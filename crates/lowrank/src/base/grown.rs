@@ -170,19 +170,32 @@ impl Source {
     }
 
     /// The contents of its tokenizer.json, without tokens that were added.
-    fn tokenizer_json(&self) -> Result<Vec<u8>, Error> {
+    pub(crate) fn tokenizer_json(&self) -> Result<Vec<u8>, Error> {
+        const NAME: &str = "tokenizer.json";
+        self.side_file(NAME)?.ok_or_else(|| {
+            let folder = self.folder().unwrap_or(Path::new(""));
+            Error::Settings(format!(
+                "{}: is missing, and tokens are added to this file; save the tokenizer with transformers' AutoTokenizer",
+                folder.join(NAME).display()
+            ))
+        })
+    }
+
+    /// A file that stands beside the weights, without tokens that were added; nothing where there is none.
+    fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         match self.files() {
             Self::Folder(folder) => {
-                let path = folder.join("tokenizer.json");
-                if !path.is_file() {
-                    return Err(Error::Settings(format!(
-                        "{}: is missing, and tokens are added to this file; save the tokenizer with transformers' AutoTokenizer",
-                        path.display()
-                    )));
+                let path = folder.join(name);
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(Error::io(path)(error)),
                 }
-                std::fs::read(&path).map_err(Error::io(&path))
             }
-            _ => Ok(builtin("tokenizer.json").to_vec()),
+            Self::Gguf(file) => Ok(file.side_files()?.remove(name)),
+            Self::Builtin | Self::Grown(_) => {
+                Ok(Some(builtin(name).to_vec()).filter(|bytes| !bytes.is_empty()))
+            }
         }
     }
 
@@ -202,24 +215,13 @@ impl Source {
             "added_tokens.json",
             "chat_template.jinja",
         ] {
-            let bytes = match self.files() {
-                Self::Folder(from) if from.join(name).is_file() => {
-                    std::fs::read(from.join(name)).map_err(Error::io(from.join(name)))?
-                }
-                Self::Folder(_) => continue,
-                _ => builtin(name).to_vec(),
-            };
-            if !bytes.is_empty() {
+            if let Some(bytes) = self.side_file(name)? {
                 atomic::write_file(&folder.join(name), |out| out.write_all(&bytes))?;
             }
         }
         let name = "tokenizer_config.json";
-        let config = match self.files() {
-            Self::Folder(from) if from.join(name).is_file() => {
-                std::fs::read(from.join(name)).map_err(Error::io(from.join(name)))?
-            }
-            Self::Folder(_) => return Ok(()),
-            _ => builtin(name).to_vec(),
+        let Some(config) = self.side_file(name)? else {
+            return Ok(());
         };
         let config = config_with_tokens(&config, Path::new(name), &grown.tokens)?;
         Ok(atomic::write_file(&folder.join(name), |out| {

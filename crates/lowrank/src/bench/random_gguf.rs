@@ -158,15 +158,12 @@ fn keys(config: &ModelConfig) -> Vec<(String, KeyValue)> {
     ]
 }
 
-/// How llama.cpp's Q4_K_M stores the tensors of a model with so many layers: attn_v and ffn_down of half of the layers, and the output,
-/// in six bits, all else in four.
+/// How llama.cpp's Q4_K_M stores the tensors of a model with so many layers and an output of its own: attn_v and ffn_down of half of the layers, and the
+/// output, in six bits, all else in four.
 pub fn q4_k_m(layers: usize, layer: Option<usize>, name: &str) -> &'static str {
-    let is_wide = |layer: usize| {
-        layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
+    let name = match layer {
+        Some(layer) => format!("blk.{layer}.{name}.weight"),
+        None => format!("{name}.weight"),
     };
-    match (layer, name) {
-        (None, "output") => "Q6_K",
-        (Some(layer), "attn_v" | "ffn_down") if is_wide(layer) => "Q6_K",
-        _ => "Q4_K",
-    }
+    crate::export::q4_k_m(&name, name == "output.weight", layers)
 }

@@ -29,6 +29,7 @@ pub use combine::{
 };
 pub use gguf::Written;
 pub use prune::{Keep, PruneOptions, PruneReport, PrunedModule, prune};
+pub(crate) use travel::check_file;
 pub use travel::{ExportOptions, Form, check_folder};
 
 /// The files of an adapter's folder that this program writes.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gguf::Written;
 use super::mlx::{MLX_CONFIG, MLX_WEIGHTS};
-use super::{ADAPTER_FILES, LoraFile, gguf, loralib, mlx};
+use super::{LoraFile, folder, gguf, loralib, mlx};
 use crate::Error;
 use crate::names::named;
 
@@ -30,6 +30,8 @@ pub enum Form {
 /// How an adapter is written.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions<'a> {
+    /// The adapter's folder.
+    pub from: &'a Path,
     /// Whose files.
     pub form: Form,
     /// The file or folder to write.
@@ -73,9 +75,13 @@ impl LoraFile {
                 })
             }
             Form::Peft => {
-                check_folder(output, options.overwrite, ADAPTER_FILES)?;
+                folder::check_output(output, options.overwrite, &[options.from])?;
+                let beside = folder::tokenizer_files(&[(options.from, self)])?;
                 atomic::write_folder(output, options.overwrite, |folder| {
                     self.write(folder, dtype)?;
+                    for (name, bytes) in &beside {
+                        atomic::write_file(&folder.join(name), |out| out.write_all(bytes))?;
+                    }
                     Ok(Written {
                         modules: self.modules.len(),
                         alpha: None,
@@ -124,7 +130,7 @@ impl LoraFile {
 }
 
 /// Refuses to write over a file that nobody asked to replace.
-fn check_file(path: &Path, overwrite: bool) -> Result<(), Error> {
+pub(crate) fn check_file(path: &Path, overwrite: bool) -> Result<(), Error> {
     if path.is_dir() {
         return Err(Error::Settings(format!(
             "output {} is a folder, and a file is written; give a file's name as {}",

@@ -4,6 +4,8 @@
 //! difference must stay under [`F32_LIMIT`]; in 16 bit it must stay under [`ROUNDING_FACTOR`] times the drift that
 //! rounding the base alone causes, since no merged model can be closer than its storage allows.
 
+pub mod gguf;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -18,6 +18,15 @@ pub enum BaseDtype {
     Bf16,
 }
 
+impl From<lowrank_kernels::DType> for BaseDtype {
+    fn from(dtype: lowrank_kernels::DType) -> Self {
+        match dtype {
+            lowrank_kernels::DType::F32 => Self::F32,
+            lowrank_kernels::DType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<BaseDtype> for lowrank_kernels::DType {
     fn from(dtype: BaseDtype) -> Self {
         match dtype {

@@ -3,21 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use lowrank::base::{Source, StoredDType};
+use lowrank::base::Source;
 use lowrank::formats::atomic;
 use lowrank::formats::gguf_model::Shapes;
-use lowrank::lora_files::{ADAPTER_FILES, ExportOptions, Form, LoraFile, Written};
-use lowrank::modelfile::modelfile;
-use lowrank::{tuning, write_text};
+use lowrank::lora_files::{ADAPTER_FILES, ExportOptions, FileDtype, Form, LoraFile, Written};
+use lowrank::tuning;
 use serde::Serialize;
 
-use crate::failure::Misuse;
+use crate::commands::modelfile::{self, ModelfileArgs, WrittenModelfile};
 use crate::output::Output;
 use crate::table::Facts;
 use lowrank::fields::finite;
-
-/// Ollama's file.
-const MODELFILE: &str = "Modelfile";
 
 /// Whose files are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,28 +26,6 @@ pub enum To {
     Loralib,
     /// PEFT's folder, with nothing else in it
     Peft,
-}
-
-/// How an adapter's values are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum AdapterDtype {
-    /// 32 bits
-    #[default]
-    F32,
-    /// 16 bits, IEEE's
-    F16,
-    /// 16 bits, with f32's range
-    Bf16,
-}
-
-impl From<AdapterDtype> for StoredDType {
-    fn from(dtype: AdapterDtype) -> Self {
-        match dtype {
-            AdapterDtype::F32 => Self::F32,
-            AdapterDtype::F16 => Self::F16,
-            AdapterDtype::Bf16 => Self::BF16,
-        }
-    }
 }
 
 /// Arguments of `lowrank adapter export`.
@@ -75,11 +49,11 @@ pub struct ExportArgs {
 
     /// How the values are stored
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
-    pub dtype: AdapterDtype,
+    pub dtype: FileDtype,
 
-    /// Write no Modelfile for Ollama beside a GGUF file
-    #[arg(long)]
-    pub no_modelfile: bool,
+    /// Ollama's file.
+    #[command(flatten)]
+    pub modelfile: ModelfileArgs,
 
     /// Replace what is at the output, and the Modelfile beside it
     #[arg(long)]
@@ -111,7 +85,7 @@ pub struct ImportArgs {
 
     /// How the values are stored
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
-    pub dtype: AdapterDtype,
+    pub dtype: FileDtype,
 
     /// Replace an adapter in the output folder
     #[arg(long)]
@@ -131,10 +105,7 @@ struct Exported {
     bytes: u64,
     /// Ollama's file, where one was written.
     #[serde(skip_serializing_if = "Option::is_none")]
-    modelfile: Option<PathBuf>,
-    /// Whether that has the model's chat template.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    has_template: Option<bool>,
+    modelfile: Option<WrittenModelfile>,
 }
 
 /// What was imported.
@@ -174,6 +145,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
 fn options<'a>(args: &'a ExportArgs, form: Form, shapes: Option<&'a Shapes>) -> ExportOptions<'a> {
     let name = args.adapter.file_name().and_then(|name| name.to_str());
     ExportOptions {
+        from: &args.adapter,
         form,
         output: &args.output,
         dtype: args.dtype.into(),
@@ -187,49 +159,32 @@ fn to_gguf(args: &ExportArgs, file: &LoraFile) -> anyhow::Result<Exported> {
     let name = super::base_name(&args.adapter, args.model.as_deref())?;
     let source = super::find_base(&name, args.model.is_some())?;
     let shapes = Shapes::of_config(&source.config()?)?;
-    let folder = args.output.parent().unwrap_or(Path::new("."));
-    let beside = folder.join(MODELFILE);
-    if !args.no_modelfile && beside.exists() && !args.overwrite {
-        return Err(Misuse::new(format!(
-            "{} exists; give --no-modelfile to leave it alone, --overwrite to replace it, or another folder with --output",
-            beside.display()
-        ))
-        .into());
-    }
+    let beside = args.modelfile.beside(&args.output, args.overwrite)?;
     let written = file.export(&options(args, Form::Gguf, Some(&shapes)))?;
-    if args.no_modelfile {
+    let Some(beside) = beside else {
         return finished(args, written, None);
-    }
+    };
     // An absolute path holds wherever Ollama is called.
     let from = std::fs::canonicalize(&name).unwrap_or_else(|_| PathBuf::from(&name));
-    let adapter = args.output.file_name().and_then(|name| name.to_str());
-    let made = modelfile(
+    let made = modelfile::write(
+        beside,
         &from.to_string_lossy(),
-        Some(&format!("./{}", adapter.unwrap_or("adapter.gguf"))),
+        Some(&args.output),
         &source.tokenizer()?,
-    );
-    write_text(&beside, &made.text)?;
-    if !made.has_template && source.tokenizer()?.has_chat_template() {
-        tracing::warn!(
-            "{}: the model's chat template cannot be written in Ollama's language, so the file has none",
-            beside.display()
-        );
-    }
-    finished(args, written, Some((beside, made.has_template)))
+    )?;
+    finished(args, written, Some(made))
 }
 
 fn finished(
     args: &ExportArgs,
     written: Written,
-    beside: Option<(PathBuf, bool)>,
+    modelfile: Option<WrittenModelfile>,
 ) -> anyhow::Result<Exported> {
-    let (modelfile, has_template) = beside.unzip();
     Ok(Exported {
         output: args.output.clone(),
         written,
         bytes: bytes_of(&args.output)?,
         modelfile,
-        has_template,
     })
 }
 
@@ -287,7 +242,8 @@ fn shown(args: &ExportArgs, exported: &Exported, output: &Output) -> String {
         ),
         To::Peft => {}
     }
-    if let Some(path) = &exported.modelfile {
+    if let Some(modelfile) = &exported.modelfile {
+        let path = &modelfile.path;
         facts.add(
             "Ollama",
             format!("ollama create NAME -f {}", path.display()),

@@ -33,7 +33,11 @@ impl GgufTokenizerParts {
         rows: usize,
     ) -> Result<Self, DataError> {
         let model = &json["model"];
-        let named = |name: &str| model[name].as_str().and_then(|token| tokenizer.token_id(token));
+        let named = |name: &str| {
+            model[name]
+                .as_str()
+                .and_then(|token| tokenizer.token_id(token))
+        };
         let mut parts = Self {
             architecture: architecture.to_owned(),
             bos_id: tokenizer.bos_id(),
@@ -211,7 +215,10 @@ fn bare(pre_tokenizer: &Value) -> Value {
     match pre_tokenizer {
         Value::Object(map) => {
             let kept = map.iter().filter(|(key, _)| *key != "trim_offsets");
-            Value::Object(kept.map(|(key, value)| (key.clone(), bare(value))).collect())
+            Value::Object(
+                kept.map(|(key, value)| (key.clone(), bare(value)))
+                    .collect(),
+            )
         }
         Value::Array(list) => Value::Array(list.iter().map(bare).collect()),
         other => other.clone(),
