@@ -1,6 +1,6 @@
 """Makes crates/kernels/tests/goldens/quantize.bin with llama.cpp's own quantizer, `ggml_quantize_chunk` of libggml-base.
 
-The file is rows of 256 f32 numbers, and behind them their blocks in Q4_0, Q8_0, Q4_K and Q6_K, one format after the other.
+The file is rows of 256 f32 numbers, and behind them their blocks in Q4_0, Q8_0, Q4_K, Q6_K and Q5_0, one format after the other.
 
 Run it from the repository's root: python scripts/goldens_quantize.py [--library libggml-base.so]. The library is that of the package
 llama-cpp-python where none is given. The same seed gives the same bytes; --check compares them with the file.
@@ -20,7 +20,7 @@ import numpy as np
 GOLDENS = Path("crates/kernels/tests/goldens/quantize.bin")
 ROW = 256
 # ggml's number of each type, bytes of a block and its numbers.
-TYPES = {"Q4_0": (2, 18, 32), "Q8_0": (8, 34, 32), "Q4_K": (12, 144, 256), "Q6_K": (14, 210, 256)}
+TYPES = {"Q4_0": (2, 18, 32), "Q8_0": (8, 34, 32), "Q4_K": (12, 144, 256), "Q6_K": (14, 210, 256), "Q5_0": (6, 22, 32)}
 
 
 def library(path):

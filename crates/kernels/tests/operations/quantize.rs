@@ -9,11 +9,12 @@ use proptest::prelude::*;
 /// Numbers of a row of the goldens.
 const ROW: usize = 256;
 /// The formats of the goldens, in their order.
-const FORMATS: [NumberFormat; 4] = [
+const FORMATS: [NumberFormat; 5] = [
     NumberFormat::Q4_0,
     NumberFormat::Q8_0,
     NumberFormat::Q4K,
     NumberFormat::Q6K,
+    NumberFormat::Q5_0,
 ];
 
 fn quantized(format: NumberFormat, row: &[f32]) -> Result<Vec<u8>, TensorError> {
@@ -112,6 +113,7 @@ fn what_is_read_is_close_to_what_was_stored() {
         .collect();
     for (format, most) in [
         (NumberFormat::Q4_0, 3.0 / 8.0),
+        (NumberFormat::Q5_0, 3.0 / 16.0),
         (NumberFormat::Q8_0, 1.6 / 127.0),
         (NumberFormat::Q4K, 3.3 / 15.0),
         (NumberFormat::Q6K, 3.0 / 32.0),
@@ -181,7 +183,7 @@ fn what_cannot_be_stored_is_named() {
     let error = quantized(NumberFormat::Q2K, &[0.0; 256]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "numbers cannot be quantized to Q2_K; they can be to f32, bf16, f16, Q4_0, Q8_0, Q4_K, Q6_K"
+        "numbers cannot be quantized to Q2_K; they can be to f32, bf16, f16, Q4_0, Q5_0, Q8_0, Q4_K, Q6_K"
     );
     let error = quantized(NumberFormat::F16, &[0.0, 7e4]).unwrap_err();
     assert_eq!(

@@ -97,6 +97,7 @@ pub(super) type Quantizer = fn(&[f32], &mut Vec<u8>) -> Result<(), usize>;
 pub(super) fn quantizer(format: NumberFormat) -> Option<Quantizer> {
     match format {
         NumberFormat::Q4_0 => Some(quantize::<Q4_0>),
+        NumberFormat::Q5_0 => Some(quantize::<Q5_0>),
         NumberFormat::Q8_0 => Some(quantize::<Q8_0>),
         NumberFormat::Q4K => Some(quantize::<Q4K>),
         NumberFormat::Q6K => Some(quantize::<Q6K>),

@@ -126,9 +126,9 @@ impl Block for Q4_1 {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q5_0 {
-    d: [u8; 2],
-    qh: [u8; 4],
-    qs: [u8; 16],
+    pub(super) d: [u8; 2],
+    pub(super) qh: [u8; 4],
+    pub(super) qs: [u8; 16],
 }
 
 impl Block for Q5_0 {

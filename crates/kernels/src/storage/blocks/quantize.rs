@@ -8,7 +8,7 @@
 //! The parts of a block with scales of their own are fitted together, side by side in vectors. A part's sums keep their order.
 
 use super::k_quants::{Q4K, Q6K};
-use super::plain::{Q4_0, Q8_0};
+use super::plain::{Q4_0, Q5_0, Q8_0};
 use super::{Block, RUN};
 use crate::cpu::simd::dispatch;
 use crate::storage::f16::{self, rounded};
@@ -91,6 +91,28 @@ impl Quantize for Q4_0 {
         for ((qs, low), high) in block.qs.iter_mut().zip(low).zip(high) {
             *qs = q(low) | q(high) << 4;
         }
+        Some(block)
+    }
+}
+
+impl Quantize for Q5_0 {
+    /// `quantize_row_q5_0_ref`.
+    fn quantized(numbers: &[f32]) -> Option<Self> {
+        let scale = largest(numbers) / -16.0;
+        let factor = inverse(scale);
+        let mut block = Self {
+            d: rounded(scale)?,
+            ..Self::zeroed()
+        };
+        let (low, high) = numbers.split_at(16);
+        let q = |x: &f32| (truncated(x * factor + 16.5) as i8).min(31).cast_unsigned();
+        let mut fifth_bits = 0_u32;
+        for (i, (low, high)) in low.iter().zip(high).enumerate() {
+            let (low, high) = (q(low), q(high));
+            block.qs[i] = low & 15 | high << 4;
+            fifth_bits |= u32::from(low >> 4 & 1) << i | u32::from(high >> 4 & 1) << (i + 16);
+        }
+        block.qh = fifth_bits.to_le_bytes();
         Some(block)
     }
 }
