@@ -132,7 +132,7 @@ fn text(combined: &Combined, output: &Output) -> String {
     for share in &report.adapters {
         facts.add(
             &share.adapter,
-            format!("{} × {} modules", share.weight, share.modules),
+            format!("weight {}, {} modules", share.weight, share.modules),
         );
     }
     if !report.taken_over.is_empty() {
@@ -209,6 +209,19 @@ mod tests {
             color: false,
             width: 80,
         };
-        insta::assert_snapshot!(text(&combined, &output), @"");
+        insta::assert_snapshot!(text(&combined, &output), @r"
+        written to mixed
+        combination             svd
+        runs/a                  weight 1, 1 modules
+        runs/b                  weight -0.5, 2 modules
+        taken over as they are  base_model.model.lm_head.weight
+        parameters              36,864
+        ‖ΔW‖                    2.12
+        relative error          0.0100
+
+        Module                            ranks   r  ‖ΔW‖   error
+        model.layers.0.self_attn.q_proj  8 · 16  16  1.50  0.0123
+        model.layers.0.self_attn.v_proj  – · 16  16  1.50       –
+        ");
     }
 }

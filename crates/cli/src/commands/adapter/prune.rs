@@ -155,6 +155,16 @@ mod tests {
             color: false,
             width: 80,
         };
-        insta::assert_snapshot!(text(&pruned, &output), @"");
+        insta::assert_snapshot!(text(&pruned, &output), @r"
+        written to small
+        pruned from     runs/a
+        parameters      3,456 of 18,432
+        ‖ΔW‖            0.750
+        relative error  0.125
+
+        Module                           r before  r   ‖ΔW‖  error
+        model.layers.0.self_attn.q_proj         8  2  0.750  0.125
+        model.layers.0.self_attn.v_proj         8  1  0.750      –
+        ");
     }
 }
