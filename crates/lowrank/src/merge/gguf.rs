@@ -90,7 +90,7 @@ impl GgufMergeReport {
     /// What says that the tune is lost; nothing where it is not.
     pub fn loss_of_tune(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         if let Some(lost) = self.lost_gain.filter(|lost| *lost > LOST_LIMIT) {
             reasons.push(format!(
                 "{} of the adapter's gain in loss is lost (limit {})",

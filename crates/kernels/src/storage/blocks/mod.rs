@@ -4,6 +4,7 @@
 //! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, so that it has its bits.
 
 mod k_quants;
+mod lanes;
 mod plain;
 mod quantize;
 mod vectors;
