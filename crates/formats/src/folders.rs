@@ -235,7 +235,7 @@ fn instead_of_adapter_file(path: &Path) -> String {
     match Format::of_file(path) {
         Some(Format::Gguf | Format::Ggml) => {
             format!(
-                "this is llama.cpp's form of an adapter; {needed}: take the adapter that it was converted from"
+                "this is llama.cpp's form of an adapter; {needed}: make that of it with `lowrank adapter import`"
             )
         }
         Some(Format::Safetensors) => {
@@ -326,8 +326,7 @@ pub(crate) fn instead_of_adapter_weights(folder: &Path) -> String {
 }
 
 /// About an adapter of mlx-lm.
-pub(crate) const MLX: &str = "this is mlx-lm's format of adapters, which names and shapes tensors in its own way; fuse it with mlx_lm.fuse and use \
-     the fused model, or train it again here or with PEFT";
+pub(crate) const MLX: &str = "this is mlx-lm's format of adapters, which names and shapes tensors in its own way; make PEFT's of it with `lowrank adapter import`";
 
 /// The folders in a folder, and in those in it, that hold a file of this name.
 fn subfolders_with(folder: &Path, file: &str) -> Vec<String> {

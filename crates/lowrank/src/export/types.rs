@@ -71,14 +71,19 @@ impl FileType {
             Self::Q4_0 => "Q4_0",
             Self::Q4KM => q4_k_m(name, is_output, shapes.layers()),
         };
-        match wanted {
-            // Blocks of 256 do not fill such rows.
-            "Q6_K" if !columns.is_multiple_of(256) => ("Q8_0", true),
-            "Q5_K" if !columns.is_multiple_of(256) => ("Q5_1", true),
-            "Q4_K" if !columns.is_multiple_of(256) => ("Q5_0", true),
-            "Q8_0" | "Q4_0" if !columns.is_multiple_of(32) => ("F16", true),
-            wanted => (wanted, false),
-        }
+        // Blocks of 256 do not fill such rows; neither do those of 32 that then stand in for them.
+        let instead = match wanted {
+            "Q6_K" if !columns.is_multiple_of(256) => "Q8_0",
+            "Q5_K" if !columns.is_multiple_of(256) => "Q5_1",
+            "Q4_K" if !columns.is_multiple_of(256) => "Q5_0",
+            wanted => wanted,
+        };
+        let instead = if self.is_quantized() && !columns.is_multiple_of(32) {
+            "F16"
+        } else {
+            instead
+        };
+        (instead, instead != wanted)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank::DType;
-use lowrank::base::Source;
+use lowrank::base::{BUILTIN, Source};
 use lowrank::data::Example;
 use lowrank::export::{ExportReport, FileType, own_rows, write_model};
 use lowrank::formats::gguf_model::Shapes;
@@ -38,7 +38,11 @@ fn models() -> Vec<(String, Vec<u32>)> {
         .collect()
 }
 
-fn export(model: &Path, output: &Path, file_type: FileType) -> Result<ExportReport, lowrank::Error> {
+fn export(
+    model: &Path,
+    output: &Path,
+    file_type: FileType,
+) -> Result<ExportReport, lowrank::Error> {
     let source = Source::find(model.to_str().expect("a name"))?;
     let weights = source.weights_for(source.exact_dtype()?, Purpose::LanguageModel)?;
     write_model(
@@ -61,7 +65,7 @@ fn a_folder_of_every_architecture_becomes_the_file_it_was_made_of() {
         let original = goldens().join(format!("{name}.gguf"));
         import_gguf(&original, &folder, DType::F32, false).expect("a folder");
         let result = export(&folder, &made, FileType::F32);
-        if name == "llama_unigram" {
+        if ["llama_unigram", "llama_bytes"].contains(&name.as_str()) {
             let error = failure(result);
             assert_says(&error, &["it is of the kind Unigram"]);
             assert!(!made.exists());
@@ -70,34 +74,56 @@ fn a_folder_of_every_architecture_becomes_the_file_it_was_made_of() {
         result.unwrap_or_else(|error| panic!("{name}: {error}"));
         let load = |path: &Path| {
             let source = Source::find(path.to_str().expect("a name"));
-            source.and_then(|source| source.load(DType::F32)).expect("a model")
+            source
+                .and_then(|source| source.load(DType::F32))
+                .expect("a model")
         };
         let (here, there) = (load(&original), load(&made));
         assert!(
             logits(&here.decoder, None, &ids) == logits(&there.decoder, None, &ids),
             "{name}"
         );
-        assert_eq!(here.tokenizer.stop_ids(), there.tokenizer.stop_ids(), "{name}");
-        assert_eq!(here.tokenizer.chat_template(), there.tokenizer.chat_template(), "{name}");
+        assert_eq!(
+            here.tokenizer.stop_ids(),
+            there.tokenizer.stop_ids(),
+            "{name}"
+        );
+        assert_eq!(
+            here.tokenizer.chat_template(),
+            there.tokenizer.chat_template(),
+            "{name}"
+        );
         // llama.cpp's own converter wrote the other one, so the order of rows is its.
-        let (original, made) = (Gguf::open(&original).expect("a file"), Gguf::open(&made).expect("a file"));
-        for tensor in original.tensors().iter().filter(|tensor| tensor.kind.name() == "F32") {
+        let (original, made) = (
+            Gguf::open(&original).expect("a file"),
+            Gguf::open(&made).expect("a file"),
+        );
+        for tensor in original
+            .tensors()
+            .iter()
+            .filter(|tensor| tensor.kind.name() == "F32")
+        {
             let Some(found) = made.tensor(&tensor.name) else {
                 panic!("{name}: {} is not written", tensor.name);
             };
             let values = |gguf: &Gguf| gguf.f32s(&tensor.name).expect("floats");
             assert_eq!(found.shape, tensor.shape, "{name}: {}", tensor.name);
-            assert!(difference(&values(&original), &values(&made)) < 1e-6, "{name}: {}", tensor.name);
+            assert!(
+                difference(&values(&original), &values(&made)) < 1e-6,
+                "{name}: {}",
+                tensor.name
+            );
         }
         written += 1;
     }
-    assert!(written >= 17);
+    assert!(written >= 16);
 }
 
 #[test]
 fn a_file_goes_out_as_it_is_and_in_other_types() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let original = goldens().join("smollm2.gguf");
+    let original = place.path().join("original.gguf");
+    export(Path::new(BUILTIN), &original, FileType::F32).expect("a file");
     let types = [
         (FileType::F32, 1e-6),
         (FileType::F16, 1e-2),
@@ -109,7 +135,9 @@ fn a_file_goes_out_as_it_is_and_in_other_types() {
     ];
     let load = |path: &Path| {
         let source = Source::find(path.to_str().expect("a name"));
-        source.and_then(|source| source.load(DType::F32)).expect("a model")
+        source
+            .and_then(|source| source.load(DType::F32))
+            .expect("a model")
     };
     let ids = [1, 2, 3, 4, 5, 6];
     let expected = logits(&load(&original).decoder, None, &ids);
@@ -119,23 +147,33 @@ fn a_file_goes_out_as_it_is_and_in_other_types() {
         let off = difference(&logits(&load(&made).decoder, None, &ids), &expected);
         assert!(off <= most, "{file_type:?}: {off}");
         // Metadata are the source's own, but for the type.
-        let (here, there) = (Gguf::open(&original).expect("a file"), Gguf::open(&made).expect("a file"));
+        let (here, there) = (
+            Gguf::open(&original).expect("a file"),
+            Gguf::open(&made).expect("a file"),
+        );
         assert_eq!(report.tensors, here.tensors().len());
         for (key, value) in here.metadata().iter() {
-            assert!(key == "general.file_type" || there.metadata().get(key) == Some(value), "{key}");
+            assert!(
+                key == "general.file_type" || there.metadata().get(key) == Some(value),
+                "{key}"
+            );
         }
         // The same type again copies every block.
         let again = place.path().join(format!("{file_type:?}-again.gguf"));
         export(&made, &again, file_type).expect("a file");
         let again = Gguf::open(&again).expect("a file");
         for (one, other) in there.tensors().iter().zip(again.tensors()) {
-            assert_eq!((&one.name, one.kind.name()), (&other.name, other.kind.name()));
-            assert!(one.bytes.as_ref() == other.bytes.as_ref(), "{file_type:?}: {}", one.name);
+            assert_eq!(
+                (&one.name, one.kind.name()),
+                (&other.name, other.kind.name())
+            );
+            assert!(
+                one.bytes.as_ref() == other.bytes.as_ref(),
+                "{file_type:?}: {}",
+                one.name
+            );
         }
-        assert_says(
-            &failure(export(&original, &made, file_type)),
-            &["exists"],
-        );
+        assert_says(&failure(export(&original, &made, file_type)), &["exists"]);
     }
 }
 
@@ -234,7 +272,10 @@ fn rows_of_q_and_k_are_interleaved_for_llama_cpp() {
         .find(|module| module.name.ends_with("layers.0.self_attn.q_proj"))
         .expect("q_proj");
     let (rows, rank) = (q.b.rows(), q.rank());
-    let (values, stored) = (q.b.to_vec(), gguf.f32s("blk.0.attn_q.weight.lora_b").expect("B"));
+    let (values, stored) = (
+        q.b.to_vec(),
+        gguf.f32s("blk.0.attn_q.weight.lora_b").expect("B"),
+    );
     // llama.cpp's permute: reshape(heads, 2, d/2, r), swap the middle axes.
     let half = rows / heads / 2;
     for head in 0..heads {
@@ -279,15 +320,17 @@ fn what_a_form_cannot_hold_is_named() {
     let b = large.modules[0].b.clone();
     let values = b.to_vec().into_iter().map(|_| 1e6).collect();
     large.modules[0].b = lowrank::Tensor::from_f32(b.rows(), b.cols(), values);
-    let error = large.write(place.path(), StoredDType::F16).unwrap_err().to_string();
+    let error = large
+        .write(place.path(), StoredDType::F16)
+        .unwrap_err()
+        .to_string();
     assert_says(&error, &["1000000 does not fit in F16"]);
 }
 
 #[test]
 fn a_merge_into_blocks_says_what_is_left() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let original = goldens().join("smollm2.gguf");
-    let source = Source::find(original.to_str().expect("a name")).expect("a model");
+    let source = Source::find(BUILTIN).expect("a model");
     // An adapter of this model, with values of its own.
     let base = source.clone().load(DType::F32).expect("a model");
     let values = adapter_of(&base.decoder, &lora_config(&["q_proj", "down_proj"]), 3);
@@ -316,7 +359,11 @@ fn a_merge_into_blocks_says_what_is_left() {
     let whole = place.path().join("f32.gguf");
     let report = merge(FileType::F32, &whole, false).expect("a file");
     assert!((report.survived - 1.0).abs() < 1e-4, "{}", report.survived);
-    assert!(report.max_logit_difference < 1e-3, "{}", report.max_logit_difference);
+    assert!(
+        report.max_logit_difference < 1e-3,
+        "{}",
+        report.max_logit_difference
+    );
     assert_eq!(report.greedy[0], report.greedy[1]);
     // What is on disk is what was judged.
     let merged = Source::find(whole.to_str().expect("a name")).expect("a model");
@@ -329,6 +376,10 @@ fn a_merge_into_blocks_says_what_is_left() {
     assert!(off < 1e-3, "{off}");
     let coarse = place.path().join("q4.gguf");
     let report = merge(FileType::Q4_0, &coarse, true).expect("kept by force");
-    assert!(report.survived < 0.999 && report.survived > 0.3, "{}", report.survived);
+    assert!(
+        report.survived < 0.999 && report.survived > 0.3,
+        "{}",
+        report.survived
+    );
     assert!(report.modules.iter().all(|module| module.norm > 0.0));
 }

@@ -125,7 +125,10 @@ pub fn facts(report: &ExportReport, modelfile: Option<&WrittenModelfile>) -> Fac
     if report.instead > 0 {
         facts.add(
             "of another type",
-            format!("{}, whose columns do not fill blocks of 256", report.instead),
+            format!(
+                "{}, whose columns do not fill blocks of 256",
+                report.instead
+            ),
         );
     }
     facts.add("size", units::bytes(report.bytes));
