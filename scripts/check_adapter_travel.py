@@ -2,7 +2,7 @@
 """Checks exported adapters and models with the programs that they are for.
 
     python3 scripts/check_adapter_travel.py --lowrank target/release/lowrank --model model.gguf --adapter runs/mine \
-        --data rows.jsonl --work /tmp/travel
+        --data rows.jsonl --work travel
 
 `--model` is a GGUF file, `--adapter` a LoRA of it that `lowrank train` wrote, `--data` JSON Lines of prompt and completion. It needs llama-cpp-python, gguf, torch,
 PEFT and safetensors. What is compared:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks exported models with llama.cpp.
 
-    python3 scripts/check_model_export.py --lowrank target/release/lowrank --model models/smollm2-f32 --work /tmp/export --data rows.jsonl
+    python3 scripts/check_model_export.py --lowrank target/release/lowrank --model models/smollm2-f32 --work export --data rows.jsonl
 
 `--model` is a Hugging Face folder, best of f32 weights. It needs llama-cpp-python and gguf. For each type, `lowrank model export --type` is compared with
 llama.cpp's own quantizer, started on our F32 file: types and bytes of every tensor. The file of the widest type then answers the prompts of `--data` greedily in both

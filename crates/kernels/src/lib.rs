@@ -122,7 +122,7 @@ pub use cpu::teams::{Teams, team_count};
 pub use ops::*;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::CounterRng;
-pub use storage::{DType, NumberFormat};
+pub use storage::{DType, FourBit, NestedScales, NumberFormat};
 pub use tensor::{Tensor, TensorError};
 pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};

@@ -74,6 +74,30 @@ pub enum TensorError {
         /// Numbers of the row.
         found: usize,
     },
+    /// Four-bit numbers of a file stand for other values than those of the format.
+    #[error("the values of the numbers are not those of {format}")]
+    Values {
+        /// The format.
+        format: NumberFormat,
+    },
+    /// So many numbers that share a scale are not read.
+    #[error(
+        "{found} numbers of {format} share a scale; it can be 64, 128, 256, 512, 1024, 2048 or 4096"
+    )]
+    BlockSize {
+        /// The format.
+        format: NumberFormat,
+        /// Numbers that share a scale.
+        found: usize,
+    },
+    /// There are more scales than blocks, or fewer; or more values than 256, or fewer.
+    #[error("{expected} scales are needed, but {found} were given")]
+    Scales {
+        /// Scales that there should be.
+        expected: usize,
+        /// Scales that were given.
+        found: usize,
+    },
     /// A number is not finite, or its block's scale would not be.
     #[error("number {at} of the row is {value}, which cannot be stored as {format}")]
     Number {

@@ -129,7 +129,7 @@ pub(crate) fn generated(
         let (w, y) = (output.w.view, y.reborrow());
         if output.w.layout == Layout::OutIn {
             let y = y.slice_rows(rows.clone());
-            if classes.rounds() && w.format().block_len() > 1 {
+            if classes.rounds() && w.format().has_integers() {
                 of_integers.push(IntegerJob { y, w, start });
             } else {
                 jobs.push(FewJob {

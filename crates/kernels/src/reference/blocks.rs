@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::storage::NumberFormat;
+use crate::storage::{FP4_VALUES, NF4_VALUES, NumberFormat};
 
 /// The numbers of a matrix in any format, to the bit; of a last block that is not whole, none.
 pub fn widened(format: NumberFormat, bytes: &[u8]) -> Vec<f32> {
@@ -52,6 +52,8 @@ fn number(format: NumberFormat, b: &[u8], i: usize) -> f32 {
             let scale = half(b) * (low + 16.0 * high - 32.0);
             scale * of_sixteen(b[8 + part * 16 + i % 16], i % 32 / 16)
         }
+        NumberFormat::Nf4 => of_four_bit(&NF4_VALUES, b, i),
+        NumberFormat::Fp4 => of_four_bit(&FP4_VALUES, b, i),
     }
 }
 
@@ -97,4 +99,10 @@ fn of_sixteen(byte: u8, part: usize) -> f32 {
         -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
         69.0, 89.0, 113.0,
     ][usize::from(byte >> (4 * part) & 15)]
+}
+
+/// A number of NF4 or FP4: its block's scale stands before all places, of which 32 take 16 bytes.
+fn of_four_bit(values: &[f32; 16], b: &[u8], i: usize) -> f32 {
+    let place = b[4 + i / 32 * 16 + i % 16] >> (i / 16 % 2 * 4) & 15;
+    values[usize::from(place)] * f32::from_le_bytes([b[0], b[1], b[2], b[3]])
 }

@@ -7,6 +7,7 @@
 //! A format of single numbers has a file here, and one of blocks a type in [`blocks`].
 
 mod bf16;
+mod bitsandbytes;
 mod blocks;
 mod f16;
 mod f32;
@@ -17,10 +18,12 @@ use std::ops::Range;
 use bytemuck::Pod;
 use pulp::Simd;
 
+pub use self::bitsandbytes::{FourBit, NestedScales};
 use self::blocks::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::blocks::Group;
-pub(crate) use self::blocks::{Block, GROUP, OneByOne, Quants};
+pub(crate) use self::blocks::four_bit::{FP4_VALUES, NF4_VALUES};
+pub(crate) use self::blocks::{GROUP, IntegerBlock, OneByOne, Quants};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 use crate::tensor::TensorError;
@@ -47,7 +50,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// How the numbers of a matrix are stored. The names of formats with blocks are ggml's.
+/// How the numbers of a matrix are stored. The names of formats with blocks are ggml's, and of the last two bitsandbytes'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NumberFormat {
     /// [`DType::F32`].
@@ -80,11 +83,15 @@ pub enum NumberFormat {
     Iq4Nl,
     /// 256 numbers of the same values, in runs of 32 with a scale of 6 bits.
     Iq4Xs,
+    /// 64 numbers d·v, v one of 16 values that are quantiles of a normal distribution.
+    Nf4,
+    /// 64 numbers d·v, v one of 16 floats of four bits.
+    Fp4,
 }
 
 impl NumberFormat {
     /// Every format.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::F32,
         Self::Bf16,
         Self::F16,
@@ -100,6 +107,8 @@ impl NumberFormat {
         Self::Q6K,
         Self::Iq4Nl,
         Self::Iq4Xs,
+        Self::Nf4,
+        Self::Fp4,
     ];
 
     /// Bytes of so many numbers, whole rows of a matrix.
@@ -126,6 +135,26 @@ impl NumberFormat {
         }
     }
 
+    /// Whether a generated row may be rounded to 8 bits beside a weight of this format ([`RowClasses::rounding`](crate::RowClasses::rounding)):
+    /// whether its numbers are integers but for their scales.
+    pub fn has_integers(self) -> bool {
+        match self {
+            Self::F32 | Self::Bf16 | Self::F16 | Self::Nf4 | Self::Fp4 => false,
+            Self::Q4_0
+            | Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::Q8_0
+            | Self::Q2K
+            | Self::Q3K
+            | Self::Q4K
+            | Self::Q5K
+            | Self::Q6K
+            | Self::Iq4Nl
+            | Self::Iq4Xs => true,
+        }
+    }
+
     /// Whether [`quantize`](Self::quantize) makes numbers of this format.
     pub fn has_quantizer(self) -> bool {
         self.block_len() == 1 || blocks::quantizer(self).is_some()
@@ -136,6 +165,7 @@ impl NumberFormat {
     /// Blocks of Q4_0, Q5_0, Q8_0, Q4_K and Q6_K are to the bit those of llama.cpp's quantizer without an importance matrix
     /// (`quantize_row_q4_K_ref` and its like) where its compiler does not fuse products and sums, which it does not on x86-64. The bits do
     /// not depend on the processor.
+    /// Blocks of NF4 and FP4 are those that bitsandbytes makes on a CPU, with blocks of 64 and without double quantization.
     ///
     /// # Errors
     /// If the format has no quantizer, the row is not made of whole blocks, or a number is not finite or so large that it or its block's
@@ -331,16 +361,16 @@ impl<'a> Numbers<'a> {
     /// Lets a visitor have the blocks.
     ///
     /// # Panics
-    /// If the format is one of single numbers.
+    /// If the numbers of the format are no integers.
     pub(crate) fn visit_blocks(self, visitor: impl BlockVisitor) {
         struct With<'a, V>(V, &'a [u8]);
-        impl<V: BlockVisitor> blocks::TypeVisitor for With<'_, V> {
+        impl<V: BlockVisitor> blocks::IntegerVisitor for With<'_, V> {
             type Output = ();
-            fn visit<B: Block>(self) {
+            fn visit<B: IntegerBlock>(self) {
                 self.0.visit::<B>(bytemuck::cast_slice(self.1));
             }
         }
-        blocks::visit(self.format, With(visitor, self.bytes));
+        blocks::visit_integers(self.format, With(visitor, self.bytes));
     }
 
     /// Calls `work` with some of the numbers in f32: in place if they are, else widened into scratch memory.
@@ -357,10 +387,10 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// Something to be done with the blocks of a matrix.
+/// Something to be done with the blocks of a matrix, whose numbers are integers.
 pub(crate) trait BlockVisitor {
     /// Does it.
-    fn visit<B: Block>(self, blocks: &[B]);
+    fn visit<B: IntegerBlock>(self, blocks: &[B]);
 }
 
 /// Something to be done with numbers that engines read: those of a window from its first on, whose rows start `stride` apart.

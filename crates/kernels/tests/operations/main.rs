@@ -2,6 +2,7 @@
 //! reference, and its bits on pools of one, two and three threads.
 
 mod attention;
+mod bitsandbytes;
 mod common;
 mod elementwise;
 mod head;

@@ -46,7 +46,8 @@ fn matrix(gguf: &Gguf, name: &str) -> Tensor {
 fn every_readable_type_has_the_values_of_the_gguf_package() {
     let gguf = Gguf::open(&formats("quants.gguf")).unwrap();
     let expected = Checkpoint::open(&formats("quants.safetensors")).unwrap();
-    assert_eq!(READABLE.len(), NumberFormat::ALL.len());
+    // GGUF files have every format but the two of bitsandbytes.
+    assert_eq!(READABLE.len(), NumberFormat::ALL.len() - 2);
     for name in READABLE {
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let expected = expected.get(name).unwrap().to_f32().unwrap();

@@ -17,7 +17,7 @@ use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::product::term::Start;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::vectorize;
-use crate::storage::{Block, BlockVisitor, GROUP, OneByOne};
+use crate::storage::{BlockVisitor, GROUP, IntegerBlock, OneByOne};
 use crate::view::{View, ViewMut};
 
 /// Weights, and rows of them, that a task takes at least.
@@ -132,7 +132,7 @@ struct Products<'a> {
 }
 
 impl BlockVisitor for Products<'_> {
-    fn visit<B: Block>(mut self, blocks: &[B]) {
+    fn visit<B: IntegerBlock>(mut self, blocks: &[B]) {
         let of_row = self.groups * GROUP / B::LEN;
         let tokens = self.x.len() / self.groups.max(1);
         for (out, row) in blocks.chunks_exact(of_row.max(1)).enumerate() {
@@ -153,7 +153,12 @@ impl BlockVisitor for Products<'_> {
 impl Products<'_> {
     /// A row of the weight with `I` rows of x.
     #[inline]
-    fn row<B: Block, const I: usize>(&mut self, blocks: &[B], out: usize, rows: Range<usize>) {
+    fn row<B: IntegerBlock, const I: usize>(
+        &mut self,
+        blocks: &[B],
+        out: usize,
+        rows: Range<usize>,
+    ) {
         let x: [&[Rounded]; I] =
             std::array::from_fn(|i| &self.x[(rows.start + i) * self.groups..][..self.groups]);
         let sums = sums(blocks, x);
@@ -161,7 +166,7 @@ impl Products<'_> {
     }
 }
 
-fn sums<B: Block, const I: usize>(blocks: &[B], x: [&[Rounded]; I]) -> [f32; I] {
+fn sums<B: IntegerBlock, const I: usize>(blocks: &[B], x: [&[Rounded]; I]) -> [f32; I] {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = V3::try_new().filter(|_| engine() >= Engine::Avx2) {
         #[expect(unsafe_code, reason = "code for a processor that has AVX2")]
@@ -171,7 +176,7 @@ fn sums<B: Block, const I: usize>(blocks: &[B], x: [&[Rounded]; I]) -> [f32; I] 
     x.map(|x| portable(blocks, x))
 }
 
-fn portable<B: Block>(blocks: &[B], x: &[Rounded]) -> f32 {
+fn portable<B: IntegerBlock>(blocks: &[B], x: &[Rounded]) -> f32 {
     use crate::storage::Quants;
     let of_block = B::LEN / GROUP;
     let mut sum = 0.0;
@@ -211,13 +216,13 @@ mod avx2 {
     use super::Rounded;
     use crate::cpu::product::rows::{AHEAD, CACHE_LINE};
     use crate::cpu::simd::fetch;
-    use crate::storage::{Block, GROUP, Group, Quants};
+    use crate::storage::{GROUP, Group, IntegerBlock, Quants};
 
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
     #[expect(unsafe_code, reason = "code for a processor that has AVX2")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn sums<B: Block, const I: usize>(
+    pub(super) unsafe fn sums<B: IntegerBlock, const I: usize>(
         simd: V3,
         blocks: &[B],
         x: [&[Rounded]; I],
@@ -315,7 +320,7 @@ mod tests {
     fn check_products() {
         for format in NumberFormat::ALL
             .into_iter()
-            .filter(|format| format.block_len() > 1)
+            .filter(|format| format.has_integers())
         {
             for tokens in [1, 2, 3, 4, 6] {
                 let (rows, ins) = (70, 512);

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::plain::{IQ4_BYTES, IQ4_VALUES, each, nibbles, signed, unsigned};
 use super::vectors::Vectors;
-use super::{Block, Group, RUN, sixteen};
+use super::{Block, Group, IntegerBlock, RUN, sixteen};
 
 /// Two bits of each byte.
 #[inline(always)]
@@ -42,7 +42,9 @@ impl Block for Q2K {
         let (place, shift) = place_of_two_bits(run);
         each(two_bits(sixteen(&self.qs, place), shift), |q| d * q - min)
     }
+}
 
+impl IntegerBlock for Q2K {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let runs = [2 * group, 2 * group + 1];
@@ -100,7 +102,9 @@ impl Block for Q3K {
         let d = self.scale(run, vectors);
         each(self.numbers(run), |q| d * (q - 4.0))
     }
+}
 
+impl IntegerBlock for Q3K {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let runs = [2 * group, 2 * group + 1];
@@ -169,7 +173,9 @@ impl Block for Q4K {
         let (place, part) = place_of_four_bits(run);
         each(nibbles(sixteen(&self.qs, place), part), |q| d * q - min)
     }
+}
 
+impl IntegerBlock for Q4K {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let (scale, min) = scale_and_min(&self.scales, group);
@@ -216,7 +222,9 @@ impl Block for Q5K {
         let (d, min) = (vectors.half(self.d) * scale, vectors.half(self.dmin) * min);
         each(self.numbers(run), |q| d * q - min)
     }
+}
 
+impl IntegerBlock for Q5K {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let (scale, min) = scale_and_min(&self.scales, group);
@@ -274,7 +282,9 @@ impl Block for Q6K {
         let d = vectors.half(self.d) * f32::from(self.scales[run].cast_signed());
         each(self.numbers(run), |q| d * (q - 32.0))
     }
+}
 
+impl IntegerBlock for Q6K {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let runs = [2 * group, 2 * group + 1];
@@ -321,7 +331,9 @@ impl Block for Iq4Xs {
                 |value| d * value,
             )
     }
+}
 
+impl IntegerBlock for Iq4Xs {
     #[inline(always)]
     fn group(&self, group: usize, vectors: impl Vectors) -> Group {
         let qs = sixteen(&self.qs, group);

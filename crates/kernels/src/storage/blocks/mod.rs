@@ -1,8 +1,10 @@
-//! Formats whose numbers share scales: blocks as llama.cpp lays them out.
+//! Formats whose numbers share scales: blocks as llama.cpp lays them out, and two for what bitsandbytes stores.
 //!
 //! A block is widened in runs of 16 numbers, since strips of a matrix begin and end anywhere, and every format's smallest part with a scale of
-//! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, so that it has its bits.
+//! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, or of bitsandbytes', so that
+//! it has its bits.
 
+pub(super) mod four_bit;
 mod k_quants;
 mod lanes;
 mod plain;
@@ -11,6 +13,7 @@ mod vectors;
 
 use bytemuck::Pod;
 
+use self::four_bit::{Fp4, Nf4};
 use self::k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use self::quantize::Quantize;
@@ -30,7 +33,10 @@ pub(crate) trait Block: Pod + Sync {
 
     /// Some of the numbers: run `run` of the block.
     fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN];
+}
 
+/// A block whose numbers are integers but for their scales.
+pub(crate) trait IntegerBlock: Block {
     /// Two neighbouring runs as integers: number `i` is `scale · q + offset` of its run.
     fn group(&self, group: usize, vectors: impl Vectors) -> Group;
 }
@@ -65,16 +71,47 @@ pub(super) trait TypeVisitor {
     fn visit<B: Block>(self) -> Self::Output;
 }
 
-/// Calls a visitor with the type of a format's blocks: the one place where the name of a format becomes its type.
+/// The same for blocks of integers.
+pub(super) trait IntegerVisitor {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn visit<B: IntegerBlock>(self) -> Self::Output;
+}
+
+/// Calls a visitor with the type of a format's blocks: this and [`visit_integers`] are where the name of a format becomes its type.
 ///
 /// # Panics
 /// If it is a format of single numbers.
 #[inline]
 pub(super) fn visit<V: TypeVisitor>(format: NumberFormat, visitor: V) -> V::Output {
-    match format {
-        NumberFormat::F32 | NumberFormat::Bf16 | NumberFormat::F16 => {
-            panic!("{format} has no blocks")
+    struct Any<V>(V);
+    impl<V: TypeVisitor> IntegerVisitor for Any<V> {
+        type Output = V::Output;
+        fn visit<B: IntegerBlock>(self) -> V::Output {
+            self.0.visit::<B>()
         }
+    }
+    match format {
+        NumberFormat::Nf4 => visitor.visit::<Nf4>(),
+        NumberFormat::Fp4 => visitor.visit::<Fp4>(),
+        integers => visit_integers(integers, Any(visitor)),
+    }
+}
+
+/// Calls a visitor with the type of a format's blocks.
+///
+/// # Panics
+/// If its numbers are no integers.
+#[inline]
+pub(super) fn visit_integers<V: IntegerVisitor>(format: NumberFormat, visitor: V) -> V::Output {
+    match format {
+        NumberFormat::F32
+        | NumberFormat::Bf16
+        | NumberFormat::F16
+        | NumberFormat::Nf4
+        | NumberFormat::Fp4 => panic!("{format} has no blocks of integers"),
         NumberFormat::Q4_0 => visitor.visit::<Q4_0>(),
         NumberFormat::Q4_1 => visitor.visit::<Q4_1>(),
         NumberFormat::Q5_0 => visitor.visit::<Q5_0>(),
@@ -102,6 +139,8 @@ pub(super) fn quantizer(format: NumberFormat) -> Option<Quantizer> {
         NumberFormat::Q8_0 => Some(quantize::<Q8_0>),
         NumberFormat::Q4K => Some(quantize::<Q4K>),
         NumberFormat::Q6K => Some(quantize::<Q6K>),
+        NumberFormat::Nf4 => Some(quantize::<Nf4>),
+        NumberFormat::Fp4 => Some(quantize::<Fp4>),
         _ => None,
     }
 }
@@ -217,12 +256,17 @@ pub(crate) mod for_tests {
             (state >> 24) as u8
         };
         let mut bytes: Vec<u8> = (0..format.bytes_for(rows * cols)).map(|_| next()).collect();
-        if format.as_dtype().is_some() {
-            let size = format.bytes_for(1);
+        // Where the exponents of floats lie in a number, or in a block.
+        let high = match format {
+            NumberFormat::F32 | NumberFormat::Nf4 | NumberFormat::Fp4 => Some(3),
+            NumberFormat::Bf16 => Some(1),
+            _ => None,
+        };
+        if let Some(high) = high {
             // Exponents of numbers that are neither tiny nor huge.
             bytes
-                .chunks_exact_mut(size)
-                .for_each(|number| number[size - 1] = 0x3f | number[size - 1] & 0x80);
+                .chunks_exact_mut(format.bytes_for(1))
+                .for_each(|unit| unit[high] = 0x3f | unit[high] & 0x80);
         }
         // Wherever a scale in half precision lies, it is not infinite.
         for byte in &mut bytes {

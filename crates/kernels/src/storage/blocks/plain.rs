@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::vectors::Vectors;
-use super::{Block, GROUP, Group, Quants, RUN, sixteen};
+use super::{Block, GROUP, Group, IntegerBlock, Quants, RUN, sixteen};
 
 /// The values of IQ4_NL and IQ4_XS.
 pub(super) const IQ4_BYTES: [i8; 16] = [
@@ -86,7 +86,9 @@ impl Block for Q4_0 {
         let d = vectors.half(self.d);
         each(nibbles(&self.qs, run), |q| d * (q - 8.0))
     }
+}
 
+impl IntegerBlock for Q4_0 {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         let d = vectors.half(self.d);
@@ -115,7 +117,9 @@ impl Block for Q4_1 {
         let (d, m) = (vectors.half(self.d), vectors.half(self.m));
         each(nibbles(&self.qs, run), |q| d * q + m)
     }
+}
 
+impl IntegerBlock for Q4_1 {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         let (d, m) = (vectors.half(self.d), vectors.half(self.m));
@@ -140,7 +144,9 @@ impl Block for Q5_0 {
         let d = vectors.half(self.d);
         each(fives(self.qh, &self.qs, run), |q| d * (q - 16.0))
     }
+}
 
+impl IntegerBlock for Q5_0 {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         let d = vectors.half(self.d);
@@ -167,7 +173,9 @@ impl Block for Q5_1 {
         let (d, m) = (vectors.half(self.d), vectors.half(self.m));
         each(fives(self.qh, &self.qs, run), |q| d * q + m)
     }
+}
 
+impl IntegerBlock for Q5_1 {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         let (d, m) = (vectors.half(self.d), vectors.half(self.m));
@@ -195,7 +203,9 @@ impl Block for Q8_0 {
             |q| f32::from(q.cast_signed()) * d,
         )
     }
+}
 
+impl IntegerBlock for Q8_0 {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         signed(bytemuck::cast(self.qs), [vectors.half(self.d); 2])
@@ -221,7 +231,9 @@ impl Block for Iq4Nl {
             |value| d * value,
         )
     }
+}
 
+impl IntegerBlock for Iq4Nl {
     #[inline(always)]
     fn group(&self, _: usize, vectors: impl Vectors) -> Group {
         let q = [0, 1].map(|run| nibbles(&self.qs, run));

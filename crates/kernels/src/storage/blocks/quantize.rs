@@ -30,7 +30,7 @@ fn wide(half: [u8; 2]) -> f32 {
 
 /// The number with the largest magnitude, the first of them; zero if all are.
 #[inline(always)]
-fn largest(numbers: &[f32]) -> f32 {
+pub(super) fn largest(numbers: &[f32]) -> f32 {
     let mut largest = 0.0_f32;
     for &x in numbers {
         if x.abs() > largest.abs() {
