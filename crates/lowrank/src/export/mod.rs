@@ -76,62 +76,31 @@ pub fn write_model(
         .gguf()
         .map(|file| Gguf::open(file.path()))
         .transpose()?;
-    let (mut keys, factors) = match &gguf {
-        Some(gguf) => (keys_of(gguf), factors_of(gguf)?),
-        None => {
-            let made = shapes.keys(&raw, &source.short_name())?;
-            let parts = GgufTokenizerParts::of_json(
-                shapes.architecture(),
-                &json_of(source)?,
-                &tokenizer,
-                config.vocab_size,
-            )?;
-            (
-                [made.keys, parts.keys(tokenizer.stop_ids())].concat(),
-                made.factors,
-            )
-        }
+    let (mut keys, factors) = if let Some(gguf) = &gguf {
+        (keys_of(gguf), factors_of(gguf)?)
+    } else {
+        let made = shapes.keys(&raw, &source.short_name())?;
+        let parts = GgufTokenizerParts::of_json(
+            shapes.architecture(),
+            &json_of(source)?,
+            &tokenizer,
+            config.vocab_size,
+        )?;
+        let tokens = parts.keys(tokenizer.stop_ids());
+        ([made.keys, tokens].concat(), made.factors)
     };
     set(
         &mut keys,
         "general.file_type",
         KeyValue::U32(file_type.number()),
     );
-    let by_name: HashMap<String, WeightId> = (config.weights().iter())
-        .map(|(id, _)| (families::tensor_name(config, *id), *id))
-        .collect();
-    let places = shapes.places();
-    let placed: HashSet<&str> = places.iter().map(|place| place.name.as_str()).collect();
-    let mut names = by_name.keys();
-    if let Some(name) = names.find(|name| !placed.contains(name.as_str())) {
-        return Err(Error::Settings(format!(
-            "{name} has no place in a {} of llama.cpp",
-            shapes.architecture()
-        )));
-    }
-    let mut plan = Vec::new();
-    let mut instead = 0;
-    for place in places.clone() {
-        let Some(id) = by_name.get(&place.name).copied() else {
-            return Err(Error::Settings(format!(
-                "{source} has no tensor {}, which a {} of llama.cpp has",
-                place.name,
-                shapes.architecture()
-            )));
-        };
-        let (kind, is_other) = file_type.of(&place, &shapes);
-        instead += usize::from(is_other);
-        let own = gguf.as_ref().filter(|_| is_own(id));
-        let copied = own
-            .and_then(|gguf| gguf.tensor(&place.gguf))
-            .filter(|tensor| tensor.kind.name() == kind);
-        plan.push(Planned {
-            kind: type_named(kind)?,
-            copied: copied.cloned(),
-            place,
-            id,
-        });
-    }
+    let plan = planned(
+        source,
+        config,
+        &shapes,
+        file_type,
+        gguf.as_ref().map(|gguf| (gguf, is_own)),
+    )?;
     let mut specs: Vec<GgufSpec> = plan
         .iter()
         .map(|planned| GgufSpec {
@@ -146,12 +115,11 @@ pub fn write_model(
         kind: single,
         shape: vec![values.len()],
     }));
-    write_gguf(output, &keys, &specs, |index, out| match plan.get(index) {
-        Some(planned) => planned.write(output, rows, out).map_err(io::Error::other),
-        None => {
-            let values = &factors[index - plan.len()].1;
-            out.write_all(bytemuck::cast_slice(values))
+    write_gguf(output, &keys, &specs, |index, out| {
+        if let Some(planned) = plan.get(index) {
+            return planned.write(output, rows, out).map_err(io::Error::other);
         }
+        out.write_all(bytemuck::cast_slice(&factors[index - plan.len()].1))
     })?;
     if gguf.is_none() {
         prove(output, config, &tokenizer).inspect_err(|_| {
@@ -166,8 +134,52 @@ pub fn write_model(
         ends: (tokenizer.stop_ids().iter())
             .map(|id| tokenizer.token_text(*id))
             .collect(),
-        instead,
+        instead: plan.iter().filter(|planned| planned.is_other).count(),
     })
+}
+
+/// What is written of a model, in llama.cpp's order. `of_source` is a GGUF file that is the source, and which weights are its own.
+fn planned(
+    source: &Source,
+    config: &ModelConfig,
+    shapes: &Shapes,
+    file_type: FileType,
+    of_source: Option<(&Gguf, &dyn Fn(WeightId) -> bool)>,
+) -> Result<Vec<Planned>, Error> {
+    let by_name: HashMap<String, WeightId> = (config.weights().iter())
+        .map(|(id, _)| (families::tensor_name(config, *id), *id))
+        .collect();
+    let places = shapes.places();
+    let placed: HashSet<String> = places.iter().map(|place| place.name.clone()).collect();
+    if let Some(name) = by_name.keys().find(|name| !placed.contains(*name)) {
+        return Err(Error::Settings(format!(
+            "{name} has no place in a {} of llama.cpp",
+            shapes.architecture()
+        )));
+    }
+    let mut plan = Vec::new();
+    for place in places {
+        let Some(id) = by_name.get(&place.name).copied() else {
+            return Err(Error::Settings(format!(
+                "{source} has no tensor {}, which a {} of llama.cpp has",
+                place.name,
+                shapes.architecture()
+            )));
+        };
+        let (kind, is_other) = file_type.of(&place, shapes);
+        let own = of_source.filter(|(_, is_own)| is_own(id));
+        let copied = own
+            .and_then(|(gguf, _)| gguf.tensor(&place.gguf))
+            .filter(|tensor| tensor.kind.name() == kind);
+        plan.push(Planned {
+            kind: type_named(kind)?,
+            copied: copied.cloned(),
+            is_other,
+            place,
+            id,
+        });
+    }
+    Ok(plan)
 }
 
 /// One tensor to be written.
@@ -175,6 +187,8 @@ struct Planned {
     place: Place,
     id: WeightId,
     kind: GgmlType,
+    /// Whether another type was wanted.
+    is_other: bool,
     /// The same tensor of the source, in the same type.
     copied: Option<GgufTensor>,
 }

@@ -150,10 +150,10 @@ pub fn read(folder: &Path) -> Result<LoraFile, Error> {
         let stem = ["a", "b"].map(|part| name.strip_suffix(&format!(".lora_{part}")));
         match stem {
             [Some(module), None] => {
-                pairs.entry(peft_name(module)).or_default()[0] = weights.find(name)?
+                pairs.entry(peft_name(module)).or_default()[0] = weights.find(name)?;
             }
             [None, Some(module)] => {
-                pairs.entry(peft_name(module)).or_default()[1] = weights.find(name)?
+                pairs.entry(peft_name(module)).or_default()[1] = weights.find(name)?;
             }
             _ => problems.push(format!("tensor `{name}` is neither a lora_a nor a lora_b")),
         }

@@ -59,7 +59,7 @@ impl GgufTokenizerParts {
         if model["byte_fallback"] == Value::Bool(true) {
             parts.as_sentence_piece(json);
         } else {
-            parts.model = "gpt2".to_owned();
+            parts.model = String::from("gpt2");
             parts.pre = Some(name_of_cut(json, tokenizer.adds_bos())?.to_owned());
         }
         Ok(parts)
@@ -95,7 +95,7 @@ impl GgufTokenizerParts {
 
     /// SentencePiece's BPE, which llama.cpp runs from scores: the merge that comes first makes the piece of the highest score.
     fn as_sentence_piece(&mut self, json: &Value) {
-        self.model = "llama".to_owned();
+        self.model = String::from("llama");
         self.pre = Some("default".to_owned());
         self.add_space_prefix = Some(json["normalizer"].to_string().contains("Prepend"));
         let merges = std::mem::take(&mut self.merges);
