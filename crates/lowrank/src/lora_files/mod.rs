@@ -7,6 +7,7 @@ mod folder;
 pub mod gguf;
 pub mod loralib;
 pub mod mlx;
+mod products;
 mod prune;
 mod travel;
 

@@ -9,8 +9,8 @@ use lowrank_formats::peft::FUSED_PARTS;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::combine::{difference_norm, split, tensor, total};
 use super::folder::{self, rounded};
+use super::products::{difference_norm, fits, split, tensor, total};
 use super::{FileDtype, LoraFile, LoraModule};
 use crate::Error;
 use crate::names::named;
@@ -111,11 +111,12 @@ pub fn prune(options: &PruneOptions) -> Result<PruneReport, Error> {
 fn pruned(file: &mut LoraFile, options: &PruneOptions) -> Result<PruneReport, Error> {
     let sum = |modules: &[LoraModule]| modules.iter().map(LoraModule::parameters).sum();
     let before: u64 = sum(&file.modules);
-    let (modules, squares): (Vec<PrunedModule>, Vec<[f64; 2]>) = file
+    let made: Vec<(PrunedModule, [f64; 2])> = file
         .modules
         .par_iter_mut()
         .map(|module| prune_module(module, options))
-        .unzip();
+        .collect::<Result<_, _>>()?;
+    let (modules, squares): (Vec<PrunedModule>, Vec<[f64; 2]>) = made.into_iter().unzip();
     if modules
         .iter()
         .all(|module| module.rank == module.rank_before)
@@ -152,8 +153,23 @@ fn pruned(file: &mut LoraFile, options: &PruneOptions) -> Result<PruneReport, Er
 }
 
 /// Prunes a module in place. Also the squares of the distance from what it was, and of the norm of that.
-fn prune_module(module: &mut LoraModule, options: &PruneOptions) -> (PrunedModule, [f64; 2]) {
+///
+/// # Errors
+/// Numbers that f32 does not hold once they are scaled.
+fn prune_module(
+    module: &mut LoraModule,
+    options: &PruneOptions,
+) -> Result<(PrunedModule, [f64; 2]), Error> {
     let (a, b) = (matrix(&module.a), matrix(&module.b) * module.scale);
+    if !fits(&b) {
+        // An SVD of infinite numbers would not end.
+        return Err(Error::Settings(format!(
+            "{}, {}: lora_B times the scale {} is larger than f32 holds; lower lora_alpha in adapter_config.json",
+            options.adapter.display(),
+            module.name,
+            module.scale
+        )));
+    }
     let (rank_before, norm) = (module.rank(), product_norm(&b, &a));
     let found = decompose_product(&b, &a, 1.0);
     let rank = match options.keep {
@@ -185,7 +201,7 @@ fn prune_module(module: &mut LoraModule, options: &PruneOptions) -> (PrunedModul
         norm,
         relative_error: total([Some(squares)].into_iter()),
     };
-    (report, squares)
+    Ok((report, squares))
 }
 
 /// The smallest rank, one at least, without whose further values the rest is within the error.

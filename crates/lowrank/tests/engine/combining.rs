@@ -255,8 +255,8 @@ fn a_quantile_limits_the_numbers() {
             .relative_error;
         let made = LoraFile::read(&output).expect("it is read");
         let of = |module: &LoraModule| {
-            let mut all = [module.a.to_vec(), module.b.to_vec()].concat();
-            all.iter_mut().for_each(|value| *value = value.abs());
+            let all = [module.a.to_vec(), module.b.to_vec()].concat().into_iter();
+            let mut all: Vec<f32> = all.map(f32::abs).collect();
             all.sort_by(f32::total_cmp);
             all
         };
@@ -319,6 +319,22 @@ fn options_that_do_nothing_or_are_missing_are_refused() {
     assert_says(&text, &["density is 0", "svd_rank is 0", "clamp is 0.5"]);
     let text = options_fail(|options| options.weights = &[1.0, f64::NAN]);
     assert_says(&text, &["NaN", "not finite"]);
+    for (combination, density) in [
+        (Combination::Cat, None),
+        (Combination::Svd, None),
+        (Combination::Linear, None),
+        (Combination::TiesSvd, Some(0.5)),
+    ] {
+        let text = options_fail(|options| {
+            (options.combination, options.density) = (combination, density);
+            options.weights = &[1e300, 1.0];
+        });
+        assert_says(&text, &["_proj: ", "too large for F32", "weights"]);
+    }
+    let text = options_fail(|options| {
+        (options.weights, options.dtype) = (&[1e6, 1.0], FileDtype::F16);
+    });
+    assert_says(&text, &["too large for F16", "store f32"]);
 }
 
 /// A golden adapter in a folder of its own, changed.
