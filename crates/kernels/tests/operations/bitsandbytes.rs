@@ -227,7 +227,10 @@ fn damaged_four_bits_are_errors() {
     }
     let error = good.matrix(usize::MAX, 128).unwrap_err();
     assert!(matches!(error, TensorError::TooLarge { .. }));
+}
 
+#[test]
+fn damaged_nested_scales_are_errors() {
     let nested = NestedScales {
         bytes: &[0; 257],
         map: &[0.5; 256],
