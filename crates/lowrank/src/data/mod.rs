@@ -31,7 +31,7 @@ mod error;
 mod example;
 mod files;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod gguf_tokenizer;
 mod jinja2;
 mod labelled;
