@@ -6,7 +6,7 @@ Run it from the repository's root: python scripts/goldens_quantize.py [--library
 llama-cpp-python where none is given. The same seed gives the same bytes; --check compares them with the file.
 
 With `--model FOLDER --out FOLDER` it quantizes every tensor of a model instead, whole blocks of it, and writes numbers.f32 and a file for
-each format; `LOWRANK_QUANTIZED=FOLDER cargo test -p lowrank-kernels --test operations quantize` then compares them.
+each format; `LOWRANK_QUANTIZED=FOLDER cargo test -p lowrank-kernels --test quantize` then compares them.
 """
 
 import argparse

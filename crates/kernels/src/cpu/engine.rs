@@ -151,6 +151,9 @@ pub fn engines() -> Vec<Engine> {
 
 /// Calls `work` while every thread of the process computes with this engine, for tests; one call at a time.
 ///
+/// A product that another thread has under way would change engines in its midst, and be wrong. So tests that call
+/// this are in a binary apart from those that compute without it, or those call it too.
+///
 /// # Panics
 /// If this processor cannot run it.
 #[doc(hidden)]

@@ -10,5 +10,4 @@ mod linear;
 mod low_rank;
 mod norm;
 mod optimizer;
-mod quantize;
 mod relative;

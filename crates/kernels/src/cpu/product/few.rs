@@ -204,12 +204,19 @@ fn with_all_packed(x: View<'_>, packs: &[Pack], work: impl FnOnce(&[Packed<'_>])
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::engine::{engines, with_engine};
     use crate::storage::{NumberFormat, matrix_of};
     use crate::tensor::Tensor;
 
     /// A format that is widened first is multiplied like the f32 numbers that it stands for.
     #[test]
     fn any_format_can_be_multiplied() {
+        for engine in engines() {
+            with_engine(engine, check_formats);
+        }
+    }
+
+    fn check_formats() {
         let x: Vec<f32> = (0..3 * 256).map(|i| ((i * 5) as f32).cos()).collect();
         let x = Tensor::from_f32(3, 256, x);
         for format in NumberFormat::ALL {

@@ -127,6 +127,7 @@ pub(crate) fn pack_turned<N: Number>(to: &mut Panels<'_>, from: &[N], stride: us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::engine::{engines, with_engine};
     use crate::cpu::product::panels::supported;
     use crate::storage::{NumberFormat, matrix_of};
     use crate::tensor::Tensor;
@@ -134,10 +135,18 @@ mod tests {
     /// Formats that are widened first come out like those that are read where they lie.
     #[test]
     fn any_format_can_be_packed() {
-        if !supported() {
-            eprintln!("skipped: this processor has no code for panels");
-            return;
+        for engine in engines() {
+            with_engine(engine, || {
+                if supported() {
+                    check_formats();
+                } else {
+                    eprintln!("{engine:?} has no code for panels");
+                }
+            });
         }
+    }
+
+    fn check_formats() {
         for format in NumberFormat::ALL {
             let [stored, wide] = matrix_of(format, 48, 256);
             for transposed in [false, true] {

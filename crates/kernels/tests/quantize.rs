@@ -39,7 +39,7 @@ fn differing(format: NumberFormat, numbers: &[f32], expected: &[u8]) -> Vec<usiz
 
 #[test]
 fn blocks_are_those_of_llama_cpp() {
-    let goldens = include_bytes!("../goldens/quantize.bin");
+    let goldens = include_bytes!("goldens/quantize.bin");
     let of_row: usize = FORMATS.iter().map(|format| format.bytes_for(ROW)).sum();
     let rows = goldens.len() / (ROW * size_of::<f32>() + of_row);
     let (numbers, mut rest) = goldens.split_at(rows * ROW * size_of::<f32>());
