@@ -16,4 +16,5 @@ mod serves;
 mod shell;
 mod support;
 mod texts;
+mod travelling;
 mod virtual_tokens;
