@@ -5,6 +5,7 @@
 //! | [`checkpoint`] | safetensors, one file or sharded, memory-mapped |
 //! | [`safetensors_writer`] | safetensors, streamed tensor by tensor |
 //! | [`peft`] | `adapter_config.json` and the tensor names of a LoRA adapter |
+//! | [`quantized`] | matrices that bitsandbytes, GPTQ or AWQ keep in several tensors |
 //! | [`hf_config`] | `config.json`, `generation_config.json` |
 //! | [`gguf`] | llama.cpp's files: metadata and quantized tensors |
 //! | [`gguf_model`] | from such a file to a Hugging Face folder |
@@ -30,6 +31,7 @@ pub mod hf_config;
 mod json;
 mod mapped;
 pub mod peft;
+pub mod quantized;
 pub mod recognise;
 pub mod safetensors_writer;
 pub mod sentencepiece;

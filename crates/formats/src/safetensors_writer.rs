@@ -19,20 +19,28 @@ use crate::{FormatError, atomic};
 pub struct TensorSpec {
     /// The tensor's name in the file.
     pub name: String,
-    /// F32, F16 or BF16.
+    /// F32, F16, BF16, U8, I8 or I32.
     pub dtype: StoredDType,
     /// The dimensions, outermost first.
     pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
-    /// Bytes of the tensor's values; `None` when that overflows or the type is not one of F32, F16 and BF16.
+    fn element_len(&self) -> Option<usize> {
+        match self.dtype {
+            StoredDType::Other("U8" | "I8") => Some(1),
+            StoredDType::Other("I32") => Some(4),
+            dtype => dtype.size(),
+        }
+    }
+
+    /// Bytes of the tensor's values; `None` when that overflows or the type is another than those.
     pub fn byte_len(&self) -> Option<usize> {
         let elements = self
             .shape
             .iter()
             .try_fold(1usize, |n, &d| n.checked_mul(d))?;
-        elements.checked_mul(self.dtype.size()?)
+        elements.checked_mul(self.element_len()?)
     }
 }
 
@@ -92,9 +100,8 @@ fn lay_out(
     }
     order.sort_by(|&(a, _), &(b, _)| {
         let (a, b) = (&specs[a], &specs[b]);
-        b.dtype
-            .size()
-            .cmp(&a.dtype.size())
+        b.element_len()
+            .cmp(&a.element_len())
             .then_with(|| a.name.cmp(&b.name))
     });
 

@@ -122,7 +122,10 @@ pub use cpu::teams::{Teams, team_count};
 pub use ops::*;
 pub use profile::{OpCost, RegionCost, profiled_regions, start_profile, stop_profile};
 pub use random::CounterRng;
-pub use storage::{DType, FourBit, NestedScales, NumberFormat};
+pub use storage::{
+    DType, EightBit, FourBit, FourBitOrder, FourBitParts, Grouped, NESTED_BLOCK, NestedParts,
+    NestedScales, NumberFormat, eight_bits, nested_map,
+};
 pub use tensor::{Tensor, TensorError};
 pub use types::activation::Activation;
 pub use types::attention::{AttentionShape, Segment};

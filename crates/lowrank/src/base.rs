@@ -9,14 +9,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lowrank_formats::quantized::QUANTIZATION_CONFIG;
 use lowrank_formats::{Format, FormatError, atomic, snapshots};
-use lowrank_kernels::release_freed_memory;
+use lowrank_kernels::{Layout, release_freed_memory};
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::stored::StoredTensors;
 use crate::model::weights::with_head_of;
-use crate::model::{Decoder, ModelConfig, Purpose, Stage, Weights, families};
+use crate::model::{Decoder, LoadIn, ModelConfig, Purpose, Stage, Weights, families};
 use crate::units;
 
 pub use builtin::{BUILTIN, BUILTIN_FILES, BUILTIN_TASKS, BUILTIN_WORDS, write_builtin_task};
@@ -70,6 +71,8 @@ pub enum Source {
     Gguf(Box<GgufFile>),
     /// Inside the binary; nothing of it can be read without the feature `builtin-model`.
     Builtin,
+    /// Another one, whose matrices are quantized while they are loaded.
+    LoadIn(Box<Source>, LoadIn),
     /// Another one, with tokens that an adapter brings.
     Grown(Box<Grown>),
 }
@@ -80,6 +83,7 @@ impl fmt::Display for Source {
             Self::Folder(path) => write!(f, "{}", path.display()),
             Self::Gguf(file) => write!(f, "{}", file.path().display()),
             Self::Builtin => f.write_str(BUILTIN),
+            Self::LoadIn(base, _) => base.fmt(f),
             Self::Grown(grown) => grown.base.fmt(f),
         }
     }
@@ -186,6 +190,34 @@ impl Source {
         })
     }
 
+    /// The same model, whose matrices are quantized while they are loaded.
+    ///
+    /// # Errors
+    /// A model that is quantized already; GPT-2, whose matrices lie the other way.
+    pub fn load_in(self, load_in: Option<LoadIn>) -> Result<Self, Error> {
+        let Some(load_in) = load_in else {
+            return Ok(self);
+        };
+        self.tensors()?.load_in(load_in)?;
+        let config = families::read_config(&self.config()?)?;
+        if config.layout == Layout::InOut {
+            return Err(Error::Settings(format!(
+                "load_in is not for {}, whose matrices lie the other way; leave it out",
+                config.family.model_type()
+            )));
+        }
+        Ok(Self::LoadIn(Box::new(self), load_in))
+    }
+
+    /// What its matrices are quantized to while they are loaded, if they are.
+    fn loads_in(&self) -> Option<LoadIn> {
+        match self {
+            Self::LoadIn(_, load_in) => Some(*load_in),
+            Self::Grown(grown) => grown.base.loads_in(),
+            Self::Folder(_) | Self::Gguf(_) | Self::Builtin => None,
+        }
+    }
+
     /// The parsed `config.json`.
     ///
     /// # Errors
@@ -198,6 +230,7 @@ impl Source {
                 check_builtin()?;
                 HfConfig::from_map(Path::new(BUILTIN), builtin_config())
             }
+            Self::LoadIn(base, _) => base.config()?,
             Self::Grown(grown) => {
                 let raw = families::read_part(grown.base.config()?)?;
                 let mut map = raw.map().clone();
@@ -211,6 +244,7 @@ impl Source {
     /// What holds the files: itself, or what was grown.
     fn files(&self) -> &Self {
         match self {
+            Self::LoadIn(base, _) => base.files(),
             Self::Grown(grown) => grown.base.files(),
             files => files,
         }
@@ -281,14 +315,18 @@ impl Source {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn tensors(&self) -> Result<StoredTensors, Error> {
-        match self.files() {
-            Self::Folder(folder) => Ok(Checkpoint::open(folder)?.into()),
-            Self::Gguf(file) => file.tensors(),
-            Self::Builtin | Self::Grown(_) => {
+        let tensors = match self.files() {
+            Self::Folder(folder) => StoredTensors::of_folder(folder, &HfConfig::read(folder)?)?,
+            Self::Gguf(file) => file.tensors()?,
+            Self::Builtin | Self::LoadIn(..) | Self::Grown(_) => {
                 check_builtin()?;
                 let file = builtin("model.safetensors");
-                Ok(Checkpoint::from_static(file, Path::new(BUILTIN))?.into())
+                Checkpoint::from_static(file, Path::new(BUILTIN))?.into()
             }
+        };
+        match self.loads_in() {
+            Some(load_in) => tensors.load_in(load_in),
+            None => Ok(tensors),
         }
     }
 
@@ -297,7 +335,9 @@ impl Source {
         let folder = match self.files() {
             Self::Folder(folder) => folder,
             Self::Gguf(file) => return file.bytes(),
-            Self::Builtin | Self::Grown(_) => return builtin("model.safetensors").len() as u64,
+            Self::Builtin | Self::LoadIn(..) | Self::Grown(_) => {
+                return builtin("model.safetensors").len() as u64;
+            }
         };
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let weights = entries.map(|entry| entry.path()).filter(|path| {
@@ -328,6 +368,7 @@ impl Source {
                 let json = builtin("tokenizer.json");
                 Tokenizer::from_parts(json, Some(&template), "<|endoftext|>", &builtin_ends())?
             }
+            Self::LoadIn(base, _) => base.tokenizer()?,
             Self::Grown(grown) => {
                 let mut tokenizer = grown.base.tokenizer()?;
                 tokenizer.add(&grown.tokens)?;
@@ -552,6 +593,8 @@ impl Source {
         }
         self.write_added_tokens(folder)?;
         let mut config = families::read_part(self.config()?)?.map().clone();
+        // What is written beside it is not quantized, or says so in `changes`.
+        config.shift_remove(QUANTIZATION_CONFIG);
         let name = match dtype {
             DType::F32 => "float32",
             DType::Bf16 => "bfloat16",
@@ -587,6 +630,7 @@ impl Source {
             ),
             Self::Gguf(file) => file.name(),
             Self::Builtin => BUILTIN.to_owned(),
+            Self::LoadIn(base, _) => base.short_name(),
             Self::Grown(grown) => grown.base.short_name(),
         }
     }

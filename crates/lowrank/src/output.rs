@@ -50,6 +50,22 @@ pub(crate) fn is_taken(folder: &Path) -> Result<bool, Error> {
     Ok(false)
 }
 
+/// Refuses to replace what is not a model's folder, or the one that is read. Without `overwrite` nothing is replaced, which is left to the writer.
+pub(crate) fn check_folder(
+    folder: &Path,
+    read: Option<&Path>,
+    overwrite: bool,
+    known: &[&[&str]],
+) -> Result<(), Error> {
+    if !overwrite || !is_taken(folder)? {
+        return Ok(());
+    }
+    if let Some(read) = read {
+        check_apart(folder, read)?;
+    }
+    check_replaceable(folder, known)
+}
+
 /// Refuses to replace a folder that holds anything but the `known` files: deleting it could delete a person's work.
 pub(crate) fn check_replaceable(folder: &Path, known: &[&[&str]]) -> Result<(), Error> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {

@@ -103,7 +103,7 @@ struct TaggedWord {
 /// # Errors
 /// A model, adapter or data that cannot be used; a row that cannot be read, which ends the work.
 pub fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
-    let plan = with_adapter::plan(&args.base.model, args.adapter.as_deref())?;
+    let plan = with_adapter::plan_of(args.base.source()?, args.adapter.as_deref())?;
     let Some(task) = plan.task() else {
         return Err(plan.no_classifier().into());
     };

@@ -9,7 +9,7 @@ use lowrank::data::{
     Boundary, DataOptions, Dataset, Labels, OnBadRow, Split, TaskType, Tokenizer,
     is_standard_input, split_file, why_missing,
 };
-use lowrank::model::{Adapter, AdapterSet, ModelConfig, Weights};
+use lowrank::model::{Adapter, AdapterSet, LoadIn, ModelConfig, Weights};
 use lowrank::train::{BaseDtype, split_columns};
 use lowrank::tuning::{self, Loaded};
 
@@ -19,7 +19,7 @@ use crate::settings::paths::why_no_adapter;
 /// Which model, and how it is held.
 #[derive(Debug, Clone, Args)]
 pub struct BaseArgs {
-    /// The model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny
+    /// The model: a folder in the Hugging Face layout, a GGUF file, an id of the Hub, or builtin:tiny
     #[arg(long, value_name = "MODEL")]
     pub model: String,
 
@@ -32,18 +32,30 @@ pub struct BaseArgs {
     )]
     pub base_dtype: BaseDtype,
 
+    /// Quantize the matrices of the model's blocks while they are loaded, to NF4 or to int8
+    #[arg(long, value_name = "BITS", help_heading = "Machine")]
+    pub load_in: Option<LoadIn>,
+
     /// Threads to compute with [default: one a core]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub threads: Option<usize>,
 }
 
 impl BaseArgs {
+    /// The files of the model.
+    ///
+    /// # Errors
+    /// When there is no such model, or it cannot be quantized.
+    pub fn source(&self) -> Result<Source, lowrank::Error> {
+        Source::find(&self.model)?.load_in(self.load_in)
+    }
+
     /// Loads the model, with the tokens that these adapters bring.
     ///
     /// # Errors
     /// When there is no such model or its files cannot be used; adapters that do not bring the same tokens.
     pub fn load(&self, adapters: &[&Path]) -> anyhow::Result<Base> {
-        let source = Source::find(&self.model)?;
+        let source = self.source()?;
         for folder in adapters {
             check_is_adapter(folder)?;
         }

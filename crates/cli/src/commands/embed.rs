@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use lowrank::Workspace;
-use lowrank::base::Source;
 use lowrank::classify::embed;
 use lowrank::data::TaskType;
 use lowrank::model::{Pooling, Purpose};
@@ -61,7 +60,7 @@ pub enum PoolingArg {
 /// # Errors
 /// A model, adapter or data that cannot be used.
 pub fn run(args: &EmbedArgs) -> anyhow::Result<()> {
-    let source = Source::find(&args.base.model)?;
+    let source = args.base.source()?;
     let tokenizer = Arc::new(source.tokenizer()?);
     let network = source.load_for(args.base.base_dtype.into(), Purpose::Features, None, 0)?;
     let model = &network.decoder;

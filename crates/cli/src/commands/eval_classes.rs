@@ -73,7 +73,7 @@ pub fn is_for(args: &EvalArgs) -> anyhow::Result<bool> {
 }
 
 fn plan_for(base: &BaseArgs, args: &EvalArgs) -> anyhow::Result<Plan> {
-    let plan = with_adapter::plan(&base.model, args.adapter.as_deref())?;
+    let plan = with_adapter::plan_of(base.source()?, args.adapter.as_deref())?;
     if plan.is_bare_encoder() {
         return Err(plan.no_classifier().into());
     }

@@ -8,7 +8,7 @@ use clap::{ArgMatches, Args};
 use lowrank::DType;
 use lowrank::base::{Source, purpose_for};
 use lowrank::data::TaskType;
-use lowrank::model::{ModelConfig, Recompute, families};
+use lowrank::model::{LoadIn, ModelConfig, Recompute, families};
 use lowrank::plan::paper::Origin;
 use lowrank::plan::{Estimate, Memory, Plan, PlanOptions, plan, presets};
 use lowrank::settings::{BaseDtype, ComputeFormat, TrainConfig};
@@ -68,6 +68,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "DTYPE", default_value = "bf16", help_heading = RUN)]
     pub base_dtype: BaseDtype,
 
+    /// Quantize the matrices of the blocks while they are loaded
+    #[arg(long, value_name = "BITS", help_heading = RUN)]
+    pub load_in: Option<LoadIn>,
+
     /// How the factors of products are read [default: bf16 beside a base in bf16, else f32]
     #[arg(long, value_name = "DTYPE", help_heading = RUN)]
     pub compute_dtype: Option<ComputeFormat>,
@@ -95,7 +99,10 @@ pub struct PlanArgs {
 /// A model that is not known, options that do not fit it.
 pub fn run(args: &PlanArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let output = Output::detect(args.json);
-    let (name, model) = model(args)?;
+    let (name, mut model) = model(args)?;
+    if let Some(load_in) = args.load_in {
+        load_in.mark(&mut model);
+    }
     let options = PlanOptions {
         name: &name,
         model: &model,
@@ -129,7 +136,7 @@ fn model(args: &PlanArgs) -> anyhow::Result<(String, ModelConfig)> {
         }
         (None, None) => {
             let name = args.model.clone().unwrap_or_default();
-            let source = Source::find(&name)?;
+            let source = Source::find(&name)?.load_in(args.load_in)?;
             let purpose = purpose(&source.config()?)?;
             (name, source.shapes_for(purpose)?)
         }

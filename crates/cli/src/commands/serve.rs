@@ -216,7 +216,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 /// The model, for what it or the first adapter is made, and what its labels mean where it classifies.
 fn load(args: &ServeArgs) -> anyhow::Result<(Base, Option<Labels>)> {
     let paths = AdapterArg::paths(&args.adapter);
-    let plan = with_adapter::plan(&args.base.model, paths.first().copied())?;
+    let plan = with_adapter::plan_of(args.base.source()?, paths.first().copied())?;
     if plan.purpose == Purpose::LanguageModel {
         return Ok((args.base.load(&paths)?, None));
     }

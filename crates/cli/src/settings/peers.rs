@@ -74,7 +74,7 @@ const NO_GRADIENT_CHECKPOINTING: &str =
     "there is no such setting: backward keeps only what it needs";
 const ADAMW: &str =
     "the optimizer is always AdamW; adam_beta1, adam_beta2, adam_epsilon and weight_decay set it";
-const QUANTIZED: &str = "a quantized base is not supported; base_dtype is bf16 or f32";
+const LOAD_IN: &str = "its value is 4bit or 8bit";
 const PACKED: &str = "there is no such setting: examples are never padded and never see each other";
 const TRACKER: &str =
     "metrics.jsonl and report.html in the output folder hold every figure; no service is contacted";
@@ -135,8 +135,8 @@ const PEERS: &[(&str, Advice)] = &[
     ("iters", KeyBut("max_steps", ITERATIONS)),
     ("json", Say(INVOCATION)),
     ("label_smoothing", Key("label_smoothing_factor")),
-    ("load_in_4bit", Say(QUANTIZED)),
-    ("load_in_8bit", Say(QUANTIZED)),
+    ("load_in_4bit", KeyBut("load_in", LOAD_IN)),
+    ("load_in_8bit", KeyBut("load_in", LOAD_IN)),
     (
         "logging_steps",
         Say("every step is logged to metrics.jsonl"),
@@ -189,7 +189,7 @@ const PEERS: &[(&str, Advice)] = &[
     ("per_device_train_batch_size", Key("batch_size")),
     ("pipeline_stages", Say(INVOCATION)),
     ("print_config", Say(INVOCATION)),
-    ("quantization_bit", Say(QUANTIZED)),
+    ("quantization_bit", KeyBut("load_in", LOAD_IN)),
     ("rank", Key("r")),
     ("ranks_per_node", Say(INVOCATION)),
     ("report_to", Say(TRACKER)),

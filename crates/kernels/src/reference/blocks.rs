@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::storage::{FP4_VALUES, NF4_VALUES, NumberFormat};
+use crate::storage::{FP4_VALUES, INT8_STEP, NF4_VALUES, NumberFormat};
 
 /// The numbers of a matrix in any format, to the bit; of a last block that is not whole, none.
 pub fn widened(format: NumberFormat, bytes: &[u8]) -> Vec<f32> {
@@ -54,6 +54,11 @@ fn number(format: NumberFormat, b: &[u8], i: usize) -> f32 {
         }
         NumberFormat::Nf4 => of_four_bit(&NF4_VALUES, b, i),
         NumberFormat::Fp4 => of_four_bit(&FP4_VALUES, b, i),
+        NumberFormat::Int8 => {
+            let largest = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            f32::from(b[4 + i].cast_signed()) * largest * INT8_STEP
+        }
+        NumberFormat::Int4 => half(b) * (bits(b[3 + i % 16], i / 16 * 4, 4) - f32::from(b[2])),
     }
 }
 

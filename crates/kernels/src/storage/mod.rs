@@ -11,6 +11,7 @@ mod bitsandbytes;
 mod blocks;
 mod f16;
 mod f32;
+mod grouped;
 
 use std::fmt;
 use std::ops::Range;
@@ -18,12 +19,17 @@ use std::ops::Range;
 use bytemuck::Pod;
 use pulp::Simd;
 
-pub use self::bitsandbytes::{FourBit, NestedScales};
+pub use self::bitsandbytes::{
+    EightBit, FourBit, FourBitParts, NESTED_BLOCK, NestedParts, NestedScales, eight_bits,
+    nested_map,
+};
 use self::blocks::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::blocks::Group;
+pub(crate) use self::blocks::apart::INT8_STEP;
 pub(crate) use self::blocks::four_bit::{FP4_VALUES, NF4_VALUES};
 pub(crate) use self::blocks::{GROUP, IntegerBlock, OneByOne, Quants};
+pub use self::grouped::{FourBitOrder, Grouped};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;
 use crate::tensor::TensorError;
@@ -50,7 +56,8 @@ impl fmt::Display for DType {
     }
 }
 
-/// How the numbers of a matrix are stored. The names of formats with blocks are ggml's, and of the last two bitsandbytes'.
+/// How the numbers of a matrix are stored. The names of formats with blocks are ggml's, then bitsandbytes' NF4, FP4 and int8, and int4 for
+/// what GPTQ and AWQ make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NumberFormat {
     /// [`DType::F32`].
@@ -87,11 +94,15 @@ pub enum NumberFormat {
     Nf4,
     /// 64 numbers d·v, v one of 16 floats of four bits.
     Fp4,
+    /// 64 numbers d·q / 127, q of 8 bits.
+    Int8,
+    /// 32 numbers d·(q - z), q of 4 bits, z from 0 to 16.
+    Int4,
 }
 
 impl NumberFormat {
     /// Every format.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::F32,
         Self::Bf16,
         Self::F16,
@@ -109,6 +120,8 @@ impl NumberFormat {
         Self::Iq4Xs,
         Self::Nf4,
         Self::Fp4,
+        Self::Int8,
+        Self::Int4,
     ];
 
     /// Bytes of so many numbers, whole rows of a matrix.
@@ -151,7 +164,18 @@ impl NumberFormat {
             | Self::Q5K
             | Self::Q6K
             | Self::Iq4Nl
-            | Self::Iq4Xs => true,
+            | Self::Iq4Xs
+            | Self::Int8
+            | Self::Int4 => true,
+        }
+    }
+
+    /// The values that its four bits stand for, of NF4 and FP4.
+    pub fn four_bit_values(self) -> Option<&'static [f32; 16]> {
+        match self {
+            Self::Nf4 => Some(&NF4_VALUES),
+            Self::Fp4 => Some(&FP4_VALUES),
+            _ => None,
         }
     }
 

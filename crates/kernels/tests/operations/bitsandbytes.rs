@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use lowrank_kernels::{FourBit, NestedScales, NumberFormat, Tensor, TensorError};
+use lowrank_kernels::{
+    EightBit, FourBit, FourBitParts, NestedParts, NestedScales, NumberFormat, Tensor, TensorError,
+    eight_bits,
+};
 
 const ROWS: usize = 5;
 const COLS: usize = 192;
@@ -87,6 +90,17 @@ fn four_bits_are_those_of_bitsandbytes() {
                 bits(&expected),
                 "{format} in blocks of {block}, nested: {nested}"
             );
+            if block == 64 && nested {
+                // What lowrank itself makes of the numbers.
+                let mut blocks = Vec::new();
+                format.quantize(&numbers, &mut blocks).unwrap();
+                let parts = FourBitParts::of(&blocks);
+                assert_eq!(parts.packed, packed);
+                let own = NestedParts::of(&parts.scales).widened().unwrap();
+                for (own, scale) in own.iter().zip(&scales) {
+                    assert!((own - scale).abs() <= 1e-6 * scale, "{own}, {scale}");
+                }
+            }
             if block == 64 && !nested {
                 let found = quantized(format, &numbers, ROWS);
                 assert_eq!(bits(&found), bits(&expected), "{format}, quantized");
@@ -107,6 +121,44 @@ fn four_bits_are_those_of_bitsandbytes() {
     let expected = goldens.floats(700);
     assert_eq!(bits(&nested.widened().unwrap()), bits(&expected));
     assert!(goldens.0.is_empty());
+}
+
+#[test]
+fn the_values_of_bytes_are_those_of_bitsandbytes() {
+    assert_eq!(bits(&lowrank_kernels::nested_map()), bits(&nested_map()));
+}
+
+#[test]
+fn eight_bits_are_shares_of_the_largest() {
+    let row: Vec<f32> = (0..128_i16).map(|i| f32::from(i - 64) / 100.0).collect();
+    let (numbers, largest) = eight_bits(&row).unwrap();
+    assert_eq!(largest, half::f16::from_f32(-0.64).to_f32().abs());
+    let stored = EightBit {
+        numbers: &numbers,
+        scales: &[largest],
+    };
+    let matrix = stored.matrix(1, 128).unwrap().to_vec();
+    for (i, (found, x)) in matrix.iter().zip(&row).enumerate() {
+        assert!(
+            (found - x).abs() <= 0.5 * largest / 127.0 + 4e-4,
+            "{found} {x}"
+        );
+        assert_eq!(found.to_bits(), stored.number(i).to_bits());
+    }
+    assert_eq!(eight_bits(&[0.0; 3]).unwrap(), (vec![0; 3], 0.0));
+    assert_eq!(eight_bits(&[1.0, 7e4]), Err(1));
+    let short = EightBit {
+        numbers: &numbers[1..],
+        scales: &[largest],
+    };
+    assert!(matches!(
+        short.matrix(1, 128),
+        Err(TensorError::Length { .. })
+    ));
+    assert!(matches!(
+        stored.matrix(1, 96),
+        Err(TensorError::PartOfBlock { .. })
+    ));
 }
 
 /// The map of nested scales, from the first matrix with double quantization.

@@ -5,6 +5,7 @@ mod attention;
 mod bitsandbytes;
 mod common;
 mod elementwise;
+mod grouped;
 mod head;
 mod linear;
 mod low_rank;

@@ -193,7 +193,7 @@ impl Source {
                 }
             }
             Self::Gguf(file) => Ok(file.side_files()?.remove(name)),
-            Self::Builtin | Self::Grown(_) => {
+            Self::Builtin | Self::LoadIn(..) | Self::Grown(_) => {
                 Ok(Some(builtin(name).to_vec()).filter(|bytes| !bytes.is_empty()))
             }
         }

@@ -3,6 +3,7 @@
 //! A base that is a GGUF file already lends its metadata as they are. Of a folder they are made from config.json and tokenizer.json, and read
 //! again before the file counts as written: what a GGUF file cannot say of a model, or of how it cuts texts, is an error and not another model.
 
+mod folder;
 mod types;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -22,6 +23,8 @@ use crate::data::Tokenizer;
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
 use crate::model::{ModelConfig, WeightId, Weights, families};
 
+pub use folder::{FolderReport, FolderType, write_quantized_folder};
+pub use lowrank_formats::quantized::FourBitKind;
 pub use types::FileType;
 pub(crate) use types::q4_k_m;
 

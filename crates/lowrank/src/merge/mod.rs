@@ -234,13 +234,8 @@ impl MergedConfig {
 
 /// A merge replaces a model folder, never one that holds anything else and never the base itself.
 fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), Error> {
-    if !overwrite || !crate::output::is_taken(output)? {
-        return Ok(());
-    }
-    if let Some(base) = source.folder() {
-        crate::output::check_apart(output, base)?;
-    }
-    crate::output::check_replaceable(output, &[MODEL_FILES, SIDE_FILES, SIDE_FOLDERS])
+    let known = [MODEL_FILES, SIDE_FILES, SIDE_FOLDERS];
+    crate::output::check_folder(output, source.folder(), overwrite, &known)
 }
 
 /// The weight of one linear with all that an adapter does to it, f32, in the base's layout: W0 + Σ scale·B·A, with rows and columns

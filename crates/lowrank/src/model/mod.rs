@@ -11,6 +11,7 @@ mod config;
 mod decoder;
 pub mod families;
 mod linear;
+pub(crate) mod load_in;
 mod norm;
 mod pass;
 mod prefix;
@@ -36,6 +37,7 @@ pub use config::{
     Purpose, QkNorm, QueryScale, RelativeAttention, Rope, RopeScaling, Sublayer, WeightId,
 };
 pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions, StageForward};
+pub use load_in::LoadIn;
 pub use saving::{Recompute, Saving};
 pub(crate) use stage::stages_of_slots;
 pub use stage::{Stage, split};

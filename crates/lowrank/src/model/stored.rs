@@ -1,4 +1,6 @@
-//! The tensors of a base as its files have them: numbers in safetensors files, or blocks in a GGUF file.
+//! The tensors of a base as its files have them: numbers in safetensors files, quantized or not, or blocks in a GGUF file.
+
+mod packed;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,16 +9,22 @@ use lowrank_formats::checkpoint::{
     Checkpoint, StoredDType, TensorEntry, check_finite, check_finite_as_bf16,
 };
 use lowrank_formats::gguf_model::{self, Change, GgufWeight};
-use lowrank_formats::{FormatError, Gguf, SharedBytes};
+use lowrank_formats::quantized::{PackedTensor, QuantMethod, QuantizedCheckpoint};
+use lowrank_formats::{FormatError, Gguf, HfConfig, SharedBytes};
 use lowrank_kernels::{DType, NumberFormat, Tensor, View};
 use rayon::prelude::*;
 
+use super::load_in::LoadIn;
 use crate::Error;
 
 /// The opened weights of a base.
 pub enum StoredTensors {
     /// A folder's, or a single file's.
     Safetensors(Checkpoint),
+    /// The same, of which matrices are quantized while they are loaded.
+    LoadIn(Checkpoint, LoadIn),
+    /// A folder's whose matrices are quantized.
+    Quantized(QuantizedCheckpoint),
     /// Those of a GGUF file, by the names that they would have in a folder.
     Gguf {
         /// The file, or the first of several.
@@ -33,6 +41,45 @@ impl From<Checkpoint> for StoredTensors {
 }
 
 impl StoredTensors {
+    /// Those of a folder, which may be quantized; `config` is its config.json.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged; a kind of quantization that is not read.
+    pub fn of_folder(folder: &Path, config: &HfConfig) -> Result<Self, Error> {
+        let checkpoint = Checkpoint::open(folder)?;
+        Ok(match QuantMethod::read(config)? {
+            None => Self::Safetensors(checkpoint),
+            Some(method) => Self::Quantized(QuantizedCheckpoint::new(checkpoint, method)?),
+        })
+    }
+
+    /// The same, whose matrices are to be quantized while they are loaded.
+    ///
+    /// # Errors
+    /// Matrices that are quantized already.
+    pub fn load_in(self, load_in: LoadIn) -> Result<Self, Error> {
+        match self {
+            Self::Safetensors(checkpoint) => Ok(Self::LoadIn(checkpoint, load_in)),
+            quantized => Err(Error::Settings(format!(
+                "{} is quantized already, or is a GGUF file, which has formats of its own; leave out load_in",
+                quantized.path().display()
+            ))),
+        }
+    }
+
+    /// What matrices are quantized to while they are loaded, if they are.
+    pub fn loads_in(&self) -> Option<LoadIn> {
+        match self {
+            Self::LoadIn(_, load_in) => Some(*load_in),
+            _ => None,
+        }
+    }
+
+    /// Whether matrices may be stored in other formats than those that are computed with.
+    pub fn has_formats(&self) -> bool {
+        !matches!(self, Self::Safetensors(_))
+    }
+
     /// Those of a GGUF file.
     ///
     /// # Errors
@@ -49,7 +96,8 @@ impl StoredTensors {
     /// What was opened.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Safetensors(checkpoint) => checkpoint.path(),
+            Self::Safetensors(checkpoint) | Self::LoadIn(checkpoint, _) => checkpoint.path(),
+            Self::Quantized(quantized) => quantized.checkpoint().path(),
             Self::Gguf { path, .. } => path,
         }
     }
@@ -57,7 +105,10 @@ impl StoredTensors {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> Vec<&str> {
         match self {
-            Self::Safetensors(checkpoint) => checkpoint.names().collect(),
+            Self::Safetensors(checkpoint) | Self::LoadIn(checkpoint, _) => {
+                checkpoint.names().collect()
+            }
+            Self::Quantized(quantized) => quantized.names(),
             Self::Gguf { weights, .. } => weights.keys().map(String::as_str).collect(),
         }
     }
@@ -65,7 +116,8 @@ impl StoredTensors {
     /// The shape of a tensor, which is not mapped for it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match self {
-            Self::Safetensors(checkpoint) => checkpoint.shape(name),
+            Self::Safetensors(checkpoint) | Self::LoadIn(checkpoint, _) => checkpoint.shape(name),
+            Self::Quantized(quantized) => quantized.shape(name),
             Self::Gguf { weights, .. } => Some(&weights.get(name)?.tensor.shape),
         }
     }
@@ -73,7 +125,8 @@ impl StoredTensors {
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
         match self {
-            Self::Safetensors(checkpoint) => checkpoint.total_bytes(),
+            Self::Safetensors(checkpoint) | Self::LoadIn(checkpoint, _) => checkpoint.total_bytes(),
+            Self::Quantized(quantized) => quantized.checkpoint().total_bytes(),
             Self::Gguf { weights, .. } => {
                 let all = weights.values();
                 all.map(|weight| weight.tensor.bytes.as_ref().len() as u64)
@@ -88,7 +141,13 @@ impl StoredTensors {
     /// The process has no room to map it.
     pub fn find(&self, name: &str) -> Result<Option<StoredTensor>, Error> {
         Ok(match self {
-            Self::Safetensors(checkpoint) => checkpoint.find(name)?.map(StoredTensor::Numbers),
+            Self::Safetensors(checkpoint) | Self::LoadIn(checkpoint, _) => {
+                checkpoint.find(name)?.map(StoredTensor::Numbers)
+            }
+            Self::Quantized(quantized) => match quantized.packed(name)? {
+                Some(packed) => Some(StoredTensor::Packed(Box::new(packed))),
+                None => quantized.plain(name)?.map(StoredTensor::Numbers),
+            },
             Self::Gguf { weights, .. } => weights.get(name).cloned().map(StoredTensor::Gguf),
         })
     }
@@ -99,6 +158,8 @@ impl StoredTensors {
 pub enum StoredTensor {
     /// Of a safetensors file.
     Numbers(TensorEntry),
+    /// Of several tensors of safetensors files, that are quantized.
+    Packed(Box<PackedTensor>),
     /// Of a GGUF file.
     Gguf(GgufWeight),
 }
@@ -112,7 +173,7 @@ pub(crate) fn check_all_finite(tensors: &[StoredTensor]) -> Result<(), Error> {
     let bad: Vec<&StoredTensor> = tensors.par_iter().filter(is_bad).collect();
     check_finite(bad.iter().filter_map(|tensor| match tensor {
         StoredTensor::Numbers(entry) => Some(entry),
-        StoredTensor::Gguf(_) => None,
+        StoredTensor::Packed(_) | StoredTensor::Gguf(_) => None,
     }))?;
     bad.first().map_or(Ok(()), |tensor| tensor.check_finite())
 }
@@ -137,14 +198,26 @@ impl StoredTensor {
     pub fn name(&self) -> &str {
         match self {
             Self::Numbers(entry) => &entry.name,
+            Self::Packed(tensor) => &tensor.name,
             Self::Gguf(weight) => &weight.name,
         }
+    }
+
+    /// An error about it.
+    pub(crate) fn error(&self, problem: &str) -> Error {
+        let (file, name) = match self {
+            Self::Numbers(entry) => (&entry.file, &entry.name),
+            Self::Packed(tensor) => (&tensor.main().file, &tensor.name),
+            Self::Gguf(weight) => (&weight.tensor.file, &weight.tensor.name),
+        };
+        FormatError::tensor(file, name, problem).into()
     }
 
     /// Its dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         match self {
             Self::Numbers(entry) => &entry.shape,
+            Self::Packed(tensor) => &tensor.shape,
             Self::Gguf(weight) => &weight.tensor.shape,
         }
     }
@@ -153,16 +226,18 @@ impl StoredTensor {
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Numbers(entry) => entry.dtype.name(),
+            Self::Packed(tensor) => tensor.type_name(),
             Self::Gguf(weight) => weight.tensor.kind.name(),
         }
     }
 
     /// How its numbers are stored, if that is a format of 16 bits or fewer that is not bf16.
     pub(crate) fn own_format(&self) -> Option<NumberFormat> {
-        let Self::Gguf(weight) = self else {
-            return None;
+        let format = match self {
+            Self::Numbers(_) => return None,
+            Self::Packed(tensor) => packed::format(tensor)?,
+            Self::Gguf(weight) => format_of(weight).ok()?,
         };
-        let format = format_of(weight).ok()?;
         format.as_dtype().is_none().then_some(format)
     }
 
@@ -175,6 +250,7 @@ impl StoredTensor {
     pub fn bytes(&self) -> &SharedBytes {
         match self {
             Self::Numbers(entry) => &entry.bytes,
+            Self::Packed(tensor) => &tensor.main().bytes,
             Self::Gguf(weight) => &weight.tensor.bytes,
         }
     }
@@ -183,6 +259,7 @@ impl StoredTensor {
     pub(crate) fn value(&self, index: usize) -> f32 {
         match self {
             Self::Numbers(entry) => entry.value(index).unwrap_or(f32::NAN),
+            Self::Packed(tensor) => packed::value(tensor, index),
             Self::Gguf(weight) => {
                 let mut rows = GgufRows::new(weight);
                 match &mut rows {
@@ -220,6 +297,8 @@ impl StoredTensor {
     fn check_finite(&self) -> Result<(), Error> {
         match self {
             Self::Numbers(entry) => Ok(check_finite([entry])?),
+            // It was checked when it was read.
+            Self::Packed(_) => Ok(()),
             Self::Gguf(weight) => check_blocks(weight, GgufRows::new(weight)?.stored.view()),
         }
     }
@@ -236,6 +315,7 @@ impl StoredTensor {
     ) -> Result<Tensor, Error> {
         match self {
             Self::Numbers(entry) => numbers(entry, (rows, cols), dtype),
+            Self::Packed(tensor) => packed::to_tensor(tensor, (rows, cols), dtype),
             Self::Gguf(weight) => {
                 let source = GgufRows::new(weight)?;
                 let format = source.stored.format();

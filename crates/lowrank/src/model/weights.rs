@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use lowrank_formats::SharedBytes;
-use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor, View, fill_normal};
@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use super::adapter::Adapter;
 use super::config::{Family, LinearKind, ModelConfig, Part, Purpose, WeightId};
 use super::families;
+use super::load_in::LoadIn;
 use super::stage::Stage;
 use super::stored::{StoredTensor, StoredTensors, check_all_finite};
 use crate::Error;
@@ -49,8 +50,9 @@ impl Weights {
     /// # Errors
     /// An unsupported config, a missing or damaged file, tensors that are missing or of another shape (all of them named).
     pub fn load(folder: &Path, dtype: DType) -> Result<Self, Error> {
-        let config = families::read_config(&HfConfig::read(folder)?)?;
-        let stored = Checkpoint::open(folder)?.into();
+        let raw = HfConfig::read(folder)?;
+        let config = families::read_config(&raw)?;
+        let stored = StoredTensors::of_folder(folder, &raw)?;
         Self::from_stored(config, &stored, dtype)
     }
 
@@ -59,8 +61,9 @@ impl Weights {
     /// # Errors
     /// As [`load`](Self::load); a purpose that the architecture does not have.
     pub fn load_for(folder: &Path, dtype: DType, purpose: Purpose) -> Result<Self, Error> {
-        let config = families::read_config_for(&HfConfig::read(folder)?, purpose)?;
-        let stored = Checkpoint::open(folder)?.into();
+        let raw = HfConfig::read(folder)?;
+        let config = families::read_config_for(&raw, purpose)?;
+        let stored = StoredTensors::of_folder(folder, &raw)?;
         Self::from_stored(config, &stored, dtype)
     }
 
@@ -139,7 +142,10 @@ impl Weights {
             }
             let exact = shape.0 == 1 || config.is_of_classifier(id);
             let stored_as = if exact { DType::F32 } else { dtype };
-            let tensor = entry.to_tensor(shape, stored_as)?;
+            let tensor = match stored.loads_in().filter(|_| LoadIn::is_for(&config, id)) {
+                Some(load_in) => load_in.quantized(&entry, shape)?,
+                None => entry.to_tensor(shape, stored_as)?,
+            };
             if tensor.is_shared() {
                 mapped.push(entry);
             }
@@ -594,7 +600,9 @@ pub(crate) fn with_head_of(
         config.tie_word_embeddings =
             head.shape() == embedding.shape() && head.has_values_of(&embedding)?;
     }
-    if matches!(stored, StoredTensors::Gguf { .. }) {
+    if let Some(load_in) = stored.loads_in() {
+        load_in.mark(&mut config);
+    } else if stored.has_formats() {
         for (id, _) in config
             .weights()
             .into_iter()

@@ -17,7 +17,7 @@ use crate::data::{Boundary, OnBadRow, TaskType};
 use crate::fields::{Fields, Keys, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, parse_bytes};
-use crate::model::{Adapter, ModelConfig, Recompute};
+use crate::model::{Adapter, LoadIn, ModelConfig, Recompute};
 use crate::tuning::{self, Method, MethodOptions};
 
 #[cfg(feature = "clap")]
@@ -35,7 +35,7 @@ pub const REQUIRED: [&str; 3] = ["model", "data", "output"];
 fields! {
     /// The settings of `lowrank train`, in the words of PEFT's configs and of transformers' `TrainingArguments`.
     pub struct TrainConfig {
-        /// The base model: a folder in the Hugging Face layout, an id of the Hub, or builtin:tiny (required)
+        /// The base model: a folder in the Hugging Face layout, a GGUF file, an id of the Hub, or builtin:tiny (required)
         #[arg(value_name = "MODEL", default_value = "", hide_default_value = true)]
         pub model: String,
 
@@ -220,6 +220,10 @@ fields! {
         /// How the frozen weights are stored
         #[arg(value_name = "DTYPE", value_enum, help_heading = MACHINE)]
         pub base_dtype: BaseDtype = BaseDtype::Bf16,
+
+        /// Quantize the matrices of the model's blocks while they are loaded, to NF4 or to int8
+        #[arg(value_name = "BITS", value_enum, help_heading = MACHINE)]
+        pub load_in: Option<LoadIn>,
 
         /// How the factors of training's products are read [default: bf16 beside a base in bf16, else f32]
         #[arg(value_name = "DTYPE", value_enum, help_heading = MACHINE)]

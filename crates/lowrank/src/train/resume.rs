@@ -97,7 +97,7 @@ fn outcome_of(config: &TrainConfig, lines: &[MetricsLine], total_steps: Option<u
 
 /// The shapes of a finished run's model, with the classifier that the run has trained.
 fn model_of(config: &TrainConfig) -> Result<ModelConfig, Error> {
-    let source = Source::find(&config.model)?;
+    let source = Source::find(&config.model)?.load_in(config.load_in)?;
     let purpose = if config.method.writes_model() {
         Source::Folder(config.output.clone()).purpose()?.0
     } else {

@@ -125,7 +125,7 @@ fn may_begin(
 ) -> Result<Option<Began>, Error> {
     config.check()?;
     if start != Start::Resume {
-        Source::find(&config.model)?;
+        Source::find(&config.model)?.load_in(config.load_in)?;
     }
     if ranks.are_several() && is_read_once(&config.data) {
         return Err(Error::Settings(format!(
@@ -161,7 +161,11 @@ fn load(
 ) -> Result<Loaded, Error> {
     // The same but for where an adapter to start from is found, and which rows new tokens have.
     let begins = adapter_in_checkpoint(config, start).unwrap_or_else(|| config.clone());
-    let (source, notes) = with_tokens(Source::find(&config.model)?, &begins, start)?;
+    let (source, notes) = with_tokens(
+        Source::find(&config.model)?.load_in(config.load_in)?,
+        &begins,
+        start,
+    )?;
     let model = source.model_config_for(likely_purpose(&source, &begins)?)?;
     let begins = with_rows(begins, &source, &model);
     if ranks.stages() == 1 {

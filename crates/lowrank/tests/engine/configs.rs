@@ -452,8 +452,8 @@ fn configs_that_cannot_be_followed_name_their_keys() {
     for (family, changes, words) in [
         (
             "llama",
-            json!({"quantization_config": {"quant_method": "gptq"}}),
-            &["quantization_config", "gptq", "remove the key"][..],
+            json!({"quantization_config": {"quant_method": "hqq"}}),
+            &["quantization_config", "hqq", "remove the key"][..],
         ),
         (
             "llama",

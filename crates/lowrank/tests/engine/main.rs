@@ -21,6 +21,7 @@ mod methods;
 mod objectives;
 mod output;
 mod pieces;
+mod quantized;
 mod ranks;
 mod relative;
 mod resume;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
-use lowrank::base::{Network, Source, purpose_for};
+use lowrank::base::{Network, purpose_for};
 use lowrank::bench::{self, TrainOptions};
 use lowrank::data::{DataOptions, Dataset, Example, Label, Split, TaskType};
 use lowrank::model::{ModelConfig, Pooling, Purpose, Recompute, Saving};
@@ -240,7 +240,7 @@ const MOST_TOKENS: usize = 1 << 30;
 
 /// The model as the rows need it, and the rows.
 fn load(args: &BenchTrainArgs, config: &TrainConfig) -> anyhow::Result<(Network, Vec<Example>)> {
-    let source = Source::find(&args.base.model)?;
+    let source = args.base.source()?;
     let dtype = args.base.base_dtype.into();
     let likely = purpose_for(&source.config()?, args.task_type, None)?;
     if likely == Purpose::Features {

@@ -140,3 +140,12 @@ pub(crate) fn put(to: &mut [u8; BYTES], scale: f32, from: &[u8; LEN / 2]) {
     d.copy_from_slice(&scale.to_le_bytes());
     qs.copy_from_slice(&packed(&places));
 }
+
+/// A block's scale, and its places as bitsandbytes packs them.
+pub(crate) fn take(from: &[u8; BYTES]) -> (f32, [u8; LEN / 2]) {
+    let (d, qs) = from.split_at(size_of::<f32>());
+    let place = |i: usize| qs[i / (2 * RUN) * RUN + i % RUN] >> (4 * (i / RUN % 2)) & 15;
+    let packed = std::array::from_fn(|i| place(2 * i) << 4 | place(2 * i + 1));
+    let scale = d.try_into().map_or(0.0, f32::from_le_bytes);
+    (scale, packed)
+}

@@ -1,9 +1,10 @@
-//! Formats whose numbers share scales: blocks as llama.cpp lays them out, and two for what bitsandbytes stores.
+//! Formats whose numbers share scales: blocks as llama.cpp lays them out, and four for what bitsandbytes, GPTQ and AWQ store.
 //!
 //! A block is widened in runs of 16 numbers, since strips of a matrix begin and end anywhere, and every format's smallest part with a scale of
 //! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, or of bitsandbytes', so that
 //! it has its bits.
 
+pub(super) mod apart;
 pub(super) mod four_bit;
 mod k_quants;
 mod lanes;
@@ -13,6 +14,7 @@ mod vectors;
 
 use bytemuck::Pod;
 
+use self::apart::{Int4, Int8};
 use self::four_bit::{Fp4, Nf4};
 use self::k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
@@ -124,6 +126,8 @@ pub(super) fn visit_integers<V: IntegerVisitor>(format: NumberFormat, visitor: V
         NumberFormat::Q6K => visitor.visit::<Q6K>(),
         NumberFormat::Iq4Nl => visitor.visit::<Iq4Nl>(),
         NumberFormat::Iq4Xs => visitor.visit::<Iq4Xs>(),
+        NumberFormat::Int8 => visitor.visit::<Int8>(),
+        NumberFormat::Int4 => visitor.visit::<Int4>(),
     }
 }
 
@@ -258,7 +262,9 @@ pub(crate) mod for_tests {
         let mut bytes: Vec<u8> = (0..format.bytes_for(rows * cols)).map(|_| next()).collect();
         // Where the exponents of floats lie in a number, or in a block.
         let high = match format {
-            NumberFormat::F32 | NumberFormat::Nf4 | NumberFormat::Fp4 => Some(3),
+            NumberFormat::F32 | NumberFormat::Nf4 | NumberFormat::Fp4 | NumberFormat::Int8 => {
+                Some(3)
+            }
             NumberFormat::Bf16 => Some(1),
             _ => None,
         };

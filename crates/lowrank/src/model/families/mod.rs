@@ -20,6 +20,7 @@ use std::path::Path;
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
+use lowrank_formats::quantized::{QUANTIZATION_CONFIG, QuantMethod};
 use lowrank_kernels::{Activation, Layout, LogitScaling};
 
 use super::config::{
@@ -530,11 +531,13 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
 /// Keys that say that the model is another than its other keys describe, and shapes that the engine's arithmetic relies on.
 fn check(raw: &HfConfig, config: &ModelConfig) -> Result<(), FormatError> {
     const PLAIN: &str = "so take the model as it was before; where its weights are plain all the same, remove the key";
+    if QuantMethod::read(raw)?.is_some() && config.layout == Layout::InOut {
+        return Err(raw.unsupported(
+            QUANTIZATION_CONFIG,
+            format!("none: quantized weights of GPT-2 are not read, {PLAIN}"),
+        ));
+    }
     for (field, why) in [
-        (
-            "quantization_config",
-            format!("quantized weights are not read, {PLAIN}"),
-        ),
         (
             "quantization",
             format!("MLX's quantized weights are not read, {PLAIN}"),
