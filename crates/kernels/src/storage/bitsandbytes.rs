@@ -198,7 +198,12 @@ pub fn eight_bits(row: &[f32]) -> Result<(Vec<u8>, f32), usize> {
         return Err(at);
     }
     let largest = halves.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    // PyTorch divides a number by a tensor so.
+    let factor = if largest > 0.0 {
+        largest.recip() * 127.0
+    } else {
+        0.0
+    };
     let numbers = halves.iter();
     let numbers = numbers.map(|x| ((x * factor).round_ties_even() as i8).cast_unsigned());
     Ok((numbers.collect(), largest))
