@@ -81,9 +81,9 @@ impl ExactArgs {
     /// # Errors
     /// When it would generate so anyway.
     pub fn apply(&self, base: &Base) -> Result<(), Misuse> {
-        if self.exact && !base.decoder.weights().has_blocks() {
+        if self.exact && !base.decoder.weights().has_integers() {
             return Err(Misuse::new(format!(
-                "--exact: {} has no quantized weights, so nothing is rounded beside them; leave it out",
+                "--exact: {} has no weights beside which anything is rounded (NF4 and FP4 are none); leave it out",
                 base.source
             )));
         }

@@ -9,6 +9,7 @@ mod ends;
 mod hub;
 mod misuse;
 mod plans;
+mod quantized;
 mod ranks;
 mod resumes;
 mod runs;

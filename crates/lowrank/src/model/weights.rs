@@ -9,7 +9,7 @@ use lowrank_formats::SharedBytes;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{DType, Tensor, View, fill_normal};
+use lowrank_kernels::{DType, NumberFormat, Tensor, View, fill_normal};
 use rayon::prelude::*;
 
 use super::adapter::Adapter;
@@ -380,10 +380,10 @@ impl Weights {
         self.mapped.iter().for_each(SharedBytes::release);
     }
 
-    /// Whether a tensor's numbers share scales, as quantized ones do.
-    pub fn has_blocks(&self) -> bool {
+    /// Whether a tensor's numbers are integers but for their scales, so that generated rows are rounded beside it.
+    pub fn has_integers(&self) -> bool {
         let mut formats = self.tensors.values().map(Tensor::format);
-        formats.any(|format| format.block_len() > 1)
+        formats.any(NumberFormat::has_integers)
     }
 
     /// Bytes that the tensors take.

@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
+use lowrank_kernels::NumberFormat;
+
 use super::events::{Event, Observer};
 use crate::Error;
 use crate::base::Network;
 use crate::data::Example;
-use crate::model::Adapter;
+use crate::model::{Adapter, Decoder};
 use crate::names::named;
 use crate::random::mix;
 use crate::ranks::Ranks;
 use crate::settings::TrainConfig;
 use crate::tuning::{self, AdapterConfig, FirstText, Starting};
+use crate::units;
 
 /// A method's trainable values with what its files need.
 pub struct Trained {
@@ -61,9 +64,37 @@ pub(super) fn prepare_on(
     if let Some(coverage) = started.coverage {
         observer.event(&Event::Note(coverage));
     }
+    if let Some(note) = unquantized(&started.adapter, &base.decoder) {
+        observer.event(&Event::Note(note));
+    }
     Ok(Trained {
         adapter: started.adapter,
         config: started.config,
+    })
+}
+
+/// What is to be said of weights that are trained and that the base has in blocks.
+fn unquantized(adapter: &Adapter, base: &Decoder) -> Option<String> {
+    /// The value, its gradient and two moments, all f32.
+    const OF_VALUE: u64 = 16;
+    let config = base.config();
+    let in_blocks = |id| {
+        let format: Option<&NumberFormat> = config.formats.get(id);
+        format.is_some_and(|format| format.block_len() > 1)
+    };
+    let slots = adapter.replaced.iter().filter(|(id, _)| in_blocks(id));
+    let sizes = slots.map(|(_, slot)| {
+        let (rows, cols) = adapter.params.shape(*slot);
+        (rows * cols) as u64
+    });
+    let sizes: Vec<u64> = sizes.collect();
+    (!sizes.is_empty()).then(|| {
+        format!(
+            "{} matrices that are quantized in the base are trained as f32 numbers, which take {} with gradients and moments; they are \
+             written as such",
+            sizes.len(),
+            units::bytes(OF_VALUE * sizes.iter().sum::<u64>())
+        )
     })
 }
 

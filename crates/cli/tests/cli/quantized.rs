@@ -1,0 +1,120 @@
+//! Quantized folders, and `--load-in`.
+
+use std::fs;
+
+use lowrank::base::BUILTIN;
+
+use crate::support::{Lab, json_of, lowrank, stderr_of, strs};
+
+#[test]
+fn a_model_is_quantized_and_trained_beside() {
+    let lab = Lab::new();
+    let (model, nf4) = (BUILTIN.to_owned(), lab.arg("nf4"));
+    let quantize = [
+        "model", "quantize", &model, "--type", "nf4", "--output", &nf4,
+    ];
+    let found = json_of(&quantize);
+    let matrices = found["matrices"].as_u64().expect("matrices");
+    assert!(matrices > 0, "{found}");
+    let inspected = json_of(&["model", "inspect", &nf4]);
+    assert!(inspected["dtypes"]["NF4"].as_u64().expect("bytes") > 0);
+
+    let loss = |name: &str, flags: &[&str]| {
+        let mut args = lab.train(name, &["--max-steps", "2"]);
+        let at = args
+            .iter()
+            .position(|arg| arg == "--model")
+            .expect("a model");
+        args[at + 1] = if flags.is_empty() {
+            nf4.clone()
+        } else {
+            model.clone()
+        };
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        lowrank().args(strs(&args)).assert().success();
+        let lines = fs::read_to_string(lab.path(name).join("metrics.jsonl")).expect("metrics");
+        let line: serde_json::Value =
+            serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
+        line["loss"].clone()
+    };
+    // Quantized while it is loaded, it is the same model.
+    assert_eq!(loss("beside", &[]), loss("loaded", &["--load-in", "4bit"]));
+    assert_ne!(
+        loss("eight", &["--load-in", "8bit"]),
+        loss("whole", &["--load-in=4bit"])
+    );
+
+    for (args, words) in [
+        (
+            vec!["model", "quantize", &nf4, "--type", "FP4", "--output", "x"],
+            "is quantized already",
+        ),
+        (
+            vec![
+                "generate",
+                "--model",
+                &nf4,
+                "--prompt",
+                "a",
+                "--load-in",
+                "4bit",
+            ],
+            "is quantized already",
+        ),
+        (
+            vec!["generate", "--model", &nf4, "--prompt", "a", "--exact"],
+            "NF4 and FP4 are none",
+        ),
+        (
+            vec![
+                "model", "quantize", &model, "--to", "gguf", "--type", "NF4", "--output", "x",
+            ],
+            "leave out --to",
+        ),
+        (
+            vec![
+                "model",
+                "quantize",
+                &model,
+                "--to",
+                "bitsandbytes",
+                "--type",
+                "Q8_0",
+                "--output",
+                "x",
+            ],
+            "NF4, FP4 and INT8",
+        ),
+    ] {
+        let error = stderr_of(&args, 2);
+        assert!(error.contains(words), "{error}");
+    }
+    assert!(
+        stderr_of(&quantize, 2).contains("exists"),
+        "nothing is replaced unasked"
+    );
+}
+
+#[test]
+fn full_training_of_a_quantized_model_says_what_it_needs() {
+    let lab = Lab::new();
+    let (model, int8) = (BUILTIN, lab.arg("int8"));
+    json_of(&[
+        "model", "quantize", model, "--type", "INT8", "--output", &int8,
+    ]);
+    let mut args = lab.train("full", &["--method", "full", "--max-steps", "1"]);
+    let at = args
+        .iter()
+        .position(|arg| arg == "--model")
+        .expect("a model");
+    args[at + 1] = int8;
+    let output = lowrank().args(strs(&args)).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("quantized in the base are trained as f32 numbers"),
+        "{text}"
+    );
+    let config = fs::read_to_string(lab.path("full").join("config.json")).expect("a config");
+    assert!(!config.contains("quantization_config"), "{config}");
+}
