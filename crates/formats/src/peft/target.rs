@@ -227,6 +227,20 @@ pub fn parse_lora_key(key: &str) -> Option<(&str, LoraPart)> {
     })
 }
 
+/// What stands behind a module's name where its magnitudes are.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+/// The name of a module's magnitudes `[out]` in `adapter_model.safetensors`, where `use_dora` is true.
+pub fn magnitude_key(module: &str) -> String {
+    format!("{PREFIX}{module}{MAGNITUDE}")
+}
+
+/// The module whose magnitudes a name in `adapter_model.safetensors` stands for; `None` for every other kind of tensor.
+pub fn parse_magnitude_key(key: &str) -> Option<&str> {
+    let module = key.strip_prefix(PREFIX)?.strip_suffix(MAGNITUDE)?;
+    (!module.is_empty()).then_some(module)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,7 +336,14 @@ mod tests {
         for part in [LoraPart::A, LoraPart::B] {
             let key = lora_key(Q0, part);
             assert_eq!(parse_lora_key(&key), Some((Q0, part)));
+            assert_eq!(parse_magnitude_key(&key), None);
         }
+        let key = magnitude_key(Q0);
+        assert_eq!(parse_magnitude_key(&key), Some(Q0));
+        assert_eq!(
+            parse_magnitude_key("base_model.model..lora_magnitude_vector"),
+            None
+        );
         for other in [
             "base_model.model.lm_head.weight",
             "base_model.model.x.lora_embedding_A",
