@@ -11,6 +11,7 @@ mod config;
 mod decoder;
 pub mod families;
 mod linear;
+mod magnitude;
 mod norm;
 mod pass;
 mod prefix;

@@ -152,6 +152,7 @@ impl Trainer<'_> {
         };
         let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
         values::take(&self.ranks, adapter, optimizer, &[Kind::Param], read)?;
+        adapter.forget_norms();
         self.observer.event(&Event::Note(format!(
             "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
         )));

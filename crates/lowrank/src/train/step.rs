@@ -310,6 +310,7 @@ pub(super) fn shared_step(
     stops: impl Fn() -> bool,
 ) -> Result<(StepOutcome, bool), Error> {
     let leaves = Leaves::new(ranks, model, adapter, rows, options, state.step);
+    adapter.prepare_norms(model.weights());
     let into = (&mut state.sums, &mut state.grads);
     let own = if ranks.stages() == 1 {
         let teams = (&mut state.teams, state.most_teams);
@@ -380,6 +381,7 @@ pub(super) fn shared_step(
         at += range.len();
     }
     exchange::share(ranks, &state.shares, &mut adapter.params)?;
+    adapter.forget_norms();
     let done = StepOutcome {
         loss,
         grad_norm,

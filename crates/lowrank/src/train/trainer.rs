@@ -33,6 +33,7 @@ use crate::random::{hash, mix};
 use crate::ranks::Ranks;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::{ClassWeights, TrainConfig};
+use crate::tuning::lora::NO_DROPOUT;
 use crate::tuning::{self, AdapterConfig, BaseMark};
 
 /// Steps whose losses are averaged for the final figure.
@@ -693,10 +694,26 @@ fn check(
             valid_data = valued("valid_data", "FILE")
         )));
     }
+    check_dropout(adapter)?;
     check_task(config, base.labels.as_ref())?;
     let all = rows.train.iter().chain(rows.valid);
     let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);
     check_length(base, adapter, longest)
+}
+
+/// Refuses dropout beside magnitudes, which an adapter to start from may have.
+fn check_dropout(adapter: &Adapter) -> Result<(), Error> {
+    let drops = |id| {
+        let branches = adapter.low_rank.get(id).into_iter().flatten();
+        branches.into_iter().any(|branch| branch.dropout > 0.0)
+    };
+    if !adapter.magnitudes.keys().any(drops) {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "lora_dropout goes without use_dora, which the adapter to start from has: {NO_DROPOUT}; leave {dropout} out",
+        dropout = named("lora_dropout")
+    )))
 }
 
 /// Refuses settings that mean nothing to what the rows teach.
