@@ -22,7 +22,7 @@ mod tokens;
 pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
 pub use read::is_inactive;
 pub use target::{
-    LoraPart, ModuleNames, TargetModules, lora_key, magnitude_key, parse_lora_key,
+    LoraPart, ModuleNames, NamePattern, TargetModules, lora_key, magnitude_key, parse_lora_key,
     parse_magnitude_key,
 };
 pub use tokens::{TOKEN_ROWS, TokenIndices};

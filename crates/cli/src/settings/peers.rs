@@ -230,7 +230,6 @@ const PEERS: &[(&str, Advice)] = &[
     ("train_file", Key("data")),
     ("train_on_inputs", Key("train_on_prompt")),
     ("train_data", Key("data")),
-    ("use_dora", Say("DoRA is not supported")),
     ("val_data", Key("valid_data")),
     ("val_file", Key("valid_data")),
     (

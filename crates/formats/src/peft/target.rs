@@ -187,6 +187,25 @@ fn build(whole: &str, given: &str) -> Result<Regex, String> {
     })
 }
 
+/// A pattern that means tensors by their names: a regular expression for the whole name, or for some of its parts between dots.
+#[derive(Clone, Debug)]
+pub struct NamePattern(Regex);
+
+impl NamePattern {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with the regular expression.
+    pub fn new(pattern: &str) -> Result<Self, String> {
+        build(&format!(r"^(?:.*\.)?(?:{pattern})(?:\..*)?$"), pattern).map(Self)
+    }
+
+    /// Whether it means this tensor.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name)
+    }
+}
+
 /// Which of a module's two matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LoraPart {
@@ -329,6 +348,26 @@ mod tests {
         assert_eq!(config.scale_of(Q0), 6.0);
         config.use_rslora = true;
         assert_eq!(config.scale_of(Q0), 12.0);
+    }
+
+    #[test]
+    fn a_name_is_meant_by_its_parts() {
+        let pattern = |text: &str| NamePattern::new(text).unwrap();
+        let key = lora_key(Q11, LoraPart::B);
+        for text in [
+            "lora_B",
+            "q_proj",
+            "layers.11",
+            "lora_B.weight",
+            ".*_proj.lora_B",
+            &key,
+        ] {
+            assert!(pattern(text).matches(&key), "{text}");
+        }
+        for text in ["layers.1", "lora", "lora_A", "proj.lora_B"] {
+            assert!(!pattern(text).matches(&key), "{text}");
+        }
+        assert!(NamePattern::new("a)(b").is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::checkpoint::{self, TrainerState};
 use super::evaluate::Evaluation;
 use super::events::{Event, Observer};
 use super::folder;
+use super::groups::Groups;
 use super::memory::{choose_saving, most_frugal, peak_rss};
 use super::order::StepRows;
 use super::outcome::Outcome;
@@ -173,11 +174,12 @@ impl<'a> Trainer<'a> {
         ranks: Ranks<'a>,
         config: &'a TrainConfig,
         base: &'a Network,
-        (trained, optimizer): (Trained, OptimizerState),
+        (trained, mut optimizer): (Trained, OptimizerState),
         rows: Rows<'a>,
         (state, saving): (TrainerState, Saving),
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
+        optimizer.groups = Groups::of(config, &trained.adapter)?;
         let Trained {
             adapter,
             config: adapter_config,
@@ -196,6 +198,7 @@ impl<'a> Trainer<'a> {
             outcome: Outcome {
                 steps: state.step,
                 first_eval_loss: state.first_eval_loss,
+                groups: optimizer.groups.words(config, &adapter),
                 ..Outcome::planned(config, base, &adapter, total_steps)
             },
             ranks,
@@ -222,6 +225,9 @@ impl<'a> Trainer<'a> {
         trainer.schedule.warn_of_warmup(trainer.observer);
         trainer.warn_of_idle_ranks();
         trainer.order.announce(trainer.observer);
+        for group in &trainer.outcome.groups {
+            trainer.observer.event(&Event::Note(group.clone()));
+        }
         trainer.observer.event(&Event::Start {
             total_steps,
             done_steps: trainer.state.step,
@@ -695,6 +701,7 @@ fn check(
         )));
     }
     check_dropout(adapter)?;
+    Groups::of(config, adapter)?;
     check_task(config, base.labels.as_ref())?;
     let all = rows.train.iter().chain(rows.valid);
     let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);

@@ -76,8 +76,12 @@ fields! {
         /// Train the magnitude of each output as well (DoRA)
         #[switch(help_heading = "LoRA")]
         #[fixes(Action)]
-        #[absent(false)]
         pub use_dora: bool = false,
+
+        /// The learning rate of B over that of A (LoRA+); magnitudes and biases have B's
+        #[arg(value_parser = finite::<f64>, value_name = "X", help_heading = "LoRA")]
+        #[range(POSITIVE)]
+        pub loraplus_lr_ratio: Option<f64>,
     }
 }
 
