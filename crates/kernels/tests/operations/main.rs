@@ -8,6 +8,7 @@ mod elementwise;
 mod head;
 mod linear;
 mod low_rank;
+mod magnitude;
 mod norm;
 mod optimizer;
 mod relative;

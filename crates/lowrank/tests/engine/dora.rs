@@ -1,10 +1,15 @@
 //! DoRA: magnitudes beside A and B, from gradients to files.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use lowrank::base::Source;
 use lowrank::data::Example;
+use lowrank::formats::gguf_model::Shapes;
+use lowrank::lora_files::{
+    CombineOptions, ExportOptions, FileDtype, Form, Keep, LoraFile, PruneOptions, combine, prune,
+};
 use lowrank::model::{
     Adapter, AdapterSet, Decoder, PassOptions, Recompute, Saving, VirtualTokens, WeightId, Weights,
 };
@@ -13,13 +18,14 @@ use lowrank::train::{OptimizerState, Start, batch_of};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora;
 use lowrank::{DType, Workspace};
-use lowrank_formats::checkpoint::Checkpoint;
+use lowrank_formats::checkpoint::{Checkpoint, StoredDType};
+use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::peft::LoraConfig;
 use lowrank_kernels::{NumberFormat, Tensor, fill_uniform};
 
 use super::common::{
-    Place, Watch, adapter, all_linear, assert_says, decoder, difference, examples, failure, ids,
-    logits, lora_config, merge_f32, open, run, tensors, timeless,
+    Place, Watch, adapter, all_linear, assert_says, decoder, difference, examples, failure, golden,
+    ids, logits, lora_config, merge_f32, open, run, tensors, timeless,
 };
 
 fn dora(config: LoraConfig) -> LoraConfig {
@@ -341,4 +347,66 @@ fn dropout_is_refused_beside_magnitudes() {
     assert_says(&text, &["lora_dropout", "use_dora"]);
     next.options.lora.lora_dropout = 0.0;
     run(&next).expect("it goes on");
+}
+
+/// An adapter that PEFT made, for every program that reads adapters.
+#[test]
+fn files_carry_magnitudes_or_refuse_them() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let folder = golden("llama").join("dora");
+    let file = LoraFile::read(&folder).expect("an adapter");
+    assert!(file.modules.iter().all(|module| module.magnitude.is_some()));
+    let config = HfConfig::read(&golden("llama")).expect("config.json");
+    let shapes = Shapes::of_config(&config).expect("a model that llama.cpp has");
+    let export = |form, output: &Path| {
+        file.export(&ExportOptions {
+            from: &folder,
+            form,
+            output,
+            dtype: StoredDType::F32,
+            shapes: Some(&shapes),
+            name: "mine",
+            overwrite: false,
+        })
+    };
+    for form in [Form::Mlx, Form::Peft] {
+        let output = place.path().join(format!("{form:?}"));
+        export(form, &output).expect("a folder");
+        let (found, back) = LoraFile::import(&output, None, None).expect("an adapter");
+        assert_eq!(found, form);
+        assert!(back.config.use_dora);
+        let again = place.path().join(format!("{form:?}-again"));
+        fs::create_dir(&again).expect("a folder");
+        back.write(&again, StoredDType::F32).expect("the files");
+        let (one, other) = (decoder("llama"), ids(20, 4));
+        let load = |folder: &Path| lora::load(folder, one.config()).expect("it loads").adapter;
+        let expected = logits(&one, Some(&load(&folder)), &other);
+        assert!(difference(&expected, &logits(&one, Some(&load(&again)), &other)) < 1e-6);
+    }
+    for form in [Form::Gguf, Form::Loralib] {
+        let output = place.path().join("x");
+        let words = [
+            "holds LoRA matrices alone",
+            "use_dora",
+            "model.layers.0.self_attn.q_proj",
+        ];
+        assert_says(&failure(export(form, &output)), &words);
+        assert!(!output.exists());
+    }
+    let output = place.path().join("y");
+    let pruned = PruneOptions {
+        adapter: &folder,
+        keep: Keep::Rank(1),
+        output: &output,
+        dtype: FileDtype::F32,
+        overwrite: false,
+    };
+    let folders = [folder.clone()];
+    for text in [
+        failure(prune(&pruned)),
+        failure(combine(&CombineOptions::new(&folders, &output))),
+    ] {
+        assert_says(&text, &["use_dora", "model.layers.1.mlp.down_proj"]);
+    }
+    assert_says(&failure(lora::branches(&folder)), &["use_dora"]);
 }
