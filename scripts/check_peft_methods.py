@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prefix and prompt tuning, IA3 and LoRA with rows of tokens in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
+"""Prefix and prompt tuning, IA3, DoRA and LoRA with rows of tokens in both directions: what lowrank trained loses the same in PEFT, and what PEFT made in lowrank.
 
     pip install torch transformers peft safetensors
     python scripts/check_peft_methods.py --lowrank target/release/lowrank
@@ -30,6 +30,8 @@ CASES = {
     "ia3": ("--method ia3 --learning-rate 0.1", IA3Config(init_ia3_weights=False)),
     "ia3 everywhere": ("--method ia3 --learning-rate 0.1 --target-modules all-linear",
                        IA3Config(target_modules="all-linear", init_ia3_weights=False)),
+    "dora": ("--learning-rate 0.02 --use-dora --target-modules all-linear --r 4",
+             LoraConfig(init_lora_weights=False, use_dora=True, r=3, target_modules=["q_proj", "v_proj", "down_proj"])),
     "rows of tokens": ("--learning-rate 0.02 --trainable-token-indices 0,11,13,40,262",
                        LoraConfig(init_lora_weights=False, trainable_token_indices=[262, 11, 99])),
     "rows of two tables": (
@@ -109,9 +111,9 @@ def main():
             config.task_type = "CAUSAL_LM"
             made = get_peft_model(base(), config).eval()
             with torch.no_grad():
-                for name, rows_of_tokens in made.named_parameters():
-                    if "trainable_tokens_delta" in name:
-                        rows_of_tokens.add_(0.1 * torch.randn(rows_of_tokens.shape))
+                for name, values in made.named_parameters():
+                    if "trainable_tokens_delta" in name or "lora_magnitude_vector" in name:
+                        values.add_(0.1 * torch.randn(values.shape))
             made.save_pretrained(work / f"{kind}-peft")
             theirs = peft_loss(made, rows)
             compare(f"{kind}, made by PEFT", lowrank_loss(arguments, work / f"{kind}-peft", few), theirs)

@@ -169,6 +169,10 @@ ADAPTERS = {
     "glm4/all_linear": dict(r=3, lora_alpha=7, target_modules="all-linear"),
     "gpt2/c_attn": dict(r=4, lora_alpha=10, target_modules=["c_attn"], fan_in_fan_out=True),
     "gpt2/all_linear": dict(r=3, lora_alpha=7, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True),
+    "llama/dora": dict(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj", "down_proj"], use_dora=True),
+    # Biases, which magnitudes leave alone.
+    "qwen2/dora": dict(r=2, lora_alpha=3, target_modules=["q_proj", "k_proj", "o_proj"], use_dora=True, use_rslora=True),
+    "gpt2/dora": dict(r=2, lora_alpha=5, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True),
 }
 PROMPT_ADAPTERS = {
     "llama/prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
@@ -338,15 +342,20 @@ def save_adapter(peft_model, folder):
 def lora_parameters(peft_model):
     """The trainable tensors by their keys in adapter_model.safetensors."""
     parameters = {name.replace(".default", ""): x for name, x in peft_model.named_parameters() if x.requires_grad}
+    # PEFT saves magnitudes without the name of the parameter that holds them.
+    parameters = {name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): x for name, x in parameters.items()}
     assert set(parameters) == set(get_peft_model_state_dict(peft_model))
     return parameters
 
 
 def randomise_lora(parameters, name):
-    """Random A and B; PEFT's zero B would hide every mistake in A's path."""
+    """Random A and B, and magnitudes away from the norms; PEFT's zero B would hide every mistake in A's path."""
     random = generator(name)
     with torch.no_grad():
         for key, value in parameters.items():
+            if key.endswith(".lora_magnitude_vector"):
+                value.mul_(1 + 0.2 * torch.randn(value.shape, generator=random))
+                continue
             value.copy_((0.3 if ".lora_A." in key else 0.15) * torch.randn(value.shape, generator=random))
 
 

@@ -21,7 +21,10 @@ mod tokens;
 
 pub use prompt::{PROMPT_EMBEDDINGS, PromptConfig, PromptKind, join_prefix, split_prefix};
 pub use read::is_inactive;
-pub use target::{LoraPart, ModuleNames, TargetModules, lora_key, parse_lora_key};
+pub use target::{
+    LoraPart, ModuleNames, NamePattern, TargetModules, lora_key, magnitude_key, parse_lora_key,
+    parse_magnitude_key,
+};
 pub use tokens::{TOKEN_ROWS, TokenIndices};
 
 /// The name of the configuration in an adapter's folder.
@@ -58,6 +61,8 @@ pub struct LoraConfig {
     pub fan_in_fan_out: bool,
     /// Scale by `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     pub use_rslora: bool,
+    /// Each module also has a magnitude for every output (DoRA).
+    pub use_dora: bool,
     /// How A and B began: `true`, `false`, `"gaussian"`, …; only a record once an adapter is trained.
     pub init_lora_weights: Value,
     /// Ranks of some modules, by regular expression; the first that matches wins.
@@ -96,6 +101,7 @@ impl Default for LoraConfig {
             exclude_modules: None,
             fan_in_fan_out: false,
             use_rslora: false,
+            use_dora: false,
             init_lora_weights: Value::Bool(true),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
@@ -233,6 +239,7 @@ impl LoraConfig {
             ),
             ("fan_in_fan_out", json!(self.fan_in_fan_out)),
             ("use_rslora", json!(self.use_rslora)),
+            ("use_dora", json!(self.use_dora)),
             ("init_lora_weights", self.init_lora_weights.clone()),
             ("rank_pattern", Value::Object(ranks)),
             ("alpha_pattern", Value::Object(alphas)),
@@ -392,6 +399,7 @@ mod tests {
             exclude_modules: Some(ModuleNames::Regex(r".*\.0\..*".into())),
             fan_in_fan_out: true,
             use_rslora: true,
+            use_dora: true,
             init_lora_weights: json!("gaussian"),
             rank_pattern: vec![("z".into(), 4), ("a".into(), 2)],
             alpha_pattern: vec![("z".into(), 4.0), ("a".into(), 2.5)],
@@ -430,7 +438,7 @@ mod tests {
     #[test]
     fn every_active_unsupported_feature_is_named_at_once() {
         let message = read(
-            r#"{"peft_type":"LORA","target_modules":["q_proj"],"use_dora":true,"bias":"all","lora_bias":true,
+            r#"{"peft_type":"LORA","target_modules":["q_proj"],"bias":"all","lora_bias":true,
                 "modules_to_save":["lm_head"],"layer_replication":[[0,2]],
                 "target_parameters":["w"],"use_qalora":true,"alora_invocation_tokens":[5],"new_thing":3,
                 "init_lora_weights":"pissa","ensure_weight_tying":true}"#,
@@ -438,8 +446,7 @@ mod tests {
         .unwrap_err()
         .to_string();
         for words in [
-            "adapter_config.json: 10 problems",
-            "`use_dora` is true",
+            "adapter_config.json: 9 problems",
             "`bias` is \"all\": this feature is not supported; accepted: \"none\"",
             "`lora_bias` is true",
             "`layer_replication` is [[0,2]]",

@@ -67,6 +67,10 @@
 //! - [`scale`] – y *= factor.
 //! - [`scale_columns`] – y = l ⊙ x, a factor a column.
 //! - [`scale_columns_backward`] – the gradient of the factors.
+//! - [`magnitude_forward`] – y = c ⊙ (y - b) + b, the factors that magnitudes and norms of outputs come to.
+//! - [`magnitude_backward`] – its gradients.
+//! - [`output_squares`] – ‖wᵢ‖² of each output of a weight.
+//! - [`adapted_squares`] – what a low-rank branch makes of them.
 //! - [`pool_forward`] – means of rows.
 //! - [`pool_backward`] – the gradient of what was averaged.
 //! - [`copy_cols`] – some columns copied over some others.

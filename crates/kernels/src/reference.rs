@@ -72,6 +72,27 @@ pub fn scale_columns(x: &[f64], l: &[f64]) -> Vec<f64> {
         .collect()
 }
 
+/// c ⊙ (y - b) + b for every row; y [T, n], c and b [1, n].
+pub fn magnitude(y: &[f64], c: &[f64], bias: &[f64]) -> Vec<f64> {
+    let rows = y.chunks_exact(c.len());
+    let scaled = rows.flat_map(|row| row.iter().zip(c).zip(bias));
+    scaled.map(|((y, c), b)| c * (y - b) + b).collect()
+}
+
+/// ‖wᵢ + s·bᵢ·A‖ `[out]` for a weight W [out, in], A [r, in] and B [out, r].
+pub fn adapted_norms(w: &[f64], a: &[f64], b: &[f64], rank: usize, scale: f64) -> Vec<f64> {
+    let inputs = a.len() / rank;
+    let rows = w.chunks_exact(inputs).zip(b.chunks_exact(rank));
+    rows.map(|(w, b)| {
+        let sum = |i: usize| {
+            let added = b.iter().enumerate();
+            w[i] + scale * added.map(|(k, b)| b * a[k * inputs + i]).sum::<f64>()
+        };
+        (0..inputs).map(|i| sum(i).powi(2)).sum::<f64>().sqrt()
+    })
+    .collect()
+}
+
 /// y = x / √(mean(x²) + ε) · (offset + w), in pieces of the size of w.
 pub fn rms_norm(x: &[f64], weight: &[f64], offset: f64, eps: f64) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len());

@@ -71,6 +71,7 @@ fn adapters(model: &ModelConfig) -> Vec<Shared> {
         lora(4),
         lora(4),
         lora(16),
+        lora(4).with_options(|options| options.lora.use_dora = true),
         defaults(Method::Lora),
         layers(adapter::Kind::Houlsby),
         layers(adapter::Kind::Lin),

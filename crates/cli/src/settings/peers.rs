@@ -150,6 +150,14 @@ const PEERS: &[(&str, Advice)] = &[
         KeyBut("target_modules", "its value is then `all-linear`"),
     ),
     ("lora_target_modules", Key("target_modules")),
+    (
+        "loraplus_lr_embedding",
+        KeyBut(
+            "lr_pattern",
+            "there are no A and B of embeddings; rows of tokens are matched by `token_adapter`",
+        ),
+    ),
+    ("loraplus_ratio", Key("loraplus_lr_ratio")),
     ("lr", Key("learning_rate")),
     ("lr_schedule", Key("lr_scheduler_type")),
     ("lr_scheduler", Key("lr_scheduler_type")),
@@ -185,6 +193,7 @@ const PEERS: &[(&str, Advice)] = &[
     ("packing", Say(PACKED)),
     ("pad_to_sequence_len", Say(PACKED)),
     ("patience", Key("early_stopping_patience")),
+    ("peft_use_dora", Key("use_dora")),
     ("per_device_eval_batch_size", Key("batch_size")),
     ("per_device_train_batch_size", Key("batch_size")),
     ("pipeline_stages", Say(INVOCATION)),
@@ -230,7 +239,6 @@ const PEERS: &[(&str, Advice)] = &[
     ("train_file", Key("data")),
     ("train_on_inputs", Key("train_on_prompt")),
     ("train_data", Key("data")),
-    ("use_dora", Say("DoRA is not supported")),
     ("val_data", Key("valid_data")),
     ("val_file", Key("valid_data")),
     (

@@ -81,6 +81,9 @@ fn help_of_train() {
           --add-tokens <FILE>              Tokens to add to the tokenizer and to train the rows of: a
                                            file with one a line, or with a JSON list
           --use-rslora[=<BOOL>]            Scale by lora_alpha / √r instead
+          --use-dora[=<BOOL>]              Train the magnitude of each output as well (DoRA)
+          --loraplus-lr-ratio <X>          The learning rate of B over that of A (LoRA+); magnitudes and
+                                           biases have B's
 
     Other methods:
           --top-layers <N>                 Train so many of the last blocks, and the norm behind them
@@ -114,6 +117,11 @@ fn help_of_train() {
               The same as a share of all steps, used where warmup_steps is 0 [default: 0]
           --weight-decay <X>
               Decoupled weight decay on everything that is trained [default: 0]
+          --lr-pattern <PATTERN=FACTOR>
+              Another learning rate for trained tensors that match a pattern, as a factor of
+              learning_rate; may be repeated
+          --weight-decay-pattern <PATTERN=X>
+              Another weight decay for trained tensors that match a pattern; may be repeated
           --adam-beta1 <X>
               AdamW's decay of the first moment [default: 0.9]
           --adam-beta2 <X>

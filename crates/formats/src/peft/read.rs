@@ -67,7 +67,7 @@ pub(super) fn defaults() -> Map<String, Value> {
 
 /// Keys that are read into fields, and keys that mean nothing by themselves: how an adapter was initialised or what
 /// reads it, or parameters of a feature whose own switch is another key.
-const HARMLESS: [&str; 28] = [
+const HARMLESS: [&str; 29] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -95,6 +95,7 @@ const HARMLESS: [&str; 28] = [
     "target_modules",
     "task_type",
     "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -174,6 +175,7 @@ impl<'a> Reader<'a> {
             exclude_modules: self.excluded(),
             fan_in_fan_out: self.bool("fan_in_fan_out"),
             use_rslora: self.bool("use_rslora"),
+            use_dora: self.bool("use_dora"),
             init_lora_weights: self.init(),
             rank_pattern: self.pattern("rank_pattern", Reader::rank),
             alpha_pattern: self.pattern("alpha_pattern", Reader::alpha),

@@ -187,6 +187,25 @@ fn build(whole: &str, given: &str) -> Result<Regex, String> {
     })
 }
 
+/// A pattern that means tensors by their names: a regular expression for the whole name, or for some of its parts between dots.
+#[derive(Clone, Debug)]
+pub struct NamePattern(Regex);
+
+impl NamePattern {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with the regular expression.
+    pub fn new(pattern: &str) -> Result<Self, String> {
+        build(&format!(r"^(?:.*\.)?(?:{pattern})(?:\..*)?$"), pattern).map(Self)
+    }
+
+    /// Whether it means this tensor.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name)
+    }
+}
+
 /// Which of a module's two matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LoraPart {
@@ -225,6 +244,20 @@ pub fn parse_lora_key(key: &str) -> Option<(&str, LoraPart)> {
         let module = rest.strip_suffix(part.suffix())?;
         (!module.is_empty()).then_some((module, part))
     })
+}
+
+/// What stands behind a module's name where its magnitudes are.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+/// The name of a module's magnitudes `[out]` in `adapter_model.safetensors`, where `use_dora` is true.
+pub fn magnitude_key(module: &str) -> String {
+    format!("{PREFIX}{module}{MAGNITUDE}")
+}
+
+/// The module whose magnitudes a name in `adapter_model.safetensors` stands for; `None` for every other kind of tensor.
+pub fn parse_magnitude_key(key: &str) -> Option<&str> {
+    let module = key.strip_prefix(PREFIX)?.strip_suffix(MAGNITUDE)?;
+    (!module.is_empty()).then_some(module)
 }
 
 #[cfg(test)]
@@ -318,11 +351,38 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_meant_by_its_parts() {
+        let pattern = |text: &str| NamePattern::new(text).unwrap();
+        let key = lora_key(Q11, LoraPart::B);
+        for text in [
+            "lora_B",
+            "q_proj",
+            "layers.11",
+            "lora_B.weight",
+            ".*_proj.lora_B",
+            &key,
+        ] {
+            assert!(pattern(text).matches(&key), "{text}");
+        }
+        for text in ["layers.1", "lora", "lora_A", "proj.lora_B"] {
+            assert!(!pattern(text).matches(&key), "{text}");
+        }
+        assert!(NamePattern::new("a)(b").is_err());
+    }
+
+    #[test]
     fn only_lora_s_own_tensors_have_keys() {
         for part in [LoraPart::A, LoraPart::B] {
             let key = lora_key(Q0, part);
             assert_eq!(parse_lora_key(&key), Some((Q0, part)));
+            assert_eq!(parse_magnitude_key(&key), None);
         }
+        let key = magnitude_key(Q0);
+        assert_eq!(parse_magnitude_key(&key), Some(Q0));
+        assert_eq!(
+            parse_magnitude_key("base_model.model..lora_magnitude_vector"),
+            None
+        );
         for other in [
             "base_model.model.lm_head.weight",
             "base_model.model.x.lora_embedding_A",

@@ -11,6 +11,7 @@ pub(crate) mod factors;
 pub(crate) mod head;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
+pub(crate) mod magnitude;
 pub(crate) mod measure;
 pub(crate) mod merge;
 pub(crate) mod norm;

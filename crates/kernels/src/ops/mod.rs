@@ -9,6 +9,7 @@ mod factors;
 mod head;
 mod linear;
 mod low_rank;
+mod magnitude;
 mod measure;
 mod merge;
 mod norm;
@@ -34,6 +35,7 @@ pub use linear::{
 pub use low_rank::{
     low_rank_backward_hidden, low_rank_backward_input, low_rank_backward_weights, low_rank_forward,
 };
+pub use magnitude::{adapted_squares, magnitude_backward, magnitude_forward, output_squares};
 pub use measure::{
     all_finite, argmax_rows, first_non_finite, frobenius_norm, max_abs_diff, read_bandwidth,
     sum_squares,

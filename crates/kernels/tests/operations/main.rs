@@ -9,6 +9,7 @@ mod grouped;
 mod head;
 mod linear;
 mod low_rank;
+mod magnitude;
 mod norm;
 mod optimizer;
 mod relative;

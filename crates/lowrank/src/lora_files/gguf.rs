@@ -14,7 +14,7 @@ use lowrank_formats::peft::{LoraConfig, TargetModules};
 use lowrank_kernels::Tensor;
 use serde::Serialize;
 
-use super::{LoraFile, LoraModule, check_fits, most_common, sort, stored_bytes};
+use super::{LoraFile, LoraModule, check_fits, most_common, refuse_magnitudes, sort, stored_bytes};
 use crate::Error;
 use crate::model::stored::for_rows;
 
@@ -60,11 +60,9 @@ pub fn write(
     name: &str,
     dtype: StoredDType,
 ) -> Result<Written, Error> {
-    refuse_others(
-        file,
-        "an adapter of llama.cpp",
-        "merge it, and export the model",
-    )?;
+    let (form, mend) = ("an adapter of llama.cpp", "merge it, and export the model");
+    refuse_others(file, form, mend)?;
+    refuse_magnitudes(file, &format!("{form} holds LoRA matrices alone"), mend)?;
     let places: BTreeMap<String, Place> = (shapes.places().into_iter())
         .map(|place| (place.name.clone(), place))
         .collect();
@@ -319,5 +317,6 @@ fn module(
         } else {
             alpha / rank as f64
         },
+        magnitude: None,
     }))
 }

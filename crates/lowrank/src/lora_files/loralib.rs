@@ -14,7 +14,7 @@ use lowrank_formats::{Checkpoint, Format, FormatError};
 use lowrank_kernels::Tensor;
 
 use super::gguf::{Written, from_modules, refuse_others};
-use super::{LoraFile, LoraModule, check_fits, most_common, stored_bytes};
+use super::{LoraFile, LoraModule, check_fits, most_common, refuse_magnitudes, stored_bytes};
 use crate::Error;
 
 /// Metadata: what loralib's layers are to be made with.
@@ -36,11 +36,12 @@ type Named = (String, Tensor);
 /// Tensors that belong to no linear; parts of a fused linear with ranks of their own; a value that `dtype` does not hold; a file that cannot be
 /// written.
 pub fn write(file: &LoraFile, path: &Path, dtype: StoredDType) -> Result<Written, Error> {
-    refuse_others(
-        file,
+    let (form, mend) = (
         "a state dict of loralib's layers",
         "export it as PEFT's folder",
-    )?;
+    );
+    refuse_others(file, form, mend)?;
+    refuse_magnitudes(file, &format!("{form} holds LoRA matrices alone"), mend)?;
     let parts: Parts = match file.metadata.get(FUSED_PARTS) {
         None => Parts::new(),
         Some(text) => serde_json::from_str(text).map_err(|error| {
@@ -250,5 +251,6 @@ fn module(
         a: Tensor::from_f32(a_rows, input, a_values),
         b,
         scale: alpha / r as f64,
+        magnitude: None,
     })
 }

@@ -1,7 +1,8 @@
 //! LoRA adapters of mlx-lm: `adapters.safetensors` and `adapter_config.json`.
 //!
 //! Its matrices are the transposes of PEFT's, `lora_a` [in, r] and `lora_b` [r, out], and what they make is multiplied with one `scale`, which is alpha / r
-//! already. Every module has the same rank: smaller ones are filled up with zeros, which add nothing.
+//! already. Every module has the same rank: smaller ones are filled up with zeros, which add nothing. With DoRA (`fine_tune_type` "dora") each has its
+//! magnitudes `m` [out], too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,13 +14,19 @@ use lowrank_kernels::Tensor;
 use serde_json::{Map, Value, json};
 
 use super::gguf::{Written, from_modules, refuse_others};
-use super::{LoraFile, LoraModule, check_fits, most_common, stored_bytes};
+use super::{LoraFile, LoraModule, check_fits, magnitude_of, most_common, stored_bytes};
 use crate::Error;
 
 /// The weights of an adapter of mlx-lm.
 pub const MLX_WEIGHTS: &str = "adapters.safetensors";
 /// Its configuration, which has the name of PEFT's.
 pub const MLX_CONFIG: &str = "adapter_config.json";
+
+/// What `fine_tune_type` says of an adapter with and without magnitudes.
+const LORA: &str = "lora";
+const DORA: &str = "dora";
+/// The name of a module's magnitudes.
+const MAGNITUDE: &str = "m";
 
 /// Writes mlx-lm's two files into a folder, which exists.
 ///
@@ -67,12 +74,22 @@ pub fn write(file: &LoraFile, folder: &Path, dtype: StoredDType) -> Result<Writt
             });
             tensors.push(tensor);
         }
+        if let Some(magnitude) = &module.magnitude {
+            let name = format!("{}.{MAGNITUDE}", mlx_name(&module.name));
+            check_fits(&path, &name, magnitude, dtype)?;
+            specs.push(TensorSpec {
+                name,
+                dtype,
+                shape: vec![magnitude.cols()],
+            });
+            tensors.push(magnitude.clone());
+        }
     }
     write_safetensors(&path, &specs, &BTreeMap::new(), |index, out| {
         out.write_all(&stored_bytes(&tensors[index], dtype))
     })?;
     let config = json!({
-        "fine_tune_type": "lora",
+        "fine_tune_type": if file.config.use_dora { DORA } else { LORA },
         "lora_parameters": {
             "dropout": file.config.lora_dropout,
             "keys": keys,
@@ -134,9 +151,13 @@ pub fn read(folder: &Path) -> Result<LoraFile, Error> {
     let map = read_config(&config_path)?;
     let config = HfConfig::from_map(&config_path, map);
     match config.opt_str("fine_tune_type")? {
-        None | Some("lora") => {}
-        Some(_) => return Err(config.unsupported("fine_tune_type", "\"lora\"").into()),
+        None | Some(LORA | DORA) => {}
+        Some(_) => {
+            let accepted = format!("\"{LORA}\" and \"{DORA}\"");
+            return Err(config.unsupported("fine_tune_type", accepted).into());
+        }
     }
+    let has_magnitudes = config.opt_str("fine_tune_type")? == Some(DORA);
     let Some(parameters) = config.opt_object("lora_parameters")? else {
         return Err(config
             .unsupported("lora_parameters", "an object with rank and scale")
@@ -145,8 +166,15 @@ pub fn read(folder: &Path) -> Result<LoraFile, Error> {
     let scale = parameters.f64("scale")?;
     let weights = Checkpoint::open(&folder.join(MLX_WEIGHTS))?;
     let mut pairs: BTreeMap<String, [Option<TensorEntry>; 2]> = BTreeMap::new();
+    let mut magnitudes: BTreeMap<String, TensorEntry> = BTreeMap::new();
     let mut problems = Vec::new();
     for name in weights.names() {
+        let of_magnitudes = name.strip_suffix(MAGNITUDE);
+        let of_magnitudes = of_magnitudes.and_then(|stem| stem.strip_suffix('.'));
+        if let Some(module) = of_magnitudes.filter(|_| has_magnitudes) {
+            magnitudes.extend(weights.find(name)?.map(|entry| (peft_name(module), entry)));
+            continue;
+        }
         let stem = ["a", "b"].map(|part| name.strip_suffix(&format!(".lora_{part}")));
         match stem {
             [Some(module), None] => {
@@ -158,14 +186,26 @@ pub fn read(folder: &Path) -> Result<LoraFile, Error> {
             _ => problems.push(format!("tensor `{name}` is neither a lora_a nor a lora_b")),
         }
     }
-    check_finite(pairs.values().flatten().flatten())?;
+    check_finite(
+        pairs
+            .values()
+            .flatten()
+            .flatten()
+            .chain(magnitudes.values()),
+    )?;
     let mut modules = Vec::new();
     for (name, pair) in pairs {
-        match module(name, pair, scale) {
+        let magnitude = magnitudes.remove(&name);
+        if has_magnitudes && magnitude.is_none() {
+            problems.push(format!("{name} has no magnitudes, `{MAGNITUDE}`"));
+        }
+        match module(name, pair, scale).and_then(|module| with(module, magnitude)) {
             Ok(module) => modules.push(module),
             Err(problem) => problems.push(problem),
         }
     }
+    let left = magnitudes.keys();
+    problems.extend(left.map(|name| format!("{name} has magnitudes, but no lora_a and lora_b")));
     if modules.is_empty() && problems.is_empty() {
         problems.push("there is no tensor of a LoRA in it".to_owned());
     }
@@ -176,6 +216,7 @@ pub fn read(folder: &Path) -> Result<LoraFile, Error> {
         });
     }
     let mut file = from_modules(modules, None);
+    file.config.use_dora = has_magnitudes;
     file.config.base_model_name_or_path = config.opt_str("model")?.map(str::to_owned);
     file.config.lora_dropout = parameters.opt_f64("dropout")?.unwrap_or(0.0);
     Ok(file)
@@ -218,5 +259,18 @@ fn module(name: String, pair: [Option<TensorEntry>; 2], scale: f64) -> Result<Lo
         a: transposed(&a, (r, input), 1.0),
         b: transposed(&b, (output, r), 1.0),
         scale,
+        magnitude: None,
+    })
+}
+
+/// The module with its magnitudes, where there are some.
+fn with(module: LoraModule, magnitude: Option<TensorEntry>) -> Result<LoraModule, String> {
+    let magnitude = match magnitude {
+        None => None,
+        Some(entry) => Some(magnitude_of(&module.name, &entry, module.b.rows())?),
+    };
+    Ok(LoraModule {
+        magnitude,
+        ..module
     })
 }

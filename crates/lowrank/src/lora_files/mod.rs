@@ -17,8 +17,8 @@ use std::path::Path;
 use lowrank_formats::FormatError;
 use lowrank_formats::checkpoint::{StoredDType, TensorEntry, check_finite};
 use lowrank_formats::peft::{
-    ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key, open_adapter_weights,
-    parse_lora_key,
+    ADAPTER_WEIGHTS, LoraConfig, LoraPart, TargetModules, lora_key, magnitude_key,
+    open_adapter_weights, parse_lora_key, parse_magnitude_key,
 };
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::{DType, Tensor};
@@ -48,7 +48,7 @@ pub struct LoraFile {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What an adapter adds to one linear: scale · B·A.
+/// What an adapter adds to one linear: scale · B·A, and with DoRA the norms of the sum's rows.
 #[derive(Clone, Debug)]
 pub struct LoraModule {
     /// The dotted name without PEFT's prefix, such as `model.layers.0.self_attn.q_proj`.
@@ -59,6 +59,8 @@ pub struct LoraModule {
     pub b: Tensor,
     /// What B·A is multiplied with: alpha/r, or alpha/√r with rank-stabilised LoRA.
     pub scale: f64,
+    /// `lora_magnitude_vector`, f32 [1, out]; there is one in every module with `use_dora`, and in none without.
+    pub magnitude: Option<Tensor>,
 }
 
 impl LoraModule {
@@ -67,9 +69,10 @@ impl LoraModule {
         self.a.rows()
     }
 
-    /// Numbers in A and B.
+    /// Numbers in A, B and the magnitudes.
     pub fn parameters(&self) -> u64 {
-        (self.a.len() + self.b.len()) as u64
+        let magnitude = self.magnitude.as_ref().map_or(0, Tensor::len);
+        (self.a.len() + self.b.len() + magnitude) as u64
     }
 }
 
@@ -107,33 +110,42 @@ impl LoraFile {
         let config = LoraConfig::read(folder)?;
         let weights = open_adapter_weights(folder)?;
         let mut pairs: BTreeMap<String, [Option<TensorEntry>; 2]> = BTreeMap::new();
+        let mut magnitudes: BTreeMap<String, TensorEntry> = BTreeMap::new();
         let (mut others, mut foreign) = (Vec::new(), Vec::new());
         for name in weights.names() {
             let Some(entry) = weights.find(name)? else {
                 continue;
             };
             match parse_lora_key(name) {
+                None if config.use_dora && parse_magnitude_key(name).is_some() => {
+                    let module = parse_magnitude_key(name).unwrap_or_default();
+                    magnitudes.insert(module.to_owned(), entry);
+                }
                 Some((module, part)) => {
                     pairs.entry(module.to_owned()).or_default()[usize::from(part == LoraPart::B)] =
                         Some(entry);
                 }
                 None if name.contains(".lora_") => {
                     foreign.push(format!(
-                        "{name}: only lora_A and lora_B of linears are supported"
+                        "{name}: only lora_A and lora_B of linears are supported, and lora_magnitude_vector where use_dora is true"
                     ));
                 }
                 None => others.push(entry),
             }
         }
-        check_finite(pairs.values().flatten().flatten().chain(&others))?;
+        let of_modules = pairs.values().flatten().flatten();
+        check_finite(of_modules.chain(magnitudes.values()).chain(&others))?;
         let mut problems = foreign;
         let mut modules = Vec::new();
         for (name, pair) in pairs {
-            match module(&config, &name, pair) {
+            match module(&config, &name, pair, magnitudes.remove(&name)) {
                 Ok(module) => modules.push(module),
                 Err(problem) => problems.push(problem),
             }
         }
+        let left = magnitudes.keys();
+        problems
+            .extend(left.map(|name| format!("{name} has magnitudes, but no lora_A and lora_B")));
         if modules.is_empty() && problems.is_empty() {
             problems.push("there is no tensor of a LoRA in it".to_owned());
         }
@@ -168,22 +180,25 @@ impl LoraFile {
                     shape: vec![tensor.rows(), tensor.cols()],
                 });
             }
+            specs.extend(module.magnitude.iter().map(|magnitude| TensorSpec {
+                name: magnitude_key(&module.name),
+                dtype,
+                shape: vec![magnitude.cols()],
+            }));
         }
         specs.extend(self.others.iter().map(|entry| TensorSpec {
             name: entry.name.clone(),
             dtype: entry.dtype,
             shape: entry.shape.clone(),
         }));
-        for (spec, tensor) in specs.iter().zip(self.tensors()) {
+        let tensors: Vec<&Tensor> = self.tensors().collect();
+        for (spec, tensor) in specs.iter().zip(&tensors) {
             check_fits(&path, &spec.name, tensor, dtype)?;
         }
         write_safetensors(&path, &specs, &self.metadata, |index, out| {
-            if index < 2 * self.modules.len() {
-                let module = &self.modules[index / 2];
-                let tensor = [&module.a, &module.b][index % 2];
-                out.write_all(&stored_bytes(tensor, dtype))
-            } else {
-                out.write_all(self.others[index - 2 * self.modules.len()].bytes.as_ref())
+            match tensors.get(index) {
+                Some(tensor) => out.write_all(&stored_bytes(tensor, dtype)),
+                None => out.write_all(self.others[index - tensors.len()].bytes.as_ref()),
             }
         })?;
         self.config_of_modules().write(folder)?;
@@ -193,7 +208,8 @@ impl LoraFile {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.modules
             .iter()
-            .flat_map(|module| [&module.a, &module.b])
+            .flat_map(|module| [Some(&module.a), Some(&module.b), module.magnitude.as_ref()])
+            .flatten()
     }
 
     /// The config with the ranks, alphas and targets of the modules as they are now. What it said of targets is kept where it still
@@ -302,6 +318,7 @@ fn module(
     config: &LoraConfig,
     name: &str,
     pair: [Option<TensorEntry>; 2],
+    magnitude: Option<TensorEntry>,
 ) -> Result<LoraModule, String> {
     let [Some(a), Some(b)] = pair else {
         return Err(format!("{name} has one of lora_A and lora_B alone"));
@@ -325,7 +342,43 @@ fn module(
         a: Tensor::from_f32(r, input, values(&a)?),
         b: Tensor::from_f32(output, r, values(&b)?),
         scale: config.scale_of(name),
+        magnitude: match &magnitude {
+            Some(entry) => Some(magnitude_of(name, entry, output)?),
+            None if config.use_dora => {
+                return Err(format!(
+                    "{name} has no lora_magnitude_vector, and use_dora is true"
+                ));
+            }
+            None => None,
+        },
     })
+}
+
+/// A module's magnitudes [1, out].
+fn magnitude_of(name: &str, entry: &TensorEntry, outputs: usize) -> Result<Tensor, String> {
+    if entry.shape != [outputs] {
+        return Err(format!(
+            "{name}: the magnitudes {:?} are not those of {outputs} outputs",
+            entry.shape
+        ));
+    }
+    let values = entry.to_f32().map_err(|error| error.to_string())?;
+    Ok(Tensor::from_f32(1, outputs, values))
+}
+
+/// Refuses an adapter with magnitudes for what is right for sums of matrices alone.
+fn refuse_magnitudes(file: &LoraFile, what: &str, mend: &str) -> Result<(), Error> {
+    let modules = file.modules.iter();
+    let names: Vec<&str> = (modules.filter(|module| module.magnitude.is_some()))
+        .map(|module| module.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "{what}, and this adapter (use_dora) also has magnitudes of {}; {mend}",
+        names.join(", ")
+    )))
 }
 
 /// A tensor's values as a file has them.

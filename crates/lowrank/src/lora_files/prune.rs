@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::folder::{self, rounded};
 use super::products::{difference_norm, fits, split, tensor, total};
-use super::{FileDtype, LoraFile, LoraModule};
+use super::{FileDtype, LoraFile, LoraModule, refuse_magnitudes};
 use crate::Error;
 use crate::names::named;
 use crate::svd::{decompose_product, matrix, product_norm};
@@ -101,6 +101,8 @@ pub fn prune(options: &PruneOptions) -> Result<PruneReport, Error> {
         options.dtype.into(),
         || {
             let mut file = LoraFile::read(options.adapter)?;
+            let what = "pruning brings A·B alone to a lower rank";
+            refuse_magnitudes(&file, what, "train with a smaller r")?;
             let beside = folder::tokenizer_files(&[(options.adapter, &file)])?;
             let report = pruned(&mut file, options)?;
             Ok((file, beside, report))

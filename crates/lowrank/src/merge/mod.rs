@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use lowrank_formats::{FormatError, atomic};
 use lowrank_kernels::{
-    DType, Layout, Tensor, Workspace, low_rank_delta, max_abs_diff, scale, scale_columns,
+    DType, Layout, Tensor, View, Workspace, add_assign, low_rank_delta, max_abs_diff, scale,
+    scale_columns,
 };
 
 use crate::Error;
@@ -239,7 +240,7 @@ fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<(), E
 }
 
 /// The weight of one linear with all that an adapter does to it, f32, in the base's layout: W0 + Σ scale·B·A, with rows and columns
-/// multiplied with the adapter's factors.
+/// multiplied with the adapter's factors, and rows given its magnitudes.
 pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
     let base = model.weights().view(WeightId::Linear(id, Part::Weight));
     let mut weight = Tensor::zeros(base.rows(), base.cols());
@@ -250,6 +251,12 @@ pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor
         adapter,
         adapter.low_rank.get(&id).map_or(&[], Vec::as_slice),
     );
+    if let Some(factors) = adapter.magnitude_factors(model.weights(), id) {
+        match model.config().layout {
+            Layout::OutIn => scale_rows(&mut weight, factors.view()),
+            Layout::InOut => scale_columns(weight.view_mut(), factors.view()),
+        }
+    }
     if let Some(site) = adapter.scaled.get(&id) {
         // Inputs are the columns of a weight [out, in], and the rows of one that is [in, out].
         let (rows, columns) = match model.config().layout {
@@ -260,14 +267,18 @@ pub fn merged_weight(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor
             scale_columns(weight.view_mut(), adapter.params.view(columns));
         }
         if let Some(rows) = rows {
-            let factors = adapter.params.view(rows);
-            for row in 0..weight.rows() {
-                let factor = factors.get(0, row);
-                scale(weight.view_mut().slice_rows(row..row + 1), factor);
-            }
+            scale_rows(&mut weight, adapter.params.view(rows));
         }
     }
     weight
+}
+
+/// Multiplies each row with its factor.
+fn scale_rows(weight: &mut Tensor, factors: View) {
+    for row in 0..weight.rows() {
+        let factor = factors.get(0, row);
+        scale(weight.view_mut().slice_rows(row..row + 1), factor);
+    }
 }
 
 /// The bias of one linear, multiplied with the adapter's factors of its output, f32.
@@ -281,9 +292,17 @@ fn merged_bias(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
     bias
 }
 
-/// What an adapter adds to one linear: Σ scale·B·A, f32, in the base's layout.
+/// What an adapter adds to one linear, f32, in the base's layout: Σ scale·B·A, and with magnitudes what that and they change.
 pub fn delta(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
     let base = model.weights().view(WeightId::Linear(id, Part::Weight));
+    if adapter.magnitudes.contains_key(&id) {
+        let mut delta = merged_weight(model, adapter, id);
+        let mut negative = Tensor::zeros(base.rows(), base.cols());
+        negative.view_mut().copy_from(base);
+        scale(negative.view_mut(), -1.0);
+        add_assign(delta.view_mut(), negative.view());
+        return delta;
+    }
     let mut delta = Tensor::zeros(base.rows(), base.cols());
     add_branches(
         &mut delta,

@@ -3,6 +3,7 @@
 //! The decoder reads these tables and knows nothing of the methods that fill them ([`tuning`](crate::tuning)). The kinds of entry:
 //!
 //! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
+//! - `magnitudes`: norms that the rows of a linear's weight are given, with the branches beside it (`magnitude`);
 //! - `scaled`: factors of a linear's input or output columns;
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
 //!   that the base does not have (a bias, the head of tied embeddings);
@@ -18,6 +19,7 @@ use lowrank_kernels::{Activation, Arena, DType, Tensor, View, embedding_forward,
 use super::batch::{VirtualPart, VirtualTokens};
 use super::config::{BlockNorm, LinearId, LinearKind, ModelConfig, Sublayer, WeightId};
 use super::families;
+use super::magnitude::KeptNorms;
 use super::weights::{Weights, is_last_linear};
 
 /// A low-rank branch beside a linear.
@@ -191,6 +193,8 @@ pub struct Adapter {
     pub names: Vec<String>,
     /// Low-rank branches by the linear they stand beside.
     pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
+    /// Arena slot of the magnitudes m [1, out] of a linear with branches, as DoRA has them.
+    pub magnitudes: HashMap<LinearId, usize>,
     /// Factors of columns by the linear that they belong to.
     pub scaled: HashMap<LinearId, ScaleSite>,
     /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
@@ -203,6 +207,8 @@ pub struct Adapter {
     pub virtual_tokens: VirtualSites,
     /// Modules that are trained as a whole beside what the method adapts.
     pub saved: SavedModules,
+    /// Of the linears with magnitudes.
+    pub(crate) norms: KeptNorms,
 }
 
 impl Adapter {
@@ -213,12 +219,14 @@ impl Adapter {
             params: Arena::new(&shapes),
             names,
             low_rank: HashMap::new(),
+            magnitudes: HashMap::new(),
             scaled: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
             token_rows: TokenRowSites::default(),
             virtual_tokens: VirtualSites::default(),
             saved: SavedModules::default(),
+            norms: KeptNorms::default(),
         }
     }
 
@@ -251,17 +259,20 @@ impl Adapter {
             params,
             names: self.names.clone(),
             low_rank: self.low_rank.clone(),
+            magnitudes: self.magnitudes.clone(),
             scaled: self.scaled.clone(),
             replaced: self.replaced.clone(),
             bottleneck: self.bottleneck.clone(),
             token_rows: self.token_rows.clone(),
             virtual_tokens: self.virtual_tokens.clone(),
             saved: self.saved.clone(),
+            norms: KeptNorms::default(),
         }
     }
 
     /// Rounds every value to what `dtype` can hold.
     pub(crate) fn round_to(&mut self, dtype: DType) {
+        self.forget_norms();
         for slot in 0..self.params.slots() {
             if !self.params.is_held(slot) {
                 continue;
@@ -409,7 +420,8 @@ impl Adapter {
             let matrices = [site.down.0, site.up.0];
             site.slots().filter(move |slot| !matrices.contains(slot))
         });
-        replaced.chain(bottlenecks).collect()
+        let magnitudes = self.magnitudes.values().copied();
+        replaced.chain(bottlenecks).chain(magnitudes).collect()
     }
 
     /// What it puts before and between the tokens of its sequences.
@@ -435,6 +447,7 @@ impl Adapter {
 
     fn has_branches_and_factors_alone(&self) -> bool {
         self.replaced.is_empty()
+            && self.magnitudes.is_empty()
             && self.bottleneck.is_empty()
             && self.token_rows.tables().next().is_none()
             && self.virtual_tokens().total() == 0
@@ -459,9 +472,11 @@ impl Adapter {
     }
 
     /// ‖ΔW‖² of each linear with low-rank branches, of A's and B's products alone: ΔW is never made. Branches of one linear are taken to write
-    /// different columns.
+    /// different columns. Linears with magnitudes are left out: what changes their weights is not of A and B alone.
     pub fn squared_changes(&self) -> Vec<(LinearId, f64)> {
-        let changes = self.low_rank.iter().map(|(linear, branches)| {
+        let all = self.low_rank.iter();
+        let changes = all.filter(|(linear, _)| !self.magnitudes.contains_key(linear));
+        let changes = changes.map(|(linear, branches)| {
             let squares = branches.iter().map(|branch| {
                 let (a, b) = (self.params.view(branch.a), self.params.view(branch.b));
                 let (r, a, b) = (a.rows(), a.to_vec(), b.to_vec());

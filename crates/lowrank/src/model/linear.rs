@@ -5,7 +5,7 @@
 //! y[rows, cols] += scale · (dropout(x[rows]) Aᵀ) Bᵀ     for every branch
 //! ```
 //! Where an adapter has factors of the linear's columns, its rows of x are multiplied with them before all that, or its rows of y
-//! behind it (`scales`).
+//! behind it (`scales`). Where it has magnitudes, its rows of y have them in place of the norms of W + ΔW (`magnitude`).
 //!
 //! Linears that read the same input go together: threads meet once for all of them, and the gradient of the input is
 //! written once. Gradients of parameters accumulate; no gradient is computed for what is frozen.
@@ -20,6 +20,7 @@ use lowrank_kernels::{
 
 use super::adapter::{Adapter, LowRankSite};
 use super::config::{LinearId, Part, WeightId};
+use super::magnitude::either;
 use super::pass::Pass;
 use crate::random::mix;
 
@@ -37,6 +38,8 @@ pub(crate) struct LinearSaved {
     branches: Vec<Tensor>,
     /// The output [rows, out] before it was multiplied with an adapter's factors.
     pub(super) unscaled: Vec<Tensor>,
+    /// The output [rows, out] without its bias, before it had an adapter's magnitudes.
+    pub(super) without_magnitude: Vec<Tensor>,
 }
 
 /// A linear on the way back: the gradient of its output, and what it saved.
@@ -88,7 +91,7 @@ impl Pass<'_> {
                 .map(|at| self.take(at.rows.len(), at.branch.a.rows()));
             let saved = LinearSaved {
                 branches: hidden.collect(),
-                unscaled: Vec::new(),
+                ..LinearSaved::default()
             };
             (self.take(x.rows(), out), saved)
         });
@@ -108,6 +111,9 @@ impl Pass<'_> {
                 .collect(),
         });
         linears_forward(x, jobs.collect(), self.classes, self.compute_dtype, self.ws);
+        for (id, (y, saved)) in ids.into_iter().zip(&mut outputs) {
+            saved.without_magnitude = self.magnitudes_forward(id, y);
+        }
         outputs
     }
 
@@ -136,6 +142,17 @@ impl Pass<'_> {
         mut dx: Option<ViewMut>,
         grads: &mut Arena,
     ) {
+        let made: Vec<Option<Tensor>> = linears
+            .iter()
+            .map(|linear| self.magnitudes_backward(linear, grads))
+            .collect();
+        let given = linears;
+        let linears: Vec<LinearBack> = (given.iter().zip(&made))
+            .map(|(linear, du)| LinearBack {
+                dy: either(du.as_ref(), linear.dy),
+                ..*linear
+            })
+            .collect();
         let branches: Vec<Vec<BranchAt>> = linears.iter().map(|l| self.branches_at(l.id)).collect();
         let hidden: Vec<Vec<Tensor>> = linears
             .iter()
@@ -168,8 +185,10 @@ impl Pass<'_> {
             let back = back.collect::<Vec<_>>();
             linears_backward_input(dx.reborrow(), &back, self.compute_dtype);
         }
-        for ((linear, branches), hidden) in linears.iter().zip(&branches).zip(&hidden) {
-            self.parameters_backward(linear, x, grads);
+        for (((linear, given), branches), hidden) in
+            linears.iter().zip(given).zip(&branches).zip(&hidden)
+        {
+            self.parameters_backward(linear, given.dy, x, grads);
             for ((at, du), u) in branches.iter().zip(hidden).zip(&linear.saved.branches) {
                 let Some(x) = x else { continue };
                 let rows = at.rows.clone();
@@ -182,18 +201,26 @@ impl Pass<'_> {
             }
         }
         self.give(hidden.into_iter().flatten());
+        self.give(made.into_iter().flatten());
     }
 
     /// Gives back what linears saved.
     pub(crate) fn give_linears(&self, saved: impl IntoIterator<Item = LinearSaved>) {
-        for LinearSaved { branches, unscaled } in saved {
-            self.give(branches);
-            self.give(unscaled);
+        for saved in saved {
+            self.give(saved.branches);
+            self.give(saved.unscaled);
+            self.give(saved.without_magnitude);
         }
     }
 
-    /// The gradients of a linear's own weight and bias, where they are trained.
-    fn parameters_backward(&self, linear: &LinearBack, x: Option<View>, grads: &mut Arena) {
+    /// The gradients of a linear's own weight and bias, where they are trained; `dy` is that of its output, magnitudes and bias included.
+    fn parameters_backward(
+        &self,
+        linear: &LinearBack,
+        dy: View,
+        x: Option<View>,
+        grads: &mut Arena,
+    ) {
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Weight))
             && let Some(x) = x
         {
@@ -202,7 +229,7 @@ impl Pass<'_> {
             linear_backward_weight(dw, linear.dy, x, layout, self.compute_dtype);
         }
         if let Some(slot) = self.trained(WeightId::Linear(linear.id, Part::Bias)) {
-            bias_backward(grads.view_mut(slot), linear.dy);
+            bias_backward(grads.view_mut(slot), dy);
         }
     }
 

@@ -12,6 +12,7 @@ mod decoder;
 pub mod families;
 mod linear;
 pub(crate) mod load_in;
+mod magnitude;
 mod norm;
 mod pass;
 mod prefix;

@@ -201,6 +201,9 @@ fn places(config: &ModelConfig, adapter: &Adapter) -> Vec<(usize, Place)> {
         let slots = branches.iter().flat_map(|branch| [branch.a, branch.b]);
         places.extend(slots.map(|slot| (slot, place)));
     }
+    for (linear, slot) in &adapter.magnitudes {
+        places.push((*slot, place_of_linear(config, *linear)));
+    }
     for (linear, site) in &adapter.scaled {
         let place = place_of_linear(config, *linear);
         let slots = [site.input, site.output].into_iter().flatten();

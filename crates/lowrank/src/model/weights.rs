@@ -16,6 +16,7 @@ use super::adapter::Adapter;
 use super::config::{Family, LinearKind, ModelConfig, Part, Purpose, WeightId};
 use super::families;
 use super::load_in::LoadIn;
+use super::magnitude::BaseSquares;
 use super::stage::Stage;
 use super::stored::{StoredTensor, StoredTensors, check_all_finite};
 use crate::Error;
@@ -38,6 +39,8 @@ pub struct Weights {
     checkpoint_fingerprint: Option<String>,
     /// That of the whole model as it is trained.
     whole_fingerprint: OnceLock<String>,
+    /// ‖wᵢ‖² of linears, for adapters with magnitudes.
+    pub(super) squares: BaseSquares,
 }
 
 /// For each tensor of a model, numbers that show what its values are; none for one that is not here.
@@ -181,6 +184,7 @@ impl Weights {
             other_labels,
             checkpoint_fingerprint: None,
             whole_fingerprint: OnceLock::new(),
+            squares: BaseSquares::default(),
         };
         let checkpoint_fingerprint = (!read.stage.is_whole()).then(|| {
             let own = read.samples().into_iter();
@@ -340,6 +344,7 @@ impl Weights {
                 other_labels: None,
                 checkpoint_fingerprint: None,
                 whole_fingerprint: OnceLock::new(),
+                squares: BaseSquares::default(),
             })
         } else {
             Err(Error::Tensors {

@@ -233,15 +233,9 @@ fn activation_bytes(
                 .flatten()
                 .map(|site| adapter.params.shape(site.a).0)
                 .sum();
-            // Outputs that are scaled are kept as they were before.
-            let unscaled: usize = config
-                .linear_kinds()
-                .iter()
-                .filter(|&&kind| {
-                    let site = adapter.scaled.get(&LinearId { layer, kind });
-                    site.is_some_and(|site| site.output.is_some())
-                })
-                .map(|&kind| config.linear_shape(kind).1)
+            let kinds = config.linear_kinds().iter();
+            let unscaled: usize = kinds
+                .map(|&kind| unscaled_width(config, adapter, LinearId { layer, kind }))
                 .sum();
             let rows = rows_behind(layer + 1 == layers, work);
             let behind = behind + bottleneck_bytes(config, adapter, layer, size);
@@ -256,15 +250,21 @@ fn activation_bytes(
         .sum()
 }
 
+/// Numbers a row that a linear keeps of its output as it was before: where its factors, and where its magnitudes, were put on it.
+fn unscaled_width(config: &ModelConfig, adapter: &Adapter, id: LinearId) -> usize {
+    let scales = adapter.scaled.get(&id);
+    let scaled = scales.is_some_and(|site| site.output.is_some());
+    let times = usize::from(scaled) + usize::from(adapter.magnitudes.contains_key(&id));
+    times * config.linear_shape(id.kind).1
+}
+
 /// What a block keeps of relative positions: their keys and queries, and what branches and factors beside these linears keep.
 fn relative_bytes(config: &ModelConfig, adapter: &Adapter, layer: usize, work: Work) -> u64 {
     let of = |kind| {
         let id = LinearId { layer, kind };
         let branches = adapter.low_rank.get(&id).into_iter().flatten();
         let ranks: usize = branches.map(|site| adapter.params.shape(site.a).0).sum();
-        let scales = adapter.scaled.get(&id);
-        let unscaled = usize::from(scales.is_some_and(|site| site.output.is_some()));
-        let width = ranks + (1 + unscaled) * config.linear_shape(kind).1;
+        let width = ranks + config.linear_shape(kind).1 + unscaled_width(config, adapter, id);
         4 * (relative_rows(config, kind, work) * width) as u64
     };
     of(LinearKind::Q) + of(LinearKind::K)
@@ -340,9 +340,19 @@ fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, savi
     } else {
         2 * c
     };
-    let mlp_backward = c + widened + hidden + f + mlp + again + layers;
+    // Gradients of outputs with magnitudes are copies.
+    let copies = |kinds: &[LinearKind]| -> usize {
+        let has = |kind: &&LinearKind| adapter.magnitudes.keys().any(|id| id.kind == **kind);
+        let kinds = kinds.iter().filter(has);
+        kinds.map(|kind| config.linear_shape(*kind).1).sum()
+    };
+    let [gate, up, both] = [LinearKind::Gate, LinearKind::Up, LinearKind::GateUp];
+    let mlp_copies = copies(&[gate, up, both]).max(copies(&[LinearKind::Down]));
+    let mlp_backward = c + widened + hidden + f + mlp + again + layers + mlp_copies;
     // The gradients of q, k and v, and these in f32 where they are kept otherwise.
-    let attention_backward = c + 3 * q + 4 * kv + 2 * c + widened;
+    let [q_kind, k_kind, v_kind] = [LinearKind::Q, LinearKind::K, LinearKind::V];
+    let of_heads = copies(&[q_kind, k_kind, v_kind, LinearKind::Qkv]);
+    let attention_backward = c + 3 * q + 4 * kv + 2 * c + widened + of_heads;
     let tokens = work.tokens as u64;
     let most = forward.max(mlp_backward).max(attention_backward);
     4 * tokens * most as u64 + relative_working_bytes(config, work)

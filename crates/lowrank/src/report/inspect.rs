@@ -217,7 +217,11 @@ fn modules(model: &Decoder, adapter: &Adapter) -> Vec<ModuleReport> {
             module: families::linear_module(model.config(), id),
             r: has_branches.then_some(ranks),
             scale: has_branches.then_some(scales),
-            parameters: of_branches.chain(of_factors.flatten()).map(size).sum(),
+            parameters: of_branches
+                .chain(of_factors.flatten())
+                .chain(adapter.magnitudes.get(&id).copied())
+                .map(size)
+                .sum(),
             relative_change: relative(frobenius_norm(change.view()), stored),
         }
     });

@@ -16,7 +16,7 @@ use crate::Error;
 use crate::data::{Boundary, OnBadRow, TaskType};
 use crate::fields::{Fields, Keys, Names, fields};
 #[cfg(feature = "clap")]
-use crate::fields::{finite, parse_bytes};
+use crate::fields::{finite, finite_pattern, parse_bytes};
 use crate::model::{Adapter, LoadIn, ModelConfig, Recompute};
 use crate::tuning::{self, Method, MethodOptions};
 
@@ -125,6 +125,18 @@ fields! {
         #[arg(value_parser = finite::<f64>, value_name = "X", help_heading = OPTIMIZATION)]
         #[range(NOT_NEGATIVE)]
         pub weight_decay: f64 = 0.0,
+
+        /// Another learning rate for trained tensors that match a pattern, as a factor of learning_rate; may be repeated
+        #[arg(value_name = "PATTERN=FACTOR", value_parser = finite_pattern, help_heading = OPTIMIZATION)]
+        #[range(NOT_NEGATIVE)]
+        #[written(AsMap)]
+        pub lr_pattern: Vec<(String, f64)>,
+
+        /// Another weight decay for trained tensors that match a pattern; may be repeated
+        #[arg(value_name = "PATTERN=X", value_parser = finite_pattern, help_heading = OPTIMIZATION)]
+        #[range(NOT_NEGATIVE)]
+        #[written(AsMap)]
+        pub weight_decay_pattern: Vec<(String, f64)>,
 
         /// AdamW's decay of the first moment
         #[arg(value_parser = finite::<f64>, value_name = "X", help_heading = OPTIMIZATION)]

@@ -39,6 +39,9 @@ pub struct Outcome {
     pub trainable_parameters: usize,
     /// Parameters of the base.
     pub base_parameters: usize,
+    /// Which tensors have which learning rate and weight decay, where they do not all have the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// Mean loss of the last steps.
     pub train_loss: Option<f64>,
     /// Held-out loss before the first step.
@@ -152,6 +155,7 @@ impl Trainer<'_> {
         };
         let (adapter, optimizer) = (&mut self.adapter, &mut self.optimizer);
         values::take(&self.ranks, adapter, optimizer, &[Kind::Param], read)?;
+        adapter.forget_norms();
         self.observer.event(&Event::Note(format!(
             "finishing with the weights of step {step}, whose eval_loss is {loss:.4}"
         )));
@@ -223,6 +227,9 @@ fn figures(outcome: &Outcome) -> Vec<(String, String)> {
         ),
         ("steps".to_owned(), outcome.steps.to_string()),
     ];
+    for group in &outcome.groups {
+        figures.push(("group".to_owned(), group.clone()));
+    }
     let mut add = |name: &str, value: Option<f64>| {
         if let Some(value) = value {
             figures.push((name.to_owned(), format!("{value:.4}")));

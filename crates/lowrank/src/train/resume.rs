@@ -241,6 +241,7 @@ pub(super) fn open_state(
         None => Ok(Vec::new()),
     };
     values::take(ranks, adapter, optimizer, &Kind::ALL, read)?;
+    adapter.forget_norms();
     optimizer.step = earlier.step;
     observer.event(&Event::Note(format!(
         "resuming after step {} of {total_steps}",

@@ -9,6 +9,7 @@ use lowrank_kernels::{
 
 use super::batch::{Scoring, batch_for, shared_batch_of};
 use super::exchange::{self, Reduced, Told};
+use super::groups::Groups;
 use super::pieces::{pieces, teams};
 use super::pipeline;
 use crate::Error;
@@ -32,6 +33,8 @@ pub struct OptimizerState {
     pub(super) v: Arena,
     /// Optimizer steps taken.
     pub step: u64,
+    /// Which tensors have rates of their own.
+    pub groups: Groups,
     pub(super) shares: Shares,
     sums: LeafSums,
     teams: Teams,
@@ -132,6 +135,7 @@ impl OptimizerState {
             m: Arena::new(&own),
             v: Arena::new(&own),
             step: 0,
+            groups: Groups::default(),
             shares,
             sums: LeafSums::default(),
             teams: Teams::default(),
@@ -310,6 +314,7 @@ pub(super) fn shared_step(
     stops: impl Fn() -> bool,
 ) -> Result<(StepOutcome, bool), Error> {
     let leaves = Leaves::new(ranks, model, adapter, rows, options, state.step);
+    adapter.prepare_norms(model.weights());
     let into = (&mut state.sums, &mut state.grads);
     let own = if ranks.stages() == 1 {
         let teams = (&mut state.teams, state.most_teams);
@@ -369,17 +374,24 @@ pub(super) fn shared_step(
     };
     let mut at = 0;
     for (range, grads) in ranges.iter().zip(own_grads) {
-        let moments = at..at + range.len();
-        adamw_step(
-            adapter.params.part_mut(range.clone()),
-            grads,
-            state.m.part_mut(moments.clone()),
-            state.v.part_mut(moments),
-            &adamw,
-        );
+        let column = grads.reshape(grads.len(), 1);
+        // Each value's step is its own, so groups change no bit of the others.
+        for (part, rate) in state.groups.parts(&adapter.params, range) {
+            let within = part.start - range.start..part.end - range.start;
+            let moments = at + within.start..at + within.end;
+            let length = part.len();
+            adamw_step(
+                adapter.params.part_mut(part),
+                column.slice_rows(within).reshape(1, length),
+                state.m.part_mut(moments.clone()),
+                state.v.part_mut(moments),
+                &rate.of(&adamw, options),
+            );
+        }
         at += range.len();
     }
     exchange::share(ranks, &state.shares, &mut adapter.params)?;
+    adapter.forget_norms();
     let done = StepOutcome {
         loss,
         grad_norm,

@@ -14,6 +14,7 @@ use super::checkpoint::{self, TrainerState};
 use super::evaluate::Evaluation;
 use super::events::{Event, Observer};
 use super::folder;
+use super::groups::Groups;
 use super::memory::{choose_saving, most_frugal, peak_rss};
 use super::order::StepRows;
 use super::outcome::Outcome;
@@ -33,6 +34,7 @@ use crate::random::{hash, mix};
 use crate::ranks::Ranks;
 use crate::report::{EvalMetrics, MetricsLine, MetricsWriter, StepMetrics};
 use crate::settings::{ClassWeights, TrainConfig};
+use crate::tuning::lora::NO_DROPOUT;
 use crate::tuning::{self, AdapterConfig, BaseMark};
 
 /// Steps whose losses are averaged for the final figure.
@@ -172,11 +174,12 @@ impl<'a> Trainer<'a> {
         ranks: Ranks<'a>,
         config: &'a TrainConfig,
         base: &'a Network,
-        (trained, optimizer): (Trained, OptimizerState),
+        (trained, mut optimizer): (Trained, OptimizerState),
         rows: Rows<'a>,
         (state, saving): (TrainerState, Saving),
         observer: &'a mut dyn Observer,
     ) -> Result<Self, Error> {
+        optimizer.groups = Groups::of(config, &trained.adapter)?;
         let Trained {
             adapter,
             config: adapter_config,
@@ -195,6 +198,7 @@ impl<'a> Trainer<'a> {
             outcome: Outcome {
                 steps: state.step,
                 first_eval_loss: state.first_eval_loss,
+                groups: optimizer.groups.words(config, &adapter),
                 ..Outcome::planned(config, base, &adapter, total_steps)
             },
             ranks,
@@ -221,6 +225,9 @@ impl<'a> Trainer<'a> {
         trainer.schedule.warn_of_warmup(trainer.observer);
         trainer.warn_of_idle_ranks();
         trainer.order.announce(trainer.observer);
+        for group in &trainer.outcome.groups {
+            trainer.observer.event(&Event::Note(group.clone()));
+        }
         trainer.observer.event(&Event::Start {
             total_steps,
             done_steps: trainer.state.step,
@@ -693,10 +700,27 @@ fn check(
             valid_data = valued("valid_data", "FILE")
         )));
     }
+    check_dropout(adapter)?;
+    Groups::of(config, adapter)?;
     check_task(config, base.labels.as_ref())?;
     let all = rows.train.iter().chain(rows.valid);
     let longest = all.map(|row| row.ids.len()).max().unwrap_or(0);
     check_length(base, adapter, longest)
+}
+
+/// Refuses dropout beside magnitudes, which an adapter to start from may have.
+fn check_dropout(adapter: &Adapter) -> Result<(), Error> {
+    let drops = |id| {
+        let branches = adapter.low_rank.get(id).into_iter().flatten();
+        branches.into_iter().any(|branch| branch.dropout > 0.0)
+    };
+    if !adapter.magnitudes.keys().any(drops) {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "lora_dropout goes without use_dora, which the adapter to start from has: {NO_DROPOUT}; leave {dropout} out",
+        dropout = named("lora_dropout")
+    )))
 }
 
 /// Refuses settings that mean nothing to what the rows teach.

@@ -223,13 +223,13 @@ fn every_tensor_of_an_adapter_is_accounted_for() {
         &["q_proj.lora_A.weight: shape [4, 32], the model needs [3, 32]"],
     );
     edit(folder, "r", json!(4));
-    edit(folder, "use_dora", json!(true));
+    edit(folder, "lora_bias", json!(true));
     edit(folder, "modules_to_save", json!(["lm_head"]));
     assert_says(
         &failure(load()),
-        &["adapter_config.json", "`use_dora` is true"],
+        &["adapter_config.json", "`lora_bias` is true"],
     );
-    edit(folder, "use_dora", json!(false));
+    edit(folder, "lora_bias", json!(false));
     assert_says(
         &failure(load()),
         &["base_model.model.lm_head.weight: missing"],

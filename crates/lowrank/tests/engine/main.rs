@@ -10,6 +10,7 @@ mod compute;
 mod configs;
 #[cfg(feature = "compare")]
 mod diff;
+mod dora;
 mod exporting;
 mod generation;
 mod gguf;

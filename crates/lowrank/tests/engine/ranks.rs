@@ -221,6 +221,25 @@ fn a_bf16_base_and_blocks_that_are_computed_again_are_cut_alike() {
     }
 }
 
+/// Magnitudes, whose norms every rank computes, and groups that cut the ranges that a rank takes steps on.
+#[test]
+fn magnitudes_and_groups_of_rates_are_cut_alike() {
+    for (family, targets) in [("llama", "all-linear"), ("gpt2", "c_attn.q,c_attn.v,c_fc")] {
+        let place = Place::new(family);
+        let path = |name: &str| place.path(name);
+        assert_grids_agree(path, &GRIDS, family, |name| {
+            let mut config = config(&place, Method::Lora, name);
+            config.options.lora.lora_dropout = 0.0;
+            config.options.lora.use_dora = true;
+            config.options.lora.loraplus_lr_ratio = Some(4.0);
+            config.options.targets.target_modules = Some(targets.parse().expect("targets"));
+            config.lr_pattern = vec![("lora_A".to_owned(), 0.5)];
+            config.weight_decay_pattern = vec![("lora_magnitude_vector".to_owned(), 0.0)];
+            config
+        });
+    }
+}
+
 #[test]
 fn stages_below_what_is_trained_run_no_backward() {
     let place = Place::new("llama");

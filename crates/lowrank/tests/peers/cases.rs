@@ -147,7 +147,7 @@ pub(crate) const TOKEN_ADAPTERS: [AdapterCase; 7] = [
 ];
 
 /// The adapters.
-pub(crate) const ADAPTERS: [AdapterCase; 18] = [
+pub(crate) const ADAPTERS: [AdapterCase; 21] = [
     AdapterCase {
         smoothed: true,
         ..adapter("llama", "all_linear")
@@ -168,6 +168,9 @@ pub(crate) const ADAPTERS: [AdapterCase; 18] = [
     adapter("glm4", "all_linear"),
     adapter("gpt2", "c_attn"),
     adapter("gpt2", "all_linear"),
+    adapter("llama", "dora"),
+    adapter("qwen2", "dora"),
+    adapter("gpt2", "dora"),
     AdapterCase {
         parts: true,
         ..adapter("gpt2", "q_v_parts")
@@ -211,7 +214,7 @@ impl AdapterCase {
     }
 }
 
-fn goldens() -> PathBuf {
+pub(crate) fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
 }
 

@@ -3,6 +3,7 @@
 mod cases;
 mod classifiers;
 mod common;
+mod groups;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::products::total;
-use super::{FileDtype, LoraFile, LoraModule, folder, order};
+use super::{FileDtype, LoraFile, LoraModule, folder, order, refuse_magnitudes};
 use crate::Error;
 use crate::names::{named, valued};
 use agree::Named;
@@ -247,6 +247,17 @@ pub fn combine(options: &CombineOptions) -> Result<CombineReport, Error> {
             .iter()
             .map(|folder| LoraFile::read(folder))
             .collect::<Result<Vec<_>, _>>()?;
+        for (folder, file) in folders.iter().zip(&files) {
+            let what = format!(
+                "{}: A and B of LoRA adapters can be combined",
+                folder.display()
+            );
+            refuse_magnitudes(
+                file,
+                &what,
+                "merge the adapters into the model one after the other",
+            )?;
+        }
         let adapters: Vec<Named> = folders.iter().copied().zip(&files).collect();
         let (file, report) = combined(&adapters, &weights, options)?;
         Ok((file, folder::tokenizer_files(&adapters)?, report))

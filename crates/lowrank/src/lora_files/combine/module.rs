@@ -124,6 +124,7 @@ pub(super) fn combine_module(group: &Group, options: &CombineOptions) -> Result<
         a,
         b,
         scale: 1.0,
+        magnitude: None,
     };
     Ok(Made {
         module,

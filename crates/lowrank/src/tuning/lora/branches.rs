@@ -70,6 +70,14 @@ pub fn branches(folder: &Path) -> Result<Branches, Error> {
             .into());
     }
     let config = LoraConfig::read(folder)?;
+    if config.use_dora {
+        return Err(raw
+            .unsupported(
+                "use_dora",
+                "false: A and B of two LoRA adapters are compared, and with DoRA they are not all that changes a weight",
+            )
+            .into());
+    }
     let weights = open_adapter_weights(folder)?;
     let entries: Vec<_> = weights
         .names()

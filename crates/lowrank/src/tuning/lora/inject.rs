@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use lowrank_formats::peft::{LoraConfig, LoraPart, ModuleNames, TargetModules, lora_key};
+use lowrank_formats::peft::{
+    LoraConfig, LoraPart, ModuleNames, TargetModules, lora_key, magnitude_key,
+};
 use lowrank_kernels::{fill_normal, fill_uniform};
 
 use super::{Candidate, InitLoraWeights, candidates};
@@ -39,7 +41,8 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// Puts a branch beside every linear that `lora` targets. Rows of tokens that it names are all zero.
+/// Puts a branch beside every linear that `lora` targets. Rows of tokens that it names are all zero, and so are magnitudes, until
+/// [`Adapter::begin_magnitudes`].
 ///
 /// # Errors
 /// A target or a pattern that matches nothing; a fused linear targeted both whole and in parts; a rank larger than the
@@ -89,10 +92,25 @@ pub fn parameters(config: &ModelConfig, lora: &LoraConfig) -> Result<usize, Erro
             .map_or(output, |part| config.fused_columns(part).len());
         lora.rank_of(&place.name) * (input + columns)
     };
-    Ok(choose(config, lora)?.iter().map(size).sum())
+    let chosen = choose(config, lora)?;
+    let magnitudes = magnitudes(lora, &chosen);
+    let outputs = magnitudes.map(|place| config.linear_shape(place.id.kind).1);
+    Ok(chosen.iter().map(size).sum::<usize>() + outputs.sum::<usize>())
 }
 
-/// The slots and branches for the chosen places, all zero: A of place i is slot 2i, B slot 2i + 1.
+/// The places whose modules have magnitudes: the first of each module, whose parts share them.
+fn magnitudes<'a>(
+    lora: &LoraConfig,
+    chosen: &'a [Candidate],
+) -> impl Iterator<Item = &'a Candidate> {
+    let wanted = lora.use_dora;
+    let others = std::iter::once(None).chain(chosen.iter().map(Some));
+    let pairs = chosen.iter().zip(others);
+    let firsts = pairs.filter(|(place, before)| before.is_none_or(|before| before.id != place.id));
+    firsts.filter(move |_| wanted).map(|(place, _)| place)
+}
+
+/// The slots and branches for the chosen places, all zero: A of place i is slot 2i, B slot 2i + 1. Magnitudes lie behind these.
 pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candidate]) -> Adapter {
     let mut params = Vec::new();
     let mut low_rank: HashMap<_, Vec<LowRankSite>> = HashMap::new();
@@ -114,8 +132,15 @@ pub(super) fn lay_out(config: &ModelConfig, lora: &LoraConfig, chosen: &[Candida
             dropout: lora.lora_dropout as f32,
         });
     }
+    let mut by_linear = HashMap::new();
+    for place in magnitudes(lora, chosen) {
+        let (_, output) = config.linear_shape(place.id.kind);
+        by_linear.insert(place.id, params.len());
+        params.push((magnitude_key(&place.module), (1, output)));
+    }
     Adapter {
         low_rank,
+        magnitudes: by_linear,
         ..Adapter::new(params)
     }
 }

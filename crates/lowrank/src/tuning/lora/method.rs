@@ -72,6 +72,16 @@ fields! {
         #[switch(help_heading = "LoRA")]
         #[fixes(Action)]
         pub use_rslora: bool = false,
+
+        /// Train the magnitude of each output as well (DoRA)
+        #[switch(help_heading = "LoRA")]
+        #[fixes(Action)]
+        pub use_dora: bool = false,
+
+        /// The learning rate of B over that of A (LoRA+); magnitudes and biases have B's
+        #[arg(value_parser = finite::<f64>, value_name = "X", help_heading = "LoRA")]
+        #[range(POSITIVE)]
+        pub loraplus_lr_ratio: Option<f64>,
     }
 }
 
@@ -80,6 +90,9 @@ pub type Config = Box<LoraConfig>;
 
 /// Before the names of tensors of modules that are saved as a whole.
 pub(super) const SAVED_PREFIX: &str = "base_model.model.";
+
+/// Why DoRA has no dropout.
+pub(crate) const NO_DROPOUT: &str = "DoRA multiplies the frozen weight with the dropped input, too, which would be a second product of every weight";
 
 /// LoRA in the table of methods.
 pub(in crate::tuning) struct Spec;
@@ -95,6 +108,7 @@ fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfi
         exclude_modules: targets.exclude_modules(),
         fan_in_fan_out: model.layout == Layout::InOut,
         use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
         init_lora_weights: lora.init_lora_weights.to_json(),
         rank_pattern: lora.rank_pattern.clone(),
         trainable_token_indices: lora.trainable_token_indices.clone(),
@@ -152,7 +166,12 @@ impl MethodSpec for Spec {
     }
 
     fn label(&self, options: &MethodOptions) -> String {
-        format!("LoRA r {}", options.lora.r)
+        let lora = &options.lora;
+        format!(
+            "{} r {}",
+            if lora.use_dora { "DoRA" } else { "LoRA" },
+            lora.r
+        )
     }
 
     fn hub_tag(&self) -> Option<&'static str> {
@@ -170,6 +189,13 @@ impl MethodSpec for Spec {
 
     fn check(&self, options: &MethodOptions, names: &dyn Names, problems: &mut Vec<String>) {
         let lora = &options.lora;
+        if lora.use_dora && lora.lora_dropout > 0.0 {
+            problems.push(format!(
+                "{} cannot be given beside {}: {NO_DROPOUT}",
+                names.given("lora_dropout"),
+                names.given("use_dora")
+            ));
+        }
         if lora.add_tokens.is_some() && lora.trainable_token_indices.is_some() {
             problems.push(format!(
                 "{} trains the rows of the new tokens alone, so {} cannot be given beside it",
@@ -191,6 +217,7 @@ impl MethodSpec for Spec {
         let init = options.lora.init_lora_weights;
         let (mut adapter, coverage) = inject(model, &config, init, with.seed)?;
         adapter.copy_token_rows(with.decoder.weights());
+        adapter.begin_magnitudes(with.decoder.weights());
         Ok(Started {
             coverage: Some(words(&coverage, &adapter)),
             adapter,
@@ -242,6 +269,7 @@ impl MethodConfig for Config {
             ("lora_alpha", self.lora_alpha.into()),
             ("target_modules", self.target_modules.to_string().into()),
             ("use_rslora", self.use_rslora.into()),
+            ("use_dora", self.use_dora.into()),
         ];
         if let Some(indices) = &self.trainable_token_indices {
             options.push(("trainable_token_indices", indices.to_json()));

@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use branches::{Branch, Branches, branches};
 pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
+pub(crate) use method::NO_DROPOUT;
 pub(super) use method::Spec;
 pub use method::{Config, Settings};
 pub use save::save;

@@ -66,6 +66,13 @@ pub fn save(
             ]
         })
         .collect();
+    let mut magnitudes: Vec<usize> = adapter.magnitudes.values().copied().collect();
+    magnitudes.sort_unstable();
+    specs.extend(magnitudes.iter().map(|slot| TensorSpec {
+        name: adapter.names[*slot].clone(),
+        dtype: StoredDType::F32,
+        shape: vec![adapter.params.shape(*slot).1],
+    }));
     let rows: Vec<usize> = adapter
         .token_rows
         .tables()
@@ -75,8 +82,9 @@ pub fn save(
         let (n, width) = adapter.params.shape(*slot);
         spec(adapter.names[*slot].clone(), [n, width])
     }));
-    let others: Vec<usize> = rows
+    let others: Vec<usize> = magnitudes
         .into_iter()
+        .chain(rows)
         .chain(adapter.saved.slots.clone())
         .collect();
     specs.extend(saved_specs(adapter));
