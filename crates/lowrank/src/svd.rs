@@ -4,11 +4,12 @@
 //! vectors. With B = Q_b R_b and Aᵀ = Q_a R_a, ΔW = Q_b (scale·R_b R_aᵀ) Q_aᵀ, and only the r×r core is decomposed.
 //!
 //! The largest values of a dense matrix M come from block Krylov iteration (Musco and Musco, 2015): the span of X, MᵀM·X,
-//! (MᵀM)²·X, … holds M's strongest directions, and the small matrix M·basis is decomposed.
+//! (MᵀM)²·X, … holds M's strongest directions, and the small matrix M·basis is decomposed. [`sketched`] is the randomized way of Halko,
+//! Martinsson and Tropp (2011), which is faster and less exact.
 
 use lowrank_kernels::{
-    ComputeDType, Layout, RowClasses, Tensor, Weight, linear_backward_input, linear_forward,
-    sum_squares,
+    ComputeDType, Layout, RowClasses, Tensor, Weight, fill_normal, linear_backward_input,
+    linear_forward, sum_squares,
 };
 use nalgebra::DMatrix;
 
@@ -73,12 +74,26 @@ pub(crate) fn decompose(small: Matrix, size: usize) -> Decomposition {
 const WHOLE: usize = 192;
 /// Columns beyond the wanted ones that every block of the iteration has, so that it settles fast.
 const SPARE: usize = 8;
-/// The iteration ends where ‖Mᵀu − σv‖ of every wanted triple is below this share of the largest value,
-const SETTLED: f64 = 1e-5;
-/// where what is found has grown by less than this share of ‖M‖² since it was last looked at, as it does where many values are nearly
-/// equal,
-const GROWTH: f64 = 1e-7;
-/// or where the basis has so many columns, or blocks if that is more.
+/// When an iteration ends.
+#[derive(Clone, Copy)]
+struct End {
+    /// Where ‖Mᵀu − σv‖ of every wanted triple is below this share of the largest value.
+    settled: f64,
+    /// Where what is found has grown by less than this share of ‖M‖² since it was last looked at, as it does where many values are nearly
+    /// equal.
+    growth: f64,
+}
+/// How much of a matrix is found matters, and not so much along which directions.
+const ROUGH: End = End {
+    settled: 1e-5,
+    growth: 1e-7,
+};
+/// The directions matter.
+const FINE: End = End {
+    settled: 3e-7,
+    growth: 0.0,
+};
+/// It ends in any case where the basis has so many columns, or blocks if that is more.
 const MOST_COLUMNS: usize = 1024;
 const LEAST_BLOCKS: usize = 4;
 
@@ -86,6 +101,15 @@ const LEAST_BLOCKS: usize = 4;
 ///
 /// Products are computed in f32, so values below about 1e-6 of the largest one are noise.
 pub(crate) fn largest(dense: &Tensor, count: usize) -> Decomposition {
+    largest_until(dense, count, ROUGH)
+}
+
+/// [`largest`] with the vectors as exact as f32 products make them, and in a last step as those of f64.
+pub(crate) fn most_accurate(dense: &Tensor, count: usize) -> Decomposition {
+    largest_until(dense, count, FINE)
+}
+
+fn largest_until(dense: &Tensor, count: usize, end: End) -> Decomposition {
     let (outputs, inputs) = (dense.rows(), dense.cols());
     let (shorter, width) = (outputs.min(inputs), count + SPARE);
     if shorter <= WHOLE || 3 * width >= shorter {
@@ -98,7 +122,7 @@ pub(crate) fn largest(dense: &Tensor, count: usize) -> Decomposition {
     let mut image = Matrix::zeros(outputs, 0);
     let mut block = Matrix::from_fn(inputs, width, start).qr().q();
     let most = LEAST_BLOCKS.max(MOST_COLUMNS / width);
-    let least_growth = GROWTH * sum_squares(dense.view());
+    let least_growth = end.growth * sum_squares(dense.view());
     let (mut next_look, mut before) = (3, 0.0);
     for blocks in 1.. {
         let product = times(dense, &block);
@@ -111,7 +135,8 @@ pub(crate) fn largest(dense: &Tensor, count: usize) -> Decomposition {
         if blocks == next_look || is_last {
             let found = of_image(&basis, &image).cut_to(count);
             let squares = found.values.iter().map(|value| value * value).sum();
-            if is_last || squares - before <= least_growth || is_settled(dense, &found) {
+            if is_last || squares - before <= least_growth || is_settled(dense, &found, end.settled)
+            {
                 return found;
             }
             before = squares;
@@ -127,6 +152,39 @@ pub(crate) fn largest(dense: &Tensor, count: usize) -> Decomposition {
         block = next;
     }
     unreachable!("the last block returns")
+}
+
+/// The `count` largest singular values with their vectors, of M restricted to the span of (M Mᵀ)ⁿ M·G, G random [in, count] (Halko et al.,
+/// 2011, algorithm 4.4).
+pub(crate) fn sketched(
+    dense: &Tensor,
+    count: usize,
+    iterations: usize,
+    seed: u64,
+) -> Decomposition {
+    let mut random = Tensor::zeros(count, dense.cols());
+    fill_normal(random.view_mut(), 1.0, seed);
+    let mut basis = times(dense, &columns_of(&random)).qr().q();
+    for _ in 0..iterations {
+        let back = times_transposed(dense, &basis).qr().q();
+        basis = times(dense, &back).qr().q();
+    }
+    // Mᵀ·basis = V S Uᵀ, and M's left vectors are basis·U.
+    let found = whole(&times_transposed(dense, &basis));
+    Decomposition {
+        left: basis * found.right,
+        values: found.values,
+        right: found.left,
+    }
+}
+
+/// The first `count` columns of Q [out, count] and rows of R [count, in] of a dense matrix M = Q R, `count` at most its shorter side.
+pub(crate) fn orthogonal_part(dense: &Tensor, count: usize) -> (Matrix, Matrix) {
+    let view = dense.view();
+    let first = Matrix::from_fn(dense.rows(), count, |i, j| f64::from(view.get(i, j)));
+    let q = first.qr().q();
+    let r = times_transposed(dense, &q).transpose();
+    (q, r)
 }
 
 impl Decomposition {
@@ -168,13 +226,13 @@ fn of_image(basis: &Matrix, image: &Matrix) -> Decomposition {
     }
 }
 
-fn is_settled(dense: &Tensor, found: &Decomposition) -> bool {
+fn is_settled(dense: &Tensor, found: &Decomposition, settled: f64) -> bool {
     let Some(largest) = found.values.first() else {
         return true;
     };
     let back = times_transposed(dense, &found.left);
     let distance = |k: usize| (back.column(k) - found.right.column(k) * found.values[k]).norm();
-    (0..found.values.len()).all(|k| distance(k) <= SETTLED * largest)
+    (0..found.values.len()).all(|k| distance(k) <= settled * largest)
 }
 
 /// M·X, M [out, in], X [in, n].

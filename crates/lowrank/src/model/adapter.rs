@@ -2,7 +2,8 @@
 //!
 //! The decoder reads these tables and knows nothing of the methods that fill them ([`tuning`](crate::tuning)). The kinds of entry:
 //!
-//! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
+//! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output, less what it was at first where it began as a
+//!   part of the weight (`initial`);
 //! - `scaled`: factors of a linear's input or output columns;
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
 //!   that the base does not have (a bias, the head of tied embeddings);
@@ -191,6 +192,10 @@ pub struct Adapter {
     pub names: Vec<String>,
     /// Low-rank branches by the linear they stand beside.
     pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
+    /// A and B of the low-rank branches as they were at first, in the slots that they have in `params`, where these are the first ones. A
+    /// branch adds `scale · (B·A − B₀·A₀)` to its linear then: the linear has its own values at the start, whatever A and B begin with. They
+    /// are frozen.
+    pub initial: Option<Arena>,
     /// Factors of columns by the linear that they belong to.
     pub scaled: HashMap<LinearId, ScaleSite>,
     /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
@@ -213,6 +218,7 @@ impl Adapter {
             params: Arena::new(&shapes),
             names,
             low_rank: HashMap::new(),
+            initial: None,
             scaled: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
@@ -251,6 +257,7 @@ impl Adapter {
             params,
             names: self.names.clone(),
             low_rank: self.low_rank.clone(),
+            initial: self.initial.clone(),
             scaled: self.scaled.clone(),
             replaced: self.replaced.clone(),
             bottleneck: self.bottleneck.clone(),
@@ -258,6 +265,12 @@ impl Adapter {
             virtual_tokens: self.virtual_tokens.clone(),
             saved: self.saved.clone(),
         }
+    }
+
+    /// A and B of a branch as they were at first, where they are taken off again.
+    pub(crate) fn initial_of(&self, site: &LowRankSite) -> Option<(View<'_>, View<'_>)> {
+        let initial = self.initial.as_ref()?;
+        Some((initial.view(site.a), initial.view(site.b)))
     }
 
     /// Rounds every value to what `dtype` can hold.
@@ -435,6 +448,7 @@ impl Adapter {
 
     fn has_branches_and_factors_alone(&self) -> bool {
         self.replaced.is_empty()
+            && self.initial.is_none()
             && self.bottleneck.is_empty()
             && self.token_rows.tables().next().is_none()
             && self.virtual_tokens().total() == 0

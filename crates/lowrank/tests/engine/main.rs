@@ -16,6 +16,7 @@ mod gguf;
 mod gradients;
 mod ia3;
 mod importing;
+mod initial;
 mod merging;
 mod methods;
 mod objectives;
