@@ -1,20 +1,22 @@
 //! A and B that begin with a part of the weight: what the layer computes at the start, what is saved, and runs that go on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lowrank::Workspace;
-use lowrank::base::Source;
+use lowrank::base::{BUILTIN, Source};
 use lowrank::data::{DataOptions, Dataset, Example, Split};
-use lowrank::merge::delta;
-use lowrank::model::{AdapterSet, Decoder};
-use lowrank::train::{Start, TrainConfig, evaluate, prepare};
+use lowrank::export::{FileType, own_rows, write_model};
+use lowrank::import::import_gguf;
+use lowrank::merge::{delta, merged_weight};
+use lowrank::model::{AdapterSet, Decoder, Part, Purpose, WeightId};
+use lowrank::train::{Silent, Start, TrainConfig, evaluate, prepare};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights, TokenIndices};
 use lowrank::tuning::targets::Targets;
+use lowrank::{DType, Workspace};
 use lowrank_formats::peft::LoraConfig;
 
-use super::common::{Place, Watch, open, run, timeless};
+use super::common::{Place, Watch, assert_says, failure, open, run, timeless};
 
 const ALL: [InitLoraWeights; 3] = [
     InitLoraWeights::Pissa,
@@ -92,7 +94,7 @@ fn a_run_begins_with_the_loss_of_the_base_and_is_saved_for_it() {
 fn nothing_is_changed_at_the_start_whatever_the_scale() {
     let place = Place::new("llama");
     let network = Source::Folder(place.path("model"))
-        .load(lowrank::DType::F32)
+        .load(DType::F32)
         .expect("the model")
         .into_network();
     for use_rslora in [false, true] {
@@ -101,7 +103,7 @@ fn nothing_is_changed_at_the_start_whatever_the_scale() {
             config.options.lora.use_rslora = use_rslora;
             config.options.lora.rank_pattern = vec![("v_proj".to_owned(), 6)];
             config.options.lora.alpha_pattern = vec![("layers.0.*q_proj".to_owned(), 5.0)];
-            let mut watch = lowrank::train::Silent;
+            let mut watch = Silent;
             let trained = prepare(&config, &network, &valid_rows(&place), &mut watch);
             let trained = trained.expect("first values");
             for id in trained.adapter.low_rank.keys() {
@@ -191,5 +193,99 @@ fn another_run_starts_from_what_was_saved() {
     assert_eq!(
         went_on.trainable_parameters,
         2 * outcome.trainable_parameters
+    );
+}
+
+/// The built-in model in a folder and as a GGUF file in blocks of 4 bits.
+fn quantized(place: &Place) -> (PathBuf, PathBuf) {
+    let (folder, blocks) = (place.path("full"), place.path("q4.gguf"));
+    let export = |model: &str, output: &Path, file_type: FileType| {
+        let source = Source::find(model).expect("the model");
+        let weights = source.weights_for(DType::F32, Purpose::LanguageModel);
+        let weights = weights.expect("its weights");
+        let rows = &mut own_rows(&weights);
+        let config = weights.config();
+        write_model(&source, config, output, file_type, false, &|_| true, rows).expect("written");
+    };
+    let numbers = place.path("full.gguf");
+    export(BUILTIN, &numbers, FileType::F32);
+    import_gguf(&numbers, &folder, DType::F32, false).expect("a folder");
+    export(folder.to_str().expect("a name"), &blocks, FileType::Q4_0);
+    (folder, blocks)
+}
+
+fn loftq_config(place: &Place, model: &Path, weights: &Path) -> TrainConfig {
+    let mut config = config(
+        place,
+        InitLoraWeights::Loftq,
+        &["q_proj", "down_proj"],
+        "loftq",
+    );
+    config.model = model.display().to_string();
+    config.options.lora.loftq_weights = Some(weights.to_path_buf());
+    config
+}
+
+#[test]
+fn loftq_brings_a_quantized_base_nearer_to_its_model() {
+    let place = Place::new("llama");
+    let (folder, blocks) = quantized(&place);
+    let config = loftq_config(&place, &blocks, &folder);
+    let load = |path: &Path| {
+        let source = Source::find(path.to_str().expect("a name")).expect("the model");
+        source
+            .load_for(DType::Bf16, Purpose::LanguageModel, None, 0)
+            .expect("it loads")
+    };
+    let (base, exact) = (load(&blocks), open(&folder));
+    let trained = prepare(&config, &base, &[], &mut Silent).expect("first values");
+    assert!(trained.adapter.initial.is_none(), "nothing is taken off");
+    for id in trained.adapter.low_rank.keys() {
+        let weight = WeightId::Linear(*id, Part::Weight);
+        let exact = exact.weights().view(weight).to_vec();
+        let apart = |values: Vec<f32>| {
+            let squares = values
+                .iter()
+                .zip(&exact)
+                .map(|(x, y)| f64::from(x - y).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let before = apart(base.decoder.weights().view(weight).to_vec());
+        let after = apart(merged_weight(&base.decoder, &trained.adapter, *id).to_vec());
+        assert!(
+            before > 0.0 && after < 0.95 * before,
+            "{id:?}: {before} {after}"
+        );
+    }
+    run(&config).expect("the run");
+    let written = LoraConfig::read(&place.path("loftq")).expect("adapter_config.json");
+    assert_eq!((written.r, written.lora_alpha), (4, 16.0));
+    assert_eq!(written.init_lora_weights, true);
+}
+
+#[test]
+fn loftq_says_what_it_lacks() {
+    let place = Place::new("llama");
+    let (folder, blocks) = quantized(&place);
+    let fails = |config: &TrainConfig| failure(run(config));
+    let exact = loftq_config(&place, &folder, &folder);
+    assert_says(&fails(&exact), &["none of the adapted modules", "GGUF"]);
+    let mut config = loftq_config(&place, &blocks, &folder);
+    config.options.lora.loftq_weights = None;
+    assert_says(&fails(&config), &["loftq", "loftq_weights"]);
+    let nowhere = place.path("nowhere");
+    let config = loftq_config(&place, &blocks, &nowhere);
+    assert_says(&fails(&config), &["nowhere is not a folder"]);
+    let other = place.path("model");
+    let config = loftq_config(&place, &blocks, &other);
+    assert_says(&fails(&config), &["the model that was quantized?"]);
+    let mut config = self::config(&place, InitLoraWeights::Pissa, &["q_proj"], "run");
+    config.options.lora.loftq_weights = Some(folder.clone());
+    assert_says(&fails(&config), &["loftq_weights", "alone"]);
+    config.options.lora.loftq_weights = None;
+    config.init_adapter = Some(folder);
+    assert_says(
+        &fails(&config),
+        &["init_adapter", "init_lora_weights: pissa"],
     );
 }

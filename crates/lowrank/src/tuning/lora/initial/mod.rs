@@ -39,6 +39,11 @@ pub(super) struct Beginning {
 }
 
 impl InitLoraWeights {
+    /// Whether A and B are made of the base's weights.
+    pub fn is_of_the_weights(self) -> bool {
+        self.is_taken_off() || self == Self::Loftq
+    }
+
     /// Whether A and B begin with a part of the weight, which is taken off it.
     pub fn is_taken_off(self) -> bool {
         matches!(self, Self::Pissa | Self::PissaNiter(_) | Self::Olora)
@@ -95,10 +100,10 @@ pub(super) fn begin(
     lay_out(adapter, init);
     let places = choose(weights.config(), lora)?;
     let source = match (init, &options.loftq_weights) {
-        (InitLoraWeights::Loftq, Some(folder)) => {
+        (InitLoraWeights::Loftq, Some(folder)) if !with.is_resumed => {
             Some(quantized::Source::open(folder, weights, &places)?)
         }
-        _ if init.is_taken_off() => None,
+        _ if init.is_taken_off() && !with.is_resumed => None,
         _ => return Ok(String::new()),
     };
     let model = weights.config();
