@@ -56,8 +56,8 @@ def pefts(arguments, init, layers):
     weights = {name: x.detach().clone() for name, x in model.named_parameters()
                if any(f".layers.{layer}." in name for layer in layers)}
     config = LoraConfig(r=arguments.r, lora_alpha=ALPHA, init_lora_weights=init, task_type="CAUSAL_LM",
-                        target_modules="all-linear", layers_to_transform=layers)
-    config.target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+                        layers_to_transform=layers,
+                        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     return dict(get_peft_model(model, config).named_parameters()), weights
 
 

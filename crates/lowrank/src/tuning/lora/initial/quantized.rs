@@ -18,7 +18,7 @@ use crate::Error;
 use crate::model::stored::StoredTensors;
 use crate::model::weights::find;
 use crate::model::{ModelConfig, Weights, families};
-use crate::svd::{Matrix, most_accurate};
+use crate::svd::{Matrix, strongest};
 use crate::tuning::lora::Candidate;
 
 /// The weights before they were quantized.
@@ -151,7 +151,7 @@ impl Source {
                     .to_owned(),
             ));
         }
-        Ok(Some(with_signs(split(&most_accurate(&lost, r), scale))))
+        Ok(Some(with_signs(split(&strongest(&lost, r), scale))))
     }
 
     /// What is to be said, behind what is adapted.
@@ -213,7 +213,7 @@ pub fn loftq(
     loop {
         let quantized = quantize(&left)?;
         let lost = difference(copy(), &quantized);
-        let Beginning { b, a } = with_signs(split(&most_accurate(&lost, r), scale));
+        let Beginning { b, a } = with_signs(split(&strongest(&lost, r), scale));
         turn += 1;
         if turn < iterations {
             left = difference(copy(), &tensor_of(&(&b * &a * scale)));
