@@ -24,6 +24,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-4
+# PEFT decomposes in f32. Where singular values are near to each other its A0 and B0 are off by so much from those of f64;
+# on SmolLM2's worst module by 1.2e-4, and those of lowrank by 5e-7.
+TOLERANCE_OF_VECTORS = 3e-4
 ALPHA = 16
 
 
@@ -89,7 +92,7 @@ def compare(arguments, init, folder, layers):
     tolerance = 1e-2 if "niter" in init else TOLERANCE
     fine = count > 0
     for what, (value, key) in worst.items():
-        fine &= value <= tolerance
+        fine &= value <= (TOLERANCE_OF_VECTORS if what in ("A0", "B0") else tolerance)
         print(f"{init}: {what}: {value:.1e} at most over {count} modules ({key})")
     return fine
 
