@@ -83,13 +83,22 @@ fn kind(arg: &clap::Arg, default: &Value) -> Map<String, Value> {
             .iter()
             .filter_map(|choice| choice.parse::<bool>().ok())
             .map(Value::Bool);
-        let all: Vec<Value> = choices
-            .iter()
+        // `pissa_niter_N` stands for many words.
+        let (numbered, words): (Vec<&String>, Vec<&String>) =
+            choices.iter().partition(|choice| choice.ends_with("_N"));
+        let all: Vec<Value> = words
+            .into_iter()
             .cloned()
             .map(Value::String)
             .chain(booleans)
             .collect();
-        set("enum", all.into());
+        match numbered.first().and_then(|choice| choice.strip_suffix('N')) {
+            None => set("enum", all.into()),
+            Some(begin) => set(
+                "anyOf",
+                json!([{"enum": all}, {"type": "string", "pattern": format!("^{begin}[0-9]+$")}]),
+            ),
+        }
     } else if parser == TypeId::of::<f64>() {
         set("type", json!("number"));
     } else if arg.get_value_names().is_some_and(|names| names == ["SIZE"]) {

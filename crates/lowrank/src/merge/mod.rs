@@ -315,15 +315,22 @@ pub fn delta(model: &Decoder, adapter: &Adapter, id: LinearId) -> Tensor {
 
 fn add_branches(weight: &mut Tensor, model: &Decoder, adapter: &Adapter, sites: &[LowRankSite]) {
     for site in sites {
-        let (a, b) = (adapter.params.view(site.a), adapter.params.view(site.b));
-        low_rank_delta(
-            weight.view_mut(),
-            a,
-            b,
-            site.scale,
-            model.config().layout,
-            site.out_offset,
-        );
+        let branch = (adapter.params.view(site.a), adapter.params.view(site.b));
+        let initial = adapter.initial_of(site);
+        let all = [
+            Some((branch, site.scale)),
+            initial.map(|initial| (initial, -site.scale)),
+        ];
+        for ((a, b), scale) in all.into_iter().flatten() {
+            low_rank_delta(
+                weight.view_mut(),
+                a,
+                b,
+                scale,
+                model.config().layout,
+                site.out_offset,
+            );
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The decoder reads these tables and knows nothing of the methods that fill them ([`tuning`](crate::tuning)). The kinds of entry:
 //!
-//! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output;
+//! - `low_rank`: a branch `scale · (x Aᵀ) Bᵀ` added to some columns of a linear's output, less what it was at first where it began as a
+//!   part of the weight (`initial`);
 //! - `magnitudes`: norms that the rows of a linear's weight are given, with the branches beside it (`magnitude`);
 //! - `scaled`: factors of a linear's input or output columns;
 //! - `replaced`: a weight whose values are the adapter's own, be it one of the base's (full training: all of them) or one
@@ -195,6 +196,10 @@ pub struct Adapter {
     pub low_rank: HashMap<LinearId, Vec<LowRankSite>>,
     /// Arena slot of the magnitudes m [1, out] of a linear with branches, as DoRA has them.
     pub magnitudes: HashMap<LinearId, usize>,
+    /// A and B of the low-rank branches as they were at first, in the slots that they have in `params`, where these are the first ones. A
+    /// branch adds `scale · (B·A − B₀·A₀)` to its linear then: the linear has its own values at the start, whatever A and B begin with. They
+    /// are frozen.
+    pub initial: Option<Arena>,
     /// Factors of columns by the linear that they belong to.
     pub scaled: HashMap<LinearId, ScaleSite>,
     /// Weights whose values are slots of `params`: the base's, or ones that the base does not have.
@@ -220,6 +225,7 @@ impl Adapter {
             names,
             low_rank: HashMap::new(),
             magnitudes: HashMap::new(),
+            initial: None,
             scaled: HashMap::new(),
             replaced: HashMap::new(),
             bottleneck: HashMap::new(),
@@ -260,6 +266,7 @@ impl Adapter {
             names: self.names.clone(),
             low_rank: self.low_rank.clone(),
             magnitudes: self.magnitudes.clone(),
+            initial: self.initial.clone(),
             scaled: self.scaled.clone(),
             replaced: self.replaced.clone(),
             bottleneck: self.bottleneck.clone(),
@@ -268,6 +275,12 @@ impl Adapter {
             saved: self.saved.clone(),
             norms: KeptNorms::default(),
         }
+    }
+
+    /// A and B of a branch as they were at first, where they are taken off again.
+    pub(crate) fn initial_of(&self, site: &LowRankSite) -> Option<(View<'_>, View<'_>)> {
+        let initial = self.initial.as_ref()?;
+        Some((initial.view(site.a), initial.view(site.b)))
     }
 
     /// Rounds every value to what `dtype` can hold.
@@ -448,6 +461,7 @@ impl Adapter {
     fn has_branches_and_factors_alone(&self) -> bool {
         self.replaced.is_empty()
             && self.magnitudes.is_empty()
+            && self.initial.is_none()
             && self.bottleneck.is_empty()
             && self.token_rows.tables().next().is_none()
             && self.virtual_tokens().total() == 0

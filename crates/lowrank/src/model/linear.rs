@@ -3,6 +3,7 @@
 //! ```text
 //! y = x Wᵀ (+ b)                                   x [T, in], y [T, out]
 //! y[rows, cols] += scale · (dropout(x[rows]) Aᵀ) Bᵀ     for every branch
+//! y[rows, cols] −= scale · (x[rows] A₀ᵀ) B₀ᵀ            where it began as a part of the weight
 //! ```
 //! Where an adapter has factors of the linear's columns, its rows of x are multiplied with them before all that, or its rows of y
 //! behind it (`scales`). Where it has magnitudes, its rows of y have them in place of the norms of W + ΔW (`magnitude`).
@@ -28,13 +29,14 @@ use crate::random::mix;
 struct BranchAt<'a> {
     rows: Range<usize>,
     branch: LowRank<'a>,
-    site: &'a LowRankSite,
+    /// `None`: a branch that takes off what another one began with, and is frozen.
+    site: Option<&'a LowRankSite>,
 }
 
 /// What a linear saves for its backward; nothing by default.
 #[derive(Default)]
 pub(crate) struct LinearSaved {
-    /// `x Aᵀ` [rows, r] of each branch.
+    /// `x Aᵀ` [rows, r] of each branch that is not frozen.
     branches: Vec<Tensor>,
     /// The output [rows, out] before it was multiplied with an adapter's factors.
     pub(super) unscaled: Vec<Tensor>,
@@ -111,6 +113,16 @@ impl Pass<'_> {
                 .collect(),
         });
         linears_forward(x, jobs.collect(), self.classes, self.compute_dtype, self.ws);
+        for ((_, saved), branches) in outputs.iter_mut().zip(&branches) {
+            if branches.iter().any(|at| at.site.is_none()) {
+                // The backward of a frozen branch reads its factors alone.
+                let hidden = std::mem::take(&mut saved.branches).into_iter();
+                let (kept, read): (Vec<_>, Vec<_>) =
+                    hidden.zip(branches).partition(|(_, at)| at.site.is_some());
+                saved.branches = kept.into_iter().map(|(u, _)| u).collect();
+                self.give(read.into_iter().map(|(u, _)| u));
+            }
+        }
         for (id, (y, saved)) in ids.into_iter().zip(&mut outputs) {
             saved.without_magnitude = self.magnitudes_forward(id, y);
         }
@@ -189,13 +201,15 @@ impl Pass<'_> {
             linears.iter().zip(given).zip(&branches).zip(&hidden)
         {
             self.parameters_backward(linear, given.dy, x, grads);
-            for ((at, du), u) in branches.iter().zip(hidden).zip(&linear.saved.branches) {
+            let trained = branches.iter().zip(hidden);
+            let trained = trained.filter_map(|(at, du)| Some((at, du, at.site?)));
+            for ((at, du, site), u) in trained.zip(&linear.saved.branches) {
                 let Some(x) = x else { continue };
                 let rows = at.rows.clone();
                 if let Some(dx) = dx.as_mut().filter(|_| at.branch.drops()) {
                     low_rank_backward_input(dx.reborrow(), du.view(), rows.clone(), &at.branch);
                 }
-                let (da, db) = grads.pair_mut(at.site.a, at.site.b);
+                let (da, db) = grads.pair_mut(site.a, site.b);
                 let saved = (u.view(), du.view());
                 low_rank_backward_weights(da, db, linear.dy, x, saved, rows, &at.branch);
             }
@@ -273,17 +287,30 @@ impl Pass<'_> {
                         p: site.dropout,
                         key: mix(key, place),
                     });
+                let branch = LowRank {
+                    a: adapter.params.view(site.a),
+                    b: adapter.params.view(site.b),
+                    scale: site.scale,
+                    out_offset: site.out_offset,
+                    dropout,
+                };
                 branches.push(BranchAt {
                     rows: rows.clone(),
-                    branch: LowRank {
-                        a: adapter.params.view(site.a),
-                        b: adapter.params.view(site.b),
-                        scale: site.scale,
-                        out_offset: site.out_offset,
-                        dropout,
-                    },
-                    site,
+                    branch,
+                    site: Some(site),
                 });
+                let initial = adapter.initial_of(site);
+                branches.extend(initial.map(|(a, b)| BranchAt {
+                    rows: rows.clone(),
+                    branch: LowRank {
+                        a,
+                        b,
+                        scale: -site.scale,
+                        dropout: None,
+                        ..branch
+                    },
+                    site: None,
+                }));
             }
         }
         branches

@@ -642,7 +642,7 @@ fn get(
 }
 
 /// [`get`], or of a tied pair the one that is there.
-fn find(
+pub(crate) fn find(
     config: &ModelConfig,
     stored: &StoredTensors,
     id: WeightId,

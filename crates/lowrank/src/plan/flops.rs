@@ -270,6 +270,10 @@ fn add_linear(
         let inputs = if backward { 1.0 } else { 0.0 };
         flops.low_rank += 2.0 * tokens * ((a + b) + (2.0 * b + a) + inputs * a);
         flops.low_rank += 2.0 * relative * ((a + b) + (2.0 * b + a));
+        if adapter.initial.is_some() {
+            // Forward; backward to u and to x.
+            flops.low_rank += 2.0 * (tokens + relative) * (1.0 + inputs) * (a + b);
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::model::{
 pub struct Memory {
     /// The base's weights.
     pub weights: u64,
-    /// Trained values in f32.
+    /// Trained values in f32, and what they were at first where that is kept beside them.
     pub trained: u64,
     /// Their gradients in f32.
     pub gradients: u64,
@@ -144,13 +144,23 @@ pub fn rank_memory(
     };
     Memory {
         weights,
-        trained,
+        trained: trained + initial_bytes(adapter, trained),
         gradients: gradient_arenas(pieces, at_once) * trained + exchanged,
         optimizer: (2 * trained).div_ceil(replicas as u64),
         activations: in_flight.max(at_once) * kept,
         working: at_once * (block_working_bytes(config, adapter, work, saving) + head),
         process: PROGRAM,
     }
+}
+
+/// What frozen first values take beside `trained` bytes of an adapter's values.
+fn initial_bytes(adapter: &Adapter, trained: u64) -> u64 {
+    let Some(initial) = &adapter.initial else {
+        return 0;
+    };
+    let shapes = (0..initial.slots()).map(|slot| initial.shape(slot));
+    let values: usize = shapes.map(|(rows, cols)| rows * cols).sum();
+    trained * values as u64 / adapter.parameters().max(1) as u64
 }
 
 /// Whether trained values stand in for all weights. The base's own are then not touched, and their pages are given back.

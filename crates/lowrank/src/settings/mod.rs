@@ -385,6 +385,14 @@ impl TrainConfig {
                 names.to_give("batch_size")
             ));
         }
+        let init = self.options.lora.init_lora_weights;
+        if self.init_adapter.is_some() && self.method == Method::Lora && init.is_of_the_weights() {
+            problems.push(format!(
+                "{} gives A and B their values, so {} does nothing beside it; leave one of them out",
+                names.given("init_adapter"),
+                names.to_give_as("init_lora_weights", &init.to_string())
+            ));
+        }
         self.options.check_together(names, &mut problems);
         problems
     }
@@ -468,11 +476,12 @@ impl TrainConfig {
 }
 
 /// Keys that do not change what a run comes to.
-const NEUTRAL: [&str; 10] = [
+const NEUTRAL: [&str; 11] = [
     "output",
     "model",
     "data",
     "valid_data",
+    "loftq_weights",
     "began",
     "threads",
     "save_steps",

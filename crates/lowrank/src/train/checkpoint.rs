@@ -1,7 +1,7 @@
 //! `checkpoints/step-N/`: everything that going on needs, written whole or not at all.
 //!
 //! A checkpoint holds the adapter as PEFT reads it (LoRA), `training_state.safetensors` with every trained value and both
-//! moments of AdamW in f32, and `trainer_state.json`. The order of rows, the dropout masks and the learning rate are
+//! moments of AdamW in f32 (and what is frozen beside them, [`Adapter::initial`]), and `trainer_state.json`. The order of rows, the dropout masks and the learning rate are
 //! functions of the seed and the step, so no generator state has to be kept.
 
 use std::fmt;
@@ -191,21 +191,18 @@ pub(super) fn write(
     let folder = step_folder(run, state.step);
     atomic::write_folder(&folder, true, |temporary| -> Result<(), Error> {
         write_adapter(temporary)?;
-        let names = &values.adapter.names;
-        let specs: Vec<_> = Kind::ALL
+        let (adapter, all) = (values.adapter, Kind::all_of(values.adapter));
+        let specs: Vec<_> = all
             .iter()
-            .flat_map(|kind| {
-                names.iter().enumerate().map(move |(slot, name)| {
-                    let (rows, cols) = values.adapter.params.shape(slot);
-                    TensorSpec {
-                        name: key(*kind, name),
-                        dtype: StoredDType::F32,
-                        shape: vec![rows, cols],
-                    }
-                })
+            .map(|(kind, slot)| {
+                let (rows, cols) = adapter.params.shape(*slot);
+                TensorSpec {
+                    name: key(*kind, &adapter.names[*slot]),
+                    dtype: StoredDType::F32,
+                    shape: vec![rows, cols],
+                }
             })
             .collect();
-        let slots = names.len();
         // The file's order is the writer's own.
         let mut hashes = vec![0; specs.len()];
         write_safetensors(
@@ -213,7 +210,8 @@ pub(super) fn write(
             &specs,
             &std::collections::BTreeMap::new(),
             |index, out| {
-                let values = values.slot(Kind::ALL[index / slots], index % slots);
+                let (kind, slot) = all[index];
+                let values = values.slot(kind, slot);
                 let values = values.map_err(std::io::Error::other)?;
                 let bytes = View::of_row(&values).to_le_bytes(DType::F32);
                 hashes[index] = hash(&bytes);
@@ -254,7 +252,7 @@ impl Opened {
     /// Files that are missing, damaged, or of another run.
     pub fn open(folder: &Path, adapter: &Adapter) -> Result<Self, Error> {
         let state = read_state(folder)?;
-        let file = open_whole(folder, &state, &adapter.names)?;
+        let file = open_whole(folder, &state, adapter)?;
         let shape = |slot| <[usize; 2]>::from(adapter.params.shape(slot));
         let names = adapter.names.iter().cloned().enumerate();
         let opened = Self {
@@ -263,12 +261,10 @@ impl Opened {
             slots: names.map(|(slot, name)| (name, shape(slot))).collect(),
         };
         let mut problems = Vec::new();
-        for kind in Kind::ALL {
-            for slot in 0..adapter.names.len() {
-                if opened.entry(kind, slot).is_none() {
-                    let key = key(kind, &adapter.names[slot]);
-                    problems.push(format!("{key}: missing or of another shape"));
-                }
+        for (kind, slot) in Kind::all_of(adapter) {
+            if opened.entry(kind, slot).is_none() {
+                let key = key(kind, &adapter.names[slot]);
+                problems.push(format!("{key}: missing or of another shape"));
             }
         }
         if problems.is_empty() {
@@ -395,16 +391,17 @@ fn name_of(folder: &Path) -> String {
 }
 
 /// Opens the state's tensors, and looks whether they are as they were written and are numbers.
-fn open_whole(folder: &Path, state: &TrainerState, names: &[String]) -> Result<Checkpoint, Error> {
+fn open_whole(folder: &Path, state: &TrainerState, adapter: &Adapter) -> Result<Checkpoint, Error> {
     let path = folder.join(STATE);
     let file = Checkpoint::open(&path)?;
-    let keys = Kind::ALL
-        .into_iter()
-        .flat_map(|kind| names.iter().map(move |name| key(kind, name)));
+    let all = Kind::all_of(adapter);
+    let keys = all
+        .iter()
+        .map(|(kind, slot)| key(*kind, &adapter.names[*slot]));
     // One that is missing is named by whoever reads it.
     let entries: Vec<_> = keys.filter_map(|key| file.get(&key)).collect();
     if let Some(written) = &state.state_hash
-        && entries.len() == 3 * names.len()
+        && entries.len() == all.len()
     {
         let sum = entries
             .iter()

@@ -283,6 +283,7 @@ fn settings(config: &TrainConfig) -> Vec<(String, String)> {
                     | "model"
                     | "init_adapter"
                     | "add_tokens"
+                    | "loftq_weights"
                     | "began"
             );
             let empty = value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);

@@ -34,10 +34,10 @@ pub fn prepare(
     examples: &[Example],
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
-    prepare_on(Ranks::alone(), config, base, examples, observer)
+    prepare_on(Ranks::alone(), config, base, examples, false, observer)
 }
 
-/// The same on a rank: what its stage of the model has of the values is right.
+/// The same on a rank: what its stage of the model has of the values is right, unless a checkpoint's take their place.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -46,6 +46,7 @@ pub(super) fn prepare_on(
     config: &TrainConfig,
     base: &Network,
     examples: &[Example],
+    is_resumed: bool,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Error> {
     if let Some(folder) = &config.init_adapter {
@@ -58,6 +59,7 @@ pub(super) fn prepare_on(
             base: &config.model,
             seed: mix(config.seed, 1),
             text: &|needed| first_text(examples, needed),
+            is_resumed,
             ranks,
         },
     )?;

@@ -103,7 +103,11 @@ pub fn train_on(
     if start == Start::Resume {
         ranks.agree(resume::check_base(config, &network))?;
     }
-    let trained = ranks.agree(prepare_on(ranks, &begins, &network, &data, observer))?;
+    // A checkpoint that cannot be read ends the run later.
+    let has_checkpoint = || start == Start::Resume && !checkpoint::steps(&config.output).is_empty();
+    let is_resumed = ranks.from_first(ranks.is_first().then(has_checkpoint))?;
+    let trained = prepare_on(ranks, &begins, &network, &data, is_resumed, observer);
+    let trained = ranks.agree(trained)?;
     let rows = Rows {
         train: &data,
         valid: &valid,

@@ -676,7 +676,9 @@ fn own_part(ranks: &Ranks<'_>, base: &Network, trained: Trained) -> (Trained, Op
         let stages = split(config, adapter, ranks.stages()).unwrap_or_default();
         let of_slots = stages_of_slots(config, adapter, &stages);
         let stage = ranks.stage();
-        adapter.params = adapter.params.cut(|slot| of_slots[slot].contains(&stage));
+        let is_own = |slot: usize| of_slots[slot].contains(&stage);
+        adapter.params = adapter.params.cut(is_own);
+        adapter.initial = adapter.initial.as_ref().map(|initial| initial.cut(is_own));
         of_slots
     };
     let optimizer = OptimizerState::of(ranks, adapter, stages);

@@ -24,11 +24,27 @@ pub enum Kind {
     M,
     /// Its second moments.
     V,
+    /// What the values of branches were at first, where that is taken off again ([`Adapter::initial`]). The first slots alone have it.
+    Initial,
 }
 
 impl Kind {
     /// All of them, in the order of a checkpoint.
-    pub(super) const ALL: [Self; 3] = [Self::Param, Self::M, Self::V];
+    pub(super) const ALL: [Self; 4] = [Self::Param, Self::M, Self::V, Self::Initial];
+
+    /// How many slots of an adapter have it.
+    pub(super) fn slots(self, adapter: &Adapter) -> usize {
+        match self {
+            Self::Param | Self::M | Self::V => adapter.params.slots(),
+            Self::Initial => adapter.initial.as_ref().map_or(0, Arena::slots),
+        }
+    }
+
+    /// Every kind with each of its slots, in the order of a checkpoint.
+    pub(super) fn all_of(adapter: &Adapter) -> Vec<(Self, usize)> {
+        let slots = |kind: Self| (0..kind.slots(adapter)).map(move |slot| (kind, slot));
+        Self::ALL.into_iter().flat_map(slots).collect()
+    }
 
     /// The prefix of its tensors in a checkpoint.
     pub(super) fn name(self) -> &'static str {
@@ -36,6 +52,7 @@ impl Kind {
             Self::Param => "param",
             Self::M => "m",
             Self::V => "v",
+            Self::Initial => "initial",
         }
     }
 }
@@ -107,8 +124,8 @@ impl Values<'_> {
     /// Ranks that do not answer.
     pub(super) fn slot(&self, kind: Kind, slot: usize) -> Result<Cow<'_, [f32]>, Error> {
         let params = &self.adapter.params;
-        if kind == Kind::Param && params.is_held(slot) {
-            return Ok(Cow::Borrowed(&params.as_slice()[params.range(slot)]));
+        if let Some(held) = self.held(kind).filter(|held| held.is_held(slot)) {
+            return Ok(Cow::Borrowed(&held.as_slice()[held.range(slot)]));
         }
         let owners = owners(self.optimizer, slot);
         let rank = self.ranks.rank();
@@ -131,21 +148,39 @@ impl Values<'_> {
         Ok(Cow::Owned(values))
     }
 
+    /// The values of a kind that every rank of a stage has as a whole.
+    fn held(&self, kind: Kind) -> Option<&Arena> {
+        match kind {
+            Kind::Param => Some(&self.adapter.params),
+            Kind::Initial => self.adapter.initial.as_ref(),
+            Kind::M | Kind::V => None,
+        }
+    }
+
     /// A copy of the adapter with all of its values, on rank 0 within [`on_first`](Self::on_first).
     ///
     /// # Errors
     /// Ranks that do not answer.
     pub(super) fn whole_adapter(&self) -> Result<Adapter, Error> {
-        let slots = self.adapter.params.slots();
-        let shapes: Vec<_> = (0..slots)
-            .map(|slot| self.adapter.params.shape(slot))
-            .collect();
-        let mut params = Arena::new(&shapes);
-        for slot in 0..slots {
-            let values = self.slot(Kind::Param, slot)?;
-            params.view_mut(slot).copy_from_f32(&values);
-        }
-        Ok(self.adapter.with_params(params))
+        let whole = |kind: Kind| {
+            let slots = 0..kind.slots(self.adapter);
+            let shapes: Vec<_> = slots
+                .clone()
+                .map(|slot| self.adapter.params.shape(slot))
+                .collect();
+            let mut whole = Arena::new(&shapes);
+            for slot in slots {
+                let values = self.slot(kind, slot)?;
+                whole.view_mut(slot).copy_from_f32(&values);
+            }
+            Ok::<_, Error>(whole)
+        };
+        let initial = self.adapter.initial.as_ref();
+        let initial = initial.map(|_| whole(Kind::Initial)).transpose()?;
+        Ok(Adapter {
+            initial,
+            ..self.adapter.with_params(whole(Kind::Param)?)
+        })
     }
 
     /// This rank's own values of a slot.
@@ -156,18 +191,18 @@ impl Values<'_> {
             return &[];
         };
         let place = match kind {
-            Kind::Param => {
+            Kind::Param | Kind::Initial => {
                 let start = self.adapter.params.range(slot).start;
                 start + range.start..start + range.end
             }
             Kind::M | Kind::V => place_of_moments(self.optimizer, rank, slot),
         };
         let arena = match kind {
-            Kind::Param => &self.adapter.params,
-            Kind::M => &self.optimizer.m,
-            Kind::V => &self.optimizer.v,
+            Kind::M => Some(&self.optimizer.m),
+            Kind::V => Some(&self.optimizer.v),
+            Kind::Param | Kind::Initial => self.held(kind),
         };
-        &arena.as_slice()[place]
+        arena.map_or(&[], |arena| &arena.as_slice()[place])
     }
 }
 
@@ -209,10 +244,10 @@ pub(super) fn take(
 ) -> Result<(), Error> {
     let rank = ranks.rank();
     for &kind in kinds {
-        for slot in 0..adapter.params.slots() {
+        for slot in 0..kind.slots(adapter) {
             let (rows, cols) = adapter.params.shape(slot);
             let targets = match kind {
-                Kind::Param => holders(ranks, optimizer, slot, rows * cols),
+                Kind::Param | Kind::Initial => holders(ranks, optimizer, slot, rows * cols),
                 Kind::M | Kind::V => owners(optimizer, slot),
             };
             let own = targets.iter().find(|(to, _)| *to == rank);
@@ -260,20 +295,17 @@ fn put(
     adapter: &mut Adapter,
     optimizer: &mut OptimizerState,
 ) {
-    let (arena, place) = match kind {
-        Kind::Param => {
-            let place = adapter.params.range(slot);
-            (&mut adapter.params, place)
-        }
-        Kind::M | Kind::V => {
-            let place = place_of_moments(optimizer, rank, slot);
-            let arena = if kind == Kind::M {
-                &mut optimizer.m
-            } else {
-                &mut optimizer.v
-            };
-            (arena, place)
-        }
+    let place = match kind {
+        Kind::Param | Kind::Initial => adapter.params.range(slot),
+        Kind::M | Kind::V => place_of_moments(optimizer, rank, slot),
     };
-    arena.as_mut_slice()[place].copy_from_slice(values);
+    let arena = match kind {
+        Kind::Param => Some(&mut adapter.params),
+        Kind::Initial => adapter.initial.as_mut(),
+        Kind::M => Some(&mut optimizer.m),
+        Kind::V => Some(&mut optimizer.v),
+    };
+    if let Some(arena) = arena {
+        arena.as_mut_slice()[place].copy_from_slice(values);
+    }
 }

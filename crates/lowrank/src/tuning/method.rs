@@ -141,6 +141,8 @@ pub struct Starting<'a> {
     pub seed: u64,
     /// The first tokens of the training data, at least so many where there are as many.
     pub text: &'a dyn Fn(usize) -> FirstText,
+    /// Whether a checkpoint's values take the place of these, so that they need not be made.
+    pub is_resumed: bool,
     /// The ranks of the run: first values that a pass computes go through all stages of a pipeline.
     pub ranks: Ranks<'a>,
 }

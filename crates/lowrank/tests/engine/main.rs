@@ -17,6 +17,7 @@ mod gguf;
 mod gradients;
 mod ia3;
 mod importing;
+mod initial;
 mod merging;
 mod methods;
 mod objectives;

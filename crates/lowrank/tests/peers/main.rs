@@ -1,5 +1,6 @@
 //! The engine against PyTorch, transformers and PEFT; `scripts/goldens.py` writes what it is compared with.
 
+mod beginnings;
 mod cases;
 mod classifiers;
 mod common;

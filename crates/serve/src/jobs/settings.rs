@@ -136,6 +136,10 @@ pub(super) fn read(body: &fields::Body, base: &Base, now: u64) -> Result<Wanted,
         let message = "add_tokens changes the base's tokenizer, which others use; train such an adapter with `lowrank train`";
         return Err(ApiError::invalid("lowrank.add_tokens", message));
     }
+    if config.options.lora.loftq_weights.is_some() {
+        let message = "loftq_weights names a folder of the server's; train such an adapter with `lowrank train`";
+        return Err(ApiError::invalid("lowrank.loftq_weights", message));
+    }
     if !given.contains_key("learning_rate") {
         config.learning_rate = config.method.learning_rate();
     }

@@ -105,6 +105,7 @@ pub(crate) fn write_adapter(folder: &Path, kind: Kind, seed: u64) {
             ids: (5..5 + count as u32).collect(),
             source: "numbers",
         },
+        is_resumed: false,
         ranks: lowrank::ranks::Ranks::alone(),
     };
     let started = settings.method.start(&settings.options, &starting);

@@ -42,7 +42,8 @@ impl fmt::Display for Coverage {
 }
 
 /// Puts a branch beside every linear that `lora` targets. Rows of tokens that it names are all zero, and so are magnitudes, until
-/// [`Adapter::begin_magnitudes`].
+/// [`Adapter::begin_magnitudes`]. Beginnings that are made of the weights ([`InitLoraWeights::Pissa`] and its like) are Gaussian here: the
+/// weights are the method's to read.
 ///
 /// # Errors
 /// A target or a pattern that matches nothing; a fused linear targeted both whole and in parts; a rank larger than the
@@ -62,7 +63,11 @@ pub fn inject(
         let kaiming = |fan_in: usize| 1.0 / (fan_in as f32).sqrt();
         let key = mix(seed, index as u64);
         match init {
-            InitLoraWeights::Gaussian => {
+            InitLoraWeights::Gaussian
+            | InitLoraWeights::Pissa
+            | InitLoraWeights::PissaNiter(_)
+            | InitLoraWeights::Olora
+            | InitLoraWeights::Loftq => {
                 fill_normal(adapter.params.view_mut(a), 1.0 / r as f32, key);
             }
             InitLoraWeights::KaimingUniform | InitLoraWeights::Random => {

@@ -7,7 +7,7 @@ use lowrank_formats::peft::{LoraConfig, TokenIndices};
 use lowrank_kernels::Layout;
 use serde_json::Value;
 
-use super::{Coverage, InitLoraWeights, inject, lay_out, load, save, tokens};
+use super::{Coverage, InitLoraWeights, initial, inject, lay_out, load, save, tokens};
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
 #[cfg(feature = "clap")]
@@ -55,8 +55,12 @@ fields! {
         pub alpha_pattern: Vec<(String, f64)>,
 
         /// How A and B begin
-        #[arg(value_name = "HOW", value_enum, help_heading = "LoRA")]
+        #[arg(value_name = "HOW", help_heading = "LoRA")]
         pub init_lora_weights: InitLoraWeights = InitLoraWeights::Gaussian,
+
+        /// The model before it was quantized, a folder with safetensors, for init_lora_weights loftq
+        #[arg(value_name = "FOLDER", help_heading = "LoRA")]
+        pub loftq_weights: Option<PathBuf>,
 
         /// Tokens to train the embedding's rows of: ids, as 5,17; in a file also lists by module
         #[arg(value_name = "IDS", help_heading = "LoRA")]
@@ -203,11 +207,14 @@ impl MethodSpec for Spec {
                 names.given("trainable_token_indices")
             ));
         }
+        initial::check(lora, names, problems);
     }
 
     fn lay_out(&self, options: &MethodOptions, model: &ModelConfig) -> Result<Adapter, Error> {
         check_tokens(options)?;
-        lay_out(model, &config(options, model, ""))
+        let mut adapter = lay_out(model, &config(options, model, ""))?;
+        initial::lay_out(&mut adapter, options.lora.init_lora_weights);
+        Ok(adapter)
     }
 
     fn start(&self, options: &MethodOptions, with: &Starting) -> Result<Started, Error> {
@@ -216,10 +223,11 @@ impl MethodSpec for Spec {
         let config = config(options, model, with.base);
         let init = options.lora.init_lora_weights;
         let (mut adapter, coverage) = inject(model, &config, init, with.seed)?;
+        let note = initial::begin(&mut adapter, &options.lora, &config, with)?;
         adapter.copy_token_rows(with.decoder.weights());
         adapter.begin_magnitudes(with.decoder.weights());
         Ok(Started {
-            coverage: Some(words(&coverage, &adapter)),
+            coverage: Some(words(&coverage, &adapter) + &note),
             adapter,
             config: Some(AdapterConfig::Lora(Box::new(config))),
         })

@@ -4,6 +4,7 @@
 //! `c_attn.k` and `c_attn.v` each get their own A and B, which write that part's columns alone.
 
 mod branches;
+mod initial;
 pub(super) mod inject;
 pub(super) mod load;
 mod method;
@@ -11,9 +12,9 @@ mod save;
 mod tokens;
 
 pub use lowrank_formats::peft::{LoraConfig, TargetModules, TokenIndices};
-use serde::{Deserialize, Deserializer, Serialize};
 
 pub use branches::{Branch, Branches, branches};
+pub use initial::{InitLoraWeights, Loftq, loftq};
 pub use inject::{Coverage, inject, parameters};
 pub use load::{Loaded, load};
 pub(crate) use method::NO_DROPOUT;
@@ -33,63 +34,6 @@ pub(super) fn lay_out(model: &ModelConfig, lora: &LoraConfig) -> Result<Adapter,
     tokens::add(&mut adapter, model, lora.trainable_token_indices.as_ref())
         .map_err(|problems| Error::Settings(problems.join("\n")))?;
     Ok(adapter)
-}
-
-impl InitLoraWeights {
-    /// The value that `adapter_config.json` records.
-    pub fn to_json(self) -> serde_json::Value {
-        match self {
-            Self::Gaussian => "gaussian".into(),
-            Self::KaimingUniform => true.into(),
-            Self::Random => false.into(),
-        }
-    }
-}
-
-/// How A and B begin (`init_lora_weights`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum InitLoraWeights {
-    /// A ~ N(0, 1/r²), B = 0.
-    #[default]
-    #[serde(rename = "gaussian")]
-    Gaussian,
-    /// A ~ Kaiming uniform, B = 0.
-    ///
-    /// With a = √5.
-    #[serde(rename = "true")]
-    #[cfg_attr(feature = "clap", value(name = "true"))]
-    KaimingUniform,
-    /// Both at random, so that the adapter changes the model from the start.
-    ///
-    /// Each is drawn as `true` draws A. For tests.
-    #[serde(rename = "false")]
-    #[cfg_attr(feature = "clap", value(name = "false"))]
-    Random,
-}
-
-impl<'de> Deserialize<'de> for InitLoraWeights {
-    /// A word, or a boolean as in YAML's `init_lora_weights: true`.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected gaussian, true or false")]
-        enum Raw {
-            Bool(bool),
-            Text(String),
-        }
-        let text = match Raw::deserialize(deserializer)? {
-            Raw::Bool(value) => value.to_string(),
-            Raw::Text(text) => text,
-        };
-        match text.as_str() {
-            "gaussian" => Ok(Self::Gaussian),
-            "true" => Ok(Self::KaimingUniform),
-            "false" => Ok(Self::Random),
-            _ => Err(serde::de::Error::custom(format!(
-                "got \"{text}\", expected gaussian, true or false"
-            ))),
-        }
-    }
 }
 
 /// A place where LoRA can act: a linear, or a part of a fused one.
@@ -129,24 +73,4 @@ pub(crate) fn candidates(config: &ModelConfig) -> Vec<Candidate> {
         }
     }
     all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn init_is_a_word_or_a_boolean() {
-        let read = |text: &str| {
-            serde_json::from_str::<InitLoraWeights>(text).map_err(|error| error.to_string())
-        };
-        assert_eq!(read("true"), Ok(InitLoraWeights::KaimingUniform));
-        assert_eq!(read("\"false\""), Ok(InitLoraWeights::Random));
-        assert_eq!(read("\"gaussian\""), Ok(InitLoraWeights::Gaussian));
-        assert!(
-            read("\"pissa\"")
-                .unwrap_err()
-                .contains("expected gaussian, true or false")
-        );
-    }
 }

@@ -14,7 +14,7 @@ use lowrank_formats::peft::{
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
 use lowrank_kernels::DType;
 
-use super::{Candidate, candidates};
+use super::{Candidate, candidates, initial};
 use crate::Error;
 use crate::model::{Adapter, LinearKind, LowRankSite, ModelConfig, families};
 use crate::tuning::files::{BaseMark, saved_specs, task_type};
@@ -42,6 +42,8 @@ pub fn save(
     adapter: &Adapter,
     base: BaseMark,
 ) -> Result<(), Error> {
+    let (lora, adapter) = initial::plain(lora, adapter);
+    let (lora, adapter): (&LoraConfig, &Adapter) = (&lora, &adapter);
     let modules = saved_modules(config, adapter);
     let mut metadata = base.metadata();
     let parts: BTreeMap<_, _> = modules
