@@ -46,6 +46,7 @@ const PEFT_VERSION: &str = "0.21.2";
 
 /// PEFT's `LoraConfig`, as far as it is supported. [`Default`] gives PEFT's defaults with no target.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the file")]
 pub struct LoraConfig {
     /// Rank of the update, at least one.
     pub r: usize,

@@ -138,7 +138,7 @@ impl LoraFile {
         let mut problems = foreign;
         let mut modules = Vec::new();
         for (name, pair) in pairs {
-            match module(&config, &name, pair, magnitudes.remove(&name)) {
+            match module(&config, &name, pair, magnitudes.remove(&name).as_ref()) {
                 Ok(module) => modules.push(module),
                 Err(problem) => problems.push(problem),
             }
@@ -318,7 +318,7 @@ fn module(
     config: &LoraConfig,
     name: &str,
     pair: [Option<TensorEntry>; 2],
-    magnitude: Option<TensorEntry>,
+    magnitude: Option<&TensorEntry>,
 ) -> Result<LoraModule, String> {
     let [Some(a), Some(b)] = pair else {
         return Err(format!("{name} has one of lora_A and lora_B alone"));
@@ -342,7 +342,7 @@ fn module(
         a: Tensor::from_f32(r, input, values(&a)?),
         b: Tensor::from_f32(output, r, values(&b)?),
         scale: config.scale_of(name),
-        magnitude: match &magnitude {
+        magnitude: match magnitude {
             Some(entry) => Some(magnitude_of(name, entry, output)?),
             None if config.use_dora => {
                 return Err(format!(

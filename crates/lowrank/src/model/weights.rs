@@ -143,12 +143,7 @@ impl Weights {
                 others.insert(id, values);
                 continue;
             }
-            let exact = shape.0 == 1 || config.is_of_classifier(id);
-            let stored_as = if exact { DType::F32 } else { dtype };
-            let tensor = match stored.loads_in().filter(|_| LoadIn::is_for(&config, id)) {
-                Some(load_in) => load_in.quantized(&entry, shape)?,
-                None => entry.to_tensor(shape, stored_as)?,
-            };
+            let tensor = held(&config, id, &entry, shape, (dtype, stored.loads_in()))?;
             if tensor.is_shared() {
                 mapped.push(entry);
             }
@@ -625,6 +620,21 @@ pub(crate) fn with_head_of(
         return Ok(config);
     }
     Ok(config.with_saved_dense())
+}
+
+/// A tensor as the model holds it. Vectors and classifiers are f32 always, and linears of blocks may be quantized here.
+fn held(
+    config: &ModelConfig,
+    id: WeightId,
+    stored: &StoredTensor,
+    shape: (usize, usize),
+    (dtype, load_in): (DType, Option<LoadIn>),
+) -> Result<Tensor, Error> {
+    if let Some(load_in) = load_in.filter(|_| LoadIn::is_for(config, id)) {
+        return load_in.quantized(stored, shape);
+    }
+    let exact = shape.0 == 1 || config.is_of_classifier(id);
+    stored.to_tensor(shape, if exact { DType::F32 } else { dtype })
 }
 
 /// A tensor by its name, or by its name in a checkpoint of a bare model.
