@@ -79,7 +79,7 @@ fields! {
 
         /// Train the magnitude of each output as well (DoRA)
         #[switch(help_heading = "LoRA")]
-        #[fixes(Action)]
+        #[fixes(Shape)]
         pub use_dora: bool = false,
 
         /// The learning rate of B over that of A (LoRA+); magnitudes and biases have B's
