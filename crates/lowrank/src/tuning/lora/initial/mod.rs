@@ -74,6 +74,13 @@ pub(super) fn check(options: &Settings, names: &dyn Names, problems: &mut Vec<St
             names.to_give("loftq_weights")
         ));
     }
+    if options.use_dora && options.init_lora_weights.is_taken_off() {
+        problems.push(format!(
+            "{} cannot go with {}, whose norms are those of the weight without what A and B begin with; leave one of them out",
+            names.given("init_lora_weights"),
+            names.given("use_dora")
+        ));
+    }
     if !is_loftq && options.loftq_weights.is_some() {
         problems.push(format!(
             "{} is read for {} alone; give both, or leave it out",
