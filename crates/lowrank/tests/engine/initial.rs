@@ -253,7 +253,8 @@ fn loftq_brings_a_quantized_base_nearer_to_its_model() {
         let before = apart(base.decoder.weights().view(weight).to_vec());
         let after = apart(merged_weight(&base.decoder, &trained.adapter, *id).to_vec());
         assert!(
-            before > 0.0 && after < 0.95 * before,
+            // Rounding is like noise, of which four of 192 directions have a twelfth of the squares.
+            before > 0.0 && after < 0.97 * before,
             "{id:?}: {before} {after}"
         );
     }
