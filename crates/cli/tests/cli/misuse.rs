@@ -27,8 +27,8 @@ fn help_of_train() {
 
     Options:
       -c, --config <FILE>       The same as CONFIG
-          --model <MODEL>       The base model: a folder in the Hugging Face layout, an id of the Hub,
-                                or builtin:tiny (required)
+          --model <MODEL>       The base model: a folder in the Hugging Face layout, a GGUF file, an id
+                                of the Hub, or builtin:tiny (required)
           --output <DIR>        The run's folder, which must not exist yet (required)
           --init-adapter <DIR>  Start from this adapter of an earlier run; the method's options are then
                                 its own
@@ -75,7 +75,9 @@ fn help_of_train() {
           --alpha-pattern <PATTERN=X>      Another lora_alpha for modules that match a pattern; may be
                                            repeated
           --init-lora-weights <HOW>        How A and B begin [default: gaussian] [possible values:
-                                           gaussian, true, false]
+                                           gaussian, true, false, pissa, pissa_niter_N, olora, loftq]
+          --loftq-weights <FOLDER>         The model before it was quantized, a folder with safetensors,
+                                           for init_lora_weights loftq
           --trainable-token-indices <IDS>  Tokens to train the embedding's rows of: ids, as 5,17; in a
                                            file also lists by module
           --add-tokens <FILE>              Tokens to add to the tokenizer and to train the rows of: a
@@ -167,6 +169,8 @@ fn help_of_train() {
                                    has free]
           --base-dtype <DTYPE>     How the frozen weights are stored [default: bf16] [possible values:
                                    f32, bf16]
+          --load-in <BITS>         Quantize the matrices of the model's blocks while they are loaded, to
+                                   NF4 or to int8 [possible values: 4bit, 8bit]
           --compute-dtype <DTYPE>  How the factors of training's products are read [default: bf16 beside
                                    a base in bf16, else f32] [possible values: bf16, bf16x2, f32]
           --threads <N>            Threads to compute with [default: one a core]
@@ -577,7 +581,7 @@ fn exactness_is_not_asked_of_what_is_exact() {
         2,
     );
     assert!(
-        text.contains("--exact") && text.contains("no quantized weights"),
+        text.contains("--exact") && text.contains("no weights beside which anything is rounded"),
         "{text}"
     );
 }

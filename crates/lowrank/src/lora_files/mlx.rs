@@ -2,7 +2,7 @@
 //!
 //! Its matrices are the transposes of PEFT's, `lora_a` [in, r] and `lora_b` [r, out], and what they make is multiplied with one `scale`, which is alpha / r
 //! already. Every module has the same rank: smaller ones are filled up with zeros, which add nothing. With DoRA (`fine_tune_type` "dora") each has its
-//! magnitudes `m` [out], too.
+//! magnitudes `m` \[out\], too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
