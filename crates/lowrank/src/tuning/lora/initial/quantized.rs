@@ -44,7 +44,7 @@ impl Source {
         if !places.iter().any(|place| is_quantized(weights, place)) {
             return Err(Error::Settings(
                 "init_lora_weights: loftq begins with what a quantized base has lost, and none of the adapted modules of this base is \
-                 quantized; give a quantized model (a GGUF file), or another init_lora_weights such as pissa"
+                 quantized; give a quantized model (a GGUF file, or load_in beside a plain one), or another init_lora_weights such as pissa"
                     .to_owned(),
             ));
         }
