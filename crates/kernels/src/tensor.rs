@@ -413,17 +413,26 @@ fn check_length(
         .filter(|n| n.checked_mul(format.unit().bytes).is_some())
         .map(|n| format.bytes_for(n))
         .ok_or(TensorError::TooLarge { rows, cols, format })?;
+    check_bytes((rows, cols), format, expected, found)
+}
+
+/// Whether a matrix has as many bytes as it needs.
+pub(crate) fn check_bytes(
+    (rows, cols): (usize, usize),
+    format: NumberFormat,
+    expected: usize,
+    found: usize,
+) -> Result<(), TensorError> {
     if expected == found {
-        Ok(())
-    } else {
-        Err(TensorError::Length {
-            rows,
-            cols,
-            format,
-            expected,
-            found,
-        })
+        return Ok(());
     }
+    Err(TensorError::Length {
+        rows,
+        cols,
+        format,
+        expected,
+        found,
+    })
 }
 
 #[cfg(test)]

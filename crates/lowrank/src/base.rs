@@ -520,7 +520,9 @@ impl Source {
         let Some(folder) = self.folder() else {
             return Ok(());
         };
-        let loading = self.loading_bytes(config, dtype);
+        // What is quantized takes less than config.json alone says.
+        let config = with_head_of(config.clone(), &self.tensors()?)?;
+        let loading = self.loading_bytes(&config, dtype);
         let of_share = |bytes: u64| (bytes as f64 * share) as u64;
         let tokenizer =
             std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
@@ -538,7 +540,9 @@ impl Source {
     /// What loading the weights takes.
     pub(crate) fn loading_bytes(&self, config: &ModelConfig, dtype: DType) -> LoadingBytes {
         let (mapped, held) = (self.weight_file_bytes(), config.weight_bytes(dtype));
-        let is_converted = mapped.abs_diff(held) > held / 10;
+        // Blocks are made of a quantized folder's tensors, however much these resemble them in size.
+        let is_made = self.gguf().is_none() && !config.formats.is_empty();
+        let is_converted = is_made || mapped.abs_diff(held) > held / 10;
         LoadingBytes {
             mapped,
             converted: if is_converted { held } else { 0 },

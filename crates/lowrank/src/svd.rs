@@ -255,18 +255,21 @@ fn of_image(basis: &Matrix, image: &Matrix) -> Decomposition {
 
 /// The `count` largest of the same by way of imageᵀ·image = V S² Vᵀ.
 fn strongest_of(basis: &Matrix, image: &Matrix, count: usize) -> Decomposition {
-    let (values, vectors) = eigen_of_gram(image, count);
-    let inverse = Matrix::from_diagonal(
-        &values
-            .iter()
-            .map(|value| 1.0 / value)
-            .collect::<Vec<_>>()
-            .into(),
-    );
+    let found = by_gram(image, count);
     Decomposition {
-        left: image * &vectors * inverse,
-        right: basis * vectors,
+        right: basis * found.right,
+        ..found
+    }
+}
+
+/// The `count` largest values of a matrix M [n, k] by way of MᵀM = V S² Vᵀ.
+fn by_gram(m: &Matrix, count: usize) -> Decomposition {
+    let (values, right) = eigen_of_gram(m, count);
+    let inverse: Vec<f64> = values.iter().map(|value| 1.0 / value).collect();
+    Decomposition {
+        left: m * &right * Matrix::from_diagonal(&inverse.into()),
         values,
+        right,
     }
 }
 
@@ -295,19 +298,7 @@ fn whole_by_gram(dense: &Matrix, count: usize) -> Decomposition {
             right: turned.left,
         };
     }
-    let (values, right) = eigen_of_gram(dense, count);
-    let inverse = Matrix::from_diagonal(
-        &values
-            .iter()
-            .map(|value| 1.0 / value)
-            .collect::<Vec<_>>()
-            .into(),
-    );
-    Decomposition {
-        left: dense * &right * inverse,
-        values,
-        right,
-    }
+    by_gram(dense, count)
 }
 
 /// What a matrix of zeros decomposes to.

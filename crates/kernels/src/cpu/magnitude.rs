@@ -73,7 +73,7 @@ fn add_squares(sums: &mut [f64], line: &[f32]) {
 }
 
 /// Σ x·y in f64.
-fn dot(x: &[f32], y: &[f32]) -> f64 {
+fn dot<X: Copy + Into<f64>>(x: &[X], y: &[X]) -> f64 {
     vectorize(
         #[inline(always)]
         || {
@@ -81,11 +81,11 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
             let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
             for (x, y) in xs.iter().zip(ys) {
                 for i in 0..LANES {
-                    lanes[i] += f64::from(x[i]) * f64::from(y[i]);
+                    lanes[i] += x[i].into() * y[i].into();
                 }
             }
             let rest = x_rest.iter().zip(y_rest);
-            let rest = rest.map(|(&x, &y)| f64::from(x) * f64::from(y));
+            let rest = rest.map(|(&x, &y)| x.into() * y.into());
             lanes.iter().sum::<f64>() + rest.sum::<f64>()
         },
     )
@@ -117,27 +117,10 @@ pub(crate) fn adapted_squares(squares: &mut [f64], wa: View<'_>, lr: &LowRank<'_
                 }
                 for (k, of_gram) in gram.chunks_exact(rank).enumerate() {
                     let beside = 2.0 * scale * f64::from(wa[k * outputs + output]);
-                    *square += wide[k] * (beside + dot_wide(of_gram, &wide));
+                    *square += wide[k] * (beside + dot(of_gram, &wide));
                 }
             }
         });
-}
-
-fn dot_wide(x: &[f64], y: &[f64]) -> f64 {
-    vectorize(
-        #[inline(always)]
-        || {
-            let mut lanes = [0.0_f64; LANES];
-            let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-            for (x, y) in xs.iter().zip(ys) {
-                for i in 0..LANES {
-                    lanes[i] += x[i] * y[i];
-                }
-            }
-            let rest = x_rest.iter().zip(y_rest).map(|(x, y)| x * y);
-            lanes.iter().sum::<f64>() + rest.sum::<f64>()
-        },
-    )
 }
 
 pub(crate) fn magnitude_forward(

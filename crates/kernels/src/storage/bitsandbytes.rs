@@ -13,7 +13,7 @@ use super::NumberFormat;
 use super::blocks::apart::{INT8_LEN, INT8_STEP, Int8};
 use super::blocks::four_bit::{BYTES, FP4_VALUES, LEN, NF4_VALUES, put, take};
 use crate::buffer::Buffer;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::{Tensor, TensorError, check_bytes};
 
 /// Blocks that a task puts together.
 const TOGETHER: usize = 1024;
@@ -75,15 +75,7 @@ impl FourBit<'_> {
         let too_large = TensorError::TooLarge { rows, cols, format };
         let numbers = rows.checked_mul(cols).ok_or(too_large)?;
         let (expected, found) = (numbers / 2, self.packed.len());
-        if expected != found {
-            return Err(TensorError::Length {
-                rows,
-                cols,
-                format,
-                expected,
-                found,
-            });
-        }
+        check_bytes((rows, cols), format, expected, found)?;
         let (expected, found) = (numbers.div_ceil(self.block), self.scales.len());
         if expected != found {
             return Err(TensorError::Scales { expected, found });
@@ -139,15 +131,7 @@ impl EightBit<'_> {
         }
         let too_large = TensorError::TooLarge { rows, cols, format };
         let (expected, found) = (rows.checked_mul(cols).ok_or(too_large)?, self.numbers.len());
-        if expected != found {
-            return Err(TensorError::Length {
-                rows,
-                cols,
-                format,
-                expected,
-                found,
-            });
-        }
+        check_bytes((rows, cols), format, expected, found)?;
         let (expected, found) = (rows, self.scales.len());
         if expected != found {
             return Err(TensorError::Scales { expected, found });

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::NumberFormat;
 use super::blocks::apart::{INT4_LEN, Int4};
 use crate::buffer::Buffer;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::{Tensor, TensorError, check_bytes};
 
 /// Numbers of a word.
 const OF_WORD: usize = 8;
@@ -96,15 +96,7 @@ impl Grouped<'_> {
         let words = inputs.checked_mul(outs).ok_or_else(too_large)?;
         let expected = words.checked_mul(4).ok_or_else(too_large)?;
         let found = self.words.len();
-        if expected != found {
-            return Err(TensorError::Length {
-                rows,
-                cols,
-                format,
-                expected,
-                found,
-            });
-        }
+        check_bytes((rows, cols), format, expected, found)?;
         let groups = self.groups.iter().max().map_or(0, |last| last + 1);
         let expected = groups.checked_mul(rows).ok_or_else(too_large)?;
         if self.scales.len() < expected {
@@ -120,12 +112,12 @@ impl Grouped<'_> {
         Ok(())
     }
 
-    /// Whether there are blocks with the same numbers.
-    pub fn has_blocks(&self) -> bool {
-        let (runs, rest) = self.groups.as_chunks::<INT4_LEN>();
+    /// Whether there are blocks with the same numbers for these groups of the inputs and these scales.
+    pub fn has_blocks(groups: &[usize], scales: &[f32]) -> bool {
+        let (runs, rest) = groups.as_chunks::<INT4_LEN>();
         let is_of_one = |run: &[usize; INT4_LEN]| run.iter().all(|group| *group == run[0]);
         let is_half = |scale: &f32| f16::from_f32(*scale).to_f32() == *scale;
-        rest.is_empty() && runs.iter().all(is_of_one) && self.scales.iter().all(is_half)
+        rest.is_empty() && runs.iter().all(is_of_one) && scales.iter().all(is_half)
     }
 
     /// The matrix [out, in] in blocks with the same numbers; `None` where there are no such blocks, because 32 neighbouring inputs are of
@@ -135,7 +127,7 @@ impl Grouped<'_> {
     /// As [`check`](Self::check).
     pub fn matrix(&self) -> Result<Option<Tensor>, TensorError> {
         self.check()?;
-        if !self.has_blocks() {
+        if !Self::has_blocks(self.groups, self.scales) {
             return Ok(None);
         }
         let (rows, cols) = (self.outs, self.groups.len());

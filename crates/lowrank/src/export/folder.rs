@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::base::{MODEL_FILES, SIDE_FILES, SIDE_FOLDERS, Source};
 use crate::model::load_in::{EightBitMatrix, FourBitMatrix, LoadIn};
+use crate::model::stored::four_bit_format;
 use crate::model::{Purpose, WeightId, Weights, families};
 use crate::output;
 
@@ -165,15 +166,8 @@ fn wide(weights: &Weights, id: WeightId) -> Tensor {
     Tensor::from_f32(view.rows(), view.cols(), view.to_vec())
 }
 
-fn format_of(kind: FourBitKind) -> NumberFormat {
-    match kind {
-        FourBitKind::Nf4 => NumberFormat::Nf4,
-        FourBitKind::Fp4 => NumberFormat::Fp4,
-    }
-}
-
 fn four_bits(weights: &Weights, id: WeightId, kind: FourBitKind) -> Result<FourBitMatrix, Error> {
-    let matrix = FourBitMatrix::of(wide(weights, id), format_of(kind), true);
+    let matrix = FourBitMatrix::of(wide(weights, id), four_bit_format(kind), true);
     matrix.map_err(|e| named(weights, id, &e.to_string()))
 }
 
@@ -229,10 +223,10 @@ fn tensors_of(
     let nested = matrix
         .nested
         .unwrap_or_else(|| NestedParts::of(&matrix.scales));
-    let values = format_of(kind).four_bit_values();
+    let values = four_bit_format(kind).four_bit_values();
     let state = json!({
         "quant_type": kind.key(),
-        "blocksize": format_of(kind).block_len(),
+        "blocksize": four_bit_format(kind).block_len(),
         "dtype": name_of(stored),
         "shape": [rows, cols],
         "nested_blocksize": NESTED_BLOCK,

@@ -2,6 +2,8 @@
 
 mod packed;
 
+pub(crate) use self::packed::four_bit_format;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -61,7 +61,7 @@ pub(crate) const CREATE: &[Field] = &[
 ];
 
 /// Keys that a server decides.
-const OF_SERVER: [(&str, &str); 10] = [
+const OF_SERVER: [(&str, &str); 11] = [
     ("model", "the request's model says it"),
     ("data", "the request's training_file says it"),
     ("valid_data", "the request's validation_file says it"),
@@ -72,6 +72,10 @@ const OF_SERVER: [(&str, &str); 10] = [
     ),
     ("seed", "the request's seed says it"),
     ("base_dtype", "it is that of the base which is served"),
+    (
+        "load_in",
+        "the base is quantized, or not, when the server starts",
+    ),
     ("threads", "all jobs and requests share the server's"),
     ("began", "it is when the job was created"),
     ("force", "it cannot be set for a job"),

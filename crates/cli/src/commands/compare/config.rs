@@ -532,6 +532,7 @@ impl Common<'_> {
             "seed",
             "threads",
             "base_dtype",
+            "load_in",
             "valid_data",
             "max_seq_length",
             "task_type",

@@ -13,7 +13,7 @@ use lowrank::classify::predict;
 use lowrank::compare::{Cost, SeedResult};
 use lowrank::data::{Example, Split, count_rows, split_file};
 use lowrank::generate::{GenerateOptions, PromptIds, generate};
-use lowrank::model::{Adapter, Decoder};
+use lowrank::model::{Adapter, Decoder, LoadIn};
 use lowrank::report::{MetricsLine, StepMetrics, read_metrics};
 use lowrank::train::{TrainConfig, split_columns};
 use lowrank::tuning::{self, Method};
@@ -251,7 +251,7 @@ impl<'a> Worker<'a> {
         let lines = read_metrics(&place.join("metrics.jsonl"))?.lines;
         // The first step also brings in the weights from the disk and the buffers from the system.
         let speeds = steps(&lines).skip(1).map(|step| step.tokens_per_second);
-        let base = self.load(&self.config.model)?;
+        let base = self.load(&self.config.model, self.config.shared()?.load_in)?;
         let task = self.load_task(entry.method, place, &base)?;
         let (own, bare) = self.latency(&base, &task)?;
         let swaps = (0..ROUNDS).map(|_| self.switch(entry.method, place, &base, own));
@@ -312,9 +312,12 @@ impl<'a> Worker<'a> {
     fn score(&self, task: Option<(Method, &Path)>, place: &Path) -> anyhow::Result<Scored> {
         let log = with_ending(place, "log");
         let mut args = vec!["eval".to_owned()];
+        let shared = self.config.shared()?;
+        let mut load_in = shared.load_in;
         match task {
             Some((method, folder)) if method.writes_model() => {
                 args.push(format!("--model={}", folder.display()));
+                load_in = None;
             }
             Some((_, folder)) => {
                 args.push(format!("--model={}", self.config.model));
@@ -323,8 +326,8 @@ impl<'a> Worker<'a> {
             None => args.push(format!("--model={}", self.config.model)),
         }
         args.push(format!("--data={}", self.config.held_out.display()));
-        let shared = self.config.shared()?;
         args.push(format!("--base-dtype={}", word(&shared.base_dtype)));
+        args.extend(load_in.map(|load_in| format!("--load-in={}", word(&load_in))));
         let mut loss_args = args.clone();
         loss_args.push(format!("--on-bad-row={}", word(&shared.on_bad_row)));
         let boundary = word(&shared.completion_boundary);
@@ -367,17 +370,18 @@ impl<'a> Worker<'a> {
         Ok(scored)
     }
 
-    /// A model as it is compared here.
-    fn load(&self, model: &str) -> anyhow::Result<Network> {
+    /// A model as it is compared here; what full training has written is not quantized again.
+    fn load(&self, model: &str, load_in: Option<LoadIn>) -> anyhow::Result<Network> {
         let dtype = self.config.shared()?.base_dtype.into();
         let (purpose, labels) = (self.config.purpose, self.config.labels.clone());
-        Ok(Source::find(model)?.load_for(dtype, purpose, labels, 0)?)
+        let source = Source::find(model)?.load_in(load_in)?;
+        Ok(source.load_for(dtype, purpose, labels, 0)?)
     }
 
     /// What was trained in a folder.
     fn load_task(&self, method: Method, folder: &Path, base: &Network) -> anyhow::Result<Task> {
         if method.writes_model() {
-            let own = self.load(&folder.display().to_string())?;
+            let own = self.load(&folder.display().to_string(), None)?;
             return Ok(Task::Model(Box::new(own)));
         }
         let loaded = tuning::load(folder, base.decoder.config())?;

@@ -5,7 +5,7 @@ use lowrank_formats::quantized::{
 };
 use lowrank_kernels::{
     DType, EightBit, FourBit, FourBitOrder, Grouped, NestedScales, NumberFormat, Tensor,
-    TensorError,
+    TensorError, View,
 };
 use rayon::prelude::*;
 
@@ -17,6 +17,14 @@ enum Packed<'a> {
     FourBit(FourBit<'a>),
     EightBit(EightBit<'a>),
     Grouped(Grouped<'a>),
+}
+
+/// The format of a type of four bits.
+pub(crate) fn four_bit_format(kind: FourBitKind) -> NumberFormat {
+    match kind {
+        FourBitKind::Nf4 => NumberFormat::Nf4,
+        FourBitKind::Fp4 => NumberFormat::Fp4,
+    }
 }
 
 /// Calls `work` with the matrix; `None` for one in half precision.
@@ -33,10 +41,7 @@ fn with_packed<R>(
             scales,
             block,
         } => Packed::FourBit(FourBit {
-            format: match kind {
-                FourBitKind::Nf4 => NumberFormat::Nf4,
-                FourBitKind::Fp4 => NumberFormat::Fp4,
-            },
+            format: four_bit_format(*kind),
             packed: packed.bytes.as_ref(),
             map,
             scales: match scales {
@@ -129,19 +134,8 @@ impl Packed<'_> {
             .par_chunks_exact_mut(of_row)
             .enumerate()
             .for_each(|(row, to)| {
-                let wide = (0..cols).map(|col| self.number((row, col), cols));
-                match dtype {
-                    DType::F32 => {
-                        for (to, number) in to.as_chunks_mut().0.iter_mut().zip(wide) {
-                            *to = number.to_le_bytes();
-                        }
-                    }
-                    DType::Bf16 => {
-                        for (to, number) in to.as_chunks_mut().0.iter_mut().zip(wide) {
-                            *to = half::bf16::from_f32(number).to_le_bytes();
-                        }
-                    }
-                }
+                let wide: Vec<f32> = (0..cols).map(|col| self.number((row, col), cols)).collect();
+                to.copy_from_slice(&View::of_row(&wide).to_le_bytes(dtype));
             });
         Tensor::from_le_bytes(&bytes, dtype, rows, cols)
     }
@@ -161,19 +155,11 @@ pub(super) fn format(tensor: &PackedTensor) -> Option<NumberFormat> {
     let (_, cols) = sizes(tensor);
     let (format, fits) = match &tensor.parts {
         PackedParts::FourBit { kind, block, .. } => {
-            let format = match kind {
-                FourBitKind::Nf4 => NumberFormat::Nf4,
-                FourBitKind::Fp4 => NumberFormat::Fp4,
-            };
-            (format, FourBit::has_block(*block))
+            (four_bit_format(*kind), FourBit::has_block(*block))
         }
         PackedParts::EightBit { .. } => (NumberFormat::Int8, true),
-        PackedParts::Grouped { .. } => {
-            let has_blocks = with_packed(tensor, |packed| match packed {
-                Packed::Grouped(matrix) => Ok(matrix.has_blocks()),
-                Packed::FourBit(_) | Packed::EightBit(_) => Ok(true),
-            });
-            (NumberFormat::Int4, has_blocks.ok().flatten() == Some(true))
+        PackedParts::Grouped { scales, groups, .. } => {
+            (NumberFormat::Int4, Grouped::has_blocks(groups, scales))
         }
         PackedParts::Half(_) => (NumberFormat::F16, true),
     };
