@@ -11,10 +11,10 @@ use lowrank::lora_files::{
     CombineOptions, ExportOptions, FileDtype, Form, Keep, LoraFile, PruneOptions, combine, prune,
 };
 use lowrank::model::{
-    Adapter, AdapterSet, Decoder, PassOptions, Recompute, Saving, VirtualTokens, WeightId, Weights,
+    Adapter, AdapterSet, Decoder, Recompute, VirtualTokens, WeightId, Weights,
 };
-use lowrank::objective::{self, NextToken, loss_and_gradients};
-use lowrank::train::{OptimizerState, Start, batch_of};
+use lowrank::objective::{self, NextToken};
+use lowrank::train::{Start, batch_of};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora;
 use lowrank::{DType, Workspace};
@@ -27,6 +27,7 @@ use super::common::{
     Place, Watch, adapter, all_linear, assert_says, decoder, difference, examples, failure, golden,
     ids, logits, lora_config, merge_f32, open, run, tensors, timeless,
 };
+use super::scales::gradients;
 
 fn dora(config: LoraConfig) -> LoraConfig {
     LoraConfig {
@@ -57,24 +58,6 @@ fn loss(model: &Decoder, made: &Adapter, rows: &[Example]) -> f64 {
     let set = [made];
     let (set, ws) = (AdapterSet::new(&set), Workspace::new());
     objective::loss(model, &batch, set, &NextToken::of(&batch), &ws).loss
-}
-
-fn gradient(model: &Decoder, made: &Adapter, rows: &[Example], recompute: Recompute) -> Vec<f32> {
-    let batch = batch_of(rows, VirtualTokens::default());
-    let (set, ws) = ([made], Workspace::new());
-    let set = AdapterSet::new(&set);
-    let mut grads = OptimizerState::new(made).grads;
-    let options = PassOptions {
-        saving: Saving {
-            recompute,
-            dtype: DType::F32,
-        },
-        ..PassOptions::default()
-    };
-    let labels = NextToken::of(&batch);
-    let sums = loss_and_gradients(model, &batch, set, &labels, &mut grads, &options, &ws);
-    sums.expect("one adapter");
-    grads.flat().to_vec()
 }
 
 #[test]
@@ -116,9 +99,9 @@ fn gradients_are_finite_differences() {
     ] {
         let model = decoder(family);
         let mut made = made(&model, config, 3);
-        let found = gradient(&model, &made, &rows, Recompute::None);
+        let found = gradients(&model, &made, &rows, Recompute::None).1;
         for recompute in [Recompute::Selective, Recompute::Full] {
-            let again = gradient(&model, &made, &rows, recompute);
+            let again = gradients(&model, &made, &rows, recompute).1;
             assert!(difference(&found, &again) < 1e-5, "{family} {recompute}");
         }
         let mut first = 0;

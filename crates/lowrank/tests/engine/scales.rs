@@ -50,7 +50,8 @@ fn named(adapter: &Adapter) -> Vec<(String, (usize, usize))> {
         .collect()
 }
 
-fn gradients(
+/// The loss of rows as one batch, and its gradient, all slots one after the other.
+pub(super) fn gradients(
     model: &Decoder,
     made: &Adapter,
     rows: &[Example],
