@@ -10,9 +10,7 @@ use lowrank::formats::gguf_model::Shapes;
 use lowrank::lora_files::{
     CombineOptions, ExportOptions, FileDtype, Form, Keep, LoraFile, PruneOptions, combine, prune,
 };
-use lowrank::model::{
-    Adapter, AdapterSet, Decoder, Recompute, VirtualTokens, WeightId, Weights,
-};
+use lowrank::model::{Adapter, AdapterSet, Decoder, Recompute, VirtualTokens, WeightId, Weights};
 use lowrank::objective::{self, NextToken};
 use lowrank::train::{Start, batch_of};
 use lowrank::tuning::Method;
