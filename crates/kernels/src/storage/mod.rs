@@ -24,11 +24,9 @@ pub use self::bitsandbytes::{
     nested_map,
 };
 use self::blocks::BlockFormat;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use self::blocks::Group;
 pub(crate) use self::blocks::apart::INT8_STEP;
 pub(crate) use self::blocks::four_bit::{FP4_VALUES, NF4_VALUES};
-pub(crate) use self::blocks::{GROUP, IntegerBlock, OneByOne, Quants};
+pub(crate) use self::blocks::{GROUP, IntegerBlock, OneByOne};
 pub use self::grouped::{FourBitOrder, Grouped};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd;

@@ -42,10 +42,10 @@ pub(super) struct Rounded {
     q: [i8; GROUP],
     /// What they are multiplied with.
     scale: f32,
+    /// The sum of all, times the scale.
+    sum: f32,
     /// The sums of either half, times the scale.
     sums: [f32; 2],
-    /// To a multiple of 16 bytes.
-    rest: u32,
 }
 
 /// Numbers of f32 that a group takes.
@@ -103,21 +103,26 @@ fn round(to: &mut [Rounded], from: &[f32]) {
         #[inline(always)]
         || {
             for (to, from) in to.iter_mut().zip(from.as_chunks::<GROUP>().0) {
-                let largest = from.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+                let mut lanes = [0.0_f32; 8];
+                for from in from.as_chunks::<8>().0 {
+                    for (most, x) in lanes.iter_mut().zip(from) {
+                        *most = most.max(x.abs());
+                    }
+                }
+                let largest = lanes.iter().fold(0.0_f32, |most, x| most.max(*x));
                 let scale = largest / 127.0;
                 let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                let q = from.map(
-                    #[inline(always)]
-                    |x| (x * inverse).round_ties_even() as i8,
-                );
-                let sum = |half: &[i8]| half.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-                let (first, second) = q.split_at(GROUP / 2);
-                *to = Rounded {
-                    q,
-                    scale,
-                    sums: [scale * sum(first), scale * sum(second)],
-                    rest: 0,
-                };
+                let mut sums = [0; 2];
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    for i in half * GROUP / 2..(half + 1) * GROUP / 2 {
+                        let q = (from[i] * inverse).round_ties_even() as i32;
+                        to.q[i] = q as i8;
+                        *sum += q;
+                    }
+                }
+                to.scale = scale;
+                to.sum = scale * (sums[0] + sums[1]) as f32;
+                to.sums = [scale * sums[0] as f32, scale * sums[1] as f32];
             }
         },
     );
@@ -177,23 +182,30 @@ fn sums<B: IntegerBlock, const I: usize>(blocks: &[B], x: [&[Rounded]; I]) -> [f
 }
 
 fn portable<B: IntegerBlock>(blocks: &[B], x: &[Rounded]) -> f32 {
-    use crate::storage::Quants;
     let of_block = B::LEN / GROUP;
     let mut sum = 0.0;
-    for (at, x) in x.iter().enumerate() {
-        let group = blocks[at / of_block].group(at % of_block, OneByOne);
-        let w: [i16; GROUP] = match group.q {
-            Quants::Unsigned(q) => q.map(i16::from),
-            Quants::Signed(q) => q.map(i16::from),
-        };
-        let half = |half: usize| {
-            let range = half * GROUP / 2..(half + 1) * GROUP / 2;
-            let products = w[range.clone()].iter().zip(&x.q[range]);
-            let products = products.map(|(w, x)| i32::from(*w) * i32::from(*x));
-            products.sum::<i32>() as f32
-        };
-        let scaled = group.scale[0] * half(0) + group.scale[1] * half(1);
-        sum += x.scale * scaled + group.offset[0] * x.sums[0] + group.offset[1] * x.sums[1];
+    for (block, x) in blocks.iter().zip(x.chunks_exact(of_block)) {
+        let scales = block.scales(OneByOne);
+        for (group, x) in x.iter().enumerate() {
+            let q = block.integers(group, OneByOne);
+            for (half, scale) in B::scale(&scales, group).into_iter().enumerate() {
+                let range = half * GROUP / 2..(half + 1) * GROUP / 2;
+                let mut dot = 0;
+                for (q, x) in q[range.clone()].iter().zip(&x.q[range]) {
+                    let q = if B::SIGNED {
+                        i32::from(q.cast_signed())
+                    } else {
+                        i32::from(*q)
+                    };
+                    dot += q * i32::from(*x);
+                }
+                let (factor, offset) = scale.linear();
+                sum += x.scale * factor * dot as f32;
+                if B::HAS_OFFSET {
+                    sum += offset * x.sums[half];
+                }
+            }
+        }
     }
     sum
 }
@@ -203,12 +215,10 @@ mod avx2 {
     //! With AVX2: bytes times bytes, summed in pairs, and these in pairs.
 
     use std::arch::x86_64::{
-        __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_fmadd_ps, _mm_hadd_ps,
-        _mm_movehdup_ps, _mm_set_ps, _mm_set1_ps, _mm_setzero_ps, _mm256_abs_epi8,
-        _mm256_castps128_ps256, _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_extractf128_ps,
-        _mm256_fmadd_ps, _mm256_insertf128_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_sign_epi8,
+        __m256, __m256i, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_set1_ps, _mm256_abs_epi8,
+        _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set_m128,
+        _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8,
     };
 
     use pulp::x86::V3;
@@ -216,7 +226,7 @@ mod avx2 {
     use super::Rounded;
     use crate::cpu::product::rows::{AHEAD, CACHE_LINE};
     use crate::cpu::simd::fetch;
-    use crate::storage::{GROUP, Group, IntegerBlock, Quants};
+    use crate::storage::{GROUP, IntegerBlock};
 
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
@@ -227,40 +237,49 @@ mod avx2 {
         blocks: &[B],
         x: [&[Rounded]; I],
     ) -> [f32; I] {
+        let of_block = B::LEN / GROUP;
         let mut sums = [_mm256_setzero_ps(); I];
-        let mut offsets = [_mm_setzero_ps(); I];
-        let mut at = 0;
-        for block in blocks {
+        let mut offsets = [[0.0_f32; 2]; I];
+        for (at, block) in blocks.iter().enumerate() {
             let ahead = std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD);
             for line in (0..size_of::<B>()).step_by(CACHE_LINE) {
                 fetch(ahead.wrapping_add(line));
             }
-            for group in 0..B::LEN / GROUP {
-                let Group { q, scale, offset } = block.group(group, simd);
-                let scale = both(scale);
-                let offset = _mm_set_ps(0.0, 0.0, offset[1], offset[0]);
+            let scales = block.scales(simd);
+            for group in 0..of_block {
+                let q = block.integers(group, simd);
+                let scales = B::scale(&scales, group);
+                let [(first, offset), (second, other)] = [scales[0].linear(), scales[1].linear()];
+                let size = if B::SIGNED { _mm256_abs_epi8(q) } else { q };
                 for i in 0..I {
-                    let x = &x[i][at];
-                    let dots = match q {
-                        Quants::Unsigned(q) => dots(load(&q), load(bytemuck::cast_ref(&x.q))),
-                        Quants::Signed(q) => {
-                            let (w, x) =
-                                (load(bytemuck::cast_ref(&q)), load(bytemuck::cast_ref(&x.q)));
-                            dots(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                        }
+                    let x = &x[i][at * of_block + group];
+                    // SAFETY: there are 32 bytes.
+                    let bytes = unsafe { _mm256_loadu_si256(x.q.as_ptr().cast()) };
+                    let signed = if B::SIGNED {
+                        _mm256_sign_epi8(bytes, q)
+                    } else {
+                        bytes
                     };
-                    let scaled = _mm256_mul_ps(scale, _mm256_set1_ps(x.scale));
-                    sums[i] = _mm256_fmadd_ps(dots, scaled, sums[i]);
-                    let of_x = _mm_set_ps(0.0, 0.0, x.sums[1], x.sums[0]);
-                    offsets[i] = _mm_fmadd_ps(offset, of_x, offsets[i]);
+                    let factor = if B::HALVES {
+                        let (first, second) = (first * x.scale, second * x.scale);
+                        _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first))
+                    } else {
+                        _mm256_set1_ps(first * x.scale)
+                    };
+                    sums[i] = _mm256_fmadd_ps(dots(size, signed), factor, sums[i]);
+                    if B::HAS_OFFSET && B::HALVES {
+                        offsets[i][0] = offset.mul_add(x.sums[0], offsets[i][0]);
+                        offsets[i][1] = other.mul_add(x.sums[1], offsets[i][1]);
+                    } else if B::HAS_OFFSET {
+                        let lane = &mut offsets[i][group % 2];
+                        *lane = offset.mul_add(x.sum, *lane);
+                    }
                 }
-                at += 1;
             }
         }
         let mut all = [0.0; I];
         for i in 0..I {
-            let offset = _mm_add_ss(offsets[i], _mm_movehdup_ps(offsets[i]));
-            all[i] = lane_sum(sums[i]) + _mm_cvtss_f32(offset);
+            all[i] = lane_sum(sums[i]) + (offsets[i][0] + offsets[i][1]);
         }
         all
     }
@@ -272,22 +291,6 @@ mod avx2 {
         // 127 · 127 · 2 fits in 16 bits.
         let pairs = _mm256_maddubs_epi16(unsigned, signed);
         _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    #[expect(unsafe_code, reason = "vector loads take pointers")]
-    fn load(bytes: &[u8; GROUP]) -> __m256i {
-        // SAFETY: there are 32 bytes.
-        unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-    }
-
-    /// The scale of the first run for the lower lanes, and that of the second for the upper ones.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn both(scale: [f32; 2]) -> __m256 {
-        let low = _mm256_castps128_ps256(_mm_set1_ps(scale[0]));
-        _mm256_insertf128_ps::<1>(low, _mm_set1_ps(scale[1]))
     }
 
     #[inline]

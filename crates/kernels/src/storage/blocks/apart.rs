@@ -4,9 +4,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::plain::{each, nibbles, signed, unsigned};
 use super::vectors::Vectors;
-use super::{Block, GROUP, Group, IntegerBlock, RUN, sixteen};
+use super::{Block, IntegerBlock, Scale, thirty_two};
 
 /// Numbers of a block of int8.
 pub(crate) const INT8_LEN: usize = 64;
@@ -25,25 +24,29 @@ pub(crate) struct Int8 {
 impl Block for Int8 {
     const NAME: &'static str = "int8";
     const LEN: usize = INT8_LEN;
-
-    #[inline(always)]
-    fn run(&self, run: usize, _: impl Vectors) -> [f32; RUN] {
-        let d = f32::from_le_bytes(self.d);
-        sixteen(&self.qs, run).map(
-            #[inline(always)]
-            |q| f32::from(q.cast_signed()) * d * INT8_STEP,
-        )
-    }
 }
 
 impl IntegerBlock for Int8 {
+    const SIGNED: bool = true;
+    const HAS_OFFSET: bool = false;
+    type Scales = Scale;
+
     #[inline(always)]
-    fn group(&self, group: usize, _: impl Vectors) -> Group {
-        let d = f32::from_le_bytes(self.d) * INT8_STEP;
-        signed(
-            bytemuck::cast(self.qs.as_chunks::<GROUP>().0[group]),
-            [d; 2],
-        )
+    fn scales(&self, _: impl Vectors) -> Scale {
+        Scale {
+            step: INT8_STEP,
+            ..Scale::factor(f32::from_le_bytes(self.d))
+        }
+    }
+
+    #[inline(always)]
+    fn scale(scales: &Scale, _: usize) -> [Scale; 2] {
+        [*scales; 2]
+    }
+
+    #[inline(always)]
+    fn integers<V: Vectors>(&self, group: usize, vectors: V) -> V::Bytes {
+        vectors.load(thirty_two(&self.qs, group))
     }
 }
 
@@ -63,22 +66,28 @@ pub(crate) struct Int4 {
 impl Block for Int4 {
     const NAME: &'static str = "int4";
     const LEN: usize = INT4_LEN;
-
-    #[inline(always)]
-    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
-        let (d, z) = (vectors.half(self.d), f32::from(self.z));
-        each(nibbles(&self.qs, run), |q| d * (q - z))
-    }
 }
 
 impl IntegerBlock for Int4 {
+    const SIGNED: bool = false;
+    const HAS_OFFSET: bool = true;
+    type Scales = Scale;
+
     #[inline(always)]
-    fn group(&self, _: usize, vectors: impl Vectors) -> Group {
-        let (d, z) = (vectors.half(self.d), f32::from(self.z));
-        unsigned(
-            [nibbles(&self.qs, 0), nibbles(&self.qs, 1)],
-            [d; 2],
-            [-z * d; 2],
-        )
+    fn scales(&self, vectors: impl Vectors) -> Scale {
+        Scale {
+            zero: f32::from(self.z),
+            ..Scale::factor(vectors.half(self.d))
+        }
+    }
+
+    #[inline(always)]
+    fn scale(scales: &Scale, _: usize) -> [Scale; 2] {
+        [*scales; 2]
+    }
+
+    #[inline(always)]
+    fn integers<V: Vectors>(&self, _: usize, vectors: V) -> V::Bytes {
+        vectors.halves(&self.qs)
     }
 }

@@ -5,10 +5,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::plain::nibbles;
 use super::quantize::{Quantize, largest};
 use super::vectors::Vectors;
-use super::{Block, RUN, sixteen};
+use super::{Block, GROUP, RUN, Widen, sixteen};
 
 /// Numbers of a block.
 pub(crate) const LEN: usize = 64;
@@ -83,7 +82,7 @@ fn places(numbers: &[f32], bounds: &[f32; 15], order: &[u8; 16]) -> (f32, [u8; L
     (largest, places)
 }
 
-/// The places of 64 numbers, two a byte: of each 32 numbers the first 16 in the low halves, the others in the high ones.
+/// The places of 64 numbers, two a byte: of each group the first 16 in the low halves, the others in the high ones.
 fn packed(places: &[u8; LEN]) -> [u8; LEN / 2] {
     std::array::from_fn(|i| {
         let at = i / RUN * 2 * RUN + i % RUN;
@@ -103,15 +102,16 @@ macro_rules! four_bit {
         impl Block for $type {
             const NAME: &'static str = $name;
             const LEN: usize = LEN;
+        }
 
+        impl Widen for $type {
             #[inline(always)]
-            fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN] {
+            fn widen(&self, to: &mut [[f32; GROUP]], first: usize, vectors: impl Vectors) {
                 let d = f32::from_le_bytes(self.d);
-                let places = nibbles(sixteen(&self.qs, run / 2), run % 2);
-                vectors.at(&$values, places).map(
-                    #[inline(always)]
-                    |value| value * d,
-                )
+                for (i, to) in to.iter_mut().enumerate() {
+                    let places = vectors.halves(sixteen(&self.qs, first + i));
+                    vectors.widen_at(to, &$values, places, d);
+                }
             }
         }
 

@@ -1,8 +1,8 @@
 //! Formats whose numbers share scales: blocks as llama.cpp lays them out, and four for what bitsandbytes, GPTQ and AWQ store.
 //!
-//! A block is widened in runs of 16 numbers, since strips of a matrix begin and end anywhere, and every format's smallest part with a scale of
-//! its own has 16. What a number is follows the order of f32 operations of llama.cpp's own dequantization, or of bitsandbytes', so that
-//! it has its bits.
+//! A block is read in groups of 32 numbers, as bytes that vectors take apart ([`Vectors`]). They become f32 numbers, or, of the formats whose
+//! numbers are integers but for their scales ([`IntegerBlock`]), are multiplied as they are. What a number is follows the order of f32
+//! operations of llama.cpp's own dequantization, or of bitsandbytes', so that it has its bits.
 
 pub(super) mod apart;
 pub(super) mod four_bit;
@@ -23,45 +23,97 @@ use self::vectors::with_vectors;
 pub(crate) use self::vectors::{OneByOne, Vectors};
 use super::{NumberFormat, Unit};
 
-/// Numbers that are widened at once.
+/// Numbers of a format's smallest part with a scale of its own.
 pub(crate) const RUN: usize = 16;
+
+/// Numbers that are widened or multiplied at once: a group.
+pub(crate) const GROUP: usize = 2 * RUN;
 
 /// A block of numbers.
 pub(crate) trait Block: Pod + Sync {
     /// As messages and files write it.
     const NAME: &'static str;
-    /// Numbers of a block, a multiple of [`RUN`].
+    /// Numbers of a block, a multiple of [`GROUP`].
     const LEN: usize;
+}
 
-    /// Some of the numbers: run `run` of the block.
-    fn run(&self, run: usize, vectors: impl Vectors) -> [f32; RUN];
+/// A block that can be widened.
+pub(crate) trait Widen: Block {
+    /// Writes the numbers of as many groups, from group `first` on.
+    fn widen(&self, to: &mut [[f32; GROUP]], first: usize, vectors: impl Vectors);
 }
 
 /// A block whose numbers are integers but for their scales.
 pub(crate) trait IntegerBlock: Block {
-    /// Two neighbouring runs as integers: number `i` is `scale · q + offset` of its run.
-    fn group(&self, group: usize, vectors: impl Vectors) -> Group;
+    /// Whether the integers are from -127 on. Otherwise they are below 128.
+    const SIGNED: bool;
+    /// Whether either half of a group has a scale of its own.
+    const HALVES: bool = false;
+    /// Whether a number is more than its integer times something.
+    const HAS_OFFSET: bool;
+    /// The scales of a block.
+    type Scales: Copy;
+
+    fn scales(&self, vectors: impl Vectors) -> Self::Scales;
+
+    /// Of either half of a group.
+    fn scale(scales: &Self::Scales, group: usize) -> [Scale; 2];
+
+    /// The integers of a group.
+    fn integers<V: Vectors>(&self, group: usize, vectors: V) -> V::Bytes;
 }
 
-/// Numbers of a [`Group`].
-pub(crate) const GROUP: usize = 2 * RUN;
-
-/// 32 numbers as integers.
+/// What makes a number of an integer.
 #[derive(Clone, Copy)]
-pub(crate) struct Group {
-    pub(crate) q: Quants,
-    /// Of the first run, and of the second.
-    pub(crate) scale: [f32; 2],
-    pub(crate) offset: [f32; 2],
+pub(crate) struct Scale {
+    /// The integer that stands for zero, but for the minimum.
+    pub(crate) zero: f32,
+    pub(crate) d: f32,
+    /// Another factor, which is multiplied with after the first.
+    pub(crate) step: f32,
+    pub(crate) min: f32,
 }
 
-/// The integers.
-#[derive(Clone, Copy)]
-pub(crate) enum Quants {
-    /// Below 128.
-    Unsigned([u8; GROUP]),
-    /// From -127 on.
-    Signed([i8; GROUP]),
+impl Scale {
+    /// One that only multiplies.
+    #[inline(always)]
+    fn factor(d: f32) -> Self {
+        Self {
+            zero: 0.0,
+            d,
+            step: 1.0,
+            min: 0.0,
+        }
+    }
+
+    /// The number of an integer.
+    #[inline(always)]
+    fn of(self, q: f32) -> f32 {
+        (q - self.zero) * self.d * self.step - self.min
+    }
+
+    /// The factor of the integer, and what is added to it then: the same number, rounded otherwise.
+    #[inline(always)]
+    pub(crate) fn linear(self) -> (f32, f32) {
+        let factor = self.d * self.step;
+        (factor, -(self.zero * factor) - self.min)
+    }
+}
+
+impl<B: IntegerBlock> Widen for B {
+    #[inline(always)]
+    fn widen(&self, to: &mut [[f32; GROUP]], first: usize, vectors: impl Vectors) {
+        let scales = self.scales(vectors);
+        for (i, to) in to.iter_mut().enumerate() {
+            let q = self.integers(first + i, vectors);
+            let scales = B::scale(&scales, first + i);
+            if B::SIGNED {
+                vectors.widen::<true>(to, q, scales);
+            } else {
+                vectors.widen::<false>(to, q, scales);
+            }
+        }
+    }
 }
 
 /// Something to be done with the type of a format's blocks.
@@ -70,7 +122,7 @@ pub(super) trait TypeVisitor {
     type Output;
 
     /// Does it.
-    fn visit<B: Block>(self) -> Self::Output;
+    fn visit<B: Widen>(self) -> Self::Output;
 }
 
 /// The same for blocks of integers.
@@ -173,16 +225,16 @@ impl BlockFormat {
         struct Of;
         impl TypeVisitor for Of {
             type Output = BlockFormat;
-            fn visit<B: Block>(self) -> BlockFormat {
+            fn visit<B: Widen>(self) -> BlockFormat {
                 BlockFormat::with::<B>()
             }
         }
         visit(format, Of)
     }
 
-    fn with<B: Block>() -> Self {
+    fn with<B: Widen>() -> Self {
         const {
-            assert!(align_of::<B>() == 1 && B::LEN.is_multiple_of(RUN));
+            assert!(align_of::<B>() == 1 && B::LEN.is_multiple_of(GROUP));
         }
         Self {
             unit: Unit {
@@ -206,18 +258,19 @@ impl BlockFormat {
 }
 
 /// Widens numbers from number `first` on.
-fn widen<B: Block>(to: &mut [f32], from: &[u8], first: usize) {
+fn widen<B: Widen>(to: &mut [f32], from: &[u8], first: usize) {
     let blocks: &[B] = bytemuck::cast_slice(from);
-    with_vectors(Widen { to, blocks, first });
+    with_vectors(WidenAll { to, blocks, first });
 }
 
 /// Numbers to be widened.
-struct Widen<'a, B> {
+struct WidenAll<'a, B> {
     to: &'a mut [f32],
     blocks: &'a [B],
     first: usize,
 }
-impl<B: Block> vectors::Work for Widen<'_, B> {
+
+impl<B: Widen> vectors::Work for WidenAll<'_, B> {
     #[inline(always)]
     fn with(self, vectors: impl Vectors) {
         let Self {
@@ -227,24 +280,39 @@ impl<B: Block> vectors::Work for Widen<'_, B> {
         } = self;
         while !to.is_empty() {
             let (block, within) = (&blocks[first / B::LEN], first % B::LEN);
-            let numbers = block.run(within / RUN, vectors);
-            let begun = within % RUN;
-            let count = (RUN - begun).min(to.len());
-            let (now, rest) = to.split_at_mut(count);
-            if let Ok(now) = <&mut [f32; RUN]>::try_from(&mut *now) {
-                *now = numbers;
+            let begun = within % GROUP;
+            let left = to.len().min(B::LEN - within);
+            // Whole groups go where they belong; of any other, a part comes from aside.
+            let whole = if begun == 0 { left / GROUP } else { 0 };
+            let mut aside = [[0.0; GROUP]];
+            let groups = if whole > 0 {
+                &mut to.as_chunks_mut().0[..whole]
             } else {
-                now.copy_from_slice(&numbers[begun..begun + count]);
-            }
-            (to, first) = (rest, first + count);
+                &mut aside
+            };
+            block.widen(groups, within / GROUP, vectors);
+            let count = if whole > 0 {
+                whole * GROUP
+            } else {
+                let count = left.min(GROUP - begun);
+                to[..count].copy_from_slice(&aside[0][begun..begun + count]);
+                count
+            };
+            (to, first) = (&mut to[count..], first + count);
         }
     }
 }
 
 /// 16 neighbouring bytes.
 #[inline(always)]
-fn sixteen(bytes: &[u8], run: usize) -> &[u8; RUN] {
-    &bytes.as_chunks::<RUN>().0[run]
+fn sixteen(bytes: &[u8], index: usize) -> &[u8; RUN] {
+    &bytes.as_chunks().0[index]
+}
+
+/// 32 neighbouring bytes.
+#[inline(always)]
+fn thirty_two(bytes: &[u8], index: usize) -> &[u8; GROUP] {
+    &bytes.as_chunks().0[index]
 }
 
 #[cfg(test)]
