@@ -369,14 +369,33 @@ impl<'a> Numbers<'a> {
 
     /// Widens numbers from number `first` on.
     pub(crate) fn widen(self, to: &mut [f32], first: usize) {
-        let part = first..first + to.len();
+        let window = Window {
+            stride: 0,
+            rows: 0..1,
+            cols: first..first + to.len(),
+        };
+        self.widen_window(to, &window);
+    }
+
+    /// Widens the numbers of a window, whose rows come one behind the other then.
+    fn widen_window(self, to: &mut [f32], window: &Window) {
+        let Window { stride, rows, cols } = window;
+        let lines = rows.clone().zip(to.chunks_exact_mut(cols.len().max(1)));
+        let lines = lines.map(|(row, to)| {
+            let first = row * stride + cols.start;
+            (first..first + to.len(), to)
+        });
         match self.format {
-            NumberFormat::F32 => {
+            NumberFormat::F32 => lines.for_each(|(part, to)| {
                 to.copy_from_slice(&bytemuck::cast_slice::<_, f32>(self.bytes)[part]);
-            }
-            NumberFormat::Bf16 => simd::widen(to, &bytemuck::cast_slice(self.bytes)[part]),
-            NumberFormat::F16 => f16::widen(to, &bytemuck::cast_slice(self.bytes)[part]),
-            blocks => BlockFormat::of(blocks).widen(to, self.bytes, first),
+            }),
+            NumberFormat::Bf16 => lines.for_each(|(part, to)| {
+                simd::widen(to, &bytemuck::cast_slice(self.bytes)[part]);
+            }),
+            NumberFormat::F16 => lines.for_each(|(part, to)| {
+                f16::widen(to, &bytemuck::cast_slice(self.bytes)[part]);
+            }),
+            blocks => BlockFormat::of(blocks).widen(to, self.bytes, window),
         }
     }
 
@@ -479,13 +498,7 @@ impl Window {
                 // In one place: what is compiled for vectors is large.
                 return work(numbers, self.stride);
             }
-            for (row, to) in self
-                .rows
-                .clone()
-                .zip(scratch.chunks_exact_mut(width.max(1)))
-            {
-                numbers.widen(to, row * self.stride + self.cols.start);
-            }
+            numbers.widen_window(scratch, self);
             work(scratch, width)
         })
     }

@@ -6,12 +6,8 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use pulp::x86::V3;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::engine::{Engine, engine};
 use crate::cpu::parallel::{ForEachPart, for_runs};
 use crate::cpu::product::mat::{MatMut, Shared};
 use crate::cpu::product::term::Start;
@@ -173,10 +169,8 @@ impl Products<'_> {
 
 fn sums<B: IntegerBlock, const I: usize>(blocks: &[B], x: [&[Rounded]; I]) -> [f32; I] {
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = V3::try_new().filter(|_| engine() >= Engine::Avx2) {
-        #[expect(unsafe_code, reason = "code for a processor that has AVX2")]
-        // SAFETY: there is a `V3`, so the processor has AVX2, FMA and F16C.
-        return unsafe { avx2::sums(simd, blocks, x) };
+    if let Some(sums) = x86::sums(blocks, x) {
+        return sums;
     }
     x.map(|x| portable(blocks, x))
 }
@@ -211,97 +205,208 @@ fn portable<B: IntegerBlock>(blocks: &[B], x: &[Rounded]) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
-    //! With AVX2: bytes times bytes, summed in pairs, and these in pairs.
+mod x86 {
+    //! With AVX2: bytes times bytes, and sums of four products, by the widest instruction for them that there is. The bits are those of
+    //! any other, since sums of integers are exact.
 
+    use std::arch::is_x86_feature_detected as has;
     use std::arch::x86_64::{
         __m256, __m256i, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_set1_ps, _mm256_abs_epi8,
-        _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set_m128,
-        _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8,
+        _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32,
+        _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_maddubs_epi16, _mm256_set_m128, _mm256_set1_epi16, _mm256_set1_ps,
+        _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
     };
 
     use pulp::x86::V3;
 
     use super::Rounded;
+    use crate::cpu::engine::{Engine, engine};
     use crate::cpu::product::rows::{AHEAD, CACHE_LINE};
     use crate::cpu::simd::fetch;
     use crate::storage::{GROUP, IntegerBlock};
+
+    /// The sums of a row of the weight with rows of x, where the processor has what it takes.
+    #[inline]
+    #[expect(
+        unsafe_code,
+        reason = "code for a processor that was asked what it has"
+    )]
+    pub(super) fn sums<B: IntegerBlock, const I: usize>(
+        blocks: &[B],
+        x: [&[Rounded]; I],
+    ) -> Option<[f32; I]> {
+        let simd = V3::try_new().filter(|_| engine() >= Engine::Avx2)?;
+        // SAFETY: there is a `V3`, so the processor has AVX2, FMA and F16C, and what else is called for it has just been asked for.
+        Some(unsafe {
+            if engine() >= Engine::Avx512 && has!("avx512vnni") && has!("avx512vl") {
+                with_avx512_vnni(simd, blocks, x)
+            } else if has!("avxvnni") {
+                with_avx_vnni(simd, blocks, x)
+            } else {
+                with_avx2(simd, blocks, x)
+            }
+        })
+    }
 
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
     #[expect(unsafe_code, reason = "code for a processor that has AVX2")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn sums<B: IntegerBlock, const I: usize>(
+    unsafe fn with_avx2<B: IntegerBlock, const I: usize>(
+        simd: V3,
+        blocks: &[B],
+        x: [&[Rounded]; I],
+    ) -> [f32; I] {
+        // SAFETY: as is asked for.
+        unsafe { sums_by::<B, Pairs, I>(simd, blocks, x) }
+    }
+
+    /// # Safety
+    /// The processor has AVX2, FMA, F16C and AVX-VNNI.
+    #[expect(unsafe_code, reason = "code for a processor that has AVX-VNNI")]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn with_avx_vnni<B: IntegerBlock, const I: usize>(
+        simd: V3,
+        blocks: &[B],
+        x: [&[Rounded]; I],
+    ) -> [f32; I] {
+        // SAFETY: as is asked for.
+        unsafe { sums_by::<B, AvxVnni, I>(simd, blocks, x) }
+    }
+
+    /// # Safety
+    /// The processor has AVX2, FMA, F16C, AVX512-VNNI and AVX512-VL.
+    #[expect(unsafe_code, reason = "code for a processor that has AVX512-VNNI")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl")]
+    unsafe fn with_avx512_vnni<B: IntegerBlock, const I: usize>(
+        simd: V3,
+        blocks: &[B],
+        x: [&[Rounded]; I],
+    ) -> [f32; I] {
+        // SAFETY: as is asked for.
+        unsafe { sums_by::<B, Avx512Vnni, I>(simd, blocks, x) }
+    }
+
+    /// Eight sums of four products of neighbours. An unsigned byte is below 128, and a signed one from -127 on.
+    #[expect(unsafe_code, reason = "vector code")]
+    trait FourByFour {
+        /// # Safety
+        /// The processor has AVX2, and what the type is named for.
+        unsafe fn dots(unsigned: __m256i, signed: __m256i) -> __m256i;
+    }
+
+    /// By AVX2: sums of two, which fit in 16 bits, and of these two.
+    struct Pairs;
+
+    #[expect(unsafe_code, reason = "vector code")]
+    impl FourByFour for Pairs {
+        #[inline(always)]
+        unsafe fn dots(unsigned: __m256i, signed: __m256i) -> __m256i {
+            // SAFETY: as is asked for.
+            unsafe {
+                let pairs = _mm256_maddubs_epi16(unsigned, signed);
+                _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+            }
+        }
+    }
+
+    struct AvxVnni;
+
+    #[expect(unsafe_code, reason = "vector code")]
+    impl FourByFour for AvxVnni {
+        #[inline(always)]
+        unsafe fn dots(unsigned: __m256i, signed: __m256i) -> __m256i {
+            // SAFETY: as is asked for.
+            unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), unsigned, signed) }
+        }
+    }
+
+    struct Avx512Vnni;
+
+    #[expect(unsafe_code, reason = "vector code")]
+    impl FourByFour for Avx512Vnni {
+        #[inline(always)]
+        unsafe fn dots(unsigned: __m256i, signed: __m256i) -> __m256i {
+            // SAFETY: as is asked for.
+            unsafe { _mm256_dpbusd_epi32(_mm256_setzero_si256(), unsigned, signed) }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2, FMA, F16C and what `D` is named for.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vector code")]
+    unsafe fn sums_by<B: IntegerBlock, D: FourByFour, const I: usize>(
         simd: V3,
         blocks: &[B],
         x: [&[Rounded]; I],
     ) -> [f32; I] {
         let of_block = B::LEN / GROUP;
-        let mut sums = [_mm256_setzero_ps(); I];
-        let mut offsets = [[0.0_f32; 2]; I];
-        for (at, block) in blocks.iter().enumerate() {
-            let ahead = std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD);
-            for line in (0..size_of::<B>()).step_by(CACHE_LINE) {
-                fetch(ahead.wrapping_add(line));
-            }
-            let scales = block.scales(simd);
-            for group in 0..of_block {
-                let q = block.integers(group, simd);
-                let scales = B::scale(&scales, group);
-                let [(first, offset), (second, other)] = [scales[0].linear(), scales[1].linear()];
-                let size = if B::SIGNED { _mm256_abs_epi8(q) } else { q };
-                for i in 0..I {
-                    let x = &x[i][at * of_block + group];
-                    // SAFETY: there are 32 bytes.
-                    let bytes = unsafe { _mm256_loadu_si256(x.q.as_ptr().cast()) };
-                    let signed = if B::SIGNED {
-                        _mm256_sign_epi8(bytes, q)
-                    } else {
-                        bytes
-                    };
-                    let factor = if B::HALVES {
-                        let (first, second) = (first * x.scale, second * x.scale);
-                        _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first))
-                    } else {
-                        _mm256_set1_ps(first * x.scale)
-                    };
-                    sums[i] = _mm256_fmadd_ps(dots(size, signed), factor, sums[i]);
-                    if B::HAS_OFFSET && B::HALVES {
-                        offsets[i][0] = offset.mul_add(x.sums[0], offsets[i][0]);
-                        offsets[i][1] = other.mul_add(x.sums[1], offsets[i][1]);
-                    } else if B::HAS_OFFSET {
-                        let lane = &mut offsets[i][group % 2];
-                        *lane = offset.mul_add(x.sum, *lane);
+        // SAFETY: as is asked for.
+        unsafe {
+            let mut sums = [_mm256_setzero_ps(); I];
+            let mut offsets = [[0.0_f32; 2]; I];
+            for (at, block) in blocks.iter().enumerate() {
+                let ahead = std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD);
+                for line in (0..size_of::<B>()).step_by(CACHE_LINE) {
+                    fetch(ahead.wrapping_add(line));
+                }
+                let scales = block.scales(simd);
+                for group in 0..of_block {
+                    let q = block.integers(group, simd);
+                    let scales = B::scale(&scales, group);
+                    let [(first, offset), (second, other)] =
+                        [scales[0].linear(), scales[1].linear()];
+                    let size = if B::SIGNED { _mm256_abs_epi8(q) } else { q };
+                    for i in 0..I {
+                        let x = &x[i][at * of_block + group];
+                        let bytes = _mm256_loadu_si256(x.q.as_ptr().cast());
+                        let signed = if B::SIGNED {
+                            _mm256_sign_epi8(bytes, q)
+                        } else {
+                            bytes
+                        };
+                        let factor = if B::HALVES {
+                            let (first, second) = (first * x.scale, second * x.scale);
+                            _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first))
+                        } else {
+                            _mm256_set1_ps(first * x.scale)
+                        };
+                        let dots = _mm256_cvtepi32_ps(D::dots(size, signed));
+                        sums[i] = _mm256_fmadd_ps(dots, factor, sums[i]);
+                        if B::HAS_OFFSET && B::HALVES {
+                            offsets[i][0] = offset.mul_add(x.sums[0], offsets[i][0]);
+                            offsets[i][1] = other.mul_add(x.sums[1], offsets[i][1]);
+                        } else if B::HAS_OFFSET {
+                            let lane = &mut offsets[i][group % 2];
+                            *lane = offset.mul_add(x.sum, *lane);
+                        }
                     }
                 }
             }
+            let mut all = [0.0; I];
+            for i in 0..I {
+                all[i] = lane_sum(sums[i]) + (offsets[i][0] + offsets[i][1]);
+            }
+            all
         }
-        let mut all = [0.0; I];
-        for i in 0..I {
-            all[i] = lane_sum(sums[i]) + (offsets[i][0] + offsets[i][1]);
-        }
-        all
     }
 
-    /// Eight sums of four products of neighbours.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn dots(unsigned: __m256i, signed: __m256i) -> __m256 {
-        // 127 · 127 · 2 fits in 16 bits.
-        let pairs = _mm256_maddubs_epi16(unsigned, signed);
-        _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn lane_sum(lanes: __m256) -> f32 {
-        let four = _mm_add_ps(
-            _mm256_castps256_ps128(lanes),
-            _mm256_extractf128_ps::<1>(lanes),
-        );
-        let two = _mm_hadd_ps(four, four);
-        _mm_cvtss_f32(_mm_hadd_ps(two, two))
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vector code")]
+    unsafe fn lane_sum(lanes: __m256) -> f32 {
+        // SAFETY: as is asked for.
+        unsafe {
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(lanes),
+                _mm256_extractf128_ps::<1>(lanes),
+            );
+            let two = _mm_hadd_ps(four, four);
+            _mm_cvtss_f32(_mm_hadd_ps(two, two))
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use self::plain::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use self::quantize::Quantize;
 use self::vectors::with_vectors;
 pub(crate) use self::vectors::{OneByOne, Vectors};
-use super::{NumberFormat, Unit};
+use super::{NumberFormat, Unit, Window};
 
 /// Numbers of a format's smallest part with a scale of its own.
 pub(crate) const RUN: usize = 16;
@@ -213,7 +213,7 @@ fn quantize<B: Quantize>(numbers: &[f32], to: &mut Vec<u8>) -> Result<(), usize>
 #[derive(Clone, Copy)]
 pub(super) struct BlockFormat {
     unit: Unit,
-    widen: fn(&mut [f32], &[u8], usize),
+    widen: fn(&mut [f32], &[u8], &Window),
 }
 
 impl BlockFormat {
@@ -251,54 +251,53 @@ impl BlockFormat {
         self.unit
     }
 
-    /// Widens numbers from number `first` on.
-    pub(super) fn widen(self, to: &mut [f32], from: &[u8], first: usize) {
-        (self.widen)(to, from, first);
+    /// Widens the numbers of a window, whose rows come one behind the other then.
+    pub(super) fn widen(self, to: &mut [f32], from: &[u8], window: &Window) {
+        (self.widen)(to, from, window);
     }
 }
 
-/// Widens numbers from number `first` on.
-fn widen<B: Widen>(to: &mut [f32], from: &[u8], first: usize) {
+fn widen<B: Widen>(to: &mut [f32], from: &[u8], window: &Window) {
     let blocks: &[B] = bytemuck::cast_slice(from);
-    with_vectors(WidenAll { to, blocks, first });
+    with_vectors(WidenWindow { to, blocks, window });
 }
 
-/// Numbers to be widened.
-struct WidenAll<'a, B> {
+/// A window to be widened.
+struct WidenWindow<'a, B> {
     to: &'a mut [f32],
     blocks: &'a [B],
-    first: usize,
+    window: &'a Window,
 }
 
-impl<B: Widen> vectors::Work for WidenAll<'_, B> {
+impl<B: Widen> vectors::Work for WidenWindow<'_, B> {
     #[inline(always)]
     fn with(self, vectors: impl Vectors) {
-        let Self {
-            mut to,
-            blocks,
-            mut first,
-        } = self;
-        while !to.is_empty() {
-            let (block, within) = (&blocks[first / B::LEN], first % B::LEN);
-            let begun = within % GROUP;
-            let left = to.len().min(B::LEN - within);
-            // Whole groups go where they belong; of any other, a part comes from aside.
-            let whole = if begun == 0 { left / GROUP } else { 0 };
-            let mut aside = [[0.0; GROUP]];
-            let groups = if whole > 0 {
-                &mut to.as_chunks_mut().0[..whole]
-            } else {
-                &mut aside
-            };
-            block.widen(groups, within / GROUP, vectors);
-            let count = if whole > 0 {
-                whole * GROUP
-            } else {
-                let count = left.min(GROUP - begun);
-                to[..count].copy_from_slice(&aside[0][begun..begun + count]);
-                count
-            };
-            (to, first) = (&mut to[count..], first + count);
+        let Window { stride, rows, cols } = self.window;
+        let lines = self.to.chunks_exact_mut(cols.len().max(1));
+        for (row, mut to) in rows.clone().zip(lines) {
+            let mut first = row * stride + cols.start;
+            while !to.is_empty() {
+                let (block, within) = (&self.blocks[first / B::LEN], first % B::LEN);
+                let begun = within % GROUP;
+                let left = to.len().min(B::LEN - within);
+                // Whole groups go where they belong; of any other, a part comes from aside.
+                let whole = if begun == 0 { left / GROUP } else { 0 };
+                let mut aside = [[0.0; GROUP]];
+                let groups = if whole > 0 {
+                    &mut to.as_chunks_mut().0[..whole]
+                } else {
+                    &mut aside
+                };
+                block.widen(groups, within / GROUP, vectors);
+                let count = if whole > 0 {
+                    whole * GROUP
+                } else {
+                    let count = left.min(GROUP - begun);
+                    to[..count].copy_from_slice(&aside[0][begun..begun + count]);
+                    count
+                };
+                (to, first) = (&mut to[count..], first + count);
+            }
         }
     }
 }

@@ -3,8 +3,10 @@
 //! Every step is a function that is always inlined: what is left as a call would be compiled without the vectors, and is many times as slow.
 
 #[cfg(target_arch = "x86_64")]
+use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128,
+    __m128, __m128i, __m256, __m256i, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128,
     _mm_srli_si128, _mm256_and_si256, _mm256_blendv_ps, _mm256_broadcastsi128_si256,
     _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpeq_epi8, _mm256_cvtepi8_epi32,
     _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_ps,
@@ -229,9 +231,21 @@ impl Vectors for V3 {
 
     #[inline(always)]
     fn half(self, bytes: [u8; 2]) -> f32 {
-        let bits = i32::from(u16::from_le_bytes(bytes));
+        let bits = u32::from(u16::from_le_bytes(bytes));
+        let number: __m128;
         // SAFETY: there is a `V3`, so the processor converts half precision.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))) }
+        unsafe {
+            // As intrinsics, LLVM makes `vpinsrw` of the move, which keeps the upper part of whatever its register had, often the sums of
+            // a product. It would wait for them.
+            asm!(
+                "vmovd {number}, {bits:e}",
+                "vcvtph2ps {number}, {number}",
+                number = lateout(xmm_reg) number,
+                bits = in(reg) bits,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            _mm_cvtss_f32(number)
+        }
     }
 
     #[inline(always)]
