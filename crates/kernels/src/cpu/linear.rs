@@ -90,6 +90,11 @@ pub(crate) fn in_panels(
                 Layout::InOut => Factor::straight(output.w.view),
             };
             let rows = output.rows_in_panels(x.rows(), classes);
+            let compute = if classes.rounds() && w.view.format().has_integers() {
+                ComputeDType::Bf16
+            } else {
+                compute
+            };
             let product = Term::new(x.slice_rows(rows).as_left(), w).with(compute);
             let branches =
                 (output.prompt.iter()).map(|b| up(&b.branch, b.u.as_view(), b.rows.start));

@@ -13,7 +13,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowClasses {
     first_generated: usize,
-    /// Whether generated rows may be rounded beside weights in blocks.
+    /// Whether rows may be rounded beside weights in blocks.
     rounds: bool,
 }
 
@@ -35,15 +35,16 @@ impl RowClasses {
         }
     }
 
-    /// The same, with leave to round a generated row to 8 bits where it is multiplied with a weight in blocks. Such products are integers
-    /// then, and several times as fast.
+    /// The same, with leave to round a row where it is multiplied with a weight in blocks of integers: a generated one to 8 bits, so that
+    /// products are those of integers; another one, and what the blocks stand for, to bf16, where the processor gains by that. Both are
+    /// several times as fast.
     #[must_use]
     pub const fn rounding(self, rounds: bool) -> Self {
         Self { rounds, ..self }
     }
 
     /// Whether there is leave to.
-    pub(crate) const fn rounds(self) -> bool {
+    pub const fn rounds(self) -> bool {
         self.rounds
     }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lowrank_kernels::{
-    Arena, ComputeDType, DType, HeadWeight, Pauses, RowClasses, Tensor, View, Workspace,
-    embedding_backward, embedding_forward, head_logits, head_own_logits, in_pool, scale,
+    Arena, ComputeDType, DType, HeadWeight, Pauses, Tensor, View, Workspace, embedding_backward,
+    embedding_forward, head_logits, head_own_logits, in_pool, scale,
 };
 
 use super::adapter::{Adapter, AdapterSet, Reach};
@@ -76,14 +76,11 @@ impl Decoder {
         })
     }
 
-    /// Whether generated rows are multiplied with weights in blocks as the f32 numbers that they are. By default they are rounded to 8
-    /// bits there, which is several times as fast; weights in f32, f16 and bf16 are always multiplied with f32 numbers.
+    /// Whether generation multiplies weights in blocks with the f32 numbers that it has. By default generated rows are rounded to 8 bits
+    /// there, and prompts and what the blocks stand for to bf16 where the processor gains by it: both are several times as fast. Weights in
+    /// f32, f16 and bf16 are always multiplied with f32 numbers.
     pub fn set_exact(&self, is_exact: bool) {
         self.is_exact.store(is_exact, Ordering::Relaxed);
-    }
-
-    fn with_rounding(&self, classes: RowClasses) -> RowClasses {
-        classes.rounding(!self.is_exact.load(Ordering::Relaxed))
     }
 
     /// The model's shapes and choices.
@@ -265,7 +262,8 @@ impl Decoder {
     }
 
     /// Logits [rows, V] of the given rows of a batch, in ascending order. With a cache, the batch's keys and values are appended to
-    /// it first, and its segments refer to cache rows.
+    /// it first, and its segments refer to cache rows; products with weights in blocks are then rounded as [`set_exact`](Self::set_exact)
+    /// says.
     ///
     /// # Panics
     /// Without a cache as [`forward`](Self::forward).
@@ -281,7 +279,13 @@ impl Decoder {
             check_virtual(batch, adapters);
         }
         in_pool(|| {
-            let run = self.run(batch, rows, self.pass(batch, adapters, ws));
+            let rounds = cache.is_some() && !self.is_exact.load(Ordering::Relaxed);
+            let pass = self.pass(batch, adapters, ws);
+            let pass = Pass {
+                classes: pass.classes.rounding(rounds),
+                ..pass
+            };
+            let run = self.run(batch, rows, pass);
             let (mut x, embedded) = run.enter(None);
             run.give_embedded(embedded);
             for layer in 0..self.config().num_hidden_layers {
@@ -292,7 +296,7 @@ impl Decoder {
             let (hidden, top) = (forward.hidden(), forward.top());
             let head = top.head_of(rows);
             let HeadWeight { weight, own } = head.weight();
-            let (scaling, classes) = (head.scaling, self.with_rounding(batch.classes_of(rows)));
+            let (scaling, classes) = (head.scaling, batch.classes_of(rows).rounding(rounds));
             head_logits(logits.view_mut(), hidden, weight, scaling, classes);
             head_own_logits(logits.view_mut(), hidden, own, scaling, classes, ws);
             forward.finish();
@@ -362,7 +366,7 @@ impl Decoder {
             weights: &self.weights,
             adapters,
             rows_of_adapters: &batch.adapters,
-            classes: self.with_rounding(batch.classes()),
+            classes: batch.classes(),
             ws,
             dropout_key: None,
             compute_dtype: ComputeDType::F32,
@@ -377,7 +381,7 @@ impl Decoder {
         let picked = (few && self.config().num_hidden_layers > 0).then(|| SomeRows {
             rows: rows.to_vec(),
             adapters: batch.adapters_of(rows),
-            classes: self.with_rounding(batch.classes_of(rows)),
+            classes: batch.classes_of(rows).rounding(pass.classes.rounds()),
         });
         let last = batch.positions.iter().max();
         let positions = last.map_or(0, |last| *last as usize + 1);

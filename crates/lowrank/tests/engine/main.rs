@@ -27,6 +27,7 @@ mod quantized;
 mod ranks;
 mod relative;
 mod resume;
+mod rounding;
 mod scales;
 mod sessions;
 mod sharing;
