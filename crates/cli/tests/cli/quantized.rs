@@ -118,3 +118,48 @@ fn full_training_of_a_quantized_model_says_what_it_needs() {
     let config = fs::read_to_string(lab.path("full").join("config.json")).expect("a config");
     assert!(!config.contains("quantization_config"), "{config}");
 }
+
+/// Every command that says what the weights are kept in says it of quantized ones, too.
+#[test]
+fn what_weights_are_kept_in_is_said() {
+    let lab = Lab::new();
+    let gguf = lab.arg("model.gguf");
+    json_of(&[
+        "model", "export", BUILTIN, "--type", "Q4_0", "--output", &gguf,
+    ]);
+    let of = |model: &str, flags: &[&str]| {
+        let plan = ["plan", "--model", model];
+        let planned = [&plan[..], flags].concat();
+        let shown = lowrank().args(&planned).assert().success();
+        let shown = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+        let kept = json_of(&planned)["weights"].clone();
+        let kept = kept.as_str().expect("a text").to_owned();
+        assert!(shown.contains(&format!("weights in {kept},")), "{shown}");
+        let bench = |args: &[&str]| {
+            let args = [&["bench"], args, &["--model", model], flags].concat();
+            assert_eq!(json_of(&args)["weights"], *kept, "{args:?}");
+        };
+        bench(&["generate", "--prompt-tokens", "2", "--new-tokens", "2"]);
+        bench(&[
+            "train",
+            "--steps",
+            "1",
+            "--warmup",
+            "0",
+            "--seq-length",
+            "4",
+        ]);
+        bench(&["gemm", "--tokens", "2", "--repeats", "1"]);
+        kept
+    };
+    assert_eq!(of(BUILTIN, &[]), "bf16");
+    assert_eq!(of(BUILTIN, &["--load-in", "4bit"]), "NF4 (with bf16)");
+    assert_eq!(of(&gguf, &[]), "Q4_0 (with Q8_0)");
+    assert_eq!(of(&gguf, &["--base-dtype", "f32"]), "f32");
+
+    let mut args = lab.train("run", &[]);
+    args[2].clone_from(&gguf);
+    let output = lowrank().args(strs(&args)).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains(" in Q4_0 (with Q8_0), trained"), "{text}");
+}

@@ -41,6 +41,7 @@ impl LoadIn {
 
     /// Says in a config which tensors have its format.
     pub fn mark(self, config: &mut ModelConfig) {
+        config.load_in = Some(self);
         for (id, _) in config.weights() {
             if Self::is_for(config, id) {
                 config.formats.insert(id, self.format());

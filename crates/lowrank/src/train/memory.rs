@@ -210,12 +210,13 @@ pub(super) fn choose_saving(
     }
     refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
-        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {}), factors read as {}",
+        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {} in {}, trained {}, activations {} in {}, recompute {}), factors read as {}",
         units::grouped(adapter.parameters() as u64),
         units::grouped(model.parameters() as u64),
         units::bytes(memory.total()),
         budget.map_or("an unknown amount".to_owned(), units::bytes),
         units::bytes(memory.weights),
+        model.kept_in(base_dtype),
         units::bytes(memory.trained + memory.gradients + memory.optimizer),
         units::bytes(activations),
         saving.dtype,

@@ -109,6 +109,7 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         position: Position::Learned { first: 0 },
         relative: None,
         formats: BTreeMap::new(),
+        load_in: None,
         token_types: 0,
         embedding_scale: None,
         embedding_norm: false,
