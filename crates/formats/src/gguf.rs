@@ -21,6 +21,7 @@ mod writer;
 
 pub use metadata::{GgufArray, GgufMetadata, GgufValue};
 pub use quant::{GgmlType, READABLE};
+pub use split::file_bytes;
 pub use writer::{GgufSpec, KeyValue, write_gguf};
 
 use reader::Reader;

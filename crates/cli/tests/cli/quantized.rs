@@ -163,3 +163,46 @@ fn what_weights_are_kept_in_is_said() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains(" in Q4_0 (with Q8_0), trained"), "{text}");
 }
+
+/// A model that the limit on addresses has no room for is refused before it is mapped, in a file as in a folder.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_beyond_the_limits_is_refused_before_it_is_loaded() {
+    const LENGTH: u64 = 1 << 33;
+    let lab = Lab::new();
+    let gguf = lab.arg("model.gguf");
+    json_of(&[
+        "model", "export", BUILTIN, "--type", "Q4_0", "--output", &gguf,
+    ]);
+    // Nothing reads what is behind the tensors, and it takes no room on a disk.
+    let grow = |path: &str| {
+        let file = fs::OpenOptions::new().append(true).create(true).open(path);
+        file.and_then(|file| file.set_len(LENGTH))
+            .expect("the file grows");
+    };
+    grow(&gguf);
+    grow(&lab.arg("model/more.safetensors"));
+    for model in [gguf, lab.arg("model")] {
+        let output = std::process::Command::new("bash")
+            .args(["-c", "ulimit -v 4194304; exec \"$0\" \"$@\""])
+            .arg(assert_cmd::cargo::cargo_bin("lowrank"))
+            .args([
+                "generate",
+                "--threads",
+                "1",
+                "--prompt",
+                "a",
+                "--model",
+                &model,
+            ])
+            .output()
+            .expect("bash can be run");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let begin = format!("{model}: to load it takes about 8.");
+        let end = "left; raise the limit, or use a smaller model";
+        for words in [begin.as_str(), "ulimit -v) has ", end] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

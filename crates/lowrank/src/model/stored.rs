@@ -137,6 +137,19 @@ impl StoredTensors {
         }
     }
 
+    /// Bytes of the matrices of a GGUF file whose rows are put in another order, in memory of their own.
+    pub(crate) fn reordered_bytes(&self) -> u64 {
+        let Self::Gguf { weights, .. } = self else {
+            return 0;
+        };
+        let weights = weights.values();
+        let moved =
+            weights.filter(|weight| weight.change != Change::None && weight.tensor.rows() > 1);
+        moved
+            .map(|weight| weight.tensor.bytes.as_ref().len() as u64)
+            .sum()
+    }
+
     /// A tensor, if it is there.
     ///
     /// # Errors
