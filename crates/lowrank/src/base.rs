@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use lowrank_formats::quantized::QUANTIZATION_CONFIG;
 use lowrank_formats::{Format, FormatError, atomic, snapshots};
-use lowrank_kernels::{Layout, release_freed_memory};
+use lowrank_kernels::release_freed_memory;
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
@@ -184,19 +184,12 @@ impl Source {
     /// The same model, whose matrices are quantized while they are loaded.
     ///
     /// # Errors
-    /// A model that is quantized already; GPT-2, whose matrices lie the other way.
+    /// A model that is quantized already.
     pub fn load_in(self, load_in: Option<LoadIn>) -> Result<Self, Error> {
         let Some(load_in) = load_in else {
             return Ok(self);
         };
         self.tensors()?.load_in(load_in)?;
-        let config = families::read_config(&self.config()?)?;
-        if config.layout == Layout::InOut {
-            return Err(Error::Settings(format!(
-                "load_in is not for {}, whose matrices lie the other way; leave it out",
-                config.family.model_type()
-            )));
-        }
         Ok(Self::LoadIn(Box::new(self), load_in))
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use lowrank_formats::gguf::{GgmlType, Gguf, GgufSpec, GgufTensor, KeyValue, write_gguf};
 use lowrank_formats::gguf_model::{Change, Place, Shapes};
-use lowrank_kernels::NumberFormat;
+use lowrank_kernels::{Layout, NumberFormat, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ use crate::Error;
 use crate::base::{GgufFile, Source};
 use crate::data::Tokenizer;
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
+use crate::model::stored::transposed;
 use crate::model::{ModelConfig, WeightId, Weights, families};
 
 pub use folder::{FolderReport, FolderType, write_quantized_folder};
@@ -177,6 +178,7 @@ fn planned(
         plan.push(Planned {
             kind: type_named(kind)?,
             copied: copied.cloned(),
+            turns: place.change == Change::Turned && config.layout == Layout::InOut,
             is_other,
             place,
             id,
@@ -194,6 +196,8 @@ struct Planned {
     is_other: bool,
     /// The same tensor of the source, in the same type.
     copied: Option<GgufTensor>,
+    /// Whether the file has the columns of what `rows` gives as its rows.
+    turns: bool,
 }
 
 impl Planned {
@@ -219,11 +223,17 @@ impl Planned {
                 .write_all(&self.stored(output, &row, columns)?)
                 .map_err(Error::io(output));
         }
+        if self.turns {
+            let values = rows(self.id, 0..columns);
+            let values = transposed(&Tensor::from_f32(columns, count, values));
+            let stored = self.stored(output, &values.to_vec(), columns)?;
+            return out.write_all(&stored).map_err(Error::io(output));
+        }
         // Rows that the file has in another order are heads' rows; their tensors are small.
-        let step = if self.place.change == Change::None {
-            ROWS
-        } else {
+        let step = if matches!(self.place.change, Change::Interleaved(_)) {
             count
+        } else {
+            ROWS
         };
         for first in (0..count).step_by(step) {
             let values = rows(self.id, first..count.min(first + step));
@@ -249,7 +259,7 @@ impl Planned {
     }
 
     fn in_file_order(&self, values: Vec<f32>, columns: usize) -> Vec<f32> {
-        if self.place.change == Change::None {
+        if !matches!(self.place.change, Change::Interleaved(_)) {
             return values;
         }
         let count = values.len() / columns;

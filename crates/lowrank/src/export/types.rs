@@ -60,6 +60,9 @@ impl FileType {
             return ("F32", false);
         };
         let name = place.gguf.as_str();
+        if name == "position_embd.weight" {
+            return ("F32", false);
+        }
         let is_output = name == "output.weight" || shapes.is_tied() && name == "token_embd.weight";
         let wanted = match self {
             Self::F32 => "F32",

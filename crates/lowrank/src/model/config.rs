@@ -368,7 +368,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// q, k and v are one linear.
     pub fused_qkv: bool,
-    /// How the block's linears are stored.
+    /// How the block's linears are held: as a folder has them, or [out, in] where they are in blocks.
     pub layout: Layout,
     /// Whether a row sees only itself and what is before it.
     pub causal: bool,

@@ -38,7 +38,7 @@ fn models() -> Vec<(String, Vec<u32>)> {
         .collect()
 }
 
-fn export(
+pub(super) fn export(
     model: &Path,
     output: &Path,
     file_type: FileType,
