@@ -116,6 +116,7 @@ fn a_gguf_file_is_trained_beside_as_it_is() {
         (FileType::F16, NumberFormat::F16, 1e-2),
         (FileType::Q8_0, NumberFormat::Q8_0, 5e-2),
         (FileType::Q4_0, NumberFormat::Q4_0, 0.5),
+        (FileType::Q5KS, NumberFormat::Q5K, 0.2),
         (FileType::Q6K, NumberFormat::Q6K, 0.1),
     ] {
         let file = place.path().join(format!("{format}.gguf"));
