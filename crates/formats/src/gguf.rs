@@ -19,7 +19,7 @@ mod reader;
 mod split;
 mod writer;
 
-pub use metadata::{GgufArray, GgufMetadata, GgufValue};
+pub use metadata::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub use quant::{GgmlType, READABLE};
 pub use split::file_bytes;
 pub use writer::{GgufSpec, KeyValue, write_gguf};

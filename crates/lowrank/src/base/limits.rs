@@ -24,6 +24,8 @@ const TOKENIZER_FACTOR: u64 = 20;
 pub(crate) struct LoadingBytes {
     /// Of the files, which are mapped as a whole.
     pub mapped: u64,
+    /// Whether they are mapped already.
+    pub is_mapped: bool,
     /// Of weights that are held in another type than the files'.
     pub converted: u64,
 }
@@ -71,16 +73,14 @@ impl Source {
         if loading.converted == 0 {
             loading.converted = stored.reordered_bytes();
         }
-        // It is mapped again once there is known to be room.
-        drop(stored);
         let of_share = |bytes: u64| (bytes as f64 * share) as u64;
         let allocated = of_share(loading.converted) + TOKENIZER_FACTOR * tokenizer;
-        // Of a GGUF file all is mapped, whatever of it is read.
-        let mapped = match self.gguf() {
-            Some(_) => loading.mapped,
-            None => of_share(loading.mapped),
+        let to_map = if loading.is_mapped {
+            0
+        } else {
+            of_share(loading.mapped)
         };
-        refuse_beyond(self, mapped, allocated)
+        refuse_beyond(self, to_map, allocated)
     }
 
     /// What loading the weights takes.
@@ -91,6 +91,7 @@ impl Source {
         let is_converted = is_made || mapped.abs_diff(held) > held / 10;
         LoadingBytes {
             mapped,
+            is_mapped: self.gguf().is_some(),
             converted: if is_converted { held } else { 0 },
         }
     }

@@ -76,11 +76,8 @@ pub fn write_model(
     let raw = source.config()?;
     let shapes = Shapes::of_config(&raw)?.with_head(config.vocab_size, config.tie_word_embeddings);
     let tokenizer = source.tokenizer()?;
-    let gguf = source
-        .gguf()
-        .map(|file| Gguf::open(file.path()))
-        .transpose()?;
-    let (mut keys, factors) = if let Some(gguf) = &gguf {
+    let gguf = source.gguf().map(GgufFile::opened);
+    let (mut keys, factors) = if let Some(gguf) = gguf {
         (keys_of(gguf), factors_of(gguf)?)
     } else {
         let made = shapes.keys(&raw, &source.short_name())?;
@@ -103,7 +100,7 @@ pub fn write_model(
         config,
         &shapes,
         file_type,
-        gguf.as_ref().map(|gguf| (gguf, is_own)),
+        gguf.map(|gguf| (gguf, is_own)),
     )?;
     let mut specs: Vec<GgufSpec> = plan
         .iter()

@@ -297,16 +297,18 @@ pub(super) fn check_room(
         mends.push("train fewer values or a smaller model".to_owned());
     }
     let is_converted = loading.converted > 0;
-    let (beside, to_map) = match (is_converted, addresses_are_limited()) {
-        (true, true) => (
-            loading.mapped + ARENA * rayon::current_num_threads() as u64,
-            0,
-        ),
-        (true, false) => (0, 0),
-        (false, _) => (0, loading.mapped),
+    let (mapped, to_map) = if loading.is_mapped {
+        (loading.mapped, 0)
+    } else {
+        (0, loading.mapped)
+    };
+    let (beside, mapped, to_map) = match (is_converted, addresses_are_limited()) {
+        (true, true) => (to_map + ARENA * rayon::current_num_threads() as u64, 0, 0),
+        (true, false) => (0, 0, 0),
+        (false, _) => (0, mapped, to_map),
     };
     let available =
-        memory_room(0, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
+        memory_room(mapped, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
     refuse(
         config,
         least,
