@@ -165,7 +165,6 @@ pub(super) fn choose_saving(
     };
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
-    let Memory { activations, .. } = memory;
     let rows = format!(
         "rows of up to {tokens} tokens a batch (recompute {})",
         saving.recompute
@@ -218,7 +217,7 @@ pub(super) fn choose_saving(
         units::bytes(memory.weights),
         model.kept_in(base_dtype),
         units::bytes(memory.trained + memory.gradients + memory.optimizer),
-        units::bytes(activations),
+        units::bytes(memory.activations),
         saving.dtype,
         saving.recompute,
         Computed::here(config),
