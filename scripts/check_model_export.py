@@ -16,7 +16,9 @@ import sys
 
 from check_adapter_travel import Llama, compare, lowrank, ours, rows_of
 
-TYPES = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q6_K": 18, "Q4_K_M": 15}
+TYPES = {
+    "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_1": 9, "Q6_K": 18, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
+}
 
 
 def quantize(source, target, number):

@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, Glm4Config, GraniteConfig, LlamaConfig, Ministral3Config,
+    AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, Glm4Config, GPT2Config, GraniteConfig, LlamaConfig, Ministral3Config,
     MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
 )
 from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
@@ -95,6 +95,7 @@ BYTE_LEVEL = {
     "gpt-4o": dict(pre_tokenizer=split(mapping._GPT4O_SPLIT)),
     "tekken": dict(pre_tokenizer=split(mapping._TEKKEN_SPLIT), ignore_merges=True, add_bos=True),
     "qwen2": dict(pre_tokenizer=split(mapping._QWEN2_SPLIT), normalizer=normalizers.NFC()),
+    "gpt-2": dict(pre_tokenizer=GPT2_WORDS),
 }
 
 
@@ -311,6 +312,7 @@ MODELS = {
     "glm4": (lambda: Glm4Config(**SHAPE | dict(pad_token_id=0), head_dim=8, attention_bias=True, rope_parameters=DEFAULT | dict(partial_rotary_factor=0.5)), ARCH.GLM4, "glm4"),
     "ministral3": (lambda: Ministral3Config(**SHAPE, head_dim=8, tie_word_embeddings=True, rope_parameters=YARN | dict(mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.4)), ARCH.MISTRAL3, "tekken"),
     "mistral3": (lambda: MistralConfig(**SHAPE, head_dim=8, sliding_window=None, rope_parameters=DEFAULT | dict(rope_theta=1e8)), ARCH.MISTRAL3, "tekken"),
+    "gpt2": (lambda: GPT2Config(n_embd=16, n_inner=20, n_layer=2, n_head=4, n_positions=64), ARCH.GPT2, "gpt-2"),
 }
 # The architectures whose converter is LlamaModel's or made from it.
 PERMUTED = (ARCH.LLAMA, ARCH.GRANITE, ARCH.SMOLLM3, ARCH.MISTRAL3)
@@ -329,7 +331,7 @@ def make(name, keys):
     with torch.no_grad():
         for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=random)
-            noise = center + 0.3 * noise if "norm" in key and key.endswith("weight") else 0.25 * noise
+            noise = center + 0.3 * noise if ("norm" in key or ".ln_" in key) and key.endswith("weight") else 0.25 * noise
             value.copy_((noise * 1024).round() / 1024)
     return model.eval()
 
@@ -356,6 +358,15 @@ def llama3_factors(rope, dim):
 def write_keys(writer, name, model):
     """`set_gguf_parameters` of the architecture's class, and `generate_extra_tensors`."""
     config, arch = model.config.to_dict(), MODELS[name][1]
+    if arch == ARCH.GPT2:
+        writer.add_block_count(config["n_layer"])
+        writer.add_context_length(config["n_positions"])
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_feed_forward_length(config["n_inner"])
+        writer.add_head_count(config["n_head"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        return
     rope = config["rope_parameters"]
     full = rope.get("full_attention", rope)
     head_dim = config.get("head_dim")
@@ -461,10 +472,13 @@ def write_model(path, name, model, keys):
             value = permute(value, model.config.num_key_value_heads)
         if arch in (ARCH.GEMMA2, ARCH.GEMMA3) and key.endswith("norm.weight"):
             value = value + 1
+        if arch == ARCH.GPT2 and key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+            value = value.T
         new = names.get_name(key, try_suffixes=(".weight", ".bias"))
         assert new is not None, key
-        # Vectors stay f32.
-        writer.add_tensor(new, np.ascontiguousarray(value.astype(np.float16) if value.ndim > 1 else value))
+        # Vectors and positions stay f32.
+        half = value.ndim > 1 and not new.startswith("position_embd")
+        writer.add_tensor(new, np.ascontiguousarray(value.astype(np.float16) if half else value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,6 +1,7 @@
 """Makes crates/kernels/tests/goldens/quantize.bin with llama.cpp's own quantizer, `ggml_quantize_chunk` of libggml-base.
 
-The file is rows of 256 f32 numbers, and behind them their blocks in Q4_0, Q8_0, Q4_K, Q6_K and Q5_0, one format after the other.
+The file is rows of 256 f32 numbers, and behind them their blocks in Q4_0, Q8_0, Q4_K, Q6_K, Q5_0, Q4_1, Q5_1 and Q5_K, one format after the
+other.
 
 Run it from the repository's root: python scripts/goldens_quantize.py [--library libggml-base.so]. The library is that of the package
 llama-cpp-python where none is given. The same seed gives the same bytes; --check compares them with the file.
@@ -20,7 +21,10 @@ import numpy as np
 GOLDENS = Path("crates/kernels/tests/goldens/quantize.bin")
 ROW = 256
 # ggml's number of each type, bytes of a block and its numbers.
-TYPES = {"Q4_0": (2, 18, 32), "Q8_0": (8, 34, 32), "Q4_K": (12, 144, 256), "Q6_K": (14, 210, 256), "Q5_0": (6, 22, 32)}
+TYPES = {
+    "Q4_0": (2, 18, 32), "Q8_0": (8, 34, 32), "Q4_K": (12, 144, 256), "Q6_K": (14, 210, 256), "Q5_0": (6, 22, 32), "Q4_1": (3, 20, 32),
+    "Q5_1": (7, 24, 32), "Q5_K": (13, 176, 256),
+}
 
 
 def library(path):
@@ -66,7 +70,7 @@ def rows():
         -np.abs(normal(0, 0.3, ROW)), np.abs(normal(0, 0.3, ROW)), np.zeros(ROW), np.full(ROW, -0.0),
         np.full(ROW, 0.7), np.full(ROW, -0.7), outlier, mixed, parts, sparse, tiny_parts,
         normal(0, 1, ROW) * 1e-30, normal(0, 1, ROW) * 1e-39, np.full(ROW, 1e-12), normal(0, 1, ROW) * 1e-7,
-        normal(0, 1, ROW) * 1e5, np.sign(normal(0, 1, ROW)), ramp / 16 - 8, np.round(normal(0, 4, ROW)) / 2, ramp % 16 * 0.5,
+        normal(0, 1, ROW) * 1e4, np.sign(normal(0, 1, ROW)), ramp / 16 - 8, np.round(normal(0, 4, ROW)) / 2, ramp % 16 * 0.5,
     ]).astype(np.float32)
 
 

@@ -19,8 +19,9 @@ mod reader;
 mod split;
 mod writer;
 
-pub use metadata::{GgufArray, GgufMetadata, GgufValue};
+pub use metadata::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub use quant::{GgmlType, READABLE};
+pub use split::file_bytes;
 pub use writer::{GgufSpec, KeyValue, write_gguf};
 
 use reader::Reader;

@@ -13,6 +13,7 @@ use crate::checkpoint::StoredDType;
 use crate::gguf::{Gguf, GgufArray, GgufValue};
 
 mod architecture;
+mod gpt2;
 mod keys;
 mod layers;
 mod rope;
@@ -118,6 +119,7 @@ impl<'a> Model<'a> {
                 key_value_heads: 0,
                 head_dim: 0,
                 vocabulary: 0,
+                positions: 0,
                 tied: gguf.tensor("output.weight").is_none(),
                 attention_bias: gguf.tensor("blk.0.attn_q.bias").is_some(),
                 mlp_bias: gguf.tensor("blk.0.ffn_up.bias").is_some(),
@@ -147,6 +149,7 @@ impl<'a> Model<'a> {
         model.shapes.head_dim = model.read_head_dim()?;
         model.rotary_dim = model.read_rotary_dim()?;
         model.shapes.vocabulary = model.read_vocabulary()?;
+        model.shapes.positions = model.size("context_length")?;
         Ok(model)
     }
 
@@ -208,7 +211,10 @@ impl<'a> Model<'a> {
         if self.value("attention.causal") == Some(&GgufValue::Bool(false)) {
             return Err(self.refused("attention.causal", "true"));
         }
-        let context = self.size("context_length")?;
+        if self.shapes.architecture.name == gpt2::NAME {
+            return gpt2::config(self, dtype);
+        }
+        let context = self.shapes.positions;
         let eps = decimal(self.real("attention.layer_norm_rms_epsilon")?);
         let rope = rope::parameters(self, context)?;
 

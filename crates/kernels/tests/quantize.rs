@@ -9,12 +9,15 @@ use proptest::prelude::*;
 /// Numbers of a row of the goldens.
 const ROW: usize = 256;
 /// The formats of the goldens, in their order.
-const FORMATS: [NumberFormat; 5] = [
+const FORMATS: [NumberFormat; 8] = [
     NumberFormat::Q4_0,
     NumberFormat::Q8_0,
     NumberFormat::Q4K,
     NumberFormat::Q6K,
     NumberFormat::Q5_0,
+    NumberFormat::Q4_1,
+    NumberFormat::Q5_1,
+    NumberFormat::Q5K,
 ];
 
 fn quantized(format: NumberFormat, row: &[f32]) -> Result<Vec<u8>, TensorError> {
@@ -113,7 +116,10 @@ fn what_is_read_is_close_to_what_was_stored() {
         .collect();
     for (format, most) in [
         (NumberFormat::Q4_0, 3.0 / 8.0),
+        (NumberFormat::Q4_1, 3.1 / 15.0),
         (NumberFormat::Q5_0, 3.0 / 16.0),
+        (NumberFormat::Q5_1, 3.1 / 31.0),
+        (NumberFormat::Q5K, 3.3 / 31.0),
         (NumberFormat::Q8_0, 1.6 / 127.0),
         (NumberFormat::Q4K, 3.3 / 15.0),
         (NumberFormat::Q6K, 3.0 / 32.0),
@@ -187,7 +193,7 @@ fn what_cannot_be_stored_is_named() {
     let error = quantized(NumberFormat::Q2K, &[0.0; 256]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "numbers cannot be quantized to Q2_K; they can be to f32, bf16, f16, Q4_0, Q5_0, Q8_0, Q4_K, Q6_K, NF4, FP4"
+        "numbers cannot be quantized to Q2_K; they can be to f32, bf16, f16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, NF4, FP4"
     );
     let error = quantized(NumberFormat::F16, &[0.0, 7e4]).unwrap_err();
     assert_eq!(

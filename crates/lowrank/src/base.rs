@@ -3,6 +3,7 @@
 mod builtin;
 pub(crate) mod gguf;
 mod grown;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,19 +12,19 @@ use std::sync::Arc;
 
 use lowrank_formats::quantized::QUANTIZATION_CONFIG;
 use lowrank_formats::{Format, FormatError, atomic, snapshots};
-use lowrank_kernels::{Layout, release_freed_memory};
+use lowrank_kernels::release_freed_memory;
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
 use crate::model::stored::StoredTensors;
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, LoadIn, ModelConfig, Purpose, Stage, Weights, families};
-use crate::units;
 
 pub use builtin::{BUILTIN, BUILTIN_FILES, BUILTIN_TASKS, BUILTIN_WORDS, write_builtin_task};
 use builtin::{builtin, builtin_config, builtin_ends, check_builtin};
 pub use gguf::GgufFile;
 pub use grown::Grown;
+pub(crate) use limits::LoadingBytes;
 pub use lowrank_formats::{Checkpoint, HfConfig, SharedBytes, StoredDType, TensorEntry};
 pub use lowrank_kernels::DType;
 
@@ -49,18 +50,6 @@ pub(crate) const SIDE_FOLDERS: &[&str] = &["additional_chat_templates"];
 
 /// The files of a model folder that this program writes itself; the others are copied from the base.
 pub const MODEL_FILES: &[&str] = &["config.json", "model.safetensors"];
-
-/// Bytes that reading a tokenizer takes for one of its file; 14 were measured with a vocabulary of 49,152.
-const TOKENIZER_FACTOR: u64 = 20;
-
-/// Bytes that loading weights takes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LoadingBytes {
-    /// Of the files, which are mapped as a whole.
-    pub mapped: u64,
-    /// Of weights that are held in another type than the files'.
-    pub converted: u64,
-}
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +135,8 @@ impl Source {
     /// Finds the files that a `--model` value means.
     ///
     /// # Errors
-    /// A name that is neither a folder, nor a GGUF file, nor built in, nor a pulled Hub id; a GGUF file of an architecture that is not known.
+    /// A name that is neither a folder, nor a GGUF file, nor built in, nor a pulled Hub id; a GGUF file of an architecture that is not known, or that
+    /// the process's limits have no room for.
     pub fn find(model: &str) -> Result<Self, Error> {
         if let Some(other) = model.strip_prefix("builtin:") {
             check_builtin()?;
@@ -164,6 +154,7 @@ impl Source {
             return Ok(Self::Folder(snapshot.unwrap_or_else(|| path.to_path_buf())));
         }
         if path.is_file() && Format::of_file(path) == Some(Format::Gguf) {
+            limits::check_gguf(path)?;
             return Ok(Self::Gguf(Box::new(GgufFile::open(path)?)));
         }
         if path.is_file() {
@@ -193,19 +184,12 @@ impl Source {
     /// The same model, whose matrices are quantized while they are loaded.
     ///
     /// # Errors
-    /// A model that is quantized already; GPT-2, whose matrices lie the other way.
+    /// A model that is quantized already.
     pub fn load_in(self, load_in: Option<LoadIn>) -> Result<Self, Error> {
         let Some(load_in) = load_in else {
             return Ok(self);
         };
         self.tensors()?.load_in(load_in)?;
-        let config = families::read_config(&self.config()?)?;
-        if config.layout == Layout::InOut {
-            return Err(Error::Settings(format!(
-                "load_in is not for {}, whose matrices lie the other way; leave it out",
-                config.family.model_type()
-            )));
-        }
         Ok(Self::LoadIn(Box::new(self), load_in))
     }
 
@@ -328,25 +312,6 @@ impl Source {
             Some(load_in) => tensors.load_in(load_in),
             None => Ok(tensors),
         }
-    }
-
-    /// Bytes of the files of weights, as far as they can be looked at.
-    fn weight_file_bytes(&self) -> u64 {
-        let folder = match self.files() {
-            Self::Folder(folder) => folder,
-            Self::Gguf(file) => return file.bytes(),
-            Self::Builtin | Self::LoadIn(..) | Self::Grown(_) => {
-                return builtin("model.safetensors").len() as u64;
-            }
-        };
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let weights = entries.map(|entry| entry.path()).filter(|path| {
-            path.extension()
-                .is_some_and(|ending| ending == "safetensors")
-        });
-        weights
-            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()))
-            .sum()
     }
 
     /// The tokenizer with its chat template.
@@ -513,40 +478,6 @@ impl Source {
             );
         }
         Ok((weights, self))
-    }
-
-    /// Refuses a model of which the process's limits have no room for this share. The system's own "no" to an allocation can't be answered.
-    fn check_limits(&self, config: &ModelConfig, dtype: DType, share: f64) -> Result<(), Error> {
-        let Some(folder) = self.folder() else {
-            return Ok(());
-        };
-        // What is quantized takes less than config.json alone says.
-        let config = with_head_of(config.clone(), &self.tensors()?)?;
-        let loading = self.loading_bytes(&config, dtype);
-        let of_share = |bytes: u64| (bytes as f64 * share) as u64;
-        let tokenizer =
-            std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |data| data.len());
-        let allocated = of_share(loading.converted) + TOKENIZER_FACTOR * tokenizer;
-        crate::machine::check_limits(of_share(loading.mapped), allocated).map_err(|(needed, left, bound)| {
-            Error::Training(format!(
-                "{self}: to load it takes about {}, and {} has {} left; raise the limit, or use a smaller model",
-                units::bytes(needed),
-                bound.whose(),
-                units::bytes(left)
-            ))
-        })
-    }
-
-    /// What loading the weights takes.
-    pub(crate) fn loading_bytes(&self, config: &ModelConfig, dtype: DType) -> LoadingBytes {
-        let (mapped, held) = (self.weight_file_bytes(), config.weight_bytes(dtype));
-        // Blocks are made of a quantized folder's tensors, however much these resemble them in size.
-        let is_made = self.gguf().is_none() && !config.formats.is_empty();
-        let is_converted = is_made || mapped.abs_diff(held) > held / 10;
-        LoadingBytes {
-            mapped,
-            converted: if is_converted { held } else { 0 },
-        }
     }
 
     /// Copies the tokenizer, the chat template and the generation settings into `folder`, byte for byte, and writes

@@ -78,7 +78,7 @@ pub fn import_weights(gguf: &Gguf, folder: &Path, dtype: DType) -> Result<u64, E
         .map(|weight| TensorSpec {
             name: weight.name.clone(),
             dtype: stored,
-            shape: weight.tensor.shape.clone(),
+            shape: weight.shape(),
         })
         .collect();
     let path = folder.join("model.safetensors");

@@ -185,7 +185,7 @@ fn text(plan: &Plan, output: &Output) -> String {
         "batch",
         format!(
             "{} rows of {} tokens, weights in {}, factors read as {}, recompute {}",
-            plan.batch_size, plan.seq_length, plan.base_dtype, plan.compute_dtype, plan.recompute
+            plan.batch_size, plan.seq_length, plan.weights, plan.compute_dtype, plan.recompute
         ),
     );
     if plan.micro_batches > 1 {

@@ -39,7 +39,48 @@ pub enum GgufArray {
     /// True or false.
     Bool(Vec<bool>),
     /// Text.
-    String(Vec<String>),
+    String(GgufStrings),
+}
+
+/// Texts, such as the tokens of a vocabulary. They lie in one piece of memory: there may be hundreds of thousands of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GgufStrings {
+    text: String,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl GgufStrings {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Each in its order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let text = &self.text[start..end];
+            start = end;
+            text
+        })
+    }
+}
+
+impl<'a> FromIterator<&'a str> for GgufStrings {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(texts: I) -> Self {
+        let mut strings = Self::default();
+        for text in texts {
+            strings.text.push_str(text);
+            strings.ends.push(strings.text.len());
+        }
+        strings
+    }
 }
 
 impl GgufArray {
@@ -155,7 +196,7 @@ impl GgufMetadata {
     }
 
     /// An array of texts, such as `tokenizer.ggml.tokens` and `tokenizer.ggml.merges`.
-    pub fn get_str_array(&self, key: &str) -> Option<&[String]> {
+    pub fn get_str_array(&self, key: &str) -> Option<&GgufStrings> {
         match self.get_array(key)? {
             GgufArray::String(list) => Some(list),
             _ => None,
@@ -230,7 +271,7 @@ fn read_array(
 ) -> Result<GgufArray, FormatError> {
     let all = 0..count;
     Ok(match element {
-        STRING => GgufArray::String(all.map(|_| reader.string(what)).collect::<Result<_, _>>()?),
+        STRING => GgufArray::String(all.map(|_| reader.text(what)).collect::<Result<_, _>>()?),
         BOOL => GgufArray::Bool(
             all.map(|_| read_bool(reader, what))
                 .collect::<Result<_, _>>()?,

@@ -64,10 +64,15 @@ impl<'a> Reader<'a> {
 
     /// A length and that many bytes of UTF-8.
     pub(super) fn string(&mut self, what: &str) -> Result<String, FormatError> {
+        self.text(what).map(str::to_owned)
+    }
+
+    /// The same where it lies.
+    pub(super) fn text(&mut self, what: &str) -> Result<&'a str, FormatError> {
         let length = usize::try_from(self.u64(what)?).unwrap_or(usize::MAX);
         let bytes = self.bytes(length, what)?;
         match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(text.to_string()),
+            Ok(text) => Ok(text),
             Err(_) => Err(self.error(format!(
                 "{what} before byte {} is not valid UTF-8",
                 self.position

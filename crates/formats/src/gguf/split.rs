@@ -83,6 +83,30 @@ pub(super) fn join(opened: Gguf, count: u64) -> Result<Gguf, FormatError> {
     }
 }
 
+/// Bytes of a file, or of all files of a model that was split, as far as they can be looked at; their contents are not.
+pub fn file_bytes(path: &Path) -> u64 {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |data| data.len());
+    let Some((before, count)) = split_name(path) else {
+        return length(path);
+    };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    (0..count)
+        .map(|i| length(&folder.join(name(&before, i, count))))
+        .sum()
+}
+
+/// What the names of a file and its siblings begin with, and how many they are, if its name says that it was split.
+fn split_name(path: &Path) -> Option<(String, u64)> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (before, count) = stem.rsplit_once("-of-")?;
+    let count = count
+        .parse()
+        .ok()
+        .filter(|count| (1..=MOST).contains(count))?;
+    let number: u64 = before.rsplit_once('-')?.1.parse().ok()?;
+    Some((beginning(path, number.checked_sub(1)?, count)?, count))
+}
+
 /// What a part's name begins with, if it has the form that says so.
 fn beginning(path: &Path, number: u64, count: u64) -> Option<String> {
     let whole = path.file_name()?.to_str()?;
@@ -124,9 +148,16 @@ mod tests {
     fn parts_are_one_model_whichever_is_named() {
         let folder = tempfile::tempdir().unwrap();
         parts(folder.path());
+        let length = |i| {
+            std::fs::metadata(folder.path().join(name("model", i, 3)))
+                .unwrap()
+                .len()
+        };
+        let all = (0..3).map(length).sum::<u64>();
         for i in 0..3 {
             let gguf = Gguf::open(&folder.path().join(name("model", i, 3))).unwrap();
             assert_eq!(gguf.metadata().get_u64("own"), Some(10));
+            assert_eq!(file_bytes(gguf.path()), all);
             assert_eq!(gguf.tensors().len(), 3);
             for j in 0..3 {
                 let tensor = gguf.tensor(&format!("tensor {j}")).unwrap();
@@ -151,6 +182,7 @@ mod tests {
         parts(folder.path());
         let other = folder.path().join("model.gguf");
         std::fs::rename(path(1), &other).unwrap();
+        assert_eq!(file_bytes(&other), std::fs::metadata(&other).unwrap().len());
         let error = Gguf::open(&other).unwrap_err().to_string();
         assert!(
             error.contains("part 2 of 3, which its name does not"),

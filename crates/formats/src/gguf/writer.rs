@@ -222,7 +222,7 @@ mod tests {
                 GgufValue::String("größer".to_owned()),
                 GgufValue::Array(GgufArray::Signed(vec![1, -2])),
                 GgufValue::Array(GgufArray::Float(vec![0.5])),
-                GgufValue::Array(GgufArray::String(vec!["x".to_owned(), String::new()])),
+                GgufValue::Array(GgufArray::String(["x", ""].into_iter().collect())),
             ]
         );
         for (tensor, spec) in gguf.tensors().iter().zip(&specs) {

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::gpt2;
 use super::layers::{self, Pattern};
 use super::rope::Rope;
 use super::{Model, decimal};
@@ -133,7 +134,7 @@ const GEMMA2: Architecture = Architecture {
     ..LLAMA
 };
 
-static TABLE: [Architecture; 11] = [
+static TABLE: [Architecture; 12] = [
     LLAMA,
     QWEN2,
     Architecture {
@@ -223,6 +224,16 @@ static TABLE: [Architecture; 11] = [
         attention_bias: AttentionBias::Never,
         mlp_bias: false,
         own_keys: mistral3,
+        ..LLAMA
+    },
+    // Its names and keys are in `gpt2`.
+    Architecture {
+        name: gpt2::NAME,
+        model_type: "gpt2",
+        class: "GPT2LMHeadModel",
+        interleaved: false,
+        norms: &[],
+        activation: ("activation_function", "gelu_new"),
         ..LLAMA
     },
 ];

@@ -2,6 +2,7 @@
 
 use super::Shapes;
 use super::architecture::Rotary;
+use super::gpt2;
 use super::rope;
 use crate::FormatError;
 use crate::gguf::KeyValue;
@@ -44,13 +45,21 @@ impl Shapes {
                 factors: Vec::new(),
             },
         };
-        let context = config.usize("max_position_embeddings")?;
         for (key, size) in [
             ("block_count", self.layers),
-            ("context_length", context),
+            ("context_length", self.positions),
             ("embedding_length", self.hidden),
             ("feed_forward_length", self.intermediate),
             ("attention.head_count", self.heads),
+        ] {
+            keys.size(key, size);
+        }
+        if self.architecture.name == gpt2::NAME {
+            let eps = config.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5);
+            keys.real("attention.layer_norm_epsilon", eps);
+            return Ok(keys.made);
+        }
+        for (key, size) in [
             ("attention.head_count_kv", self.key_value_heads),
             ("attention.key_length", self.head_dim),
             ("attention.value_length", self.head_dim),
@@ -61,7 +70,7 @@ impl Shapes {
         // transformers' default of all these families.
         let eps = config.opt_f64("rms_norm_eps")?.unwrap_or(1e-6);
         keys.real("attention.layer_norm_rms_epsilon", eps);
-        keys.rotary(self, context)?;
+        keys.rotary(self, self.positions)?;
         keys.own()?;
         Ok(keys.made)
     }

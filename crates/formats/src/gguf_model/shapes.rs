@@ -1,6 +1,7 @@
 //! What a model of one of llama.cpp's architectures has: sizes, biases, and a name in both worlds for every tensor.
 
 use super::architecture::{self, Architecture, AttentionBias, Fused, HeadNorms};
+use super::gpt2;
 use crate::FormatError;
 use crate::hf_config::HfConfig;
 
@@ -15,6 +16,8 @@ pub struct Shapes {
     pub(super) key_value_heads: usize,
     pub(super) head_dim: usize,
     pub(super) vocabulary: usize,
+    /// Tokens that the model was made for.
+    pub(super) positions: usize,
     pub(super) tied: bool,
     pub(super) attention_bias: bool,
     pub(super) mlp_bias: bool,
@@ -27,7 +30,7 @@ pub struct Place {
     pub name: String,
     /// llama.cpp's name.
     pub gguf: String,
-    /// Its dimensions, outermost first, the same in both.
+    /// Its dimensions in llama.cpp's file, outermost first. A folder has the same, the other way round where it is turned.
     pub shape: Vec<usize>,
     /// What llama.cpp's converter does to it.
     pub change: Change,
@@ -43,14 +46,16 @@ pub enum Change {
     Interleaved(usize),
     /// Added one: the norm multiplies with 1 + w.
     PlusOne,
+    /// Turned it: Hugging Face has [in, out].
+    Turned,
 }
 
 impl Change {
-    /// The row, or of a bias the value, of the file that is Hugging Face's number `index` of `count`.
+    /// The row, or of a bias the value, of the file that is Hugging Face's number `index` of `count`; of a turned matrix, the row itself.
     pub fn source(self, index: usize, count: usize) -> usize {
         match self {
             Self::Interleaved(heads) => interleaved(index, count / heads),
-            Self::None | Self::PlusOne => index,
+            Self::None | Self::PlusOne | Self::Turned => index,
         }
     }
 }
@@ -65,6 +70,9 @@ impl Shapes {
         let Some(architecture) = architecture::of_model_type(kind) else {
             return Err(config.unsupported("model_type", architecture::all_model_types()));
         };
+        if architecture.name == gpt2::NAME {
+            return gpt2::shapes(architecture, config);
+        }
         let heads = config.usize("num_attention_heads")?;
         let hidden = config.usize("hidden_size")?;
         let key_value_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(heads);
@@ -83,6 +91,7 @@ impl Shapes {
             key_value_heads,
             head_dim: config.opt_usize("head_dim")?.unwrap_or(hidden / heads),
             vocabulary: config.usize("vocab_size")?,
+            positions: config.usize("max_position_embeddings")?,
             tied: config
                 .opt_bool("tie_word_embeddings")?
                 .unwrap_or(architecture.norm_plus_one),
@@ -125,6 +134,9 @@ impl Shapes {
 
     /// The tensors of no layer.
     pub(super) fn outside(&self) -> Vec<Place> {
+        if self.architecture.name == gpt2::NAME {
+            return gpt2::outside(self);
+        }
         let table = vec![self.vocabulary, self.hidden];
         let plain = |name: &str, gguf: &str| Place {
             name: name.to_owned(),
@@ -144,6 +156,9 @@ impl Shapes {
 
     /// The tensors of one layer.
     pub(super) fn layer(&self, layer: usize) -> Vec<Place> {
+        if self.architecture.name == gpt2::NAME {
+            return gpt2::layer(self, layer);
+        }
         let mut places = self.linears(layer);
         let to = |name: &str| format!("model.layers.{layer}.{name}");
         let from = |name: &str| format!("blk.{layer}.{name}");

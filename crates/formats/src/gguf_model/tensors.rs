@@ -13,10 +13,21 @@ use crate::gguf::{GgmlType, GgufTensor};
 pub struct GgufWeight {
     /// Its name in a Hugging Face folder.
     pub name: String,
-    /// What the file has, of the same shape.
+    /// What the file has.
     pub tensor: GgufTensor,
     /// What is to be undone.
     pub change: Change,
+}
+
+impl GgufWeight {
+    /// Its dimensions in a Hugging Face folder.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.tensor.shape.clone();
+        if self.change == Change::Turned {
+            shape.reverse();
+        }
+        shape
+    }
 }
 
 impl Model<'_> {

@@ -184,7 +184,7 @@ impl NumberFormat {
 
     /// Appends the bytes of a row of numbers in this format, each rounded to the nearest one, or its blocks.
     ///
-    /// Blocks of Q4_0, Q5_0, Q8_0, Q4_K and Q6_K are to the bit those of llama.cpp's quantizer without an importance matrix
+    /// Blocks of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are to the bit those of llama.cpp's quantizer without an importance matrix
     /// (`quantize_row_q4_K_ref` and its like) where its compiler does not fuse products and sums, which it does not on x86-64. The bits do
     /// not depend on the processor.
     /// Blocks of NF4 and FP4 are those that bitsandbytes makes on a CPU, with blocks of 64 and without double quantization.

@@ -1,10 +1,11 @@
 //! A GGUF file as a base: its config, tensors and tokenizer as the folder would have them that it was made from.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use lowrank_formats::checkpoint::StoredDType;
-use lowrank_formats::gguf::{Gguf, GgufMetadata};
+use lowrank_formats::gguf::{Gguf, GgufMetadata, GgufStrings};
 use lowrank_formats::{FormatError, HfConfig, gguf_model};
 use serde_json::{Map, Value};
 
@@ -13,15 +14,22 @@ use crate::data::Tokenizer;
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
 use crate::model::stored::StoredTensors;
 
-/// A GGUF file, or the first of several, that holds a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A GGUF file, or the first of several, that holds a model. It is read and mapped once, and stays so.
+#[derive(Clone, Debug)]
 pub struct GgufFile {
-    path: PathBuf,
+    opened: Arc<Gguf>,
     /// What config.json of its folder would say.
     config: Map<String, Value>,
-    /// Bytes of its tensors.
-    bytes: u64,
 }
+
+/// Two are equal that are of the same file and model.
+impl PartialEq for GgufFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.path() == other.path() && self.config == other.config
+    }
+}
+
+impl Eq for GgufFile {}
 
 impl GgufFile {
     /// Opens a file and reads what kind of model it holds.
@@ -29,25 +37,27 @@ impl GgufFile {
     /// # Errors
     /// A file that is damaged, or of a model that is not supported; the message names the key.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let gguf = Gguf::open(path)?;
-        let config = gguf_model::hf_config_json(&gguf, StoredDType::BF16)?;
+        let opened = Gguf::open(path)?;
+        let config = gguf_model::hf_config_json(&opened, StoredDType::BF16)?;
         Ok(Self {
-            path: path.to_path_buf(),
+            opened: Arc::new(opened),
             config: config.as_object().cloned().unwrap_or_default(),
-            bytes: (gguf.tensors().iter())
-                .map(|tensor| tensor.bytes.as_ref().len() as u64)
-                .sum(),
         })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.opened.path()
+    }
+
+    /// What is in it.
+    pub(crate) fn opened(&self) -> &Gguf {
+        &self.opened
     }
 
     /// What it is called in cards and reports.
     pub(super) fn name(&self) -> String {
-        let stem = self.path.file_stem();
+        let stem = self.path().file_stem();
         stem.map_or_else(
             || "model".into(),
             |stem| stem.to_string_lossy().into_owned(),
@@ -56,25 +66,28 @@ impl GgufFile {
 
     /// What config.json of its folder would say.
     pub fn config(&self) -> HfConfig {
-        HfConfig::from_map(&self.path, self.config.clone())
+        HfConfig::from_map(self.path(), self.config.clone())
     }
 
     pub(super) fn tensors(&self) -> Result<StoredTensors, Error> {
-        StoredTensors::of_gguf(&Gguf::open(&self.path)?)
+        StoredTensors::of_gguf(&self.opened)
     }
 
     /// Bytes of its tensors.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        let tensors = self.opened.tensors().iter();
+        tensors
+            .map(|tensor| tensor.bytes.as_ref().len() as u64)
+            .sum()
     }
 
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        Ok(Tokenizer::from_files(&self.path, &self.side_files()?)?)
+        Ok(Tokenizer::from_files(self.path(), &self.side_files()?)?)
     }
 
     /// The files that stand beside the weights in a folder, by name.
     pub(super) fn side_files(&self) -> Result<BTreeMap<String, Vec<u8>>, Error> {
-        side_files(&Gguf::open(&self.path)?)
+        side_files(&self.opened)
     }
 }
 
@@ -114,10 +127,11 @@ pub(crate) fn pretty(value: &Value) -> Vec<u8> {
 fn tokenizer_parts(metadata: &GgufMetadata) -> GgufTokenizerParts {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let strings = |name: &str| {
-        metadata
-            .get_str_array(&key(name))
-            .unwrap_or_default()
-            .to_vec()
+        let found = metadata.get_str_array(&key(name)).into_iter();
+        found
+            .flat_map(GgufStrings::iter)
+            .map(str::to_owned)
+            .collect()
     };
     GgufTokenizerParts {
         architecture: metadata

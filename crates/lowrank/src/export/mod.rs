@@ -13,7 +13,7 @@ use std::path::Path;
 
 use lowrank_formats::gguf::{GgmlType, Gguf, GgufSpec, GgufTensor, KeyValue, write_gguf};
 use lowrank_formats::gguf_model::{Change, Place, Shapes};
-use lowrank_kernels::NumberFormat;
+use lowrank_kernels::{Layout, NumberFormat, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ use crate::Error;
 use crate::base::{GgufFile, Source};
 use crate::data::Tokenizer;
 use crate::data::gguf_tokenizer::GgufTokenizerParts;
+use crate::model::stored::transposed;
 use crate::model::{ModelConfig, WeightId, Weights, families};
 
 pub use folder::{FolderReport, FolderType, write_quantized_folder};
@@ -75,11 +76,8 @@ pub fn write_model(
     let raw = source.config()?;
     let shapes = Shapes::of_config(&raw)?.with_head(config.vocab_size, config.tie_word_embeddings);
     let tokenizer = source.tokenizer()?;
-    let gguf = source
-        .gguf()
-        .map(|file| Gguf::open(file.path()))
-        .transpose()?;
-    let (mut keys, factors) = if let Some(gguf) = &gguf {
+    let gguf = source.gguf().map(GgufFile::opened);
+    let (mut keys, factors) = if let Some(gguf) = gguf {
         (keys_of(gguf), factors_of(gguf)?)
     } else {
         let made = shapes.keys(&raw, &source.short_name())?;
@@ -102,7 +100,7 @@ pub fn write_model(
         config,
         &shapes,
         file_type,
-        gguf.as_ref().map(|gguf| (gguf, is_own)),
+        gguf.map(|gguf| (gguf, is_own)),
     )?;
     let mut specs: Vec<GgufSpec> = plan
         .iter()
@@ -177,6 +175,7 @@ fn planned(
         plan.push(Planned {
             kind: type_named(kind)?,
             copied: copied.cloned(),
+            turns: place.change == Change::Turned && config.layout == Layout::InOut,
             is_other,
             place,
             id,
@@ -194,6 +193,8 @@ struct Planned {
     is_other: bool,
     /// The same tensor of the source, in the same type.
     copied: Option<GgufTensor>,
+    /// Whether the file has the columns of what `rows` gives as its rows.
+    turns: bool,
 }
 
 impl Planned {
@@ -219,11 +220,17 @@ impl Planned {
                 .write_all(&self.stored(output, &row, columns)?)
                 .map_err(Error::io(output));
         }
+        if self.turns {
+            let values = rows(self.id, 0..columns);
+            let values = transposed(&Tensor::from_f32(columns, count, values));
+            let stored = self.stored(output, &values.to_vec(), columns)?;
+            return out.write_all(&stored).map_err(Error::io(output));
+        }
         // Rows that the file has in another order are heads' rows; their tensors are small.
-        let step = if self.place.change == Change::None {
-            ROWS
-        } else {
+        let step = if matches!(self.place.change, Change::Interleaved(_)) {
             count
+        } else {
+            ROWS
         };
         for first in (0..count).step_by(step) {
             let values = rows(self.id, first..count.min(first + step));
@@ -249,7 +256,7 @@ impl Planned {
     }
 
     fn in_file_order(&self, values: Vec<f32>, columns: usize) -> Vec<f32> {
-        if self.place.change == Change::None {
+        if !matches!(self.place.change, Change::Interleaved(_)) {
             return values;
         }
         let count = values.len() / columns;

@@ -24,10 +24,26 @@ pub enum FileType {
     #[cfg_attr(feature = "clap", value(name = "Q6_K"))]
     #[serde(rename = "Q6_K")]
     Q6K,
+    /// 5.5 bits, and 6.6 for half of attn_v and ffn_down and for the output
+    #[cfg_attr(feature = "clap", value(name = "Q5_K_M", alias = "Q5_K"))]
+    #[serde(rename = "Q5_K_M")]
+    Q5KM,
+    /// 5.5 bits, and 6.6 for the output
+    #[cfg_attr(feature = "clap", value(name = "Q5_K_S"))]
+    #[serde(rename = "Q5_K_S")]
+    Q5KS,
+    /// 6 bits in plain blocks, and 6.6 for the output
+    #[cfg_attr(feature = "clap", value(name = "Q5_1"))]
+    #[serde(rename = "Q5_1")]
+    Q5_1,
     /// 4.5 bits, and 6.6 for half of attn_v and ffn_down and for the output
     #[cfg_attr(feature = "clap", value(name = "Q4_K_M", alias = "Q4_K"))]
     #[serde(rename = "Q4_K_M")]
     Q4KM,
+    /// 5 bits in plain blocks, and 6.6 for the output
+    #[cfg_attr(feature = "clap", value(name = "Q4_1"))]
+    #[serde(rename = "Q4_1")]
+    Q4_1,
     /// 4.5 bits in plain blocks, and 6.6 for the output
     #[cfg_attr(feature = "clap", value(name = "Q4_0"))]
     #[serde(rename = "Q4_0")]
@@ -41,8 +57,12 @@ impl FileType {
             Self::F32 => 0,
             Self::F16 => 1,
             Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
             Self::Q8_0 => 7,
+            Self::Q5_1 => 9,
             Self::Q4KM => 15,
+            Self::Q5KS => 16,
+            Self::Q5KM => 17,
             Self::Q6K => 18,
             Self::Bf16 => 32,
         }
@@ -60,6 +80,9 @@ impl FileType {
             return ("F32", false);
         };
         let name = place.gguf.as_str();
+        if name == "position_embd.weight" {
+            return ("F32", false);
+        }
         let is_output = name == "output.weight" || shapes.is_tied() && name == "token_embd.weight";
         let wanted = match self {
             Self::F32 => "F32",
@@ -67,9 +90,13 @@ impl FileType {
             Self::Bf16 => "BF16",
             Self::Q8_0 => "Q8_0",
             Self::Q6K => "Q6_K",
-            Self::Q4_0 if is_output => "Q6_K",
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_1 | Self::Q5KS if is_output => "Q6_K",
             Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_1 => "Q5_1",
+            Self::Q5KS => "Q5_K",
             Self::Q4KM => q4_k_m(name, is_output, shapes.layers()),
+            Self::Q5KM => mixed(name, is_output, shapes.layers(), ["Q5_K", "Q6_K"]),
         };
         // Blocks of 256 do not fill such rows; neither do those of 32 that then stand in for them.
         let instead = match wanted {
@@ -89,6 +116,16 @@ impl FileType {
 
 /// ggml's type of a tensor in a file of the type Q4_K_M.
 pub(crate) fn q4_k_m(name: &str, is_output: bool, layers: usize) -> &'static str {
+    mixed(name, is_output, layers, ["Q4_K", "Q5_K"])
+}
+
+/// The same in a file of one of the types that end in M: `most` is what most tensors have, `fused` q, k and v in one.
+fn mixed(
+    name: &str,
+    is_output: bool,
+    layers: usize,
+    [most, fused]: [&'static str; 2],
+) -> &'static str {
     if is_output {
         return "Q6_K";
     }
@@ -96,8 +133,8 @@ pub(crate) fn q4_k_m(name: &str, is_output: bool, layers: usize) -> &'static str
     let layer = parts.next().and_then(|part| part.parse().ok());
     match (layer, parts.next()) {
         (Some(layer), Some("attn_v" | "ffn_down")) if is_wide(layer, layers) => "Q6_K",
-        (Some(_), Some("attn_qkv")) => "Q5_K",
-        _ => "Q4_K",
+        (Some(_), Some("attn_qkv")) => fused,
+        _ => most,
     }
 }
 

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_kernels::{Activation, DType, Layout, LogitScaling, NumberFormat};
+use lowrank_kernels::{Activation, Layout, LogitScaling, NumberFormat};
 
+use super::load_in::LoadIn;
 pub use super::rope::{QueryScale, Rope, RopeScaling};
 
 /// A supported architecture, as named by `model_type` in `config.json`.
@@ -367,7 +368,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// q, k and v are one linear.
     pub fused_qkv: bool,
-    /// How the block's linears are stored.
+    /// How the block's linears are held: as a folder has them, or [out, in] where they are in blocks.
     pub layout: Layout,
     /// Whether a row sees only itself and what is before it.
     pub causal: bool,
@@ -379,6 +380,8 @@ pub struct ModelConfig {
     pub initializer_range: f32,
     /// Matrices that the files have in a format of 16 bits or fewer that is not bf16. They stay in it beside a base in bf16.
     pub formats: BTreeMap<WeightId, NumberFormat>,
+    /// What made these formats, if not the files: they are then kept beside a base in any type.
+    pub load_in: Option<LoadIn>,
 }
 
 /// A linear of a block.
@@ -762,28 +765,6 @@ impl ModelConfig {
             .iter()
             .map(|(_, (rows, cols))| rows * cols)
             .sum()
-    }
-
-    /// Bytes of the weights: matrices as `dtype` or in fewer bits, as the files have them, vectors as f32.
-    pub fn weight_bytes(&self, dtype: DType) -> u64 {
-        let all = self.weights().into_iter();
-        all.map(|(id, shape)| self.tensor_bytes(id, shape, dtype))
-            .sum()
-    }
-
-    /// Bytes of one of them.
-    pub(super) fn tensor_bytes(
-        &self,
-        id: WeightId,
-        (rows, cols): (usize, usize),
-        dtype: DType,
-    ) -> u64 {
-        let format = match self.formats.get(&id) {
-            _ if rows == 1 => NumberFormat::F32,
-            Some(format) if dtype == DType::Bf16 => *format,
-            _ => dtype.into(),
-        };
-        format.bytes_for(rows * cols) as u64
     }
 
     /// Whether the output projection is the embedding.

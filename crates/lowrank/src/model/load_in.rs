@@ -1,14 +1,14 @@
 //! Quantizing a base while it is loaded, as bitsandbytes does it (`load_in_4bit`, `load_in_8bit`).
 
 use lowrank_kernels::{
-    DType, EightBit, FourBit, FourBitParts, NestedParts, NumberFormat, Tensor, TensorError,
+    DType, EightBit, FourBit, FourBitParts, Layout, NestedParts, NumberFormat, Tensor, TensorError,
     eight_bits,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::config::{ModelConfig, Part, WeightId};
-use super::stored::StoredTensor;
+use super::stored::{StoredTensor, transposed};
 use crate::Error;
 
 /// What the matrices of a base's blocks are quantized to while they are loaded (`--load-in`).
@@ -39,8 +39,10 @@ impl LoadIn {
         matches!(id, WeightId::Linear(_, Part::Weight)) && !config.is_of_classifier(id)
     }
 
-    /// Says in a config which tensors have its format.
+    /// Says in a config which tensors have its format. Their rows are those of a weight [out, in], whatever the files have.
     pub fn mark(self, config: &mut ModelConfig) {
+        config.load_in = Some(self);
+        config.layout = Layout::OutIn;
         for (id, _) in config.weights() {
             if Self::is_for(config, id) {
                 config.formats.insert(id, self.format());
@@ -48,7 +50,7 @@ impl LoadIn {
         }
     }
 
-    /// A matrix [rows, cols] in its format.
+    /// A matrix [rows, cols] in its format; where it is `turned`, the files have it as [cols, rows].
     ///
     /// # Errors
     /// A type that is not read, a number that is not finite or that half precision does not hold, or rows that are not made of whole blocks.
@@ -56,8 +58,13 @@ impl LoadIn {
         self,
         stored: &StoredTensor,
         (rows, cols): (usize, usize),
+        turned: bool,
     ) -> Result<Tensor, Error> {
-        let wide = stored.to_tensor((rows, cols), DType::F32)?;
+        let wide = if turned {
+            transposed(&stored.to_tensor((cols, rows), DType::F32)?)
+        } else {
+            stored.to_tensor((rows, cols), DType::F32)?
+        };
         let wrong = |e: TensorError| stored.error(&format!("{e}; leave out load_in"));
         let parts = match self {
             Self::FourBit => FourBitMatrix::of(wide, NumberFormat::Nf4, true)

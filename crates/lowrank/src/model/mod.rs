@@ -21,6 +21,7 @@ mod rope;
 mod saving;
 mod scales;
 mod stage;
+mod storage;
 pub mod stored;
 mod token_rows;
 mod top;

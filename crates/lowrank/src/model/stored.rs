@@ -137,6 +137,20 @@ impl StoredTensors {
         }
     }
 
+    /// Bytes of the matrices of a GGUF file whose rows are put in another order, in memory of their own.
+    pub(crate) fn reordered_bytes(&self) -> u64 {
+        let Self::Gguf { weights, .. } = self else {
+            return 0;
+        };
+        let weights = weights.values();
+        let moved = weights.filter(|weight| {
+            matches!(weight.change, Change::Interleaved(_)) && weight.tensor.rows() > 1
+        });
+        moved
+            .map(|weight| weight.tensor.bytes.as_ref().len() as u64)
+            .sum()
+    }
+
     /// A tensor, if it is there.
     ///
     /// # Errors
@@ -215,7 +229,7 @@ impl StoredTensor {
         FormatError::tensor(file, name, problem).into()
     }
 
-    /// Its dimensions, outermost first.
+    /// Its dimensions as its file has them, outermost first.
     pub fn shape(&self) -> &[usize] {
         match self {
             Self::Numbers(entry) => &entry.shape,
@@ -323,7 +337,7 @@ impl StoredTensor {
                 let format = source.stored.format();
                 let is_kept =
                     format == dtype.into() || dtype == DType::Bf16 && format != NumberFormat::F32;
-                if is_kept && weight.change == Change::None {
+                if is_kept && matches!(weight.change, Change::None | Change::Turned) {
                     return Ok(source.stored.reshape(rows, cols));
                 }
                 check_blocks(weight, source.stored.view())?;
@@ -354,7 +368,7 @@ impl<'a> GgufRows<'a> {
         Ok(Self { weight, stored })
     }
 
-    /// A row of Hugging Face's tensor.
+    /// A row of Hugging Face's tensor, or one of its columns where that is turned.
     fn row(&self, index: usize) -> Vec<f32> {
         let (rows, change) = (self.stored.rows(), self.weight.change);
         if rows == 1 {
@@ -363,7 +377,7 @@ impl<'a> GgufRows<'a> {
             let in_order = (0..count).map(|i| values[change.source(i, count)]);
             return match change {
                 Change::PlusOne => in_order.map(|value| value - 1.0).collect(),
-                Change::None | Change::Interleaved(_) => in_order.collect(),
+                Change::None | Change::Interleaved(_) | Change::Turned => in_order.collect(),
             };
         }
         let from = change.source(index, rows);
@@ -396,7 +410,15 @@ impl<'a> GgufRows<'a> {
     }
 }
 
-/// Calls `write` with each row of a tensor of a GGUF file.
+/// The matrix turned, f32.
+pub(crate) fn transposed(matrix: &Tensor) -> Tensor {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let values = matrix.to_vec();
+    let turned = (0..cols).flat_map(|col| values[col..].iter().step_by(cols));
+    Tensor::from_f32(cols, rows, turned.copied().collect())
+}
+
+/// Calls `write` with each row of a tensor of a GGUF file, as a Hugging Face folder has it.
 ///
 /// # Errors
 /// A type that is not read, values that are not finite, and what `write` says.
@@ -405,8 +427,12 @@ pub(crate) fn for_rows(
     mut write: impl FnMut(&[f32]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let source = GgufRows::new(weight)?;
-    for row in 0..source.stored.rows() {
-        let row = source.row(row);
+    let turned = (weight.change == Change::Turned).then(|| transposed(&source.stored));
+    for row in 0..turned.as_ref().unwrap_or(&source.stored).rows() {
+        let row = match &turned {
+            Some(turned) => turned.view().slice_rows(row..row + 1).to_vec(),
+            None => source.row(row),
+        };
         if row.iter().any(|value| !value.is_finite()) {
             check_blocks(weight, source.stored.view())?;
         }

@@ -9,7 +9,7 @@ use lowrank_formats::SharedBytes;
 use lowrank_formats::checkpoint::StoredDType;
 use lowrank_formats::hf_config::HfConfig;
 use lowrank_formats::safetensors_writer::{TensorSpec, write_safetensors};
-use lowrank_kernels::{DType, NumberFormat, Tensor, View, fill_normal};
+use lowrank_kernels::{DType, Layout, NumberFormat, Tensor, View, fill_normal};
 use rayon::prelude::*;
 
 use super::adapter::Adapter;
@@ -129,11 +129,15 @@ impl Weights {
                 }
                 continue;
             }
-            if !has_shape(entry.shape(), shape) {
+            let in_files = match stored {
+                StoredTensors::Gguf { .. } => shape,
+                _ => shape_in_folder(&config, id, shape),
+            };
+            if !has_shape(entry.shape(), in_files) {
                 problems.push(format!(
                     "{name}: shape {:?}, expected {}",
                     entry.shape(),
-                    shape_text(shape)
+                    shape_text(in_files)
                 ));
                 continue;
             }
@@ -550,15 +554,45 @@ pub(crate) fn write_model(
             shape: if id.is_vector() {
                 vec![cols]
             } else {
+                let (rows, cols) = shape_in_folder(config, id, (rows, cols));
                 vec![rows, cols]
             },
         })
         .collect();
     let path = folder.join("model.safetensors");
     write_safetensors(&path, &specs, &BTreeMap::new(), |index, out| {
-        fill(index, weights[index].0, out)
+        let (id, (rows, cols)) = weights[index];
+        if !is_turned(config, id) {
+            return fill(index, id, out);
+        }
+        let mut bytes = Vec::with_capacity(dtype.bytes_for(rows * cols));
+        fill(index, id, &mut bytes)?;
+        let size = dtype.bytes_for(1);
+        let numbers: Vec<&[u8]> = bytes.chunks_exact(size).collect();
+        let turned = (0..cols).flat_map(|col| numbers.iter().skip(col).step_by(cols));
+        out.write_all(&turned.copied().collect::<Vec<_>>().concat())
     })?;
     Ok(())
+}
+
+/// Whether a matrix is held the other way than a folder of the model has it: [out, in] of GPT-2's, as blocks need it.
+fn is_turned(config: &ModelConfig, id: WeightId) -> bool {
+    let is_of_block =
+        matches!(id, WeightId::Linear(_, Part::Weight)) && !config.is_of_classifier(id);
+    is_of_block && config.layout != families::layout(config.family)
+}
+
+/// The shape that a tensor has in a folder.
+fn shape_in_folder(
+    config: &ModelConfig,
+    id: WeightId,
+    (rows, cols): (usize, usize),
+) -> (usize, usize) {
+    if is_turned(config, id) {
+        (cols, rows)
+    } else {
+        (rows, cols)
+    }
 }
 
 /// Draws the values that lie beyond `most` again until none does.
@@ -603,6 +637,8 @@ pub(crate) fn with_head_of(
     if let Some(load_in) = stored.loads_in() {
         load_in.mark(&mut config);
     } else if stored.has_formats() {
+        // Rows of blocks are those of a weight [out, in].
+        config.layout = Layout::OutIn;
         for (id, _) in config
             .weights()
             .into_iter()
@@ -631,7 +667,7 @@ fn held(
     (dtype, load_in): (DType, Option<LoadIn>),
 ) -> Result<Tensor, Error> {
     if let Some(load_in) = load_in.filter(|_| LoadIn::is_for(config, id)) {
-        return load_in.quantized(stored, shape);
+        return load_in.quantized(stored, shape, is_turned(config, id));
     }
     let exact = shape.0 == 1 || config.is_of_classifier(id);
     stored.to_tensor(shape, if exact { DType::F32 } else { dtype })

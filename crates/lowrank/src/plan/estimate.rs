@@ -61,8 +61,10 @@ pub struct Plan {
     /// The work of a batch with the method. Of a language model every token but a row's first carries loss; a classifier reads of each
     /// row what it reads.
     pub work: Work,
-    /// How the weights are held.
+    /// How weights are held that the files do not have in fewer bits.
     pub base_dtype: String,
+    /// What the matrices are kept in.
+    pub weights: String,
     /// How this processor reads the factors of products.
     pub compute_dtype: ComputeFormat,
     /// How the trained values would be stored in a file.
@@ -145,6 +147,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan, Error> {
         seq_length: train.max_seq_length,
         work: work(options, &adapter),
         base_dtype: DType::from(train.base_dtype).to_string(),
+        weights: model.kept_in(train.base_dtype.into()),
         compute_dtype: train.compute_format().here(),
         file_dtype: options.file_dtype.to_string(),
         recompute: options.recompute,

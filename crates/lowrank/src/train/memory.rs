@@ -165,7 +165,6 @@ pub(super) fn choose_saving(
     };
     let all = [Recompute::None, Recompute::Selective, Recompute::Full].map(needs);
     let (saving, memory) = choose(&all, config.recompute.or(kept), budget);
-    let Memory { activations, .. } = memory;
     let rows = format!(
         "rows of up to {tokens} tokens a batch (recompute {})",
         saving.recompute
@@ -210,14 +209,15 @@ pub(super) fn choose_saving(
     }
     refuse(config, memory, available, &rows, &mends)?;
     observer.event(&Event::Note(format!(
-        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {}, trained {}, activations {} in {}, recompute {}), factors read as {}",
+        "plan: {} trained of {} parameters, peak memory about {} of {} (weights {} in {}, trained {}, activations {} in {}, recompute {}), factors read as {}",
         units::grouped(adapter.parameters() as u64),
         units::grouped(model.parameters() as u64),
         units::bytes(memory.total()),
         budget.map_or("an unknown amount".to_owned(), units::bytes),
         units::bytes(memory.weights),
+        model.kept_in(base_dtype),
         units::bytes(memory.trained + memory.gradients + memory.optimizer),
-        units::bytes(activations),
+        units::bytes(memory.activations),
         saving.dtype,
         saving.recompute,
         Computed::here(config),
@@ -296,16 +296,18 @@ pub(super) fn check_room(
         mends.push("train fewer values or a smaller model".to_owned());
     }
     let is_converted = loading.converted > 0;
-    let (beside, to_map) = match (is_converted, addresses_are_limited()) {
-        (true, true) => (
-            loading.mapped + ARENA * rayon::current_num_threads() as u64,
-            0,
-        ),
-        (true, false) => (0, 0),
-        (false, _) => (0, loading.mapped),
+    let (mapped, to_map) = if loading.is_mapped {
+        (loading.mapped, 0)
+    } else {
+        (0, loading.mapped)
+    };
+    let (beside, mapped, to_map) = match (is_converted, addresses_are_limited()) {
+        (true, true) => (to_map + ARENA * rayon::current_num_threads() as u64, 0, 0),
+        (true, false) => (0, 0, 0),
+        (false, _) => (0, mapped, to_map),
     };
     let available =
-        memory_room(0, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
+        memory_room(mapped, to_map).map(|(room, bound)| (room.saturating_sub(beside), bound));
     refuse(
         config,
         least,

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, fields};
-use crate::model::{Adapter, Family, ModelConfig, ScaleSite};
+use crate::model::{Adapter, Family, ModelConfig, ScaleSite, families};
 use crate::random::mix;
 
 /// `peft_type` in adapter_config.json.
@@ -418,7 +418,10 @@ impl MethodConfig for Config {
             taken("exclude_modules"),
             taken("peft_version"),
             ("feedforward_modules", json!(self.feedforward)),
-            ("fan_in_fan_out", (model.layout == Layout::InOut).into()),
+            (
+                "fan_in_fan_out",
+                (families::layout(model.family) == Layout::InOut).into(),
+            ),
             ("init_ia3_weights", self.from_one.into()),
         ];
         write_config(folder, PEFT_TYPE, base.name, (model, adapter), options)

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
-use crate::model::{Adapter, HeadKind, ModelConfig, WeightId, Weights};
+use crate::model::{Adapter, HeadKind, ModelConfig, WeightId, Weights, families};
 
 /// `peft_type` in adapter_config.json.
 const PEFT_TYPE: &str = "LOWRANK_TOP";
@@ -188,6 +188,13 @@ fn lay_out(config: &ModelConfig, options: Options) -> Result<Adapter, Error> {
         return Err(Error::Settings(format!(
             "top_layers is {layers}, and the model has {} blocks; give a number from 1 to that, or train everything with the method full",
             config.num_hidden_layers
+        )));
+    }
+    if matches!(options, Options::Layers(_)) && config.layout != families::layout(config.family) {
+        return Err(Error::Settings(format!(
+            "the method top saves matrices as a folder has them, and those of a quantized {} lie the other way; train another method, or top beside the model as \
+             it was before",
+            config.family.model_type()
         )));
     }
     Ok(Adapter::replacing(config, &chosen(config, options)))

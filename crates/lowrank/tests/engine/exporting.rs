@@ -38,7 +38,7 @@ fn models() -> Vec<(String, Vec<u32>)> {
         .collect()
 }
 
-fn export(
+pub(super) fn export(
     model: &Path,
     output: &Path,
     file_type: FileType,
@@ -129,7 +129,11 @@ fn a_file_goes_out_as_it_is_and_in_other_types() {
         (FileType::F16, 1e-2),
         (FileType::Bf16, 0.1),
         (FileType::Q8_0, 0.3),
+        (FileType::Q5KM, 1.5),
+        (FileType::Q5KS, 1.5),
+        (FileType::Q5_1, 1.5),
         (FileType::Q4KM, 3.0),
+        (FileType::Q4_1, 5.0),
         (FileType::Q4_0, 5.0),
         (FileType::Q6K, 1.0),
     ];

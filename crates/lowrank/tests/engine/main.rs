@@ -14,6 +14,7 @@ mod dora;
 mod exporting;
 mod generation;
 mod gguf;
+mod gpt2;
 mod gradients;
 mod ia3;
 mod importing;

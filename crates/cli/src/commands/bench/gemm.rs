@@ -39,7 +39,10 @@ pub struct BenchGemmArgs {
 
 #[derive(Serialize)]
 struct Report {
+    /// Of the weights that are multiplied.
     base_dtype: String,
+    /// What the model's matrices are kept in.
+    weights: String,
     threads: usize,
     /// With factors read as f32.
     f32: Products,
@@ -94,6 +97,7 @@ pub fn run(args: &BenchGemmArgs) -> anyhow::Result<()> {
     };
     let report = Report {
         base_dtype: dtype.to_string(),
+        weights: base.decoder.config().kept_in(dtype),
         threads: bench::threads(),
         f32: products(ComputeDType::F32),
         bf16: (ComputeDType::Bf16.here() == ComputeDType::Bf16)
@@ -131,11 +135,14 @@ fn text(report: &Report, output: &Output) -> String {
         }
         table.row(row);
     }
+    let mut weights = format!("{} weights", report.base_dtype);
+    if report.weights != report.base_dtype {
+        let _ = write!(weights, " (the model's are in {})", report.weights);
+    }
     let mut text = format!(
-        "{}\nGFLOP/s on {}; {} weights, {} {}\n",
+        "{}\nGFLOP/s on {}; {weights}, {} {}\n",
         table.render(output.width, output.color),
         report.processor,
-        report.base_dtype,
         report.threads,
         if report.threads == 1 {
             "thread"

@@ -55,6 +55,8 @@ pub struct BenchGenerateArgs {
 #[derive(Debug, Serialize)]
 struct Report {
     base_dtype: String,
+    /// What the matrices are kept in.
+    weights: String,
     threads: usize,
     adapters: usize,
     prompt_tokens: usize,
@@ -162,6 +164,7 @@ fn measure(args: &BenchGenerateArgs) -> anyhow::Result<Report> {
         .collect();
     Ok(Report {
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
+        weights: (base.decoder.config()).kept_in(args.base.base_dtype.into()),
         threads: bench::threads(),
         adapters: adapters.len(),
         prompt_tokens: args.prompt_tokens,
@@ -207,6 +210,7 @@ fn text(report: &Report, output: &Output) -> String {
         facts.add("the batch makes", format!("{gain:.2} times the tokens"));
     }
     facts.add("peak memory", units::bytes(report.peak_rss));
+    facts.add("weights in", report.weights.clone());
     facts.add("threads", report.threads.to_string());
     let mut text = table.render(output.width, output.color);
     text.push('\n');

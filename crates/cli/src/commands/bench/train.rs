@@ -107,6 +107,8 @@ pub struct BenchTrainArgs {
 struct Report {
     method: Method,
     base_dtype: String,
+    /// What the matrices are kept in.
+    weights: String,
     /// How factors were read, which is not what was asked for where this processor does not gain by it.
     compute_dtype: ComputeFormat,
     /// The kind of processor that was computed for, as `LOWRANK_CPU` names it.
@@ -209,6 +211,7 @@ fn measure(args: &BenchTrainArgs, matches: &ArgMatches) -> anyhow::Result<Report
     Ok(Report {
         method: args.trained.method,
         base_dtype: lowrank::DType::from(args.base.base_dtype).to_string(),
+        weights: model.kept_in(args.base.base_dtype.into()),
         compute_dtype: config.compute_format().here(),
         processor: lowrank::kernels::engine_name(),
         threads: bench::threads(),
@@ -355,6 +358,7 @@ fn text(report: &Report, output: &Output) -> String {
             units::bytes(report.predicted_total)
         ),
     );
+    facts.add("weights in", report.weights.clone());
     facts.add("threads", report.threads.to_string());
     if let Some(sharing) = &report.sharing {
         sharing.add_to(&mut facts);

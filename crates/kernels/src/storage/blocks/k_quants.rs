@@ -102,6 +102,18 @@ fn scales_and_mins(bytes: [u8; 12]) -> [[u8; 8]; 2] {
     ]
 }
 
+/// Puts scale and minimum of sub-block `j`, each below 64, where there are none yet; see [`scales_and_mins`].
+pub(super) fn set_scale_and_min(scales: &mut [u8; 12], j: usize, scale: u8, min: u8) {
+    if j < 4 {
+        scales[j] |= scale;
+        scales[j + 4] |= min;
+    } else {
+        scales[j + 4] |= scale & 15 | min << 4;
+        scales[j - 4] |= scale >> 4 << 6;
+        scales[j] |= min >> 4 << 6;
+    }
+}
+
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q2K {
@@ -192,22 +204,8 @@ impl IntegerBlock for Q3K {
 pub(super) struct Q4K {
     pub(super) d: [u8; 2],
     pub(super) dmin: [u8; 2],
-    scales: [u8; 12],
+    pub(super) scales: [u8; 12],
     pub(super) qs: [u8; 128],
-}
-
-impl Q4K {
-    /// Puts scale and minimum of sub-block `j`, each below 64, where there are none yet; see [`scales_and_mins`].
-    pub(super) fn set_scale_and_min(&mut self, j: usize, scale: u8, min: u8) {
-        if j < 4 {
-            self.scales[j] |= scale;
-            self.scales[j + 4] |= min;
-        } else {
-            self.scales[j + 4] |= scale & 15 | min << 4;
-            self.scales[j - 4] |= scale >> 4 << 6;
-            self.scales[j] |= min >> 4 << 6;
-        }
-    }
 }
 
 impl Block for Q4K {
@@ -240,11 +238,11 @@ impl IntegerBlock for Q4K {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q5K {
-    d: [u8; 2],
-    dmin: [u8; 2],
-    scales: [u8; 12],
-    qh: [u8; 32],
-    qs: [u8; 128],
+    pub(super) d: [u8; 2],
+    pub(super) dmin: [u8; 2],
+    pub(super) scales: [u8; 12],
+    pub(super) qh: [u8; 32],
+    pub(super) qs: [u8; 128],
 }
 
 impl Block for Q5K {

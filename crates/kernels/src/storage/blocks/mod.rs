@@ -191,9 +191,12 @@ pub(super) type Quantizer = fn(&[f32], &mut Vec<u8>) -> Result<(), usize>;
 pub(super) fn quantizer(format: NumberFormat) -> Option<Quantizer> {
     match format {
         NumberFormat::Q4_0 => Some(quantize::<Q4_0>),
+        NumberFormat::Q4_1 => Some(quantize::<Q4_1>),
         NumberFormat::Q5_0 => Some(quantize::<Q5_0>),
+        NumberFormat::Q5_1 => Some(quantize::<Q5_1>),
         NumberFormat::Q8_0 => Some(quantize::<Q8_0>),
         NumberFormat::Q4K => Some(quantize::<Q4K>),
+        NumberFormat::Q5K => Some(quantize::<Q5K>),
         NumberFormat::Q6K => Some(quantize::<Q6K>),
         NumberFormat::Nf4 => Some(quantize::<Nf4>),
         NumberFormat::Fp4 => Some(quantize::<Fp4>),

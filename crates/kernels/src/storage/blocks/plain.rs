@@ -58,9 +58,9 @@ plain!(Q4_0, "Q4_0", signed false, offset true, |block, vectors|
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q4_1 {
-    d: [u8; 2],
-    m: [u8; 2],
-    qs: [u8; 16],
+    pub(super) d: [u8; 2],
+    pub(super) m: [u8; 2],
+    pub(super) qs: [u8; 16],
 }
 
 plain!(Q4_1, "Q4_1", signed false, offset true, |block, vectors|
@@ -82,10 +82,10 @@ plain!(Q5_0, "Q5_0", signed false, offset true, |block, vectors|
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Q5_1 {
-    d: [u8; 2],
-    m: [u8; 2],
-    qh: [u8; 4],
-    qs: [u8; 16],
+    pub(super) d: [u8; 2],
+    pub(super) m: [u8; 2],
+    pub(super) qh: [u8; 4],
+    pub(super) qs: [u8; 16],
 }
 
 plain!(Q5_1, "Q5_1", signed false, offset true, |block, vectors|

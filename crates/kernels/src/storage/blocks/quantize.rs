@@ -11,9 +11,9 @@
 use bytemuck::Zeroable;
 use pulp::{Simd, WithSimd};
 
-use super::k_quants::{Q4K, Q6K};
+use super::k_quants::{Q4K, Q5K, Q6K, set_scale_and_min};
 use super::lanes::{Columns, Lanes, SHIFT, columns};
-use super::plain::{Q4_0, Q5_0, Q8_0};
+use super::plain::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::{Block, RUN};
 use crate::cpu::simd::dispatch;
 use crate::storage::f16::{self, rounded};
@@ -107,32 +107,110 @@ impl Quantize for Q5_0 {
             d: rounded(scale)?,
             ..Self::zeroed()
         };
-        let (low, high) = numbers.split_at(16);
         let q = |x: &f32| (truncated(x * factor + 16.5) as i8).min(31).cast_unsigned();
-        let mut fifth_bits = 0_u32;
-        for (i, (low, high)) in low.iter().zip(high).enumerate() {
-            let (low, high) = (q(low), q(high));
-            block.qs[i] = low & 15 | high << 4;
-            fifth_bits |= u32::from(low >> 4 & 1) << i | u32::from(high >> 4 & 1) << (i + 16);
-        }
-        block.qh = fifth_bits.to_le_bytes();
+        (block.qs, block.qh) = five_bits(numbers, q);
         Some(block)
     }
 }
 
-/// Parts of a Q4_K block, and numbers of a part.
-const Q4K_PARTS: usize = 8;
-const Q4K_LEN: usize = 32;
-
-/// Numbers x ≈ scale · q - min of each part, q from 0 to 15.
-struct WithMinimum {
-    scale: [f32; Q4K_PARTS],
-    min: [f32; Q4K_PARTS],
-    q: Columns<Q4K_LEN, Q4K_PARTS>,
+/// The least number, and how much the largest is above it.
+#[inline(always)]
+fn range(numbers: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = (f32::MAX, f32::MIN);
+    for &x in numbers {
+        low = if x < low { x } else { low };
+        high = if x > high { x } else { high };
+    }
+    (low, high - low)
 }
 
-/// ggml's `make_qkx2_quants` with the weights of Q4_K.
-struct FitWithMinimum<'a>(&'a Columns<Q4K_LEN, Q4K_PARTS>);
+impl Quantize for Q4_1 {
+    /// `quantize_row_q4_1_ref`.
+    fn quantized(numbers: &[f32]) -> Option<Self> {
+        let (min, range) = range(numbers);
+        let scale = range / 15.0;
+        let factor = inverse(scale);
+        let mut block = Self {
+            d: rounded(scale)?,
+            m: rounded(min)?,
+            qs: [0; 16],
+        };
+        let (low, high) = numbers.split_at(16);
+        let q = |x: &f32| {
+            (truncated((x - min) * factor + 0.5) as i8)
+                .min(15)
+                .cast_unsigned()
+        };
+        for ((qs, low), high) in block.qs.iter_mut().zip(low).zip(high) {
+            *qs = q(low) | q(high) << 4;
+        }
+        Some(block)
+    }
+}
+
+impl Quantize for Q5_1 {
+    /// `quantize_row_q5_1_ref`.
+    fn quantized(numbers: &[f32]) -> Option<Self> {
+        let (min, range) = range(numbers);
+        let scale = range / 31.0;
+        let factor = inverse(scale);
+        let mut block = Self {
+            d: rounded(scale)?,
+            m: rounded(min)?,
+            ..Self::zeroed()
+        };
+        let q = |x: &f32| truncated((x - min) * factor + 0.5) as u8;
+        (block.qs, block.qh) = five_bits(numbers, q);
+        Some(block)
+    }
+}
+
+/// Integers of five bits: the lower four of the first 16 numbers beside those of the others, and the fifth bits in their order.
+#[inline(always)]
+fn five_bits(numbers: &[f32], q: impl Fn(&f32) -> u8) -> ([u8; 16], [u8; 4]) {
+    let (low, high) = numbers.split_at(16);
+    let (mut lower, mut fifths) = ([0; 16], 0_u32);
+    for (i, (low, high)) in low.iter().zip(high).enumerate() {
+        let (low, high) = (q(low), q(high));
+        lower[i] = low & 15 | high << 4;
+        fifths |= u32::from(low >> 4 & 1) << i | u32::from(high >> 4 & 1) << (i + 16);
+    }
+    (lower, fifths.to_le_bytes())
+}
+
+/// Parts of a block whose parts have a minimum each, and numbers of a part.
+const MIN_PARTS: usize = 8;
+const MIN_LEN: usize = 32;
+
+/// Numbers x ≈ scale · q - min of each part.
+struct WithMinimum {
+    scale: [f32; MIN_PARTS],
+    min: [f32; MIN_PARTS],
+    q: Columns<MIN_LEN, MIN_PARTS>,
+}
+
+/// How a range is divided: q is from 0 to `most`, and so many divisions are tried, of a tenth of a step more each, from `most` + `first` steps
+/// on.
+#[derive(Clone, Copy)]
+struct Divisions {
+    most: f32,
+    first: f32,
+    tried: usize,
+}
+
+const OF_Q4K: Divisions = Divisions {
+    most: 15.0,
+    first: -1.0,
+    tried: 21,
+};
+const OF_Q5K: Divisions = Divisions {
+    most: 31.0,
+    first: -0.5,
+    tried: 16,
+};
+
+/// ggml's `make_qkx2_quants` with the weights of Q4_K and Q5_K.
+struct FitWithMinimum<'a>(&'a Columns<MIN_LEN, MIN_PARTS>, Divisions);
 
 impl WithSimd for FitWithMinimum<'_> {
     type Output = WithMinimum;
@@ -140,12 +218,12 @@ impl WithSimd for FitWithMinimum<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> WithMinimum {
         let mut fit = WithMinimum {
-            scale: [0.0; Q4K_PARTS],
-            min: [0.0; Q4K_PARTS],
-            q: [[0.0; Q4K_PARTS]; Q4K_LEN],
+            scale: [0.0; MIN_PARTS],
+            min: [0.0; MIN_PARTS],
+            q: [[0.0; MIN_PARTS]; MIN_LEN],
         };
-        for at in (0..Q4K_PARTS).step_by(S::F32_LANES) {
-            let (division, q) = best_division(simd, &Lanes::columns(simd, self.0, at));
+        for at in (0..MIN_PARTS).step_by(S::F32_LANES) {
+            let (division, q) = best_division(simd, &Lanes::columns(simd, self.0, at), self.1);
             division.scale.store(&mut fit.scale[at..]);
             (-division.min).store(&mut fit.min[at..]);
             for (to, q) in fit.q.iter_mut().zip(&q) {
@@ -166,7 +244,7 @@ struct Division<S: Simd> {
 
 /// What an error of a number counts, and sums over the part.
 struct Weights<S: Simd> {
-    each: [Lanes<S>; Q4K_LEN],
+    each: [Lanes<S>; MIN_LEN],
     sum: Lanes<S>,
     sum_x: Lanes<S>,
 }
@@ -174,7 +252,7 @@ struct Weights<S: Simd> {
 impl<S: Simd> Weights<S> {
     /// The numbers' magnitudes, and their mean square's root.
     #[inline(always)]
-    fn of(simd: S, x: &[Lanes<S>; Q4K_LEN]) -> Self {
+    fn of(simd: S, x: &[Lanes<S>; MIN_LEN]) -> Self {
         let lanes = Lanes::of(simd);
         let mut squares = lanes(0.0);
         for &x in x {
@@ -182,7 +260,7 @@ impl<S: Simd> Weights<S> {
         }
         let size = (squares / lanes(32.0)).sqrt();
         let mut weights = Self {
-            each: [size; Q4K_LEN],
+            each: [size; MIN_LEN],
             sum: lanes(0.0),
             sum_x: lanes(0.0),
         };
@@ -198,8 +276,8 @@ impl<S: Simd> Weights<S> {
     #[inline(always)]
     fn error(
         &self,
-        x: &[Lanes<S>; Q4K_LEN],
-        q: &[Lanes<S>; Q4K_LEN],
+        x: &[Lanes<S>; MIN_LEN],
+        q: &[Lanes<S>; MIN_LEN],
         scale: Lanes<S>,
         min: Lanes<S>,
     ) -> Lanes<S> {
@@ -212,9 +290,14 @@ impl<S: Simd> Weights<S> {
     }
 }
 
-/// Of 21 divisions of the range, and that into 15 steps, the one that leaves least; and its integers.
+/// Of some divisions of the range, and that into as many steps as there are, the one that leaves least; and its integers.
 #[inline(always)]
-fn best_division<S: Simd>(simd: S, x: &[Lanes<S>; Q4K_LEN]) -> (Division<S>, [Lanes<S>; Q4K_LEN]) {
+fn best_division<S: Simd>(
+    simd: S,
+    x: &[Lanes<S>; MIN_LEN],
+    divisions: Divisions,
+) -> (Division<S>, [Lanes<S>; MIN_LEN]) {
+    let Divisions { most, first, tried } = divisions;
     let lanes = Lanes::of(simd);
     let weights = Weights::of(simd, x);
     let (mut low, mut high) = (x[0], x[0]);
@@ -223,10 +306,10 @@ fn best_division<S: Simd>(simd: S, x: &[Lanes<S>; Q4K_LEN]) -> (Division<S>, [La
         high = high.below(x).select(x, high);
     }
     low = lanes(0.0).below(low).select(lanes(0.0), low);
-    let factor = lanes(15.0) / (high - low);
-    let mut q = [low; Q4K_LEN];
+    let factor = lanes(most) / (high - low);
+    let mut q = [low; MIN_LEN];
     for (q, &x) in q.iter_mut().zip(x) {
-        *q = (factor * (x - low)).nearest(0.0, 15.0);
+        *q = (factor * (x - low)).nearest(0.0, most);
     }
     let scale = lanes(1.0) / factor;
     let mut best = Division {
@@ -234,9 +317,10 @@ fn best_division<S: Simd>(simd: S, x: &[Lanes<S>; Q4K_LEN]) -> (Division<S>, [La
         min: low,
         error: weights.error(x, &q, scale, low),
     };
-    for step in 0..=20 {
-        let range = lanes(-1.0 + 0.1 * step as f32 + 15.0);
-        let (tried, integers) = division(x, &weights, best.min, range / (high - best.min));
+    for step in 0..tried {
+        let range = lanes(first + 0.1 * step as f32 + most);
+        let factor = range / (high - best.min);
+        let (tried, integers) = division(x, &weights, best.min, factor, most);
         let better = tried.error.below(best.error);
         for (q, tried) in q.iter_mut().zip(&integers) {
             *q = better.select(*tried, *q);
@@ -261,16 +345,17 @@ fn best_division<S: Simd>(simd: S, x: &[Lanes<S>; Q4K_LEN]) -> (Division<S>, [La
 /// no scale.
 #[inline(always)]
 fn division<S: Simd>(
-    x: &[Lanes<S>; Q4K_LEN],
+    x: &[Lanes<S>; MIN_LEN],
     weights: &Weights<S>,
     min: Lanes<S>,
     factor: Lanes<S>,
-) -> (Division<S>, [Lanes<S>; Q4K_LEN]) {
+    most: f32,
+) -> (Division<S>, [Lanes<S>; MIN_LEN]) {
     let zero = min.same(0.0);
-    let mut integers = [zero; Q4K_LEN];
+    let mut integers = [zero; MIN_LEN];
     let (mut sum_q, mut sum_qq, mut sum_xq) = (zero, zero, zero);
     for ((to, &x), &w) in integers.iter_mut().zip(x).zip(&weights.each) {
-        let q = (factor * (x - min)).nearest(0.0, 15.0);
+        let q = (factor * (x - min)).nearest(0.0, most);
         *to = q;
         let wq = w * q;
         sum_q = sum_q + wq;
@@ -290,10 +375,18 @@ fn division<S: Simd>(
     (Division { scale, min, error }, integers)
 }
 
-impl Quantize for Q4K {
-    /// `quantize_row_q4_K_ref`.
-    fn quantized(numbers: &[f32]) -> Option<Self> {
-        let WithMinimum { scale, min, q } = dispatch(FitWithMinimum(&columns(numbers)));
+/// What the blocks with minimums have: scale and minimum of the parts' own, those, and the integers.
+struct InParts {
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: [u8; 12],
+    q: [u8; 256],
+}
+
+impl InParts {
+    /// What `quantize_row_q4_K_ref` and `quantize_row_q5_K_ref` do but for the places of bits.
+    fn of(numbers: &[f32], divisions: Divisions) -> Option<Self> {
+        let WithMinimum { scale, min, q } = dispatch(FitWithMinimum(&columns(numbers), divisions));
         if !scale.iter().chain(&min).all(|x| x.is_finite()) {
             return None;
         }
@@ -304,32 +397,73 @@ impl Quantize for Q4K {
             let factor = if most > 0.0 { 63.0 / most } else { 0.0 };
             (nearest(factor * x) as u8).min(63)
         };
-        let (d, dmin) = (rounded(max_scale / 63.0)?, rounded(max_min / 63.0)?);
-        let mut block = Self::zeroed();
-        (block.d, block.dmin) = (d, dmin);
-        let mut nibbles = [0_u8; 256];
-        for part in 0..Q4K_PARTS {
+        let mut made = Self {
+            d: rounded(max_scale / 63.0)?,
+            dmin: rounded(max_min / 63.0)?,
+            scales: [0; 12],
+            q: [0; 256],
+        };
+        for part in 0..MIN_PARTS {
             let of_scale = six_bits(scale[part], max_scale);
             let of_min = six_bits(min[part], max_min);
-            block.set_scale_and_min(part, of_scale, of_min);
-            let step = wide(d) * f32::from(of_scale);
-            let offset = wide(dmin) * f32::from(of_min);
-            let range = part * Q4K_LEN..(part + 1) * Q4K_LEN;
-            let to = nibbles[range.clone()].iter_mut();
+            set_scale_and_min(&mut made.scales, part, of_scale, of_min);
+            let step = wide(made.d) * f32::from(of_scale);
+            let offset = wide(made.dmin) * f32::from(of_min);
+            let range = part * MIN_LEN..(part + 1) * MIN_LEN;
+            let to = made.q[range.clone()].iter_mut();
             for (i, (to, x)) in to.zip(&numbers[range]).enumerate() {
                 *to = if step == 0.0 {
                     q[i][part] as u8
                 } else {
-                    nearest((x + offset) / step).clamp(0, 15) as u8
+                    nearest((x + offset) / step).clamp(0, divisions.most as i32) as u8
                 };
             }
         }
-        for (to, from) in block.qs.chunks_exact_mut(32).zip(nibbles.chunks_exact(64)) {
+        Some(made)
+    }
+
+    /// The lower four bits, two parts beside each other.
+    fn lower(&self) -> [u8; 128] {
+        let mut lower = [0; 128];
+        for (to, from) in lower.chunks_exact_mut(32).zip(self.q.chunks_exact(64)) {
             for (i, to) in to.iter_mut().enumerate() {
-                *to = from[i] | from[i + 32] << 4;
+                *to = from[i] & 15 | from[i + 32] << 4;
             }
         }
-        Some(block)
+        lower
+    }
+}
+
+impl Quantize for Q4K {
+    /// `quantize_row_q4_K_ref`.
+    fn quantized(numbers: &[f32]) -> Option<Self> {
+        let made = InParts::of(numbers, OF_Q4K)?;
+        Some(Self {
+            d: made.d,
+            dmin: made.dmin,
+            scales: made.scales,
+            qs: made.lower(),
+        })
+    }
+}
+
+impl Quantize for Q5K {
+    /// `quantize_row_q5_K_ref`.
+    fn quantized(numbers: &[f32]) -> Option<Self> {
+        let made = InParts::of(numbers, OF_Q5K)?;
+        let mut qh = [0; 32];
+        for (part, of_part) in made.q.chunks_exact(MIN_LEN).enumerate() {
+            for (to, q) in qh.iter_mut().zip(of_part) {
+                *to |= q >> 4 << part;
+            }
+        }
+        Some(Self {
+            d: made.d,
+            dmin: made.dmin,
+            scales: made.scales,
+            qh,
+            qs: made.lower(),
+        })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use lowrank_formats::FormatError;
 use lowrank_formats::hf_config::HfConfig;
-use lowrank_kernels::Layout;
 
 use super::super::config::{
     Biases, BlockNorm, Family, LinearKind, MlpKind, ModelConfig, NormKind, Position,
@@ -45,7 +44,6 @@ pub(super) fn config(raw: &HfConfig) -> Result<ModelConfig, FormatError> {
         },
         tie_word_embeddings: raw.opt_bool("tie_word_embeddings")?.unwrap_or(true),
         fused_qkv: true,
-        layout: Layout::InOut,
         layers: super::same_layers(layers, None),
         ..super::decoder(raw, Family::Gpt2)?
     })

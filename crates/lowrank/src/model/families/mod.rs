@@ -109,6 +109,7 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         position: Position::Learned { first: 0 },
         relative: None,
         formats: BTreeMap::new(),
+        load_in: None,
         token_types: 0,
         embedding_scale: None,
         embedding_norm: false,
@@ -122,7 +123,7 @@ fn decoder(raw: &HfConfig, family: Family) -> Result<ModelConfig, FormatError> {
         attention_scale: None,
         tie_word_embeddings: false,
         fused_qkv: false,
-        layout: Layout::OutIn,
+        layout: layout(family),
         causal: true,
         layers: Vec::new(),
         head: HeadKind::LanguageModel,
@@ -526,6 +527,14 @@ fn activation(raw: &HfConfig, field: &str, default: &str) -> Result<Activation, 
         "relu" => Activation::Relu,
         _ => return Err(raw.unsupported(field, "silu, gelu, gelu_new, gelu_pytorch_tanh, relu")),
     })
+}
+
+/// How folders of a family have the linears of blocks.
+pub fn layout(family: Family) -> Layout {
+    match family {
+        Family::Gpt2 => Layout::InOut,
+        _ => Layout::OutIn,
+    }
 }
 
 /// Keys that say that the model is another than its other keys describe, and shapes that the engine's arithmetic relies on.

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::fields::{Field, Fields, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, finite_pattern, parse_pattern};
-use crate::model::{Adapter, ModelConfig};
+use crate::model::{Adapter, ModelConfig, families};
 use crate::tuning::files::task_type;
 use crate::tuning::{
     AdapterConfig, BaseMark, Loaded, MethodConfig, MethodOptions, MethodSpec, Size, Started,
@@ -110,7 +110,7 @@ fn config(options: &MethodOptions, model: &ModelConfig, base: &str) -> LoraConfi
         lora_dropout: lora.lora_dropout,
         target_modules: targets.target_modules(model.family),
         exclude_modules: targets.exclude_modules(),
-        fan_in_fan_out: model.layout == Layout::InOut,
+        fan_in_fan_out: families::layout(model.family) == Layout::InOut,
         use_rslora: lora.use_rslora,
         use_dora: lora.use_dora,
         init_lora_weights: lora.init_lora_weights.to_json(),
