@@ -106,6 +106,7 @@ pub(crate) fn write_adapter(folder: &Path, kind: Kind, seed: u64) {
             source: "numbers",
         },
         is_resumed: false,
+        unquantized: &|| Ok(None),
         ranks: lowrank::ranks::Ranks::alone(),
     };
     let started = settings.method.start(&settings.options, &starting);
