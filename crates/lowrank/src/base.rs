@@ -16,7 +16,7 @@ use lowrank_kernels::release_freed_memory;
 
 use crate::Error;
 use crate::data::{Labels, ProblemType, TaskType, Tokenizer};
-use crate::model::stored::StoredTensors;
+use crate::model::stored::{StoredTensors, Unquantized};
 use crate::model::weights::with_head_of;
 use crate::model::{Decoder, LoadIn, ModelConfig, Purpose, Stage, Weights, families};
 
@@ -200,6 +200,21 @@ impl Source {
             Self::Grown(grown) => grown.base.loads_in(),
             Self::Folder(_) | Self::Gguf(_) | Self::Builtin => None,
         }
+    }
+
+    /// The model as it was before it was quantized while it was loaded; `None` where it was not.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub(crate) fn unquantized(&self) -> Result<Option<Unquantized>, Error> {
+        if self.loads_in().is_none() {
+            return Ok(None);
+        }
+        let files = self.files();
+        Ok(Some(Unquantized {
+            model: families::read_config(&files.config()?)?,
+            stored: files.tensors()?,
+        }))
     }
 
     /// The parsed `config.json`.

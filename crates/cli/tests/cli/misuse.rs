@@ -77,7 +77,8 @@ fn help_of_train() {
           --init-lora-weights <HOW>        How A and B begin [default: gaussian] [possible values:
                                            gaussian, true, false, pissa, pissa_niter_N, olora, loftq]
           --loftq-weights <FOLDER>         The model before it was quantized, a folder with safetensors,
-                                           for init_lora_weights loftq
+                                           for init_lora_weights loftq [default: the model itself, where
+                                           load_in quantizes it]
           --trainable-token-indices <IDS>  Tokens to train the embedding's rows of: ids, as 5,17; in a
                                            file also lists by module
           --add-tokens <FILE>              Tokens to add to the tokenizer and to train the rows of: a

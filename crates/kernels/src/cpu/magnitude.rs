@@ -125,7 +125,7 @@ pub(crate) fn adapted_squares(squares: &mut [f64], wa: View<'_>, lr: &LowRank<'_
 
 pub(crate) fn magnitude_forward(
     y: ViewMut<'_>,
-    u: ViewMut<'_>,
+    u: Option<ViewMut<'_>>,
     c: View<'_>,
     bias: Option<View<'_>>,
 ) {
@@ -134,6 +134,9 @@ pub(crate) fn magnitude_forward(
         return;
     }
     let (c, bias) = (c.f32s(), bias.map(|bias| bias.f32s()));
+    let Some(u) = u else {
+        return magnitude_alone(y, c, bias);
+    };
     let rows = rows_per_task(cols) * cols;
     y.into_f32s()
         .par_chunks_mut(rows)
@@ -164,12 +167,35 @@ pub(crate) fn magnitude_forward(
         });
 }
 
+fn magnitude_alone(y: ViewMut<'_>, c: &[f32], bias: Option<&[f32]>) {
+    let cols = y.cols();
+    let rows = rows_per_task(cols) * cols;
+    y.into_f32s().par_chunks_mut(rows).for_each_part(|y| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for y in y.chunks_exact_mut(cols) {
+                    let numbers = y.iter_mut().zip(c);
+                    match bias {
+                        None => numbers.for_each(|(y, c)| *y *= c),
+                        Some(bias) => {
+                            numbers
+                                .zip(bias)
+                                .for_each(|((y, c), b)| *y = (*y - b) * c + b);
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
 pub(crate) fn magnitude_backward(
     du: ViewMut<'_>,
     dm: ViewMut<'_>,
     dy: View<'_>,
     u: View<'_>,
-    (c, norms): (View<'_>, View<'_>),
+    (c, divisors): (View<'_>, View<'_>),
 ) {
     let cols = du.cols();
     if cols == 0 {
@@ -177,31 +203,34 @@ pub(crate) fn magnitude_backward(
     }
     let rows = rows_per_task(cols).max(FEWEST_ROWS) * cols;
     let c = c.f32s();
-    // u/norm is the direction, so dm += Σ dy ⊙ u / norm.
+    // u/norm is the direction, so dm += Σ dy ⊙ u / norm; u = y / c, and c · norm = m.
     let sums = du
         .into_f32s()
         .par_chunks_mut(rows)
         .zip(dy.f32s().par_chunks(rows))
-        .zip(u.f32s().par_chunks(rows))
-        .map_parts(|((du, dy), u)| {
+        .enumerate()
+        .map_parts(|(part, (du, dy))| {
             let mut sums = vec![0.0_f32; cols];
-            vectorize(
-                #[inline(always)]
-                || {
-                    let lines = dy.chunks_exact(cols).zip(u.chunks_exact(cols));
-                    for (du, (dy, u)) in du.chunks_exact_mut(cols).zip(lines) {
-                        let numbers = du.iter_mut().zip(dy).zip(u).zip(c).zip(&mut sums);
-                        for ((((du, dy), u), c), sum) in numbers {
-                            *du = dy * c;
-                            *sum += dy * u;
+            let start = part * rows;
+            u.with_part(start..start + du.len(), |u| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let lines = dy.chunks_exact(cols).zip(u.chunks_exact(cols));
+                        for (du, (dy, u)) in du.chunks_exact_mut(cols).zip(lines) {
+                            let numbers = du.iter_mut().zip(dy).zip(u).zip(c).zip(&mut sums);
+                            for ((((du, dy), u), c), sum) in numbers {
+                                *du = dy * c;
+                                *sum += dy * u;
+                            }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
             sums
         });
     let dm = dm.into_f32s();
-    for (i, (dm, norm)) in dm.iter_mut().zip(norms.f32s()).enumerate() {
-        *dm += sums.iter().map(|sums| sums[i]).sum::<f32>() / norm;
+    for (i, (dm, divisor)) in dm.iter_mut().zip(divisors.f32s()).enumerate() {
+        *dm += sums.iter().map(|sums| sums[i]).sum::<f32>() / divisor;
     }
 }

@@ -42,13 +42,21 @@ pub fn adapted_squares(squares: &mut [f64], wa: View<'_>, lr: &LowRank<'_>) {
 
 /// u = y - b and y = c ⊙ u + b for every row; y and u [T, n], c and b [1, n].
 ///
-/// y is a linear's output with its bias and its branches. u is saved for the backward.
+/// y is a linear's output with its bias and its branches. u is for the backward; it may be absent where nobody reads it, or where
+/// the backward has y and there is no bias.
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn magnitude_forward(y: ViewMut<'_>, u: ViewMut<'_>, c: View<'_>, bias: Option<View<'_>>) {
+pub fn magnitude_forward(
+    y: ViewMut<'_>,
+    u: Option<ViewMut<'_>>,
+    c: View<'_>,
+    bias: Option<View<'_>>,
+) {
     let _op = op("magnitude", || 0.0);
-    u.assert_shape("the output without its magnitude", y.rows(), y.cols());
+    if let Some(u) = &u {
+        u.assert_shape("the output without its magnitude", y.rows(), y.cols());
+    }
     c.assert_shape("the factors of outputs", 1, y.cols());
     if let Some(bias) = bias {
         bias.assert_shape("the bias of a linear", 1, y.cols());
@@ -58,6 +66,8 @@ pub fn magnitude_forward(y: ViewMut<'_>, u: ViewMut<'_>, c: View<'_>, bias: Opti
 
 /// du = c ⊙ dy, and dm += (Σ over rows of dy ⊙ u) / norms; du, dy and u [T, n], c, norms and dm [1, n].
 ///
+/// y = c ⊙ u does in the place of u, and then m in the place of the norms. Either may be bf16.
+///
 /// # Panics
 /// If the shapes do not match.
 pub fn magnitude_backward(
@@ -65,15 +75,18 @@ pub fn magnitude_backward(
     dm: ViewMut<'_>,
     dy: View<'_>,
     u: View<'_>,
-    (c, norms): (View<'_>, View<'_>),
+    (c, divisors): (View<'_>, View<'_>),
 ) {
     let _op = op("magnitude backward", || 0.0);
     for (name, rows) in [("u", u), ("dy", dy)] {
         rows.assert_shape(name, du.rows(), du.cols());
     }
-    for (name, row) in [("the factors of outputs", c), ("their norms", norms)] {
+    for (name, row) in [
+        ("the factors of outputs", c),
+        ("what sums are divided by", divisors),
+    ] {
         row.assert_shape(name, 1, du.cols());
     }
     dm.assert_shape("the gradient of magnitudes", 1, du.cols());
-    cpu::magnitude::magnitude_backward(du, dm, dy, u, (c, norms));
+    cpu::magnitude::magnitude_backward(du, dm, dy, u, (c, divisors));
 }

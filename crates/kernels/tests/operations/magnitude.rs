@@ -1,6 +1,6 @@
 use lowrank_kernels::{
-    DType, Layout, LowRank, RowClasses, Tensor, Weight, adapted_squares, linear_forward,
-    magnitude_backward, magnitude_forward, output_squares, reference,
+    DType, Layout, LowRank, NumberFormat, RowClasses, Tensor, Weight, adapted_squares,
+    linear_forward, magnitude_backward, magnitude_forward, output_squares, reference,
 };
 
 use crate::common::{
@@ -90,7 +90,10 @@ fn magnitudes_and_their_gradients() {
             let wide_bias = bias.map_or_else(|| vec![0.0; cols], wide);
             let (mut z, mut u) = (y.clone(), Tensor::zeros(rows, cols));
             let view = bias.map(Tensor::view);
-            magnitude_forward(z.view_mut(), u.view_mut(), c.view(), view);
+            magnitude_forward(z.view_mut(), Some(u.view_mut()), c.view(), view);
+            let mut alone = y.clone();
+            magnitude_forward(alone.view_mut(), None, c.view(), view);
+            assert!(alone.to_vec() == z.to_vec(), "u changes the output");
             let of = |y: &[f64], m: &[f64]| reference::magnitude(y, &quotients(m), &wide_bias);
             assert_close("z", &z, &of(&wide(&y), &wide(&m)), 1e-6);
             let (mut du, mut dm) = (random(rows, cols, 6), Tensor::zeros(1, cols));
@@ -102,6 +105,38 @@ fn magnitudes_and_their_gradients() {
             let twice: Vec<f64> = wide(&dm).iter().map(|g| 2.0 * g).collect();
             magnitude_backward(du.view_mut(), dm.view_mut(), dy.view(), u.view(), factors);
             assert_close("dm accumulates", &dm, &twice, 1e-6);
+            if bias.is_none() {
+                // From what was put out, and from numbers of 16 bits.
+                let once: Vec<f64> = twice.iter().map(|g| g / 2.0).collect();
+                let m_of_c = quotients(&vec![1.0; cols]).into_iter().zip(wide(&c));
+                let of_y = m_of_c.map(|(inverse, c)| (c / inverse) as f32).collect();
+                let of_y = Tensor::from_f32(1, cols, of_y);
+                let bytes = u.to_vec();
+                let mut narrow = Vec::new();
+                NumberFormat::Bf16
+                    .quantize(&bytes, &mut narrow)
+                    .expect("numbers");
+                let narrow = Tensor::from_le_bytes(&narrow, NumberFormat::Bf16, rows, cols);
+                let narrow = narrow.expect("numbers");
+                for (saved, divisors, bound) in [(&z, &of_y, 1e-5), (&narrow, &norms, 2e-2)] {
+                    let mut dm = Tensor::zeros(1, cols);
+                    let factors = (c.view(), divisors.view());
+                    magnitude_backward(
+                        du.view_mut(),
+                        dm.view_mut(),
+                        dy.view(),
+                        saved.view(),
+                        factors,
+                    );
+                    let most = once.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+                    for (found, expected) in wide(&dm).iter().zip(&once) {
+                        assert!(
+                            (found - expected).abs() <= bound * most,
+                            "{found} {expected}"
+                        );
+                    }
+                }
+            }
         }
     }
     let (dy, u, c) = (random(300, 200, 1), random(300, 200, 2), random(1, 200, 3));

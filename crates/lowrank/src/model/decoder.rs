@@ -595,6 +595,12 @@ impl<'a> StageForward<'a> {
         self.x.view()
     }
 
+    /// What its blocks keep, from the lowest trained one up.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> &[BlockSaved] {
+        &self.kept.blocks
+    }
+
     /// Goes on to what stands on the hidden rows; in the last stage alone.
     ///
     /// # Panics

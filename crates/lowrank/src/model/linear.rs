@@ -40,8 +40,18 @@ pub(crate) struct LinearSaved {
     branches: Vec<Tensor>,
     /// The output [rows, out] before it was multiplied with an adapter's factors.
     pub(super) unscaled: Vec<Tensor>,
-    /// The output [rows, out] without its bias, before it had an adapter's magnitudes.
+    /// The output [rows, out] without its bias, before it had an adapter's magnitudes; none where the backward has the output. It may
+    /// be kept as bf16.
     pub(super) without_magnitude: Vec<Tensor>,
+}
+
+impl LinearSaved {
+    /// Bytes of all of it.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let all = [&self.branches, &self.unscaled, &self.without_magnitude];
+        all.into_iter().flatten().map(Tensor::nbytes).sum()
+    }
 }
 
 /// A linear on the way back: the gradient of its output, and what it saved.
@@ -50,6 +60,8 @@ pub(crate) struct LinearBack<'a> {
     pub(crate) id: LinearId,
     pub(crate) dy: View<'a>,
     pub(crate) saved: &'a LinearSaved,
+    /// The output as it was put out, which [`keeps_output`](super::magnitude::keeps_output) promises.
+    pub(crate) y: Option<View<'a>>,
 }
 
 impl Pass<'_> {
@@ -216,6 +228,15 @@ impl Pass<'_> {
         }
         self.give(hidden.into_iter().flatten());
         self.give(made.into_iter().flatten());
+    }
+
+    /// What linears saved, as it is kept.
+    pub(crate) fn keep_linear(&self, saved: LinearSaved, dtype: DType) -> LinearSaved {
+        let without = saved.without_magnitude.into_iter();
+        LinearSaved {
+            without_magnitude: without.map(|u| self.keep(u, dtype)).collect(),
+            ..saved
+        }
     }
 
     /// Gives back what linears saved.

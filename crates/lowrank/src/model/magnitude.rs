@@ -6,6 +6,10 @@
 //! A linear has one m, even where its branches stand beside parts of it. The backward takes the norms as constants, as
 //! PEFT's `DoraLinearLayer.forward` does. They are computed from W·Aᵀ and A·Aᵀ, never from W + s·B·A, and are kept until the
 //! adapter's values change: [`Adapter::forget_norms`].
+//!
+//! The gradient of m needs the output without m and b, u. Where blocks keep y itself ([`keeps_output`]), they keep nothing else for it:
+//! Σ dy ⊙ u / ‖…‖ is Σ dy ⊙ y / m there. Both are as exact, in bf16 too, since a factor moves the exponents of y alone; unless y is
+//! nought because m is. A linear with such an output keeps its u after all.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,13 +21,23 @@ use lowrank_kernels::{
 };
 
 use super::adapter::{Adapter, LowRankSite};
-use super::config::{LinearId, Part, WeightId};
+use super::config::{LinearId, LinearKind, ModelConfig, Part, WeightId};
 use super::linear::LinearBack;
 use super::pass::Pass;
 use super::weights::Weights;
 
 /// A norm is at least this, so that an output whose weights are all zero stays zero.
 const SMALLEST_NORM: f32 = 1e-30;
+
+/// A factor m / ‖W + Σ s·B·A‖ below which the output says too little of u.
+const SMALLEST_FACTOR: f32 = 1e-12;
+
+/// Whether blocks have a linear's output in their backward just as it put it out, and without a bias that would have to be taken
+/// off again: v, and what the MLP's activation reads.
+pub(crate) fn keeps_output(config: &ModelConfig, kind: LinearKind) -> bool {
+    let kept = matches!(kind, LinearKind::V | LinearKind::Gate | LinearKind::Up);
+    kept && !config.linear_bias(kind)
+}
 
 /// ‖wᵢ‖² of the base's linears, each computed when it is first asked for.
 #[derive(Clone, Default)]
@@ -148,6 +162,8 @@ impl Adapter {
 /// Rows whose outputs have the magnitudes of one adapter.
 struct MagnitudeAt {
     rows: Range<usize>,
+    /// Its place among the adapters of the pass.
+    adapter: usize,
     slot: usize,
     /// [1, out]
     factors: Tensor,
@@ -167,6 +183,7 @@ impl Pass<'_> {
             };
             found.push(MagnitudeAt {
                 rows: rows.clone(),
+                adapter: *index,
                 slot,
                 factors,
                 norms: adapter.norms(self.weights),
@@ -175,25 +192,36 @@ impl Pass<'_> {
         found
     }
 
+    /// Whether the gradients of magnitudes are computed from a linear's output.
+    pub(crate) fn magnitudes_read_output(&self, id: LinearId) -> bool {
+        let has = |index: usize| self.adapters.get(index).magnitudes.contains_key(&id);
+        keeps_output(self.config(), id.kind)
+            && self.rows_of_adapters.iter().any(|(_, index)| has(*index))
+    }
+
     /// Gives rows of a linear's output y [T, out], made with bias and branches, the magnitudes of their adapters. What they were before, without
-    /// the bias, is what the backward needs: [rows, out] of each.
+    /// the bias, is what the backward needs: [rows, out] of each, unless it has y.
     pub(super) fn magnitudes_forward(&self, id: LinearId, y: &mut Tensor) -> Vec<Tensor> {
         let bias = self.find(WeightId::Linear(id, Part::Bias));
+        let at_hand = keeps_output(self.config(), id.kind) && !self.are_scaled(&[id]);
         let mut saved = Vec::new();
         for at in self.magnitudes_at(id) {
-            let mut u = self.take(at.rows.len(), y.cols());
+            let factors = at.factors.to_vec();
+            let tells = at_hand && factors.iter().all(|c| c.abs() >= SMALLEST_FACTOR);
+            let mut u = (!tells).then(|| self.take(at.rows.len(), y.cols()));
             let rows = y.view_mut().slice_rows(at.rows);
-            magnitude_forward(rows, u.view_mut(), at.factors.view(), bias);
-            saved.push(u);
+            let to = u.as_mut().map(Tensor::view_mut);
+            magnitude_forward(rows, to, at.factors.view(), bias);
+            saved.extend(u);
         }
         saved
     }
 
     /// The gradient of what [`magnitudes_forward`](Self::magnitudes_forward) was given, where that is not `dy` itself; adds to the gradients of
     /// the magnitudes.
-    pub(super) fn magnitudes_backward(
-        &self,
-        linear: &LinearBack,
+    pub(super) fn magnitudes_backward<'t>(
+        &'t self,
+        linear: &LinearBack<'t>,
         grads: &mut Arena,
     ) -> Option<Tensor> {
         let found = self.magnitudes_at(linear.id);
@@ -206,16 +234,23 @@ impl Pass<'_> {
         if covered < dy.rows() {
             du.view_mut().copy_from(dy);
         }
-        for (at, u) in found.iter().zip(&linear.saved.without_magnitude) {
+        // All rows of a gradient pass are of one adapter, so either all of them kept u or none.
+        for (i, at) in found.iter().enumerate() {
             let Some(norms) = at.norms.get(&linear.id) else {
                 continue;
+            };
+            let rows = |view: View<'t>| view.slice_rows(at.rows.clone());
+            let (saved, divisors) = match (linear.saved.without_magnitude.get(i), linear.y) {
+                (Some(u), _) => (u.view(), norms.view()),
+                (None, Some(y)) => (rows(y), self.adapters.get(at.adapter).params.view(at.slot)),
+                (None, None) => unreachable!("u is kept where y is not"),
             };
             magnitude_backward(
                 du.view_mut().slice_rows(at.rows.clone()),
                 grads.view_mut(at.slot),
-                dy.slice_rows(at.rows.clone()),
-                u.view(),
-                (at.factors.view(), norms.view()),
+                rows(dy),
+                saved,
+                (at.factors.view(), divisors),
             );
         }
         Some(du)

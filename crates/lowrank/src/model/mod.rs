@@ -32,6 +32,8 @@ pub use adapter::{
     TokenRowSites, TokenRows, VirtualSites,
 };
 pub use batch::{Batch, Scored, VirtualPart, VirtualTokens};
+#[cfg(test)]
+pub(crate) use block::BlockSaved;
 pub use cache::{BLOCK_ROWS, CacheRows, KvCache};
 pub use config::{
     Biases, BlockNorm, Classifier, ClassifierDense, EmbeddingScale, Family, HeadKind, LayerConfig,
@@ -40,6 +42,7 @@ pub use config::{
 };
 pub use decoder::{Decoder, ForeignAdapter, Forward, PassOptions, StageForward};
 pub use load_in::LoadIn;
+pub(crate) use magnitude::keeps_output;
 pub use saving::{Recompute, Saving};
 pub(crate) use stage::stages_of_slots;
 pub use stage::{Stage, split};

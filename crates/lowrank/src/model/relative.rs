@@ -255,6 +255,7 @@ impl Relative {
         ];
         let linears = terms.into_iter().filter_map(|(kind, dy, saved)| {
             Some(LinearBack {
+                y: None,
                 id: LinearId { layer, kind },
                 dy: dy.as_ref()?.view(),
                 saved: &saved.as_ref()?.1,

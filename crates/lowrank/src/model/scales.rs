@@ -124,6 +124,7 @@ impl Pass<'_> {
             let (width, _) = self.config().linear_shape(linear.id.kind);
             let mut d_read = needed.then(|| self.take(linear.dy.rows(), width));
             let back = LinearBack {
+                y: None,
                 dy: dy.view(),
                 ..*linear
             };

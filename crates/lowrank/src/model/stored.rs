@@ -16,8 +16,17 @@ use lowrank_formats::{FormatError, Gguf, HfConfig, SharedBytes};
 use lowrank_kernels::{DType, NumberFormat, Tensor, View};
 use rayon::prelude::*;
 
+use super::config::ModelConfig;
 use super::load_in::LoadIn;
 use crate::Error;
+
+/// A model as it is before it is quantized.
+pub struct Unquantized {
+    /// Its shapes and choices.
+    pub model: ModelConfig,
+    /// Its tensors.
+    pub stored: StoredTensors,
+}
 
 /// The opened weights of a base.
 pub enum StoredTensors {

@@ -160,6 +160,7 @@ impl<'a> Top<'a> {
         let take = || pass.take(shape.0, shape.1);
         let mut dx = (wanted || saved.dense.is_some()).then(take);
         let back = LinearBack {
+            y: None,
             id: self.id(LinearKind::Out),
             dy: d_logits.view(),
             saved: &saved.out,
@@ -180,6 +181,7 @@ impl<'a> Top<'a> {
             pass.give([d_a]);
             dx = wanted.then(take);
             let back = LinearBack {
+                y: None,
                 id: self.id(LinearKind::Dense),
                 dy: du.view(),
                 saved: &dense.linear,

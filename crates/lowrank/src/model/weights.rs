@@ -99,7 +99,7 @@ impl Weights {
         let stage = stage_of(&config)?.unwrap_or_else(|| Stage::whole(&config));
         let mut problems = Vec::new();
         let mut tensors = HashMap::new();
-        let (mut mapped, mut others) = (Vec::new(), HashMap::new());
+        let (mut mapped, mut samples) = (Vec::new(), HashMap::new());
         let mut used = HashSet::new();
         let (mut new, mut other_labels) = (Vec::new(), None);
         for (id, shape) in config.weights() {
@@ -141,10 +141,11 @@ impl Weights {
                 ));
                 continue;
             }
+            if !stage.is_whole() {
+                // Enough to know whether another rank has the same model, as it is before it is quantized here.
+                samples.insert(id, samples_of(shape, |index| entry.value(index)));
+            }
             if !stage.reads(&config, id) {
-                // Enough of it is read to know whether another rank has the same model.
-                let values = samples_of(shape, |index| entry.value(index));
-                others.insert(id, values);
                 continue;
             }
             let tensor = held(&config, id, &entry, shape, (dtype, stored.loads_in()))?;
@@ -186,12 +187,8 @@ impl Weights {
             squares: BaseSquares::default(),
         };
         let checkpoint_fingerprint = (!read.stage.is_whole()).then(|| {
-            let own = read.samples().into_iter();
-            let ids = read.marked_ids();
-            let all = own
-                .zip(ids)
-                .map(|(own, id)| own.or_else(|| others.remove(&id)));
-            fingerprint_of(&all.collect())
+            let ids = read.marked_ids().into_iter();
+            fingerprint_of(&ids.map(|id| samples.remove(&id)).collect())
         });
         Ok(Self {
             checkpoint_fingerprint,

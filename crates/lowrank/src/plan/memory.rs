@@ -14,7 +14,7 @@ use super::Work;
 use super::flops::relative_rows;
 use crate::model::{
     Adapter, Batch, HeadKind, LinearId, LinearKind, MlpKind, ModelConfig, NormPlacement, Part,
-    QkNorm, Recompute, Saving, Stage, Sublayer, WeightId,
+    QkNorm, Recompute, Saving, Stage, Sublayer, WeightId, keeps_output,
 };
 
 /// Bytes of a run, by what they are for.
@@ -236,36 +236,67 @@ fn activation_bytes(
                     behind + 2 * (size * c + 4 * statistics)
                 }
             };
-            let ranks: usize = config
-                .linear_kinds()
-                .iter()
-                .filter_map(|&kind| adapter.low_rank.get(&LinearId { layer, kind }))
-                .flatten()
-                .map(|site| adapter.params.shape(site.a).0)
-                .sum();
-            let kinds = config.linear_kinds().iter();
-            let unscaled: usize = kinds
-                .map(|&kind| unscaled_width(config, adapter, LinearId { layer, kind }))
-                .sum();
+            let beside = |before| beside_linears(config, adapter, layer, saving, before);
             let rows = rows_behind(layer + 1 == layers, work);
-            let behind = behind + bottleneck_bytes(config, adapter, layer, size);
+            let before = before + beside(true);
+            let behind = behind + beside(false) + bottleneck_bytes(config, adapter, layer, size);
             // Trained keys and values stand before the batch's own.
             let keys = 8 * (kv * adapter.virtual_tokens().keys) as u64;
             let relative = relative_bytes(config, adapter, layer, work);
-            tokens * (before + 4 * (ranks + unscaled)) as u64
-                + rows * behind as u64
-                + keys
-                + relative
+            tokens * before as u64 + rows * behind as u64 + keys + relative
         })
         .sum()
 }
 
-/// Numbers a row that a linear keeps of its output as it was before: where its factors, and where its magnitudes, were put on it.
+/// The first linears of MLPs.
+const MLP_INPUTS: [LinearKind; 3] = [LinearKind::Gate, LinearKind::Up, LinearKind::GateUp];
+
+/// What a block keeps of a token for branches, factors and magnitudes of its linears `before` attention, or of those behind it.
+fn beside_linears(
+    config: &ModelConfig,
+    adapter: &Adapter,
+    layer: usize,
+    saving: Saving,
+    before: bool,
+) -> usize {
+    let kept = |kind: &&LinearKind| match kind {
+        LinearKind::Q | LinearKind::K | LinearKind::V | LinearKind::Qkv => before,
+        // What selective recomputing computes again is not kept.
+        kind if MLP_INPUTS.contains(kind) => !before && saving.recompute != Recompute::Selective,
+        _ => !before,
+    };
+    let kinds = config.linear_kinds().iter().filter(kept);
+    let of = kinds.map(|&kind| {
+        let id = LinearId { layer, kind };
+        let branches = adapter.low_rank.get(&id).into_iter().flatten();
+        let ranks: usize = branches.map(|site| adapter.params.shape(site.a).0).sum();
+        4 * (ranks + unscaled_width(config, adapter, id))
+            + saving.dtype.bytes_for(magnitude_width(config, adapter, id))
+    });
+    of.sum()
+}
+
+/// Numbers a row that a linear keeps of its output as it was before its factors were put on it.
 fn unscaled_width(config: &ModelConfig, adapter: &Adapter, id: LinearId) -> usize {
     let scales = adapter.scaled.get(&id);
     let scaled = scales.is_some_and(|site| site.output.is_some());
-    let times = usize::from(scaled) + usize::from(adapter.magnitudes.contains_key(&id));
-    times * config.linear_shape(id.kind).1
+    usize::from(scaled) * config.linear_shape(id.kind).1
+}
+
+/// Numbers a row that a linear keeps of its output as it was before its magnitudes were put on it.
+fn magnitude_width(config: &ModelConfig, adapter: &Adapter, id: LinearId) -> usize {
+    let keeps = adapter.magnitudes.contains_key(&id) && !keeps_output(config, id.kind);
+    usize::from(keeps) * config.linear_shape(id.kind).1
+}
+
+/// The most that these linears of a block have of them at once, numbers a row.
+fn magnitude_widths(config: &ModelConfig, adapter: &Adapter, kinds: &[LinearKind]) -> usize {
+    let widths = |layer| -> usize {
+        let widths =
+            (kinds.iter()).map(|&kind| magnitude_width(config, adapter, LinearId { layer, kind }));
+        widths.sum()
+    };
+    (0..config.num_hidden_layers).map(widths).max().unwrap_or(0)
 }
 
 /// What a block keeps of relative positions: their keys and queries, and what branches and factors beside these linears keep.
@@ -274,7 +305,8 @@ fn relative_bytes(config: &ModelConfig, adapter: &Adapter, layer: usize, work: W
         let id = LinearId { layer, kind };
         let branches = adapter.low_rank.get(&id).into_iter().flatten();
         let ranks: usize = branches.map(|site| adapter.params.shape(site.a).0).sum();
-        let width = ranks + config.linear_shape(kind).1 + unscaled_width(config, adapter, id);
+        let before = unscaled_width(config, adapter, id) + magnitude_width(config, adapter, id);
+        let width = ranks + config.linear_shape(kind).1 + before;
         4 * (relative_rows(config, kind, work) * width) as u64
     };
     of(LinearKind::Q) + of(LinearKind::K)
@@ -328,11 +360,12 @@ fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, savi
     } else {
         0
     };
-    let values = c + 2 * q + 2 * kv + c + mlp + outputs;
+    let without_magnitudes = |kinds| magnitude_widths(config, adapter, kinds);
+    let values = c + 2 * q + 2 * kv + c + mlp + outputs + without_magnitudes(config.linear_kinds());
     let forward = values + f + c;
     let again = match saving.recompute {
         Recompute::None => 0,
-        Recompute::Selective => mlp + c,
+        Recompute::Selective => mlp + c + without_magnitudes(&MLP_INPUTS),
         Recompute::Full => values,
     };
     let widened = if saving.dtype == DType::F32 { 0 } else { c };
@@ -356,8 +389,7 @@ fn block_working_bytes(config: &ModelConfig, adapter: &Adapter, work: Work, savi
         let kinds = kinds.iter().filter(has);
         kinds.map(|kind| config.linear_shape(*kind).1).sum()
     };
-    let [gate, up, both] = [LinearKind::Gate, LinearKind::Up, LinearKind::GateUp];
-    let mlp_copies = copies(&[gate, up, both]).max(copies(&[LinearKind::Down]));
+    let mlp_copies = copies(&MLP_INPUTS).max(copies(&[LinearKind::Down]));
     let mlp_backward = c + widened + hidden + f + mlp + again + layers + mlp_copies;
     // The gradients of q, k and v, and these in f32 where they are kept otherwise.
     let [q_kind, k_kind, v_kind] = [LinearKind::Q, LinearKind::K, LinearKind::V];
@@ -388,10 +420,16 @@ fn head_working_bytes(config: &ModelConfig, work: Work) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use lowrank_formats::peft::{LoraConfig, TargetModules};
+    use lowrank_kernels::Workspace;
+
     use super::*;
+    use crate::model::{AdapterSet, BlockSaved, Decoder, PassOptions, Weights};
     use crate::plan::presets;
     use crate::settings::TrainConfig;
-    use crate::tuning::Method;
+    use crate::tuning::{Method, lora};
 
     #[test]
     fn a_tree_of_gradients_has_one_more_a_level() {
@@ -408,6 +446,78 @@ mod tests {
             assert_eq!(gradient_arenas(leaf, 1), most as u64, "{leaf}");
         }
         assert_eq!(gradient_arenas(0, 1), 1);
+    }
+
+    /// What linears keep is what is counted for them, to the byte.
+    #[test]
+    fn linears_keep_what_is_planned() {
+        // Plain and fused linears, with biases and without, and an MLP without a gate.
+        for (family, spared) in [
+            (
+                "llama",
+                &[LinearKind::V, LinearKind::Gate, LinearKind::Up][..],
+            ),
+            ("qwen2", &[LinearKind::Gate, LinearKind::Up]),
+            ("phi3", &[]),
+            ("gpt2", &[]),
+        ] {
+            let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+            let weights = Weights::load(&goldens.join(family), DType::F32).unwrap();
+            let model = Decoder::new(weights);
+            let config = model.config();
+            let mut batch = Batch::default();
+            let ids: Vec<u32> = (1..=40).collect();
+            let supervised: Vec<bool> = ids.iter().map(|id| *id > 30).collect();
+            batch.push(&ids, &supervised);
+            let batch = batch.with_adapter(0);
+            let rows = rows_behind(true, Work::of(&batch, &[None]));
+            assert!(rows < 40, "the last block goes on with some of the rows");
+            for use_dora in [false, true] {
+                let lora = LoraConfig {
+                    target_modules: TargetModules::AllLinear,
+                    use_dora,
+                    ..LoraConfig::default()
+                };
+                let init = lora::InitLoraWeights::Gaussian;
+                let (mut adapter, _) = lora::inject(config, &lora, init, 1).unwrap();
+                adapter.begin_magnitudes(model.weights());
+                for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
+                    for dtype in [DType::F32, DType::Bf16] {
+                        let saving = Saving { recompute, dtype };
+                        let options = PassOptions {
+                            saving,
+                            ..PassOptions::default()
+                        };
+                        let (set, ws) = ([&adapter], Workspace::new());
+                        let set = AdapterSet::new(&set);
+                        let forward = model.stage_keeping(&batch, set, None, &options, &ws);
+                        let forward = forward.unwrap();
+                        let blocks = forward.kept().iter().map(BlockSaved::bytes_of_linears);
+                        let counted = (0..config.num_hidden_layers).map(|layer| {
+                            if recompute == Recompute::Full {
+                                return 0;
+                            }
+                            let of =
+                                |before| beside_linears(config, &adapter, layer, saving, before);
+                            let last = layer + 1 == config.num_hidden_layers;
+                            let rows = rows_behind(last, Work::of(&batch, &[None])) as usize;
+                            40 * of(true) + rows * of(false)
+                        });
+                        let name = format!("{family}, {saving:?}, DoRA {use_dora}");
+                        assert_eq!(
+                            blocks.collect::<Vec<_>>(),
+                            counted.collect::<Vec<_>>(),
+                            "{name}"
+                        );
+                    }
+                }
+                for &kind in config.linear_kinds() {
+                    let width = magnitude_width(config, &adapter, LinearId { layer: 0, kind });
+                    let is_kept = use_dora && !spared.contains(&kind);
+                    assert_eq!(width > 0, is_kept, "{family}, {kind:?}");
+                }
+            }
+        }
     }
 
     #[test]

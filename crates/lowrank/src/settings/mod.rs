@@ -18,6 +18,7 @@ use crate::fields::{Fields, Keys, Names, fields};
 #[cfg(feature = "clap")]
 use crate::fields::{finite, finite_pattern, parse_bytes};
 use crate::model::{Adapter, LoadIn, ModelConfig, Recompute};
+use crate::tuning::lora::InitLoraWeights;
 use crate::tuning::{self, Method, MethodOptions};
 
 #[cfg(feature = "clap")]
@@ -391,6 +392,15 @@ impl TrainConfig {
                 "{} gives A and B their values, so {} does nothing beside it; leave one of them out",
                 names.given("init_adapter"),
                 names.to_give_as("init_lora_weights", &init.to_string())
+            ));
+        }
+        let plain = self.options.lora.loftq_weights.is_some() || self.load_in.is_some();
+        if self.method == Method::Lora && init == InitLoraWeights::Loftq && !plain {
+            problems.push(format!(
+                "{} needs the model as it was before it was quantized; give its folder as {}, or let {} quantize a plain one",
+                names.to_give_as("init_lora_weights", "loftq"),
+                names.to_give("loftq_weights"),
+                names.to_give("load_in")
             ));
         }
         self.options.check_together(names, &mut problems);

@@ -60,6 +60,7 @@ pub(super) fn prepare_on(
             seed: mix(config.seed, 1),
             text: &|needed| first_text(examples, needed),
             is_resumed,
+            unquantized: &|| base.source.unquantized(),
             ranks,
         },
     )?;

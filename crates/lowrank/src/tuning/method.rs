@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::{AdapterConfig, BaseMark, Loaded, Method, MethodOptions, saved};
 use crate::Error;
 use crate::fields::{Field, Fields, Fixes, Names};
+use crate::model::stored::Unquantized;
 use crate::model::{Adapter, Decoder, ModelConfig, families};
 use crate::ranks::Ranks;
 
@@ -143,6 +144,8 @@ pub struct Starting<'a> {
     pub text: &'a dyn Fn(usize) -> FirstText,
     /// Whether a checkpoint's values take the place of these, so that they need not be made.
     pub is_resumed: bool,
+    /// Opens the model as it was before it was quantized while it was loaded; `None` where it was not.
+    pub unquantized: &'a dyn Fn() -> Result<Option<Unquantized>, Error>,
     /// The ranks of the run: first values that a pass computes go through all stages of a pipeline.
     pub ranks: Ranks<'a>,
 }

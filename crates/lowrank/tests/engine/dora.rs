@@ -25,6 +25,7 @@ use super::common::{
     Place, Watch, adapter, all_linear, assert_says, decoder, difference, examples, failure, golden,
     ids, logits, lora_config, merge_f32, open, run, tensors, timeless,
 };
+use super::gradients::gradients_saving;
 use super::scales::gradients;
 
 fn dora(config: LoraConfig) -> LoraConfig {
@@ -35,7 +36,7 @@ fn dora(config: LoraConfig) -> LoraConfig {
 }
 
 /// An adapter whose A, B and magnitudes are all random.
-fn made(model: &Decoder, config: LoraConfig, seed: u64) -> Adapter {
+pub(crate) fn made(model: &Decoder, config: LoraConfig, seed: u64) -> Adapter {
     let mut made = adapter(model, &dora(config), seed);
     made.begin_magnitudes(model.weights());
     let slots: Vec<usize> = made.magnitudes.values().copied().collect();
@@ -126,6 +127,43 @@ fn gradients_are_finite_differences() {
             );
         }
     }
+}
+
+/// Where a magnitude is nought, the output tells nothing of what its gradient is computed from.
+#[test]
+fn magnitudes_of_nought_have_gradients() {
+    let (model, rows) = (decoder("llama"), examples());
+    let mut made = made(&model, all_linear(), 3);
+    let slots: Vec<usize> = made.magnitudes.values().copied().collect();
+    for &slot in &slots {
+        let mut values = made.params.view(slot).to_vec();
+        values[1] = 0.0;
+        made.params.view_mut(slot).copy_from_f32(&values);
+    }
+    let exact = gradients_saving(&model, &made, Recompute::None, DType::F32);
+    let rounded = gradients_saving(&model, &made, Recompute::Selective, DType::Bf16);
+    assert!(rounded.iter().flatten().all(|g| g.is_finite()));
+    let mut some = 0.0_f32;
+    for slot in slots {
+        let mut values = made.params.view(slot).to_vec();
+        let mut at = |m: f32| {
+            values[1] = m;
+            made.params.view_mut(slot).copy_from_f32(&values);
+            let summed = loss(&model, &made, &rows);
+            values[1] = 0.0;
+            made.params.view_mut(slot).copy_from_f32(&values);
+            summed
+        };
+        let change = (at(0.02) - at(-0.02)) / 0.04;
+        let (name, found) = (&made.names[slot], exact[slot][1]);
+        let off = (change - f64::from(found)).abs();
+        assert!(
+            off < 2e-2 * f64::from(found.abs()).max(0.1),
+            "{name}: {change:e} {found:e}"
+        );
+        some = some.max(found.abs());
+    }
+    assert!(some > 0.1, "some of them matter: {some}");
 }
 
 #[test]

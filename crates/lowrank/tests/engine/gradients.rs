@@ -8,6 +8,7 @@ use lowrank::tuning::full;
 use lowrank::{DType, Workspace};
 
 use super::common::{FAMILIES, adapter, all_linear, decoder, difference, examples};
+use super::dora;
 
 pub(crate) fn options(batch_size: usize, label_smoothing: f64) -> StepOptions<'static> {
     StepOptions {
@@ -76,8 +77,8 @@ fn micro_batches_sum_to_the_big_batch() {
     }
 }
 
-/// Gradients with what the blocks keep left to `saving`.
-fn gradients_saving(
+/// Gradients with what the blocks keep left to `recompute` and `dtype`.
+pub(crate) fn gradients_saving(
     model: &Decoder,
     adapter: &Adapter,
     recompute: Recompute,
@@ -97,6 +98,7 @@ fn what_is_computed_again_is_what_was_kept() {
         for trained in [
             adapter(&model, &all_linear(), 1),
             adapter(&model, &dropping, 2),
+            dora::made(&model, all_linear(), 3),
             full::inject(model.weights()),
         ] {
             let kept = gradients_saving(&model, &trained, Recompute::None, DType::F32);
@@ -114,6 +116,7 @@ fn activations_kept_as_bf16_change_gradients_little() {
         let model = decoder(family);
         for trained in [
             adapter(&model, &all_linear(), 1),
+            dora::made(&model, all_linear(), 3),
             full::inject(model.weights()),
         ] {
             let exact = gradients_saving(&model, &trained, Recompute::None, DType::F32);

@@ -8,7 +8,7 @@ use lowrank::data::{DataOptions, Dataset, Example, Split};
 use lowrank::export::{FileType, own_rows, write_model};
 use lowrank::import::import_gguf;
 use lowrank::merge::{delta, merged_weight};
-use lowrank::model::{AdapterSet, Decoder, Part, Purpose, WeightId};
+use lowrank::model::{AdapterSet, Decoder, LoadIn, Part, Purpose, WeightId};
 use lowrank::train::{Silent, Start, TrainConfig, evaluate, prepare};
 use lowrank::tuning::Method;
 use lowrank::tuning::lora::{self, InitLoraWeights, TokenIndices};
@@ -145,12 +145,17 @@ fn nothing_is_changed_at_the_start_whatever_the_scale() {
 
 #[test]
 fn a_stopped_run_goes_on_bit_for_bit() {
-    for init in ALL {
+    for init in ALL.into_iter().chain([InitLoraWeights::Loftq]) {
         let place = Place::new("llama");
+        let loftq = (init == InitLoraWeights::Loftq).then(|| builtin_folder(&place));
         let config = |name: &str| {
             let mut config = config(&place, init, &["q_proj", "down_proj"], name);
             config.options.lora.trainable_token_indices =
                 Some(TokenIndices::Embedding(vec![5, 40]));
+            if let Some(folder) = &loftq {
+                config.model = folder.display().to_string();
+                config.load_in = Some(LoadIn::FourBit);
+            }
             config
         };
         run(&config("whole")).expect("the run");
@@ -196,20 +201,26 @@ fn another_run_starts_from_what_was_saved() {
     );
 }
 
-/// The built-in model in a folder and as a GGUF file in blocks of 4 bits.
-fn quantized(place: &Place) -> (PathBuf, PathBuf) {
-    let (folder, blocks) = (place.path("full"), place.path("q4.gguf"));
-    let export = |model: &str, output: &Path, file_type: FileType| {
-        let source = Source::find(model).expect("the model");
-        let weights = source.weights_for(DType::F32, Purpose::LanguageModel);
-        let weights = weights.expect("its weights");
-        let rows = &mut own_rows(&weights);
-        let config = weights.config();
-        write_model(&source, config, output, file_type, false, &|_| true, rows).expect("written");
-    };
-    let numbers = place.path("full.gguf");
+fn export(model: &str, output: &Path, file_type: FileType) {
+    let source = Source::find(model).expect("the model");
+    let weights = source.weights_for(DType::F32, Purpose::LanguageModel);
+    let weights = weights.expect("its weights");
+    let rows = &mut own_rows(&weights);
+    let config = weights.config();
+    write_model(&source, config, output, file_type, false, &|_| true, rows).expect("written");
+}
+
+/// The built-in model in a folder.
+pub(crate) fn builtin_folder(place: &Place) -> PathBuf {
+    let (numbers, folder) = (place.path("full.gguf"), place.path("full"));
     export(BUILTIN, &numbers, FileType::F32);
     import_gguf(&numbers, &folder, DType::F32, false).expect("a folder");
+    folder
+}
+
+/// The same, and as a GGUF file in blocks of 4 bits.
+fn quantized(place: &Place) -> (PathBuf, PathBuf) {
+    let (folder, blocks) = (builtin_folder(place), place.path("q4.gguf"));
     export(folder.to_str().expect("a name"), &blocks, FileType::Q4_0);
     (folder, blocks)
 }
@@ -267,6 +278,27 @@ fn loftq_brings_a_quantized_base_nearer_to_its_model() {
     assert_eq!(written.init_lora_weights, true);
 }
 
+/// The model that is quantized while it is loaded is the one that it was made of.
+#[test]
+fn loftq_finds_the_model_that_it_is_loaded_from() {
+    let place = Place::new("llama");
+    let folder = builtin_folder(&place);
+    let first = |weights: Option<&Path>, load_in| {
+        let mut config = loftq_config(&place, &folder, &folder);
+        config.options.lora.loftq_weights = weights.map(Path::to_path_buf);
+        config.load_in = Some(load_in);
+        config.check().expect("nothing is missing");
+        let source = Source::Folder(folder.clone()).load_in(config.load_in);
+        let base = source.expect("a plain folder").load(DType::Bf16);
+        let network = base.expect("it loads").into_network();
+        let trained = prepare(&config, &network, &[], &mut Silent).expect("first values");
+        trained.adapter.params.flat().to_vec()
+    };
+    let found = first(None, LoadIn::FourBit);
+    assert!(found == first(Some(&folder), LoadIn::FourBit));
+    assert!(found != first(None, LoadIn::EightBit), "less is lost");
+}
+
 #[test]
 fn loftq_says_what_it_lacks() {
     let place = Place::new("llama");
@@ -276,7 +308,7 @@ fn loftq_says_what_it_lacks() {
     assert_says(&fails(&exact), &["none of the adapted modules", "GGUF"]);
     let mut config = loftq_config(&place, &blocks, &folder);
     config.options.lora.loftq_weights = None;
-    assert_says(&fails(&config), &["loftq", "loftq_weights"]);
+    assert_says(&fails(&config), &["loftq", "loftq_weights", "load_in"]);
     let nowhere = place.path("nowhere");
     let config = loftq_config(&place, &blocks, &nowhere);
     assert_says(&fails(&config), &["nowhere is not a folder"]);

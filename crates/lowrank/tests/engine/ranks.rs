@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use lowrank::Error;
 use lowrank::comm::{Communicator, InProcess};
-use lowrank::model::Recompute;
+use lowrank::model::{LoadIn, Recompute};
 use lowrank::ranks::Ranks;
 use lowrank::train::{self, BaseDtype, Event, Observer, Outcome, Start, TrainConfig, train_on};
 use lowrank::tuning::Method;
+use lowrank::tuning::lora::InitLoraWeights;
 use lowrank::tuning::targets::Targets;
 
 use super::common::{Place, assert_says, run, timeless};
+use super::initial::builtin_folder;
 use super::relative;
 
 /// A grid of ranks.
@@ -291,40 +293,75 @@ fn classifiers_and_tables_that_every_block_reads_are_cut_alike() {
     }
 }
 
+/// Trains with the settings of each name on one rank; stops the same on four, goes on with two stages, stops and goes on with two ranks; and
+/// fails unless both come to the same bits.
+fn assert_goes_on(what: &str, settings: impl Fn(&str) -> TrainConfig) {
+    let set = |name: &str| TrainConfig {
+        max_steps: Some(7),
+        ..settings(name)
+    };
+    let alone = set("alone");
+    run(&alone).expect("the run");
+    let stopped = set("stopped");
+    let start = Start::Fresh { overwrite: false };
+    let ends = on(grid(4, 1), start, Some(2), |_| stopped.clone());
+    for end in ends {
+        let end = end.expect("stopping is no failure");
+        assert!(end.interrupted && end.steps == 3, "all ranks stop together");
+    }
+    for (next, stop_after) in [(grid(1, 2), Some(4)), (grid(2, 1), None)] {
+        for end in on(next, Start::Resume, stop_after, |_| stopped.clone()) {
+            assert_eq!(end.expect("it goes on").interrupted, stop_after.is_some());
+        }
+    }
+    // The checkpoints of the stops are more than the other run has.
+    for step in [3, 5] {
+        let folder = stopped.output.join(format!("checkpoints/step-{step}"));
+        if !alone
+            .output
+            .join(format!("checkpoints/step-{step}"))
+            .exists()
+        {
+            fs::remove_dir_all(folder).expect("a checkpoint of the stop");
+        }
+    }
+    assert_same(&alone.output, &stopped.output, what);
+}
+
 #[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     for method in [Method::Lora, Method::Full] {
         let place = Place::new("llama");
-        let set = |name: &str| TrainConfig {
-            max_steps: Some(7),
-            ..config(&place, method, name)
+        assert_goes_on(&format!("{method:?}"), |name| config(&place, method, name));
+    }
+}
+
+/// Each rank makes the first values of what it holds, and what is taken off the weights is not made again.
+#[test]
+fn first_values_of_the_weights_are_cut_alike_and_go_on() {
+    for init in [
+        InitLoraWeights::Pissa,
+        InitLoraWeights::Olora,
+        InitLoraWeights::Loftq,
+    ] {
+        let place = Place::new("llama");
+        let loftq = (init == InitLoraWeights::Loftq).then(|| builtin_folder(&place));
+        let settings = |name: &str| {
+            let mut config = config(&place, Method::Lora, name);
+            config.options.lora.init_lora_weights = init;
+            if let Some(folder) = &loftq {
+                config.model = folder.display().to_string();
+                config.load_in = Some(LoadIn::FourBit);
+                config.options.targets.target_modules = Some("q_proj".parse().expect("targets"));
+            }
+            config
         };
-        let alone = set("alone");
-        run(&alone).expect("the run");
-        let stopped = set("stopped");
-        let start = Start::Fresh { overwrite: false };
-        let ends = on(grid(4, 1), start, Some(2), |_| stopped.clone());
-        for end in ends {
-            let end = end.expect("stopping is no failure");
-            assert!(end.interrupted && end.steps == 3, "all ranks stop together");
-        }
-        for (next, stop_after) in [(grid(1, 2), Some(4)), (grid(2, 1), None)] {
-            for end in on(next, Start::Resume, stop_after, |_| stopped.clone()) {
-                assert_eq!(end.expect("it goes on").interrupted, stop_after.is_some());
-            }
-        }
-        // The checkpoints of the stops are more than the other run has.
-        for step in [3, 5] {
-            let folder = stopped.output.join(format!("checkpoints/step-{step}"));
-            if !alone
-                .output
-                .join(format!("checkpoints/step-{step}"))
-                .exists()
-            {
-                fs::remove_dir_all(folder).expect("a checkpoint of the stop");
-            }
-        }
-        assert_same(&alone.output, &stopped.output, &format!("{method:?}"));
+        assert_goes_on(&format!("{init}"), settings);
+        let path = |name: &str| place.path(&format!("fresh-{name}"));
+        let grids = [grid(2, 1), grid(2, 2)];
+        assert_grids_agree(path, &grids, &format!("{init}"), |name| {
+            settings(&format!("fresh-{name}"))
+        });
     }
 }
 

@@ -49,6 +49,7 @@ fn a_part_of_the_weight_is_pefts() {
                     source: "rows",
                 },
                 is_resumed: false,
+                unquantized: &|| Ok(None),
                 ranks: lowrank::ranks::Ranks::alone(),
             };
             let started = Method::Lora.start(&options, &starting);

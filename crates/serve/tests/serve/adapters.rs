@@ -1,9 +1,14 @@
 //! Adapters that are loaded, replaced and forgotten while requests go on.
 
+use lowrank::Workspace;
+use lowrank::generate::{GenerateOptions, PromptIds, generate};
+use lowrank::model::AdapterSet;
+use lowrank::tuning;
 use serde_json::{Value, json};
 
 use super::house::{
-    BASE, House, KINDS, Kind, Shelf, edit_config, endless, greedy, long_prompt, text_of,
+    BASE, House, KINDS, Kind, NETWORK, Shelf, builtin, edit_config, endless, greedy, long_prompt,
+    text_of,
 };
 
 /// Greedy text and how much of the prompt was computed before.
@@ -232,12 +237,55 @@ fn every_one_of_many_adapters_can_be_used() {
     assert_eq!(different.len(), texts.len(), "{texts:?}");
 }
 
+/// DoRA, LoRA and no adapter, one after the other and in one batch: what the engine makes of them without a server.
+#[test]
+fn magnitudes_are_served_as_the_engine_has_them() {
+    let shelf = Shelf::with_kinds();
+    let models = ["dora", "wide", BASE, "dora", "lora"];
+    let names = ["dora", "wide", "lora"];
+    let adapters = names.map(|name| {
+        let loaded = tuning::load(&shelf.path(name), NETWORK.config());
+        loaded.expect("it loads").adapter
+    });
+    let set = adapters.each_ref();
+    let tokenizer = builtin().tokenizer;
+    let ids = tokenizer.encode("Company", false).expect("tokens");
+    let prompts = models.map(|model| {
+        let adapter = names.iter().position(|name| *name == model);
+        PromptIds::new(ids.clone(), adapter)
+    });
+    let (set, options) = (AdapterSet::new(&set), GenerateOptions::greedy(12, &[]));
+    let made = generate(
+        &NETWORK,
+        set,
+        &prompts,
+        &options,
+        &Workspace::new(),
+        |_, _| true,
+    );
+    let expected: Vec<String> = made
+        .iter()
+        .map(|made| tokenizer.decode(&made.ids, true).expect("a text"))
+        .collect();
+    assert_ne!(expected[0], expected[1]);
+    assert_ne!(expected[0], expected[2]);
+    let house = House::open(&shelf);
+    let alone = models.map(|model| house.greedy(model, "Company"));
+    assert_eq!(alone.to_vec(), expected);
+    std::thread::scope(|scope| {
+        let house = &house;
+        let asked = models.map(|model| scope.spawn(move || house.greedy(model, "Company")));
+        let together = asked.map(|asked| asked.join().expect("an answer"));
+        assert_eq!(together.to_vec(), expected);
+    });
+}
+
 #[test]
 fn a_row_without_an_adapter_beside_one_with_it_stays_the_bases() {
     let shelf = Shelf::with_kinds();
     let house = House::open(&shelf);
     let models = [
-        "lora", BASE, "lora", "ia3", BASE, "top", "prefix", "lora", "layers", BASE,
+        "lora", BASE, "dora", "lora", "ia3", BASE, "top", "prefix", "lora", "layers", BASE,
     ];
     let alone = models.map(|model| house.greedy(model, "Company"));
     for turn in 0..models.len() {

@@ -24,9 +24,10 @@ use super::client::Client;
 pub(crate) const BASE: &str = "tiny";
 
 /// The network that adapters are made for.
-static NETWORK: LazyLock<Arc<Decoder>> = LazyLock::new(|| builtin().decoder);
+pub(crate) static NETWORK: LazyLock<Arc<Decoder>> = LazyLock::new(|| builtin().decoder);
 
-fn builtin() -> Base {
+/// The model that adapters are made for.
+pub(crate) fn builtin() -> Base {
     load(Source::Builtin, DType::Bf16)
 }
 
@@ -44,6 +45,8 @@ pub(crate) enum Kind {
     Lora(usize),
     /// LoRA on every linear.
     Wide(usize),
+    /// DoRA on every linear.
+    Dora(usize),
     Ia3,
     Prefix,
     Prompt,
@@ -53,7 +56,7 @@ pub(crate) enum Kind {
 }
 
 /// One of each.
-pub(crate) const KINDS: [(&str, Kind); 8] = [
+pub(crate) const KINDS: [(&str, Kind); 9] = [
     ("lora", Kind::Lora(4)),
     ("wide", Kind::Wide(8)),
     ("ia3", Kind::Ia3),
@@ -62,6 +65,7 @@ pub(crate) const KINDS: [(&str, Kind); 8] = [
     ("bitfit", Kind::Bitfit),
     ("top", Kind::Top),
     ("layers", Kind::Layers),
+    ("dora", Kind::Dora(8)),
 ];
 
 impl Kind {
@@ -74,6 +78,9 @@ impl Kind {
                 let all = targets::Targets::Pattern("all-linear".to_owned());
                 options.targets.target_modules = Some(all);
             }),
+            Self::Dora(r) => Self::Wide(r)
+                .settings()
+                .with_options(|options| options.lora.use_dora = true),
             Self::Ia3 => defaults(Method::Ia3),
             Self::Prefix => defaults(Method::Prefix).with_options(|options| {
                 options.prefix.prefix_kind = prefix::Kind::Layer;
@@ -106,6 +113,7 @@ pub(crate) fn write_adapter(folder: &Path, kind: Kind, seed: u64) {
             source: "numbers",
         },
         is_resumed: false,
+        unquantized: &|| Ok(None),
         ranks: lowrank::ranks::Ranks::alone(),
     };
     let started = settings.method.start(&settings.options, &starting);

@@ -156,7 +156,7 @@ impl AttentionHalf<'_> {
             .map(Tensor::view);
         let mut dn = finish.then(|| pass.take(dx.rows(), pass.config().hidden_size));
         let dn_out = dn.as_mut().map(Tensor::view_mut);
-        self.linears_backward(&heads, n, &saved.linears, dn_out, grads);
+        self.linears_backward(&heads, n, &saved, dn_out, grads);
         match (&dn, &x, &saved.norm) {
             (Some(dn), Some(x), Some(norm)) => {
                 pass.norm_backward(&id, dx.view_mut(), dn.view(), x.view(), norm, grads);
@@ -328,7 +328,7 @@ impl AttentionHalf<'_> {
         &self,
         parts: &[Tensor; 3],
         n: Option<View>,
-        saved: &[LinearSaved],
+        saved: &AttentionValues,
         dn: Option<ViewMut>,
         grads: &mut Arena,
     ) {
@@ -344,12 +344,14 @@ impl AttentionHalf<'_> {
             dqkv
         });
         let outputs = fused.as_ref().map_or(&parts[..], std::slice::from_ref);
-        let linears = self.linear_ids().into_iter().zip(outputs).zip(saved);
+        let linears = self.linear_ids().into_iter().zip(outputs);
+        let linears = linears.zip(&saved.linears);
         let linears: Vec<LinearBack> = linears
-            .map(|((id, dy), saved)| LinearBack {
+            .map(|((id, dy), of_linear)| LinearBack {
                 id,
                 dy: dy.view(),
-                saved,
+                saved: of_linear,
+                y: (id.kind == LinearKind::V).then(|| saved.heads.v.view()),
             })
             .collect();
         pass.linears_backward(&linears, n, dn, grads);

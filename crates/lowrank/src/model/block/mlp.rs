@@ -59,6 +59,17 @@ pub(super) struct MlpInputs {
     pub(super) up: Tensor,
 }
 
+impl MlpInputs {
+    /// What a linear put out, where that is one of them.
+    fn output_of(&self, kind: LinearKind) -> Option<View<'_>> {
+        match kind {
+            LinearKind::Gate => self.gate.as_ref().map(Tensor::view),
+            LinearKind::Up => Some(self.up.view()),
+            _ => None,
+        }
+    }
+}
+
 impl MlpHalf<'_> {
     /// Everything before the last linear, from the residual stream [rows, C] and attention's output [rows, H·D].
     pub(super) fn forward(&self, stream: Cow<Tensor>, o: Tensor) -> MlpValues {
@@ -182,10 +193,9 @@ impl MlpHalf<'_> {
         let again = saved.inputs.is_none().then(|| {
             normed = self.norm_again(x_mid.view(), saved);
             let n = normed.as_ref().map_or(x_mid.view(), Tensor::view);
-            let (inputs, linears) = self.inputs(n);
-            pass.give_linears(linears);
-            inputs
+            self.inputs(n)
         });
+        let (mut again, linears_again) = again.unzip();
         if !reads {
             pass.give(normed.take());
         }
@@ -194,7 +204,9 @@ impl MlpHalf<'_> {
         };
         let d_inputs =
             self.last_linear_backward(d_out.as_ref().unwrap_or(dx), inputs, saved, grads);
-        if let Some(inputs) = again {
+        let mut ids = self.input_ids().into_iter();
+        let read = ids.any(|id| pass.magnitudes_read_output(id));
+        if let Some(inputs) = again.take_if(|_| !read) {
             inputs.give(pass);
         }
         pass.give(d_out);
@@ -207,18 +219,24 @@ impl MlpHalf<'_> {
         let apart = d_inputs.gate.iter().chain([&d_inputs.up]);
         let dys = fused.iter().chain(apart);
         let linears = self.input_ids().into_iter().zip(dys);
+        let inputs = again.as_ref().or(saved.inputs.as_ref());
         let linears: Vec<LinearBack> = linears
-            .zip(&saved.input_linears)
+            .zip(linears_again.as_ref().unwrap_or(&saved.input_linears))
             .map(|((id, dy), saved)| LinearBack {
                 id,
                 dy: dy.view(),
                 saved,
+                y: inputs.and_then(|inputs| inputs.output_of(id.kind)),
             })
             .collect();
         let mut dn = pass.take(dx.rows(), dx.cols());
         let n = reads.then(|| normed.as_ref().map_or(x_mid.view(), Tensor::view));
         pass.linears_backward(&linears, n, Some(dn.view_mut()), grads);
         drop(linears);
+        if let Some(inputs) = again {
+            inputs.give(pass);
+        }
+        pass.give_linears(linears_again.into_iter().flatten());
         match self.norm().zip(saved.norm.as_ref()) {
             Some((id, norm)) if self.norms_sums() => {
                 add_assign(dx.view_mut(), dn.view());
@@ -263,6 +281,7 @@ impl MlpHalf<'_> {
             id,
             dy: dy.view(),
             saved: &saved.last_linear,
+            y: None,
         };
         let (x, dx) = (h.as_ref().map(Tensor::view), dh.view_mut());
         pass.linears_backward(&[back], x, Some(dx), grads);
@@ -299,6 +318,7 @@ impl MlpHalf<'_> {
             id: self.linear_id(LinearKind::O),
             dy: d_out.as_ref().unwrap_or(dx).view(),
             saved: &saved.output_linear,
+            y: None,
         };
         let o = saved.o.as_ref().map(|o| pass.widened(o));
         let (x, d_x) = (

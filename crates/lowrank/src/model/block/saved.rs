@@ -10,6 +10,8 @@ use lowrank_kernels::{DType, Tensor};
 
 use super::attention::{AttentionValues, HeadsSaved, RawHeads};
 use super::mlp::{MlpInputs, MlpValues};
+#[cfg(test)]
+use crate::model::linear::LinearSaved;
 use crate::model::pass::Pass;
 use crate::model::saving::{Recompute, Saving};
 
@@ -22,6 +24,16 @@ pub(crate) enum BlockSaved {
 }
 
 impl BlockSaved {
+    /// Bytes of what linears saved.
+    #[cfg(test)]
+    pub(crate) fn bytes_of_linears(&self) -> usize {
+        let Self::Values(values) = self else { return 0 };
+        let (attention, mlp) = &**values;
+        let linears = attention.linears.iter().chain(&mlp.input_linears);
+        let others = [&mlp.output_linear, &mlp.last_linear];
+        linears.chain(others).map(LinearSaved::bytes).sum()
+    }
+
     /// Gives everything back.
     pub(crate) fn give(self, pass: &Pass) {
         match self {
@@ -46,9 +58,11 @@ impl AttentionValues {
         });
         let rounds = self.relative.is_none() && pass.compute_dtype.rounds_here();
         let [q, k, v] = [q, k, v].map(|head| if rounds { keep(head) } else { head });
+        let linears = self.linears.into_iter();
         Self {
             x: keep(self.x),
             heads: HeadsSaved { q, k, v, raw },
+            linears: linears.map(|of| pass.keep_linear(of, dtype)).collect(),
             ..self
         }
     }
@@ -102,11 +116,21 @@ impl MlpValues {
         });
         // What gate and up are computed from again stays as it is.
         let x_mid = if again { self.x_mid } else { keep(self.x_mid) };
+        let linear = |saved| pass.keep_linear(saved, saving.dtype);
+        let input_linears = if again {
+            pass.give_linears(self.input_linears);
+            Vec::new()
+        } else {
+            self.input_linears.into_iter().map(linear).collect()
+        };
         let bottlenecks = |saved| pass.keep_bottlenecks(saved, saving.dtype);
         Self {
             o: self.o.map(keep),
             x_mid,
             inputs,
+            output_linear: linear(self.output_linear),
+            input_linears,
+            last_linear: linear(self.last_linear),
             attention_bottlenecks: bottlenecks(self.attention_bottlenecks),
             mlp_bottlenecks: bottlenecks(self.mlp_bottlenecks),
             last_sum: self.last_sum.map(|(sum, norm)| (keep(sum), norm)),

@@ -58,7 +58,7 @@ fields! {
         #[arg(value_name = "HOW", help_heading = "LoRA")]
         pub init_lora_weights: InitLoraWeights = InitLoraWeights::Gaussian,
 
-        /// The model before it was quantized, a folder with safetensors, for init_lora_weights loftq
+        /// The model before it was quantized, a folder with safetensors, for init_lora_weights loftq [default: the model itself, where load_in quantizes it]
         #[arg(value_name = "FOLDER", help_heading = "LoRA")]
         pub loftq_weights: Option<PathBuf>,
 

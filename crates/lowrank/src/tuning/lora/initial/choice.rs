@@ -153,7 +153,7 @@ mod flag {
             ("olora", "Q and R of the weight, which are taken off it"),
             (
                 "loftq",
-                "What a quantized base has lost; needs loftq_weights",
+                "What a quantized base has lost; needs load_in or loftq_weights",
             ),
         ]
         .map(|(name, help)| PossibleValue::new(name).help(help))

@@ -67,13 +67,6 @@ fn branch_slots(adapter: &Adapter) -> usize {
 /// Adds what does not go together to `problems`.
 pub(super) fn check(options: &Settings, names: &dyn Names, problems: &mut Vec<String>) {
     let is_loftq = options.init_lora_weights == InitLoraWeights::Loftq;
-    if is_loftq && options.loftq_weights.is_none() {
-        problems.push(format!(
-            "{} needs the model as it was before it was quantized; give its folder as {}",
-            names.to_give_as("init_lora_weights", "loftq"),
-            names.to_give("loftq_weights")
-        ));
-    }
     if options.use_dora && options.init_lora_weights.is_taken_off() {
         problems.push(format!(
             "{} cannot go with {}, whose norms are those of the weight without what A and B begin with; leave one of them out",
@@ -106,12 +99,14 @@ pub(super) fn begin(
     let (init, weights) = (options.init_lora_weights, with.decoder.weights());
     lay_out(adapter, init);
     let places = choose(weights.config(), lora)?;
-    let source = match (init, &options.loftq_weights) {
-        (InitLoraWeights::Loftq, Some(folder)) if !with.is_resumed => {
-            Some(quantized::Source::open(folder, weights, &places)?)
-        }
-        _ if init.is_taken_off() && !with.is_resumed => None,
-        _ => return Ok(String::new()),
+    if with.is_resumed || !init.is_of_the_weights() {
+        return Ok(String::new());
+    }
+    let source = if init == InitLoraWeights::Loftq {
+        let folder = options.loftq_weights.as_deref();
+        Some(quantized::Source::open(folder, with, &places)?)
+    } else {
+        None
     };
     let model = weights.config();
     let size = |place: &Candidate| {

@@ -15,10 +15,11 @@ use lowrank_kernels::{DType, Tensor, add_assign, frobenius_norm, scale as scale_
 use super::low_rank::{split, with_signs};
 use super::{Beginning, dense, dense_of, weight_of};
 use crate::Error;
-use crate::model::stored::StoredTensors;
+use crate::model::stored::{StoredTensors, Unquantized};
 use crate::model::weights::find;
 use crate::model::{ModelConfig, Weights, families};
 use crate::svd::{Matrix, strongest};
+use crate::tuning::Starting;
 use crate::tuning::lora::Candidate;
 
 /// The weights before they were quantized.
@@ -32,15 +33,17 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens the folder of a model that was quantized to `weights`, and looks whether it has all that these places need.
+    /// Opens the folder of the model that the base was made of, by default the base as it was before it was quantized while it was loaded,
+    /// and looks whether it has all that these places need.
     ///
     /// # Errors
-    /// No place is quantized; a folder that cannot be read; tensors that are missing or of another shape, all of them.
+    /// No place is quantized; no folder, or one that cannot be read; tensors that are missing or of another shape, all of them.
     pub(super) fn open(
-        folder: &Path,
-        weights: &Weights,
+        folder: Option<&Path>,
+        with: &Starting,
         places: &[Candidate],
     ) -> Result<Self, Error> {
+        let weights = with.decoder.weights();
         if !places.iter().any(|place| is_quantized(weights, place)) {
             return Err(Error::Settings(
                 "init_lora_weights: loftq begins with what a quantized base has lost, and none of the adapted modules of this base is \
@@ -48,16 +51,17 @@ impl Source {
                     .to_owned(),
             ));
         }
-        if !folder.is_dir() {
-            return Err(Error::Settings(format!(
-                "loftq_weights: {} is not a folder; give the folder with config.json and the safetensors of the model before it was \
-                 quantized",
-                folder.display()
-            )));
-        }
+        let Some(Unquantized { model, stored }) = (match folder {
+            Some(folder) => Some(plain(folder)?),
+            None => (with.unquantized)()?,
+        }) else {
+            return Err(Error::Settings(
+                "init_lora_weights: loftq needs the model as it was before it was quantized; give its folder as loftq_weights"
+                    .to_owned(),
+            ));
+        };
+        let folder = folder.unwrap_or(Path::new(with.base));
         let base = weights.config();
-        let model = families::read_config(&HfConfig::read(folder)?)?;
-        let stored = StoredTensors::from(Checkpoint::open(folder)?);
         let mut problems = Vec::new();
         for place in places {
             let id = weight_of(place);
@@ -164,6 +168,21 @@ impl Source {
             ),
         }
     }
+}
+
+/// The model in the folder that `loftq_weights` names.
+fn plain(folder: &Path) -> Result<Unquantized, Error> {
+    if !folder.is_dir() {
+        return Err(Error::Settings(format!(
+            "loftq_weights: {} is not a folder; give the folder with config.json and the safetensors of the model before it was \
+             quantized",
+            folder.display()
+        )));
+    }
+    Ok(Unquantized {
+        model: families::read_config(&HfConfig::read(folder)?)?,
+        stored: Checkpoint::open(folder)?.into(),
+    })
 }
 
 /// Whether a place's weight has lost something to be stored in blocks.
