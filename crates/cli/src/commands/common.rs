@@ -69,8 +69,8 @@ impl BaseArgs {
 pub struct ExactArgs {
     /// Multiply with f32 numbers beside quantized weights, too
     ///
-    /// By default what is multiplied with a quantized weight while tokens are generated is rounded to 8 bits, 32 numbers with a scale of their
-    /// own, as llama.cpp does. It is several times as fast. Prompts, training and evaluation are never rounded so.
+    /// By default what is multiplied with a quantized weight while tokens are generated is rounded to 16 bits, 32 numbers with a scale of their
+    /// own, and in prompts to bf16 where the processor gains by it. It is several times as fast. Training and evaluation are never rounded so.
     #[arg(long, help_heading = "Machine")]
     pub exact: bool,
 }

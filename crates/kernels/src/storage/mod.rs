@@ -146,7 +146,7 @@ impl NumberFormat {
         }
     }
 
-    /// Whether a generated row may be rounded to 8 bits beside a weight of this format ([`RowClasses::rounding`](crate::RowClasses::rounding)):
+    /// Whether a generated row may be rounded to integers beside a weight of this format ([`RowClasses::rounding`](crate::RowClasses::rounding)):
     /// whether its numbers are integers but for their scales.
     pub fn has_integers(self) -> bool {
         match self {

@@ -35,7 +35,7 @@ impl RowClasses {
         }
     }
 
-    /// The same, with leave to round a row where it is multiplied with a weight in blocks of integers: a generated one to 8 bits, so that
+    /// The same, with leave to round a row where it is multiplied with a weight in blocks of integers: a generated one to 16 bits, so that
     /// products are those of integers; another one, and what the blocks stand for, to bf16, where the processor gains by that. Both are
     /// several times as fast.
     #[must_use]

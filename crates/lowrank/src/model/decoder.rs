@@ -76,7 +76,7 @@ impl Decoder {
         })
     }
 
-    /// Whether generation multiplies weights in blocks with the f32 numbers that it has. By default generated rows are rounded to 8 bits
+    /// Whether generation multiplies weights in blocks with the f32 numbers that it has. By default generated rows are rounded to 16 bits
     /// there, and prompts and what the blocks stand for to bf16 where the processor gains by it: both are several times as fast. Weights in
     /// f32, f16 and bf16 are always multiplied with f32 numbers.
     pub fn set_exact(&self, is_exact: bool) {

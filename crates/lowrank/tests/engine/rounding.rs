@@ -126,7 +126,7 @@ fn rounding_leaves_the_perplexity_of_a_real_model() {
     let ids = base.tokenizer.encode(&text, false).unwrap();
     let sequences: Vec<Vec<u32>> = ids
         .chunks_exact(256)
-        .take(16)
+        .take(40)
         .map(<[u32]>::to_vec)
         .collect();
     let model = &base.decoder;
